@@ -1,0 +1,34 @@
+# make run: environment, then the main job on the bundled sample. make test: the whole suite.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install run test test-slow bench lint
+
+install: $(READY)
+
+$(READY): requirements.txt constraints.txt setup.cfg
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -r requirements.txt -c constraints.txt
+	$(BIN)/python -m pip install -q --no-deps recbole==1.2.1
+	$(BIN)/python -m pip install -q pytest ruff
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+run: install
+	$(BIN)/python run_recbole_llm.py --model=CALRec --dataset=Pet
+
+test: install
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: install
+	$(BIN)/python -m pytest -q -m slow tests
+
+bench: install
+	for script in bench/*.py; do $(BIN)/python $$script --small || exit 1; done
+
+lint: install
+	$(BIN)/ruff check --line-length 160 --select E,F,I,B,UP recbole_llm tests bench run_recbole_llm.py
+

@@ -1,0 +1,17 @@
+"""LLM-based sequential recommenders in RecBole's harness.
+
+Importing this package registers our models with RecBole lazily: neither RecBole nor torch is loaded.
+"""
+
+__version__ = "0.1.0"
+
+from . import registry as _registry
+
+_registry.register()
+
+
+def run(model: str, dataset: str, config_files: list[str] = (), **settings):
+    """Train, evaluate and store one model; see `recbole_llm.run.run_model`."""
+    from .run import run_model
+
+    return run_model(model, dataset, config_files, settings)

@@ -1,0 +1,100 @@
+"""Language models and their tokenizers: from the hub, a folder, another run, or from scratch."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import store
+from .errors import UserError
+
+SCRATCH = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
+HEAD_WIDTH = 32
+PAD, END = "<|pad|>", "<|end|>"
+
+
+@dataclass
+class Backbone:
+    """A causal LM with its tokenizer."""
+
+    model: torch.nn.Module
+    tokenizer: object
+
+    def save(self, folder: Path) -> None:
+        """Write ordinary transformers files; a reader never sees half of them."""
+        temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+        for path in (temporary, old):
+            shutil.rmtree(path, ignore_errors=True)
+        self.model.save_pretrained(temporary)
+        self.tokenizer.save_pretrained(temporary)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_causal(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096) -> Backbone:
+    """A causal LM.
+
+    Parameters
+    ----------
+    name : a hub id or folder; `run:<id>` for the backbone another run trained; `scratch:tiny|small|base` for
+        random weights and a byte-level BPE tokenizer trained on `texts`.
+    vocabulary : most tokens of a scratch tokenizer.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "scratch":
+        if rest not in SCRATCH:
+            raise UserError(f"backbone: expected scratch:{' or scratch:'.join(SCRATCH)}, found {name!r}")
+        tokenizer = train_tokenizer(texts, vocabulary)
+        return Backbone(_scratch_causal(*SCRATCH[rest], len(tokenizer), tokenizer, max_length), tokenizer)
+    if kind == "run":
+        name = str(store.find_run(rest, saved) / "backbone")
+    return load_folder(name)
+
+
+def load_folder(name: str) -> Backbone:
+    """A pretrained causal LM by hub id or folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if os.sep in name and not (Path(name) / "config.json").is_file():
+        raise UserError(f"backbone {name!r} is not a model folder: expected config.json in it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"backbone {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"backbone {name!r}: its tokenizer has no end token, which closes every item")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Backbone(model, tokenizer)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int):
+    """Byte-level BPE: any text can be written in it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[PAD, END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+
+
+def _scratch_causal(width: int, layers: int, vocabulary: int, tokenizer, max_length: int):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+            num_attention_heads=width // HEAD_WIDTH, max_position_embeddings=2 * max_length, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip

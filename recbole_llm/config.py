@@ -1,0 +1,254 @@
+"""Settings: RecBole's properties, ours over them, the user's over those; every key checked.
+
+Everything up to `recbole_config` is plain YAML and dicts, so that a typo is told before torch is loaded.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+from . import registry, resources
+from .errors import UserError
+
+# Keys that RecBole reads but lists in none of its YAML files.
+UNLISTED = {
+    "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "MASK_INDEX", "INVERSE_ITEM_SEQ", "CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN",
+    "REORDER_ITEM_SEQ", "norm", "feature_num", "cin", "has_residual", "contrast", "sim", "use_filter", "tail_ratio",
+    "xgb_early_stopping_rounds", "eta", "encoding", "token_num_threshold", "loss_type", "embedding_size",
+}  # fmt: skip
+# Keys of RecBole that our loading, evaluation and checkpoints replace: setting them would do nothing.
+REPLACED = {
+    "save_dataset": "data is read afresh", "dataset_save_path": "data is read afresh", "save_dataloaders": "data is read afresh",
+    "dataloaders_save_path": "data is read afresh", "filter_inter_by_user_or_item": "use need_item_row",
+    "metric_decimal_place": "scores are not rounded", "valid_metric_bigger": "it follows from valid_metric",
+    "field_separator": "atomic files are tab-separated", "seq_separator": "sequences are separated by spaces",
+    "alias_of_item_id": "lists and targets share one numbering", "alias_of_user_id": "not used", "additional_feat_suffix": "not read",
+    "unload_col": "use load_col", "encoding": "atomic files are UTF-8", "eval_batch_size": "use eval_memory",
+}  # fmt: skip
+MERGED = ("eval_args", "stage_settings")  # given in part, the rest stays; any other dict is replaced whole
+GROUPS = {"eval_args", "stage_settings", "text_fields", "text_words", "template", "clip_grad_norm", "train_neg_sample_args", "load_col", "val_interval", "seq_len", "threshold"}  # keys that take dotted names
+EVAL_KEYS = {"split", "part", "order", "group_by", "mode"}
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that reads `1e-4` as a number, as RecBole does."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"settings file {path} not found")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(content).__name__}")
+    return content
+
+
+def parse_value(text: str):
+    """A value from the command line: YAML, and plain text where that is no YAML."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError:
+        return text
+
+
+@lru_cache
+def _cached_yaml(path: Path) -> dict:
+    return read_yaml(path) if path.is_file() else {}
+
+
+def our_layers(model: str, dataset: str) -> list[dict]:
+    """Our overall, model and dataset properties."""
+    folder = resources.properties()
+    paths = (folder / "overall.yaml", folder / "model" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml")
+    return [copy.deepcopy(_cached_yaml(path)) for path in paths]
+
+
+def _stock_layers(model: str) -> list[dict]:
+    """RecBole's overall, model, sample and model-type properties, in its order."""
+    folder = registry.recbole_folder() / "properties"
+    family = registry.stock_models().get(model, "sequential")
+    by_type = {"sequential": "sequential", "context_aware": "context-aware"}.get(family)
+    paths = [folder / "overall.yaml", folder / "model" / f"{model}.yaml", folder / "dataset" / "sample.yaml"]
+    if by_type:
+        paths.append(folder / "quick_start_config" / f"{by_type}.yaml")
+    return [copy.deepcopy(_cached_yaml(path)) for path in paths]
+
+
+def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | None = None) -> dict:
+    """All settings of one run.
+
+    Parameters
+    ----------
+    overrides : dotted keys reach into dicts (`eval_args.mode`).
+
+    Raises
+    ------
+    UserError : unknown model or key, with the nearest names; a value that cannot be.
+    """
+    model = registry.canonical(model)
+    settings: dict = {}
+    for layer in [*_stock_layers(model), *our_layers(model, dataset)]:
+        _merge(settings, layer)
+    if registry.stock_models().get(model) == "general":
+        settings["repeatable"] = False  # it would let RecBole draw training negatives among the positives
+    _cross_entropy(settings, model)
+    _own_features(settings, model)
+    known = set(settings) | UNLISTED
+    default = copy.deepcopy(settings)
+    for layer in [*(read_yaml(Path(file)) for file in files), overrides or {}]:
+        _check_keys(layer, known, default)
+        _merge(settings, layer)
+    _check_values(settings)
+    settings |= {"model": model, "dataset": dataset}
+    return settings
+
+
+def changed(stored: dict, overrides: dict) -> dict:
+    """The settings of a stored run with some of them changed."""
+    settings = copy.deepcopy(stored)
+    _check_keys(overrides, set(settings) | UNLISTED, stored)
+    _merge(settings, overrides)
+    _check_values(settings)
+    return settings
+
+
+def shared_settings(settings: dict) -> dict:
+    """Those settings of a run that another model beside it must share: data, split, evaluation, seed."""
+    overall = set(_cached_yaml(resources.properties() / "overall.yaml")) - {"stages", "stage_settings", "init_from", "precision", "stopping_step"}
+    data = {"data_path", "checkpoint_dir", "show_progress", "seed", "use_gpu", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD",
+            "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "MAX_ITEM_LIST_LENGTH"}  # fmt: skip
+    return {key: value for key, value in settings.items() if key in (overall | data) and key not in ("selected_features", "item_attribute", "valid_metric", "repeatable")}
+
+
+def _merge(settings: dict, layer: dict) -> None:
+    for key, value in layer.items():
+        head, _, rest = key.partition(".")
+        if rest:
+            inner = settings.get(head)
+            # a split is one rule: naming another replaces the default rule
+            settings[head] = inner = dict(inner) if isinstance(inner, dict) and head != "split" else {}
+            _merge(inner, {rest: value})
+        elif key in MERGED and isinstance(value, dict) and isinstance(settings.get(key), dict):
+            inner = dict(settings[key])
+            _merge(inner, value)
+            settings[key] = inner
+        else:
+            settings[key] = copy.deepcopy(value)
+
+
+def _own_features(settings: dict, model: str) -> None:
+    """A dataset may name the columns of feature models; any other model would only carry them along."""
+    own = _stock_layers(model)[1]
+    for key in ("selected_features", "item_attribute"):
+        if key not in own:
+            settings[key] = None
+
+
+def _cross_entropy(settings: dict, model: str) -> None:
+    """A sequential model with cross-entropy takes no sampled negatives: RecBole asks the user to say so, we say it."""
+    if registry.stock_models().get(model, "sequential") == "sequential" and settings.get("loss_type") == "CE":
+        settings["train_neg_sample_args"] = None
+
+
+def _check_keys(layer: dict, known: set, default: dict) -> None:
+    for key in layer:
+        head, _, rest = str(key).partition(".")
+        if head in REPLACED:
+            raise UserError(f"key {head!r} has no effect here: {REPLACED[head]}")
+        if head not in known:
+            near = difflib.get_close_matches(head, known, n=2, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else "run with --print_config to see all keys"
+            raise UserError(f"unknown key {head!r}: {hint}")
+        names = [rest] if rest else list(layer[key]) if head == "eval_args" and isinstance(layer[key], dict) else []
+        for name in names if head == "eval_args" else []:
+            if name.partition(".")[0] not in EVAL_KEYS:
+                raise UserError(f"unknown key 'eval_args.{name}': expected one of {', '.join(sorted(EVAL_KEYS))}")
+        if rest and head != "eval_args" and not isinstance(default.get(head), dict | None):
+            raise UserError(f"key {key!r}: {head} is a {type(default[head]).__name__}, not a group of keys")
+
+
+def _check_values(settings: dict) -> None:
+    args = settings["eval_args"]
+    mode = args["mode"]
+    for part in mode.values() if isinstance(mode, dict) else [mode]:
+        if not re.fullmatch(r"full|uni[1-9]\d*", str(part)):
+            raise UserError(f"eval_args.mode: expected full or uniK such as uni20, found {part!r}")
+    if (args["order"], args["group_by"]) != ("TO", "user"):
+        raise UserError(f"eval_args: order is always TO and group_by always user here, found {args['order']} and {args['group_by']}")
+    topk = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
+    if not topk or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in topk):
+        raise UserError(f"topk: expected positive integers, found {settings['topk']!r}")
+    settings["topk"] = topk
+    metrics = settings["metrics"] if isinstance(settings["metrics"], list) else [settings["metrics"]]
+    allowed = {"recall", "hit", "ndcg", "mrr"}
+    for metric in metrics:
+        if str(metric).lower() not in allowed:
+            raise UserError(f"metrics: expected some of Recall, Hit, NDCG, MRR, found {metric!r}")
+    settings["metrics"] = metrics
+    for key in ("epochs", "train_batch_size", "eval_step", "stopping_step"):
+        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 0:
+            raise UserError(f"{key}: expected a whole number, found {settings[key]!r}")
+    if settings["precision"] not in ("fp32", "bf16", "fp16"):
+        raise UserError(f"precision: expected fp32, bf16 or fp16, found {settings['precision']!r}")
+
+
+# Settings that decide where and how fast, not what: they do not make another run of it.
+NOT_IN_HASH = {"gpu_id", "use_gpu", "worker", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds"}  # fmt: skip
+
+
+def settings_hash(settings: dict, **extra) -> str:
+    """8 hex digits over everything that can change a result."""
+    kept = {key: value for key, value in settings.items() if key not in NOT_IN_HASH} | extra
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def recbole_config(settings: dict, data_path: str | Path):
+    """RecBole's Config holding these settings. Reads no sys.argv, evaluates no string, sets no environment."""
+    from recbole.config import Config
+
+    class HarnessConfig(Config):
+        def _init_parameters_category(self):
+            super()._init_parameters_category()
+            self.parameters = {key: list(value) for key, value in self.parameters.items()}
+
+        def _load_variable_config_dict(self, config_dict):
+            return dict(config_dict)
+
+        def _load_cmd_line(self):
+            return {}
+
+        def _load_internal_config_dict(self, model, model_class, dataset):
+            self.internal_config_dict = {"MODEL_TYPE": model_class.type}
+
+        def _init_device(self):
+            import torch
+
+            gpu = self.final_config_dict["use_gpu"] and torch.cuda.is_available()
+            device = torch.device(f"cuda:{self.final_config_dict['gpu_id']}" if gpu else "cpu")
+            self.final_config_dict |= {"single_spec": True, "local_rank": 0, "device": device}
+
+        def compatibility_settings(self):
+            """The numpy aliases are set once by compat."""
+
+    defaults = {"metric_decimal_place": 10}
+    config = HarnessConfig(
+        model=registry.model_class(settings["model"]), dataset=settings["dataset"], config_dict=copy.deepcopy(settings) | defaults
+    )
+    config["data_path"] = str(data_path)
+    return config

@@ -1,0 +1,135 @@
+"""Reading RecBole's atomic files: tab-separated UTF-8 with a typed header (`name:type`)."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Column name -> atomic type, in file order."""
+    with open(path, "rb") as file:
+        return _parse_header(path, file.readline())
+
+
+def read_atomic(path: Path, columns: set[str] | None = None, numbers: bool = True) -> pd.DataFrame:
+    """Read one atomic file.
+
+    `float` columns come back as float64 (an empty cell is NaN), all others as the str of the cell. Nothing is taken for missing but the empty cell: an id or a title may be `NA`,
+    `null` or `nan`. A cell is unquoted only if it is a well-formed quoted cell; any other `"` is text.
+
+    Parameters
+    ----------
+    columns : names to keep; None keeps all.
+    numbers : False leaves `float` columns as the str of the cell, as a text needs them.
+
+    Raises
+    ------
+    UserError : with file and line, on a wrong header, a wrong number of cells (a tab inside a text), a cell
+        that is no number in a float column, or bytes that are not UTF-8.
+    """
+    path = Path(path)
+    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    head, _, body = raw.partition(b"\n")
+    types = _parse_header(path, head)
+    del raw
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 2
+        raise UserError(f"{path}, line {line}: the bytes are not UTF-8; convert the file (`iconv -t utf-8`)") from None
+    keep = [name for name in types if columns is None or name in columns]
+    bad = _first_ragged_line(body, len(types))
+    if bad is None:
+        source, quoting = body, csv.QUOTE_NONE
+        quoted = body.startswith(b'"') or b'\t"' in body or b'\n"' in body
+    else:
+        _check_quoted(path, body, len(types), bad)
+        source, quoting, quoted = body, csv.QUOTE_MINIMAL, False
+    dtype = {name: str for name in keep if types[name] != "float" or not numbers}
+    floats = [name for name in keep if name not in dtype]
+
+    def parse(float_dtype):
+        return pd.read_csv(
+            io.BytesIO(source), sep="\t", header=None, names=list(types), usecols=keep, encoding="utf-8",
+            quoting=quoting, keep_default_na=False, na_values={name: [""] for name in floats}, engine="c",
+            dtype=dtype | dict.fromkeys(floats, float_dtype), float_precision="round_trip" if float_dtype is not str else None,
+        )[keep]  # fmt: skip
+
+    try:
+        frame = parse(np.float64)
+    except ValueError:
+        _report_bad_number(path, parse(str), floats)
+        raise
+    if quoted:
+        for name in dtype:
+            frame[name] = _unquote(frame[name])
+    return frame
+
+
+def _parse_header(path: Path, line: bytes) -> dict[str, str]:
+    cells = line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n").split("\t")
+    types = {}
+    for cell in cells:
+        name, _, kind = cell.rpartition(":")
+        if not name or kind not in TYPES:
+            raise UserError(
+                f"{path}, line 1: expected a header of tab-separated `name:type` with type one of {', '.join(TYPES)}, found {cell!r}"
+            )
+        types[name] = kind
+    return types
+
+
+def _first_ragged_line(body: bytes, width: int) -> int | None:
+    """Index (0 = first data line) of the first line without width - 1 tabs; None if all are right."""
+    data = np.frombuffer(body.rstrip(b"\n") + b"\n", dtype=np.uint8)
+    ends = np.flatnonzero(data == 10)
+    tabs = np.searchsorted(np.flatnonzero(data == 9), ends)
+    wrong = np.flatnonzero(np.diff(tabs, prepend=0) != width - 1)
+    if body.strip(b"\n") == b"" or len(wrong) == 0:
+        return None
+    return int(wrong[0])
+
+
+def _check_quoted(path: Path, body: bytes, width: int, ragged: int) -> None:
+    """Accept a body whose tabs or line ends inside well-formed quoted cells explain the ragged lines."""
+    lines = body.decode("utf-8").split("\n")
+    found = lines[ragged].count("\t") + 1
+    message = UserError(
+        f"{path}, line {ragged + 2}: expected {width} cells, found {found} (a tab or line end inside a text, or a cut file); "
+        "remove it or quote the cell"
+    )
+    if '"' not in lines[ragged]:
+        raise message
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(body.decode("utf-8"), newline=""), delimiter="\t", strict=True)
+    try:
+        if any(row and len(row) != width for row in reader):
+            raise message
+    except csv.Error:
+        raise message from None
+
+
+def _report_bad_number(path: Path, frame: pd.DataFrame, floats: list[str]) -> None:
+    for name in floats:
+        cells = frame[name].fillna("").to_numpy(dtype=object)
+        for row, cell in enumerate(cells):
+            try:
+                float(cell or "nan")
+            except ValueError:
+                raise UserError(f"{path}, line {row + 2}: expected a number in column {name}, found {cell!r}") from None
+
+
+def _unquote(column: pd.Series) -> pd.Series:
+    def clean(cell: str) -> str:
+        if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', ""):
+            return cell[1:-1].replace('""', '"')
+        return cell
+
+    return column.map(clean)

@@ -1,0 +1,78 @@
+"""Pre-split files `<name>.<part>.inter`: one row = a user's history list and the target after it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+from .atomic import read_atomic, read_header
+from .tables import Source, Tables, build
+
+PARTS = ("train", "valid", "test")
+
+
+def load_benchmark(source: Source) -> Tables:
+    """Tables whose cases come from files instead of a split.
+
+    Windows of one user that are part of a longer one share its rows, so that files made by cutting every
+    prefix of a sequence give that sequence back; any other window becomes further rows of the user. Lists
+    and targets share one numbering, and a list keeps its newest items when a model reads fewer.
+    """
+    if len(source.benchmark) != len(PARTS):
+        raise UserError(f"benchmark_filename: expected three suffixes (train, valid, test), found {list(source.benchmark)}")
+    list_field = f"{source.item_field}_list"
+    parts = []
+    for part, suffix in zip(PARTS, source.benchmark, strict=True):
+        path = source.path(f"{suffix}.inter")
+        if not path.is_file():
+            raise UserError(f"{path} not found; benchmark_filename names the files <dataset>.<suffix>.inter")
+        types = read_header(path)
+        for name in (source.user_field, list_field, source.item_field):
+            if name not in types:
+                raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}")
+        frame = read_atomic(path, {source.user_field, list_field, source.item_field}, numbers=False)
+        parts.append(frame.assign(part=part))
+    rows = pd.concat(parts, ignore_index=True)
+    user, users = pd.factorize(rows[source.user_field].to_numpy(dtype=object))
+    windows = [[*cells.split(), target] for cells, target in zip(rows[list_field], rows[source.item_field], strict=True)]
+    own_rows = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1])
+    blocks = [_chain([windows[row] for row in own]) for own in own_rows]
+    place = np.empty((len(rows), 3), dtype=np.int64)  # block, begin, end within the block
+    for row in sorted(range(len(rows)), key=lambda r: -len(windows[r])):
+        place[row] = _place(blocks[user[row]], windows[row])
+    events, offsets = [], []
+    for index, own in enumerate(blocks):
+        offsets.append(len(events) + np.cumsum([0] + [len(block) for block in own]))
+        events += [(users[index], token) for block in own for token in block]
+    base = np.array([offsets[user[row]][place[row, 0]] for row in range(len(rows))])
+    frame = pd.DataFrame(events, columns=[source.user_field, source.item_field])
+    frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
+    log = [f"{len(rows)} pre-split rows read: " + ", ".join(f"{name} {len(part)}" for name, part in zip(PARTS, parts, strict=True))]
+    tables = build(source, frame, False, log)
+    bounds = np.stack([base + place[:, 1], base + place[:, 2]], axis=1)
+    return replace(tables, cases={part: bounds[(rows["part"] == part).to_numpy()] for part in PARTS})
+
+
+def _chain(windows: list[list[str]]) -> list[list[str]]:
+    """Join a user's longest windows, cut to one length by whoever made the file, where one continues another."""
+    size = max(map(len, windows))
+    after = {tuple(window[:-1]): window for window in windows if len(window) == size}
+    ends = {tuple(window[1:]) for window in windows if len(window) == size}
+    blocks = []
+    for first in [head for head in after if head not in ends]:
+        block = after.pop(first).copy()
+        while following := after.pop(tuple(block[1 - size :]), None):
+            block.append(following[-1])
+        blocks.append(block)
+    return blocks
+
+
+def _place(blocks: list[list[str]], window: list[str]) -> tuple[int, int, int]:
+    size = len(window)
+    for number, block in enumerate(blocks):
+        for begin in range(len(block) - size + 1):
+            if block[begin + size - 1] == window[-1] and block[begin : begin + size] == window:
+                return number, begin, begin + size - 1
+    blocks.append(window)
+    return len(blocks) - 1, 0, size - 1

@@ -1,0 +1,51 @@
+"""The negatives of uniK evaluation: drawn once per case, the same for every model, run and vocabulary."""
+
+import hashlib
+
+import numpy as np
+
+from ..errors import UserError
+from .splits import Cases
+from .tables import Tables
+
+
+def draw_candidates(tables: Tables, cases: Cases, count: int, seed: int, exclude: str = "user") -> np.ndarray:
+    """K negatives per case, without replacement.
+
+    Each case's draw is seeded by (seed, user token, target token, position), so it depends on no other case,
+    and items are numbered by sorted token, so it does not depend on internal ids either.
+
+    Parameters
+    ----------
+    exclude : "user" leaves out every item the user ever met; "target" leaves out only the target.
+
+    Returns
+    -------
+    int64 [cases, count] item indices of the Tables.
+
+    Raises
+    ------
+    UserError : if the catalogue has too few other items for some user.
+    """
+    if exclude not in ("user", "target"):
+        raise UserError(f"candidates_exclude: expected user or target, found {exclude!r}")
+    by_token = np.argsort(tables.items.astype(str), kind="stable")
+    rank = np.empty_like(by_token)
+    rank[by_token] = np.arange(len(by_token))
+    result = np.empty((len(cases), count), dtype=np.int64)
+    for row in range(len(cases)):
+        user, end = cases.user[row], cases.end[row]
+        met = tables.item[tables.start[user] : tables.start[user + 1]] if exclude == "user" else tables.item[end : end + 1]
+        banned = np.unique(rank[met])
+        free = len(by_token) - len(banned)
+        if free < count:
+            raise UserError(
+                f"uni{count}: user {tables.users[user]} leaves only {free} items to draw from; use a smaller uniK or candidates_exclude: target"
+            )
+        key = f"{seed}\0{tables.users[user]}\0{tables.items[tables.item[end]]}\0{end - tables.start[user]}"
+        stream = np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")))
+        # the k-th free number = k + how many banned ones lie at or below it
+        drawn = stream.choice(free, size=count, replace=False)
+        drawn += np.searchsorted(banned - np.arange(len(banned)), drawn, side="right")
+        result[row] = by_token[drawn]
+    return result

@@ -1,0 +1,258 @@
+"""Interactions and item texts as plain arrays: read once, filtered once, ordered by exact time.
+
+Every model of the harness, RecBole's own included, sees the users, items and order of one `Tables`.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+from .atomic import read_atomic, read_header
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The events of all users, sorted by (user, time, file order), and the side tables aligned with them.
+
+    User u's events are rows start[u] : start[u + 1]. RecBole's internal ids are these indices + 1, as both
+    number tokens by first appearance in the file.
+    """
+
+    name: str
+    users: np.ndarray  # [n_users] str tokens
+    items: np.ndarray  # [n_items] str tokens
+    start: np.ndarray  # [n_users + 1] int64
+    item: np.ndarray  # [n_events] int32, index into items
+    time: np.ndarray  # [n_events] float64; the row number where the file has no time column
+    file_order: np.ndarray  # [n_events] int64: events[file_order] restores the order of the file
+    columns: dict[str, np.ndarray]  # further columns of .inter, [n_events] each
+    item_table: pd.DataFrame  # row i describes items[i]; str cells; "" where unknown
+    item_types: dict[str, str]  # column -> atomic type
+    user_table: pd.DataFrame | None = None
+    user_types: dict[str, str] = field(default_factory=dict)
+    has_time: bool = True
+    log: tuple[str, ...] = ()  # what was read, filtered and left out, one line each
+    cases: dict[str, np.ndarray] | None = None  # benchmark files: split name -> (begin, end) rows, [n, 2] int64
+
+    @cached_property
+    def user(self) -> np.ndarray:
+        """[n_events] int32 user index of each event."""
+        return np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(self.start))
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """[n_events] int64 index of each event in its user's sequence."""
+        return np.arange(len(self.item)) - self.start[self.user]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over users, items, order, times and item texts: equal data, equal fingerprint."""
+        digest = hashlib.sha256()
+        for tokens in (self.users, self.items):
+            digest.update("\0".join(tokens).encode())
+        for array in (self.start, self.item, self.time, *(self.columns[key] for key in sorted(self.columns))):
+            digest.update(np.ascontiguousarray(array if array.dtype != object else array.astype(str)).tobytes())
+        for name in self.item_table:
+            digest.update(f"{name}\0".encode() + "\0".join(self.item_table[name]).encode())
+        for split, rows in sorted((self.cases or {}).items()):
+            digest.update(split.encode() + rows.tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to read and how to filter it. Field names are the configuration keys of the same meaning.
+
+    user_interval / item_interval bound the number of events (k-core, repeated until nothing changes);
+    value_intervals bounds float columns; all are RecBole's interval strings such as "[5,inf)".
+    """
+
+    folder: Path
+    name: str
+    user_field: str = "user_id"
+    item_field: str = "item_id"
+    time_field: str = "timestamp"
+    rating_field: str = "rating"
+    inter_columns: frozenset[str] = frozenset()
+    dedup: str = "event"  # event | consecutive | none
+    remove_repeats: str | None = None  # first | last: keep one event per (user, item)
+    catalogue: str = "met"  # met | all
+    user_sample: float = 1.0
+    sample_seed: int = 0
+    user_interval: str = "[0,inf)"
+    item_interval: str = "[0,inf)"
+    value_intervals: tuple[tuple[str, str], ...] = ()
+    need_item_row: bool = False  # leave out events of items that .item does not list
+    benchmark: tuple[str, ...] = ()  # suffixes of pre-split files
+
+    def path(self, suffix: str) -> Path:
+        return self.folder / f"{self.name}.{suffix}"
+
+
+def load(source: Source) -> Tables:
+    """Read and filter one dataset. Raises UserError on a missing file or column, or when nothing is left."""
+    if source.benchmark:
+        from .benchmark import load_benchmark
+
+        return load_benchmark(source)
+    log = []
+    frame = _read_interactions(source)
+    has_time = source.time_field in frame
+    if not has_time:
+        log.append(f"no column {source.time_field}: the order of the file is the order of time")
+        frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
+    log.append(f"{len(frame)} events read")
+    frame = _deduplicate(frame, source, has_time, log)
+    frame = _filter(frame, source, log)
+    if len(frame) == 0:
+        raise UserError(f"{source.path('inter')}: no event is left after filtering; " + "; ".join(log))
+    return build(source, frame, has_time, log)
+
+
+def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -> Tables:
+    """Tables from a filtered frame of events in file order."""
+    user, users = pd.factorize(frame[source.user_field].to_numpy(dtype=object))
+    item, items = pd.factorize(frame[source.item_field].to_numpy(dtype=object))
+    time = frame[source.time_field].to_numpy(dtype=np.float64)
+    if np.isnan(time).any():
+        raise UserError(
+            f"{source.path('inter')}: {int(np.isnan(time).sum())} events have no {source.time_field}; fill or remove them"
+        )
+    order = np.lexsort((time, user))  # stable: equal times keep the order of the file
+    file_order = np.empty_like(order)
+    file_order[order] = np.arange(len(order))
+    item_table, item_types = _side_table(source.path("item"), source.item_field)
+    if source.catalogue == "all" and item_table is not None:
+        items = np.concatenate([items, np.setdiff1d(item_table.index.to_numpy(dtype=object), items)])
+    elif source.catalogue not in ("met", "all"):
+        raise UserError(f"catalogue: expected met or all, found {source.catalogue!r}")
+    user_table, user_types = _side_table(source.path("user"), source.user_field)
+    core = {source.user_field, source.item_field, source.time_field}
+    tables = Tables(
+        name=source.name, users=users, items=items, has_time=has_time,
+        start=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))]).astype(np.int64),
+        item=item[order].astype(np.int32), time=time[order], file_order=file_order,
+        columns={name: frame[name].to_numpy()[order] for name in frame if name not in core},
+        item_table=_align(item_table, items, source.path("item"), log), item_types=item_types,
+        user_table=None if user_table is None else _align(user_table, users, source.path("user"), log),
+        user_types=user_types, log=tuple(log),
+    )  # fmt: skip
+    return tables
+
+
+def _read_interactions(source: Source) -> pd.DataFrame:
+    path = source.path("inter")
+    types = read_header(path)
+    for name in (source.user_field, source.item_field):
+        if name not in types:
+            raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}; rename it or set its key (USER_ID_FIELD, …)")
+    wanted = {source.user_field, source.item_field, source.time_field, source.rating_field} | source.inter_columns
+    wanted |= {name for name, _ in source.value_intervals}
+    frame = read_atomic(path, wanted)
+    for name in (source.user_field, source.item_field):
+        empty = np.flatnonzero(frame[name] == "")
+        if len(empty):
+            raise UserError(f"{path}, line {empty[0] + 2}: {name} is empty ({len(empty)} such lines); give it an id or remove the line")
+    return frame
+
+
+def _deduplicate(frame: pd.DataFrame, source: Source, has_time: bool, log: list[str]) -> pd.DataFrame:
+    before = len(frame)
+    pair = [source.user_field, source.item_field]
+    if source.dedup == "event":
+        if has_time:
+            same = pair + [name for name in (source.time_field, source.rating_field) if name in frame]
+            frame = frame[~frame.duplicated(same)]
+    elif source.dedup == "consecutive":
+        order = np.lexsort((frame[source.time_field], pd.factorize(frame[source.user_field])[0]))
+        sorted_pairs = frame[pair].iloc[order]
+        repeat = (sorted_pairs == sorted_pairs.shift()).all(axis=1)
+        frame = frame[~repeat.sort_index()]
+    elif source.dedup != "none":
+        raise UserError(f"dedup: expected event, consecutive or none, found {source.dedup!r}")
+    if source.remove_repeats:
+        order = np.argsort(frame[source.time_field].to_numpy(), kind="stable")
+        repeat = frame.iloc[order].duplicated(pair, keep=source.remove_repeats).sort_index()
+        frame = frame[~repeat]
+    if len(frame) < before:
+        log.append(f"{before - len(frame)} duplicate events left out (dedup: {source.dedup})")
+    return frame.reset_index(drop=True)
+
+
+def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
+    for name, interval in source.value_intervals:
+        if name not in frame:
+            raise UserError(f"val_interval: {source.path('inter')} has no column {name}; it has {', '.join(frame)}")
+        kept = _inside(frame[name].to_numpy(dtype=np.float64), interval)
+        log.append(f"{int((~kept).sum())} events with {name} outside {interval} left out")
+        frame = frame[kept]
+    if source.need_item_row and source.path("item").is_file():
+        known = read_atomic(source.path("item"), {source.item_field}, numbers=False)[source.item_field]
+        kept = frame[source.item_field].isin(known)
+        if not kept.all():
+            log.append(f"{int((~kept).sum())} events of items that are not in {source.path('item').name} left out")
+        frame = frame[kept]
+    if not 0 < source.user_sample <= 1:
+        raise UserError(f"user_sample: expected a fraction in (0, 1], found {source.user_sample}")
+    if source.user_sample < 1:
+        tokens = np.sort(frame[source.user_field].unique().astype(str))
+        chosen = np.random.default_rng(source.sample_seed).permutation(tokens)[: max(1, round(len(tokens) * source.user_sample))]
+        frame = frame[frame[source.user_field].isin(chosen)]
+        log.append(f"{len(chosen)} of {len(tokens)} users drawn (user_sample: {source.user_sample}, sample_seed: {source.sample_seed})")
+    return _k_core(frame, source, log)
+
+
+def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
+    """Drop users and items whose number of events is outside the intervals until none is left outside."""
+    user, item = (pd.factorize(frame[name])[0] for name in (source.user_field, source.item_field))
+    kept = np.ones(len(frame), dtype=bool)
+    while True:
+        bad = ~_inside(np.bincount(user[kept], minlength=user.max(initial=0) + 1), source.user_interval)[user]
+        bad |= ~_inside(np.bincount(item[kept], minlength=item.max(initial=0) + 1), source.item_interval)[item]
+        if not (bad & kept).any():
+            break
+        kept &= ~bad
+    if not kept.all():
+        log.append(f"{int((~kept).sum())} events left out (users with {source.user_interval}, items with {source.item_interval} events stay)")
+    return frame[kept]
+
+
+def _inside(values: np.ndarray, interval: str) -> np.ndarray:
+    text = str(interval).strip()
+    try:
+        low, high = (float(end) for end in text[1:-1].split(","))
+        if text[0] not in "[(" or text[-1] not in "])":
+            raise ValueError
+    except (ValueError, IndexError):
+        raise UserError(f'expected an interval such as "[5,inf)", found {interval!r}') from None
+    above = values >= low if text[0] == "[" else values > low
+    return above & (values <= high if text[-1] == "]" else values < high)
+
+
+def _side_table(path: Path, key: str) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    """A .item or .user file with its id as index; the first row of an id counts."""
+    if not path.is_file():
+        return None, {}
+    types = read_header(path)
+    if key not in types:
+        raise UserError(f"{path}: expected a column {key}, found {', '.join(types)}")
+    frame = read_atomic(path, numbers=False).drop_duplicates(key).set_index(key)
+    return frame, {name: kind for name, kind in types.items() if name != key}
+
+
+def _align(frame: pd.DataFrame | None, tokens: np.ndarray, path: Path, log: list[str]) -> pd.DataFrame:
+    """Rows in the order of tokens; a token without a row gets empty cells and is counted."""
+    if frame is None:
+        return pd.DataFrame(index=range(len(tokens)))
+    rows = frame.index.get_indexer(tokens)
+    if (rows < 0).any():
+        missing = tokens[rows < 0]
+        log.append(f"{len(missing)} of {len(tokens)} ids have no row in {path.name}: {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
+    blank = pd.DataFrame({name: [""] for name in frame})
+    table = pd.concat([frame.reset_index(drop=True), blank], ignore_index=True)
+    return table.iloc[np.where(rows < 0, len(frame), rows)].reset_index(drop=True)

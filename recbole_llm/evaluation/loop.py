@@ -1,0 +1,123 @@
+"""The one evaluation loop: every model, stock or ours, is ranked here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from recbole.model.abstract_recommender import AbstractRecommender
+from tqdm import tqdm
+
+from ..data.splits import Cases
+from .ranks import RankTable, count_above_and_tied
+
+MAX_CASES = 1024  # cases per forward pass, whatever the memory
+MAX_PAIRS = 4096  # (case, item) pairs per `predict`
+
+
+@dataclass(frozen=True)
+class TopLists:
+    """The best items of every case: int32 Tables indices [cases, k] and float32 scores [cases, k]; -1 pads."""
+
+    items: np.ndarray
+    scores: np.ndarray
+
+
+@torch.no_grad()
+def rank_cases(
+    model, dataset, cases: Cases, *, candidates: np.ndarray | None = None, mask_history: bool = False,
+    memory: float = 128, topk: int = 0, progress: str | None = None,
+) -> tuple[RankTable, TopLists | None]:  # fmt: skip
+    """Rank each case's target.
+
+    The model sees `dataset.case_batch(cases)`, which holds neither the target nor anything that came with it,
+    and gives scores over the catalogue; a case's row says how many items lie above the target and how many tie
+    with it. Peak memory is O(cases + memory), whatever the size of the catalogue.
+
+    Parameters
+    ----------
+    candidates : int64 [cases, K] Tables indices; the target is ranked among them. None ranks the catalogue.
+    mask_history : leave the items of the case's history out, except the target.
+    memory : MiB of scores held at once.
+    topk : length of the lists to return; 0 returns None for them.
+    """
+    model.eval()
+    pairwise = candidates is not None and not _scores_all(model)
+    width = dataset.item_num if not pairwise else candidates.shape[1] + 1
+    rows = int(max(1, min(MAX_CASES, memory * 2**20 // (4 * width))))
+    tables = dataset.tables
+    parts, lists = [], []
+    for begin in tqdm(range(0, len(cases), rows), desc=progress, disable=progress is None, ncols=100):
+        batch = cases[begin : begin + rows]
+        target = torch.from_numpy(tables.item[batch.end].astype(np.int64) + 1)
+        chosen = None
+        if candidates is not None:
+            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin : begin + rows]) + 1], dim=1)
+        if pairwise:
+            scores = _predict(model, dataset, dataset.case_batch(batch), chosen)
+        else:
+            scores = catalogue_scores(model, dataset, batch)
+            scores[:, 0] = -torch.inf
+            if mask_history:
+                _mask(scores, tables, batch, target)
+            if chosen is not None:
+                scores = scores.gather(1, chosen.to(scores.device))
+        index = target if chosen is None else torch.zeros_like(target)
+        above, tied = count_above_and_tied(scores, index.to(scores.device))
+        count = torch.isfinite(scores).sum(dim=1).cpu().numpy() if mask_history else np.full(len(batch), scores.shape[1] - (chosen is None))
+        fallback = getattr(model, "fallback", None)
+        parts.append(
+            RankTable(
+                user=tables.users[batch.user], target=tables.items[tables.item[batch.end]],
+                position=(batch.end - tables.start[batch.user]).astype(np.int32),
+                above=np.asarray(above, np.int32), tied=np.asarray(tied, np.int32), n_candidates=count.astype(np.int32),
+                fallback=np.zeros(len(batch), bool) if fallback is None else fallback,
+            )  # fmt: skip
+        )
+        if topk:
+            lists.append(_top(scores, chosen, topk))
+    top = TopLists(*(np.concatenate(column) for column in zip(*lists, strict=True))) if topk else None
+    return RankTable.concat(parts), top
+
+
+def _scores_all(model) -> bool:
+    return type(model).full_sort_predict is not AbstractRecommender.full_sort_predict
+
+
+def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
+    """[cases, n_items + 1] scores, writable, on the model's device; column 0 is RecBole's padding item."""
+    interaction = dataset.case_batch(cases)
+    if _scores_all(model):
+        return model.full_sort_predict(interaction.to(model.device)).view(len(cases), dataset.item_num)
+    every = torch.arange(dataset.item_num).clamp(min=1).expand(len(cases), -1)  # column 0 is overwritten: any item will do
+    return _predict(model, dataset, interaction, every)
+
+
+def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
+    """[cases, C] scores by `predict` on every (case, item) pair, in pieces that fit."""
+    flat = []
+    rows = max(1, MAX_PAIRS // items.shape[1])
+    for row in range(0, len(items), rows):
+        piece = slice(row, row + rows)
+        for columns in items[piece].split(MAX_PAIRS, dim=1):
+            pairs = dataset.add_items(interaction[piece], columns)
+            flat.append(model.predict(pairs.to(model.device)).float().view(len(columns), -1))
+    widths = -(-items.shape[1] // MAX_PAIRS)
+    return torch.cat([torch.cat(flat[at : at + widths], dim=1) for at in range(0, len(flat), widths)])
+
+
+def _mask(scores: torch.Tensor, tables, cases: Cases, target: torch.Tensor) -> None:
+    kept = scores.gather(1, target[:, None].to(scores.device))
+    sizes = cases.end - cases.begin
+    row = np.repeat(np.arange(len(cases)), sizes)
+    column = np.concatenate([tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]).astype(np.int64) + 1
+    scores[torch.from_numpy(row).to(scores.device), torch.from_numpy(column).to(scores.device)] = -torch.inf
+    scores.scatter_(1, target[:, None].to(scores.device), kept)
+
+
+def _top(scores: torch.Tensor, chosen: torch.Tensor | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+    best = scores.topk(min(k, scores.shape[1]), dim=1)
+    values, items = best.values.float().cpu(), best.indices.cpu()
+    if chosen is not None:
+        items = chosen.gather(1, items)
+    items = torch.where(torch.isfinite(values), items - 1, -1)
+    return items.to(torch.int32).numpy(), values.numpy()

@@ -1,0 +1,263 @@
+"""Where each target stands among its candidates: exact counts, and the table that holds one row per case."""
+
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# Scores compared at a time: with the comparisons' results they fill a second-level cache (at most 1 MB per core), and a sum
+# of as many ones is exact in float32.
+CPU_BLOCK, BLOCK_LIMIT = 2**17, 2**24
+# Up to this many threads numpy counts about as fast as torch or faster. It never waits for another thread either: on a busy
+# machine the barrier after each of torch's small parallel steps was measured to cost a hundred times the work.
+NUMPY_THREADS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class RankTable:
+    """One row per evaluation case; all arrays have the shape [n].
+
+    user, target: numpy unicode tokens (object arrays and lists of str are converted).
+    position int32: index of the target in the user's sequence.
+    above, tied int32: candidates with a higher score than the target; other candidates with the same score.
+    n_candidates int32: size of the candidate set, target included.
+    fallback bool: the case was scored on a fallback because its answer could not be parsed.
+
+    Raises TypeError for a column of another kind, ValueError for unequal lengths or impossible counts.
+    """
+
+    user: np.ndarray
+    target: np.ndarray
+    position: np.ndarray
+    above: np.ndarray
+    tied: np.ndarray
+    n_candidates: np.ndarray
+    fallback: np.ndarray
+
+    def __post_init__(self):
+        for name in ("user", "target"):
+            object.__setattr__(self, name, _tokens(name, getattr(self, name)))
+        for name in ("position", "above", "tied", "n_candidates"):
+            object.__setattr__(self, name, _column(name, getattr(self, name), "iu", np.int32))
+        object.__setattr__(self, "fallback", _column("fallback", self.fallback, "b", np.bool_))
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns of equal length expected, found {lengths}")
+        bad = (self.above < 0) | (self.tied < 0) | (self.above.astype(np.int64) + self.tied >= self.n_candidates)
+        if bad.any():
+            i = int(bad.argmax())
+            counts = f"above {self.above[i]}, tied {self.tied[i]}, n_candidates {self.n_candidates[i]}"
+            raise ValueError(f"row {i}: 0 <= above + tied < n_candidates expected, found {counts}")
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, index: np.ndarray) -> "RankTable":
+        """The rows that `index` selects (any numpy index), in its order."""
+        return RankTable(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def key(self) -> np.ndarray:
+        """Structured array [n] with the fields user, target, position: what identifies a case across runs."""
+        names = ("user", "target", "position")
+        key = np.empty(len(self), dtype=[(name, getattr(self, name).dtype) for name in names])
+        for name in names:
+            key[name] = getattr(self, name)
+        return key
+
+    @staticmethod
+    def concat(tables: Iterable["RankTable"]) -> "RankTable":
+        """All rows of `tables`, in order. Raises ValueError if there is no table."""
+        tables = list(tables)
+        return RankTable(*(np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(RankTable)))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an npz file without pickled objects; `path` appears complete or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> "RankTable":
+        """Read what `save` wrote. Raises UserError if the file is something else; never unpickles."""
+        names = [field.name for field in fields(RankTable)]
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return RankTable(*(file[name] for name in names))
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as fault:
+            raise UserError(f"{path}: expected a saved rank table, found another or a damaged file; evaluate again") from fault
+
+
+def _tokens(name, values):
+    array = np.asarray(values)
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat) or array.size == 0:
+        array = array.astype(np.str_)
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise TypeError(f"{name}: one-dimensional str tokens expected, found {array.dtype} of shape {array.shape}")
+    return array
+
+
+def _column(name, values, kinds, dtype):
+    array = np.asarray(values)
+    if (array.dtype.kind not in kinds and array.size) or array.ndim != 1:
+        expected = np.dtype(dtype).name
+        raise TypeError(f"{name}: one-dimensional {expected} expected, found {array.dtype} of shape {array.shape}")
+    cast = array.astype(dtype, copy=False)
+    if not np.array_equal(cast, array):
+        raise ValueError(f"{name}: values that fit {cast.dtype} expected, found up to {array.max()}")
+    return cast
+
+
+def count_above_and_tied(
+    scores: "torch.Tensor",
+    target_index: "torch.Tensor",
+    ignore: "torch.Tensor | None" = None,
+    rows: "torch.Tensor | None" = None,
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Count, per case, the candidates above its target and the other candidates tied with it. Exact.
+
+    scores: float [B, N], not changed. target_index: int64 [P], the column of each case's target.
+    ignore: int64 [P, M], columns that are no candidates of the case, in any order, repeats allowed, padded with -1; the
+    target itself is never left out. rows: int64 [P], the row of scores each case reads; None means row i for case i.
+    Returns (above, tied), both int32 [P], on the device of scores.
+
+    -inf is a score like any other: below everything, tied with a target of -inf. Name padding and masked columns in
+    `ignore` instead of writing -inf into them: written, they would count as candidates tied with a target that
+    the model itself scored -inf, and nothing in the matrix could tell them apart.
+
+    Raises FloatingPointError naming the row if a score is NaN (it would be neither above nor tied, so the target would
+    rise), ValueError for shapes that do not fit, IndexError for targets outside the columns, TypeError for scores that are
+    not floating point.
+    """
+    import torch
+
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: floating point expected, found {scores.dtype}")
+    n_cases = scores.shape[0] if rows is None else len(rows)
+    if scores.ndim != 2 or target_index.shape != (n_cases,) or (ignore is not None and ignore.shape[:-1] != (n_cases,)):
+        found = [None if value is None else tuple(value.shape) for value in (scores, target_index, ignore, rows)]
+        raise ValueError(f"scores [B, N], target_index [P], ignore [P, M], rows [P] or P = B expected, found {found}")
+    if n_cases and int(target_index.min()) < 0:
+        raise IndexError(f"target_index: columns 0 to {scores.shape[1] - 1} expected, found {int(target_index.min())}")
+    scores = scores.detach()
+    case_rows = torch.arange(n_cases, device=scores.device) if rows is None else rows
+    bounds = scores[case_rows, target_index][:, None]
+    above, below = _count(scores, bounds, ("greater", "less"), rows)
+    tied = scores.shape[1] - 1 - above - below
+    # What is neither above nor below is tied or NaN, so only such cases need a second look.
+    doubtful = (tied.bool() | bounds.isnan()[:, 0]).nonzero()[:, 0]
+    doubtful_rows = rows if len(doubtful) == n_cases else case_rows[doubtful]
+    (reaching,) = _count(scores, bounds[doubtful], ("greater_equal",), doubtful_rows)
+    faulty = doubtful[reaching <= (above + tied)[doubtful]]
+    if len(faulty):
+        raise FloatingPointError(f"scores: NaN in row {int(case_rows[faulty[0]])} ({len(faulty)} of {n_cases} cases read a NaN)")
+    if ignore is not None:
+        columns = ignore.sort(1).values
+        counted = (columns >= 0) & (columns != target_index[:, None])
+        counted[:, 1:] &= columns[:, 1:] != columns[:, :-1]
+        values = scores[case_rows[:, None], columns.clamp(min=0)]
+        above -= ((values > bounds) & counted).sum(1, dtype=torch.int32)
+        tied -= ((values == bounds) & counted).sum(1, dtype=torch.int32)
+    return above, tied
+
+
+def _count(scores, bounds, comparisons, rows=None):
+    """int32 [C, P]: for each of the C comparisons and each case, the columns where it holds between scores and bounds [P, 1].
+
+    comparisons: names of functions that numpy and torch share.
+    """
+    import torch
+
+    if (
+        scores.device.type == "cpu"
+        and torch.get_num_threads() <= NUMPY_THREADS
+        and scores.dtype in (torch.float32, torch.float64)
+    ):
+        counts = _count_numpy(scores.numpy(), bounds.numpy(), comparisons, None if rows is None else rows.numpy())
+        return torch.from_numpy(counts)
+    return _count_torch(scores, bounds, comparisons, rows)
+
+
+def _tile(n_cases, width, block):
+    """Columns and cases of a tile with about `block` elements, both at least 1."""
+    columns = max(1, min(width, block))
+    return columns, max(1, min(n_cases, block // columns))
+
+
+def _count_numpy(scores, bounds, comparisons, rows):
+    """`_count` on one thread. Comparisons write bytes of 0 or 1; adding them as 64-bit words counts eight at once.
+
+    A sum of up to 255 words carries into no neighbouring byte, and leaves eight times fewer numbers to add up.
+    """
+    n_cases, width = len(bounds), scores.shape[1]
+    columns, step = _tile(n_cases, width, CPU_BLOCK)
+    counts = np.zeros((len(comparisons), n_cases), np.int32)
+    for left in range(0, width, columns):
+        strip = scores[:, left : left + columns]
+        n_words = -(-strip.shape[1] // 8)
+        n_sums = -(-n_words // 255)
+        words = np.zeros((len(comparisons), step, n_sums, -(-n_words // n_sums)), np.uint64)
+        holds = words.reshape(len(comparisons), step, -1).view(np.bool_)[:, :, : strip.shape[1]]
+        for start in range(0, n_cases, step):
+            cases = slice(start, start + step)
+            part = strip[cases] if rows is None else strip[rows[cases]]
+            for name, hold in zip(comparisons, holds):
+                getattr(np, name)(part, bounds[cases], out=hold[: len(part)])
+            sums = np.add.reduce(words[:, : len(part)], axis=3)
+            counts[:, cases] += sums.view(np.uint8).sum(2, dtype=np.int32)
+    return counts
+
+
+def _count_torch(scores, bounds, comparisons, rows):
+    """`_count` on many threads or another device. Comparisons write zeros and ones of the scores' own type, because on a
+    CPU torch vectorises that and not the comparison into bool, and sums floats several times faster than bools.
+    """
+    import torch
+
+    n_cases, width = len(bounds), scores.shape[1]
+    block = CPU_BLOCK * torch.get_num_threads() if scores.device.type == "cpu" else BLOCK_LIMIT
+    columns, step = _tile(n_cases, width, min(block, BLOCK_LIMIT))
+    dtype = torch.promote_types(scores.dtype, torch.float32)  # a sum in half precision would not be exact
+    buffer = torch.empty(step * columns, dtype=dtype, device=scores.device)
+    counts = torch.zeros(-(-width // columns), len(comparisons), n_cases, dtype=dtype, device=scores.device)
+    bounds = bounds.to(dtype).split(step)
+    for strip, count in zip(scores.split(columns, 1), counts):
+        parts = strip.split(step) if rows is None else (strip[some] for some in rows.split(step))
+        holds = buffer[: step * strip.shape[1]].view(step, -1)
+        for part, bound, *totals in zip(parts, bounds, *(total.split(step) for total in count)):
+            part = part.to(dtype)
+            if len(part) < step:
+                holds = holds[: len(part)]
+            for name, total in zip(comparisons, totals):
+                getattr(torch, name)(part, bound, out=holds)
+                torch.sum(holds, 1, out=total)
+    return counts.sum(0, dtype=torch.float64).to(torch.int32)
+
+
+def scored_rows(scores: "torch.Tensor", rows: "torch.Tensor", target_index: "torch.Tensor") -> "torch.Tensor":
+    """int64 [P, 3]: above, tied and n_candidates per case, from scores in which -inf marks what is no candidate.
+
+    This is what RecBole's trainer hands out: padding, masked history and, under uniN, all but the sampled items are -inf.
+    A target of -inf is still a candidate; it stands below all that were scored and is tied with nothing.
+    """
+    import torch
+
+    in_order = torch.equal(rows, torch.arange(len(scores), device=rows.device))
+    above, tied = count_above_and_tied(scores, target_index, rows=None if in_order else rows)
+    lowest = torch.full((len(scores), 1), -torch.inf, dtype=scores.dtype, device=scores.device)
+    lost = scores[rows, target_index] == -torch.inf
+    n_candidates = _count(scores, lowest, ("greater",))[0][rows] + lost
+    return torch.stack((above, tied.masked_fill(lost, 0), n_candidates), 1).long()

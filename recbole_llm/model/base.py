@@ -1,0 +1,63 @@
+"""What RecBole and the evaluation loop need of our models, derived from what a paper's model can do."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import InputType, ModelType
+
+from ..data.splits import Cases
+from ..data.text import ItemText
+
+
+class TextModel(AbstractRecommender):
+    """A model that reads item texts. Subclasses give `score`; RecBole's methods follow.
+
+    Attributes
+    ----------
+    tables, text : the events and the item texts.
+    fallback : bool [cases] of the last `score`: cases that no answer could be parsed for and that tie everything.
+    counts : tallies for the result row, see `rates`.
+    """
+
+    type = ModelType.SEQUENTIAL
+    input_type = InputType.POINTWISE
+    skip_flops = True  # an LLM is not deep-copied to be counted
+
+    def __init__(self, config, dataset):
+        super().__init__()
+        self.config, self.dataset, self.tables = config, dataset, dataset.tables
+        self.device = config["device"]
+        self.text = ItemText.from_tables(self.tables, config["text_fields"], config["text_words"])
+        for line in self.text.log:
+            self.logger.info(f"{self.tables.name}: {line}")
+        self.validating = False  # set by the trainer while it chooses a checkpoint
+        self.fallback: np.ndarray | None = None
+        self.counts: Counter = Counter()
+
+    def score(self, cases: Cases) -> np.ndarray:
+        """float [cases, items]: what to rank the catalogue by; equal texts get equal scores."""
+        raise NotImplementedError(f"{type(self).__name__}.score")
+
+    def full_sort_predict(self, interaction) -> torch.Tensor:
+        scores = torch.as_tensor(self.score(self.dataset.cases_of(interaction)))
+        padding = torch.full((len(scores), 1), -torch.inf, dtype=scores.dtype)
+        return torch.cat([padding, scores], dim=1).to(self.device)
+
+    def predict(self, interaction) -> torch.Tensor:
+        """Scores of (case, item) pairs; the pairs of one case stand together and are scored once."""
+        cases = self.dataset.cases_of(interaction)
+        rows = np.stack([cases.begin, cases.end], axis=1)
+        first = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)])
+        which = np.cumsum(np.isin(np.arange(len(rows)), first)) - 1
+        item = interaction[self.dataset.iid_field].cpu().numpy() - 1
+        return torch.as_tensor(self.score(cases[first])[which, item]).to(self.device)
+
+    def rates(self) -> dict[str, float]:
+        """Shares worth printing beside the metrics (parsed answers, cut histories, …)."""
+        return {}
+
+    def history(self, case: int, cases: Cases) -> np.ndarray:
+        """int32 Tables indices of one case's items, oldest first."""
+        return self.tables.item[cases.begin[case] : cases.end[case]]

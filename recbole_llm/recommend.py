@@ -1,0 +1,72 @@
+"""What a finished run would recommend to one user, or to somebody with a given history."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .data.text import ItemText
+from .errors import UserError
+from .run import Prepared, RunLog
+
+
+def recommend(folder: Path, settings: dict, user: str | None = None, history: str | None = None, k: int = 10) -> list[str]:
+    """Lines with rank, score, item id and text; the history first.
+
+    Parameters
+    ----------
+    user : a user id; all of the user's events are the history.
+    history : item titles or ids, separated by `;`; each is matched to the catalogue.
+
+    Raises
+    ------
+    UserError : unknown user, a history that nothing matches, or a model that knows only the users it was trained on.
+    """
+    from .trainer import load_weights
+
+    prepared = Prepared(settings | {"stages": None})
+    with RunLog(folder):
+        prepared.run_folder = folder
+        prepared.config["run_folder"] = str(folder)
+        model, _, (_, _, test_data) = prepared.build()
+        load_weights(model, folder)
+    dataset, tables = test_data._dataset, prepared.tables
+    text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"]) if len(tables.item_table.columns) else None
+    if history is not None:
+        if type(model).type.name.lower() != "sequential":
+            raise UserError(f"{settings['model']} knows users by number: give --user; a --history needs a sequential model")
+        items = [_match(entry.strip(), tables, text) for entry in history.split(";") if entry.strip()]
+        if not items:
+            raise UserError("--history is empty: give item titles or ids separated by ;")
+        dataset, cases = dataset.extended(np.array(items))
+        if hasattr(model, "dataset"):
+            model.dataset, model.tables = dataset, dataset.tables
+    else:
+        found = np.flatnonzero(tables.users == user)
+        if not len(found):
+            raise UserError(f"unknown user {user!r}: the data has {len(tables.users)} users such as {', '.join(map(str, tables.users[:3]))}")
+        cases = dataset.case_after(int(found[0]))
+        items = tables.item[cases.begin[0] : cases.end[0]].tolist()
+    model.eval()
+    from .evaluation.loop import catalogue_scores
+
+    with torch.no_grad():
+        scores = catalogue_scores(model, dataset, cases)[0, 1:].float().cpu().numpy()
+    best = np.argsort(-scores, kind="stable")[:k]
+    name = (lambda item: f"{tables.items[item]}  {text.sentence(item)}") if text else (lambda item: str(tables.items[item]))
+    lines = [f"history ({len(items)} items, newest last):", *(f"      {name(item)}" for item in items[-10:]), "recommended:"]
+    return lines + [f"{rank:4d}  {scores[item]:10.4f}  {name(item)}" for rank, item in enumerate(best, start=1)]
+
+
+def _match(entry: str, tables, text: ItemText | None) -> int:
+    """The item with this id, else the one whose text reads most like the entry."""
+    by_id = np.flatnonzero(tables.items == entry)
+    if len(by_id):
+        return int(by_id[0])
+    if text is not None:
+        from .retrieval.bm25 import BM25Index
+
+        scores = BM25Index([text.plain(item) for item in range(len(text))]).scores([entry])[0]
+        if scores.max(initial=0) > 0:
+            return int(scores.argmax())
+    raise UserError(f"--history: nothing in the catalogue reads like {entry!r}")

@@ -1,0 +1,1 @@
+"""Tables of results for the screen, Markdown, LaTeX and CSV."""

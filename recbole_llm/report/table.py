@@ -1,0 +1,100 @@
+"""One table from the runs of several models: mean ± sd over seeds, best and second marked."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table. place is 1 for the best of its column, 2 for the second, else 0."""
+
+    mean: float
+    sd: float | None = None
+    place: int = 0
+    mark: str = ""  # significance against the best of the others
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows[r] is (name, one Cell or None per column); notes are printed below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+    notes: tuple[str, ...] = ()
+
+
+def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence[str], *, bounds: dict[str, dict] | None = None,
+               marks: dict[tuple[str, str], str] | None = None, notes: Sequence[str] = ()) -> Table:  # fmt: skip
+    """Build a table.
+
+    Parameters
+    ----------
+    results : model -> one metric dict per seed.
+    bounds : rows that compete for nothing, such as the Bayes ranking of a synthetic world.
+    marks : (model, column) -> significance mark.
+    """
+    marks = marks or {}
+    means = {name: {column: [run[column] for run in runs if column in run] for column in columns} for name, runs in results.items()}
+    place: dict[tuple[str, str], int] = {}
+    for column in columns:
+        scores = {name: float(np.mean(values[column])) for name, values in means.items() if values[column]}
+        for rank, level in enumerate(sorted(set(scores.values()), reverse=True)[:2], start=1):
+            place |= {(name, column): rank for name, score in scores.items() if score == level}
+    rows = []
+    for name, values in means.items():
+        cells = []
+        for column in columns:
+            seen = values[column]
+            sd = float(np.std(seen, ddof=1)) if len(seen) > 1 else None
+            cells.append(Cell(float(np.mean(seen)), sd, place.get((name, column), 0), marks.get((name, column), "")) if seen else None)
+        rows.append((name, tuple(cells)))
+    for name, values in (bounds or {}).items():
+        rows.append((name, tuple(Cell(values[column]) if column in values else None for column in columns)))
+    return Table(title, tuple(columns), tuple(rows), tuple(notes))
+
+
+def _number(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    return f"{cell.mean:.4f}" + (f" ± {cell.sd:.4f}" if cell.sd is not None else "") + cell.mark
+
+
+def to_screen(table: Table) -> str:
+    """Plain text; the best of a column carries *, the second '."""
+    sign = {0: " ", 1: "*", 2: "'"}
+    grid = [["", *table.columns]] + [[name, *(_number(cell) + sign[cell.place if cell else 0] for cell in cells)] for name, cells in table.rows]
+    widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
+    lines = ["  ".join(text.ljust(width) if at == 0 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in grid]
+    return "\n".join([table.title, *lines, *table.notes])
+
+
+def to_markdown(table: Table) -> str:
+    """Best bold, second underlined."""
+    style = {0: "{}", 1: "**{}**", 2: "<u>{}</u>"}
+    lines = ["| | " + " | ".join(table.columns) + " |", "| --- |" + " ---: |" * len(table.columns)]
+    for name, cells in table.rows:
+        lines.append(f"| {name} | " + " | ".join(style[cell.place if cell else 0].format(_number(cell)) for cell in cells) + " |")
+    return "\n".join([f"**{table.title}**", "", *lines, "", *table.notes])
+
+
+def to_latex(table: Table) -> str:
+    style = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
+    escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$^\dagger$", "–": "--"})
+    head = " & ".join(["", *table.columns]).translate(escape)
+    body = [" & ".join([name.translate(escape), *(style[cell.place if cell else 0].format(_number(cell).translate(escape)) for cell in cells)]) + r" \\" for name, cells in table.rows]
+    return "\n".join([r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", f"% {table.title}"])
+
+
+def to_csv(table: Table) -> str:
+    """Full precision: model, then mean and sd of every column."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", *(name for column in table.columns for name in (column, f"{column}_sd"))])
+    for name, cells in table.rows:
+        writer.writerow([name, *(value for cell in cells for value in ((cell.mean, cell.sd) if cell else (None, None)))])
+    return out.getvalue()

@@ -1,0 +1,71 @@
+"""Run folders and the results file: what a run was, what it gave, and how it is found again."""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import __version__
+from .errors import UserError
+
+RUN, RESULTS, RANKS, TOP = "run.json", "results.jsonl", "{part}.ranks.npz", "{part}.top.npz"
+
+
+def write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_run(folder: Path) -> dict | None:
+    """run.json of a folder, or None if there is none."""
+    path = folder / RUN
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def find_run(name: str, saved: Path) -> Path:
+    """A run by folder, id or unique beginning of its id."""
+    for folder in (Path(name), saved / name):
+        if (folder / RUN).is_file():
+            return folder
+    matches = sorted(path.parent for path in saved.glob(f"{name}*/{RUN}"))
+    if len(matches) == 1:
+        return matches[0]
+    found = ", ".join(path.name for path in matches) or ", ".join(sorted(path.parent.name for path in saved.glob(f"*/{RUN}"))[:5]) or "none"
+    raise UserError(f"run {name!r}: expected a run folder or id below {saved}, found {found}")
+
+
+def append_result(saved: Path, row: dict) -> None:
+    """One JSON object, one write: rows of parallel runs never mix."""
+    line = (json.dumps(row, default=str, ensure_ascii=False) + "\n").encode()
+    descriptor = os.open(saved / RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number can depend on."""
+    found = {"python": platform.python_version(), "recbole_llm": __version__}
+    for package in ("recbole", "torch", "transformers", "numpy", "pandas", "bm25s"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def peak_memory() -> float:
+    """MiB: the most this process has held, on the GPU too where there is one."""
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    except ImportError:  # Windows
+        import psutil
+
+        peak = psutil.Process().memory_info().peak_wset / 2**20
+    return round(peak, 1)

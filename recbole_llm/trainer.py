@@ -1,0 +1,296 @@
+"""Training: our loop, stop rule, checkpoints and evaluation over whatever trainer RecBole picks for a model."""
+
+import copy
+import json
+import math
+import os
+import random
+import time
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from recbole.trainer import trainer as stock
+from recbole.utils import get_trainer
+from recbole.utils.enum_type import ModelType
+from safetensors.torch import load_file, save_file
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from .collate import by_length, pad
+from .data.candidates import draw_candidates
+from .errors import UserError
+from .evaluation import metrics
+from .evaluation.loop import TopLists, rank_cases
+from .evaluation.ranks import RankTable
+
+WEIGHTS, STATE, OTHER = "model.safetensors", "state.pt", "other_parameter."
+
+
+class Harness:
+    """Mixin over a RecBole trainer, which keeps its `_train_epoch` and `_build_optimizer`.
+
+    Files of `folder`: model.safetensors holds the best weights so far; state.pt holds the last ones with the
+    optimizer, the random generators and the counters, so that a resumed run equals an uninterrupted one.
+    """
+
+    def __init__(self, config, model):
+        self.folder = Path(config["run_folder"] or Path(config["checkpoint_dir"]) / f"{config['model']}-{time.strftime('%Y%m%d-%H%M%S')}")
+        with (
+            patch.object(stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / "tensorboard")),
+            patch.object(stock, "ensure_dir", lambda folder: None),
+            patch.object(stock, "Collector", lambda config: None),
+            patch.object(stock, "Evaluator", lambda config: None),
+        ):
+            super().__init__(config, model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.seconds = {"train": 0.0, "valid": 0.0}
+        self.best_epoch = -1
+        self.history: list[dict] = []
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
+
+        Returns the best validation score and its metrics, as RecBole's trainers do.
+        """
+        self._restore_generator(train_data)
+        if self.start_epoch == 0:
+            self._save_best()  # zero epochs and validation-free runs have weights, too
+        for epoch in range(self.start_epoch, self.epochs):
+            if self.cur_step > self.stopping_step:
+                break
+            started = time.perf_counter()
+            loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
+            loss = float(sum(loss) if isinstance(loss, tuple) else loss or 0.0)
+            self.seconds["train"] += time.perf_counter() - started
+            self.train_loss_dict[epoch] = loss
+            self.tensorboard.add_scalar("loss", loss, epoch)
+            line = {"epoch": epoch, "loss": loss, "seconds": round(time.perf_counter() - started, 2)}
+            if valid_data and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0:
+                line |= self._validate(valid_data, epoch, show_progress)
+                if callback_fn:
+                    callback_fn(epoch, line["valid_score"])
+            elif not valid_data or self.eval_step <= 0:
+                self._save_best()
+                self.best_epoch = epoch
+            self.history.append(line)
+            if verbose:
+                self.logger.info(_told(line, self.best_epoch == epoch))
+            self._save_state(epoch, train_data)
+        return self.best_valid_score, self.best_valid_result
+
+    def _validate(self, valid_data, epoch: int, show_progress: bool) -> dict:
+        started = time.perf_counter()
+        score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        self.seconds["valid"] += time.perf_counter() - started
+        self.tensorboard.add_scalar(self.valid_metric, score, epoch)
+        better = score > self.best_valid_score if self.valid_metric_bigger else score < self.best_valid_score
+        self.cur_step = 0 if better else self.cur_step + 1
+        if better:
+            self.best_valid_score, self.best_valid_result, self.best_epoch = score, result, epoch
+            self._save_best()
+        return {"valid_score": score, "valid_seconds": round(time.perf_counter() - started, 2)}
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        return result[self.valid_metric], result
+
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """Metric -> value of one part; `model_file` is a run folder."""
+        if load_best_model:
+            load_weights(self.model, Path(model_file or self.folder))
+        table, _ = self.rank(eval_data, show_progress=show_progress)
+        return metrics.evaluate(table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"]))
+
+    def rank(self, eval_data, topk: int = 0, show_progress: bool = False) -> tuple[RankTable, TopLists | None]:
+        """The rank of every case's target in one part of the data."""
+        dataset = eval_data._dataset
+        config = self.config
+        part = "test" if dataset.cases is dataset.split.test else "valid"
+        mode = config["eval_args"]["mode"][part]
+        candidates = None
+        if mode != "full":
+            candidates = draw_candidates(dataset.tables, dataset.cases, int(mode[3:]), config["candidate_seed"] or 0, config["candidates_exclude"] or "user")
+        return rank_cases(
+            self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),
+            memory=config["eval_memory"] or 128, topk=topk, progress=f"Evaluate {part}" if show_progress else None,
+        )  # fmt: skip
+
+    def _save_best(self) -> None:
+        save_weights(self.model, self.folder)
+
+    def _save_state(self, epoch: int, train_data) -> None:
+        state = {
+            "epoch": epoch, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
+            "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
+            "model": self.model.state_dict(), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(),
+            "loader": train_data.generator.get_state(), "torch": torch.get_rng_state(), "python": random.getstate(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": json.dumps(_numpy_state()), "seconds": self.seconds, "history": self.history,
+        }  # fmt: skip
+        _atomic(self.folder / STATE, lambda path: torch.save(state, path))
+
+    def resume_checkpoint(self, resume_file):
+        """Continue from state.pt of a run folder, bit for bit."""
+        state = torch.load(Path(resume_file) / STATE, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for name, value in state["other"].items():
+            setattr(self.model, name, value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.start_epoch, self.cur_step, self.best_epoch = state["epoch"] + 1, state["cur_step"], state["best_epoch"]
+        self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
+        self.seconds, self.history = state["seconds"], state["history"]
+        self._generators = state
+        self.logger.info(f"resumed after epoch {state['epoch']}")
+
+    def _restore_generator(self, train_data) -> None:
+        """Set the random generators last, when nothing else will draw from them before the first batch."""
+        state = self.__dict__.pop("_generators", None)
+        if state is None:
+            return
+        train_data.generator.set_state(state["loader"].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        name, keys, *rest = json.loads(state["numpy"])
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+def _told(line: dict, best: bool) -> str:
+    valid = f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} s{' (best)' if best else ''}" if "valid_score" in line else ""
+    return f"epoch {line['epoch']}: loss {line['loss']:.6f} in {line['seconds']:.1f} s{valid}"
+
+
+def _numpy_state() -> list:
+    name, keys, *rest = np.random.get_state()
+    return [name, keys.tolist(), *rest]
+
+
+def _other_tensors(model) -> dict[str, torch.Tensor]:
+    """RecBole's `other_parameter`, tensors only: anything else is rebuilt from the training data."""
+    names = getattr(model, "other_parameter_name", [])
+    return {name: getattr(model, name) for name in names if torch.is_tensor(getattr(model, name))}
+
+
+def save_weights(model, folder: Path) -> None:
+    """A model with a `save` method (LLM backbones) writes its own files; the rest go to model.safetensors."""
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(getattr(model, "saved_apart", ()))}
+    tensors |= {OTHER + name: value for name, value in _other_tensors(model).items()}
+    if hasattr(model, "save"):
+        model.save(folder)
+    # clone: tensors that share memory (tied weights) are refused otherwise
+    _atomic(folder / WEIGHTS, lambda path: save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path))
+
+
+def load_weights(model, folder: Path) -> None:
+    """The counterpart of `save_weights`. Raises UserError when the weights are another model's."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished run")
+    tensors = load_file(path, device=str(model.device))
+    for name in [name for name in tensors if name.startswith(OTHER)]:
+        setattr(model, name.removeprefix(OTHER), tensors.pop(name))
+    if hasattr(model, "load"):
+        model.load(folder)
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(getattr(model, "saved_apart", ()))}
+    wrong = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise UserError(f"{folder} is a checkpoint of another model, dataset or setting: {len(wrong)} tensors differ, the first is {wrong[0]}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _atomic(path: Path, write) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+@lru_cache
+def trainer_class(name: str, model_type: ModelType) -> type:
+    """The trainer that RecBole picks for a model, with our harness over it."""
+    base = get_trainer(model_type, name)
+    if issubclass(base, Harness):
+        return base
+    if not issubclass(base, stock.Trainer):
+        raise UserError(f"{name}: trained by {base.__name__}, which this harness does not run; use recbole.quick_start.run_recbole")
+    return type(f"Harness{base.__name__}", (Harness, base), {})
+
+
+class LLMTrainer(Harness, stock.Trainer):
+    """The epoch of our models: examples ordered by length, steps of `train_batch_size` in passes that fit memory.
+
+    A model without trainable parameters is not trained. The learning rate is a function of the step alone, and
+    the order of an epoch one of (seed, epoch), so that a resumed run goes on as if it had not stopped.
+    """
+
+    def _build_optimizer(self, **kwargs):
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not parameters:
+            return torch.optim.SGD([torch.zeros(1)], lr=0.0)
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95))
+
+    def _rate(self, done: float) -> float:
+        """Learning rate after a share `done` of all steps: linear warm-up, then a cosine to a tenth."""
+        warmup = self.config["warmup"] or 0.0
+        if done < warmup:
+            return self.learning_rate * done / warmup
+        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        self.model.train()
+        config, dataset = self.config, train_data._dataset
+        examples = self.model.training_examples(dataset.cases, epoch_idx)
+        tokens = sum(map(len, examples))
+        if epoch_idx == self.start_epoch:
+            self.logger.info(f"{len(examples)} sequences, {tokens / 1e6:.2f} M tokens an epoch, {self.epochs - epoch_idx} epochs")
+        order = np.random.default_rng([config["seed"], epoch_idx, 1]).permutation(len(examples))
+        steps = [order[at : at + config["train_batch_size"]] for at in range(0, len(order), config["train_batch_size"])]
+        total, learned = 0.0, 0
+        bar = tqdm(steps, desc=f"Train {epoch_idx}", disable=not show_progress, ncols=100)
+        for step, rows in enumerate(bar):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate((epoch_idx + (step + 1) / len(steps)) / self.epochs)
+            self.optimizer.zero_grad()
+            batch = [examples[row] for row in rows]
+            for part in by_length([len(example) for example in batch], config["train_tokens"]):
+                padded = pad([batch[row] for row in part], pad_id=self.model.bundle.tokenizer.pad_token_id).to(self.device)
+                with self._autocast():
+                    loss = self.model.loss(padded)
+                self._check_nan(loss)
+                (loss / len(batch)).backward()
+                total += loss.item()
+            learned += sum(int(example.learned.sum()) for example in batch)
+            if self.clip_grad_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.optimizer.step()
+            bar.set_postfix_str(f"loss/token {total / max(1, learned):.3f}")
+        return total / max(1, learned)
+
+    def _autocast(self):
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        kind = kinds.get(self.config["precision"])
+        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
+
+    def rank(self, eval_data, topk=0, show_progress=False):
+        with self._autocast():
+            return super().rank(eval_data, topk, show_progress)
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        """On a fixed draw of validation users: choosing a checkpoint needs no more, and each costs decoding."""
+        most = self.config["valid_users"]
+        cases = valid_data._dataset.cases
+        if most and most < len(cases):
+            chosen = np.sort(np.random.default_rng(0).permutation(len(cases))[:most])
+            part = copy.copy(valid_data._dataset)
+            part.cases = cases[chosen]
+            valid_data = SimpleNamespace(_dataset=part)
+        self.model.validating = True
+        try:
+            return super()._valid_epoch(valid_data, show_progress)
+        finally:
+            self.model.validating = False

@@ -1,0 +1,479 @@
+"""Ranks and metrics against brute force, and against RecBole's own where there are no ties."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation import ranks
+from recbole_llm.evaluation.metrics import (
+    case_values,
+    evaluate,
+    list_metrics,
+    rank_values,
+)
+from recbole_llm.evaluation.ranks import RankTable, count_above_and_tied, scored_rows
+
+INF = math.inf
+NAMES = ["recall@1", "recall@3", "hit@3", "ndcg@1", "ndcg@4", "ndcg@50", "mrr@2", "mrr@50", "mrr"]
+
+
+def make_table(above, tied, n_candidates=None, user=None):
+    n = len(above)
+    return RankTable(
+        user=np.array(user if user is not None else [f"u{i}" for i in range(n)]),
+        target=np.array([f"i{i}" for i in range(n)]),
+        position=np.arange(n),
+        above=np.array(above),
+        tied=np.array(tied),
+        n_candidates=np.full(n, n_candidates or 1 + max(a + t for a, t in zip(above, tied))),
+        fallback=np.zeros(n, bool),
+    )
+
+
+# Counting
+
+
+def loop_counts(scores, targets, ignore=None, rows=None):
+    above, tied = [], []
+    for case, target in enumerate(targets):
+        row = scores[case if rows is None else rows[case]]
+        left_out = set() if ignore is None else set(ignore[case]) - {target}
+        others = [row[j] for j in range(len(row)) if j != target and j not in left_out]
+        above.append(sum(x > row[target] for x in others))
+        tied.append(sum(x == row[target] for x in others))
+    return above, tied
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def kernel(request, monkeypatch):
+    """Both ways of counting, with tiles that are small enough to be cut in rows and in columns."""
+    monkeypatch.setattr(ranks, "NUMPY_THREADS", 10**6 if request.param == "numpy" else 0)
+    monkeypatch.setattr(ranks, "CPU_BLOCK", 40)
+    return request.param
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n_rows", "width"), [(1, 1), (7, 3), (13, 17), (5, 40), (3, 41), (4, 203), (0, 5)])
+def test_counts_equal_a_loop(kernel, dtype, n_rows, width):
+    rng = np.random.default_rng(width)
+    values = rng.integers(-3, 4, (n_rows, width)).astype(float)
+    values[rng.random(values.shape) < 0.2] = -INF
+    values[rng.random(values.shape) < 0.05] = INF
+    scores, targets = torch.tensor(values, dtype=dtype), rng.integers(0, width, n_rows)
+    ignore = rng.integers(-1, width, (n_rows, 6))
+    for left_out in (None, ignore):
+        above, tied = count_above_and_tied(
+            scores, torch.tensor(targets), None if left_out is None else torch.tensor(left_out)
+        )
+        assert above.dtype == tied.dtype == torch.int32
+        assert (above.tolist(), tied.tolist()) == loop_counts(values, targets, left_out)
+    assert torch.equal(scores, torch.tensor(values, dtype=dtype)), "the scores were changed"
+
+
+def test_several_cases_read_one_row(kernel):
+    rng = np.random.default_rng(3)
+    values, rows = rng.integers(0, 5, (6, 19)).astype(float), np.array([4, 0, 0, 5, 4, 1, 1, 1, 2])
+    targets = rng.integers(0, 19, len(rows))
+    above, tied = count_above_and_tied(torch.tensor(values), torch.tensor(targets), rows=torch.tensor(rows))
+    assert (above.tolist(), tied.tolist()) == loop_counts(values, targets, rows=rows)
+
+
+@pytest.mark.parametrize("width", [2040, 2041, 4080, 4097])
+def test_counts_at_the_limit_of_a_byte(monkeypatch, width):
+    """All columns hold: 255 words of ones fill each byte of a sum to the brim."""
+    monkeypatch.setattr(ranks, "NUMPY_THREADS", 10**6)
+    scores = torch.ones(2, width)
+    scores[0, 0] = 0
+    above, tied = count_above_and_tied(scores, torch.tensor([0, 1]))
+    assert above.tolist() == [width - 1, 0]
+    assert tied.tolist() == [0, width - 1]
+
+
+def test_both_kernels_agree_on_untiled_sizes(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(17, 140_000, generator=generator).mul(100).round()
+    targets = torch.randint(0, 140_000, (17,), generator=generator)
+    bounds = scores[torch.arange(17), targets][:, None]
+    for threads in (0, 10**6):
+        monkeypatch.setattr(ranks, "NUMPY_THREADS", threads)
+        above, tied = count_above_and_tied(scores, targets)
+        assert torch.equal(above, (scores > bounds).sum(1, dtype=torch.int32))
+        assert torch.equal(tied, (scores == bounds).sum(1, dtype=torch.int32) - 1)
+
+
+@pytest.mark.parametrize("column", [0, 5, 30])
+def test_nan_is_an_error_that_names_the_row(kernel, column):
+    scores = torch.zeros(9, 31)
+    scores[4:] = torch.arange(31.0)
+    scores[6, column] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"row 6 \(1 of 9"):
+        count_above_and_tied(scores, torch.full((9,), 5))
+    with pytest.raises(FloatingPointError, match="row 6"):
+        count_above_and_tied(scores, torch.tensor([5, 5]), rows=torch.tensor([8, 6]))
+
+
+def test_a_nan_target_alone_is_an_error(kernel):
+    with pytest.raises(FloatingPointError, match="row 0"):
+        count_above_and_tied(torch.tensor([[torch.nan]]), torch.tensor([0]))
+
+
+def test_a_target_of_minus_infinity_ties_with_candidates_only():
+    scores = torch.tensor([[-INF, 1.0, -INF, -INF, 2.0]])  # 0 is padding, 2 is masked, 3 the target
+    written = count_above_and_tied(scores, torch.tensor([3]))
+    named = count_above_and_tied(scores, torch.tensor([3]), ignore=torch.tensor([[0, 2, -1, 0]]))
+    assert [x.item() for x in written] == [2, 2]
+    assert [x.item() for x in named] == [2, 0]
+    assert scored_rows(scores, torch.tensor([0]), torch.tensor([3])).tolist() == [[2, 0, 3]]
+
+
+def test_the_target_is_never_left_out():
+    scores = torch.tensor([[3.0, 2.0, 2.0, 1.0]])
+    above, tied = count_above_and_tied(scores, torch.tensor([1]), ignore=torch.tensor([[1, 0]]))
+    assert (above.item(), tied.item()) == (0, 1)
+
+
+def test_gradients_and_wrong_arguments():
+    scores = torch.randn(3, 5, requires_grad=True)
+    count_above_and_tied(scores, torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="expected, found"):
+        count_above_and_tied(scores, torch.tensor([0, 1]))
+    for wrong in (-1, 5):
+        with pytest.raises(IndexError):
+            count_above_and_tied(scores, torch.tensor([0, wrong, 1]))
+    with pytest.raises(TypeError, match="floating point"):
+        count_above_and_tied(torch.ones(2, 2, dtype=torch.int64), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_and_autocast_do_not_round_the_counts(monkeypatch, dtype):
+    monkeypatch.setattr(ranks, "NUMPY_THREADS", 0)
+    scores = torch.ones(1, 70_002, dtype=dtype)
+    scores[0, 0] = 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        above, _ = count_above_and_tied(scores, torch.tensor([0]))
+    assert above.item() == 70_001
+
+
+# The table
+
+
+def test_table_round_trip(tmp_path):
+    table = make_table([3, 0, 7], [0, 2, 1], n_candidates=20, user=["NA", "ü", "0007"])
+    table.save(tmp_path / "ranks.npz")
+    again = RankTable.load(tmp_path / "ranks.npz")
+    assert os.listdir(tmp_path) == ["ranks.npz"]
+    assert np.array_equal(again.key(), table.key())
+    for name in ("above", "tied", "n_candidates", "fallback", "position"):
+        assert np.array_equal(getattr(again, name), getattr(table, name))
+        assert getattr(again, name).dtype == getattr(table, name).dtype
+    both = RankTable.concat([table, make_table([1], [1], user=["a longer token"])])
+    assert len(both) == 4 and both.user[3] == "a longer token" and both.user[0] == "NA"
+    assert both.take(np.array([3, 0])).above.tolist() == [1, 3]
+
+
+def test_table_takes_objects_and_no_rows():
+    table = make_table([1], [0], user=np.array(["x"], dtype=object))
+    assert table.user.dtype.kind == "U"
+    empty = RankTable([], [], [], [], [], [], [])
+    assert len(empty) == 0 and len(RankTable.concat([empty, table])) == 1
+
+
+def test_table_refuses_what_it_cannot_mean():
+    with pytest.raises(TypeError, match="str tokens"):
+        make_table([1], [0], user=[17])
+    with pytest.raises(ValueError, match="found above 3, tied 2, n_candidates 5"):
+        make_table([3], [2], n_candidates=5)
+    with pytest.raises(ValueError, match="equal length"):
+        RankTable(["a"], ["b"], [0], [0], [0], [1], [False, True])
+    with pytest.raises(TypeError, match="above"):
+        RankTable(["a"], ["b"], [0], [0.5], [0], [1], [False])
+    with pytest.raises(ValueError, match="int32"):
+        RankTable(["a"], ["b"], [2**31], [0], [0], [1], [False])
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "ranks.npz"
+    make_table([1], [0]).save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(np, "savez", lambda file, **_: file.write(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_table([2], [0]).save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["ranks.npz"]
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_load_never_unpickles(tmp_path):
+    np.savez(tmp_path / "evil.npz", user=np.array([Trap(str(tmp_path / "sprung"))], dtype=object))
+    (tmp_path / "short.npz").write_bytes(b"PK\x03\x04")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for name in ("evil.npz", "short.npz", "one.npy"):
+        with pytest.raises(UserError, match="saved rank table"):
+            RankTable.load(tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
+
+
+# Metrics
+
+
+def order_value(name, rank):
+    base, _, k = name.partition("@")
+    if k and rank > int(k):
+        return 0.0
+    return {"recall": 1.0, "hit": 1.0, "ndcg": 1 / math.log2(1 + rank), "mrr": 1 / rank}[base]
+
+
+def enumerated(name, above, tied):
+    """Mean, best and worst over every order of the target and the items tied with it."""
+    orders = itertools.permutations(range(tied + 1))
+    values = [order_value(name, above + 1 + order.index(0)) for order in orders]
+    return math.fsum(values) / len(values), max(values), min(values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_expectation_over_all_orders_of_ties(name):
+    cases = list(itertools.product(range(5), range(6)))
+    table = make_table(*map(list, zip(*cases)))
+    found = np.stack([case_values(table, name + order) for order in ("", "_opt", "_pes")], 1)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, [enumerated(name, a, t) for a, t in cases], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("base", ["ndcg", "mrr"])
+def test_long_ties_are_exact(base):
+    for above, tied in [(0, 99_999), (50_000, 49_999), (99_990, 3), (7, 60_000)]:
+        found = rank_values(base, None, "", [above], [tied])[0]
+        wanted = math.fsum(order_value(base, r) for r in range(above + 1, above + tied + 2)) / (tied + 1)
+        assert abs(found - wanted) < 1e-12
+
+
+def test_without_ties_the_orders_agree_to_the_last_bit():
+    above = np.arange(100_000)
+    for base in ("recall", "ndcg", "mrr"):
+        for k in (None, 10):
+            values = [rank_values(base, k, order, above, np.zeros_like(above)) for order in ("", "_opt", "_pes")]
+            assert np.array_equal(values[0], values[1]) and np.array_equal(values[0], values[2])
+
+
+def test_constant_scores_give_chance():
+    table = make_table([0] * 4, [99] * 4)
+    assert evaluate(table, ["recall"], [10]) == {
+        "recall@10": pytest.approx(0.1),
+        "recall@10_opt": 1.0,
+        "recall@10_pes": 0.0,
+    }
+
+
+def test_names_and_means():
+    table = make_table([0, 3, 1], [1, 0, 0], user=["a", "a", "b"])
+    result = evaluate(table, ["NDCG", "MRR", "recall@2"], [1, 5])
+    names = ["ndcg@1", "ndcg@5", "mrr@1", "mrr@5", "mrr", "recall@2"]
+    assert list(result) == [name + order for name in names for order in ("", "_opt", "_pes")]
+    assert result["mrr"] == pytest.approx((0.75 + 0.25 + 0.5) / 3)
+    assert np.array_equal(case_values(table, "Mrr"), [0.75, 0.25, 0.5])
+    by_user = evaluate(table, ["mrr"], [5], group_by_user=True)
+    assert by_user["mrr"] == pytest.approx(((0.75 + 0.25) / 2 + 0.5) / 2)
+    assert evaluate(table, ["hit"], [2])["hit@2"] == result["recall@2"]
+    assert list(evaluate(table, ["ndcg@3_opt", "ndcg@3"], [])) == ["ndcg@3", "ndcg@3_opt", "ndcg@3_pes"]
+
+
+@pytest.mark.parametrize("name", ["ndgc@10", "ndcg", "ndcg@0", "mrr@", "mrr@-1", "recall@5_mean", "map@3"])
+def test_unknown_names_are_refused_in_one_line(name):
+    with pytest.raises(UserError, match="expected a metric among") as fault:
+        case_values(make_table([0], [0]), name)
+    assert "\n" not in str(fault.value) and name in str(fault.value)
+
+
+def test_no_cases_is_an_error():
+    with pytest.raises(UserError, match="at least one case"):
+        evaluate(RankTable([], [], [], [], [], [], []), ["ndcg"], [10])
+
+
+def test_a_million_cases_take_less_than_a_second():
+    rng = np.random.default_rng(0)
+    above, tied = rng.integers(0, 10_000, (2, 1_000_000), dtype=np.int32)
+    start = time.process_time()
+    for base, k in (("recall", 10), ("ndcg", 10), ("mrr", None)):
+        rank_values(base, k, "", above, tied)
+    assert time.process_time() - start < 1
+
+
+# Lists
+
+
+def loop_gini(frequency):
+    """Mean absolute difference over twice the mean, the definition."""
+    n = len(frequency)
+    return sum(abs(x - y) for x in frequency for y in frequency) / (2 * n * sum(frequency))
+
+
+def test_list_metrics_by_hand():
+    items = np.array([[1, 2, 3], [1, 4, 0], [1, 0, 0], [0, 0, 0]])
+    counts = np.array([99, 10, 5, 0, 1, 7])
+    result = list_metrics(items, counts, [1, 3], tail=0.4)  # the tail is items 3 (never trained) and 4
+    assert result["item_coverage@1"] == 1 / 5 and result["item_coverage@3"] == 4 / 5
+    assert result["average_popularity@1"] == 10
+    assert result["average_popularity@3"] == pytest.approx((15 / 3 + 11 / 2 + 10) / 3)
+    assert result["tail_share@1"] == 0
+    assert result["tail_share@3"] == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)
+    assert result["gini@1"] == pytest.approx(loop_gini([3, 0, 0, 0, 0]))
+    assert result["gini@3"] == pytest.approx(loop_gini([3, 1, 1, 1, 0]))
+
+
+def test_list_metrics_refuse_other_ids():
+    counts = np.array([0, 1, 2])
+    for items in ([[3]], [[-1]], [[0]], np.zeros((0, 1), int)):
+        with pytest.raises(UserError, match="expected item ids"):
+            list_metrics(np.array(items), counts, [1])
+    with pytest.raises(UserError, match="at least 5 items"):
+        list_metrics(np.array([[1]]), counts, [5])
+
+
+# RecBole
+
+
+@pytest.fixture
+def recbole():
+    compat = pytest.importorskip("recbole_llm.compat")
+    compat.install()
+    return pytest.importorskip("recbole.evaluator")
+
+
+def settings(metrics, topk=(1, 3, 10), **more):
+    """What RecBole's evaluator and collector read of a Config."""
+    common = {"eval_args": {"mode": "full"}, "device": "cpu", "metric_decimal_place": 12, "tail_ratio": None}
+    return common | {"metrics": list(metrics), "topk": list(topk)} | more
+
+
+def evaluate_with_recbole(recbole, config, batches, **data):
+    collector, evaluator = recbole.Collector(config), recbole.Evaluator(config)
+    for key, value in data.items():
+        collector.data_struct.set(key.replace("__", "."), value)
+    for scores, rows, targets in batches:
+        collector.eval_batch_collect(scores, None, rows, targets)
+    return collector, evaluator.evaluate(collector.get_data_struct())
+
+
+def random_batches(n_batches=3, n_rows=20, width=200, ties=False):
+    generator = torch.Generator().manual_seed(width)
+    batches = []
+    for _ in range(n_batches):
+        scores = torch.rand(n_rows, width, generator=generator).log()
+        scores = scores.mul(2).round() if ties else scores
+        targets = torch.randint(1, width, (n_rows,), generator=generator)
+        # Each target gets one of the best 15 places, so that the cut-offs are met.
+        places = torch.randint(0, 15, (n_rows,), generator=generator)
+        scores[torch.arange(n_rows), targets] = scores.topk(15).values[torch.arange(n_rows), places] + (0 if ties else 1e-6)
+        scores[:, 0] = -INF
+        batches.append((scores, torch.arange(n_rows), targets))
+    return batches
+
+
+def test_equal_to_recbole_without_ties(recbole):
+    from recbole_llm.evaluation.metrics import register
+
+    register()
+    batches = random_batches()
+    metrics = ["Recall", "Hit", "NDCG", "MRR"]
+    _, stock = evaluate_with_recbole(recbole, settings(metrics), batches)
+    _, ours = evaluate_with_recbole(recbole, settings([f"Tie{name}" for name in metrics]), batches)
+    assert 0 < stock["ndcg@1"] < stock["ndcg@10"] < 1
+    for key, value in stock.items():
+        for order in ("", "_opt", "_pes"):
+            assert ours[f"tie{key}{order}"] == pytest.approx(value, abs=1e-12)
+    counts = [count_above_and_tied(scores[:, 1:], targets - 1) for scores, _, targets in batches]
+    above, tied = (np.concatenate([count[i].numpy() for count in counts]) for i in (0, 1))
+    table = make_table(above, tied, n_candidates=199)
+    for key, value in evaluate(table, metrics, [1, 3, 10]).items():
+        assert ours[f"tie{key}"] == pytest.approx(value, abs=1e-12)
+
+
+def test_recbole_counts_candidates_and_starts_every_evaluation_afresh(recbole):
+    from recbole_llm.evaluation.metrics import register
+
+    register()
+    register()
+    config = settings(["TieNDCG", "Recall"])
+    collector = recbole.Collector(config)
+    for n_batches in (3, 1, 2):
+        for scores, _, _ in random_batches(n_batches, ties=True):
+            scores[3, 5:50] = -INF
+            rows, targets = torch.tensor([0, 0, 3, 7]), torch.tensor([60, 61, 62, 63])
+            collector.eval_batch_collect(scores, None, rows, targets)
+        gathered = collector.get_data_struct()
+        assert gathered.get("rec.rank").shape == (4 * n_batches, 3)
+        assert gathered.get("rec.rank").dtype == torch.int64
+        assert "rec.rank" not in collector.data_struct
+    for row, target, found in zip(rows.tolist(), targets.tolist(), gathered.get("rec.rank")[-4:].tolist()):
+        values = [x for x in scores[row].tolist() if x > -INF]
+        bound = scores[row, target].item()
+        assert found == [sum(x > bound for x in values), sum(x == bound for x in values) - 1, len(values)]
+    assert [len(values) for values in gathered.get("rec.rank").T] == [8, 8, 8]
+
+
+def test_stock_metrics_gather_no_ranks(recbole):
+    from recbole_llm.evaluation.metrics import register
+
+    register()
+    collector = recbole.Collector(settings(["Recall"]))
+    for batch in random_batches(1):
+        collector.eval_batch_collect(batch[0], None, *batch[1:])
+    assert "rec.rank" not in collector.get_data_struct()
+
+
+def test_registration_reaches_recbole_while_it_is_being_imported():
+    """A fresh process: the registry's hook runs inside RecBole's own import; a class pickles by name."""
+    pytest.importorskip("recbole_llm.registry")
+    code = """
+import pickle, sys
+from recbole_llm import registry
+registry.register()
+assert "recbole" not in sys.modules and "torch" not in sys.modules
+from recbole.evaluator.register import metrics_dict, metric_types, smaller_metrics
+from recbole.config import configurator
+from recbole_llm.evaluation.metrics import TieNDCG
+assert configurator.metric_types["tiendcg"] == metric_types["ndcg"] and "tiendcg" not in smaller_metrics
+assert metrics_dict["tiendcg"] is TieNDCG is pickle.loads(pickle.dumps(TieNDCG))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_list_metrics_equal_recbole(recbole):
+    """RecBole's own classes, fed with a catalogue without padding and with every item trained at least once."""
+    rng = np.random.default_rng(0)
+    n_items, cases = 300, 30
+    weights = np.arange(1, n_items + 1) / np.arange(1, n_items + 1).sum()
+    counts = np.concatenate([[0], rng.integers(1, 4, n_items)])  # the tail ends among items that are equally popular
+    items = np.stack([1 + rng.choice(n_items, 10, replace=False, p=weights) for _ in range(cases)])
+    struct = recbole.collector.DataStruct()
+    struct.set("rec.items", torch.tensor(items))
+    struct.set("data.num_items", n_items)
+    struct.set("data.count_items", Counter({i: int(counts[i]) for i in range(1, n_items + 1)}))
+    ours = list_metrics(items, counts, [3, 10])
+    names = {
+        "ItemCoverage": "item_coverage",
+        "AveragePopularity": "average_popularity",
+        "GiniIndex": "gini",
+        "TailPercentage": "tail_share",
+    }
+    for stock, name in names.items():
+        values = recbole.metrics_dict[stock.lower()](settings([stock], topk=(3, 10))).calculate_metric(struct)
+        for k in (3, 10):
+            assert ours[f"{name}@{k}"] == pytest.approx(values[f"{stock.lower()}@{k}"], abs=1e-12)
