@@ -25,6 +25,7 @@ class Backbone:
 
     def save(self, folder: Path) -> None:
         """Write ordinary transformers files; a reader never sees half of them."""
+        _quiet()
         temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
         for path in (temporary, old):
             shutil.rmtree(path, ignore_errors=True)
@@ -60,6 +61,7 @@ def load_folder(name: str) -> Backbone:
     """A pretrained causal LM by hub id or folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _quiet()
     if os.sep in name and not (Path(name) / "config.json").is_file():
         raise UserError(f"backbone {name!r} is not a model folder: expected config.json in it")
     try:
@@ -72,6 +74,13 @@ def load_folder(name: str) -> Backbone:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Backbone(model, tokenizer)
+
+
+def _quiet() -> None:
+    """transformers draws a bar for every file that it reads or writes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int):

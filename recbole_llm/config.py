@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"settings file {path} not found")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, found a {type(content).__name__}")
@@ -107,25 +108,49 @@ def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | N
         _merge(settings, layer)
     if registry.stock_models().get(model) == "general":
         settings["repeatable"] = False  # it would let RecBole draw training negatives among the positives
-    _cross_entropy(settings, model)
     _own_features(settings, model)
-    known = set(settings) | UNLISTED
-    default = copy.deepcopy(settings)
-    for layer in [*(read_yaml(Path(file)) for file in files), overrides or {}]:
-        _check_keys(layer, known, default)
-        _merge(settings, layer)
+    layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
+    _apply(layers, settings)
+    _cross_entropy(settings, model, asked=any(str(key).partition(".")[0] == "train_neg_sample_args" for layer in layers for key in layer))
     _check_values(settings)
     settings |= {"model": model, "dataset": dataset}
     return settings
 
 
-def changed(stored: dict, overrides: dict) -> dict:
+def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: dict | None = None,
+         own: dict[str, dict] | None = None, seeds: Sequence[int] | None = None) -> dict[str, list[dict]]:  # fmt: skip
+    """The settings of a comparison: model -> one dict per seed.
+
+    Parameters
+    ----------
+    own : model -> settings of that model alone.
+    seeds : the setting `seeds` where not given.
+    """
+    planned = {}
+    for model in models:
+        settings = (overrides or {}) | (own or {}).get(model, {})
+        first = resolve(model, dataset, files, settings)
+        chosen = seeds or first["seeds"]
+        planned[model] = [resolve(model, dataset, files, settings | {"seed": seed}) for seed in chosen] if chosen else [first]
+    return planned
+
+
+def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
     """The settings of a stored run with some of them changed."""
     settings = copy.deepcopy(stored)
-    _check_keys(overrides, set(settings) | UNLISTED, stored)
-    _merge(settings, overrides)
+    layers = [*(_read_settings(file, stored["model"], stored["dataset"]) for file in files), overrides]
+    for name in ("model", "dataset"):
+        if any(name in layer for layer in layers):
+            raise UserError(f"{name}: a run keeps its own, which is {stored[name]}")
+    _apply(layers, settings)
     _check_values(settings)
     return settings
+
+
+def moved(stored: dict, dataset: str) -> dict:
+    """The settings of a stored run for another dataset: what was the old dataset's default becomes the new one's."""
+    old, new = resolve(stored["model"], stored["dataset"]), resolve(stored["model"], dataset)
+    return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
 
 
 def shared_settings(settings: dict) -> dict:
@@ -133,7 +158,28 @@ def shared_settings(settings: dict) -> dict:
     overall = set(_cached_yaml(resources.properties() / "overall.yaml")) - {"stages", "stage_settings", "init_from", "precision", "stopping_step"}
     data = {"data_path", "checkpoint_dir", "show_progress", "seed", "use_gpu", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD",
             "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "MAX_ITEM_LIST_LENGTH"}  # fmt: skip
-    return {key: value for key, value in settings.items() if key in (overall | data) and key not in ("selected_features", "item_attribute", "valid_metric", "repeatable")}
+    left = ("selected_features", "item_attribute", "repeatable")
+    shared = {key: value for key, value in settings.items() if key in (overall | data) and key not in left}
+    # which cut-offs there are is shared, so the choice among them must be; its treatment of ties is the model's
+    return shared | {"valid_metric": re.sub("_(opt|pes)$", "", settings["valid_metric"])}
+
+
+def _read_settings(file: str, model: str, dataset: str) -> dict:
+    """A user's settings file; it may name the model and the dataset, as --print_config does."""
+    layer = read_yaml(Path(file))
+    for key, own in (("model", model), ("dataset", dataset)):
+        named = str(layer.pop(key, own))
+        if (registry.canonical(named) if key == "model" else named) != own:
+            raise UserError(f"{file}: its {key} is {named}, but {own} is asked for; leave one out")
+    return layer
+
+
+def _apply(layers: list[dict], settings: dict) -> None:
+    """Put the user's layers over settings, which name the keys there are and their kinds."""
+    known, default = set(settings) | UNLISTED, copy.deepcopy(settings)
+    for layer in layers:
+        _check_keys(layer, known, default)
+        _merge(settings, layer)
 
 
 def _merge(settings: dict, layer: dict) -> None:
@@ -145,9 +191,11 @@ def _merge(settings: dict, layer: dict) -> None:
             settings[head] = inner = dict(inner) if isinstance(inner, dict) and head != "split" else {}
             _merge(inner, {rest: value})
         elif key in MERGED and isinstance(value, dict) and isinstance(settings.get(key), dict):
-            inner = dict(settings[key])
-            _merge(inner, value)
-            settings[key] = inner
+            settings[key] = inner = copy.deepcopy(settings[key])
+            for name, one in value.items() if key == "stage_settings" else ():
+                _merge(inner.setdefault(name, {}), one)
+            if key != "stage_settings":
+                _merge(inner, value)
         else:
             settings[key] = copy.deepcopy(value)
 
@@ -160,10 +208,13 @@ def _own_features(settings: dict, model: str) -> None:
             settings[key] = None
 
 
-def _cross_entropy(settings: dict, model: str) -> None:
+def _cross_entropy(settings: dict, model: str, asked: bool) -> None:
     """A sequential model with cross-entropy takes no sampled negatives: RecBole asks the user to say so, we say it."""
-    if registry.stock_models().get(model, "sequential") == "sequential" and settings.get("loss_type") == "CE":
-        settings["train_neg_sample_args"] = None
+    if registry.stock_models().get(model, "sequential") != "sequential" or settings.get("loss_type") != "CE":
+        return
+    if asked and settings["train_neg_sample_args"]:
+        raise UserError(f"train_neg_sample_args: {model} with loss_type CE draws no negatives; leave it out or set another loss_type")
+    settings["train_neg_sample_args"] = None
 
 
 def _check_keys(layer: dict, known: set, default: dict) -> None:
@@ -181,11 +232,25 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
                 raise UserError(f"unknown key 'eval_args.{name}': expected one of {', '.join(sorted(EVAL_KEYS))}")
         if rest and head != "eval_args" and not isinstance(default.get(head), dict | None):
             raise UserError(f"key {key!r}: {head} is a {type(default[head]).__name__}, not a group of keys")
+        if not rest:
+            _check_kind(key, layer[key], default.get(key))
+
+
+def _check_kind(key: str, value, default) -> None:
+    """A number stays a number and a switch a switch."""
+    if value is None or not isinstance(default, int | float):
+        return
+    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
+        raise UserError(f"{key}: expected {'true or false' if isinstance(default, bool) else 'a number'}, found {value!r}")
 
 
 def _check_values(settings: dict) -> None:
     args = settings["eval_args"]
+    if not isinstance(args, dict):
+        raise UserError(f"eval_args: expected a group with {', '.join(sorted(EVAL_KEYS))}, found {args!r}")
     mode = args["mode"]
+    if isinstance(mode, dict) and (not mode or mode.keys() - {"valid", "test"}):
+        raise UserError(f"eval_args.mode: expected one mode, or one for valid and one for test, found {mode!r}")
     for part in mode.values() if isinstance(mode, dict) else [mode]:
         if not re.fullmatch(r"full|uni[1-9]\d*", str(part)):
             raise UserError(f"eval_args.mode: expected full or uniK such as uni20, found {part!r}")
@@ -201,15 +266,21 @@ def _check_values(settings: dict) -> None:
         if str(metric).lower() not in allowed:
             raise UserError(f"metrics: expected some of Recall, Hit, NDCG, MRR, found {metric!r}")
     settings["metrics"] = metrics
-    for key in ("epochs", "train_batch_size", "eval_step", "stopping_step"):
-        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 0:
-            raise UserError(f"{key}: expected a whole number, found {settings[key]!r}")
+    computed = {f"{str(metric).lower()}@{k}" for metric in metrics for k in topk} | {str(metric).lower() for metric in metrics} & {"mrr"}
+    if re.sub("_(opt|pes)$", "", str(settings["valid_metric"]).lower()) not in computed:
+        raise UserError(f"valid_metric: expected one of {', '.join(sorted(computed))}, found {settings['valid_metric']!r}; change it, metrics or topk")
+    for key, least in (("epochs", 0), ("train_batch_size", 1), ("eval_step", 0), ("stopping_step", 0), ("topk_saved", 1), ("seed", 0)):
+        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < least:
+            raise UserError(f"{key}: expected a whole number from {least} up, found {settings[key]!r}")
+    for key in ("beside", "seeds", "stages"):
+        if settings[key] is not None and not isinstance(settings[key], list):
+            settings[key] = [settings[key]]
     if settings["precision"] not in ("fp32", "bf16", "fp16"):
         raise UserError(f"precision: expected fp32, bf16 or fp16, found {settings['precision']!r}")
 
 
-# Settings that decide where and how fast, not what: they do not make another run of it.
-NOT_IN_HASH = {"gpu_id", "use_gpu", "worker", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds"}  # fmt: skip
+# Settings that decide where, how fast and beside whom, not what: they do not make another run of it.
+NOT_IN_HASH = {"beside", "gpu_id", "use_gpu", "worker", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds"}  # fmt: skip
 
 
 def settings_hash(settings: dict, **extra) -> str:

@@ -51,7 +51,7 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     from .evaluation.loop import catalogue_scores
 
     with torch.no_grad():
-        scores = catalogue_scores(model, dataset, cases)[0, 1:].float().cpu().numpy()
+        scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:k]
     name = (lambda item: f"{tables.items[item]}  {text.sentence(item)}") if text else (lambda item: str(tables.items[item]))
     lines = [f"history ({len(items)} items, newest last):", *(f"      {name(item)}" for item in items[-10:]), "recommended:"]

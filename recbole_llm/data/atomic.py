@@ -57,7 +57,7 @@ def read_atomic(path: Path, columns: set[str] | None = None, numbers: bool = Tru
 
     def parse(float_dtype):
         return pd.read_csv(
-            io.BytesIO(source), sep="\t", header=None, names=list(types), usecols=keep, encoding="utf-8",
+            io.BytesIO(source), sep="\t", lineterminator="\n", header=None, names=list(types), usecols=keep, encoding="utf-8",
             quoting=quoting, keep_default_na=False, na_values={name: [""] for name in floats}, engine="c",
             dtype=dtype | dict.fromkeys(floats, float_dtype), float_precision="round_trip" if float_dtype is not str else None,
         )[keep]  # fmt: skip
@@ -82,6 +82,8 @@ def _parse_header(path: Path, line: bytes) -> dict[str, str]:
             raise UserError(
                 f"{path}, line 1: expected a header of tab-separated `name:type` with type one of {', '.join(TYPES)}, found {cell!r}"
             )
+        if name in types:
+            raise UserError(f"{path}, line 1: column {name} is there twice; rename one")
         types[name] = kind
     return types
 
@@ -118,12 +120,17 @@ def _check_quoted(path: Path, body: bytes, width: int, ragged: int) -> None:
 
 def _report_bad_number(path: Path, frame: pd.DataFrame, floats: list[str]) -> None:
     for name in floats:
-        cells = frame[name].fillna("").to_numpy(dtype=object)
-        for row, cell in enumerate(cells):
-            try:
-                float(cell or "nan")
-            except ValueError:
-                raise UserError(f"{path}, line {row + 2}: expected a number in column {name}, found {cell!r}") from None
+        for row, cell in enumerate(frame[name].fillna("").to_numpy(dtype=object)):
+            if cell and not _is_number(cell):
+                raise UserError(f"{path}, line {row + 2}: expected a number or an empty cell in column {name}, found {cell!r}") from None
+
+
+def _is_number(cell: str) -> bool:
+    """Whether pandas reads it as one: unlike float(), it takes neither `nan` nor `1_000`."""
+    try:
+        return not np.isnan(float(cell)) and cell.isascii() and "_" not in cell
+    except ValueError:
+        return False
 
 
 def _unquote(column: pd.Series) -> pd.Series:

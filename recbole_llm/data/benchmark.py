@@ -32,8 +32,13 @@ def load_benchmark(source: Source) -> Tables:
             if name not in types:
                 raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}")
         frame = read_atomic(path, {source.user_field, list_field, source.item_field}, numbers=False)
+        for name in (source.user_field, source.item_field):
+            if len(empty := np.flatnonzero(frame[name] == "")):
+                raise UserError(f"{path}, line {empty[0] + 2}: {name} is empty; give it an id or remove the line")
         parts.append(frame.assign(part=part))
     rows = pd.concat(parts, ignore_index=True)
+    if len(rows) == 0:
+        raise UserError(f"{source.path('*.inter')}: the pre-split files hold no row")
     user, users = pd.factorize(rows[source.user_field].to_numpy(dtype=object))
     windows = [[*cells.split(), target] for cells, target in zip(rows[list_field], rows[source.item_field], strict=True)]
     own_rows = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1])

@@ -30,11 +30,11 @@ def source_of(config) -> Source:
         folder=Path(config["data_path"]), name=config["data_name"] or config["dataset"],
         user_field=config["USER_ID_FIELD"], item_field=config["ITEM_ID_FIELD"],
         time_field=config["TIME_FIELD"], rating_field=config["RATING_FIELD"],
-        inter_columns=frozenset(() if inter == "*" else inter) | frozenset(config["threshold"] or ()),
+        inter_columns=None if inter == "*" else frozenset(inter) | frozenset(config["threshold"] or ()),
         dedup=config["dedup"], remove_repeats=config["rm_dup_inter"], catalogue=config["catalogue"],
         user_sample=config["user_sample"], sample_seed=config["sample_seed"],
         user_interval=config["user_inter_num_interval"], item_interval=config["item_inter_num_interval"],
-        value_intervals=tuple((config["val_interval"] or {}).items()),
+        value_intervals=tuple((name, str(interval)) for name, interval in (config["val_interval"] or {}).items()),
         need_item_row=bool(config["need_item_row"]), benchmark=tuple(config["benchmark_filename"] or ()),
     )  # fmt: skip
 
@@ -124,8 +124,8 @@ class TableMixin:
             features = self.config["selected_features"] or []
             attribute = self.config["item_attribute"]
             wanted += [name for name in [*features, *([attribute] if attribute else [])] if name not in wanted]
-        if not wanted:
-            return None
+        if not wanted:  # RecBole numbers what is in its frames: items without events need a row in one
+            return pd.DataFrame({key: tokens}) if kind == "item" and self.config["catalogue"] == "all" else None
         missing = [name for name in wanted if name not in types]
         if missing:
             raise UserError(
@@ -136,7 +136,10 @@ class TableMixin:
         source = FeatureSource(kind)
         for name in wanted:
             ftype = FeatureType(types[name])
-            frame[name], length = _convert(table[name], ftype, (self.config["seq_len"] or {}).get(name))
+            try:
+                frame[name], length = _convert(table[name], ftype, (self.config["seq_len"] or {}).get(name))
+            except ValueError as error:
+                raise UserError(f"dataset {self.tables.name}, .{kind} column {name}: {error}; write numbers or make it a token column") from None
             self._declare(name, ftype, source, length)
         return pd.DataFrame(frame)
 
@@ -266,7 +269,7 @@ def _convert(cells: pd.Series, ftype: FeatureType, limit: int | None) -> tuple[o
     if ftype == FeatureType.TOKEN:
         return [cell or None for cell in cells], 1
     if ftype == FeatureType.FLOAT:
-        return pd.to_numeric(cells.replace("", np.nan)).to_numpy(np.float64), 1
+        return np.array([cell or np.nan for cell in cells], dtype=np.float64), 1
     dtype = str if ftype == FeatureType.TOKEN_SEQ else np.float64
     rows = [np.array(cell.split()[:limit], dtype=dtype) for cell in cells]
     return rows, max(1, max(map(len, rows)))

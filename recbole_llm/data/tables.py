@@ -51,14 +51,15 @@ class Tables:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over users, items, order, times and item texts: equal data, equal fingerprint."""
+        """16 hex digits over users, items, order, times and side tables: equal data, equal fingerprint."""
         digest = hashlib.sha256()
         for tokens in (self.users, self.items):
             digest.update("\0".join(tokens).encode())
         for array in (self.start, self.item, self.time, *(self.columns[key] for key in sorted(self.columns))):
             digest.update(np.ascontiguousarray(array if array.dtype != object else array.astype(str)).tobytes())
-        for name in self.item_table:
-            digest.update(f"{name}\0".encode() + "\0".join(self.item_table[name]).encode())
+        for table in (self.item_table, self.user_table):
+            for name in () if table is None else table:
+                digest.update(f"{name}\0".encode() + "\0".join(table[name]).encode())
         for split, rows in sorted((self.cases or {}).items()):
             digest.update(split.encode() + rows.tobytes())
         return digest.hexdigest()[:16]
@@ -78,7 +79,7 @@ class Source:
     item_field: str = "item_id"
     time_field: str = "timestamp"
     rating_field: str = "rating"
-    inter_columns: frozenset[str] = frozenset()
+    inter_columns: frozenset[str] | None = frozenset()  # further columns of .inter; None takes all
     dedup: str = "event"  # event | consecutive | none
     remove_repeats: str | None = None  # first | last: keep one event per (user, item)
     catalogue: str = "met"  # met | all
@@ -147,12 +148,20 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
 
 def _read_interactions(source: Source) -> pd.DataFrame:
     path = source.path("inter")
+    if not path.is_file():
+        raise UserError(f"{path} not found; expected the interactions of {source.name} there")
     types = read_header(path)
     for name in (source.user_field, source.item_field):
         if name not in types:
             raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}; rename it or set its key (USER_ID_FIELD, …)")
-    wanted = {source.user_field, source.item_field, source.time_field, source.rating_field} | source.inter_columns
-    wanted |= {name for name, _ in source.value_intervals}
+    if types.get(source.time_field, "float") != "float":
+        raise UserError(f"{path}: expected {source.time_field}:float, found {source.time_field}:{types[source.time_field]}; write the times as numbers")
+    wanted = None
+    if source.inter_columns is not None:
+        if missing := sorted(source.inter_columns - set(types) - {source.time_field}):
+            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(types)}; set load_col or threshold")
+        wanted = {source.user_field, source.item_field, source.time_field, source.rating_field} | source.inter_columns
+        wanted |= {name for name, _ in source.value_intervals}
     frame = read_atomic(path, wanted)
     for name in (source.user_field, source.item_field):
         empty = np.flatnonzero(frame[name] == "")
@@ -176,6 +185,8 @@ def _deduplicate(frame: pd.DataFrame, source: Source, has_time: bool, log: list[
     elif source.dedup != "none":
         raise UserError(f"dedup: expected event, consecutive or none, found {source.dedup!r}")
     if source.remove_repeats:
+        if source.remove_repeats not in ("first", "last"):
+            raise UserError(f"rm_dup_inter: expected first or last, found {source.remove_repeats!r}")
         order = np.argsort(frame[source.time_field].to_numpy(), kind="stable")
         repeat = frame.iloc[order].duplicated(pair, keep=source.remove_repeats).sort_index()
         frame = frame[~repeat]
@@ -188,7 +199,9 @@ def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
     for name, interval in source.value_intervals:
         if name not in frame:
             raise UserError(f"val_interval: {source.path('inter')} has no column {name}; it has {', '.join(frame)}")
-        kept = _inside(frame[name].to_numpy(dtype=np.float64), interval)
+        if frame[name].dtype != np.float64:
+            raise UserError(f"val_interval: column {name} of {source.path('inter')} holds no numbers; only float columns can be bounded")
+        kept = _inside(frame[name].to_numpy(), interval)
         log.append(f"{int((~kept).sum())} events with {name} outside {interval} left out")
         frame = frame[kept]
     if source.need_item_row and source.path("item").is_file():

@@ -42,37 +42,37 @@ def rank_cases(
     """
     model.eval()
     pairwise = candidates is not None and not _scores_all(model)
-    width = dataset.item_num if not pairwise else candidates.shape[1] + 1
+    width = dataset.item_num - 1 if not pairwise else candidates.shape[1] + 1
     rows = int(max(1, min(MAX_CASES, memory * 2**20 // (4 * width))))
     tables = dataset.tables
     parts, lists = [], []
     for begin in tqdm(range(0, len(cases), rows), desc=progress, disable=progress is None, ncols=100):
         batch = cases[begin : begin + rows]
-        target = torch.from_numpy(tables.item[batch.end].astype(np.int64) + 1)
+        target = torch.from_numpy(tables.item[batch.end].astype(np.int64))
         chosen = None
         if candidates is not None:
-            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin : begin + rows]) + 1], dim=1)
+            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin : begin + rows])], dim=1)
         if pairwise:
-            scores = _predict(model, dataset, dataset.case_batch(batch), chosen)
+            scores = _predict(model, dataset, dataset.case_batch(batch), chosen + 1)
         else:
             scores = catalogue_scores(model, dataset, batch)
-            scores[:, 0] = -torch.inf
             if mask_history:
                 _mask(scores, tables, batch, target)
             if chosen is not None:
                 scores = scores.gather(1, chosen.to(scores.device))
-        index = target if chosen is None else torch.zeros_like(target)
-        above, tied = count_above_and_tied(scores, index.to(scores.device))
-        count = torch.isfinite(scores).sum(dim=1).cpu().numpy() if mask_history else np.full(len(batch), scores.shape[1] - (chosen is None))
+        index = (target if chosen is None else torch.zeros_like(target)).to(scores.device)
+        own = scores.gather(1, index[:, None])
+        if torch.isneginf(own).any():
+            raise FloatingPointError(f"{type(model).__name__} scored {int(torch.isneginf(own).sum())} targets -inf: a score must rank every item")
+        above, tied = count_above_and_tied(scores, index)
+        count = (~torch.isneginf(scores)).sum(dim=1) if mask_history else torch.full((len(batch),), scores.shape[1])
         fallback = getattr(model, "fallback", None)
-        parts.append(
-            RankTable(
-                user=tables.users[batch.user], target=tables.items[tables.item[batch.end]],
-                position=(batch.end - tables.start[batch.user]).astype(np.int32),
-                above=np.asarray(above, np.int32), tied=np.asarray(tied, np.int32), n_candidates=count.astype(np.int32),
-                fallback=np.zeros(len(batch), bool) if fallback is None else fallback,
-            )  # fmt: skip
-        )
+        table = RankTable(
+            user=tables.users[batch.user], target=tables.items[tables.item[batch.end]], position=batch.end - tables.start[batch.user],
+            above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=count.cpu().numpy(),
+            fallback=np.zeros(len(batch), bool) if fallback is None else fallback,
+        )  # fmt: skip
+        parts.append(table)
         if topk:
             lists.append(_top(scores, chosen, topk))
     top = TopLists(*(np.concatenate(column) for column in zip(*lists, strict=True))) if topk else None
@@ -84,16 +84,15 @@ def _scores_all(model) -> bool:
 
 
 def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
-    """[cases, n_items + 1] scores, writable, on the model's device; column 0 is RecBole's padding item."""
+    """[cases, items] scores, writable, on the model's device; RecBole's padding item is cut off."""
     interaction = dataset.case_batch(cases)
     if _scores_all(model):
-        return model.full_sort_predict(interaction.to(model.device)).view(len(cases), dataset.item_num)
-    every = torch.arange(dataset.item_num).clamp(min=1).expand(len(cases), -1)  # column 0 is overwritten: any item will do
-    return _predict(model, dataset, interaction, every)
+        return model.full_sort_predict(interaction.to(model.device)).view(len(cases), dataset.item_num)[:, 1:]
+    return _predict(model, dataset, interaction, torch.arange(1, dataset.item_num).expand(len(cases), -1))
 
 
 def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
-    """[cases, C] scores by `predict` on every (case, item) pair, in pieces that fit."""
+    """[cases, C] scores by `predict` on every (case, item) pair, in pieces that fit; items are RecBole's ids."""
     flat = []
     rows = max(1, MAX_PAIRS // items.shape[1])
     for row in range(0, len(items), rows):
@@ -106,12 +105,12 @@ def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
 
 
 def _mask(scores: torch.Tensor, tables, cases: Cases, target: torch.Tensor) -> None:
-    kept = scores.gather(1, target[:, None].to(scores.device))
-    sizes = cases.end - cases.begin
-    row = np.repeat(np.arange(len(cases)), sizes)
-    column = np.concatenate([tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]).astype(np.int64) + 1
-    scores[torch.from_numpy(row).to(scores.device), torch.from_numpy(column).to(scores.device)] = -torch.inf
-    scores.scatter_(1, target[:, None].to(scores.device), kept)
+    target = target[:, None].to(scores.device)
+    kept = scores.gather(1, target)
+    row = np.repeat(np.arange(len(cases)), cases.end - cases.begin)
+    met = np.concatenate([tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]).astype(np.int64)
+    scores[torch.from_numpy(row).to(scores.device), torch.from_numpy(met).to(scores.device)] = -torch.inf
+    scores.scatter_(1, target, kept)
 
 
 def _top(scores: torch.Tensor, chosen: torch.Tensor | None, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,5 +118,5 @@ def _top(scores: torch.Tensor, chosen: torch.Tensor | None, k: int) -> tuple[np.
     values, items = best.values.float().cpu(), best.indices.cpu()
     if chosen is not None:
         items = chosen.gather(1, items)
-    items = torch.where(torch.isfinite(values), items - 1, -1)
+    items = torch.where(torch.isneginf(values), -1, items)
     return items.to(torch.int32).numpy(), values.numpy()

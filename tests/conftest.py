@@ -1,0 +1,67 @@
+"""What several test files share: real data, small datasets on disk, and datasets as RecBole and we build them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def shared():
+    """The folder of real data beside the repository; the test is skipped where there is none."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("no ../shared/data")
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write({suffix: rows}) puts the atomic files of dataset `toy` into a new folder; the first row is the header."""
+    count = 0
+
+    def write(files: dict) -> Path:
+        nonlocal count
+        count += 1
+        folder = tmp_path / str(count) / "toy"
+        folder.mkdir(parents=True)
+        for suffix, rows in files.items():
+            text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+            (folder / f"toy.{suffix}").write_text(text, encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def parts():
+    """parts(model, folder, **settings): our (train, valid, test) datasets."""
+    from recbole_llm import config
+    from recbole_llm.loaders import make_loaders
+
+    def build(model, folder, **settings):
+        resolved = config.resolve(model, folder.name, [], {"use_gpu": False} | settings)
+        return [loader._dataset for loader in make_loaders(config.recbole_config(resolved, folder))]
+
+    return build
+
+
+@pytest.fixture
+def stock(monkeypatch):
+    """stock(model, folder, **settings): RecBole's own dataset, not yet built, split by `settings['split']`."""
+    import recbole_llm  # noqa: F401  lets RecBole run on today's libraries
+
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])  # RecBole's Config reads it
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # and sets this
+
+    def build(model, folder, columns=("user_id", "item_id", "timestamp"), split=None, mode="full", **settings):
+        from recbole.config import Config
+        from recbole.data import create_dataset
+
+        args = {"split": split or {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
+        base = {"data_path": str(folder.parent), "load_col": {"inter": list(columns)}, "eval_args": args, "train_neg_sample_args": None}
+        return create_dataset(Config(model=model, dataset=folder.name, config_dict={**base, "use_gpu": False, **settings}))
+
+    return build

@@ -1,0 +1,156 @@
+"""Training: the same as RecBole's where RecBole is right, strict where it is not, and nothing lost by a stop."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from worlds import prepared, settings_for, write_cycle
+
+STOCK = """
+import json, sys, logging
+import recbole_llm
+from recbole.quick_start import quick_start
+from recbole.trainer import Trainer
+model, data, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.argv = sys.argv[:1]
+losses = []
+inner = Trainer._train_epoch
+def spy(self, *args, **kwargs):
+    losses.append(inner(self, *args, **kwargs)); return losses[-1]
+Trainer._train_epoch = spy
+result = quick_start.run_recbole(model=model, dataset="cycle", config_dict={
+    "data_path": data, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "epochs": epochs,
+    "train_batch_size": 64, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "metrics": ["Recall", "NDCG", "MRR"], "topk": [1, 5, 10], "metric_decimal_place": 12, "valid_metric": "NDCG@10", "stopping_step": 100,
+    "show_progress": False, "checkpoint_dir": data + "/stock", "state": "ERROR",
+})
+print(json.dumps({"losses": losses, "test": {key: float(value) for key, value in result["test_result"].items()}, "valid": result["best_valid_score"]}))
+"""
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_losses_and_metrics_are_stock_recboles(tmp_path, model):
+    """Same seed, same data, same number of epochs: losses to the last bit, metrics to 1e-9."""
+    write_cycle(tmp_path)
+    done = subprocess.run([sys.executable, "-c", STOCK, model, str(tmp_path), "3"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stock = json.loads(done.stdout.strip().splitlines()[-1])
+    _, model, trainer, (train, valid, test) = prepared(model, tmp_path, epochs=3, dedup="none", stopping_step=100)
+    trainer.fit(train, valid)
+    assert list(trainer.train_loss_dict.values()) == pytest.approx(stock["losses"], abs=1e-12)
+    ours = trainer.evaluate(test)
+    for key, value in stock["test"].items():
+        assert ours[key] == pytest.approx(value, abs=1e-9), key
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR", "CALRec"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
+    write_cycle(tmp_path)
+    _, whole, trainer, (train, valid, test) = prepared(model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "whole"))
+    trainer.fit(train, valid)
+    expected = trainer.evaluate(test)
+
+    _, _, first, (train, valid, _) = prepared(model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "cut"))
+    inner = first._train_epoch
+
+    def killed_in_the_third(data, epoch, **kwargs):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return inner(data, epoch, **kwargs)
+
+    first._train_epoch = killed_in_the_third
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(train, valid)
+    torch.manual_seed(99)  # a new process knows nothing of the old one's generators
+    np.random.seed(99)
+    _, other, second, (train, valid, test) = prepared(model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "cut"))
+    second.resume_checkpoint(first.folder)
+    second.fit(train, valid)
+    assert [line["loss"] for line in second.history] == [line["loss"] for line in trainer.history]
+    assert second.evaluate(test) == expected
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_state_and_weights_load_without_pickle(tmp_path):
+    write_cycle(tmp_path)
+    _, _, trainer, (train, valid, _) = prepared("SASRec", tmp_path)
+    trainer.fit(train, valid)
+    torch.load(trainer.folder / "state.pt", weights_only=True)
+
+
+def test_a_plateau_stops(tmp_path, monkeypatch):
+    """RecBole takes an equal score for an improvement and never stops on a plateau (early_stopping: value >= best)."""
+    from recbole.utils import early_stopping
+
+    assert early_stopping(0.5, 0.5, 0, 2)[1:] == (0, False, True)
+    write_cycle(tmp_path)
+    _, _, trainer, (train, valid, _) = prepared("GRU4Rec", tmp_path, epochs=50, stopping_step=2)
+    monkeypatch.setattr(trainer, "_valid_epoch", lambda *args, **kwargs: (0.5, {"ndcg@10": 0.5}))
+    trainer.fit(train, valid)
+    assert len(trainer.history) == 4 and trainer.best_epoch == 0
+
+
+def test_a_gain_in_the_fifth_decimal_counts(tmp_path, monkeypatch):
+    write_cycle(tmp_path)
+    _, _, trainer, (train, valid, _) = prepared("GRU4Rec", tmp_path, epochs=5, stopping_step=1)
+    scores = iter([0.5, 0.500001, 0.500002, 0.500003, 0.500004])
+    monkeypatch.setattr(trainer, "_valid_epoch", lambda *args, **kwargs: (next(scores), {"ndcg@10": 0.0}))
+    trainer.fit(train, valid)
+    assert trainer.best_epoch == 4
+
+
+def test_pop_counts_events(tmp_path):
+    """Stock Pop adds one per batch an item occurs in: a batch of everything makes every item equal."""
+    write_cycle(tmp_path, users=30, length=5)
+    _, model, trainer, (train, valid, test) = prepared("Pop", tmp_path)
+    trainer.fit(train, valid)
+    dataset = train._dataset
+    counts = np.bincount(dataset.tables.item[dataset.split.train_events] + 1, minlength=dataset.item_num)
+    assert model.item_cnt[:, 0].tolist() == counts.tolist()
+    assert counts.max() > 1
+
+
+@pytest.mark.parametrize("model,floor", [("SASRec", 0.9), ("CALRec", 0.7)])
+def test_a_certain_world_is_learnt(tmp_path, model, floor):
+    """The next item is certain: whoever learns finds it; Pop cannot."""
+    write_cycle(tmp_path, users=60, length=10)
+    own = {"SASRec": {"epochs": 60, "train_batch_size": 64, "eval_step": 20}, "CALRec": {"epochs": 30, "train_batch_size": 8, "eval_step": 30}}[model]
+    _, _, trainer, (train, valid, test) = prepared(model, tmp_path, **own)
+    trainer.fit(train, valid)
+    reached = trainer.evaluate(test)["recall@1"]
+    _, _, pop, (train, valid, test) = prepared("Pop", tmp_path)
+    pop.fit(train, valid)
+    assert reached > floor > 3 * pop.evaluate(test)["recall@1"]
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    from recbole_llm.errors import UserError
+
+    write_cycle(tmp_path)
+    _, _, trainer, (train, valid, _) = prepared("SASRec", tmp_path)
+    trainer.fit(train, valid)
+    _, _, other, (_, _, test) = prepared("GRU4Rec", tmp_path)
+    with pytest.raises(UserError, match="another model, dataset or setting"):
+        other.evaluate(test, model_file=trainer.folder)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        other.evaluate(test, model_file=tmp_path / "nothing")
+
+
+def test_stages_hand_their_weights_on(tmp_path):
+    """S3Rec: pre-training, then fine-tuning from it; both are runs."""
+    from recbole_llm.run import run_settings
+
+    write_cycle(tmp_path)
+    own = {"item_attribute": "categories", "stage_settings": {"pretrain": {"epochs": 1}, "finetune": {"epochs": 0}}}
+    settings = settings_for("S3Rec", tmp_path, **own)
+    run = run_settings(settings)
+    from safetensors.torch import load_file
+
+    runs = sorted(path.parent for path in (tmp_path / "saved").glob("S3Rec*/run.json"))
+    assert len(runs) == 2 and run.row["stage"] == "finetune"
+    weights = [load_file(folder / "model.safetensors") for folder in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

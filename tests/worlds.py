@@ -1,0 +1,46 @@
+"""Small worlds with known answers, and the shortest way to a model on them."""
+
+from pathlib import Path
+
+import numpy as np
+
+FRUIT = "apple banana cherry damson elder fig grape hazel iris juniper kiwi lemon".split()
+
+
+def write_cycle(folder: Path, users: int = 40, length: int = 8, seed: int = 0, name: str = "cycle") -> Path:
+    """Every user walks the same cycle of items from a random start: the next item is certain, popularity is flat."""
+    rng = np.random.default_rng(seed)
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(users):
+        start = int(rng.integers(len(FRUIT)))
+        rows += [f"u{user}\ti{(start + step) % len(FRUIT)}\t{1000 * user + step}" for step in range(length)]
+    (target / f"{name}.inter").write_text("\n".join(rows) + "\n")
+    items = ["item_id:token\ttitle:token_seq\tcategories:token_seq\tbrand:token_seq"]
+    items += [f"i{number}\t{word} juice\tdrinks {word[0]}\tbrand{number % 3}" for number, word in enumerate(FRUIT)]
+    (target / f"{name}.item").write_text("\n".join(items) + "\n")
+    return folder
+
+
+TINY = {  # settings that make any model quick
+    "show_progress": False, "beside": [], "epochs": 1, "scratch_vocabulary": 300, "samples": 4, "valid_samples": 2, "max_new_tokens": 16,
+    "topk": [1, 5, 10], "train_batch_size": 64, "eval_step": 1, "max_length": 256,
+}  # fmt: skip
+
+
+def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dict:
+    """Resolved settings with TINY's where the model has them."""
+    from recbole_llm import config
+
+    known = config.resolve(model, dataset)
+    tiny = {key: value for key, value in TINY.items() if key in known} | {"data_path": str(folder), "checkpoint_dir": str(folder / "saved")}
+    return config.resolve(model, dataset, [], tiny | own)
+
+
+def prepared(model: str, folder: Path, dataset: str = "cycle", **own):
+    """(Prepared, model, trainer, loaders)."""
+    from recbole_llm.run import Prepared
+
+    ready = Prepared(settings_for(model, folder, dataset, **own))
+    return ready, *ready.build()
