@@ -34,11 +34,18 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse prints its usage before a mistake; one line will do."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
 def _arguments(argv: list[str], **known: str) -> tuple[argparse.Namespace, dict]:
     """Named arguments, and everything else as settings."""
     from .config import parse_value
 
-    parser = argparse.ArgumentParser(prog="run_recbole_llm.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog="run_recbole_llm.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for name, text in known.items():
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
@@ -60,50 +67,66 @@ def _need(value: str | None, name: str) -> str:
 
 
 def _run(argv: list[str]) -> int:
-    args, settings = _arguments(argv, model="model name", dataset="dataset name", resume="run to go on with, by folder or id")
-    from . import config, store
+    args, settings = _arguments(argv, model="model name", dataset="dataset name", seeds=SEEDS, resume="run to go on with, by folder or id")
+    from . import config, registry
 
     if args.resume:
-        folder = store.find_run(args.resume, Path(settings.get("checkpoint_dir", "saved")))
-        stored = store.read_run(folder)["settings"]
-        return _report([config.changed(stored, settings)])
-    model, dataset, files = _need(args.model, "model"), _need(args.dataset, "dataset"), args.config_files.split()
-    resolved = config.resolve(model, dataset, files, settings)
+        if args.model or args.dataset or args.seeds:
+            raise UserError("--resume goes on with a run as it is: leave out --model, --dataset and --seeds")
+        stored = _stored(args.resume, args.config_files.split(), settings)[1]
+        return _print_config(stored) if args.print_config else _report({stored["model"]: [stored]})
+    dataset = _need(args.dataset, "dataset")
+    planned = config.plan([registry.canonical(_need(args.model, "model"))], dataset, args.config_files.split(), settings, seeds=_seeds(args.seeds))
+    (model, group), = planned.items()
     if args.print_config:
-        return _print_config(resolved)
-    shared = config.shared_settings(resolved)
-    beside = [config.resolve(name, dataset, [], shared) for name in resolved["beside"] or [] if name != resolved["model"]]
-    return _report([*beside, resolved])
+        return _print_config(group[0])
+    names = [name for name in map(registry.canonical, group[0]["beside"] or []) if name != model]
+    return _report(config.plan(names, dataset, [], config.shared_settings(group[0]), seeds=_seeds(args.seeds)) | planned)
 
 
-def _report(settings: list[dict]) -> int:
+def _report(planned: dict[str, list[dict]]) -> int:
     """Run and print one table."""
     from .compare import show, table_of, write_table
-    from .run import run_settings
+    from .run import run_all
 
-    runs = {one["model"]: [run_settings(one)] for one in settings}
+    runs = run_all(planned)
     table = table_of(runs)
-    folder = write_table(table, runs, Path(settings[-1]["checkpoint_dir"]))
+    last = list(runs.values())[-1][-1]
+    folder = write_table(table, runs, last.folder.parent)
     show(table)
-    print(f"run: {runs[settings[-1]['model']][0].folder}   table: {folder}")
+    print(f"run: {last.folder}   table: {folder}")
     return 0
+
+
+def _seeds(text: str | None) -> list | None:
+    from .config import parse_value
+
+    return [parse_value(seed) for seed in text.split(",")] if text else None
+
+
+def _stored(name: str, files: list[str], settings: dict, dataset: str | None = None) -> tuple[Path, dict]:
+    """The folder of a run, and its settings with those changes; on another dataset, that one's defaults."""
+    from . import config, store
+
+    folder = store.find_run(name, Path(settings.get("checkpoint_dir", "saved")))
+    stored = store.read_run(folder)["settings"]
+    return folder, config.changed(config.moved(stored, dataset) if dataset else stored, settings, files)
 
 
 def _print_config(settings: dict) -> int:
     import yaml
 
-    print(yaml.safe_dump(settings, sort_keys=True, allow_unicode=True, width=120), end="")
+    from .config import shown
+
+    print(yaml.safe_dump(shown(settings), sort_keys=True, allow_unicode=True, width=120), end="")
     return 0
 
 
 def _compare(argv: list[str]) -> int:
-    args, settings = _arguments(argv, models="model names, separated by commas", dataset="dataset name", seeds="seeds, separated by commas")
+    args, settings = _arguments(argv, models="model names, separated by commas", dataset="dataset name", seeds=SEEDS)
     from . import config, registry
-    from .compare import show, table_of, write_table
-    from .run import run_settings
 
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
-    seeds = [config.parse_value(seed) for seed in args.seeds.split(",")] if args.seeds else [None]
     own: dict[str, dict] = {model: {} for model in models}
     for key in list(settings):
         head, _, rest = key.partition(".")
@@ -112,50 +135,40 @@ def _compare(argv: list[str]) -> int:
             if name not in own:
                 raise UserError(f"--{key}: {name} is not among --models")
             own[name][rest] = settings.pop(key)
-    files = args.config_files.split()
-    planned = {
-        model: [config.resolve(model, _need(args.dataset, "dataset"), files, settings | own[model] | ({} if seed is None else {"seed": seed})) for seed in seeds]
-        for model in models
-    }
+    planned = config.plan(models, _need(args.dataset, "dataset"), args.config_files.split(), settings, own, _seeds(args.seeds))
     if args.print_config:
-        return _print_config({model: group[0] for model, group in planned.items()})
-    runs = {model: [run_settings(one) for one in group] for model, group in planned.items()}
-    table = table_of(runs)
-    folder = write_table(table, runs, Path(planned[models[0]][0]["checkpoint_dir"]))
-    show(table)
-    print(f"table: {folder}")
-    return 0
+        return _print_config({model: config.shown(group[0]) for model, group in planned.items()})
+    return _report(planned)
 
 
 def _evaluate(argv: list[str]) -> int:
     args, settings = _arguments(argv, checkpoint="run to evaluate, by folder or id", dataset="another dataset")
-    from . import config, store
+    folder, stored = _stored(_need(args.checkpoint, "checkpoint"), args.config_files.split(), settings, args.dataset)
+    if args.print_config:
+        return _print_config(stored)
     from .compare import show, table_of
     from .run import evaluate_run
 
-    saved = Path(settings.get("checkpoint_dir", "saved"))
-    folder = store.find_run(_need(args.checkpoint, "checkpoint"), saved)
-    overrides = settings | ({"dataset": args.dataset} if args.dataset else {})
-    stored = config.changed(store.read_run(folder)["settings"], overrides)
-    if args.print_config:
-        return _print_config(stored)
     show(table_of({stored["model"]: [evaluate_run(folder, stored)]}))
     return 0
 
 
 def _recommend(argv: list[str]) -> int:
     args, settings = _arguments(argv, checkpoint="run to ask, by folder or id", user="user id", history="item titles, separated by ;", k="how many items")
-    from . import config, store
-    from .recommend import recommend
-
-    folder = store.find_run(_need(args.checkpoint, "checkpoint"), Path(settings.get("checkpoint_dir", "saved")))
+    folder, stored = _stored(_need(args.checkpoint, "checkpoint"), args.config_files.split(), settings)
     if bool(args.user) == bool(args.history):
         raise UserError("recommend: expected either --user=ID or --history=\"title; title\"")
-    stored = config.changed(store.read_run(folder)["settings"], settings)
+    if not (args.k or "10").isdecimal() or args.k == "0":
+        raise UserError(f"--k: expected a positive whole number, found {args.k!r}")
+    if args.print_config:
+        return _print_config(stored)
+    from .recommend import recommend
+
     for line in recommend(folder, stored, user=args.user, history=args.history, k=int(args.k or 10)):
         print(line)
     return 0
 
 
+SEEDS = "seeds, separated by commas: one run for each"
 COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning after a fork says nothing to a user

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .config import plan
 from .report.table import Table, make_table, to_csv, to_latex, to_markdown, to_screen
-from .run import Run, run_model
+from .run import Run, run_all
 
 COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mrr")
 SIGNIFICANT = 0.05
@@ -22,11 +23,7 @@ def compare(models: Sequence[str], dataset: str, files: list[str] = (), override
     ----------
     own : model -> settings of that model alone.
     """
-    overrides = overrides or {}
-    runs = {}
-    for model in models:
-        settings = overrides | (own or {}).get(model, {})
-        runs[model] = [run_model(model, dataset, files, settings | ({"seed": seed} if seed is not None else {})) for seed in (seeds or [None])]
+    runs = run_all(plan(models, dataset, files, overrides, own, seeds))
     return table_of(runs), runs
 
 
@@ -37,7 +34,7 @@ def table_of(runs: dict[str, list[Run]]) -> Table:
     columns = [column for column in COLUMNS if column in first["test"]]
     bounds = {"Bayes (expected)": {key.removeprefix("bayes_"): value for key, value in first["test"].items() if key.startswith("bayes_")}}
     mode = first["split"]["mode"]
-    title = f"{first['dataset']}: {first['cases']} test cases, {mode['test'] if isinstance(mode, dict) else mode}"
+    title = f"{first['dataset']}: {first['cases']} test cases, {mode.get('test', mode.get('valid')) if isinstance(mode, dict) else mode}"
     marks, notes = _significance(runs, columns) if len(runs) > 1 else ({}, [])
     for name, group in runs.items():
         rates = {key: value for key, value in group[0].row["rates"].items()}
@@ -62,7 +59,7 @@ def _significance(runs: dict[str, list[Run]], columns: Sequence[str]) -> tuple[d
             marks[best, column] = "†"
     column = "ndcg@10" if "ndcg@10" in columns else columns[0]
     best = max(tables, key=lambda name: np.mean([case_values(table, column).mean() for table in tables[name]]))
-    notes = ["* best, ' second, † better than the second: p < 0.05, paired t-test over cases"]
+    notes = [f"† better than the second: p < {SIGNIFICANT}, paired t-test over cases"]
     for name, group in tables.items():
         if name != best:
             gap = user_bootstrap(tables[best][0], group[0], column)

@@ -33,7 +33,10 @@ REPLACED = {
     "unload_col": "use load_col", "encoding": "atomic files are UTF-8", "eval_batch_size": "use eval_memory",
 }  # fmt: skip
 MERGED = ("eval_args", "stage_settings")  # given in part, the rest stays; any other dict is replaced whole
-GROUPS = {"eval_args", "stage_settings", "text_fields", "text_words", "template", "clip_grad_norm", "train_neg_sample_args", "load_col", "val_interval", "seq_len", "threshold"}  # keys that take dotted names
+GROUPS = {  # keys that take dotted names
+    "eval_args", "stage_settings", "text_fields", "text_words", "template", "clip_grad_norm", "train_neg_sample_args", "load_col", "val_interval",
+    "seq_len", "threshold",
+}  # fmt: skip
 EVAL_KEYS = {"split", "part", "order", "group_by", "mode"}
 
 
@@ -153,6 +156,11 @@ def moved(stored: dict, dataset: str) -> dict:
     return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
 
 
+def shown(settings: dict) -> dict:
+    """Those settings that can be set: the others stay at RecBole's values, which RecBole's classes read."""
+    return {key: value for key, value in settings.items() if key not in REPLACED}
+
+
 def shared_settings(settings: dict) -> dict:
     """Those settings of a run that another model beside it must share: data, split, evaluation, seed."""
     overall = set(_cached_yaml(resources.properties() / "overall.yaml")) - {"stages", "stage_settings", "init_from", "precision", "stopping_step"}
@@ -161,7 +169,7 @@ def shared_settings(settings: dict) -> dict:
     left = ("selected_features", "item_attribute", "repeatable")
     shared = {key: value for key, value in settings.items() if key in (overall | data) and key not in left}
     # which cut-offs there are is shared, so the choice among them must be; its treatment of ties is the model's
-    return shared | {"valid_metric": re.sub("_(opt|pes)$", "", settings["valid_metric"])}
+    return shared | {"valid_metric": re.sub("(?i)_(opt|pes)$", "", settings["valid_metric"])}
 
 
 def _read_settings(file: str, model: str, dataset: str) -> dict:
@@ -275,12 +283,18 @@ def _check_values(settings: dict) -> None:
     for key in ("beside", "seeds", "stages"):
         if settings[key] is not None and not isinstance(settings[key], list):
             settings[key] = [settings[key]]
+    known = settings["stage_settings"] or {}
+    for name in settings["stages"] or []:
+        if name not in known:
+            raise UserError(f"stages: expected some of {', '.join(known) or 'none'}, which have stage_settings, found {name!r}")
     if settings["precision"] not in ("fp32", "bf16", "fp16"):
         raise UserError(f"precision: expected fp32, bf16 or fp16, found {settings['precision']!r}")
 
 
 # Settings that decide where, how fast and beside whom, not what: they do not make another run of it.
-NOT_IN_HASH = {"beside", "gpu_id", "use_gpu", "worker", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds"}  # fmt: skip
+NOT_IN_HASH = {
+    "beside", "gpu_id", "use_gpu", "worker", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds",
+}  # fmt: skip
 
 
 def settings_hash(settings: dict, **extra) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import store
 from .data.text import ItemText
 from .errors import UserError
 from .run import Prepared, RunLog
@@ -22,14 +23,10 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     ------
     UserError : unknown user, a history that nothing matches, or a model that knows only the users it was trained on.
     """
-    from .trainer import load_weights
-
+    done = store.finished_run(folder)
     prepared = Prepared(settings | {"stages": None})
-    with RunLog(folder):
-        prepared.run_folder = folder
-        prepared.config["run_folder"] = str(folder)
-        model, _, (_, _, test_data) = prepared.build()
-        load_weights(model, folder)
+    with RunLog():  # never started: what a model logs about its data has been told when it was trained
+        model, (_, _, test_data) = prepared.restore(folder, done)
     dataset, tables = test_data._dataset, prepared.tables
     text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"]) if len(tables.item_table.columns) else None
     if history is not None:

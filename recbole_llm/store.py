@@ -20,9 +20,25 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_run(folder: Path) -> dict | None:
-    """run.json of a folder, or None if there is none."""
+    """run.json of a folder, or None if there is none. Raises UserError if it is something else."""
     path = folder / RUN
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        run = None
+    if not isinstance(run, dict) or not {"status", "settings", "data"} <= run.keys():
+        raise UserError(f"{path}: expected the record of a run, found another or a damaged file; remove {folder} and run again")
+    return run
+
+
+def finished_run(folder: Path) -> dict:
+    """run.json of a run that has come to its end. Raises UserError for any other."""
+    run = read_run(folder)
+    if run is None or run["status"] != "finished":
+        raise UserError(f"{folder} is not a finished run; go on with it by --resume={folder.name}")
+    return run
 
 
 def find_run(name: str, saved: Path) -> Path:
@@ -30,10 +46,11 @@ def find_run(name: str, saved: Path) -> Path:
     for folder in (Path(name), saved / name):
         if (folder / RUN).is_file():
             return folder
-    matches = sorted(path.parent for path in saved.glob(f"{name}*/{RUN}"))
+    there = sorted(path.parent for path in saved.glob(f"*/{RUN}"))
+    matches = [folder for folder in there if folder.name.startswith(name)]
     if len(matches) == 1:
         return matches[0]
-    found = ", ".join(path.name for path in matches) or ", ".join(sorted(path.parent.name for path in saved.glob(f"*/{RUN}"))[:5]) or "none"
+    found = ", ".join(folder.name for folder in (matches or there)[:5]) or "none"
     raise UserError(f"run {name!r}: expected a run folder or id below {saved}, found {found}")
 
 
@@ -59,7 +76,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory() -> float:
-    """MiB: the most this process has held, on the GPU too where there is one."""
+    """MiB of main memory: the most this process has held so far."""
     try:
         import resource
 

@@ -26,7 +26,9 @@ from .errors import UserError
 from .evaluation import metrics
 from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
+from .store import peak_memory
 
+FORECAST_STEPS = 5  # training steps that are timed before the forecast
 WEIGHTS, STATE, OTHER = "model.safetensors", "state.pt", "other_parameter."
 
 
@@ -57,8 +59,8 @@ class Harness:
         Returns the best validation score and its metrics, as RecBole's trainers do.
         """
         self._restore_generator(train_data)
-        if self.start_epoch == 0:
-            self._save_best()  # zero epochs and validation-free runs have weights, too
+        if self.epochs == 0:
+            self._save_best()
         for epoch in range(self.start_epoch, self.epochs):
             if self.cur_step > self.stopping_step:
                 break
@@ -69,7 +71,7 @@ class Harness:
             self.train_loss_dict[epoch] = loss
             self.tensorboard.add_scalar("loss", loss, epoch)
             line = {"epoch": epoch, "loss": loss, "seconds": round(time.perf_counter() - started, 2)}
-            if valid_data and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0:
+            if valid_data and self.eval_step > 0 and ((epoch + 1) % self.eval_step == 0 or epoch + 1 == self.epochs):
                 line |= self._validate(valid_data, epoch, show_progress)
                 if callback_fn:
                     callback_fn(epoch, line["valid_score"])
@@ -107,9 +109,8 @@ class Harness:
 
     def rank(self, eval_data, topk: int = 0, show_progress: bool = False) -> tuple[RankTable, TopLists | None]:
         """The rank of every case's target in one part of the data."""
-        dataset = eval_data._dataset
-        config = self.config
-        part = "test" if dataset.cases is dataset.split.test else "valid"
+        dataset, config = eval_data._dataset, self.config
+        part = part_of(dataset)
         mode = config["eval_args"]["mode"][part]
         candidates = None
         if mode != "full":
@@ -159,6 +160,11 @@ class Harness:
         random.setstate((version, tuple(internal), gauss))
         name, keys, *rest = json.loads(state["numpy"])
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+def part_of(dataset) -> str:
+    """"test" or "valid": whose cases these are (a draw of validation cases is still validation)."""
+    return "test" if dataset.cases is dataset.split.test else "valid"
 
 
 def _told(line: dict, best: bool) -> str:
@@ -231,7 +237,8 @@ class LLMTrainer(Harness, stock.Trainer):
     def _build_optimizer(self, **kwargs):
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not parameters:
-            return torch.optim.SGD([torch.zeros(1)], lr=0.0)
+            self.epochs = 0
+            parameters = [torch.zeros(1)]
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95))
 
     def _rate(self, done: float) -> float:
@@ -246,11 +253,9 @@ class LLMTrainer(Harness, stock.Trainer):
         config, dataset = self.config, train_data._dataset
         examples = self.model.training_examples(dataset.cases, epoch_idx)
         tokens = sum(map(len, examples))
-        if epoch_idx == self.start_epoch:
-            self.logger.info(f"{len(examples)} sequences, {tokens / 1e6:.2f} M tokens an epoch, {self.epochs - epoch_idx} epochs")
         order = np.random.default_rng([config["seed"], epoch_idx, 1]).permutation(len(examples))
         steps = [order[at : at + config["train_batch_size"]] for at in range(0, len(order), config["train_batch_size"])]
-        total, learned = 0.0, 0
+        total, learned, started = 0.0, 0, time.perf_counter()
         bar = tqdm(steps, desc=f"Train {epoch_idx}", disable=not show_progress, ncols=100)
         for step, rows in enumerate(bar):
             for group in self.optimizer.param_groups:
@@ -268,8 +273,17 @@ class LLMTrainer(Harness, stock.Trainer):
             if self.clip_grad_norm:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.optimizer.step()
+            if epoch_idx == self.start_epoch and step == min(FORECAST_STEPS, len(steps) - 1):
+                self._forecast(time.perf_counter() - started, sum(len(examples[row]) for rows in steps[: step + 1] for row in rows), tokens)
             bar.set_postfix_str(f"loss/token {total / max(1, learned):.3f}")
         return total / max(1, learned)
+
+    def _forecast(self, seconds: float, done: int, tokens: int) -> None:
+        left = self.epochs - self.start_epoch
+        self.logger.info(
+            f"forecast: {left} epochs of {tokens / 1e6:.2f} M tokens at {done / seconds:.0f} tokens/s: {left * tokens * seconds / done / 60:.1f} minutes, "
+            f"{peak_memory():.0f} MiB so far; validation and test come on top"
+        )
 
     def _autocast(self):
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -277,20 +291,13 @@ class LLMTrainer(Harness, stock.Trainer):
         return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
 
     def rank(self, eval_data, topk=0, show_progress=False):
-        with self._autocast():
-            return super().rank(eval_data, topk, show_progress)
-
-    def _valid_epoch(self, valid_data, show_progress=False):
-        """On a fixed draw of validation users: choosing a checkpoint needs no more, and each costs decoding."""
+        """Validation is on a fixed draw of users: choosing a checkpoint needs no more, and each costs decoding."""
+        dataset = eval_data._dataset
+        self.model.validating = part_of(dataset) == "valid"
         most = self.config["valid_users"]
-        cases = valid_data._dataset.cases
-        if most and most < len(cases):
-            chosen = np.sort(np.random.default_rng(0).permutation(len(cases))[:most])
-            part = copy.copy(valid_data._dataset)
-            part.cases = cases[chosen]
-            valid_data = SimpleNamespace(_dataset=part)
-        self.model.validating = True
-        try:
-            return super()._valid_epoch(valid_data, show_progress)
-        finally:
-            self.model.validating = False
+        if self.model.validating and most and most < len(dataset.cases):
+            chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.cases))[:most])
+            dataset = copy.copy(dataset)
+            dataset.cases = dataset.cases[chosen]
+        with self._autocast():
+            return super().rank(SimpleNamespace(_dataset=dataset), topk, show_progress)

@@ -14,36 +14,57 @@ import json, sys, logging
 import recbole_llm
 from recbole.quick_start import quick_start
 from recbole.trainer import Trainer
-model, data, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model, data, dataset, epochs, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 sys.argv = sys.argv[:1]
 losses = []
 inner = Trainer._train_epoch
 def spy(self, *args, **kwargs):
     losses.append(inner(self, *args, **kwargs)); return losses[-1]
 Trainer._train_epoch = spy
-result = quick_start.run_recbole(model=model, dataset="cycle", config_dict={
+result = quick_start.run_recbole(model=model, dataset=dataset, config_dict={
     "data_path": data, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "epochs": epochs,
-    "train_batch_size": 64, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "train_batch_size": batch, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
     "metrics": ["Recall", "NDCG", "MRR"], "topk": [1, 5, 10], "metric_decimal_place": 12, "valid_metric": "NDCG@10", "stopping_step": 100,
-    "show_progress": False, "checkpoint_dir": data + "/stock", "state": "ERROR",
+    "show_progress": False, "checkpoint_dir": "stock", "state": "ERROR",
 })
 print(json.dumps({"losses": losses, "test": {key: float(value) for key, value in result["test_result"].items()}, "valid": result["best_valid_score"]}))
 """
+
+
+def run_stock(folder, model, data, dataset, epochs, batch) -> dict:
+    command = [sys.executable, "-c", STOCK, model, str(data), dataset, str(epochs), str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=3000)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
 def test_losses_and_metrics_are_stock_recboles(tmp_path, model):
     """Same seed, same data, same number of epochs: losses to the last bit, metrics to 1e-9."""
     write_cycle(tmp_path)
-    done = subprocess.run([sys.executable, "-c", STOCK, model, str(tmp_path), "3"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    stock = json.loads(done.stdout.strip().splitlines()[-1])
-    _, model, trainer, (train, valid, test) = prepared(model, tmp_path, epochs=3, dedup="none", stopping_step=100)
+    stock = run_stock(tmp_path, model, tmp_path, "cycle", 3, 64)
+    _, _, trainer, (train, valid, test) = prepared(model, tmp_path, epochs=3, dedup="none", stopping_step=100)
     trainer.fit(train, valid)
     assert list(trainer.train_loss_dict.values()) == pytest.approx(stock["losses"], abs=1e-12)
     ours = trainer.evaluate(test)
     for key, value in stock["test"].items():
         assert ours[key] == pytest.approx(value, abs=1e-9), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_scientific_is_stock_recboles(tmp_path, shared, model):
+    """The same on real data, with RecBole's own batch size."""
+    data, epochs = shared / "data", 2
+    stock = run_stock(tmp_path, model, data, "Scientific", epochs, 2048)
+    own = {"epochs": epochs, "dedup": "none", "train_batch_size": 2048, "checkpoint_dir": str(tmp_path / "saved"), "data_path": str(data)}
+    _, _, trainer, (train, valid, test) = prepared(model, tmp_path, "Scientific", **own)
+    trainer.fit(train, valid)
+    losses, ours = list(trainer.train_loss_dict.values()), trainer.evaluate(test)
+    print({"stock": stock, "losses": losses, "test": {key: ours[key] for key in stock["test"]}})
+    assert losses == pytest.approx(stock["losses"], rel=1e-6)
+    for key, value in stock["test"].items():
+        assert ours[key] == pytest.approx(value, abs=1e-6), key
 
 
 @pytest.mark.parametrize("model", ["SASRec", "BPR", "CALRec"])

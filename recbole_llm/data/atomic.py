@@ -21,8 +21,8 @@ def read_header(path: Path) -> dict[str, str]:
 def read_atomic(path: Path, columns: set[str] | None = None, numbers: bool = True) -> pd.DataFrame:
     """Read one atomic file.
 
-    `float` columns come back as float64 (an empty cell is NaN), all others as the str of the cell. Nothing is taken for missing but the empty cell: an id or a title may be `NA`,
-    `null` or `nan`. A cell is unquoted only if it is a well-formed quoted cell; any other `"` is text.
+    `float` columns come back as float64 (an empty cell is NaN), all others as the str of the cell. Nothing is taken
+    for missing but the empty cell: an id or a title may be `NA`, `null` or `nan`. A cell is unquoted only if it is a well-formed quoted cell; any other `"` is text.
 
     Parameters
     ----------

@@ -219,6 +219,10 @@ class TableMixin:
 class SequenceMixin(TableMixin):
     """For RecBole's sequential datasets: rows are cases with their lists."""
 
+    def _benchmark_presets(self):
+        """RecBole looks for the lists in pre-split files and augments nothing; here such files only bring the cases."""
+        self._aug_presets()
+
     def _lists(self) -> dict[str, torch.Tensor]:
         suffix = self.config["LIST_SUFFIX"]
         lists = {name + suffix: self.events[name] for name in self.events.columns if name != self.uid_field}

@@ -43,7 +43,7 @@ def rank_cases(
     model.eval()
     pairwise = candidates is not None and not _scores_all(model)
     width = dataset.item_num - 1 if not pairwise else candidates.shape[1] + 1
-    rows = int(max(1, min(MAX_CASES, memory * 2**20 // (4 * width))))
+    rows = int(max(1, min(getattr(model, "max_cases", MAX_CASES), memory * 2**20 // (4 * width))))
     tables = dataset.tables
     parts, lists = [], []
     for begin in tqdm(range(0, len(cases), rows), desc=progress, disable=progress is None, ncols=100):

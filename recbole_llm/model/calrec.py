@@ -20,6 +20,7 @@ class CALRec(TextModel):
     """Next-item generation with quasi-round-robin BM25 retrieval."""
 
     saved_apart = ("backbone.",)
+    max_cases = 128  # per call of `score`: enough to sort by length, few enough for a progress bar
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

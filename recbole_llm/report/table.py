@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LATEX = str.maketrans(
+    {char: rf"\{char}" for char in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$^\dagger$", "–": "--"}
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -43,6 +48,8 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
     place: dict[tuple[str, str], int] = {}
     for column in columns:
         scores = {name: float(np.mean(values[column])) for name, values in means.items() if values[column]}
+        if len(scores) < 2:
+            continue  # nothing to be better than
         for rank, level in enumerate(sorted(set(scores.values()), reverse=True)[:2], start=1):
             place |= {(name, column): rank for name, score in scores.items() if score == level}
     rows = []
@@ -68,9 +75,14 @@ def to_screen(table: Table) -> str:
     """Plain text; the best of a column carries *, the second '."""
     sign = {0: " ", 1: "*", 2: "'"}
     grid = [["", *table.columns]] + [[name, *(_number(cell) + sign[cell.place if cell else 0] for cell in cells)] for name, cells in table.rows]
-    widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
-    lines = ["  ".join(text.ljust(width) if at == 0 else text.rjust(width) for at, (text, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in grid]
-    return "\n".join([table.title, *lines, *table.notes])
+    first, *widths = (max(map(len, column)) for column in zip(*grid, strict=True))
+    lines = ["  ".join([name.ljust(first), *map(str.rjust, row, widths)]).rstrip() for name, *row in grid]
+    legend = ["* best, ' second"] if _marked(table) else []
+    return "\n".join([table.title, *lines, *legend, *table.notes])
+
+
+def _marked(table: Table) -> bool:
+    return any(cell and cell.place for _, cells in table.rows for cell in cells)
 
 
 def to_markdown(table: Table) -> str:
@@ -79,15 +91,19 @@ def to_markdown(table: Table) -> str:
     lines = ["| | " + " | ".join(table.columns) + " |", "| --- |" + " ---: |" * len(table.columns)]
     for name, cells in table.rows:
         lines.append(f"| {name} | " + " | ".join(style[cell.place if cell else 0].format(_number(cell)) for cell in cells) + " |")
-    return "\n".join([f"**{table.title}**", "", *lines, "", *table.notes])
+    legend = ["**best**, <u>second</u>"] if _marked(table) else []
+    return "\n".join([f"**{table.title}**", "", *lines, "", *(f"- {note}" for note in [*legend, *table.notes])])
 
 
 def to_latex(table: Table) -> str:
+    """For booktabs: best bold, second underlined; title and notes as comments."""
     style = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
-    escape = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$^\dagger$", "–": "--"})
-    head = " & ".join(["", *table.columns]).translate(escape)
-    body = [" & ".join([name.translate(escape), *(style[cell.place if cell else 0].format(_number(cell).translate(escape)) for cell in cells)]) + r" \\" for name, cells in table.rows]
-    return "\n".join([r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", f"% {table.title}"])
+    grid = [["", *(column.translate(LATEX) for column in table.columns)]]
+    for name, cells in table.rows:
+        grid.append([name.translate(LATEX), *(style[cell.place if cell else 0].format(_number(cell).translate(LATEX)) for cell in cells)])
+    head, *body = (" & ".join(row) + r" \\" for row in grid)
+    begin, end = r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, *(f"% {line}" for line in (table.title, *table.notes))])
 
 
 def to_csv(table: Table) -> str:

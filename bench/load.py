@@ -1,0 +1,52 @@
+"""From files to prediction tasks: RecBole's sequential dataset against our cases. python bench/load.py"""
+
+import tempfile
+from pathlib import Path
+
+from common import arguments, finish, in_child, peak, random_events, resident, timed
+
+
+def stock(folder: str) -> dict:
+    import recbole_llm  # noqa: F401
+    from evaluate import STOCK
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+
+    config = Config(model="SASRec", dataset="random", config_dict=STOCK | {"data_path": folder, "checkpoint_dir": folder})
+    before = resident()
+    seconds, loaders = timed(lambda: data_preparation(config, create_dataset(config)))
+    return {"seconds": seconds, "peak_mib": peak() - before, "kept_mib": resident() - before, "train": len(loaders[0]._dataset)}
+
+
+def ours(folder: str) -> dict:
+    from recbole_llm import config as settings
+    from recbole_llm.data.samples import locate
+    from recbole_llm.loaders import make_loaders
+
+    resolved = settings.resolve("LIR", "random", [], {"data_path": folder, "dedup": "none"})
+    config = settings.recbole_config(resolved, locate("random", folder)[1])
+    before = resident()
+    seconds, loaders = timed(lambda: make_loaders(config))
+    return {"seconds": seconds, "peak_mib": peak() - before, "kept_mib": resident() - before, "train": len(loaders[0]._dataset.cases)}
+
+
+def main():
+    args = arguments(__doc__, side="", folder="")
+    if args.side:
+        return finish(**{"stock": stock, "ours": ours}[args.side](args.folder))
+    rows = []
+    for events in [20_000] if args.small else [100_000, 1_000_000]:
+        with tempfile.TemporaryDirectory() as folder:
+            random_events(Path(folder), events // 20, max(100, events // 50), 20)
+            sides = {side: in_child(__file__, side=side, folder=folder) for side in ("stock", "ours")}
+        if sides["stock"]["train"] != sides["ours"]["train"]:
+            raise SystemExit(f"not the same tasks: {sides}")
+        row = {"events": events, **{f"{side}_{key}": round(value, 2) for side, one in sides.items() for key, value in one.items() if key not in ("machine", "train")}}
+        row["ratio"] = round(sides["stock"]["peak_mib"] / sides["ours"]["peak_mib"], 2)
+        print(row)
+        rows.append(row)
+    finish(bench="load", ratio=rows[-1]["ratio"], rows=rows)
+
+
+if __name__ == "__main__":
+    main()

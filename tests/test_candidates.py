@@ -1,0 +1,171 @@
+"""candidates.py: one fair draw of negatives per case, the same for every model, run and numbering of the items."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.stats import chi2, chisquare
+
+from recbole_llm.data.candidates import draw_candidates
+from recbole_llm.data.splits import Cases, make_split
+from recbole_llm.data.tables import Source, load
+from recbole_llm.errors import UserError
+
+INTER = ("user_id:token", "item_id:token", "timestamp:float")
+ITEMS = 30
+
+
+def random_rows(users=12, length=6, items=ITEMS, seed=0):
+    """Every item is met; users repeat items."""
+    rng = np.random.default_rng(seed)
+    rows = [(f"u{user}", f"i{rng.integers(items)}", time) for user in range(users) for time in range(length)]
+    return rows + [("everything", f"i{item}", item) for item in range(items - 8)] + [("rest", f"i{item}", item) for item in range(items - 8, items)]
+
+
+@pytest.fixture
+def world(write):
+    """(tables, test cases) of rows."""
+
+    def world(rows, **filters):
+        tables = load(Source(write({"inter": [INTER, *rows]}), "toy", **filters))
+        return tables, make_split(tables, {"LS": "valid_and_test"}).test
+
+    return world
+
+
+def tokens(tables, cases, drawn):
+    """(user, target) -> drawn item tokens."""
+    keys = zip(tables.users[cases.user], tables.items[tables.item[cases.end]], strict=True)
+    return dict(zip(keys, tables.items[drawn].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 5, 8])
+@pytest.mark.parametrize("exclude", ["user", "target"])
+def test_no_item_twice_and_none_that_is_excluded(world, count, exclude):
+    tables, cases = world(random_rows())
+    met_drawn = 0
+    for seed in range(20):
+        drawn = draw_candidates(tables, cases, count, seed, exclude)
+        assert drawn.shape == (len(cases), count) and drawn.dtype == np.int64
+        assert drawn.min() >= 0 and drawn.max() < ITEMS
+        for user, end, row in zip(cases.user, cases.end, drawn, strict=True):
+            met = set(tables.item[tables.start[user] : tables.start[user + 1]])
+            assert len(set(row)) == count
+            assert tables.item[end] not in row
+            met_drawn += len(met & set(row))
+    assert (met_drawn == 0) == (exclude == "user")
+
+
+def test_all_that_is_left_can_be_drawn(world):
+    tables, cases = world(random_rows())
+    case = cases[tables.users[cases.user] == "everything"]
+    drawn = tokens(tables, case, draw_candidates(tables, case, 8, 0))
+    assert {key: sorted(row) for key, row in drawn.items()} == {("everything", "i21"): sorted(f"i{item}" for item in range(22, 30))}
+    drawn = draw_candidates(tables, cases, ITEMS - 1, 0, "target")
+    assert all(sorted([*row, tables.item[end]]) == list(range(ITEMS)) for row, end in zip(drawn, cases.end, strict=True))
+
+
+def test_too_few_items_are_told(world):
+    tables, cases = world(random_rows())
+    with pytest.raises(UserError, match="uni9: user everything leaves only 8 items"):
+        draw_candidates(tables, cases, 9, 0)
+    with pytest.raises(UserError, match="uni30"):
+        draw_candidates(tables, cases, ITEMS, 0, "target")
+    with pytest.raises(UserError, match="candidates_exclude"):
+        draw_candidates(tables, cases, 1, 0, "nobody")
+
+
+def test_a_draw_knows_only_its_case_and_the_seed(world):
+    tables, cases = world(random_rows())
+    drawn = draw_candidates(tables, cases, 8, 3)
+    np.random.seed(0)
+    np.testing.assert_array_equal(drawn, draw_candidates(tables, cases, 8, 3))
+    np.testing.assert_array_equal(drawn[[7, 2]], draw_candidates(tables, cases[np.array([7, 2])], 8, 3))
+    other = draw_candidates(tables, cases, 8, 4)
+    assert sum(set(a) != set(b) for a, b in zip(drawn, other, strict=True)) > len(cases) / 2
+    assert len({tuple(row) for row in draw_candidates(tables, cases, 8, 3, "target")}) == len(cases)
+
+
+def test_two_cases_of_one_user_and_target_differ(world):
+    """A user who takes an item twice is two cases."""
+    tables, _ = world([("u", item, time) for time, item in enumerate("abababab")] + [("v", f"i{item}", item) for item in range(40)])
+    cases = make_split(tables, {"timestamp": [2, 4]}).test
+    drawn = draw_candidates(tables, cases[tables.users[cases.user] == "u"], 8, 0)
+    assert len({tuple(row) for row in drawn}) == 4
+
+
+@pytest.mark.parametrize("exclude", ["user", "target"])
+def test_another_numbering_gives_the_same_items(world, exclude):
+    rows = random_rows()
+    expected = None
+    for order in (slice(None), slice(None, None, -1), np.random.default_rng(1).permutation(len(rows))):
+        tables, cases = world(np.array(rows, dtype=object)[order].tolist(), dedup="none")
+        found = tokens(tables, cases, draw_candidates(tables, cases, 8, 5, exclude))
+        expected = expected or (found, tables.items.tolist())
+        assert found == expected[0]
+    assert tables.items.tolist() != expected[1]
+
+
+def test_every_model_has_the_same_candidates(write, parts):
+    item = [("item_id:token", "title:token_seq"), *((f"i{item}", f"word{item}") for item in range(60))]
+    folder = write({"inter": [INTER, *random_rows()], "item": item})
+    columns = {"inter": ["user_id", "item_id"], "item": ["item_id", "title"]}
+    settings = {"SASRec": {}, "BPR": {}, "CALRec": {}, "FDSA": {"selected_features": ["title"]}, "FM": {"load_col": columns}}
+    for catalogue, size in (("met", 30), ("all", 60)):
+        expected = None
+        for model, own in settings.items():
+            test = parts(model, folder, catalogue=catalogue, **own)[2]
+            drawn = draw_candidates(test.tables, test.cases, 8, 2020)
+            assert len(test.tables.items) == size == test.item_num - 1
+            found = {user: test.id2token("item_id", row + 1).tolist() for user, row in zip(test.tables.users[test.cases.user], drawn, strict=True)}
+            expected = expected or found
+            assert found == expected
+
+
+def test_uniform_over_the_free_items(world):
+    """Counts over many seeds against chance; without replacement they spread less than a multinomial by 1 - K / free."""
+    tables, cases = world(random_rows(users=4))
+    draws = [tokens(tables, cases, draw_candidates(tables, cases, 6, seed)) for seed in range(600)]
+    for key in draws[0]:
+        met = set(tables.items[tables.item[tables.user == tables.users.tolist().index(key[0])]])
+        free = sorted(set(tables.items) - met)
+        count = Counter(item for draw in draws for item in draw[key])
+        assert set(count) == set(free)
+        observed = np.array([count[item] for item in free])
+        statistic = chisquare(observed).statistic / (1 - 6 / len(free)) * (len(free) - 1) / len(free)
+        assert statistic < chi2.ppf(0.9999, len(free) - 1)
+        first = Counter(draw[key][0] for draw in draws)
+        assert chisquare([first[item] for item in free]).pvalue > 1e-4
+
+
+def test_draws_of_cases_are_independent(world):
+    """The overlap of two users' candidates is that of chance."""
+    tables, _ = world([("u", "a", 0), ("v", "b", 0)] + [("w", f"i{item}", item) for item in range(50)])
+    cases = Cases(np.array([0, 1], np.int32), np.array([0, 1]), np.array([0, 1]))
+    overlap = [len(set(a) & set(b)) for a, b in (draw_candidates(tables, cases, 10, seed) for seed in range(300))]
+    assert abs(np.mean(overlap) - 100 / 51) < 0.35  # standard error 0.07
+
+
+def test_recboles_own_candidates(write, stock):
+    """Trap 5, the reason for all this: redrawn at every pass, with repetitions, and out of the user's history."""
+    from recbole.data import data_preparation
+
+    folder = write({"inter": [INTER, *random_rows()]})
+    dataset = stock("SASRec", folder, mode="uni8")
+    test = data_preparation(dataset.config, dataset)[2]
+    np.random.seed(0)
+
+    def one_pass():
+        """user -> the negatives, which follow the positive."""
+        found = {}
+        for interaction, *_ in test:
+            user, item = interaction["user_id"].numpy(), interaction["item_id"].numpy()
+            found |= {own: item[user == own][1:].tolist() for own in np.unique(user)}
+        return found
+
+    first, second = one_pass(), one_pass()
+    history = {user: set(dataset.inter_feat["item_id"][dataset.inter_feat["user_id"] == user].tolist()) for user in first}
+    assert {len(row) for row in first.values()} == {8}
+    assert first != second
+    assert any(len(set(row)) < 8 for row in first.values())
+    assert any(history[user] & set(row) for user, row in first.items())

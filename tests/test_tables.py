@@ -1,0 +1,412 @@
+"""tables.py and benchmark.py: which events, users and items there are, and in which order."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from recbole_llm.data.splits import make_split
+from recbole_llm.data.tables import Source, load
+from recbole_llm.errors import UserError
+
+INTER = ("user_id:token", "item_id:token", "timestamp:float")
+RATED = (*INTER, "rating:float")
+ITEM = ("item_id:token", "title:token_seq")
+
+
+@pytest.fixture
+def tables(write):
+    """tables(rows of .inter, other files, fields of Source)."""
+
+    def tables(rows, files=None, header=INTER, **filters):
+        return load(Source(write({"inter": [header, *rows]} | (files or {})), "toy", **filters))
+
+    return tables
+
+
+def sequences(tables):
+    """user token -> item tokens in order."""
+    return {user: tables.items[tables.item[a:b]].tolist() for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)}
+
+
+def random_rows(seed, events=400, users=40, items=30):
+    """Popular and rare users and items, each event at a time of its own, in no order."""
+    rng = np.random.default_rng(seed)
+    user, item = (rng.integers(0, rng.integers(1, count + 1, events)) for count in (users, items))
+    return [(f"u{u}", f"i{i}", t) for u, i, t in zip(user, item, rng.permutation(events), strict=True)]
+
+
+# Order
+
+
+def test_events_are_in_the_order_of_exact_time(tables):
+    """Trap 3: RecBole keeps times as float32, in steps of 128 s at 1.6e9, and so loses this order."""
+    rng = np.random.default_rng(0)
+    steps = rng.permutation(40)
+    times = 1.6e9 + 10 * steps
+    rows = [("u", f"i{step}", time) for step, time in zip(steps, times, strict=True)]
+    read = tables(rows)
+    assert sequences(read) == {"u": [f"i{step}" for step in range(40)]}
+    np.testing.assert_array_equal(read.time, np.sort(times))
+    single = times.astype(np.float32)
+    assert np.spacing(single[0]) == 128
+    assert len(np.unique(single)) < 6
+    assert steps[np.argsort(single, kind="stable")].tolist() != list(range(40))
+
+
+def test_times_may_lie_closer_than_a_second(tables):
+    rows = [("u", "late", "1600000000.0000005"), ("u", "early", "1600000000.0000002"), ("u", "first", "-5")]
+    assert sequences(tables(rows)) == {"u": ["first", "early", "late"]}
+
+
+def test_equal_times_keep_the_order_of_the_file(tables):
+    rng = np.random.default_rng(1)
+    rows = [(f"u{rng.integers(5)}", f"i{number}", rng.integers(4)) for number in range(300)]
+    expected = {user: [row[1] for time in range(4) for row in rows if row[0] == user and row[2] == time] for user, *_ in rows}
+    read = tables(rows)
+    assert sequences(read) == expected
+    assert list(read.users) == list(expected)  # numbered by first appearance
+
+
+def test_the_order_of_the_file_can_be_restored(tables):
+    rows = random_rows(2)
+    read = tables(rows)
+    back = read.file_order
+    assert list(zip(read.users[read.user[back]], read.items[read.item[back]], read.time[back], strict=True)) == rows
+    assert read.position.tolist() == [place for count in np.diff(read.start) for place in range(count)]
+    assert list(read.items) == list(dict.fromkeys(row[1] for row in rows))
+
+
+def test_without_times_the_order_of_the_file_counts(tables):
+    read = tables([("u", "b"), ("v", "a"), ("u", "a"), ("u", "a")], header=INTER[:2])
+    assert sequences(read) == {"u": ["b", "a", "a"], "v": ["a"]}  # two equal rows may be two events
+    assert not read.has_time
+    assert "no column timestamp" in read.log[0]
+
+
+def test_ids_that_look_like_nothing_stay(tables):
+    rows = [("NA", "null", 1), ("NA", "007", 2), ("nan", "7", 1), ("nan", "None", 2)]
+    files = {"item": [ITEM, ("null", "NA"), ("7", "seven"), ("007", "bond")]}
+    read = tables(rows, files)
+    assert sequences(read) == {"NA": ["null", "007"], "nan": ["7", "None"]}
+    assert read.item_table["title"].tolist() == ["NA", "bond", "seven", ""]
+
+
+# Filters
+
+TWICE = [  # u took a, b (told twice, and once with another rating), b later, a again; v's event is there thrice
+    ("u", "b", 20, 3), ("u", "a", 10, 5), ("u", "b", 20, 3), ("u", "b", 20, 4), ("v", "a", 5, 1),
+    ("u", "a", 30, 5), ("v", "a", 5, 1), ("u", "b", 25, 3), ("v", "a", 5, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dedup", "expected"),
+    [
+        ("event", {"u": ["a", "b", "b", "b", "a"], "v": ["a"]}),
+        ("consecutive", {"u": ["a", "b", "a"], "v": ["a"]}),
+        ("none", {"u": ["a", "b", "b", "b", "b", "a"], "v": ["a", "a", "a"]}),
+    ],
+)
+def test_dedup(tables, dedup, expected):
+    read = tables(TWICE, header=RATED, dedup=dedup)
+    assert sequences(read) == expected
+    left_out = len(TWICE) - sum(map(len, expected.values()))
+    assert (f"{left_out} duplicate events left out (dedup: {dedup})" in read.log) == (left_out > 0)
+
+
+def test_an_event_without_rating_is_user_item_and_time(tables):
+    rows = [row[:3] for row in TWICE]
+    assert sequences(tables(rows)) == {"u": ["a", "b", "b", "a"], "v": ["a"]}
+
+
+def test_which_of_equal_events_stays(tables):
+    """The first in time of a run, whatever the order of the file."""
+    read = tables([("u", "a", 9), ("u", "a", 3), ("u", "a", 6)], dedup="consecutive")
+    assert read.time.tolist() == [3]
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("first", {"u": [("a", 10), ("b", 20)]}), ("last", {"u": [("b", 25), ("a", 30)]})])
+def test_rm_dup_inter_counts_by_time(tables, keep, expected):
+    read = tables([row for row in TWICE if row[0] == "u"], header=RATED, remove_repeats=keep)
+    assert [(item, time) for item, time in zip(read.items[read.item], read.time, strict=True)] == expected["u"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("users", "items"), [(2, 1), (1, 3), (5, 5), (6, 9)])
+def test_k_core_against_a_loop(tables, seed, users, items):
+    rows = random_rows(seed)
+    left = rows
+    while True:  # one user or item at a time
+        by_user, by_item = Counter(row[0] for row in left), Counter(row[1] for row in left)
+        bad = [user for user in by_user if by_user[user] < users] or [item for item in by_item if by_item[item] < items]
+        if not bad:
+            break
+        left = [row for row in left if bad[0] not in row[:2]]
+    read = tables(rows, user_interval=f"[{users},inf)", item_interval=f"[{items},inf)")
+    assert {(user, item) for user, own in sequences(read).items() for item in own} == {row[:2] for row in left}
+    assert len(read.item) == len(left)
+    assert len(left) < len(rows) or users < 5
+
+
+def test_an_upper_bound_on_events(tables):
+    rows = random_rows(0)
+    count = Counter(row[0] for row in rows)
+    read = tables(rows, user_interval="(3,12]")
+    assert set(read.users) == {user for user in count if 3 < count[user] <= 12} != set(count)
+
+
+def test_user_sample_is_seeded_and_knows_no_file_order(tables):
+    rows = random_rows(3)
+    drawn = [set(tables(given, user_sample=0.3, sample_seed=seed).users) for given, seed in ((rows, 5), (rows[::-1], 5), (rows, 6))]
+    assert drawn[0] == drawn[1] != drawn[2]
+    everybody = sequences(tables(rows))
+    assert len(drawn[0]) == round(0.3 * len(everybody))
+    sample = tables(rows, user_sample=0.3, sample_seed=5)
+    assert sequences(sample) == {user: everybody[user] for user in sample.users}  # whole users
+
+
+def test_user_sample_leaves_at_least_one(tables):
+    assert len(tables([("u", "a", 1), ("v", "b", 1)], user_sample=0.01).users) == 1
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"), [("[2,4]", [2, 3, 4]), ("(2,4]", [3, 4]), ("[2,4)", [2, 3]), ("(2,4)", [3]), ("[3,inf)", [3, 4, 5]), ("(-inf, 2]", [1, 2])]
+)
+def test_val_interval(tables, interval, expected):
+    rows = [("u", f"i{rating}", rating, rating) for rating in (5, 1, 4, 2, 3)] + [("u", "unrated", 9, "")]
+    read = tables(rows, header=RATED, value_intervals=(("rating", interval),))
+    assert read.columns["rating"].tolist() == expected
+
+
+def test_val_interval_may_bound_time(tables):
+    assert sequences(tables([("u", "a", 1), ("u", "b", 2)], value_intervals=(("timestamp", "[2,inf)"),))) == {"u": ["b"]}
+
+
+def test_k_core_comes_after_the_other_filters(tables):
+    rows = [("u", "a", 1, 5), ("u", "b", 2, 1), ("v", "a", 1, 5), ("v", "b", 2, 5)]
+    read = tables(rows, header=RATED, value_intervals=(("rating", "[3,inf)"),), user_interval="[2,inf)")
+    assert sequences(read) == {"v": ["a", "b"]}
+
+
+# Catalogue and side tables
+
+
+def test_catalogue(tables):
+    """Trap 4: in RecBole the catalogue grows when an item column is loaded."""
+    rows, files = [("u", "b", 1), ("u", "x", 2)], {"item": [ITEM, ("c", "see"), ("b", "bee"), ("a", "ay")]}
+    met = tables(rows, files)
+    assert met.items.tolist() == ["b", "x"]
+    assert met.item_table["title"].tolist() == ["bee", ""]
+    every = tables(rows, files, catalogue="all")
+    assert every.items.tolist() == ["b", "x", "a", "c"]
+    assert every.item_table["title"].tolist() == ["bee", "", "ay", "see"]
+    assert sequences(every) == sequences(met) == {"u": ["b", "x"]}  # an event stays, whether .item knows its item or not
+    assert "1 of 2 ids have no row in toy.item: x" in met.log
+    assert sequences(tables(rows, files, need_item_row=True)) == {"u": ["b"]}
+
+
+def test_side_tables_follow_the_ids(tables):
+    files = {
+        "item": [(*ITEM, "price:float"), ("c", "see", "3.50"), ("a", "ay", ""), ("c", "twice", "9")],
+        "user": [("user_id:token", "age:token"), ("v", "30"), ("u", "20")],
+    }
+    read = tables([("u", "a", 1), ("v", "c", 1), ("w", "c", 1)], files)
+    assert read.item_table.to_dict("list") == {"title": ["ay", "see"], "price": ["", "3.50"]}  # the first row of an id, as written
+    assert read.user_table.to_dict("list") == {"age": ["20", "30", ""]}
+    assert read.item_types == {"title": "token_seq", "price": "float"}
+
+
+def test_no_item_file(tables):
+    read = tables([("u", "a", 1), ("u", "b", 2)], catalogue="all")
+    assert read.items.tolist() == ["a", "b"]
+    assert read.item_table.shape == (2, 0)
+
+
+def test_further_columns_stay_with_their_events(tables):
+    rows = [("u", "b", 2, 1, "x"), ("v", "a", 1, 2, "y"), ("u", "a", 1, 3, "z")]
+    header = (*RATED, "tag:token")
+    read = tables(rows, header=header, inter_columns=frozenset({"tag"}))
+    assert read.columns["tag"].tolist() == ["z", "x", "y"]
+    assert read.columns["rating"].tolist() == [3, 1, 2]
+    assert set(tables(rows, header=header).columns) == {"rating"}
+    assert set(tables(rows, header=header, inter_columns=None).columns) == {"rating", "tag"}
+
+
+# Fingerprint
+
+EVENTS = [("u", "a", 1, 5), ("u", "b", 2, 4), ("u", "c", 2, 4), ("v", "b", 1, 3), ("v", "a", 2, 3)]
+SIDE = {
+    "item": [ITEM, ("a", "ay"), ("b", "bee"), ("c", "see"), ("unmet", "nothing")],
+    "user": [("user_id:token", "age:token"), ("u", "20"), ("v", "30")],
+}
+
+
+def change(rows, at, *row):
+    return [*rows[:at], *([row] if row else []), *rows[at + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "files"),
+    [
+        (EVENTS[:-1], {}),
+        ([*EVENTS, ("v", "c", 9, 3)], {}),
+        (change(EVENTS, 4, "v", "c", 2, 3), {}),
+        (change(EVENTS, 4, "v", "a", 2.0000001, 3), {}),
+        (change(EVENTS, 4, "v", "a", 2, 4), {}),
+        (change(EVENTS, 4, "w", "a", 2, 3), {}),
+        ([EVENTS[0], EVENTS[2], EVENTS[1], *EVENTS[3:]], {}),  # two tied events change places
+        ([tuple("A" if cell == "a" else cell for cell in row) for row in EVENTS], {"item": change(SIDE["item"], 1, "A", "ay")}),
+        (EVENTS, {"item": change(SIDE["item"], 2, "b", "Bee")}),
+        (EVENTS, {"item": change(SIDE["item"], 2)}),
+        (EVENTS, {"item": [("item_id:token", "name:token_seq"), *SIDE["item"][1:]]}),
+        (EVENTS, {"user": change(SIDE["user"], 1, "u", "21")}),
+    ],
+    ids=["less", "more", "item", "time", "rating", "user", "order", "id", "text", "no text", "column", "user column"],
+)
+def test_fingerprint_changes_with_the_data(tables, rows, files):
+    assert tables(EVENTS, SIDE, RATED).fingerprint != tables(rows, SIDE | files, RATED).fingerprint
+
+
+def test_equal_data_have_equal_fingerprints(tables):
+    prints = {
+        tables(EVENTS, SIDE, RATED).fingerprint,
+        tables(EVENTS, SIDE, RATED).fingerprint,
+        tables([*EVENTS, EVENTS[0]], SIDE, RATED).fingerprint,  # what dedup takes out never was
+        tables(EVENTS, SIDE | {"item": [ITEM, *SIDE["item"][:0:-1]]}, RATED).fingerprint,  # order of .item
+        tables(EVENTS, SIDE | {"item": SIDE["item"][:-1]}, RATED).fingerprint,  # an item nobody met
+    }
+    assert len(prints) == 1
+    assert tables(EVENTS, SIDE, RATED, catalogue="all").fingerprint not in prints
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "header", "filters", "message"),
+    [
+        ([("u", 1)], {}, ("user_id:token", "timestamp:float"), {}, "expected a column item_id"),
+        ([("a", 1)], {}, ("item_id:token", "timestamp:float"), {}, "expected a column user_id"),
+        ([("u", "a", 1), ("", "a", 2)], {}, INTER, {}, "line 3: user_id is empty"),
+        ([("u", "", 1)], {}, INTER, {}, "line 2: item_id is empty"),
+        ([("u", "a", "")], {}, INTER, {}, "1 events have no timestamp"),
+        ([("u", "a", "2020-01-01")], {}, (*INTER[:2], "timestamp:token"), {}, "expected timestamp:float"),
+        ([], {}, INTER, {}, "no event is left"),
+        ([("u", "a", 1)], {}, INTER, {"user_interval": "[5,inf)"}, "no event is left"),
+        ([("u", "a", 1)], {}, INTER, {"value_intervals": (("rating", "[5,inf)"),)}, "has no column rating"),
+        ([("u", "a", 1)], {}, INTER, {"value_intervals": (("item_id", "['a']"),)}, "column item_id"),
+        ([("u", "a", 1)], {}, INTER, {"inter_columns": frozenset({"ratng"})}, "has no column ratng"),
+        ([("u", "a", 1)], {}, INTER, {"item_interval": "5"}, "expected an interval"),
+        ([("u", "a", 1)], {}, INTER, {"item_interval": "[1,2,3]"}, "expected an interval"),
+        ([("u", "a", 1)], {}, INTER, {"user_sample": 0}, "user_sample"),
+        ([("u", "a", 1)], {}, INTER, {"user_sample": 1.5}, "user_sample"),
+        ([("u", "a", 1)], {}, INTER, {"dedup": "all"}, "dedup"),
+        ([("u", "a", 1)], {}, INTER, {"remove_repeats": "all"}, "rm_dup_inter"),
+        ([("u", "a", 1)], {}, INTER, {"catalogue": "some"}, "catalogue"),
+        ([("u", "a", 1)], {"item": [("id:token",), ("a",)]}, INTER, {}, "expected a column item_id"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tables, rows, files, header, filters, message):
+    with pytest.raises(UserError) as caught:
+        tables(rows, files, header, **filters)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_told(write):
+    with pytest.raises(UserError, match="toy.inter not found"):
+        load(Source(write({}), "toy"))
+
+
+# Pre-split files
+
+SPLIT = ("user_id:token", "item_id_list:token_seq", "item_id:token")
+
+
+def case_tokens(tables, cases, longest=None):
+    """(user, history, target) of every case, by tokens."""
+    token = tables.items[tables.item]
+    return [
+        (tables.users[user], tuple(token[begin:end][-longest:] if longest else token[begin:end]), token[end])
+        for user, begin, end in zip(cases.user, cases.begin, cases.end, strict=True)
+    ]
+
+
+@pytest.fixture
+def presplit(write):
+    def presplit(**parts):
+        files = {f"{part}.inter": [SPLIT, *parts.get(part, [])] for part in ("train", "valid", "test")}
+        return load(Source(write(files), "toy", benchmark=("train", "valid", "test")))
+
+    return presplit
+
+
+def test_published_splits_are_leave_one_out(shared):
+    """Both ways into Scientific, whose split files hold the newest 50 items of a history."""
+    folder = shared / "data" / "Scientific"
+    whole = load(Source(folder, "Scientific"))
+    split = load(Source(folder, "Scientific", benchmark=("train", "valid", "test")))
+    assert sequences(split) == sequences(whole)
+    mine, theirs = make_split(whole, {"LS": "valid_and_test"}), make_split(split, {})
+    for part in ("train", "valid", "test"):
+        expected, found = case_tokens(whole, getattr(mine, part), 50), case_tokens(split, getattr(theirs, part))
+        assert sorted(found) == sorted(expected)
+        assert len(found) == {"train": 34101}.get(part, 8442)
+    held_out = mine.train_events.sum()
+    assert held_out == theirs.train_events.sum() == len(whole.item) - 2 * 8442
+
+
+def test_every_row_is_a_case_with_its_own_history(presplit):
+    rows = {
+        "train": [("u", "a b", "c"), ("v", "a", "b"), ("u", "a", "b"), ("w", "", "c")],
+        "valid": [("u", "a b c", "d"), ("v", "z y", "x")],  # v's list does not continue its training row
+        "test": [("u", "c d", "e"), ("v", "y x", "y"), ("w", "q", "a")],  # windows that were cut
+    }
+    read = presplit(**rows)
+    split = make_split(read, {})
+    for part, expected in rows.items():
+        assert case_tokens(read, getattr(split, part)) == [(user, tuple(items.split()), target) for user, items, target in expected]
+
+
+def test_windows_of_one_length_are_joined(presplit):
+    """Rows that hold three items each, cut from a b c a b d e."""
+    windows = [("u", "a b", "c"), ("u", "b c", "a"), ("u", "c a", "b")]
+    read = presplit(train=windows, valid=[("u", "a b", "d")], test=[("u", "b d", "e")])
+    split = make_split(read, {})
+    assert case_tokens(read, split.test) == [("u", ("b", "d"), "e")]
+    assert not (split.train_events[split.test.end].any() or split.train_events[split.valid.end].any())
+
+
+def test_lists_and_targets_share_one_numbering(presplit):
+    """RecBole numbers them apart unless alias_of_item_id is set, without a word."""
+    read = presplit(train=[("u", "b a", "c"), ("v", "c b", "a")], test=[("u", "b a c", "b")])
+    assert sorted(read.items) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "hold no row"),
+        ({"train": [("u", "a", "b"), ("", "a", "b")]}, "train.inter, line 3: user_id is empty"),
+        ({"test": [("u", "a", "")]}, "test.inter, line 2: item_id is empty"),
+    ],
+)
+def test_mistakes_in_split_files(presplit, parts, message):
+    with pytest.raises(UserError) as caught:
+        presplit(**parts)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "suffixes", "message"),
+    [
+        ({"train.inter": [SPLIT], "valid.inter": [SPLIT]}, ("train", "valid", "test"), "toy.test.inter not found"),
+        ({"train.inter": [SPLIT]}, ("train",), "expected three suffixes"),
+        ({"train.inter": [INTER]}, ("train", "valid", "test"), "expected a column item_id_list"),
+    ],
+)
+def test_wrong_split_files(write, files, suffixes, message):
+    with pytest.raises(UserError, match=message):
+        load(Source(write(files), "toy", benchmark=suffixes))

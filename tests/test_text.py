@@ -1,0 +1,116 @@
+"""text.py: what a text model is told about an item."""
+
+import numpy as np
+import pytest
+
+from recbole_llm.data.tables import Source, load
+from recbole_llm.data.text import ItemText
+from recbole_llm.errors import UserError
+
+ITEM = ("item_id:token", "title:token_seq", "categories:token_seq", "price:float")
+ROWS = [
+    ("a", "Red  Ball (large)", "Toys Balls", "9.90"),
+    ("b", "", "Toys", ""),
+    ("c", "Red Ball (large)", "Toys  Balls ", "9.90"),
+    ("d", "NA", "", "0"),
+    ("e", "", "", ""),
+]
+FIELDS = {"Title": "title", "Category": "categories", "Price": "price"}
+
+
+@pytest.fixture
+def tables(write):
+    def tables(rows=ROWS, header=ITEM):
+        inter = [("user_id:token", "item_id:token"), *(("u", item) for item in "abcde")]
+        return load(Source(write({"inter": inter} | ({"item": [header, *rows]} if rows else {})), "toy"))
+
+    return tables
+
+
+def test_attributes_stand_in_the_order_of_the_fields(tables):
+    text = ItemText.from_tables(tables(), {"Price": "price", "Title": "title"})
+    assert text.names == ("Price", "Title")
+    assert text.values[0] == ("9.90", "Red Ball (large)")  # the price as it is written
+    assert len(text) == 5
+
+
+def test_sentence_names_the_attributes(tables):
+    text = ItemText.from_tables(tables(), FIELDS)
+    assert [text.sentence(item) for item in range(5)] == [
+        "Title: Red Ball (large). Category: Toys Balls. Price: 9.90.",
+        "Title: Unknown. Category: Toys. Price: Unknown.",
+        "Title: Red Ball (large). Category: Toys Balls. Price: 9.90.",
+        "Title: NA. Category: Unknown. Price: 0.",
+        "Title: Unknown. Category: Unknown. Price: Unknown.",
+    ]
+
+
+def test_plain_holds_what_is_known(tables):
+    text = ItemText.from_tables(tables(), FIELDS)
+    assert [text.plain(item) for item in range(5)] == ["Red Ball (large) Toys Balls 9.90", "Toys", "Red Ball (large) Toys Balls 9.90", "NA 0", ""]
+
+
+def test_long_attributes_are_cut_by_words(tables):
+    text = ItemText.from_tables(tables(), FIELDS, {"Title": 2, "Category": 1})
+    assert text.values[0] == ("Red Ball", "Toys", "9.90")
+    assert text.values[1] == ("Unknown", "Toys", "Unknown")
+    exact = ItemText.from_tables(tables(), FIELDS, {"Title": 3})
+    assert exact.values[0][0] == "Red Ball (large)"
+
+
+def test_a_missing_column_is_left_out_and_said(tables):
+    text = ItemText.from_tables(tables(), {"Brand": "brand"} | FIELDS)
+    assert text.names == ("Title", "Category", "Price")
+    assert "no column brand: the text has no Brand" in text.log
+    assert text.sentence(1).startswith("Title: Unknown.")
+
+
+def test_items_without_text_are_counted(tables):
+    assert "1 of 5 items have no text at all: all their attributes are Unknown" in ItemText.from_tables(tables(), FIELDS).log
+    assert "2 of 5 items have no text at all: all their attributes are Unknown" in ItemText.from_tables(tables(), {"Category": "categories"}).log
+    assert ItemText.from_tables(tables(ROWS[:3] + [("d", "x", "", ""), ("e", "y", "", "")]), FIELDS).log == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "message"),
+    [
+        (ROWS, {"Brand": "brand", "Kind": "kind"}, "expected one of the columns brand, kind, found title, categories, price"),
+        ([], FIELDS, "found no item file"),
+        (ROWS, {}, "has no text"),
+        ([(item, "", " ", "") for item in "abcde"], FIELDS, "every cell of title, categories, price is empty"),
+        ([("z", "text", "of", "1")], FIELDS, "every cell"),  # of an item that nobody met
+    ],
+)
+def test_no_text_at_all_is_an_error(tables, rows, fields, message):
+    with pytest.raises(UserError) as caught:
+        ItemText.from_tables(tables(rows), fields)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_texts_are_found(tables):
+    text = ItemText.from_tables(tables(), FIELDS)
+    first, inverse = text.unique
+    assert first.tolist() == [0, 1, 3, 4]
+    assert inverse.tolist() == [0, 1, 0, 2, 3]
+    sentences = np.array([text.sentence(item) for item in range(5)])
+    assert (sentences[first][inverse] == sentences).all()
+    assert len(set(sentences[first])) == len(first)
+
+
+def test_equal_words_of_other_attributes_are_another_text(tables):
+    rows = [("a", "x", "y z", ""), ("b", "x y", "z", ""), ("c", "x", "y z", ""), ("d", "", "x", ""), ("e", "x", "", "")]
+    assert ItemText.from_tables(tables(rows), FIELDS).unique[1].tolist() == [0, 1, 0, 2, 3]
+
+
+def test_text_is_that_of_the_item(shared):
+    """Every item of Scientific beside its line in the file."""
+    folder = shared / "data" / "Scientific"
+    tables = load(Source(folder, "Scientific"))
+    text = ItemText.from_tables(tables, {"Title": "title", "Brand": "brand"})
+    lines = [line.split("\t") for line in (folder / "Scientific.item").read_text(encoding="utf-8").split("\n")[1:] if line]
+    columns = (folder / "Scientific.item").open(encoding="utf-8").readline().split("\t")
+    title = columns.index("title:token_seq")
+    known = {line[0]: " ".join(line[title].split()) for line in lines}
+    assert [row[0] for row in text.values] == [known[item] for item in tables.items]
+    assert len(text.unique[0]) < len(text)
