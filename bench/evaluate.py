@@ -37,7 +37,7 @@ def ours(folder: str, cases: int) -> dict:
     import numpy as np
     from recbole_llm import config as settings
     from recbole_llm.evaluation import metrics
-    from recbole_llm.run import Prepared
+    from recbole_llm.runs import Prepared
 
     resolved = settings.resolve("GRU4Rec", "random", [], {"data_path": folder, "checkpoint_dir": folder, "seed": 1, "topk": [10], "dedup": "none"})
     _, trainer, (_, _, test) = Prepared(resolved).build()

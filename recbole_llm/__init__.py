@@ -11,7 +11,7 @@ _registry.register()
 
 
 def run(model: str, dataset: str, config_files: list[str] = (), **settings):
-    """Train, evaluate and store one model; see `recbole_llm.run.run_model`."""
-    from .run import run_model
+    """Train, evaluate and store one model; see `recbole_llm.runs.run_model`."""
+    from .runs import run_model
 
     return run_model(model, dataset, config_files, settings)

@@ -87,7 +87,7 @@ def _run(argv: list[str]) -> int:
 def _report(planned: dict[str, list[dict]]) -> int:
     """Run and print one table."""
     from .compare import show, table_of, write_table
-    from .run import run_all
+    from .runs import run_all
 
     runs = run_all(planned)
     table = table_of(runs)
@@ -147,7 +147,7 @@ def _evaluate(argv: list[str]) -> int:
     if args.print_config:
         return _print_config(stored)
     from .compare import show, table_of
-    from .run import evaluate_run
+    from .runs import evaluate_run
 
     show(table_of({stored["model"]: [evaluate_run(folder, stored)]}))
     return 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from .config import plan
 from .report.table import Table, make_table, to_csv, to_latex, to_markdown, to_screen
-from .run import Run, run_all
+from .runs import Run, run_all
 
 COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mrr")
 SIGNIFICANT = 0.05

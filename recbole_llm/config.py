@@ -37,6 +37,7 @@ GROUPS = {  # keys that take dotted names
     "eval_args", "stage_settings", "text_fields", "text_words", "template", "clip_grad_norm", "train_neg_sample_args", "load_col", "val_interval",
     "seq_len", "threshold",
 }  # fmt: skip
+FEATURES = ("selected_features", "item_attribute")
 EVAL_KEYS = {"split", "part", "order", "group_by", "mode"}
 
 
@@ -115,6 +116,7 @@ def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | N
     layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
     _apply(layers, settings)
     _cross_entropy(settings, model, asked=any(str(key).partition(".")[0] == "train_neg_sample_args" for layer in layers for key in layer))
+    _need_features(settings, model)
     _check_values(settings)
     settings |= {"model": model, "dataset": dataset}
     return settings
@@ -190,30 +192,37 @@ def _apply(layers: list[dict], settings: dict) -> None:
         _merge(settings, layer)
 
 
-def _merge(settings: dict, layer: dict) -> None:
+def _merge(settings: dict, layer: dict, inside: str = "") -> None:
+    """Put a layer over settings: dotted keys and MERGED groups reach inside, any other value replaces.
+
+    A split is one rule, so naming another replaces it even by a dotted key.
+    """
     for key, value in layer.items():
-        head, _, rest = key.partition(".")
+        head, _, rest = str(key).partition(".")
         if rest:
+            value = {rest: value}
+        reaches = rest or head in MERGED or inside == "stage_settings"
+        if reaches and head != "split" and isinstance(value, dict):
             inner = settings.get(head)
-            # a split is one rule: naming another replaces the default rule
-            settings[head] = inner = dict(inner) if isinstance(inner, dict) and head != "split" else {}
-            _merge(inner, {rest: value})
-        elif key in MERGED and isinstance(value, dict) and isinstance(settings.get(key), dict):
-            settings[key] = inner = copy.deepcopy(settings[key])
-            for name, one in value.items() if key == "stage_settings" else ():
-                _merge(inner.setdefault(name, {}), one)
-            if key != "stage_settings":
-                _merge(inner, value)
+            settings[head] = copy.deepcopy(inner) if isinstance(inner, dict) else {}
+            _merge(settings[head], value, inside=head)
         else:
-            settings[key] = copy.deepcopy(value)
+            settings[head] = copy.deepcopy(value)
 
 
 def _own_features(settings: dict, model: str) -> None:
     """A dataset may name the columns of feature models; any other model would only carry them along."""
     own = _stock_layers(model)[1]
-    for key in ("selected_features", "item_attribute"):
+    for key in FEATURES:
         if key not in own:
             settings[key] = None
+
+
+def _need_features(settings: dict, model: str) -> None:
+    own = _stock_layers(model)[1]
+    for key in FEATURES:
+        if key in own and not settings[key]:
+            raise UserError(f"{model} reads item columns and the dataset names none: set --{key} to columns of its .item file")
 
 
 def _cross_entropy(settings: dict, model: str, asked: bool) -> None:

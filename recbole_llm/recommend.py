@@ -8,7 +8,7 @@ import torch
 from . import store
 from .data.text import ItemText
 from .errors import UserError
-from .run import Prepared, RunLog
+from .runs import Prepared, RunLog
 
 
 def recommend(folder: Path, settings: dict, user: str | None = None, history: str | None = None, k: int = 10) -> list[str]:

@@ -16,6 +16,7 @@ OURS = {
 }
 # stock models that are wrong as they stand; our runner uses the class of these modules
 MENDED = {"Pop": "recbole_llm.model.pop"}
+TREES = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}  # RecBole names their files unlike their classes
 ALIASES = {"ncf": "NeuMF"}  # the papers' names of stock models
 
 
@@ -33,7 +34,8 @@ def stock_models() -> dict[str, str]:
         for path in (recbole_folder() / "model").glob("*_recommender/*.py")
     }
     names = [path.stem for path in (recbole_folder() / "properties" / "model").glob("*.yaml")]
-    return {name: families[name.lower()] for name in [*names, "Random"] if name.lower() in families}
+    names = [TREES.get(name, name) for name in names] + ["Random"]
+    return {name: families[name.lower()] for name in names if name.lower() in families}
 
 
 def canonical(name: str) -> str:
@@ -53,6 +55,8 @@ def _plain(name: str) -> str:
 
 def model_class(name: str) -> type:
     """The class of a canonical name (imports torch)."""
+    if name in TREES.values():
+        raise UserError(f"{name}: tree models are not run by this harness; use recbole.quick_start.run_recbole")
     if module := (OURS | MENDED).get(name):
         return getattr(importlib.import_module(module), name)
     from recbole.utils import get_model

@@ -28,6 +28,7 @@ from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
 from .store import peak_memory
 
+SAVE_SECONDS = 120  # most training that a killed process loses
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 WEIGHTS, STATE, OTHER = "model.safetensors", "state.pt", "other_parameter."
 
@@ -52,6 +53,7 @@ class Harness:
         self.seconds = {"train": 0.0, "valid": 0.0}
         self.best_epoch = -1
         self.history: list[dict] = []
+        self.position = (0, 0.0, 0)  # of a resumed epoch
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
@@ -123,9 +125,10 @@ class Harness:
     def _save_best(self) -> None:
         save_weights(self.model, self.folder)
 
-    def _save_state(self, epoch: int, train_data) -> None:
+    def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
+        """After `epoch`, and after `position` = (steps, loss, learned tokens) of the next one."""
         state = {
-            "epoch": epoch, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
+            "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
             "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
             "model": self.model.state_dict(), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(),
             "loader": train_data.generator.get_state(), "torch": torch.get_rng_state(), "python": random.getstate(),
@@ -143,9 +146,9 @@ class Harness:
         self.optimizer.load_state_dict(state["optimizer"])
         self.start_epoch, self.cur_step, self.best_epoch = state["epoch"] + 1, state["cur_step"], state["best_epoch"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
-        self.seconds, self.history = state["seconds"], state["history"]
+        self.seconds, self.history, self.position = state["seconds"], state["history"], state["position"]
         self._generators = state
-        self.logger.info(f"resumed after epoch {state['epoch']}")
+        self.logger.info(f"resumed after epoch {state['epoch']} and {self.position[0]} steps")
 
     def _restore_generator(self, train_data) -> None:
         """Set the random generators last, when nothing else will draw from them before the first batch."""
@@ -255,9 +258,13 @@ class LLMTrainer(Harness, stock.Trainer):
         tokens = sum(map(len, examples))
         order = np.random.default_rng([config["seed"], epoch_idx, 1]).permutation(len(examples))
         steps = [order[at : at + config["train_batch_size"]] for at in range(0, len(order), config["train_batch_size"])]
-        total, learned, started = 0.0, 0, time.perf_counter()
+        begin, total, learned = self.position
+        self.position = (0, 0.0, 0)
+        started = saved = time.perf_counter()
         bar = tqdm(steps, desc=f"Train {epoch_idx}", disable=not show_progress, ncols=100)
         for step, rows in enumerate(bar):
+            if step < begin:
+                continue
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate((epoch_idx + (step + 1) / len(steps)) / self.epochs)
             self.optimizer.zero_grad()
@@ -273,8 +280,11 @@ class LLMTrainer(Harness, stock.Trainer):
             if self.clip_grad_norm:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.optimizer.step()
-            if epoch_idx == self.start_epoch and step == min(FORECAST_STEPS, len(steps) - 1):
-                self._forecast(time.perf_counter() - started, sum(len(examples[row]) for rows in steps[: step + 1] for row in rows), tokens)
+            if epoch_idx == self.start_epoch and step == min(begin + FORECAST_STEPS, len(steps) - 1):
+                self._forecast(time.perf_counter() - started, sum(len(examples[row]) for rows in steps[begin : step + 1] for row in rows), tokens)
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                self._save_state(epoch_idx - 1, train_data, (step + 1, total, learned))
+                saved = time.perf_counter()
             bar.set_postfix_str(f"loss/token {total / max(1, learned):.3f}")
         return total / max(1, learned)
 

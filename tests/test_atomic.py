@@ -64,6 +64,7 @@ def test_quoted_cells_may_hold_tabs_and_line_ends(read):
 
 def test_a_quote_excuses_no_ragged_line(complaint):
     assert complaint(HEADER + '1\tfine\t3\n2\t"c" d\te\t4\n').startswith("line 3: expected 3 cells, found 4")
+    assert complaint(HEADER + '1\t"a\tb" c\t3\n').startswith("line 2: expected 3 cells, found 4")
     assert complaint(HEADER + '1\t"never\tshut\t3\n2\tx\t4\n').startswith("line 2: expected 3 cells, found 4")
     assert complaint(HEADER + '1\t"a\tb"\t3\n2\tx\ty\t4\n').startswith("line 2: expected 3 cells, found 4")
 

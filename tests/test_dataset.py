@@ -353,14 +353,17 @@ def test_a_feature_that_is_no_number_is_told(write, parts):
         parts("FDSA", folder, **FEATURES)
 
 
-def test_columns_of_events_arrive_with_their_events(folder, parts):
-    rating = {(user, time): value for user, _, time, value in random_rows()}
-    for columns in (list(COLUMNS), "*"):
+def test_columns_of_events_arrive_with_their_events(write, parts):
+    rows = [(*row, f"shop{place % 4}") for place, row in enumerate(random_rows())]
+    folder = write({"inter": [(*INTER, "shop:token"), *rows]})
+    known = {(user, time): own for user, _, time, *own in rows}
+    for columns in ([*COLUMNS, "shop"], "*"):
         part = parts("SASRec", folder, dedup="none", load_col={"inter": columns})[0]
         tables = part.tables
-        expected = [rating[user, place] for user, place in zip(tables.users[tables.user], tables.position, strict=True)]
-        assert part.events["rating"].tolist() == expected
-    assert "rating" not in parts("SASRec", folder, dedup="none")[0].events
+        expected = [known[user, place] for user, place in zip(tables.users[tables.user], tables.position, strict=True)]
+        assert part.events["rating"].tolist() == [rating for rating, _ in expected]
+        assert part.id2token("shop", part.events["shop"]).tolist() == [shop for _, shop in expected]
+    assert not {"rating", "shop"} & set(parts("SASRec", folder, dedup="none")[0].events.columns)
 
 
 def test_labels_come_from_a_threshold(folder, parts):

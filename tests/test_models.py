@@ -57,7 +57,7 @@ def test_train_evaluate_save_load(movies, name):
 
 
 def test_s3rec_fine_tunes_from_its_pretraining(movies):
-    from recbole_llm.run import run_settings
+    from recbole_llm.runs import run_settings
 
     own = quick("S3Rec", movies, **{"stage_settings.pretrain.epochs": 1, "stage_settings.finetune.epochs": 1})
     run = run_settings(settings_for("S3Rec", movies, "ml-100k", **own))

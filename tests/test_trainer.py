@@ -96,6 +96,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
         assert torch.equal(value, other.state_dict()[name]), name
 
 
+def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch):
+    from recbole_llm import trainer as module
+
+    write_cycle(tmp_path)
+    own = {"epochs": 2, "train_batch_size": 4}
+    _, whole, trainer, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
+    trainer.fit(train, valid)
+
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    _, model, first, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own)
+    inner, calls = model.loss, []
+
+    def killed_in_step_14(batch):
+        calls.append(1)
+        if len(calls) == 14:
+            raise KeyboardInterrupt
+        return inner(batch)
+
+    model.loss = killed_in_step_14
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(train, valid)
+    _, other, second, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own)
+    second.resume_checkpoint(first.folder)
+    assert second.position[0] > 0
+    second.fit(train, valid)
+    assert [line["loss"] for line in second.history] == [line["loss"] for line in trainer.history]
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 def test_state_and_weights_load_without_pickle(tmp_path):
     write_cycle(tmp_path)
     _, _, trainer, (train, valid, _) = prepared("SASRec", tmp_path)
@@ -163,7 +192,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 def test_stages_hand_their_weights_on(tmp_path):
     """S3Rec: pre-training, then fine-tuning from it; both are runs."""
-    from recbole_llm.run import run_settings
+    from recbole_llm.runs import run_settings
 
     write_cycle(tmp_path)
     own = {"item_attribute": "categories", "stage_settings": {"pretrain": {"epochs": 1}, "finetune": {"epochs": 0}}}

@@ -9,6 +9,8 @@ import pandas as pd
 
 from ..errors import UserError
 
+# Numbers are read to the last bit: the default since pandas 3.1, where asking for it is deprecated.
+EXACT = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
 TYPES = ("token", "token_seq", "float", "float_seq")
 
 
@@ -22,7 +24,8 @@ def read_atomic(path: Path, columns: set[str] | None = None, numbers: bool = Tru
     """Read one atomic file.
 
     `float` columns come back as float64 (an empty cell is NaN), all others as the str of the cell. Nothing is taken
-    for missing but the empty cell: an id or a title may be `NA`, `null` or `nan`. A cell is unquoted only if it is a well-formed quoted cell; any other `"` is text.
+    for missing but the empty cell: an id or a title may be `NA`, `null` or `nan`. A cell is unquoted only if it is a
+    well-formed quoted cell; any other `"` is text.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ def read_atomic(path: Path, columns: set[str] | None = None, numbers: bool = Tru
         return pd.read_csv(
             io.BytesIO(source), sep="\t", lineterminator="\n", header=None, names=list(types), usecols=keep, encoding="utf-8",
             quoting=quoting, keep_default_na=False, na_values={name: [""] for name in floats}, engine="c",
-            dtype=dtype | dict.fromkeys(floats, float_dtype), float_precision="round_trip" if float_dtype is not str else None,
+            dtype=dtype | dict.fromkeys(floats, float_dtype), **EXACT,
         )[keep]  # fmt: skip
 
     try:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..errors import UserError
 from .atomic import read_atomic, read_header
-from .tables import Source, Tables, build
+from .tables import EVERY, Source, Tables, build
 
 PARTS = ("train", "valid", "test")
 
@@ -21,6 +21,13 @@ def load_benchmark(source: Source) -> Tables:
     """
     if len(source.benchmark) != len(PARTS):
         raise UserError(f"benchmark_filename: expected three suffixes (train, valid, test), found {list(source.benchmark)}")
+    filters = {
+        "user_sample": source.user_sample != 1, "val_interval": source.value_intervals, "rm_dup_inter": source.remove_repeats,
+        "user_inter_num_interval": source.user_interval != EVERY, "item_inter_num_interval": source.item_interval != EVERY,
+        "need_item_row": source.need_item_row,
+    }  # fmt: skip
+    if used := [name for name, value in filters.items() if value]:
+        raise UserError(f"{', '.join(used)}: files that are split already are taken as they are; leave the filter or benchmark_filename out")
     list_field = f"{source.item_field}_list"
     parts = []
     for part, suffix in zip(PARTS, source.benchmark, strict=True):

@@ -33,7 +33,7 @@ def source_of(config) -> Source:
         inter_columns=None if inter == "*" else frozenset(inter) | frozenset(config["threshold"] or ()),
         dedup=config["dedup"], remove_repeats=config["rm_dup_inter"], catalogue=config["catalogue"],
         user_sample=config["user_sample"], sample_seed=config["sample_seed"],
-        user_interval=config["user_inter_num_interval"], item_interval=config["item_inter_num_interval"],
+        user_interval=config["user_inter_num_interval"] or "[0,inf)", item_interval=config["item_inter_num_interval"] or "[0,inf)",
         value_intervals=tuple((name, str(interval)) for name, interval in (config["val_interval"] or {}).items()),
         need_item_row=bool(config["need_item_row"]), benchmark=tuple(config["benchmark_filename"] or ()),
     )  # fmt: skip

@@ -14,6 +14,8 @@ import pandas as pd
 from ..errors import UserError
 from .atomic import read_atomic, read_header
 
+EVERY = "[0,inf)"
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -85,8 +87,8 @@ class Source:
     catalogue: str = "met"  # met | all
     user_sample: float = 1.0
     sample_seed: int = 0
-    user_interval: str = "[0,inf)"
-    item_interval: str = "[0,inf)"
+    user_interval: str = EVERY
+    item_interval: str = EVERY
     value_intervals: tuple[tuple[str, str], ...] = ()
     need_item_row: bool = False  # leave out events of items that .item does not list
     benchmark: tuple[str, ...] = ()  # suffixes of pre-split files

@@ -113,7 +113,7 @@ class Prepared:
         from .data.dataset import load_tables
 
         self.settings, self.name = settings, name
-        self.config = settings_module.recbole_config(settings | {"dataset": name, "init_from": initial and str(initial)}, folder)
+        self.config = settings_module.recbole_config(settings | {"dataset": name, "init_from": initial and str(initial)}, folder.resolve())
         self.tables = load_tables(self.config)
         self.hash = settings_module.settings_hash(
             settings | {"init_from": initial and store.finished_run(initial)["row"]["run"]},

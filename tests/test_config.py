@@ -1,0 +1,393 @@
+"""Settings: no key without a reader and none without a home, layers, checks, and the hash that names a run."""
+
+import ast
+import copy
+import importlib.util
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recbole_llm import config, registry, resources
+from recbole_llm.cli import main
+from recbole_llm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
+PROPERTIES = ROOT / "properties"
+FILES = sorted(PROPERTIES.rglob("*.yaml"))
+
+# --- keys --------------------------------------------------------------------------------------------------------------
+
+HOLDERS = {"config", "settings", "stored", "resolved", "first", "final_config_dict", "internal_config_dict", "external_config_dict", "self_config"}
+# Keys that our code reads or sets and that no YAML holds, with who puts them there.
+MADE = {
+    "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
+    "device": "RecBole's Config, from use_gpu and gpu_id", "run_folder": "run.Prepared", "stage": "run.run_settings, of a run with stages",
+}  # fmt: skip
+
+
+def holder(node):
+    """Whether an expression is a dict of settings by its name: config, self.config, prepared.settings, …"""
+    return getattr(node, "id", getattr(node, "attr", None)) in HOLDERS
+
+
+def keys_read(folder):
+    """key -> places, from `config["key"]`, `config.get("key")` and loops over literal keys that index settings."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Subscript) and holder(node.value) and isinstance(node.ctx, ast.Load):
+                names = [node.slice]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and holder(node.func.value):
+                names = node.args[:1]
+            elif isinstance(node, ast.For) and any(isinstance(part, ast.Subscript) and holder(part.value) and not isinstance(part.slice, ast.Constant) for part in ast.walk(node)):
+                names = list(ast.walk(node.iter))
+            for name in names:
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    found.setdefault(name.value, []).append(f"{path.name}:{node.lineno}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return keys_read(ROOT / "recbole_llm")
+
+
+@pytest.fixture(scope="module")
+def recboles():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return keys_read(RECBOLE)
+
+
+def content(path):
+    return yaml.load(path.read_text(encoding="utf-8"), config.Loader)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_key_of_a_yaml_is_read(path, ours, recboles):
+    """By us, or by RecBole; what RecBole's own loading and evaluation read is not enough, since ours take their place."""
+    for key in content(path):
+        assert key in ours or key in recboles, f"{path.name}: nothing reads {key}"
+        assert key not in config.REPLACED, f"{path.name}: {key} has no effect here"
+
+
+def test_our_models_read_their_own_keys(ours):
+    """Keys of a model of ours are read by our code, not by chance by some model of RecBole's."""
+    theirs = set().union(*(content(path) or {} for path in (RECBOLE / "properties" / "overall.yaml", RECBOLE / "properties" / "dataset" / "sample.yaml")))
+    for model in registry.OURS:
+        for key in content(PROPERTIES / "model" / f"{model}.yaml"):
+            assert key in ours or key in theirs, f"{model}.yaml: nothing of ours reads {key}"
+
+
+def test_every_key_that_is_read_has_a_home(ours):
+    """A default in one of our YAMLs or RecBole's; a misspelt key would read as None for ever."""
+    homes = set(MADE)
+    for path in [*FILES, *(RECBOLE / "properties").rglob("*.yaml")]:
+        homes |= set(content(path) or {})
+    strays = {key: places for key, places in ours.items() if key not in homes}
+    assert not strays
+    assert set(MADE) <= set(ours), "an exception that nothing needs"
+
+
+def test_the_search_finds_keys(ours, recboles):
+    assert {"text_fields", "bm25_k1", "init_from", "eval_memory", "epochs", "topk_saved", "beside", "seeds"} <= set(ours) and "hidden_size" in recboles
+    assert len(ours) > 50 and len(recboles) > 200
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
+    line = path.read_text(encoding="utf-8").splitlines()[0]
+    assert line.startswith("# python run_recbole_llm.py ")
+    assert main([*shlex.split(line)[3:], "--print_config"]) == 0  # model, dataset name and every key are known
+    settings = yaml.safe_load(capsys.readouterr().out)
+    from recbole_llm.data.samples import locate
+
+    name, folder = locate(settings["dataset"], "nowhere")
+    assert (folder / f"{name}.inter").is_file()  # it needs no file of the user's
+    if path.parent.name in ("model", "dataset"):
+        assert settings[path.parent.name] == path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_yaml_files_belong_to_something(path):
+    assert path.parent.name in ("properties", "model", "dataset", "experiment")
+    if path.parent.name == "model":
+        assert registry.canonical(path.stem) == path.stem
+
+
+def test_every_model_of_ours_has_a_yaml():
+    assert set(registry.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
+
+
+def test_defaults_are_documented():
+    """Every key of overall.yaml and of our models' files says its type."""
+    for path in (PROPERTIES / "overall.yaml", *(PROPERTIES / "model" / f"{model}.yaml" for model in registry.OURS)):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if re.match(r"\w+:", line):
+                assert re.search(r"# \((str|int|float|bool|list|dict)\)", line), f"{path.name}: {line}"
+
+
+# --- checks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "said"),
+    [
+        ("LIR", "lastn", "did you mean last_n"),
+        ("LIR", "text_field", "did you mean text_fields"),
+        ("GRU4Rec", "hiden_size", "did you mean hidden_size"),
+        ("GRU4Rec", "batch_size", "did you mean train_batch_size|--print_config"),
+        ("LIR", "zzzzzz", "run with --print_config to see all keys"),
+        ("LIR", "eval_args.neg", "expected one of group_by, mode, order, part, split"),
+        ("LIR", "field_separator", "has no effect here: atomic files are tab-separated"),
+        ("LIR", "seed.a", "seed is a int, not a group of keys"),
+    ],
+)
+def test_unknown_keys_are_told_with_the_nearest(model, key, said):
+    with pytest.raises(UserError, match=said):
+        config.resolve(model, "any", [], {key: 1})
+
+
+@pytest.mark.parametrize("key", sorted(config.UNLISTED))
+def test_keys_that_recbole_reads_without_listing_them_are_taken(key, recboles):
+    if key in config.REPLACED:
+        with pytest.raises(UserError, match="has no effect"):
+            config.resolve("GRU4Rec", "any", [], {key: 1})
+    else:
+        assert config.resolve("GRU4Rec", "any", [], {key: 1})[key] == 1
+    assert key in recboles or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text() or any(
+        re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8")) for path in RECBOLE.rglob("*.py")
+    )  # fmt: skip
+
+
+def test_kinds_of_values():
+    for key, value in (("learning_rate", 1), ("learning_rate", 1e-4), ("weight_decay", None), ("show_progress", True), ("topk", 10), ("beside", "Pop")):
+        config.resolve("GRU4Rec", "any", [], {key: value})
+    for key, value in (("learning_rate", "1e-4"), ("learning_rate", True), ("show_progress", 1), ("seed", [1]), ("eval_memory", {}), ("seed", -1), ("topk", [5, "a"])):
+        with pytest.raises(UserError, match=f"^{key}: expected"):
+            config.resolve("GRU4Rec", "any", [], {key: value})
+    assert config.resolve("LIR", "any", [], {"topk": 10})["topk"] == [10] and config.resolve("LIR", "any", [], {"beside": "Pop"})["beside"] == ["Pop"]
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E4", "-2.5e+3", ".5", "3.", "1_000.5", "-.inf"])
+def test_numbers_as_recbole_reads_them(text):
+    value = config.parse_value(text)
+    assert isinstance(value, float) and value == float(text.replace(".inf", "inf"))
+
+
+@pytest.mark.parametrize("text", ["3-1", "1e", "e5", "__import__('os')", "lambda: 0", "[1, 2", "{a: b", "uni20", "a: b: c", "!!python/object:os.system"])
+def test_anything_else_stays_text(text):
+    assert config.parse_value(text) == text
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("true", True), ("~", None), ("null", None), ("[1, a]", [1, "a"]), ("{a: 1e-3}", {"a": 0.001}), ("'3'", "3"), ("", None)])
+def test_other_values_are_yaml(text, value):
+    assert config.parse_value(text) == value
+
+
+# --- layers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Our properties with a dataset file `shop` and a key in all layers."""
+    folder = tmp_path / "properties"
+    for path in FILES:
+        target = folder / path.relative_to(PROPERTIES)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(resources, "properties", lambda: folder)
+
+    def put(name, line):
+        path = folder / name
+        path.write_text((path.read_text() if path.is_file() else "") + line + "\n")
+        config._cached_yaml.cache_clear()
+        return str(path)
+
+    yield put
+    config._cached_yaml.cache_clear()
+
+
+def test_each_layer_overrides_the_one_before(world, tmp_path):
+    """RecBole < overall < model < dataset < settings files in their order < arguments."""
+
+    def rate():
+        return config.resolve("LIR", "shop", files, arguments)["learning_rate"]
+
+    files, arguments = [], {}
+    assert rate() == 0.001  # RecBole's
+    world("overall.yaml", "learning_rate: 2.0")
+    assert rate() == 2.0
+    world("model/LIR.yaml", "learning_rate: 3.0")
+    assert rate() == 3.0
+    world("dataset/shop.yaml", "learning_rate: 4.0")
+    assert rate() == 4.0
+    assert config.resolve("LIR", "other")["learning_rate"] == 3.0 and config.resolve("Pop", "other")["learning_rate"] == 2.0
+    files.append(world("a.yaml", "learning_rate: 5.0"))
+    assert rate() == 5.0
+    files.append(world("b.yaml", "learning_rate: 6.0"))
+    assert rate() == 6.0
+    arguments["learning_rate"] = 7.0
+    assert rate() == 7.0
+
+
+def test_eval_args_are_given_in_part_but_a_split_is_one_rule(world):
+    resolved = config.resolve("LIR", "any", [], {"eval_args.mode": "uni5"})
+    assert resolved["eval_args"] == {"split": {"LS": "valid_and_test"}, "part": "pretrain", "order": "TO", "group_by": "user", "mode": "uni5"}
+    for overrides in ({"eval_args.split": {"RS": [8, 1, 1]}}, {"eval_args.split.RS": [8, 1, 1]}, {"eval_args": {"split": {"RS": [8, 1, 1]}}}):
+        args = config.resolve("LIR", "any", [], overrides)["eval_args"]
+        assert args["split"] == {"RS": [8, 1, 1]} and args["mode"] == "full"
+    file = world("part.yaml", "eval_args: {mode: uni7}\neval_args.part: both")
+    args = config.resolve("LIR", "any", [file], {"eval_args.split": {"temporal": [6, 2, 2]}})["eval_args"]
+    assert (args["mode"], args["part"], args["split"]) == ("uni7", "both", {"temporal": [6, 2, 2]})
+
+
+def test_other_groups_are_replaced_whole_or_named_with_dots():
+    assert config.resolve("LIR", "any", [], {"text_fields": {"Name": "name"}})["text_fields"] == {"Name": "name"}
+    dotted = config.resolve("LIR", "any", [], {"text_fields.Title": "name", "text_words.Title": 3})
+    assert dotted["text_fields"] == {"Title": "name", "Category": "categories", "Brand": "brand", "Price": "price"} and dotted["text_words"]["Title"] == 3
+    assert config.resolve("LIR", "any")["text_fields"]["Title"] == "title"  # the defaults are not written to
+    assert config.resolve("GRU4Rec", "any", [], {"clip_grad_norm.max_norm": 5})["clip_grad_norm"] == {"max_norm": 5}  # a group that is empty
+
+
+def test_stages_are_given_in_part():
+    stages = config.resolve("S3Rec", "any", [], {"stage_settings.pretrain": {"epochs": 3}})["stage_settings"]
+    assert stages["finetune"] == {"train_stage": "finetune"} and stages["pretrain"]["epochs"] == 3
+
+
+def test_resolving_changes_none_of_its_arguments(tmp_path):
+    overrides = {"eval_args": {"mode": "uni5"}, "topk": 10, "text_fields": {"Title": "title"}}
+    before = copy.deepcopy(overrides)
+    first = config.resolve("LIR", "any", [], overrides)
+    first["text_fields"]["Title"] = first["eval_args"]["mode"] = "changed"
+    assert overrides == before and config.resolve("LIR", "any", [], overrides)["eval_args"]["mode"] == "uni5"
+
+
+GENERAL = ["BPR", "NeuMF", "ItemKNN", "Pop", "LightGCN"]
+
+
+@pytest.mark.parametrize("model", [*GENERAL, "SASRec", "DIN", "FM", "LIR", "CALRec"])
+def test_only_general_models_are_not_repeatable(model):
+    """RecBole then draws their training negatives outside the user's items; sequential ones it refuses unless they are."""
+    assert config.resolve(model, "any")["repeatable"] is (model not in GENERAL)
+
+
+def test_negatives_follow_the_loss():
+    assert config.resolve("SASRec", "any")["train_neg_sample_args"] is None  # CE
+    assert config.resolve("SASRec", "any", [], {"loss_type": "BPR"})["train_neg_sample_args"]["sample_num"] == 1
+    assert config.resolve("SASRec", "any", [], {"loss_type": "BPR", "train_neg_sample_args.sample_num": 3})["train_neg_sample_args"]["sample_num"] == 3
+    assert config.resolve("FPMC", "any", [])["train_neg_sample_args"]["sample_num"] == 1  # always pairs
+    assert config.resolve("BPR", "any")["train_neg_sample_args"]["sample_num"] == 1
+    assert config.resolve("Pop", "any")["train_neg_sample_args"] is None and config.resolve("RepeatNet", "any")["train_neg_sample_args"] is None
+    assert config.resolve("SASRec", "any", [], {"train_neg_sample_args": None})["train_neg_sample_args"] is None
+    with pytest.raises(UserError, match="SASRec with loss_type CE draws no negatives"):
+        config.resolve("SASRec", "any", [], {"train_neg_sample_args": {"sample_num": 1}})
+
+
+def test_both_losses_of_a_stock_model_reach_recbole(tmp_path):
+    for loss, kind in (("CE", "POINTWISE"), ("BPR", "PAIRWISE")):
+        built = config.recbole_config(config.resolve("GRU4Rec", "any", [], {"loss_type": loss}), tmp_path)
+        assert built["MODEL_INPUT_TYPE"].name == kind
+
+
+def test_a_feature_of_a_dataset_goes_to_the_models_that_read_it():
+    assert config.resolve("SASRecF", "Pet")["selected_features"] == ["categories"] and config.resolve("S3Rec", "Pet")["item_attribute"] == "categories"
+    assert config.resolve("SASRec", "Pet")["selected_features"] is None and config.resolve("LIR", "Pet")["item_attribute"] is None
+
+
+def test_what_models_beside_a_run_share():
+    asked = {"eval_args.mode": "uni5", "seed": 5, "topk": [3], "valid_metric": "NDCG@3_pes", "learning_rate": 9.0, "mask_history": True, "text_fields.Title": "name", "epochs": 2}
+    shared = config.shared_settings(config.resolve("CALRec", "ml-100k", [], asked))
+    beside = config.resolve("GRU4Rec", "ml-100k", [], shared)
+    assert (beside["eval_args"]["mode"], beside["seed"], beside["topk"], beside["mask_history"]) == ("uni5", 5, [3], True)
+    assert beside["valid_metric"] == "NDCG@3"  # the pessimistic choice is CALRec's own
+    own = config.resolve("GRU4Rec", "ml-100k")
+    for key in ("learning_rate", "epochs", "train_batch_size", "stopping_step", "repeatable", "train_neg_sample_args", "stages"):
+        assert beside[key] == own[key], key
+    for model in ("Pop", "LIR", "SASRecF", "S3Rec"):
+        config.resolve(model, "ml-100k", [], shared)
+
+
+def test_plan_has_one_dict_per_model_and_seed():
+    planned = config.plan(["LIR", "GRU4Rec"], "any", [], {"topk": [5, 10]}, {"GRU4Rec": {"hidden_size": 8}}, [4, 5])
+    assert [(model, one["seed"], one["topk"]) for model, group in planned.items() for one in group] == [(m, s, [5, 10]) for m in ("LIR", "GRU4Rec") for s in (4, 5)]
+    assert all(one["hidden_size"] == 8 for one in planned["GRU4Rec"]) and "hidden_size" not in planned["LIR"][0]
+    assert len(config.plan(["LIR"], "any")["LIR"]) == 1
+    assert [one["seed"] for one in config.plan(["LIR"], "any", [], {"seeds": [1, 2]})["LIR"]] == [1, 2]
+
+
+def test_a_run_moves_to_another_dataset_with_that_ones_defaults():
+    stored = config.resolve("LIR", "ml-100k", [], {"bm25_k1": 0.9, "text_words": {"Title": 5}})
+    moved = config.moved(stored, "Pet")
+    assert moved["dataset"] == "Pet" and moved["text_fields"]["Title"] == "title"  # ml-100k's was movie_title
+    assert moved["bm25_k1"] == 0.9 and moved["text_words"] == {"Title": 5}  # the user's own stay
+    assert config.moved(stored, "ml-100k") == stored
+    stage = stored | {"stage": "finetune", "init_from": "saved/x"}
+    assert config.moved(stage, "Pet") == moved | {"stage": "finetune", "init_from": "saved/x"}
+
+
+# --- hash --------------------------------------------------------------------------------------------------------------
+
+SAME_RUN = {"data_path", "show_progress", "checkpoint_dir", "beside", "seeds", "gpu_id", "use_gpu", "worker", "state", "eval_memory", "log_wandb", "wandb_project"}
+
+
+@pytest.mark.parametrize("model", ["CALRec", "GRU4Rec"])
+def test_the_hash_changes_with_every_setting_that_matters_and_with_no_other(model):
+    settings = config.resolve(model, "any")
+    own = config.settings_hash(settings, data="x")
+    assert re.fullmatch("[0-9a-f]{8}", own)
+    assert config.settings_hash(dict(reversed(settings.items())), data="x") == own  # the order of the keys is nothing
+    for key in settings:
+        other = config.settings_hash(settings | {key: "another value"}, data="x")
+        assert (other == own) is (key in SAME_RUN), key
+    assert SAME_RUN <= set(settings)
+    assert config.settings_hash(settings, data="y") != own and config.settings_hash(settings, data="x", version="2") != own
+
+
+def test_the_hash_sees_into_groups():
+    hashes = {
+        config.settings_hash(config.resolve("LIR", "any", [], overrides))
+        for overrides in ({}, {"eval_args.mode": "uni5"}, {"text_words.Title": 3}, {"eval_args.split": {"LS": "test_only"}}, {"learning_rate": 1}, {"topk": [10]})
+    }
+    assert len(hashes) == 6
+
+
+# --- RecBole's Config --------------------------------------------------------------------------------------------------
+
+
+def test_recboles_config_holds_the_settings_and_evaluates_nothing(tmp_path, monkeypatch):
+    """RecBole's own Config calls eval on strings: `3-1` becomes 2, and anything at all is run."""
+    import os
+    import sys
+
+    from recbole.config import configurator
+
+    monkeypatch.setattr(sys, "argv", ["run", "--epochs=77", "--model=SASRec"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "keep")
+    code = f"__import__('pathlib').Path({str(tmp_path / 'called')!r}).touch()"
+    resolved = config.resolve("GRU4Rec", "any", [], {"wandb_project": "3-1", "data_name": code, "hidden_size": 16, "epochs": 3})
+    before, groups = copy.deepcopy(resolved), copy.deepcopy(configurator.general_arguments)
+    built = config.recbole_config(resolved, tmp_path)
+    assert (built["wandb_project"], built["data_name"], built["hidden_size"], built["epochs"]) == ("3-1", code, 16, 3)
+    assert str(built["data_path"]) == str(tmp_path) and built["model"] == "GRU4Rec" and built["text_fields"] == resolved["text_fields"]
+    assert not (tmp_path / "called").exists()
+    assert sys.argv == ["run", "--epochs=77", "--model=SASRec"] and os.environ["CUDA_VISIBLE_DEVICES"] == "keep"
+    assert resolved == before and configurator.general_arguments == groups
+
+
+def test_stock_config_evaluates_strings(tmp_path, monkeypatch):
+    """The trap that the test above guards against."""
+    import sys
+
+    import recbole_llm  # noqa: F401
+    from recbole.config import Config
+
+    monkeypatch.setattr(sys, "argv", ["run"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert Config(model="BPR", dataset="any", config_dict={"wandb_project": "3-1"})["wandb_project"] == 2

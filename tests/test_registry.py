@@ -1,0 +1,279 @@
+"""Names and layers: how models are found by name, by us and by stock RecBole, and what importing us costs."""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_llm import registry
+from recbole_llm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "recbole_llm"
+RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
+
+
+def python(code, cwd, *arguments):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*registry.OURS, *registry.MENDED, "SASRec", "GRU4Rec", "KD_DAGFM", "S3Rec", "xDeepFM", "Random"])
+def test_every_spelling_of_a_name(name):
+    middle = len(name) // 2
+    for spelling in (name, name.lower(), name.upper(), f"{name[:middle]}-{name[middle:]}", f"{name[:middle].lower()}_{name[middle:]}", f" {name} "):
+        assert registry.canonical(spelling) == name
+
+
+def test_spellings_of_the_papers():
+    assert registry.canonical("NCF") == registry.canonical("neu-mf") == "NeuMF"
+    assert registry.canonical("BERT-4-Rec") == "BERT4Rec" and registry.canonical("CAL-Rec") == "CALRec"
+
+
+def test_hyphenated_names_resolve_once_they_are_registered(monkeypatch):
+    monkeypatch.setitem(registry.OURS, "ST5Seq", "nowhere")
+    monkeypatch.setitem(registry.OURS, "LLMTRSR", "nowhere")
+    assert {registry.canonical(name) for name in ("ST5-Seq", "st5seq", "ST5_SEQ")} == {"ST5Seq"}
+    assert registry.canonical("LLM-TRSR") == "LLMTRSR"
+
+
+@pytest.mark.parametrize(("name", "near"), [("SASRek", "SASRec"), ("calrc", "CALRec"), ("GRU4Re", "GRU4Rec"), ("LRI", "LIR")])
+def test_an_unknown_name_names_the_nearest(name, near):
+    with pytest.raises(UserError, match=f"unknown model {name!r}: did you mean .*{near}"):
+        registry.canonical(name)
+
+
+def test_an_unknown_name_that_is_like_none():
+    with pytest.raises(UserError, match="ours are CALRec, LIR"):
+        registry.canonical("0000000")
+
+
+def test_no_two_models_share_a_spelling():
+    names = [*registry.stock_models(), *registry.OURS]
+    assert len({registry._plain(name) for name in names}) == len(names)
+    assert not {registry._plain(name) for name in names} & registry.ALIASES.keys() and set(registry.ALIASES.values()) <= set(names)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_stock_names_are_those_of_recboles_classes():
+    """Read from its source: the class in model/<family>/<name>.py whose name is the file's, in any case."""
+    expected = {}
+    for path in (RECBOLE / "model").glob("*_recommender/*.py"):
+        classes = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        expected |= {name: path.parent.name.removesuffix("_recommender") for name in classes if name.lower() == path.stem}
+    assert len(expected) > 90
+    assert registry.stock_models() == expected
+
+
+def test_tree_models_are_refused_by_name():
+    with pytest.raises(UserError, match="XGBoost: tree models are not run by this harness"):
+        registry.model_class(registry.canonical("xgboost"))
+
+
+def test_our_classes_are_where_the_registry_says():
+    for name, module in (registry.OURS | registry.MENDED).items():
+        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        assert name in [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    assert registry.MENDED.keys() <= registry.stock_models().keys()
+    models = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {"__init__", "base"}
+    assert models == {module.rpartition(".")[2] for module in (registry.OURS | registry.MENDED).values()}  # none is left unregistered
+
+
+def test_model_class_takes_the_mended_class_and_leaves_recboles_alone():
+    from recbole.utils import get_model
+
+    assert registry.model_class("Pop").__module__ == "recbole_llm.model.pop"
+    assert get_model("Pop").__module__ == "recbole.model.general_recommender.pop"  # importing us changes no stock model
+    assert registry.model_class("BPR") is get_model("BPR") and registry.model_class("LIR") is get_model("LIR")
+
+
+# --- stock RecBole -----------------------------------------------------------------------------------------------------
+
+STOCK_RUN = """
+import json, sys
+import recbole_llm
+from recbole.quick_start import run_recbole
+
+settings = json.loads(sys.argv.pop())
+test = run_recbole(model=settings.pop("model"), dataset="tiny", config_dict=settings)["test_result"]
+print("RESULT", json.dumps(test))
+"""
+CALREC = {
+    "model": "CALRec", "epochs": 1, "eval_step": 1, "backbone": "scratch:tiny", "scratch_vocabulary": 300, "samples": 2, "valid_samples": 2,
+    "max_new_tokens": 12, "valid_users": 8, "max_length": 256,
+}  # fmt: skip
+
+
+def write_tiny(folder):
+    """12 users who walk through 8 items: the next item is certain, and never the last one."""
+    items = [f"i{number}\t{word} juice\tdrinks" for number, word in enumerate("apple cherry fig grape kiwi lemon melon plum".split())]
+    events = [f"u{user}\ti{(user + step) % 8}\t{100 * user + step}" for user in range(12) for step in range(6)]
+    target = folder / "tiny"
+    target.mkdir(parents=True)
+    (target / "tiny.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tcategories:token_seq", *items, ""]))
+    (target / "tiny.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *events, ""]))
+
+
+@pytest.mark.parametrize("settings", [{"model": "LIR"}, CALREC], ids=lambda settings: settings["model"])
+def test_stock_run_recbole_runs_our_models(settings, tmp_path):
+    """Our properties under the user's settings, our dataset and trainer: the numbers are our own runner's."""
+    from recbole_llm.runs import run_model
+
+    write_tiny(tmp_path / "data")
+    common = {"data_path": str(tmp_path / "data"), "topk": [1, 5], "valid_metric": "NDCG@5", "show_progress": False, "use_gpu": False}
+    said = python(STOCK_RUN, tmp_path, json.dumps(common | settings))
+    (line,) = [line for line in said.splitlines() if line.startswith("RESULT ")]
+    stock = json.loads(line.removeprefix("RESULT "))
+    own = dict(settings)
+    row = run_model(own.pop("model"), "tiny", [], common | own | {"checkpoint_dir": str(tmp_path / "ours")}).row
+    assert {"recall@1", "ndcg@5", "ndcg@5_opt", "ndcg@5_pes", "mrr"} <= stock.keys()
+    assert stock == pytest.approx({key: row["test"][key] for key in stock}, abs=1e-6)
+    if settings["model"] == "LIR":
+        assert stock["recall@1"] == 0 and stock["recall@5"] > 0  # the last juice itself scores best
+
+
+CONFIGS = """
+import sys, types
+sys.argv = sys.argv[:1]
+package = types.ModuleType("recbole_llm")  # the package without its __init__, so that only compat is there
+package.__path__ = [{package!r}]
+sys.modules["recbole_llm"] = package
+from recbole_llm import compat
+compat.install()
+from recbole.config import Config
+
+def build(model):
+    return Config(model=model, dataset="ml-100k", config_dict={{"train_neg_sample_args": None}}).final_config_dict
+
+before = build("GRU4Rec"), build("BPR")
+from recbole_llm import registry
+registry.register()
+assert (build("GRU4Rec"), build("BPR")) == before
+ours = build("LIR")
+assert ours["text_fields"]["Title"] == "movie_title" and ours["last_n"] == 1 and "last_n" not in before[0]
+"""
+
+
+def test_the_settings_of_a_stock_model_in_stock_recbole_do_not_change_by_importing_us(tmp_path):
+    python(CONFIGS.format(package=str(PACKAGE)), tmp_path)
+
+
+# --- what is loaded when ------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_loads_nothing_heavy(tmp_path):
+    heavy = {"torch", "numpy", "pandas", "scipy", "yaml", "recbole", "transformers", "ray"}
+    python(f"import sys, recbole_llm; assert not {heavy!r} & sys.modules.keys(), {heavy!r} & sys.modules.keys()", tmp_path)
+
+
+UNTIL_TORCH = """
+import sys
+from recbole_llm.cli import main
+
+for line in {lines!r}:
+    try:
+        assert main(line.split()) in (0, 2), line
+    except SystemExit as end:
+        assert end.code == 0, line
+    assert "torch" not in sys.modules, line
+"""
+
+
+def test_help_settings_and_mistakes_come_before_torch(tmp_path):
+    lines = [
+        "--help", "compare --help", "--model=LIR --dataset=ml-100k --print_config", "compare --models=Pop,CALRec --dataset=Pet --print_config",
+        "--model=SASRek --dataset=Pet", "--model=LIR --dataset=Pet --tpok=3", "--model=LIR --dataset=Pet --epochs=abc", "--model=LIR --dataset=none",
+        "evaluate --checkpoint=none", "recommend --checkpoint=none --user=u1", "--resume=none", "what",
+    ]  # fmt: skip
+    python(UNTIL_TORCH.format(lines=lines), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- layers -------------------------------------------------------------------------------------------------------------
+
+# A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
+# run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
+LAYERS = """errors compat resources registry __init__ config store cache data prompts backbone collate adapters losses generation retrieval
+summarize engines evaluation model trainer loaders stages personal report run compare recommend experiment tune cli __main__""".split()
+# Imports inside functions that look ahead: hooks which RecBole calls when everything is there, and the Python front door.
+AHEAD = {("registry", "config"), ("__init__", "run")}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield path, parts[:-1] if parts[-1] == "__init__" else parts
+
+
+NAMES = {parts for _, parts in modules()}
+
+
+def imports(path, parts):
+    """(module, at the top level) for every module of ours that a module imports."""
+    package = parts if path.name == "__init__.py" else parts[:-1]
+
+    def walk(node, top):
+        for child in ast.iter_child_nodes(node):
+            inner = top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.If)
+            if isinstance(child, ast.ImportFrom):
+                base = (*package[: len(package) + 1 - child.level], *filter(None, (child.module or "").split("."))) if child.level else tuple(child.module.split("."))
+                if base[0] == "recbole_llm":
+                    yield from (((*base, alias.name) if (*base, alias.name) in NAMES else base, top) for alias in child.names)
+            elif isinstance(child, ast.Import):
+                yield from ((tuple(alias.name.split(".")), top) for alias in child.names if alias.name.split(".")[0] == "recbole_llm")
+            yield from walk(child, inner)
+
+    return list(walk(ast.parse(path.read_text()), True))
+
+
+def layer(parts):
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_every_module_has_a_layer():
+    assert {layer(parts) for parts in NAMES} <= set(LAYERS), "new modules take their place in LAYERS"
+    assert len(set(LAYERS)) == len(LAYERS)
+
+
+@pytest.mark.parametrize("parts", sorted(NAMES), ids=".".join)
+def test_a_module_imports_only_from_layers_before_its_own(parts):
+    (path,) = [path for path, name in modules() if name == parts]
+    own = layer(parts)
+    for target, top in imports(path, parts):
+        assert target in NAMES, f"{path.name} imports {'.'.join(target)}, which is no module"
+        other = layer(target)
+        if other == own or other == "__init__" and own == "store":  # the version is the package's
+            continue
+        before = LAYERS.index(other) < LAYERS.index(own)
+        assert before or (not top and (own, other) in AHEAD), f"{'.'.join(parts)} imports {'.'.join(target)} {'at its top' if top else 'in a function'}"
+
+
+def test_no_circle_of_imports_at_the_top_level():
+    graph = {parts: {target for target, top in imports(path, parts) if top and target != ("recbole_llm",)} for path, parts in modules()}
+    done = set()
+
+    def visit(parts, path):
+        assert parts not in path, " -> ".join(".".join(step) for step in (*path, parts))
+        if parts not in done:
+            for target in graph[parts]:
+                visit(target, (*path, parts))
+            done.add(parts)
+
+    for parts in graph:
+        visit(parts, ())
+    assert sum(map(len, graph.values())) > 50  # the imports were found
+
+
+def test_exceptions_to_the_layers_are_in_use():
+    found = {(layer(parts), layer(target)) for path, parts in modules() for target, top in imports(path, parts) if not top}
+    assert found >= AHEAD
