@@ -12,7 +12,7 @@ def stock(folder: str) -> dict:
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
 
-    config = Config(model="SASRec", dataset="random", config_dict=STOCK | {"data_path": folder, "checkpoint_dir": folder})
+    config = Config(model="SASRec", dataset="random", config_dict=STOCK | {"MAX_ITEM_LIST_LENGTH": 50, "data_path": folder, "checkpoint_dir": folder})
     before = resident()
     seconds, loaders = timed(lambda: data_preparation(config, create_dataset(config)))
     return {"seconds": seconds, "peak_mib": peak() - before, "kept_mib": resident() - before, "train": len(loaders[0]._dataset)}

@@ -12,6 +12,7 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
 
   --model=CALRec --dataset=Pet [--key=value ...]     train, evaluate, store, print (beside Pop and LIR)
   compare --models=Pop,LIR,CALRec --dataset=Pet [--CALRec.epochs=3] [--seeds=1,2,3]
+  compare --runs=RUN,RUN                             paired tests between any finished runs
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10]
 
@@ -77,19 +78,23 @@ def _run(argv: list[str]) -> int:
         return _print_config(stored) if args.print_config else _report({stored["model"]: [stored]})
     dataset = _need(args.dataset, "dataset")
     planned = config.plan([registry.canonical(_need(args.model, "model"))], dataset, args.config_files.split(), settings, seeds=_seeds(args.seeds))
-    (model, group), = planned.items()
+    ((resolved, *_),) = planned.values()
     if args.print_config:
-        return _print_config(group[0])
-    names = [name for name in map(registry.canonical, group[0]["beside"] or []) if name != model]
-    return _report(config.plan(names, dataset, [], config.shared_settings(group[0]), seeds=_seeds(args.seeds)) | planned)
+        return _print_config(resolved)
+    names = [name for name in map(registry.canonical, resolved["beside"] or []) if name != resolved["model"]]
+    return _report(config.plan(names, dataset, [], config.shared_settings(resolved), seeds=_seeds(args.seeds)) | planned)
 
 
 def _report(planned: dict[str, list[dict]]) -> int:
     """Run and print one table."""
-    from .compare import show, table_of, write_table
     from .runs import run_all
 
-    runs = run_all(planned)
+    return _tabulate(run_all(planned))
+
+
+def _tabulate(runs: dict) -> int:
+    from .compare import show, table_of, write_table
+
     table = table_of(runs)
     last = list(runs.values())[-1][-1]
     folder = write_table(table, runs, last.folder.parent)
@@ -123,9 +128,15 @@ def _print_config(settings: dict) -> int:
 
 
 def _compare(argv: list[str]) -> int:
-    args, settings = _arguments(argv, models="model names, separated by commas", dataset="dataset name", seeds=SEEDS)
+    args, settings = _arguments(
+        argv, models="model names, separated by commas", dataset="dataset name", seeds=SEEDS, runs="finished runs to put beside each other instead"
+    )
     from . import config, registry
 
+    if args.runs:
+        if args.models or args.dataset or args.seeds:
+            raise UserError("--runs compares runs as they are: leave out --models, --dataset and --seeds")
+        return _compare_runs(args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")))
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
     own: dict[str, dict] = {model: {} for model in models}
     for key in list(settings):
@@ -139,6 +150,14 @@ def _compare(argv: list[str]) -> int:
     if args.print_config:
         return _print_config({model: config.shown(group[0]) for model, group in planned.items()})
     return _report(planned)
+
+
+def _compare_runs(names: list[str], saved: Path) -> int:
+    from . import store
+    from .runs import Run
+
+    folders = [store.find_run(name.strip(), saved) for name in names]
+    return _tabulate({folder.name: [Run(folder, store.finished_run(folder)["row"])] for folder in folders})
 
 
 def _evaluate(argv: list[str]) -> int:

@@ -134,9 +134,9 @@ def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: 
     planned = {}
     for model in models:
         settings = (overrides or {}) | (own or {}).get(model, {})
-        first = resolve(model, dataset, files, settings)
-        chosen = seeds or first["seeds"]
-        planned[model] = [resolve(model, dataset, files, settings | {"seed": seed}) for seed in chosen] if chosen else [first]
+        resolved = resolve(model, dataset, files, settings)
+        chosen = seeds or resolved["seeds"]
+        planned[model] = [resolve(model, dataset, files, settings | {"seed": seed}) for seed in chosen] if chosen else [resolved]
     return planned
 
 
@@ -240,7 +240,7 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
         if head in REPLACED:
             raise UserError(f"key {head!r} has no effect here: {REPLACED[head]}")
         if head not in known:
-            near = difflib.get_close_matches(head, known, n=2, cutoff=0.6)
+            near = difflib.get_close_matches(head, known - REPLACED.keys(), n=2, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}?" if near else "run with --print_config to see all keys"
             raise UserError(f"unknown key {head!r}: {hint}")
         names = [rest] if rest else list(layer[key]) if head == "eval_args" and isinstance(layer[key], dict) else []

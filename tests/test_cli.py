@@ -195,7 +195,8 @@ def test_compare_prints_mean_and_deviation_over_seeds(shop):
 
 
 def test_a_setting_of_one_model_is_that_models_alone(shop):
-    sizes = {row["model"]: json.loads((shop.second / "saved" / row["run"] / "run.json").read_text())["settings"].get("hidden_size") for row in shop.compare_rows}
+    records = [json.loads((shop.second / "saved" / row["run"] / "run.json").read_text()) for row in shop.compare_rows]
+    sizes = {record["settings"]["model"]: record["settings"].get("hidden_size") for record in records}
     assert sizes == {"Pop": None, "LIR": None, "GRU4Rec": 16}
 
 
@@ -376,7 +377,7 @@ ARGUMENTS = {  # told before any data is read
     "--model=LIR --dataset=tiny --eval_args.order=RO": r"order is always TO",
     "--model=LIR --dataset=tiny --precision=int8": r"precision: expected fp32, bf16 or fp16, found 'int8'",
     "--model=LIR --dataset=tiny --stages=[pretrain]": r"stages: expected some of none",
-    "--model=S3Rec --dataset=tiny --stages='[pretrain, tune]'": r"stages: expected some of pretrain, finetune.* found 'tune'",
+    "--model=S3Rec --dataset=Pet --stages='[pretrain, tune]'": r"stages: expected some of pretrain, finetune.* found 'tune'",
     "--model=SASRec --dataset=tiny --train_neg_sample_args.sample_num=2": r"SASRec with loss_type CE draws no negatives",
     "--model=LIR --dataset=tiny --beside=[Popp]": r"unknown model 'Popp': did you mean Pop",
     "--model=LIR --dataset=tiny --config_files=none.yaml": r"settings file none.yaml not found",
@@ -414,20 +415,24 @@ def test_arguments_that_cannot_be(line, bare, refused):
     assert re.search(ARGUMENTS[line], refused(*shlex.split(line), folder=bare))
 
 
-LIR_ALONE, POP_LIR, GRU = ("--model=LIR", "--beside=[]"), ("--model=LIR", "--beside=[Pop]"), ("--model=GRU4Rec", "--beside=[]")
+POP_LIR, GRU = ("--model=LIR", "--beside=[Pop]"), ("--model=GRU4Rec", "--beside=[]")
 DATA = {  # name: (arguments, file to change, change, what is said)
     "an id column under another name": (
-        POP_LIR, "inter", lambda text: text.replace("item_id:", "product:", 1), r"tiny.inter: expected a column item_id, found user_id, product, .*ITEM|rename",
+        POP_LIR, "inter", lambda text: text.replace("item_id:", "product:", 1),
+        r"tiny.inter: expected a column item_id, found user_id, product, rating, timestamp; rename it",
     ),
     "a line that was cut": (
         POP_LIR, "inter", lambda text: re.sub(r"(?s)((?:[^\n]*\n){4}[^\t]*\t[^\t]*)[^\n]*", r"\1", text, count=1),
         r"tiny.inter, line 5: expected 4 cells, found 2",
     ),
     "a word in a column of numbers": (
-        POP_LIR, "inter", lambda text: re.sub(r"\t\d+\n(?=u39)", "\tyesterday\n", text, count=1), r"tiny.inter, line \d+: expected a number.* column timestamp, found 'yesterday'",
+        POP_LIR, "inter", lambda text: re.sub(r"\t\d+\n(?=u39)", "\tyesterday\n", text, count=1),
+        r"tiny.inter, line \d+: expected a number.* column timestamp, found 'yesterday'",
     ),
     "no text at all": (POP_LIR, "item", lambda text: re.sub(r"\n(i\d+)\t.*", r"\n\1\t\t", text), r"dataset tiny: every cell of title, categories is empty"),
-    "no column of text": (POP_LIR, "item", lambda text: text.replace("title:", "name:").replace("categories:", "kind:"), r"dataset tiny has no text: .*set text_fields"),
+    "no column of text": (
+        POP_LIR, "item", lambda text: text.replace("title:", "name:").replace("categories:", "kind:"), r"dataset tiny has no text: .*set text_fields",
+    ),
     "a split that leaves no test case": ((*POP_LIR, "--eval_args.split={timestamp: [1e18, 2e18]}"), None, None, r"leaves no test case"),
     "a split that there is not": ((*GRU, "--eval_args.split={LO: 1}"), None, None, r"eval_args.split: expected one of LS, RS, temporal, timestamp"),
     "more negatives than there are items": ((*GRU, "--eval_args.mode=uni25"), None, None, r"uni25: user u\d+ leaves only \d+ items .*smaller uniK"),

@@ -204,9 +204,9 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 # A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
 # run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
 LAYERS = """errors compat resources registry __init__ config store cache data prompts backbone collate adapters losses generation retrieval
-summarize engines evaluation model trainer loaders stages personal report run compare recommend experiment tune cli __main__""".split()
+summarize engines evaluation model trainer loaders stages personal report runs compare recommend experiment tune cli __main__""".split()
 # Imports inside functions that look ahead: hooks which RecBole calls when everything is there, and the Python front door.
-AHEAD = {("registry", "config"), ("__init__", "run")}
+AHEAD = {("registry", "config"), ("__init__", "runs")}
 
 
 def modules():
@@ -226,7 +226,8 @@ def imports(path, parts):
         for child in ast.iter_child_nodes(node):
             inner = top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.If)
             if isinstance(child, ast.ImportFrom):
-                base = (*package[: len(package) + 1 - child.level], *filter(None, (child.module or "").split("."))) if child.level else tuple(child.module.split("."))
+                module = tuple((child.module or "").split(".")) if child.module else ()
+                base = (*package[: len(package) + 1 - child.level], *module) if child.level else module
                 if base[0] == "recbole_llm":
                     yield from (((*base, alias.name) if (*base, alias.name) in NAMES else base, top) for alias in child.names)
             elif isinstance(child, ast.Import):

@@ -93,8 +93,9 @@ class TableMixin:
         source = FeatureSource.INTERACTION
         back = tables.file_order
         frame = {
-            self.uid_field: tables.users[tables.user[back]],
-            self.iid_field: tables.items[tables.item[back]],
+            # dtype object: one string per token and not per row
+            self.uid_field: pd.Series(tables.users[tables.user[back]], dtype=object),
+            self.iid_field: pd.Series(tables.items[tables.item[back]], dtype=object),
             self.time_field: tables.position[back].astype(np.float64),
         }
         for name, ftype in ((self.uid_field, "token"), (self.iid_field, "token"), (self.time_field, "float")):
@@ -156,6 +157,7 @@ class TableMixin:
         tables = self.tables
         order = torch.from_numpy(np.argsort(tables.file_order))
         self.events = Interaction({name: self.inter_feat[name][order] for name in self.inter_feat.columns})
+        self.inter_feat = self.events
         if not torch.equal(self.events[self.iid_field], torch.from_numpy(tables.item.astype(np.int64) + 1)):
             raise AssertionError("RecBole numbered the items in another order than the tables")
         if hasattr(self, "neg_item_list"):  # DIEN: one sampled negative per event

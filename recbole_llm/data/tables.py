@@ -119,8 +119,7 @@ def load(source: Source) -> Tables:
 
 def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -> Tables:
     """Tables from a filtered frame of events in file order."""
-    user, users = pd.factorize(frame[source.user_field].to_numpy(dtype=object))
-    item, items = pd.factorize(frame[source.item_field].to_numpy(dtype=object))
+    (user, users), (item, items) = (_number(frame[name]) for name in (source.user_field, source.item_field))
     time = frame[source.time_field].to_numpy(dtype=np.float64)
     if np.isnan(time).any():
         raise UserError(
@@ -146,6 +145,12 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
         user_types=user_types, log=tuple(log),
     )  # fmt: skip
     return tables
+
+
+def _number(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """(number of each row's token, tokens by first appearance) without a Python string per row."""
+    codes, tokens = pd.factorize(column)
+    return codes, np.asarray(tokens, dtype=object)
 
 
 def _read_interactions(source: Source) -> pd.DataFrame:
