@@ -1,6 +1,7 @@
 """Several models on one dataset: one table, with intervals."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ def table_of(runs: dict[str, list[Run]]) -> Table:
 def _significance(runs: dict[str, list[Run]], columns: Sequence[str]) -> tuple[dict, list[str]]:
     """† where the best of a column beats the second (paired t-test over cases), and intervals against the best."""
     from .evaluation.metrics import case_values
+    from .evaluation.ranks import RankTable
     from .evaluation.significance import pair, paired_ttest, user_bootstrap
 
     tables = {name: [run.ranks() for run in group] for name, group in runs.items()}
@@ -62,7 +64,8 @@ def _significance(runs: dict[str, list[Run]], columns: Sequence[str]) -> tuple[d
     notes = [f"† better than the second: p < {SIGNIFICANT}, paired t-test over cases"]
     for name, group in tables.items():
         if name != best:
-            gap = user_bootstrap(tables[best][0], group[0], column)
+            rounds = math.lcm(len(tables[best]), len(group))  # every seed of both counts
+            gap = user_bootstrap(*(RankTable.concat(seeds * (rounds // len(seeds))) for seeds in (tables[best], group)), column)
             notes.append(f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval over users [{gap.low:+.4f}, {gap.high:+.4f}]")
     return marks, notes
 

@@ -154,7 +154,8 @@ def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
 
 def moved(stored: dict, dataset: str) -> dict:
     """The settings of a stored run for another dataset: what was the old dataset's default becomes the new one's."""
-    old, new = resolve(stored["model"], stored["dataset"]), resolve(stored["model"], dataset)
+    features = {key: stored[key] for key in FEATURES if stored[key]}  # which a dataset need not name
+    old, new = (resolve(stored["model"], name, [], features) for name in (stored["dataset"], dataset))
     return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
 
 

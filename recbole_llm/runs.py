@@ -188,9 +188,12 @@ class Prepared:
             log.info(f"{self.name}: {line}")
         started = time.perf_counter()
         self.check()
-        model, trainer, (train_data, valid_data, test_data) = self.build()
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            trainer.epochs = 0  # there is nothing to train
+        from .trainer import load_weights
+
+        model, (train_data, valid_data, test_data) = self.make_model()
+        if self.config["init_from"] and self.config["train_stage"] != "finetune":
+            load_weights(model, Path(self.config["init_from"]))
+        trainer = self.make_trainer(model)
         split = train_data._dataset.split
         log.info(
             f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, {len(self.tables.item)} events; "
@@ -203,8 +206,6 @@ class Prepared:
             trainer.resume_checkpoint(self.run_folder)
         seconds, memory = {"load": round(time.perf_counter() - started, 2)}, {"load": store.peak_memory()}
         validate = valid_data if len(split.valid) and self.settings.get("train_stage") != "pretrain" else None
-        from .trainer import load_weights
-
         trainer.fit(train_data, validate, show_progress=self.config["show_progress"])
         load_weights(model, self.run_folder)
         memory["fit"] = store.peak_memory()
@@ -251,9 +252,11 @@ class Prepared:
 @contextmanager
 def _pretrained(config):
     """S3Rec's constructor reads its pre-trained weights from a torch file: give it one for the moment."""
-    if config["train_stage"] != "finetune" or not config["init_from"]:
+    if config["train_stage"] != "finetune" or config["pre_model_path"]:
         yield
         return
+    if not config["init_from"]:
+        raise UserError(f"{config['model']}, finetune: expected --init_from=RUN, the pre-trained run it starts from; or leave out --stages")
     import torch
     from safetensors.torch import load_file
 

@@ -192,6 +192,11 @@ def test_compare_prints_mean_and_deviation_over_seeds(shop):
         line = {line["model"]: line for line in csv.DictReader(file)}["GRU4Rec"]
     assert (float(line["ndcg@10"]), float(line["ndcg@10_sd"])) == (pytest.approx(mean, rel=1e-14), pytest.approx(sd, rel=1e-12))
     assert json.loads((folder / "runs.json").read_text()) == [row["run"] for row in rows]
+    means = {model: statistics.mean(row["test"]["ndcg@10"] for row in rows if row["model"] == model) for model in ("Pop", "LIR", "GRU4Rec")}
+    best = max(means, key=means.get)
+    for model in means.keys() - {best}:  # the intervals are about the same means
+        gap, low, high = re.search(rf"ndcg@10: {best} - {model} = (\S+), 95 % interval over users \[(\S+), (\S+)\]", shop.compare.stdout).groups()
+        assert float(gap) == pytest.approx(means[best] - means[model], abs=6e-5) and float(low) < float(gap) < float(high)
 
 
 def test_a_setting_of_one_model_is_that_models_alone(shop):
@@ -437,6 +442,9 @@ DATA = {  # name: (arguments, file to change, change, what is said)
     "a split that there is not": ((*GRU, "--eval_args.split={LO: 1}"), None, None, r"eval_args.split: expected one of LS, RS, temporal, timestamp"),
     "more negatives than there are items": ((*GRU, "--eval_args.mode=uni25"), None, None, r"uni25: user u\d+ leaves only \d+ items .*smaller uniK"),
     "a model that the harness does not run": (("--model=CFKG", "--beside=[Pop]"), None, None, r"CFKG: models of type knowledge are not run by this harness"),
+    "fine-tuning from nothing": (
+        ("--model=S3Rec", "--beside=[]", "--item_attribute=categories", "--stages=[finetune]"), None, None, r"expected --init_from=RUN",
+    ),
     "a backbone that is nowhere": (("--model=CALRec", "--beside=[]", "--backbone=no/where"), None, None, r"backbone 'no/where' is not a model folder"),
 }  # fmt: skip
 
@@ -493,6 +501,18 @@ def test_checkpoints_that_cannot_be(line, shop, trained, refused):
     names = {"GRU": shop.gru.name, "Pop": sorted(path.name for path in (trained / "saved").glob("Pop-*"))[0]}
     args = [f"--checkpoint={names.get(arg[13:], arg[13:])}" if arg.startswith("--checkpoint=") else arg for arg in line.split()]
     assert re.search(CHECKPOINTS[line], refused(*args, folder=trained))
+
+
+def test_a_run_starts_from_another_ones_weights(shop, trained, refused, monkeypatch, capfd):
+    ask = ["--model=GRU4Rec", "--dataset=tiny", "--beside=[]", "--hidden_size=16", "--epochs=0", "--show_progress=false"]
+    lir = sorted(path.name for path in (trained / "saved").glob("LIR-*"))[0]
+    assert f"{lir} is a checkpoint of another model" in refused(*ask, f"--init_from={lir}", folder=trained)
+    monkeypatch.chdir(trained)
+    results = []
+    for more in ([], [f"--init_from={shop.gru.name}"]):
+        assert main([*ask, *more]) == 0
+        results.append(rows_of(trained)[-1]["test"])
+    assert results[1] == json.loads((shop.gru / "run.json").read_text())["row"]["test"] != results[0]
 
 
 @pytest.mark.parametrize("args", [("--model=nobody", "--dataset=tiny"), ("--model=LIR", "--dataset=tiny", "--user_sample=7")])

@@ -336,6 +336,8 @@ def test_a_run_moves_to_another_dataset_with_that_ones_defaults():
     assert moved["dataset"] == "Pet" and moved["text_fields"]["Title"] == "title"  # ml-100k's was movie_title
     assert moved["bm25_k1"] == 0.9 and moved["text_words"] == {"Title": 5}  # the user's own stay
     assert config.moved(stored, "ml-100k") == stored
+    featured = config.resolve("S3Rec", "any", [], {"item_attribute": "brand"})
+    assert config.moved(featured, "other") == featured | {"dataset": "other"}
     stage = stored | {"stage": "finetune", "init_from": "saved/x"}
     assert config.moved(stage, "Pet") == moved | {"stage": "finetune", "init_from": "saved/x"}
 

@@ -5,8 +5,11 @@ import io
 import math
 import re
 
+import numpy as np
 import pytest
 
+from recbole_llm.compare import table_of
+from recbole_llm.evaluation.ranks import RankTable
 from recbole_llm.report.table import Cell, Table, make_table, to_csv, to_latex, to_markdown, to_screen
 
 COLUMNS = ("ndcg@10", "ndcg@10_pes", "mrr")
@@ -134,3 +137,32 @@ def test_every_format_has_every_row_and_number():
     table = Table("t", ("m",), tuple((name, (cell,)) for name, cell in cells.items()))
     for text in (to_screen(table), to_markdown(table), to_latex(table), to_csv(table)):
         assert "0.1234" in text and "0.5678" in text and "0.001" in text
+
+
+class FakeRun:
+    """A run whose targets stand at these ranks."""
+
+    def __init__(self, above):
+        above = np.array(above)
+        n = len(above)
+        self.table = RankTable(
+            user=[f"u{i}" for i in range(n)], target=["i"] * n, position=np.ones(n, int), above=above, tied=np.zeros(n, int),
+            n_candidates=np.full(n, 100), fallback=np.zeros(n, bool),
+        )  # fmt: skip
+        test = {"ndcg@10": float(np.where(above < 10, 1 / np.log2(above + 2), 0).mean())}
+        self.row = {"dataset": "Pet", "cases": n, "split": {"mode": {"valid": "uni5", "test": "full"}}, "rates": {}, "test": test}
+
+    def ranks(self):
+        return self.table
+
+
+def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
+    ranks = np.random.default_rng(0).integers(0, 20, 200)
+    worse = np.minimum(ranks + np.arange(200) % 3, 99)
+    clear = table_of({"a": [FakeRun(worse)], "b": [FakeRun(ranks)]})
+    assert clear.title == "Pet: 200 test cases, full"
+    assert {name: cells[0].mark for name, cells in clear.rows} == {"a": "", "b": "†"}
+    assert any(note.startswith("ndcg@10: b - a = +") for note in clear.notes)
+    mixed = np.roll(ranks, 1)
+    unclear = table_of({"a": [FakeRun(mixed)], "b": [FakeRun(ranks)]})
+    assert all(not cells[0].mark for _, cells in unclear.rows)
