@@ -9,17 +9,19 @@ from pathlib import Path
 from common import arguments, finish, in_child, peak, random_events, resident, timed
 
 LENGTH = 8
-STOCK = {"MAX_ITEM_LIST_LENGTH": LENGTH, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "show_progress": False, "topk": [10],
+STOCK = {"MAX_ITEM_LIST_LENGTH": LENGTH, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
+         "show_progress": False, "topk": [10],
          "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}, "metrics": ["Recall", "NDCG", "MRR"],
          "valid_metric": "NDCG@10", "metric_decimal_place": 12, "state": "ERROR"}  # fmt: skip
 
 
 def stock(folder: str, cases: int) -> dict:
-    import recbole_llm  # noqa: F401 (lets RecBole run on today's numpy and pandas)
     import torch
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_trainer, init_seed
+
+    import recbole_llm  # noqa: F401 (lets RecBole run on today's numpy and pandas)
 
     config = Config(model="GRU4Rec", dataset="random", config_dict=STOCK | {"data_path": folder, "checkpoint_dir": folder})
     dataset = create_dataset(config)
@@ -39,11 +41,13 @@ def stock(folder: str, cases: int) -> dict:
 
 def ours(folder: str, cases: int) -> dict:
     import numpy as np
+
     from recbole_llm import config as settings
     from recbole_llm.evaluation import metrics
     from recbole_llm.runs import Prepared
 
-    resolved = settings.resolve("GRU4Rec", "random", [], {"data_path": folder, "checkpoint_dir": folder, "seed": 1, "topk": [10], "dedup": "none", "MAX_ITEM_LIST_LENGTH": LENGTH})
+    own = {"data_path": folder, "checkpoint_dir": folder, "seed": 1, "topk": [10], "dedup": "none", "MAX_ITEM_LIST_LENGTH": LENGTH}
+    resolved = settings.resolve("GRU4Rec", "random", [], own)
     _, trainer, (_, _, test) = Prepared(resolved).build()
     test._dataset.cases = test._dataset.cases[np.arange(cases)]
     before = resident()
@@ -62,7 +66,8 @@ def main():
     for items in sizes:
         with tempfile.TemporaryDirectory() as folder:
             random_events(Path(folder), max(cases, items // 5), items, LENGTH)
-            runs = [{side: in_child(__file__, side=side, folder=folder, cases=cases) for side in ("stock", "ours")} for _ in range(1 if args.small else args.repeats)]
+            repeats = 1 if args.small else args.repeats
+            runs = [{side: in_child(__file__, side=side, folder=folder, cases=cases) for side in ("stock", "ours")} for _ in range(repeats)]
         best = {side: sorted((run[side] for run in runs), key=lambda one: one["seconds"])[len(runs) // 2] for side in ("stock", "ours")}
         difference = max(abs(best["stock"]["result"][key] - best["ours"]["result"][key]) for key in best["ours"]["result"])
         row = {"items": items, "cases": cases, "stock_s": round(best["stock"]["seconds"], 3), "ours_s": round(best["ours"]["seconds"], 3),

@@ -190,4 +190,7 @@ def _recommend(argv: list[str]) -> int:
 
 SEEDS = "seeds, separated by commas: one run for each"
 COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend}
+# Read when torch is loaded. Its threads spin while they wait for each other: where anything else ran on one of two cores, training
+# steps took 2 to 5 times as long; on idle cores waiting politely costs nothing that could be measured.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning after a fork says nothing to a user

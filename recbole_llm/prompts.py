@@ -31,6 +31,9 @@ class Example:
 
     def text(self) -> str:
         """The whole text as a reader sees it; the model's input is its pieces, tokenised one by one."""
-        prefixes = [self.template.first] + [self.template.next] * (len(self.items) - 1)
-        parts = [self.template.head, *(f" {prefix} {item}" if i == 0 else f"{prefix} {item}" for i, (prefix, item) in enumerate(zip(prefixes, self.items, strict=True)))]
-        return "".join(parts) + self.template.next + (f" {self.target}" if self.target is not None else "")
+        template = self.template
+        parts = [template.head]
+        for index, item in enumerate(self.items):
+            parts.append(f" {template.first} {item}" if index == 0 else f"{template.next} {item}")
+        parts.append(template.next if self.target is None else f"{template.next} {self.target}")
+        return "".join(parts)

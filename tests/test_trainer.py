@@ -167,8 +167,8 @@ def test_pop_counts_events(tmp_path):
 @pytest.mark.parametrize("model,floor", [("SASRec", 0.9), ("CALRec", 0.7)])
 def test_a_certain_world_is_learnt(tmp_path, model, floor):
     """The next item is certain: whoever learns finds it; Pop cannot."""
-    write_cycle(tmp_path, users=60, length=10)
-    own = {"SASRec": {"epochs": 60, "train_batch_size": 64, "eval_step": 20}, "CALRec": {"epochs": 30, "train_batch_size": 8, "eval_step": 30}}[model]
+    write_cycle(tmp_path, users=48, length=10)
+    own = {"SASRec": {"epochs": 60, "train_batch_size": 64, "eval_step": 20, "MAX_ITEM_LIST_LENGTH": 10}, "CALRec": {"epochs": 12, "train_batch_size": 4, "eval_step": 12, "scratch_vocabulary": 700}}[model]
     _, _, trainer, (train, valid, test) = prepared(model, tmp_path, **own)
     trainer.fit(train, valid)
     reached = trainer.evaluate(test)["recall@1"]
@@ -204,3 +204,22 @@ def test_stages_hand_their_weights_on(tmp_path):
     assert len(runs) == 2 and run.row["stage"] == "finetune"
     weights = [load_file(folder / "model.safetensors") for folder in runs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
+    """On other data a scratch tokenizer would number other tokens, and the weights would read nonsense."""
+    from recbole_llm.trainer import load_weights
+
+    write_cycle(tmp_path)
+    write_cycle(tmp_path, name="other")
+    items = tmp_path / "other" / "other.item"
+    items.write_text(items.read_text().replace("juice", "syrup of the finest kind"))
+    _, model, trainer, (train, _, _) = prepared("CALRec", tmp_path)
+    trainer.fit(train)
+    _, moved, _, _ = prepared("CALRec", tmp_path, "other")
+    assert moved.bundle.tokenizer.get_vocab() != model.bundle.tokenizer.get_vocab()
+    load_weights(moved, trainer.folder)
+    assert moved.encoder.tokenizer.get_vocab() == model.bundle.tokenizer.get_vocab()
+    ids = torch.from_numpy(moved.encoder.piece(" Title: apple juice."))[None]
+    with torch.no_grad():
+        assert torch.equal(moved.backbone(input_ids=ids).logits, model.backbone.eval()(input_ids=ids).logits)

@@ -33,7 +33,7 @@ def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dic
     """Resolved settings with TINY's where the model has them."""
     from recbole_llm import config
 
-    known = config.resolve(model, dataset)
+    known = config.resolve(model, dataset, [], {key: value for key, value in own.items() if key in config.FEATURES})
     tiny = {key: value for key, value in TINY.items() if key in known} | {"data_path": str(folder), "checkpoint_dir": str(folder / "saved")}
     return config.resolve(model, dataset, [], tiny | own)
 

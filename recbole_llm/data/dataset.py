@@ -19,7 +19,12 @@ from .tables import Source, Tables, load
 CASE_BEGIN, CASE_END = "case_begin", "case_end"
 UNKNOWN_USER = -1  # becomes RecBole's padding user
 
-_load = lru_cache(maxsize=4)(load)  # the models of one comparison share their tables
+
+@lru_cache(maxsize=4)
+def _load(source: Source, stamp: tuple) -> Tables:
+    """The models of one comparison share their tables, until a file changes."""
+    return load(source)
+
 
 
 def source_of(config) -> Source:
@@ -40,7 +45,9 @@ def source_of(config) -> Source:
 
 
 def load_tables(config) -> Tables:
-    return _load(source_of(config))
+    source = source_of(config)
+    files = sorted(source.folder.glob(f"{source.name}.*"))
+    return _load(source, tuple((file.name, file.stat().st_mtime_ns) for file in files))
 
 
 class HistoryInteraction(Interaction):

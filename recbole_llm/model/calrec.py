@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..backbone import load_causal, load_folder
+from ..backbone import Backbone, load_causal, load_folder
 from ..collate import IGNORED, Encoder, Tokens
 from ..data.splits import Cases
 from ..generation import sample, stream_key
@@ -30,15 +30,19 @@ class CALRec(TextModel):
         loaded = load_causal(
             config["backbone"], parts, saved=Path(config["checkpoint_dir"]), max_length=config["max_length"], vocabulary=config["scratch_vocabulary"]
         )
-        self.bundle, self.backbone = loaded, loaded.model
-        self.encoder = Encoder(loaded.tokenizer, config["max_length"])
+        self._use(loaded)
         self.index = BM25Index([self.text.plain(item) for item in range(len(self.text))], config["bm25_k1"], config["bm25_b"])
 
     def save(self, folder: Path) -> None:
         self.bundle.save(folder / "backbone")
 
     def load(self, folder: Path) -> None:
-        self.backbone.load_state_dict(load_folder(str(folder / "backbone")).model.state_dict())
+        """The backbone with its tokenizer: on other data a scratch tokenizer would be another one."""
+        self._use(load_folder(str(folder / "backbone")))
+
+    def _use(self, bundle: Backbone) -> None:
+        self.bundle, self.backbone = bundle, bundle.model.to(self.device)
+        self.encoder = Encoder(bundle.tokenizer, self.config["max_length"])
 
     def example(self, case: int, cases: Cases, with_target: bool) -> Example:
         items = tuple(self.sentences[item] for item in self.history(case, cases))
@@ -83,7 +87,8 @@ class CALRec(TextModel):
         config, tokenizer = self.config, self.bundle.tokenizer
         count = config["samples"] if not self.validating else config["valid_samples"]
         prompts = [self.encoder.encode(self.example(case, cases, False), reserve=config["max_new_tokens"]).ids for case in range(len(cases))]
-        keys = np.array([stream_key(config["seed"], self.tables.users[user], str(end - begin)) for user, begin, end in zip(cases.user, cases.begin, cases.end, strict=True)])
+        names = zip(self.tables.users[cases.user], cases.end - cases.begin, strict=True)
+        keys = np.array([stream_key(config["seed"], user, str(length)) for user, length in names])
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         results: list = [None] * len(cases)
         rows = max(1, config["generate_rows"] // count)
