@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # as the command line sets it, see recbole_llm/cli.py
-export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT = 10000
 
 .PHONY: install run test test-slow bench lint
 

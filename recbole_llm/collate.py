@@ -108,8 +108,8 @@ def pad(rows: Sequence[Tokens], *, pad_id: int, side: str = "right") -> Batch:
     return Batch(*(torch.from_numpy(array) for array in (ids, mask, positions, labels)))
 
 
-def by_length(lengths: Sequence[int], budget: int, fill: float = 0.75) -> list[np.ndarray]:
-    """Indices in groups of similar length.
+def by_length(lengths: Sequence[int], budget: int, fill: float = 0.75, most: int | None = None) -> list[np.ndarray]:
+    """Indices in groups of similar length, of `most` rows at most.
 
     A padded group stays within `budget` tokens (one row may exceed it), and no row is shorter than `fill` times
     the longest of its group: a further pass costs less than the padding it saves.
@@ -119,7 +119,7 @@ def by_length(lengths: Sequence[int], budget: int, fill: float = 0.75) -> list[n
     groups, begin = [], 0
     while begin < len(order):
         longest = max(1, int(lengths[order[begin]]))
-        rows = max(1, min(budget // longest, int((lengths[order[begin:]] >= fill * longest).sum())))
+        rows = max(1, min(budget // longest, int((lengths[order[begin:]] >= fill * longest).sum()), most or len(order)))
         groups.append(order[begin : begin + rows])
         begin += rows
     return groups

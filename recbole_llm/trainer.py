@@ -269,7 +269,7 @@ class LLMTrainer(Harness, stock.Trainer):
                 group["lr"] = self._rate((epoch_idx + (step + 1) / len(steps)) / self.epochs)
             self.optimizer.zero_grad()
             batch = [examples[row] for row in rows]
-            for part in by_length([len(example) for example in batch], config["train_tokens"]):
+            for part in by_length([len(example) for example in batch], config["pass_tokens"]):
                 padded = pad([batch[row] for row in part], pad_id=self.model.bundle.tokenizer.pad_token_id).to(self.device)
                 with self._autocast():
                     loss = self.model.loss(padded)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..backbone import Backbone, load_causal, load_folder
-from ..collate import IGNORED, Encoder, Tokens
+from ..collate import IGNORED, Encoder, Tokens, by_length
 from ..data.splits import Cases
 from ..generation import sample, stream_key
 from ..prompts import Example, Template
@@ -89,11 +89,8 @@ class CALRec(TextModel):
         prompts = [self.encoder.encode(self.example(case, cases, False), reserve=config["max_new_tokens"]).ids for case in range(len(cases))]
         names = zip(self.tables.users[cases.user], cases.end - cases.begin, strict=True)
         keys = np.array([stream_key(config["seed"], user, str(length)) for user, length in names])
-        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         results: list = [None] * len(cases)
-        rows = max(1, config["generate_rows"] // count)
-        for begin in range(0, len(order), rows):
-            chosen = order[begin : begin + rows]
+        for chosen in by_length([len(prompt) for prompt in prompts], config["pass_tokens"], most=max(1, config["generate_rows"] // count)):
             drawn = sample(
                 self.backbone, tokenizer, [prompts[row] for row in chosen], keys[chosen], samples=count,
                 temperature=config["temperature"], max_new=config["max_new_tokens"],
