@@ -191,6 +191,6 @@ def _recommend(argv: list[str]) -> int:
 SEEDS = "seeds, separated by commas: one run for each"
 COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend}
 # Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two
-# cores, training steps took 2 to 5 times as long; spinning briefly mends that and costs idle cores nothing that could be measured.
+# cores, training steps took up to 5 times as long; spinning briefly mends that and left the time on idle cores as it was.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning after a fork says nothing to a user

@@ -33,18 +33,20 @@ class Encoder:
 
     tokenizer: object
     max_length: int
-    pieces: dict[str, np.ndarray] = field(default_factory=dict)
+    pieces: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
     cut_items: int = 0
     seen_items: int = 0
 
-    def piece(self, text: str) -> np.ndarray:
-        if text not in self.pieces:
+    def piece(self, text: str, end: bool = False) -> np.ndarray:
+        """int64 tokens of a text, tokenised once; with the end token behind it if asked."""
+        key = (text, end)
+        if key not in self.pieces:
             ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            self.pieces[text] = np.array(ids, dtype=np.int64)
-        return self.pieces[text]
+            self.pieces[key] = np.array(ids + [self.tokenizer.eos_token_id] * end, dtype=np.int64)
+        return self.pieces[key]
 
     def item(self, text: str) -> np.ndarray:
-        return np.append(self.piece(f" {text}"), self.tokenizer.eos_token_id)
+        return self.piece(f" {text}", end=True)
 
     def encode(self, example: Example, learn: str = "last", reserve: int = 0) -> Tokens:
         """Cut by whole items, oldest first, to max_length - reserve tokens; the newest item always stays.
@@ -59,7 +61,6 @@ class Encoder:
         items = [self.item(text) for text in example.items]
         target = self.item(example.target) if example.target is not None else None
         room = self.max_length - reserve - len(head) - len(first) - len(following) - (0 if target is None else len(target))
-        kept = len(items)
         sizes = np.cumsum([len(item) + len(following) for item in reversed(items)]) - len(following)
         kept = max(1, int(np.searchsorted(sizes, room, side="right"))) if items else 0
         cut = len(items) - kept

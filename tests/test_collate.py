@@ -83,3 +83,4 @@ def test_groups_of_like_length_keep_the_budget():
     for group in groups:
         assert lengths[group].max() * len(group) <= 1000 or len(group) == 1
         assert lengths[group].min() >= 0.75 * lengths[group].max()
+    assert max(map(len, by_length(lengths, 1000, most=3))) == 3

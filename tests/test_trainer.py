@@ -168,7 +168,10 @@ def test_pop_counts_events(tmp_path):
 def test_a_certain_world_is_learnt(tmp_path, model, floor):
     """The next item is certain: whoever learns finds it; Pop cannot."""
     write_cycle(tmp_path, users=48, length=10)
-    own = {"SASRec": {"epochs": 60, "train_batch_size": 64, "eval_step": 20, "MAX_ITEM_LIST_LENGTH": 10}, "CALRec": {"epochs": 12, "train_batch_size": 4, "eval_step": 12, "scratch_vocabulary": 700}}[model]
+    own = {
+        "SASRec": {"epochs": 60, "train_batch_size": 64, "eval_step": 20, "MAX_ITEM_LIST_LENGTH": 10},
+        "CALRec": {"epochs": 12, "train_batch_size": 4, "eval_step": 12, "scratch_vocabulary": 700},
+    }[model]
     _, _, trainer, (train, valid, test) = prepared(model, tmp_path, **own)
     trainer.fit(train, valid)
     reached = trainer.evaluate(test)["recall@1"]
