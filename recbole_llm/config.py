@@ -78,10 +78,12 @@ def _cached_yaml(path: Path) -> dict:
 
 
 def our_layers(model: str, dataset: str) -> list[dict]:
-    """Our overall, model and dataset properties."""
+    """Our overall, model and dataset properties; a dataset's may hold a group for one model under its name."""
     folder = resources.properties()
     paths = (folder / "overall.yaml", folder / "model" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml")
-    return [copy.deepcopy(_cached_yaml(path)) for path in paths]
+    overall, own, data = (copy.deepcopy(_cached_yaml(path)) for path in paths)
+    models = {name: data.pop(name) for name in list(data) if name in registry.OURS}
+    return [overall, own, data, models.get(model, {})]
 
 
 def _stock_layers(model: str) -> list[dict]:

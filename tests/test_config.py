@@ -66,7 +66,11 @@ def recboles():
 
 
 def content(path):
-    return yaml.load(path.read_text(encoding="utf-8"), config.Loader)
+    """The settings of a file, those in a model's group of a dataset file among them."""
+    flat = yaml.load(path.read_text(encoding="utf-8"), config.Loader)
+    for model in [key for key in flat or {} if key in registry.OURS]:
+        flat |= flat.pop(model)
+    return flat
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -232,6 +236,8 @@ def test_each_layer_overrides_the_one_before(world, tmp_path):
     assert rate() == 3.0
     world("dataset/shop.yaml", "learning_rate: 4.0")
     assert rate() == 4.0
+    world("dataset/shop.yaml", "LIR: {learning_rate: 4.5}")
+    assert rate() == 4.5 and config.resolve("CALRec", "shop")["learning_rate"] == 4.0 and "LIR" not in config.resolve("CALRec", "shop")
     assert config.resolve("LIR", "other")["learning_rate"] == 3.0 and config.resolve("Pop", "other")["learning_rate"] == 2.0
     files.append(world("a.yaml", "learning_rate: 5.0"))
     assert rate() == 5.0

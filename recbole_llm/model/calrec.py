@@ -75,8 +75,8 @@ class CALRec(TextModel):
         return examples
 
     def loss(self, batch) -> torch.Tensor:
-        """Sum of -log P over the learned tokens of a padded batch (the paper's L_NIG times the number of users)."""
-        hidden = self.backbone.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids).last_hidden_state
+        """Sum of -log P over the learned tokens of a batch padded on the right (the paper's L_NIG times the number of users)."""
+        hidden = self.backbone.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # causal: no token sees the padding, and no mask is faster
         labels = batch.labels[:, 1:]
         learned = labels != IGNORED
         logits = self.backbone.get_output_embeddings()(hidden[:, :-1][learned])
