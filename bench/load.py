@@ -7,11 +7,10 @@ from common import arguments, finish, in_child, peak, random_events, resident, t
 
 
 def stock(folder: str) -> dict:
+    import recbole_llm  # noqa: F401  # isort: skip  (before recbole: it lets RecBole run on today's numpy and pandas)
     from evaluate import STOCK
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
-
-    import recbole_llm  # noqa: F401
 
     config = Config(model="SASRec", dataset="random", config_dict=STOCK | {"MAX_ITEM_LIST_LENGTH": 50, "data_path": folder, "checkpoint_dir": folder})
     before = resident()

@@ -14,6 +14,7 @@ from .errors import UserError
 SCRATCH = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
 HEAD_WIDTH = 32
 PAD, END = "<|pad|>", "<|end|>"
+FOLDER = "backbone"  # of a run
 
 
 @dataclass
@@ -22,6 +23,12 @@ class Backbone:
 
     model: torch.nn.Module
     tokenizer: object
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float [..., vocabulary] from last hidden states."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
+        return torch.tanh(logits / cap) * cap if cap else logits
 
     def save(self, folder: Path) -> None:
         """Write ordinary transformers files; a reader never sees half of them."""
@@ -46,15 +53,25 @@ def load_causal(name: str, texts: Iterable[str], *, saved: Path, max_length: int
         random weights and a byte-level BPE tokenizer trained on `texts`.
     vocabulary : most tokens of a scratch tokenizer.
     """
+    check_name(name, saved)
     kind, _, rest = name.partition(":")
     if kind == "scratch":
-        if rest not in SCRATCH:
-            raise UserError(f"backbone: expected scratch:{' or scratch:'.join(SCRATCH)}, found {name!r}")
         tokenizer = train_tokenizer(texts, vocabulary)
         return Backbone(_scratch_causal(*SCRATCH[rest], len(tokenizer), tokenizer, max_length), tokenizer)
+    return load_folder(str(store.find_run(rest, saved) / FOLDER) if kind == "run" else name)
+
+
+def check_name(name: str, saved: Path) -> None:
+    """Raise UserError for a backbone that cannot be, as far as that can be seen without the network."""
+    kind, _, rest = name.partition(":")
+    if kind == "scratch" and rest not in SCRATCH:
+        raise UserError(f"backbone: expected scratch:{' or scratch:'.join(SCRATCH)}, found {name!r}")
     if kind == "run":
-        name = str(store.find_run(rest, saved) / "backbone")
-    return load_folder(name)
+        store.finished_run(store.find_run(rest, saved))
+        name = str(store.find_run(rest, saved) / FOLDER)
+    if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists():
+        if not (Path(name).expanduser() / "config.json").is_file():
+            raise UserError(f"backbone {name!r} is not a model folder: expected config.json in it")
 
 
 def load_folder(name: str) -> Backbone:
@@ -62,8 +79,8 @@ def load_folder(name: str) -> Backbone:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _quiet()
-    if os.sep in name and not (Path(name) / "config.json").is_file():
-        raise UserError(f"backbone {name!r} is not a model folder: expected config.json in it")
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser())
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -21,6 +22,9 @@ Any setting is --key=value, with dots into groups: --eval_args.mode=uni20; --pri
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0, or 2 after a one-line message for a mistake of the user's."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without † still gets its table
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv and not argv[0].startswith("-") else "run"
     try:
@@ -74,32 +78,36 @@ def _run(argv: list[str]) -> int:
     if args.resume:
         if args.model or args.dataset or args.seeds:
             raise UserError("--resume goes on with a run as it is: leave out --model, --dataset and --seeds")
-        stored = _stored(args.resume, args.config_files.split(), settings)[1]
-        return _print_config(stored) if args.print_config else _report({stored["model"]: [stored]})
+        folder, stored = _stored(args.resume, args.config_files.split(), settings)
+        if args.print_config:
+            return _print_config(stored)
+        from .runs import resume_run
+
+        return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
     dataset = _need(args.dataset, "dataset")
     planned = config.plan([registry.canonical(_need(args.model, "model"))], dataset, args.config_files.split(), settings, seeds=_seeds(args.seeds))
     ((resolved, *_),) = planned.values()
     if args.print_config:
         return _print_config(resolved)
     names = [name for name in map(registry.canonical, resolved["beside"] or []) if name != resolved["model"]]
-    return _report(config.plan(names, dataset, [], config.shared_settings(resolved), seeds=_seeds(args.seeds)) | planned)
+    return _report(config.plan(names, dataset, [], config.shared_settings(resolved), seeds=_seeds(args.seeds)) | planned, beside=names)
 
 
-def _report(planned: dict[str, list[dict]]) -> int:
+def _report(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> int:
     """Run and print one table."""
     from .runs import run_all
 
-    return _tabulate(run_all(planned))
+    saved = Path(next(iter(planned.values()))[0]["checkpoint_dir"])
+    return _tabulate(run_all(planned, beside), saved)
 
 
-def _tabulate(runs: dict) -> int:
+def _tabulate(runs: dict, saved: Path) -> int:
     from .compare import show, table_of, write_table
 
     table = table_of(runs)
-    last = list(runs.values())[-1][-1]
-    folder = write_table(table, runs, last.folder.parent)
+    folder = write_table(table, runs, saved)
     show(table)
-    print(f"run: {last.folder}   table: {folder}")
+    print(f"run: {list(runs.values())[-1][-1].folder}   table: {folder}")
     return 0
 
 
@@ -136,6 +144,8 @@ def _compare(argv: list[str]) -> int:
     if args.runs:
         if args.models or args.dataset or args.seeds:
             raise UserError("--runs compares runs as they are: leave out --models, --dataset and --seeds")
+        if others := settings.keys() - {"checkpoint_dir"}:
+            raise UserError(f"--runs compares runs as they are: leave out {', '.join(f'--{key}' for key in sorted(others))}")
         return _compare_runs(args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")))
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
     own: dict[str, dict] = {model: {} for model in models}
@@ -157,7 +167,10 @@ def _compare_runs(names: list[str], saved: Path) -> int:
     from .runs import Run
 
     folders = [store.find_run(name.strip(), saved) for name in names]
-    return _tabulate({folder.name: [Run(folder, store.finished_run(folder)["row"])] for folder in folders})
+    runs = [Run(folder, store.finished_run(folder)["row"]) for folder in folders]
+    if len({run.row["run"] for run in runs}) < len(runs):
+        raise UserError("--runs: a run is named twice")
+    return _tabulate({run.row["run"]: [run] for run in runs}, saved)
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -168,7 +181,9 @@ def _evaluate(argv: list[str]) -> int:
     from .compare import show, table_of
     from .runs import evaluate_run
 
-    show(table_of({stored["model"]: [evaluate_run(folder, stored)]}))
+    run = evaluate_run(folder, stored)
+    show(table_of({stored["model"]: [run]}))
+    print(f"run: {run.folder}")
     return 0
 
 

@@ -2,22 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from .prompts import Example
+from .prompts import Example, prefix
 
 IGNORED = -100  # label of a token that is not learned
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One encoded example. `learned` marks the tokens whose loss counts; `cut` counts the items left out."""
+    """One encoded text. What comes before `target` is history; a text without a target has it at its end."""
 
     ids: np.ndarray  # int64 [length]
-    learned: np.ndarray  # bool [length]
-    cut: int
+    learned: np.ndarray  # bool [length], the tokens whose loss counts
+    target: int  # index of the target's first token
+    items: int  # how many items are learned
+    cut: int  # how many items were left out
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,8 +37,12 @@ class Encoder:
     tokenizer: object
     max_length: int
     pieces: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
-    cut_items: int = 0
-    seen_items: int = 0
+
+    @cached_property
+    def opening(self) -> np.ndarray:
+        """int64: what the tokenizer puts before any text (the begin token of Llama's and Gemma's)."""
+        bare = self.tokenizer("")["input_ids"]
+        return np.array([token for token in bare if token != self.tokenizer.eos_token_id], dtype=np.int64)
 
     def piece(self, text: str, end: bool = False) -> np.ndarray:
         """int64 tokens of a text, tokenised once; with the end token behind it if asked."""
@@ -48,65 +55,68 @@ class Encoder:
     def item(self, text: str) -> np.ndarray:
         return self.piece(f" {text}", end=True)
 
-    def encode(self, example: Example, learn: str = "last", reserve: int = 0) -> Tokens:
+    def alone(self, text: str) -> Tokens:
+        """An item without prefix or history: all of it is target."""
+        ids = self.item(text)
+        return Tokens(ids, np.zeros(len(ids), dtype=bool), 0, 0, 0)
+
+    def encode(self, example: Example, reserve: int = 0) -> Tokens:
         """Cut by whole items, oldest first, to max_length - reserve tokens; the newest item always stays.
 
-        Parameters
-        ----------
-        learn : "last" marks the target, "all" also every item after the first; prefixes are never learned.
+        Of the items that are learned, the first that is left is not: there is nothing to tell it from. Prefixes
+        never are.
         """
         template = example.template
-        head = self.piece(template.head)
-        first, following = self.piece(f" {template.first}"), self.piece(template.next)
+        head = np.concatenate([self.opening, self.piece(template.head)])
+        before = self.piece(template.target)
+        target = self.item(example.target) if example.target is not None else np.zeros(0, dtype=np.int64)
+        first, following = (self.piece(prefix(template, index)) for index in (0, 1))
         items = [self.item(text) for text in example.items]
-        target = self.item(example.target) if example.target is not None else None
-        room = self.max_length - reserve - len(head) - len(first) - len(following) - (0 if target is None else len(target))
+        room = self.max_length - reserve - len(head) - len(first) - len(before) - len(target)
         sizes = np.cumsum([len(item) + len(following) for item in reversed(items)]) - len(following)
         kept = max(1, int(np.searchsorted(sizes, room, side="right"))) if items else 0
         cut = len(items) - kept
-        self.cut_items += cut
-        self.seen_items += len(items)
-        items = items[cut:]
+        flags = (example.learned or (False,) * len(items))[cut:]
         parts, learned = [head], [False]
-        for index, item in enumerate(items):
+        for index, item in enumerate(items[cut:]):
             parts += [first if index == 0 else following, item]
-            learned += [False, learn == "all" and index > 0]
-        parts.append(following)
-        learned.append(False)
-        if target is not None:
-            parts.append(target)
-            learned.append(True)
-        return Tokens(np.concatenate(parts), np.repeat(learned, [len(part) for part in parts]), cut)
+            learned += [False, index > 0 and flags[index]]
+        parts += [before, target]
+        learned += [False, True]
+        sizes = [len(part) for part in parts]
+        ids = np.concatenate(parts)
+        return Tokens(ids, np.repeat(learned, sizes), len(ids) - len(target), int(sum(learned[2::2])) - (len(target) == 0), cut)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded tokens; all tensors are [rows, length]."""
+    """Texts padded on the right."""
 
-    input_ids: torch.Tensor  # int64
-    attention_mask: torch.Tensor  # int64, 1 for a real token
-    position_ids: torch.Tensor  # int64, 0 for the first real token whatever the padding
-    labels: torch.Tensor  # int64, IGNORED where not learned
+    input_ids: torch.Tensor  # int64 [rows, length]
+    labels: torch.Tensor  # int64 [rows, length], IGNORED where not learned
+    lengths: torch.Tensor  # int64 [rows]
+    target: torch.Tensor  # int64 [rows], see Tokens
 
     def to(self, device) -> "Batch":
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
+    def means(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, 2, width] from hidden states [rows, length, width]: the mean over the history and over the target; 0 where there is none."""
+        place = torch.arange(hidden.shape[1], device=hidden.device)
+        target, length = self.target[:, None], self.lengths[:, None]
+        weight = torch.stack([place < target, (place >= target) & (place < length)], dim=1).to(hidden.dtype)
+        return weight @ hidden / weight.sum(dim=2, keepdim=True).clamp(min=1)
 
-def pad(rows: Sequence[Tokens], *, pad_id: int, side: str = "right") -> Batch:
-    """Pad examples to the longest, on the given side."""
-    if side not in ("left", "right"):
-        raise ValueError(f"side: expected left or right, found {side!r}")
+
+def pad(rows: Sequence[Tokens], *, pad_id: int) -> Batch:
     length = max(map(len, rows))
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), length), dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
     for index, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
-        ids[index, place] = row.ids
-        mask[index, place] = 1
-        labels[index, place] = np.where(row.learned, row.ids, IGNORED)
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    return Batch(*(torch.from_numpy(array) for array in (ids, mask, positions, labels)))
+        ids[index, : len(row)] = row.ids
+        labels[index, : len(row)] = np.where(row.learned, row.ids, IGNORED)
+    lengths, targets = (np.array([value(row) for row in rows], dtype=np.int64) for value in (len, lambda row: row.target))
+    return Batch(*(torch.from_numpy(array) for array in (ids, labels, lengths, targets)))
 
 
 def by_length(lengths: Sequence[int], budget: int, fill: float = 0.75, most: int | None = None) -> list[np.ndarray]:

@@ -1,82 +1,113 @@
-"""Several models on one dataset: one table, with intervals."""
+"""Finished runs of several models in one table: only what measures the same thing, with paired tests."""
 
+import hashlib
 import json
-import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .config import plan
+from .data import samples
+from .errors import UserError
+from .evaluation.metrics import case_values
+from .evaluation.significance import pair, same_measure, user_bootstrap, user_ttest
 from .report.table import Table, make_table, to_csv, to_latex, to_markdown, to_screen
-from .runs import Run, run_all
+from .runs import Run
 
 COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mrr")
 SIGNIFICANT = 0.05
 
 
-def compare(models: Sequence[str], dataset: str, files: list[str] = (), overrides: dict | None = None,
-            own: dict[str, dict] | None = None, seeds: Sequence[int] | None = None) -> tuple[Table, dict[str, list[Run]]]:  # fmt: skip
-    """Run every model with every seed (finished runs are taken as they are) and put them in one table.
-
-    Parameters
-    ----------
-    own : model -> settings of that model alone.
-    """
-    runs = run_all(plan(models, dataset, files, overrides, own, seeds))
-    return table_of(runs), runs
-
-
 def table_of(runs: dict[str, list[Run]]) -> Table:
-    """The table of finished runs over the same cases."""
-    first = next(iter(runs.values()))[0].row
+    """The table of finished runs: one row per key, its runs are seeds of one model.
+
+    Columns are the metrics that every run has. Raises UserError for runs that do not measure the same: other data, split,
+    evaluation, cases or number of candidates; and for a run that is given twice.
+    """
+    every = [run for group in runs.values() for run in group]
+    first = every[0].row
+    _check_same(every)
+    tables = _paired_ranks(runs) if len(every) > 1 else {}
     results = {name: [run.row["test"] for run in group] for name, group in runs.items()}
-    columns = [column for column in COLUMNS if column in first["test"]]
+    columns = [column for column in COLUMNS if all(column in run.row["test"] for run in every)]
     bounds = {"Bayes (expected)": {key.removeprefix("bayes_"): value for key, value in first["test"].items() if key.startswith("bayes_")}}
     mode = first["split"]["mode"]
     title = f"{first['dataset']}: {first['cases']} test cases, {mode.get('test', mode.get('valid')) if isinstance(mode, dict) else mode}"
-    marks, notes = _significance(runs, columns) if len(runs) > 1 else ({}, [])
+    grouped = bool((first.get("evaluation") or {}).get("group_by_user"))
+    marks, notes = _significance(results, tables, columns, grouped) if len(runs) > 1 else ({}, [])
     for name, group in runs.items():
         rates = {key: value for key, value in group[0].row["rates"].items()}
         if rates:
             notes.append(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in rates.items()))
-    return make_table(title, results, columns, bounds={name: values for name, values in bounds.items() if values}, marks=marks, notes=notes)
+    loud = samples.warning(first["dataset"])
+    return make_table(
+        title, results, columns, bounds={name: values for name, values in bounds.items() if values}, marks=marks, notes=[*([loud] if loud else []), *notes]
+    )
 
 
-def _significance(runs: dict[str, list[Run]], columns: Sequence[str]) -> tuple[dict, list[str]]:
-    """† where the best of a column beats the second (paired t-test over cases), and intervals against the best."""
-    from .evaluation.metrics import case_values
-    from .evaluation.ranks import RankTable
-    from .evaluation.significance import pair, paired_ttest, user_bootstrap
+def _check_same(runs: Sequence[Run]) -> None:
+    """Raise UserError if two runs are one, or their rows tell that they measure something else."""
+    (folder, count), *_ = Counter(run.folder.resolve() for run in runs).most_common(1)
+    if count > 1:
+        raise UserError(f"run {folder.name} is given {count} times; a table takes each run once")
+    first = runs[0].row
+    for run in runs[1:]:
+        if found := same_measure(first, run.row):
+            key, *values = found
+            raise UserError(f"one table needs one {key}: {first['run']} has {values[0]}, {run.row['run']} has {values[1]}; evaluate both alike")
 
-    tables = {name: [run.ranks() for run in group] for name, group in runs.items()}
-    reference = next(iter(tables.values()))[0]
-    tables = {name: [pair(reference, table)[1] for table in group] for name, group in tables.items()}
-    marks = {}
+
+def _paired_ranks(runs: dict[str, list[Run]]) -> dict[str, list]:
+    """The rank tables with their cases in one order. Raises UserError for other cases, or other numbers of candidates."""
+    first, *_ = (run for group in runs.values() for run in group)
+    reference = first.ranks()
+    tables = {name: [pair(reference, run.ranks())[1] for run in group] for name, group in runs.items()}
+    for name, group in runs.items():
+        for run, table in zip(group, tables[name], strict=True):
+            other = np.flatnonzero(table.n_candidates != reference.n_candidates)
+            if len(other):
+                at = other[0]
+                raise UserError(
+                    f"one table needs the same n_candidates per case: of user {table.user[at]} {first.row['run']} has {reference.n_candidates[at]}, "
+                    f"{run.row['run']} has {table.n_candidates[at]} ({len(other)} of {len(table)} cases differ); evaluate both alike"
+                )
+    return tables
+
+
+def _significance(results: dict[str, list[dict]], tables: dict[str, list], columns: Sequence[str], grouped: bool) -> tuple[dict, list[str]]:
+    """† where the best of a column beats the second, and intervals against the best; a model's seeds are averaged by case.
+
+    results: metrics per model and seed; tables: paired rank tables alike. grouped: means are over users' means.
+    """
+    users = next(iter(tables.values()))[0].user
+    if not columns or len(np.unique(users)) < 2:
+        return {}, []  # nothing varies
+    marks, notes = {}, []
+    shown = "ndcg@10" if "ndcg@10" in columns else columns[0]
     for column in columns:
         values = {name: np.mean([case_values(table, column) for table in group], axis=0) for name, group in tables.items()}
-        best, second = sorted(values, key=lambda name: -values[name].mean())[:2]
-        if paired_ttest(values[best], values[second]).p < SIGNIFICANT:
+        best, second = sorted(results, key=lambda name: -np.mean([run[column] for run in results[name]]))[:2]
+        if user_ttest(users, values[best], values[second], grouped).p < SIGNIFICANT:
             marks[best, column] = "†"
-    column = "ndcg@10" if "ndcg@10" in columns else columns[0]
-    best = max(tables, key=lambda name: np.mean([case_values(table, column).mean() for table in tables[name]]))
-    notes = [f"† better than the second: p < {SIGNIFICANT}, paired t-test over cases"]
-    for name, group in tables.items():
-        if name != best:
-            rounds = math.lcm(len(tables[best]), len(group))  # every seed of both counts
-            gap = user_bootstrap(*(RankTable.concat(seeds * (rounds // len(seeds))) for seeds in (tables[best], group)), column)
-            notes.append(f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval over users [{gap.low:+.4f}, {gap.high:+.4f}]")
+        if column == shown:
+            for name in [name for name in results if name != best]:
+                gap = user_bootstrap(users, values[best], values[name], grouped)
+                notes.append(f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval over users [{gap.low:+.4f}, {gap.high:+.4f}]")
+    if marks:
+        notes.insert(0, f"† better than the second: p < {SIGNIFICANT}, paired t-test over users")
     return marks, notes
 
 
 def write_table(table: Table, runs: dict[str, list[Run]], saved: Path) -> Path:
-    """Markdown, LaTeX, CSV and the runs' names, in a folder of saved/tables."""
-    names = [run.folder.name for group in runs.values() for run in group]
+    """Markdown, LaTeX, CSV and the runs' ids, in a folder of saved/tables that is these runs' own."""
+    ids = [run.row["run"] for group in runs.values() for run in group]
     first = next(iter(runs.values()))[0].row
-    folder = saved / "tables" / f"{first['dataset']}-{'-'.join(runs)}"[:120]
+    name = f"{first['dataset']}-{'-'.join(runs)}".replace("/", "-")[:111]
+    folder = saved / "tables" / f"{name}-{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"table.md": to_markdown(table), "table.tex": to_latex(table), "table.csv": to_csv(table), "runs.json": json.dumps(names, indent=1)}
+    content = {"table.md": to_markdown(table), "table.tex": to_latex(table), "table.csv": to_csv(table), "runs.json": json.dumps(ids, indent=1)}
     for name, text in content.items():
         temporary = folder / f"{name}.tmp"
         temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")

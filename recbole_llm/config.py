@@ -4,7 +4,6 @@ Everything up to `recbole_config` is plain YAML and dicts, so that a typo is tol
 """
 
 import copy
-import difflib
 import hashlib
 import json
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from . import registry, resources
+from . import checks, registry, resources
 from .errors import UserError
 
 # Keys that RecBole reads but lists in none of its YAML files.
@@ -38,7 +37,7 @@ GROUPS = {  # keys that take dotted names
     "seq_len", "threshold",
 }  # fmt: skip
 FEATURES = ("selected_features", "item_attribute")
-EVAL_KEYS = {"split", "part", "order", "group_by", "mode"}
+WHOLE = ("model", "dataset", "stages", "stage_settings", "seeds", "beside")  # of a run with stages, never of one stage
 
 
 class Loader(yaml.SafeLoader):
@@ -109,19 +108,15 @@ def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | N
     UserError : unknown model or key, with the nearest names; a value that cannot be.
     """
     model = registry.canonical(model)
+    checks.check_name(dataset)
     settings: dict = {}
     for layer in [*_stock_layers(model), *our_layers(model, dataset)]:
         _merge(settings, layer)
     if registry.stock_models().get(model) == "general":
         settings["repeatable"] = False  # it would let RecBole draw training negatives among the positives
     _own_features(settings, model)
-    layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
-    _apply(layers, settings)
-    _cross_entropy(settings, model, asked=any(str(key).partition(".")[0] == "train_neg_sample_args" for layer in layers for key in layer))
-    _need_features(settings, model)
-    _check_values(settings)
     settings |= {"model": model, "dataset": dataset}
-    return settings
+    return _layered([*(_read_settings(file, model, dataset) for file in files), overrides or {}], settings)
 
 
 def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: dict | None = None,
@@ -149,9 +144,7 @@ def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
     for name in ("model", "dataset"):
         if any(name in layer for layer in layers):
             raise UserError(f"{name}: a run keeps its own, which is {stored[name]}")
-    _apply(layers, settings)
-    _check_values(settings)
-    return settings
+    return _layered(layers, settings)
 
 
 def moved(stored: dict, dataset: str) -> dict:
@@ -187,12 +180,62 @@ def _read_settings(file: str, model: str, dataset: str) -> dict:
     return layer
 
 
+def _layered(layers: list[dict], default: dict) -> dict:
+    """The settings of a run: the user's layers over the default ones, each stage over all that."""
+    settings = copy.deepcopy(default)
+    _apply(layers, settings)
+    whole = copy.deepcopy(settings)
+    _finish(settings, layers)
+    _need_features(settings, settings["model"])
+    stages = settings["stages"] or []
+    known = list(dict.fromkeys([*(default["stage_settings"] or {}), *stages]))
+    for name, stage in (settings["stage_settings"] or {}).items():
+        if name not in known:
+            raise UserError(f"stage_settings.{name}: expected one of the stages {', '.join(known) or '(there is none)'}{checks.nearest(name, known)}")
+        settings["stage_settings"][name] = _stage(name, stage, whole, settings)
+    for name in stages:
+        if name not in (settings["stage_settings"] or {}):
+            have = ", ".join(settings["stage_settings"] or {}) or "none"
+            raise UserError(f"stages: expected some of {have}, which have stage_settings, found {name!r}")
+    return settings
+
+
+def _stage(name: str, layer: dict, whole: dict, settings: dict) -> dict:
+    """What a stage sets, checked like the settings of a run, and what follows from it."""
+    if not isinstance(layer, dict):
+        raise UserError(f"stage_settings.{name}: expected a group of settings, found {layer!r}")
+    heads = {str(key).partition(".")[0] for key in layer}
+    if own := heads.intersection(WHOLE):
+        raise UserError(f"stage_settings.{name}: {', '.join(sorted(own))} belongs to the whole run; set it outside the stage")
+    full = copy.deepcopy(whole)
+    try:
+        _apply([layer], full)
+        _finish(full, [layer])
+    except UserError as error:
+        raise UserError(f"stage_settings.{name}: {error}") from None
+    return {key: value for key, value in full.items() if key not in WHOLE and (key in heads or value != settings[key])}
+
+
 def _apply(layers: list[dict], settings: dict) -> None:
     """Put the user's layers over settings, which name the keys there are and their kinds."""
-    known, default = set(settings) | UNLISTED, copy.deepcopy(settings)
+    known, default, rules = (set(settings) | UNLISTED) - {"model", "dataset"}, copy.deepcopy(settings), checks.rules(settings["model"])
     for layer in layers:
         _check_keys(layer, known, default)
         _merge(settings, layer)
+        for key in dict.fromkeys(str(key).partition(".")[0] for key in layer):
+            settings[key] = checks.checked(key, settings[key], rules, default.get(key))
+    checks.check_columns(settings, default)
+
+
+def _finish(settings: dict, layers: list[dict]) -> None:
+    """What follows from all layers together, and whether they fit each other."""
+    model = settings["model"]
+    _cross_entropy(settings, model, asked=any(str(key).partition(".")[0] == "train_neg_sample_args" for layer in layers for key in layer))
+    if model not in registry.OURS:
+        settings["precision"] = "fp32"  # whatever was asked for: it is of LLM backbones, and must not name another run
+    elif settings["learner"] != "adam":
+        raise UserError(f"learner: {model} and the other text models know AdamW alone, found {settings['learner']!r}; give it to stock models only")
+    checks.check_evaluation(settings)
 
 
 def _merge(settings: dict, layer: dict, inside: str = "") -> None:
@@ -208,7 +251,10 @@ def _merge(settings: dict, layer: dict, inside: str = "") -> None:
         if reaches and head != "split" and isinstance(value, dict):
             inner = settings.get(head)
             settings[head] = copy.deepcopy(inner) if isinstance(inner, dict) else {}
-            _merge(settings[head], value, inside=head)
+            if inside == "stage_settings":  # a layer itself: its dotted keys reach into the settings that it is put over
+                settings[head] = {name: old for name, old in settings[head].items() if name not in value} | copy.deepcopy(value)
+            else:
+                _merge(settings[head], value, inside=head)
         else:
             settings[head] = copy.deepcopy(value)
 
@@ -243,75 +289,22 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
         if head in REPLACED:
             raise UserError(f"key {head!r} has no effect here: {REPLACED[head]}")
         if head not in known:
-            near = difflib.get_close_matches(head, known - REPLACED.keys(), n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else "run with --print_config to see all keys"
+            hint = checks.nearest(head, known - REPLACED.keys()).removeprefix("; ") or "run with --print_config to see all keys"
             raise UserError(f"unknown key {head!r}: {hint}")
-        names = [rest] if rest else list(layer[key]) if head == "eval_args" and isinstance(layer[key], dict) else []
-        for name in names if head == "eval_args" else []:
-            if name.partition(".")[0] not in EVAL_KEYS:
-                raise UserError(f"unknown key 'eval_args.{name}': expected one of {', '.join(sorted(EVAL_KEYS))}")
-        if rest and head != "eval_args" and not isinstance(default.get(head), dict | None):
+        if rest and not isinstance(default.get(head), dict | None):
             raise UserError(f"key {key!r}: {head} is a {type(default[head]).__name__}, not a group of keys")
-        if not rest:
-            _check_kind(key, layer[key], default.get(key))
-
-
-def _check_kind(key: str, value, default) -> None:
-    """A number stays a number and a switch a switch."""
-    if value is None or not isinstance(default, int | float):
-        return
-    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
-        raise UserError(f"{key}: expected {'true or false' if isinstance(default, bool) else 'a number'}, found {value!r}")
-
-
-def _check_values(settings: dict) -> None:
-    args = settings["eval_args"]
-    if not isinstance(args, dict):
-        raise UserError(f"eval_args: expected a group with {', '.join(sorted(EVAL_KEYS))}, found {args!r}")
-    mode = args["mode"]
-    if isinstance(mode, dict) and (not mode or mode.keys() - {"valid", "test"}):
-        raise UserError(f"eval_args.mode: expected one mode, or one for valid and one for test, found {mode!r}")
-    for part in mode.values() if isinstance(mode, dict) else [mode]:
-        if not re.fullmatch(r"full|uni[1-9]\d*", str(part)):
-            raise UserError(f"eval_args.mode: expected full or uniK such as uni20, found {part!r}")
-    if (args["order"], args["group_by"]) != ("TO", "user"):
-        raise UserError(f"eval_args: order is always TO and group_by always user here, found {args['order']} and {args['group_by']}")
-    topk = settings["topk"] if isinstance(settings["topk"], list) else [settings["topk"]]
-    if not topk or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in topk):
-        raise UserError(f"topk: expected positive integers, found {settings['topk']!r}")
-    settings["topk"] = topk
-    metrics = settings["metrics"] if isinstance(settings["metrics"], list) else [settings["metrics"]]
-    allowed = {"recall", "hit", "ndcg", "mrr"}
-    for metric in metrics:
-        if str(metric).lower() not in allowed:
-            raise UserError(f"metrics: expected some of Recall, Hit, NDCG, MRR, found {metric!r}")
-    settings["metrics"] = metrics
-    computed = {f"{str(metric).lower()}@{k}" for metric in metrics for k in topk} | {str(metric).lower() for metric in metrics} & {"mrr"}
-    if re.sub("_(opt|pes)$", "", str(settings["valid_metric"]).lower()) not in computed:
-        raise UserError(f"valid_metric: expected one of {', '.join(sorted(computed))}, found {settings['valid_metric']!r}; change it, metrics or topk")
-    for key, least in (("epochs", 0), ("train_batch_size", 1), ("eval_step", 0), ("stopping_step", 0), ("topk_saved", 1), ("seed", 0)):
-        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < least:
-            raise UserError(f"{key}: expected a whole number from {least} up, found {settings[key]!r}")
-    for key in ("beside", "seeds", "stages"):
-        if settings[key] is not None and not isinstance(settings[key], list):
-            settings[key] = [settings[key]]
-    known = settings["stage_settings"] or {}
-    for name in settings["stages"] or []:
-        if name not in known:
-            raise UserError(f"stages: expected some of {', '.join(known) or 'none'}, which have stage_settings, found {name!r}")
-    if settings["precision"] not in ("fp32", "bf16", "fp16"):
-        raise UserError(f"precision: expected fp32, bf16 or fp16, found {settings['precision']!r}")
 
 
 # Settings that decide where, how fast and beside whom, not what: they do not make another run of it.
 NOT_IN_HASH = {
-    "beside", "gpu_id", "use_gpu", "worker", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds",
+    "beside", "gpu_id", "use_gpu", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds",
 }  # fmt: skip
 
 
 def settings_hash(settings: dict, **extra) -> str:
     """8 hex digits over everything that can change a result."""
-    kept = {key: value for key, value in settings.items() if key not in NOT_IN_HASH} | extra
+    left = NOT_IN_HASH | ({"MAX_ITEM_LIST_LENGTH"} if settings["model"] in registry.OURS else set())  # ours read whole histories
+    kept = {key: value for key, value in settings.items() if key not in left} | extra
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

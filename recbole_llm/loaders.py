@@ -17,7 +17,9 @@ def make_loaders(config) -> tuple:
     if ours:
         train = CaseLoader(parts[0], config["seed"])
     else:
-        sampler, _, _ = create_samplers(config, dataset, parts)
+        # stock code makes samplers for evaluation too, and cannot where a user has met every item
+        draws = (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none"
+        sampler = create_samplers(config, dataset, parts)[0] if draws else None
         train = get_dataloader(config, "train")(config, parts[0], sampler, shuffle=config["shuffle"])
     return train, SimpleNamespace(_dataset=parts[1]), SimpleNamespace(_dataset=parts[2])
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 class Template:
     """The fixed sentences around the items of a history.
 
-    head opens the text, first precedes its first item, next every other item and the target; one space
-    separates a prefix from its item.
+    head opens the text, first precedes its first item, next every other item, and target what is to be written;
+    one space separates a prefix from its item. CALRec's `target` is its `next`; GPT4Rec has no prefixes but one
+    sentence after the history.
     """
 
     head: str
     first: str
     next: str
+    target: str
 
     @classmethod
     def from_config(cls, template: Mapping[str, str]) -> "Template":
@@ -23,17 +25,26 @@ class Template:
 
 @dataclass(frozen=True)
 class Example:
-    """One history, and the target where it is known. Items are texts, oldest first."""
+    """One history, and the target where it is known. Items are texts, oldest first.
+
+    learned : for every item whether its text is a training target too; the target always is. None: no item is.
+    """
 
     template: Template
     items: tuple[str, ...]
     target: str | None = None
+    learned: tuple[bool, ...] | None = None
 
     def text(self) -> str:
         """The whole text as a reader sees it; the model's input is its pieces, tokenised one by one."""
         template = self.template
         parts = [template.head]
         for index, item in enumerate(self.items):
-            parts.append(f" {template.first} {item}" if index == 0 else f"{template.next} {item}")
-        parts.append(template.next if self.target is None else f"{template.next} {self.target}")
+            parts.append(f"{prefix(template, index)} {item}")
+        parts.append(template.target if self.target is None else f"{template.target} {self.target}")
         return "".join(parts)
+
+
+def prefix(template: Template, index: int) -> str:
+    """What stands before item `index`; a first sentence is set off from the head by a space."""
+    return (template.first and f" {template.first}") if index == 0 else template.next

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 
 from . import store
+from .data import samples
 from .data.text import ItemText
 from .errors import UserError
-from .runs import Prepared, RunLog
+from .prepared import Prepared
+from .runlog import RunLog
 
 
 def recommend(folder: Path, settings: dict, user: str | None = None, history: str | None = None, k: int = 10) -> list[str]:
@@ -51,7 +53,8 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
         scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:k]
     name = (lambda item: f"{tables.items[item]}  {text.sentence(item)}") if text else (lambda item: str(tables.items[item]))
-    lines = [f"history ({len(items)} items, newest last):", *(f"      {name(item)}" for item in items[-10:]), "recommended:"]
+    lines = [loud] if (loud := samples.warning(prepared.name)) else []
+    lines += [f"history ({len(items)} items, newest last):", *(f"      {name(item)}" for item in items[-10:]), "recommended:"]
     return lines + [f"{rank:4d}  {scores[item]:10.4f}  {name(item)}" for rank, item in enumerate(best, start=1)]
 
 

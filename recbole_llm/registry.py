@@ -15,7 +15,7 @@ OURS = {
     "LIR": "recbole_llm.model.lir",
 }
 # stock models that are wrong as they stand; our runner uses the class of these modules
-MENDED = {"Pop": "recbole_llm.model.pop"}
+MENDED = {"Pop": "recbole_llm.model.pop", "S3Rec": "recbole_llm.model.s3rec"}
 TREES = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}  # RecBole names their files unlike their classes
 ALIASES = {"ncf": "NeuMF"}  # the papers' names of stock models
 

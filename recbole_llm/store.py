@@ -1,9 +1,12 @@
 """Run folders and the results file: what a run was, what it gave, and how it is found again."""
 
+import hashlib
 import json
 import os
 import platform
 import sys
+from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,7 +31,7 @@ def read_run(folder: Path) -> dict | None:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         run = None
-    if not isinstance(run, dict) or not {"status", "settings", "data"} <= run.keys():
+    if not isinstance(run, dict) or not {"status", "settings", "data"} <= run.keys() or not {"model", "dataset"} <= run["settings"].keys():
         raise UserError(f"{path}: expected the record of a run, found another or a damaged file; remove {folder} and run again")
     return run
 
@@ -66,13 +69,51 @@ def append_result(saved: Path, row: dict) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what a number can depend on."""
-    found = {"python": platform.python_version(), "recbole_llm": __version__}
+    found = {"python": platform.python_version(), "recbole_llm": __version__, "code": code()}
     for package in ("recbole", "torch", "transformers", "numpy", "pandas", "bm25s"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+@lru_cache
+def code() -> str:
+    """8 hex digits over the sources of this package."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError if nothing can be written below a folder that may not be there yet. Writes nothing."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"checkpoint_dir {folder}: expected a folder to write to, but {there} is {'not writable' if there.is_dir() else 'a file'}")
+
+
+@contextmanager
+def locked(folder: Path, waiting=print):
+    """One process at a time writes to a run's folder, which is made."""
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting(f"another process works on {folder.name}: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise UserError(f"checkpoint_dir: {folder} cannot be written ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def peak_memory() -> float:

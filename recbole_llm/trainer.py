@@ -8,7 +8,6 @@ import random
 import time
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from recbole.trainer import trainer as stock
 from recbole.utils import get_trainer
 from recbole.utils.enum_type import ModelType
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from .errors import UserError
 from .evaluation import metrics
 from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
+from .losses import backward
 from .store import peak_memory
 
 SAVE_SECONDS = 120  # most training that a killed process loses
@@ -54,6 +55,7 @@ class Harness:
         self.best_epoch = -1
         self.history: list[dict] = []
         self.position = (0, 0.0, 0)  # of a resumed epoch
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
@@ -61,6 +63,8 @@ class Harness:
         Returns the best validation score and its metrics, as RecBole's trainers do.
         """
         self._restore_generator(train_data)
+        if (self.config["train_neg_sample_args"] or {}).get("dynamic"):
+            train_data.get_model(self.model)
         if self.epochs == 0:
             self._save_best()
         for epoch in range(self.start_epoch, self.epochs):
@@ -111,26 +115,30 @@ class Harness:
 
     def rank(self, eval_data, topk: int = 0, show_progress: bool = False) -> tuple[RankTable, TopLists | None]:
         """The rank of every case's target in one part of the data."""
-        dataset, config = eval_data._dataset, self.config
+        dataset, config = self.ranked(eval_data), self.config
         part = part_of(dataset)
         mode = config["eval_args"]["mode"][part]
         candidates = None
         if mode != "full":
-            candidates = draw_candidates(dataset.tables, dataset.cases, int(mode[3:]), config["candidate_seed"] or 0, config["candidates_exclude"] or "user")
+            candidates = draw_candidates(dataset.tables, dataset.cases, int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
         return rank_cases(
             self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),
-            memory=config["eval_memory"] or 128, topk=topk, progress=f"Evaluate {part}" if show_progress else None,
+            memory=config["eval_memory"], topk=topk, progress=f"Evaluate {part}" if show_progress else None,
         )  # fmt: skip
+
+    def ranked(self, eval_data):
+        """The dataset whose cases `rank` ranks."""
+        return eval_data._dataset
 
     def _save_best(self) -> None:
         save_weights(self.model, self.folder)
 
     def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
-        """After `epoch`, and after `position` = (steps, loss, learned tokens) of the next one."""
+        """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""
         state = {
             "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
             "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
-            "model": self.model.state_dict(), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(),
+            "model": self.model.state_dict(), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "loader": train_data.generator.get_state(), "torch": torch.get_rng_state(), "python": random.getstate(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": json.dumps(_numpy_state()), "seconds": self.seconds, "history": self.history,
@@ -139,11 +147,16 @@ class Harness:
 
     def resume_checkpoint(self, resume_file):
         """Continue from state.pt of a run folder, bit for bit."""
-        state = torch.load(Path(resume_file) / STATE, map_location=self.device, weights_only=True)
+        path = Path(resume_file) / STATE
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises whatever its zip, pickle and struct readers raise
+            raise UserError(f"{path} is damaged ({type(error).__name__}); remove it, and the run starts over") from None
         self.model.load_state_dict(state["model"])
         for name, value in state["other"].items():
             setattr(self.model, name, value)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.start_epoch, self.cur_step, self.best_epoch = state["epoch"] + 1, state["cur_step"], state["best_epoch"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.seconds, self.history, self.position = state["seconds"], state["history"], state["position"]
@@ -201,7 +214,10 @@ def load_weights(model, folder: Path) -> None:
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished run")
-    tensors = load_file(path, device=str(model.device))
+    try:
+        tensors = load_file(path, device=str(model.device))
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); remove {folder} and run again") from None
     for name in [name for name in tensors if name.startswith(OTHER)]:
         setattr(model, name.removeprefix(OTHER), tensors.pop(name))
     if hasattr(model, "load"):
@@ -227,22 +243,29 @@ def trainer_class(name: str, model_type: ModelType) -> type:
         return base
     if not issubclass(base, stock.Trainer):
         raise UserError(f"{name}: trained by {base.__name__}, which this harness does not run; use recbole.quick_start.run_recbole")
+    if next(kind for kind in base.__mro__ if "fit" in vars(kind)) not in (stock.Trainer, stock.S3RecTrainer):  # S3Rec's stages are runs here
+        raise UserError(f"{name}: {base.__name__} has a training loop of its own, which this harness does not run; use recbole.quick_start.run_recbole")
     return type(f"Harness{base.__name__}", (Harness, base), {})
 
 
 class LLMTrainer(Harness, stock.Trainer):
-    """The epoch of our models: examples ordered by length, steps of `train_batch_size` in passes that fit memory.
+    """The epoch of our models: steps of `train_batch_size` groups of texts, in passes of like length that fit memory.
 
     A model without trainable parameters is not trained. The learning rate is a function of the step alone, and
     the order of an epoch one of (seed, epoch), so that a resumed run goes on as if it had not stopped.
     """
 
-    def _build_optimizer(self, **kwargs):
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not parameters:
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        if not self._trainable():
             self.epochs = 0
-            parameters = [torch.zeros(1)]
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
+
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _build_optimizer(self, **kwargs):
+        return torch.optim.AdamW(self._trainable() or [torch.zeros(1)], lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95))
 
     def _rate(self, done: float) -> float:
         """Learning rate after a share `done` of all steps: linear warm-up, then a cosine to a tenth."""
@@ -255,10 +278,10 @@ class LLMTrainer(Harness, stock.Trainer):
         self.model.train()
         config, dataset = self.config, train_data._dataset
         examples = self.model.training_examples(dataset.cases, epoch_idx)
-        tokens = sum(map(len, examples))
+        size = [sum(map(len, group)) for group in examples]
         order = np.random.default_rng([config["seed"], epoch_idx, 1]).permutation(len(examples))
         steps = [order[at : at + config["train_batch_size"]] for at in range(0, len(order), config["train_batch_size"])]
-        begin, total, learned = self.position
+        begin, total, groups = self.position
         self.position = (0, 0.0, 0)
         started = saved = time.perf_counter()
         bar = tqdm(steps, desc=f"Train {epoch_idx}", disable=not show_progress, ncols=100)
@@ -267,26 +290,42 @@ class LLMTrainer(Harness, stock.Trainer):
                 continue
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate((epoch_idx + (step + 1) / len(steps)) / self.epochs)
-            self.optimizer.zero_grad()
-            batch = [examples[row] for row in rows]
-            for part in by_length([len(example) for example in batch], config["pass_tokens"]):
-                padded = pad([batch[row] for row in part], pad_id=self.model.bundle.tokenizer.pad_token_id).to(self.device)
-                with self._autocast():
-                    loss = self.model.loss(padded)
-                self._check_nan(loss)
-                (loss / len(batch)).backward()
-                total += loss.item()
-            learned += sum(int(example.learned.sum()) for example in batch)
-            if self.clip_grad_norm:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
-            self.optimizer.step()
+            total += self._step([examples[row] for row in rows]) * len(rows)
+            groups += len(rows)
             if epoch_idx == self.start_epoch and step == min(begin + FORECAST_STEPS, len(steps) - 1):
-                self._forecast(time.perf_counter() - started, sum(len(examples[row]) for rows in steps[begin : step + 1] for row in rows), tokens)
+                done = sum(size[row] for rows in steps[begin : step + 1] for row in rows)
+                self._forecast(time.perf_counter() - started, done, sum(size))
             if time.perf_counter() - saved > SAVE_SECONDS:
-                self._save_state(epoch_idx - 1, train_data, (step + 1, total, learned))
+                self._save_state(epoch_idx - 1, train_data, (step + 1, total, groups))
                 saved = time.perf_counter()
-            bar.set_postfix_str(f"loss/token {total / max(1, learned):.3f}")
-        return total / max(1, learned)
+            bar.set_postfix_str(f"loss {total / groups:.3f}")
+        return total / max(1, groups)
+
+    def _step(self, groups: list[tuple]) -> float:
+        """One update from groups of texts that belong together; the loss per learned item, and what the model joins over the groups."""
+        model, flat = self.model, [tokens for group in groups for tokens in group]
+        learned = max(1, sum(tokens.items for tokens in flat))
+        parts = by_length([len(tokens) for tokens in flat], self.config["pass_tokens"])
+        place = torch.from_numpy(np.argsort(np.concatenate(parts))).to(self.device)
+        batches = [pad([flat[row] for row in part], pad_id=model.bundle.tokenizer.pad_token_id).to(self.device) for part in parts]
+
+        def forward(batch, own: bool):
+            with self._autocast():
+                loss, vectors = model.run_batch(batch, own)
+            return loss / learned, vectors
+
+        def join(vectors):
+            return model.contrast(vectors[place].view(len(groups), -1, *vectors.shape[1:]))
+
+        self.optimizer.zero_grad()
+        loss = backward(forward, batches, join if model.contrastive else None, self.scaler.scale)
+        self._check_nan(torch.tensor(loss))
+        self.scaler.unscale_(self.optimizer)
+        if self.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self._trainable(), **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
 
     def _forecast(self, seconds: float, done: int, tokens: int) -> None:
         left = self.epochs - self.start_epoch
@@ -300,14 +339,16 @@ class LLMTrainer(Harness, stock.Trainer):
         kind = kinds.get(self.config["precision"])
         return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
 
-    def rank(self, eval_data, topk=0, show_progress=False):
+    def ranked(self, eval_data):
         """Validation is on a fixed draw of users: choosing a checkpoint needs no more, and each costs decoding."""
-        dataset = eval_data._dataset
-        self.model.validating = part_of(dataset) == "valid"
-        most = self.config["valid_users"]
-        if self.model.validating and most and most < len(dataset.cases):
+        dataset, most = eval_data._dataset, self.config["valid_users"]
+        if part_of(dataset) == "valid" and most and most < len(dataset.cases):
             chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.cases))[:most])
             dataset = copy.copy(dataset)
             dataset.cases = dataset.cases[chosen]
+        return dataset
+
+    def rank(self, eval_data, topk=0, show_progress=False):
+        self.model.start_ranking(validating=part_of(eval_data._dataset) == "valid")
         with self._autocast():
-            return super().rank(SimpleNamespace(_dataset=dataset), topk, show_progress)
+            return super().rank(eval_data, topk, show_progress)

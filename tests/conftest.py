@@ -4,8 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from shops import run_commands
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory):
+    """Two folders in which commands have run; see shops.Shop."""
+    return run_commands(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture

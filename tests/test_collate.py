@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_llm.backbone import train_tokenizer
 from recbole_llm.collate import IGNORED, Encoder, by_length, pad
@@ -11,7 +12,9 @@ TEMPLATE = Template(
     head="This is the summary of a user's purchase history.",
     first="The first item bought is as follows.",
     next="\n\nThe next item bought is as follows.",
+    target="\n\nThe next item bought is as follows.",
 )
+GPT4REC = Template(head="Previously, the customer has bought:", first="", next="", target="\n\nIn the future, the customer wants to buy")
 ITEMS = ("Title: Red Leash. Brand: Bo.", "Title: Blue Bowl. Brand: Ka.", "Title: Green Ball. Brand: Li.")
 
 
@@ -27,18 +30,47 @@ def test_the_text_is_the_papers():
     )
 
 
-def test_tokens_spell_the_text():
+def test_a_template_without_prefixes():
+    assert Example(GPT4REC, ITEMS[:2], ITEMS[2]).text() == (
+        "Previously, the customer has bought: Title: Red Leash. Brand: Bo. Title: Blue Bowl. Brand: Ka."
+        "\n\nIn the future, the customer wants to buy Title: Green Ball. Brand: Li."
+    )
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, GPT4REC])
+def test_tokens_spell_the_text(template):
     own = encoder()
-    example = Example(TEMPLATE, ITEMS[:2], ITEMS[2])
+    example = Example(template, ITEMS[:2], ITEMS[2])
     spelled = own.tokenizer.decode(own.encode(example).ids).replace("<|end|>", "")
     assert spelled == example.text()
 
 
-@pytest.mark.parametrize("learn,expected", [("last", ITEMS[2:]), ("all", ITEMS[1:])])
-def test_learned_tokens_are_the_items_with_their_end(learn, expected):
+@pytest.mark.parametrize("flags,expected", [(None, (2,)), ((True, True), (1, 2)), ((True, False), (2,))])
+def test_learned_tokens_are_the_items_with_their_end(flags, expected):
+    """The first item never is: nothing stands before it."""
     own = encoder()
-    tokens = own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2]), learn=learn)
-    assert own.tokenizer.decode(tokens.ids[tokens.learned]) == "".join(f" {text}<|end|>" for text in expected)
+    tokens = own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2], flags))
+    assert own.tokenizer.decode(tokens.ids[tokens.learned]) == "".join(f" {ITEMS[index]}<|end|>" for index in expected)
+    assert tokens.items == len(expected)
+    assert own.tokenizer.decode(tokens.ids[tokens.target :]) == f" {ITEMS[2]}<|end|>"
+
+
+def test_an_item_alone_is_all_target():
+    own = encoder()
+    tokens = own.alone(ITEMS[0])
+    assert own.tokenizer.decode(tokens.ids) == f" {ITEMS[0]}<|end|>"
+    assert (tokens.target, tokens.items, tokens.learned.any()) == (0, 0, False)
+
+
+def test_a_begin_token_comes_first():
+    own = encoder()
+    plain = own.encode(Example(TEMPLATE, ITEMS[:1])).ids
+    own.tokenizer.add_special_tokens({"bos_token": "<s>"})
+    from tokenizers.processors import TemplateProcessing
+
+    begin = own.tokenizer.bos_token_id
+    own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    assert Encoder(own.tokenizer, 1000).encode(Example(TEMPLATE, ITEMS[:1])).ids.tolist() == [begin, *plain]
 
 
 def test_the_oldest_items_are_cut_whole_and_the_frame_stays():
@@ -59,21 +91,28 @@ def test_the_cut_leaves_as_many_items_as_fit():
     assert Encoder(own.tokenizer, two - 1).encode(Example(TEMPLATE, ITEMS)).cut == 2
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_explicit(side):
+def test_padding_is_on_the_right_and_not_learned():
     own = encoder()
     rows = [own.encode(Example(TEMPLATE, ITEMS[:n], ITEMS[2])) for n in (1, 2)]
-    batch = pad(rows, pad_id=0, side=side)
+    batch = pad(rows, pad_id=0)
+    assert batch.lengths.tolist() == [len(row) for row in rows] and batch.target.tolist() == [row.target for row in rows]
     for index, row in enumerate(rows):
-        real = batch.attention_mask[index].bool().numpy()
-        assert real.sum() == len(row)
-        assert (batch.input_ids[index].numpy()[real] == row.ids).all()
-        assert (batch.position_ids[index].numpy()[real] == np.arange(len(row))).all()
-        labels = batch.labels[index].numpy()
-        assert (labels[~real] == IGNORED).all() and (labels[real][row.learned] == row.ids[row.learned]).all()
-        assert (labels[real][~row.learned] == IGNORED).all()
-    with pytest.raises(ValueError, match="left or right"):
-        pad(rows, pad_id=0, side="middle")
+        ids, labels = batch.input_ids[index].numpy(), batch.labels[index].numpy()
+        assert (ids[: len(row)] == row.ids).all() and (ids[len(row) :] == 0).all()
+        assert (labels[: len(row)][row.learned] == row.ids[row.learned]).all()
+        assert (np.delete(labels, np.flatnonzero(row.learned)) == IGNORED).all()
+
+
+def test_means_are_over_the_history_and_over_the_target():
+    own = encoder()
+    rows = [own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2])), own.alone(ITEMS[0]), own.encode(Example(TEMPLATE, ITEMS[:1]))]
+    batch = pad(rows, pad_id=0)
+    hidden = torch.randn(3, batch.input_ids.shape[1], 5, dtype=torch.float64)
+    means = batch.means(hidden)
+    for index, row in enumerate(rows):
+        for place, span in enumerate((slice(0, row.target), slice(row.target, len(row)))):
+            expected = hidden[index, span].mean(0) if span.stop > span.start else torch.zeros(5, dtype=torch.float64)
+            assert torch.allclose(means[index, place], expected)
 
 
 def test_groups_of_like_length_keep_the_budget():

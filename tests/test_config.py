@@ -1,141 +1,17 @@
-"""Settings: no key without a reader and none without a home, layers, checks, and the hash that names a run."""
+"""Settings: layers, checks of keys, stages, and the hash that names a run."""
 
-import ast
 import copy
-import importlib.util
+import math
 import re
-import shlex
-import warnings
 from pathlib import Path
 
 import pytest
-import yaml
 
 from recbole_llm import config, registry, resources
-from recbole_llm.cli import main
 from recbole_llm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
-RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
-PROPERTIES = ROOT / "properties"
+PROPERTIES = Path(__file__).resolve().parents[1] / "properties"
 FILES = sorted(PROPERTIES.rglob("*.yaml"))
-
-# --- keys --------------------------------------------------------------------------------------------------------------
-
-HOLDERS = {"config", "settings", "stored", "resolved", "final_config_dict", "internal_config_dict"}  # names of dicts of settings
-# Keys that our code reads or sets and that no YAML holds, with who puts them there.
-MADE = {
-    "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
-    "device": "RecBole's Config, from use_gpu and gpu_id", "run_folder": "runs.Prepared", "stage": "runs.run_settings, of a run with stages",
-}  # fmt: skip
-
-
-def holder(node):
-    """Whether an expression is a dict of settings by its name: config, self.config, prepared.settings, …"""
-    return getattr(node, "id", getattr(node, "attr", None)) in HOLDERS
-
-
-def keys_read(folder):
-    """key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
-    found, checks = {}, set()
-    for path in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("_check"):
-                checks.update(ast.walk(node))
-            if isinstance(node, ast.Subscript) and holder(node.value) and isinstance(node.ctx, ast.Load):
-                names = [node.slice]
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and holder(node.func.value):
-                names = node.args[:1]
-            for name in names:
-                if isinstance(name, ast.Constant) and isinstance(name.value, str) and node not in checks:
-                    found.setdefault(name.value, []).append(f"{path.name}:{node.lineno}")
-    return found
-
-
-@pytest.fixture(scope="module")
-def ours():
-    return keys_read(ROOT / "recbole_llm")
-
-
-@pytest.fixture(scope="module")
-def recboles():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return keys_read(RECBOLE)
-
-
-def content(path):
-    """The settings of a file, those in a model's group of a dataset file among them."""
-    flat = yaml.load(path.read_text(encoding="utf-8"), config.Loader)
-    for model in [key for key in flat or {} if key in registry.OURS]:
-        flat |= flat.pop(model)
-    return flat
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_key_of_a_yaml_is_read(path, ours, recboles):
-    """By us, or by RecBole; what RecBole's own loading and evaluation read is not enough, since ours take their place."""
-    for key in content(path):
-        assert key in ours or key in recboles, f"{path.name}: nothing reads {key}"
-        assert key not in config.REPLACED, f"{path.name}: {key} has no effect here"
-
-
-def test_our_models_read_their_own_keys(ours):
-    """Keys of a model of ours are read by our code, not by chance by some model of RecBole's."""
-    theirs = set().union(*(content(path) or {} for path in (RECBOLE / "properties" / "overall.yaml", RECBOLE / "properties" / "dataset" / "sample.yaml")))
-    for model in registry.OURS:
-        for key in content(PROPERTIES / "model" / f"{model}.yaml"):
-            assert key in ours or key in theirs, f"{model}.yaml: nothing of ours reads {key}"
-
-
-def test_every_key_that_is_read_has_a_home(ours):
-    """A default in one of our YAMLs or RecBole's; a misspelt key would read as None for ever."""
-    homes = set(MADE)
-    for path in [*FILES, *(RECBOLE / "properties").rglob("*.yaml")]:
-        homes |= set(content(path) or {})
-    strays = {key: places for key, places in ours.items() if key not in homes}
-    assert not strays
-    assert set(MADE) <= set(ours), "an exception that nothing needs"
-
-
-def test_the_search_finds_keys(ours, recboles):
-    assert {"text_fields", "bm25_k1", "init_from", "eval_memory", "topk_saved", "beside", "seeds"} <= set(ours) and {"hidden_size", "epochs"} <= set(recboles)
-    assert len(ours) > 50 and len(recboles) > 200
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
-    line = path.read_text(encoding="utf-8").splitlines()[0]
-    assert line.startswith("# python run_recbole_llm.py ")
-    assert main([*shlex.split(line)[3:], "--print_config"]) == 0  # model, dataset name and every key are known
-    settings = yaml.safe_load(capsys.readouterr().out)
-    from recbole_llm.data.samples import locate
-
-    name, folder = locate(settings["dataset"], "nowhere")
-    assert (folder / f"{name}.inter").is_file()  # it needs no file of the user's
-    if path.parent.name in ("model", "dataset"):
-        assert settings[path.parent.name] == path.stem
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_yaml_files_belong_to_something(path):
-    assert path.parent.name in ("properties", "model", "dataset", "experiment")
-    if path.parent.name == "model":
-        assert registry.canonical(path.stem) == path.stem
-
-
-def test_every_model_of_ours_has_a_yaml():
-    assert set(registry.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
-
-
-def test_defaults_are_documented():
-    """Every key of overall.yaml and of our models' files says its type."""
-    for path in (PROPERTIES / "overall.yaml", *(PROPERTIES / "model" / f"{model}.yaml" for model in registry.OURS)):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if re.match(r"\w+: *[^ #]", line):  # a group's own lines say theirs
-                assert re.search(r"# \((str|int|float|bool|list|dict)\)", line), f"{path.name}: {line}"
-
 
 # --- checks ------------------------------------------------------------------------------------------------------------
 
@@ -158,22 +34,13 @@ def test_unknown_keys_are_told_with_the_nearest(model, key, said):
         config.resolve(model, "any", [], {key: 1})
 
 
-@pytest.mark.parametrize("key", sorted(config.UNLISTED))
-def test_keys_that_recbole_reads_without_listing_them_are_taken(key, recboles):
-    if key in config.REPLACED:
-        with pytest.raises(UserError, match="has no effect"):
-            config.resolve("GRU4Rec", "any", [], {key: 1})
-    else:
-        assert config.resolve("GRU4Rec", "any", [], {key: 1})[key] == 1
-    assert key in recboles or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text() or any(
-        re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8")) for path in RECBOLE.rglob("*.py")
-    )  # fmt: skip
-
-
 def test_kinds_of_values():
-    for key, value in (("learning_rate", 1), ("learning_rate", 1e-4), ("weight_decay", None), ("show_progress", True), ("topk", 10), ("beside", "Pop")):
+    for key, value in (("learning_rate", 1), ("learning_rate", 1e-4), ("weight_decay", 0), ("show_progress", True), ("topk", 10), ("beside", "Pop")):
         config.resolve("GRU4Rec", "any", [], {key: value})
-    wrong = (("learning_rate", "1e-4"), ("learning_rate", True), ("show_progress", 1), ("seed", [1]), ("eval_memory", {}), ("seed", -1), ("topk", [5, "a"]))
+    wrong = (
+        ("learning_rate", "1e-4"), ("learning_rate", True), ("show_progress", 1), ("seed", [1]), ("eval_memory", {}), ("seed", -1), ("topk", [5, "a"]),
+        ("weight_decay", None), ("dropout_prob", math.nan), ("num_layers", "two"), ("reproducibility", None),  # RecBole's, which tell no rule
+    )  # fmt: skip
     for key, value in wrong:
         with pytest.raises(UserError, match=f"^{key}: expected"):
             config.resolve("GRU4Rec", "any", [], {key: value})
@@ -271,6 +138,44 @@ def test_stages_are_given_in_part():
     assert stages["finetune"] == {"train_stage": "finetune"} and stages["pretrain"]["epochs"] == 3
 
 
+def test_a_stage_is_a_layer_over_the_run():
+    """Dotted keys and single values in a stage do what they do in a run, and print_config's stages are themselves again."""
+    asked = {
+        "eval_args.part": "both", "stages": ["pretrain", "finetune", "more"], "stage_settings.pretrain.eval_args.mode": "uni5",
+        "stage_settings.pretrain.text_words.Title": 3, "stage_settings.finetune": {"loss_type": "BPR", "topk": 10}, "stage_settings.more.precision": "bf16",
+    }  # fmt: skip
+    resolved = config.resolve("S3Rec", "Pet", [], asked)
+    stages = resolved["stage_settings"]
+    assert stages["pretrain"]["eval_args"] == resolved["eval_args"] | {"mode": "uni5"} and resolved["eval_args"]["part"] == "both"
+    assert stages["pretrain"]["text_words"] == resolved["text_words"] | {"Title": 3}
+    assert stages["finetune"]["topk"] == [10] and stages["finetune"]["train_neg_sample_args"]["sample_num"] == 1  # which the run, with CE, has not
+    assert stages["more"] == {"precision": "fp32"} and resolved["train_neg_sample_args"] is None
+    again = {key: value for key, value in config.shown(resolved).items() if key not in ("model", "dataset")}
+    assert config.resolve("S3Rec", "Pet", [], again) == resolved
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("pretrain.epoch", 5, "stage_settings.pretrain: unknown key 'epoch': did you mean epochs?"),
+        ("finetune.lerning_rate", "x", "stage_settings.finetune: unknown key 'lerning_rate': did you mean learning_rate?"),
+        ("finetune.learning_rate", "x", "stage_settings.finetune: learning_rate: expected a number, found 'x'"),
+        ("finetune", {"epochs": 1.5}, "stage_settings.finetune: epochs: expected a whole number from 0 up, found 1.5"),
+        ("finetune.eval_args.mod", "full", "stage_settings.finetune: unknown key 'eval_args.mod'"),
+        ("finetune.eval_args.mode", "uni0", "stage_settings.finetune: eval_args.mode: expected full or uniK"),
+        ("finetune.topk", 3, "stage_settings.finetune: valid_metric: expected one of"),
+        ("finetune.train_neg_sample_args.sample_num", 2, "stage_settings.finetune: train_neg_sample_args: S3Rec with loss_type CE draws no negatives"),
+        ("finetune.seeds", [1], "stage_settings.finetune: seeds belongs to the whole run"),
+        ("finetune", 5, "stage_settings.finetune: expected a group of settings, found 5"),
+        ("finetun.epochs", 5, "stage_settings.finetun: expected one of the stages pretrain, finetune; did you mean finetune?"),
+    ],
+)
+def test_a_stage_is_checked_like_a_run(key, value, said):
+    with pytest.raises(UserError) as caught:
+        config.resolve("S3Rec", "Pet", [], {f"stage_settings.{key}": value})
+    assert str(caught.value).startswith(said)
+
+
 def test_resolving_changes_none_of_its_arguments(tmp_path):
     overrides = {"eval_args": {"mode": "uni5"}, "topk": 10, "text_fields": {"Title": "title"}}
     before = copy.deepcopy(overrides)
@@ -350,8 +255,8 @@ def test_a_run_moves_to_another_dataset_with_that_ones_defaults():
 
 # --- hash --------------------------------------------------------------------------------------------------------------
 
-SAME_RUN = {
-    "data_path", "show_progress", "checkpoint_dir", "beside", "seeds", "gpu_id", "use_gpu", "worker", "state", "eval_memory", "log_wandb", "wandb_project",
+SAME_RUN = {  # and not `worker`: negatives are drawn in the workers
+    "data_path", "show_progress", "checkpoint_dir", "beside", "seeds", "gpu_id", "use_gpu", "state", "eval_memory", "log_wandb", "wandb_project",
 }  # fmt: skip
 
 
@@ -363,9 +268,28 @@ def test_the_hash_changes_with_every_setting_that_matters_and_with_no_other(mode
     assert config.settings_hash(dict(reversed(settings.items())), data="x") == own  # the order of the keys is nothing
     for key in settings:
         other = config.settings_hash(settings | {key: "another value"}, data="x")
-        assert (other == own) is (key in SAME_RUN), key
+        assert (other == own) is (key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in registry.OURS)), key
     assert SAME_RUN <= set(settings)
     assert config.settings_hash(settings, data="y") != own and config.settings_hash(settings, data="x", version="2") != own
+
+
+@pytest.mark.parametrize(("model", "key", "value"), [("GRU4Rec", "precision", "bf16"), ("LIR", "MAX_ITEM_LIST_LENGTH", 20)])
+def test_a_setting_that_the_model_does_not_read_makes_no_other_run(model, key, value):
+    other = {"GRU4Rec": "CALRec", "LIR": "GRU4Rec"}[model]  # which does
+    hashes = {name: {config.settings_hash(config.resolve(name, "any", [], asked)) for asked in ({}, {key: value})} for name in (model, other)}
+    assert len(hashes[model]) == 1 and len(hashes[other]) == 2
+
+
+def test_the_window_of_the_models_beside_a_text_model():
+    shared = config.shared_settings(config.resolve("LIR", "any", [], {"MAX_ITEM_LIST_LENGTH": 20, "precision": "bf16"}))
+    assert config.resolve("GRU4Rec", "any", [], shared)["MAX_ITEM_LIST_LENGTH"] == 20
+
+
+def test_text_models_have_one_optimizer():
+    with pytest.raises(UserError, match="learner: LIR .* AdamW alone, found 'sgd'"):
+        config.resolve("LIR", "any", [], {"learner": "sgd"})
+    assert config.resolve("LIR", "any", [], {"learner": "adam"}) == config.resolve("LIR", "any")
+    assert config.resolve("GRU4Rec", "any", [], {"learner": "sgd"})["learner"] == "sgd"
 
 
 def test_the_hash_sees_into_groups():

@@ -353,6 +353,25 @@ def test_a_feature_that_is_no_number_is_told(write, parts):
         parts("FDSA", folder, **FEATURES)
 
 
+def test_features_of_other_items_are_told(write, parts):
+    """Every feature would be padding; a model that reads none does not mind."""
+    folder = write({"inter": [INTER, *random_rows()], "item": [("item_id:token", "brand:token"), ("i0.0", "b")]})
+    with pytest.raises(UserError, match="no item_id of the events has a row in toy.item: 'i[0-9]' is an event's, 'i0.0' a row's; write the ids alike"):
+        parts("FDSA", folder, selected_features=["brand"])
+    parts("SASRec", folder)
+
+
+@pytest.mark.parametrize("name", ["toy", "to[y]", "*"])
+def test_tables_are_read_again_when_a_file_changes(tmp_path, parts, name):
+    """A name with signs of a pattern found no file, and so no change."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for users in (5, 6):
+        rows = [INTER, *random_rows([4] * users)]
+        (folder / f"{name}.inter").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+        assert len(parts("BPR", folder)[0].tables.users) == users
+
+
 def test_columns_of_events_arrive_with_their_events(write, parts):
     rows = [(*row, f"shop{place % 4}") for place, row in enumerate(random_rows())]
     folder = write({"inter": [(*INTER, "shop:token"), *rows]})

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.backbone import load_causal, train_tokenizer
-from recbole_llm.generation import sample, stream_key, uniform
+from recbole_llm.backbone import Backbone, load_causal, train_tokenizer
+from recbole_llm.errors import UserError
+from recbole_llm.generation.cache import check
+from recbole_llm.generation.sampling import sample, stream_key, uniform
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def keys(count):
 
 def draw(backbone, rows, chosen, **kwargs):
     kwargs = {"samples": 6, "temperature": 0.7, "max_new": 10} | kwargs
-    return sample(backbone.model, backbone.tokenizer, rows, chosen, **kwargs)
+    return sample(backbone, rows, chosen, **kwargs)
 
 
 def test_equals_a_plain_forward_pass(backbone):
@@ -42,6 +44,61 @@ def test_equals_a_plain_forward_pass(backbone):
                 logprobs = backbone.model(input_ids=torch.from_numpy(whole)[None]).logits[0].log_softmax(-1)
             expected = sum(logprobs[at - 1, whole[at]].item() for at in range(len(prompt), len(whole)))
             assert logprob == pytest.approx(expected, abs=1e-3)
+
+
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "llama, grouped heads": ("Llama", {"num_key_value_heads": 2}),
+    "qwen2": ("Qwen2", {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
+    "gpt2": ("GPT2", {}),
+    "mistral, window": ("Mistral", {"sliding_window": 9, "num_key_value_heads": 2}),
+    "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
+    "gemma2, window, soft caps": ("Gemma2", {"sliding_window": 9, "head_dim": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3, window": ("Gemma3Text", {"sliding_window": 9, "head_dim": 16}),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["Title: a good dog food. Brand: Bla."] * 10, 300)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_architectures_equal_a_plain_forward_pass(family, tokenizer):
+    """To 1e-4 in float32, with continuations longer than a window and prompts shorter and longer than it."""
+    import transformers
+
+    name, own = FAMILIES[family]
+    common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    if name == "GPT2":
+        config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, **common)
+        kind = transformers.GPT2LMHeadModel
+    else:
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+        kind = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
+        config = getattr(transformers, f"{name}Config")(**(sizes | common | own))
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
+    model.set_attn_implementation("eager")
+    backbone = Backbone(model, tokenizer)
+    rows = prompts(backbone, (3, 20, 11))
+    for prompt, generated in zip(rows, draw(backbone, rows, keys(3), max_new=14), strict=True):
+        for ids, logprob, ended in zip(generated.ids, generated.logprobs, generated.ended, strict=True):
+            whole = np.concatenate([prompt, ids, [tokenizer.eos_token_id] if ended else []]).astype(np.int64)
+            with torch.no_grad():
+                logprobs = model(input_ids=torch.from_numpy(whole)[None]).logits[0].log_softmax(-1)
+            expected = sum(logprobs[at - 1, whole[at]].item() for at in range(len(prompt), len(whole)))
+            assert logprob == pytest.approx(expected, rel=1e-4)
+
+
+def test_layers_that_forget_are_refused():
+    from transformers import Qwen3NextConfig
+
+    with pytest.raises(UserError, match="found linear_attention"):
+        check(Qwen3NextConfig())
 
 
 def test_tokens_are_the_inverse_of_the_tempered_distribution(backbone):

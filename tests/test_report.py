@@ -2,15 +2,21 @@
 
 import csv
 import io
+import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rank_tables import make_table
 
-from recbole_llm.compare import table_of
-from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.report.table import Cell, Table, make_table, to_csv, to_latex, to_markdown, to_screen
+from recbole_llm.compare import table_of, write_table
+from recbole_llm.data.samples import warning
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation.metrics import evaluate
+from recbole_llm.report.table import Cell, Table, to_csv, to_latex, to_markdown, to_screen
+from recbole_llm.report.table import make_table as report
 
 COLUMNS = ("ndcg@10", "ndcg@10_pes", "mrr")
 
@@ -26,7 +32,7 @@ def table():
         "SASRec": [{"ndcg@10": 0.25, "ndcg@10_pes": 0.3, "mrr": 0.06}],
         "CAL_Rec": [{"ndcg@10": 0.5, "ndcg@10_pes": 0.2}],
     }
-    return make_table("Pet: 9 cases", results, COLUMNS, bounds={"Bayes": {"ndcg@10": 0.9}}, marks={("CAL_Rec", "ndcg@10"): "†"}, notes=["one note", "another"])
+    return report("Pet: 9 cases", results, COLUMNS, bounds={"Bayes": {"ndcg@10": 0.9}}, marks={("CAL_Rec", "ndcg@10"): "†"}, notes=["one note", "another"])
 
 
 def test_best_and_second_of_each_column(table):
@@ -34,18 +40,18 @@ def test_best_and_second_of_each_column(table):
 
 
 def test_all_who_tie_for_best_are_best_and_the_next_is_second():
-    table = make_table("", {"a": [{"m": 0.5}], "b": [{"m": 0.5}], "c": [{"m": 0.25}], "d": [{"m": 0.25}], "e": [{"m": 0.125}]}, ["m"])
+    table = report("", {"a": [{"m": 0.5}], "b": [{"m": 0.5}], "c": [{"m": 0.25}], "d": [{"m": 0.25}], "e": [{"m": 0.125}]}, ["m"])
     assert places(table) == {"a": (1,), "b": (1,), "c": (2,), "d": (2,), "e": (0,)}
 
 
 def test_one_model_alone_is_best_of_nothing():
-    table = make_table("", {"a": [{"m": 0.5}], "b": [{}]}, ["m"], bounds={"Bayes": {"m": 0.4}})
+    table = report("", {"a": [{"m": 0.5}], "b": [{}]}, ["m"], bounds={"Bayes": {"m": 0.4}})
     assert places(table) == {"a": (0,), "b": (None,), "Bayes": (0,)}
     assert "best" not in to_screen(table) + to_markdown(table)
 
 
 def test_mean_and_sample_deviation_over_seeds():
-    table = make_table("", {"a": [{"m": 0.1}, {"m": 0.2}, {"m": 0.6}], "b": [{"m": 0.3}, {}], "c": [{"m": 0.25}]}, ["m"])
+    table = report("", {"a": [{"m": 0.1}, {"m": 0.2}, {"m": 0.6}], "b": [{"m": 0.3}, {}], "c": [{"m": 0.25}]}, ["m"])
     (_, (a,)), (_, (b,)), (_, (c,)) = table.rows
     assert a.mean == pytest.approx(0.3) and a.sd == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
     assert (b.mean, b.sd) == (0.3, None) and c.sd is None  # one seed has no deviation
@@ -68,7 +74,7 @@ def test_screen(table):
 
 def test_screen_is_aligned_by_width():
     seeds = {"short": [{"m": 0.5}, {"m": 0.25}], "a much longer name": [{"m": 0.125, "n": 1.0}]}
-    assert to_screen(make_table("", seeds, ["m", "n"])).splitlines()[1:4] == [
+    assert to_screen(report("", seeds, ["m", "n"])).splitlines()[1:4] == [
         "                                   m        n",
         "short               0.3750 ± 0.1768*       –",
         "a much longer name           0.1250'  1.0000",
@@ -111,7 +117,7 @@ def test_latex(table):
 
 
 def test_latex_escapes_names_and_columns_and_nothing_that_it_wrote_itself():
-    table = make_table("", {r"50%_of_#1 & {more} $x^2$ ~\a": [{"a&b_c": 0.5}, {"a&b_c": 0.5}]}, ["a&b_c"])
+    table = report("", {r"50%_of_#1 & {more} $x^2$ ~\a": [{"a&b_c": 0.5}, {"a&b_c": 0.5}]}, ["a&b_c"])
     head, body = (line for line in to_latex(table).splitlines() if line.endswith(r"\\"))
     assert head == r" & a\&b\_c \\"
     assert body == r"50\%\_of\_\#1 \& \{more\} \$x\textasciicircum{}2\$ \textasciitilde{}\textbackslash{}a & 0.5000 $\pm$ 0.0000 \\"
@@ -121,7 +127,7 @@ def test_latex_escapes_names_and_columns_and_nothing_that_it_wrote_itself():
 def test_csv_keeps_every_digit(table):
     values = [0.1 + 0.2, 1 / 3, 2 / 7, 1e-17]
     results = {'Pop, "counted"': [{"m": value} for value in values[:2]], "b": [{"m": values[2], "n": values[3]}], "c": [{}]}
-    table = make_table("", results, ["m", "n"], bounds={"Bayes": {"n": math.pi}})
+    table = report("", results, ["m", "n"], bounds={"Bayes": {"n": math.pi}})
     rows = list(csv.reader(io.StringIO(to_csv(table))))
     assert rows[0] == ["model", "m", "m_sd", "n", "n_sd"]
     (name, (first, nothing)), *_ = table.rows
@@ -139,30 +145,143 @@ def test_every_format_has_every_row_and_number():
         assert "0.1234" in text and "0.5678" in text and "0.001" in text
 
 
-class FakeRun:
-    """A run whose targets stand at these ranks."""
+# Of runs
 
-    def __init__(self, above):
-        above = np.array(above)
-        n = len(above)
-        self.table = RankTable(
-            user=[f"u{i}" for i in range(n)], target=["i"] * n, position=np.ones(n, int), above=above, tied=np.zeros(n, int),
-            n_candidates=np.full(n, 100), fallback=np.zeros(n, bool),
-        )  # fmt: skip
-        test = {"ndcg@10": float(np.where(above < 10, 1 / np.log2(above + 2), 0).mean())}
-        self.row = {"dataset": "Pet", "cases": n, "split": {"mode": {"valid": "uni5", "test": "full"}}, "rates": {}, "test": test}
+
+class FakeRun:
+    """A run whose targets stand at these ranks, each of another user where users are not given."""
+
+    def __init__(self, above, name="run", user=None, n_candidates=100, test=(), **row):
+        self.table = make_table(np.array(above), n_candidates=n_candidates, user=user)
+        self.folder = Path("saved") / name
+        self.row = {
+            "run": name, "dataset": "Pet", "fingerprint": "f", "cases": len(above), "split": {"mode": {"valid": "uni5", "test": "full"}}, "rates": {},
+            "evaluation": {"mask_history": False, "group_by_user": False},
+        } | row  # fmt: skip
+        grouped = (self.row["evaluation"] or {}).get("group_by_user", False)
+        self.row["test"] = evaluate(self.table, ["ndcg"], [10], grouped) | dict(test)
 
     def ranks(self):
         return self.table
 
 
+def marks(table):
+    return {name: cells[0].mark for name, cells in table.rows}
+
+
+def gaps(table):
+    """'best - other' -> difference, of the notes."""
+    return {found[1]: float(found[2]) for note in table.notes if (found := re.match(r"ndcg@10: (.*) = ([+-][\d.]+), 95 % interval over users \[", note))}
+
+
 def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
     ranks = np.random.default_rng(0).integers(0, 20, 200)
     worse = np.minimum(ranks + np.arange(200) % 3, 99)
-    clear = table_of({"a": [FakeRun(worse)], "b": [FakeRun(ranks)]})
+    clear = table_of({"a": [FakeRun(worse, "a")], "b": [FakeRun(ranks, "b")]})
     assert clear.title == "Pet: 200 test cases, full"
-    assert {name: cells[0].mark for name, cells in clear.rows} == {"a": "", "b": "†"}
-    assert any(note.startswith("ndcg@10: b - a = +") for note in clear.notes)
+    assert marks(clear) == {"a": "", "b": "†"}
+    assert clear.notes[0] == "† better than the second: p < 0.05, paired t-test over users" and list(gaps(clear)) == ["b - a"]
     mixed = np.roll(ranks, 1)
-    unclear = table_of({"a": [FakeRun(mixed)], "b": [FakeRun(ranks)]})
-    assert all(not cells[0].mark for _, cells in unclear.rows)
+    unclear = table_of({"a": [FakeRun(mixed, "a")], "b": [FakeRun(ranks, "b")]})
+    assert set(marks(unclear).values()) == {""}
+    assert not any("†" in note for note in unclear.notes) and len(gaps(unclear)) == 1
+
+
+def test_the_test_is_over_users_where_they_have_several_cases():
+    """Two users of 100 cases each: a gain of one and a loss of the other's are no evidence, however many cases."""
+    user = np.repeat(["u", "v"], 100)
+    runs = {"a": [FakeRun(np.repeat([1, 1], 100), "a", user)], "b": [FakeRun(np.repeat([0, 2], 100), "b", user)]}
+    assert set(marks(table_of(runs)).values()) == {""}
+    alone = {name: [FakeRun(group[0].table.above, name)] for name, group in runs.items()}
+    assert marks(table_of(alone))["b"] == "†"
+
+
+def test_group_by_user_decides_who_is_best_and_by_how_much():
+    """One user of 60 cases, ten of one case: a is best over cases, b over users."""
+    user = ["busy"] * 60 + [f"u{i}" for i in range(10)]
+    a, b = np.r_[np.zeros(60, int), np.full(10, 50)], np.r_[np.full(60, 1), np.zeros(10, int)]
+    for grouped, best, gap in ((False, "a - b", (60 * (1 - 1 / np.log2(3)) - 10) / 70), (True, "b - a", (10 - (1 - 1 / np.log2(3))) / 11)):
+        row = {"evaluation": {"group_by_user": grouped}}
+        table = table_of({"a": [FakeRun(a, "a", user, **row)], "b": [FakeRun(b, "b", user, **row)]})
+        assert gaps(table) == {best: pytest.approx(gap, abs=6e-5)}
+        (_, (one,)), (_, (two,)) = [(name, cells[:1]) for name, cells in table.rows]
+        assert abs(one.mean - two.mean) == pytest.approx(gap)
+    assert marks(table) == {"a": "", "b": "†"}
+
+
+def test_seeds_are_averaged_case_by_case():
+    """Each seed of b gains in one half of the cases: alone no better than chance says, together better in every case."""
+    base = np.full(40, 3)
+    halves = [np.where(np.arange(40) % 2 == odd, 0, 4) for odd in (0, 1)]
+    seeds = table_of({"a": [FakeRun(base, "a")], "b": [FakeRun(half, f"b{seed}") for seed, half in enumerate(halves)]})
+    gain = (1 + 1 / np.log2(6)) / 2 - 1 / np.log2(5)
+    assert gaps(seeds) == {"b - a": pytest.approx(gain, abs=6e-5)} and marks(seeds)["b"] == "†"
+    assert f"[{gain:+.4f}, {gain:+.4f}]" in seeds.notes[-1]  # the same in every case
+    three = table_of({"a": [FakeRun(base, f"a{seed}") for seed in range(3)], "b": [FakeRun(half, f"b{seed}") for seed, half in enumerate(halves)]})
+    assert gaps(three) == gaps(seeds)
+    (_, (a, *_)), (_, (b, *_)) = three.rows
+    assert b.mean - a.mean == pytest.approx(gain) and a.sd == pytest.approx(0, abs=1e-15)
+
+
+def test_one_user_is_no_sample():
+    table = table_of({"a": [FakeRun([0, 1, 2], "a", ["u"] * 3)], "b": [FakeRun([3, 4, 5], "b", ["u"] * 3)]})
+    assert table.notes == () and set(marks(table).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"fingerprint": "g"}, "one table needs one fingerprint: first has f, second has g"),
+        ({"split": {"mode": "full"}}, r"one table needs one split.mode: first has .*uni5.*, second has "),
+        ({"evaluation": {"mask_history": True, "group_by_user": False}}, "one table needs one evaluation.mask_history: first has False, second has True"),
+        ({"evaluation": None}, "one table needs one evaluation: first has {.*}, second has None"),
+        ({"n_candidates": 99}, r"same n_candidates per case: of user u0 first has 100, second has 99 \(3 of 3 cases differ\)"),
+        ({"user": ["u0", "u1", "x"]}, "the same cases, found 1 only in the first"),
+        ({"name": "first"}, "run first is given 2 times"),
+    ],
+)
+@pytest.mark.parametrize("seeds", [False, True])
+def test_what_does_not_measure_the_same_is_no_table(other, said, seeds):
+    first, second = FakeRun([0, 1, 2], "first"), FakeRun([2, 1, 0], **{"name": "second"} | other)
+    with pytest.raises(UserError, match=said) as fault:
+        table_of({"a": [first, second]} if seeds else {"a": [first], "b": [second]})
+    assert "\n" not in str(fault.value)
+
+
+def test_cases_are_paired_before_their_candidates_are_counted():
+    one, two = FakeRun([0, 1, 2], "one"), FakeRun([2, 1, 0], "two")
+    one.table = make_table([0, 1, 2], n_candidates=np.array([7, 8, 9]))
+    two.table = make_table([2, 1, 0], n_candidates=np.array([7, 8, 9])).take(np.array([2, 0, 1]))
+    assert len(table_of({"a": [one], "b": [two]}).rows) == 2
+
+
+def test_columns_are_those_of_every_run():
+    more, less = FakeRun([0, 1, 2], "more", test={"mrr": 0.5, "recall@1": 0.1}), FakeRun([2, 1, 0], "less", test={"recall@1": 0.2})
+    for runs in ({"a": [more], "b": [less]}, {"b": [less], "a": [more]}):
+        assert table_of(runs).columns == ("recall@1", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes")
+
+
+def test_a_synthetic_sample_is_told_first_in_every_table():
+    runs = {name: [FakeRun(above, name, dataset="Pet-sample")] for name, above in (("a", [0, 1]), ("b", [1, 0]))}
+    table = table_of(runs)
+    assert table.notes[0] == warning("Pet-sample") and len(table.notes) > 1
+    assert not any("SYNTHETIC" in note for note in table_of({"a": [FakeRun([0, 1])]}).notes)
+    for text in (to_screen(table), to_markdown(table), to_latex(table)):
+        notes = [line.lstrip("-% ") for line in text.splitlines()]
+        assert notes.index(table.notes[0]) < notes.index(table.notes[1])
+
+
+def test_tables_of_other_runs_have_other_folders(tmp_path):
+    """The same models with another seed, setting or evaluation."""
+    names = [("Pop-1", "LIR-1"), ("Pop-1", "LIR-2"), ("Pop-2", "LIR-2"), ("Pop-1/evaluate-1", "LIR-1/evaluate-1"), ("LIR-1", "Pop-1")]
+    folders = []
+    for pop, lir in names:
+        runs = {"Pop": [FakeRun([0, 1], pop)], "LIR": [FakeRun([1, 0], lir)]}
+        for _ in range(2):  # once more: the same place
+            folders.append(write_table(table_of(runs), runs, tmp_path))
+        assert json.loads((folders[-1] / "runs.json").read_text()) == [pop, lir]
+    assert len(set(folders)) == len(names) and {folder.parent for folder in folders} == {tmp_path / "tables"}
+    assert all(re.fullmatch("Pet-Pop-LIR-[0-9a-f]{8}", folder.name) for folder in folders)
+    long = {f"{'x' * 90}{i}/evaluate": [FakeRun([0, 1], f"r{i}")] for i in range(2)}
+    assert len(write_table(table_of(long), long, tmp_path).name) == 120
+    assert sorted(path.name for path in folders[0].iterdir()) == ["runs.json", "table.csv", "table.md", "table.tex"]

@@ -4,25 +4,19 @@ import time
 
 import numpy as np
 import pytest
+import rank_tables
 from scipy.stats import ttest_rel
 
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation.metrics import case_values
+from recbole_llm.evaluation.metrics import case_values, evaluate
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.evaluation.significance import pair, paired_ttest, user_bootstrap
+from recbole_llm.evaluation.significance import pair, paired_ttest, per_user, same_measure, user_bootstrap, user_ttest
 
 
 def make_table(above, user=None, tied=None):
     n = len(above)
-    return RankTable(
-        user=np.array([f"u{i}" for i in range(n)] if user is None else user, dtype=str),
-        target=np.array([f"i{i % 7}" for i in range(n)], dtype=str),
-        position=np.arange(n),
-        above=np.asarray(above, dtype=np.int64),
-        tied=np.zeros(n, int) if tied is None else tied,
-        n_candidates=np.full(n, 1000),
-        fallback=np.zeros(n, bool),
-    )
+    user = None if user is None else [str(name) for name in user]
+    return rank_tables.make_table(np.asarray(above, dtype=np.int64), tied, 1000, user, [f"i{i % 7}" for i in range(n)])
 
 
 def test_ttest_equals_scipy():
@@ -57,7 +51,8 @@ def test_pair_aligns_by_case():
     rng = np.random.default_rng(0)
     a, order = make_table(np.arange(100)), rng.permutation(100)
     first, second = pair(a, a.take(order))
-    assert np.array_equal(first.key(), second.key()) and np.array_equal(second.above, a.above)
+    for name in ("user", "target", "position", "above"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
     first, second = pair(a.take(order), a)
     assert np.array_equal(second.above, order), "rows follow the first table"
 
@@ -77,12 +72,75 @@ def test_pair_counts_what_is_missing():
         pair(a.take(np.array([0, 1])), a.take(np.array([0, 1, 1])))
 
 
+# Over users
+
+
+def test_sums_and_weights_give_the_mean_of_the_table():
+    rng = np.random.default_rng(0)
+    table = make_table(rng.integers(0, 20, 200), rng.integers(0, 40, 200), rng.integers(0, 5, 200))
+    for grouped in (False, True):
+        sums, weights = per_user(table.user, case_values(table, "ndcg@10"), grouped)
+        assert sums.sum() / weights.sum() == pytest.approx(evaluate(table, ["ndcg"], [10], grouped)["ndcg@10"], abs=1e-14)
+        assert len(sums) == len(weights) == len(set(table.user))
+
+
+def test_one_case_per_user_is_the_test_over_cases():
+    rng = np.random.default_rng(0)
+    users, (a, b) = np.array([f"u{i}" for i in range(50)]), rng.normal(size=(2, 50))
+    for grouped in (False, True):
+        assert user_ttest(users, a, b, grouped) == pytest.approx(paired_ttest(a, b), rel=1e-12)
+
+
+def test_group_by_user_weighs_users_alike():
+    """One busy user is worse by 1 in each of 50 cases, ten others better by 0.4 and more in one: over cases a is worse, over users better."""
+    users = np.array(["busy"] * 50 + [f"u{i}" for i in range(10)])
+    a, b = np.zeros(60), np.array([1.0] * 50 + [0.0] * 10)
+    a[50:] = 0.4 + np.arange(10) / 100
+    for grouped, sign in ((False, -1), (True, 1)):
+        interval, test = user_bootstrap(users, a, b, grouped, samples=200), user_ttest(users, a, b, grouped)
+        assert np.sign(interval.difference) == np.sign(test.difference) == sign
+        assert test.n == interval.n_users == 11
+    means = [-1.0] + (0.4 + np.arange(10) / 100).tolist()
+    assert user_bootstrap(users, a, b, True).difference == pytest.approx(np.mean(means))
+    assert user_ttest(users, a, b, True).t == pytest.approx(ttest_rel(means, np.zeros(11)).statistic)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_equal_models_differ_at_5_percent_in_5_percent_of_worlds(grouped):
+    """100 users of 1 to 39 cases, a correlation of 0.2 inside a user: cases are no independent evidence."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 40, 100)
+    users = np.repeat([f"u{i}" for i in range(100)], sizes)
+    worlds, by_user, by_case = 600, 0, 0
+    for _ in range(worlds):
+        gap = np.sqrt(0.2) * np.repeat(rng.normal(size=100), sizes) + np.sqrt(0.8) * rng.normal(size=len(users))
+        by_user += user_ttest(users, gap, np.zeros_like(gap), grouped).p < 0.05
+        by_case += paired_ttest(gap, np.zeros_like(gap)).p < 0.05
+    assert by_user / worlds == pytest.approx(0.05, abs=0.027)  # three standard errors
+    assert by_case / worlds > 0.3
+
+
+def test_a_difference_is_found():
+    rng = np.random.default_rng(1)
+    users = np.repeat([f"u{i}" for i in range(100)], 20)
+    gap = 0.3 + np.sqrt(0.2) * np.repeat(rng.normal(size=100), 20) + np.sqrt(0.8) * rng.normal(size=2000)
+    assert user_ttest(users, gap, np.zeros(2000)).p < 1e-4
+
+
+# The bootstrap
+
+
+def bootstrap(a, b, metric, group_by_user=False, **more):
+    a, b = pair(a, b)
+    return user_bootstrap(a.user, case_values(a, metric), case_values(b, metric), group_by_user, **more)
+
+
 def test_bootstrap_covers_a_known_effect():
     """recall@1 differs for 30 % of the users: the interval holds 0.3 and has the width of a proportion's."""
     rng = np.random.default_rng(1)
     n = 4000
     better = rng.random(n) < 0.3
-    found = user_bootstrap(make_table(np.zeros(n)), make_table(better * 5), "recall@1", samples=1000)
+    found = bootstrap(make_table(np.zeros(n)), make_table(better * 5), "recall@1", samples=1000)
     assert found.difference == better.mean() and found.n_users == n
     assert found.low < 0.3 < found.high
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / n), rel=0.15)
@@ -94,25 +152,28 @@ def test_bootstrap_draws_users_and_not_cases():
     rng = np.random.default_rng(2)
     users = np.arange(300)
     effect = rng.random(300) < 0.5
-    one = user_bootstrap(make_table(np.zeros(300), users), make_table(effect * 3, users), "recall@1")
+    one = bootstrap(make_table(np.zeros(300), users), make_table(effect * 3, users), "recall@1")
     many = np.repeat(users, 20)
-    twenty = user_bootstrap(make_table(np.zeros(6000), many), make_table(effect[many] * 3, many), "recall@1")
+    twenty = bootstrap(make_table(np.zeros(6000), many), make_table(effect[many] * 3, many), "recall@1")
     assert twenty.n_users == 300
     assert twenty == pytest.approx(one, abs=1e-12)
 
 
-def test_bootstrap_is_a_loop_over_samples():
-    """The same draws in a plain loop, users with different numbers of cases, a mean over cases."""
+@pytest.mark.parametrize("grouped", [False, True])
+def test_bootstrap_is_a_loop_over_samples(grouped):
+    """The same draws in a plain loop, users with different numbers of cases, a mean over cases or over users' means."""
     rng = np.random.default_rng(3)
     users = np.sort(rng.integers(0, 40, 200))
     a, b = (make_table(rng.integers(0, 20, 200), users, rng.integers(0, 5, 200)) for _ in range(2))
-    found = user_bootstrap(a, b, "ndcg@10", samples=50, seed=9, level=0.8)
+    found = bootstrap(a, b, "ndcg@10", grouped, samples=50, seed=9, level=0.8)
     difference = case_values(a, "ndcg@10") - case_values(b, "ndcg@10")
     names = np.unique(a.user)
     draws = np.random.default_rng(9).integers(len(names), size=(50, len(names)), dtype=np.int32)
-    means = [np.concatenate([difference[a.user == names[i]] for i in draw]).mean() for draw in draws]
+    own = {name: difference[a.user == name] for name in names}
+    own = {name: values.mean(keepdims=True) for name, values in own.items()} if grouped else own
+    means = [np.concatenate([own[names[i]] for i in draw]).mean() for draw in draws]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.1, 0.9])), abs=1e-12)
-    assert found.difference == pytest.approx(difference.mean())
+    assert found.difference == pytest.approx(np.concatenate(list(own.values())).mean())
 
 
 def test_bootstrap_depends_on_the_seed_only():
@@ -120,21 +181,57 @@ def test_bootstrap_depends_on_the_seed_only():
     users = rng.integers(0, 100, 500)
     a, b = (make_table(rng.integers(0, 30, 500), users) for _ in range(2))
     order = rng.permutation(500)
-    first = user_bootstrap(a, b, "mrr", samples=200, seed=5)
-    assert user_bootstrap(a, b, "mrr", samples=200, seed=5) == first
-    assert user_bootstrap(a.take(order), b, "mrr", samples=200, seed=5) == pytest.approx(first, abs=1e-12)
-    assert user_bootstrap(a, b, "mrr", samples=200, seed=6) != first
-    assert user_bootstrap(b, a, "mrr", samples=200, seed=5).difference == -first.difference
+    first = bootstrap(a, b, "mrr", samples=200, seed=5)
+    assert bootstrap(a, b, "mrr", samples=200, seed=5) == first
+    assert bootstrap(a.take(order), b, "mrr", samples=200, seed=5) == pytest.approx(first, abs=1e-12)
+    assert bootstrap(a, b, "mrr", samples=200, seed=6) != first
+    assert bootstrap(b, a, "mrr", samples=200, seed=5).difference == -first.difference
 
 
 def test_bootstrap_of_no_cases_is_an_error():
     with pytest.raises(UserError, match="at least one case"):
-        user_bootstrap(make_table([]), make_table([]), "mrr")
+        bootstrap(make_table([]), make_table([]), "mrr")
 
 
 def test_bootstrap_is_fast():
     rng = np.random.default_rng(6)
     a, b = (make_table(rng.integers(0, 900, 10_000)) for _ in range(2))
     start = time.process_time()
-    user_bootstrap(a, b, "ndcg@10")
+    bootstrap(a, b, "ndcg@10")
     assert time.process_time() - start < 3
+
+
+# What may be compared at all
+
+ROW = {
+    "fingerprint": "f", "split": {"split": {"LS": "valid_and_test"}, "mode": "full"}, "evaluation": {"mask_history": False, "group_by_user": False}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ({}, None),
+        ({"seed": 7, "test": {"ndcg@10": 0.5}}, None),
+        ({"split": {"split": {"LS": "valid_and_test"}, "mode": {"valid": "full", "test": "full"}}}, None),
+        ({"split": {"split": {"LS": "valid_and_test"}, "mode": {"valid": "full"}}}, None),  # RecBole takes it for both
+        ({"fingerprint": "g"}, ("fingerprint", "f", "g")),
+        ({"split": ROW["split"] | {"mode": "uni5"}}, ("split.mode", {"valid": "full", "test": "full"}, {"valid": "uni5", "test": "uni5"})),
+        ({"split": ROW["split"] | {"split": {"RS": (8, 1, 1)}}}, ("split.split", {"LS": "valid_and_test"}, {"RS": [8, 1, 1]})),
+        ({"evaluation": {"mask_history": True, "group_by_user": False}}, ("evaluation.mask_history", False, True)),
+        ({"evaluation": ROW["evaluation"] | {"candidate_seed": 1}}, ("evaluation.candidate_seed", None, 1)),
+        ({"evaluation": None}, ("evaluation", ROW["evaluation"], None)),
+    ],
+)
+def test_rows_that_measure_the_same(other, found):
+    assert same_measure(ROW, ROW | other) == found
+    assert same_measure(ROW | other, ROW) == (found and (found[0], *found[:0:-1]))
+
+
+def test_rows_of_before_the_evaluation_was_written_compare_with_each_other():
+    old = {key: value for key, value in ROW.items() if key != "evaluation"}
+    assert same_measure(old, old) is None and same_measure(old, ROW) == ("evaluation", None, ROW["evaluation"])
+
+
+def test_a_row_to_come_and_a_stored_one():
+    assert same_measure(ROW | {"split": {"split": {"RS": (8, 1, 1)}}}, ROW | {"split": {"split": {"RS": [8, 1, 1]}}}) is None

@@ -102,11 +102,6 @@ def test_leave_one_out_of_short_users(tables):
     assert [sizes[user] for user in order] == [length - out for length, out in zip(range(1, 7), held_out, strict=True)]
 
 
-def test_valid_only_has_no_test(tables):
-    with pytest.raises(UserError, match="leaves no test case"):
-        make_split(tables(random_rows([5])), {"LS": "valid_only"})
-
-
 # Trap 8: RecBole tests a sequential and a general model on other users
 
 
@@ -216,7 +211,8 @@ def test_timestamp_boundaries(tables):
 @pytest.mark.parametrize(
     ("rule", "part", "message"),
     [
-        ({"LS": "last"}, "pretrain", "eval_args.split.LS"),
+        ({"LS": "last"}, "pretrain", "eval_args.split.LS: expected valid_and_test or test_only, found 'last'"),
+        ({"LS": "valid_only"}, "pretrain", "eval_args.split.LS: expected valid_and_test or test_only"),  # RecBole's, without a test case
         ({"RS": [0.8, 0.2]}, "pretrain", "three ratios"),
         ({"RS": [0.8, 0.3, -0.1]}, "pretrain", "three ratios"),
         ({"RS": None}, "pretrain", "three ratios"),

@@ -78,7 +78,8 @@ def test_items_without_text_are_counted(tables):
         ([], FIELDS, "found no item file"),
         (ROWS, {}, "has no text"),
         ([(item, "", " ", "") for item in "abcde"], FIELDS, "every cell of title, categories, price is empty"),
-        ([("z", "text", "of", "1")], FIELDS, "every cell"),  # of an item that nobody met
+        ([("A", "text", "of", "1")], FIELDS, "dataset toy: no item_id of the events has a row in toy.item: 'a' is an event's, 'A' a row's; write"),
+        ([("z", "", "", ""), ("a", "", " ", "")], FIELDS, "every cell of title, categories, price is empty"),
     ],
 )
 def test_no_text_at_all_is_an_error(tables, rows, fields, message):
@@ -86,6 +87,14 @@ def test_no_text_at_all_is_an_error(tables, rows, fields, message):
         ItemText.from_tables(tables(rows), fields)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_catalogue_of_other_items_is_an_error_too(write):
+    """With `catalogue: all` the rows of .item are items, but those that anybody met have no text."""
+    folder = write({"inter": [("user_id:token", "item_id:token"), ("u", "3"), ("u", "4")], "item": [ITEM, ("3.0", "Ball", "Toys", "1")]})
+    for catalogue in ("met", "all"):
+        with pytest.raises(UserError, match="no item_id of the events has a row in toy.item: '3' is an event's, '3.0' a row's"):
+            ItemText.from_tables(load(Source(folder, "toy", catalogue=catalogue)), FIELDS)
 
 
 def test_equal_texts_are_found(tables):

@@ -106,15 +106,15 @@ def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatc
 
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
     _, model, first, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own)
-    inner, calls = model.loss, []
+    inner, calls = first._step, []
 
-    def killed_in_step_14(batch):
+    def killed_in_step_14(groups):
         calls.append(1)
         if len(calls) == 14:
             raise KeyboardInterrupt
-        return inner(batch)
+        return inner(groups)
 
-    model.loss = killed_in_step_14
+    first._step = killed_in_step_14
     with pytest.raises(KeyboardInterrupt):
         first.fit(train, valid)
     _, other, second, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own)

@@ -40,7 +40,7 @@ def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dic
 
 def prepared(model: str, folder: Path, dataset: str = "cycle", **own):
     """(Prepared, model, trainer, loaders)."""
-    from recbole_llm.runs import Prepared
+    from recbole_llm.prepared import Prepared
 
     ready = Prepared(settings_for(model, folder, dataset, **own))
     return ready, *ready.build()

@@ -1,6 +1,7 @@
 """RecBole's Dataset classes fed with ready frames: one set of users, items, order and cases for every model."""
 
 import copy
+import glob
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,6 @@ def _load(source: Source, stamp: tuple) -> Tables:
     return load(source)
 
 
-
 def source_of(config) -> Source:
     """The `Source` that RecBole's and our configuration keys describe."""
     load_col = config["load_col"] or {}
@@ -46,7 +46,7 @@ def source_of(config) -> Source:
 
 def load_tables(config) -> Tables:
     source = source_of(config)
-    files = sorted(source.folder.glob(f"{source.name}.*"))
+    files = sorted(source.folder.glob(f"{glob.escape(source.name)}.*"))
     return _load(source, tuple((file.name, file.stat().st_mtime_ns) for file in files))
 
 
@@ -140,6 +140,8 @@ class TableMixin:
                 f"dataset {self.tables.name} has no .{kind} column {', '.join(missing)}; it has {', '.join(types) or 'none'}; "
                 "set selected_features, item_attribute or load_col"
             )
+        if kind == "item" and self.tables.strangers:
+            raise UserError(f"dataset {self.tables.name}: {self.tables.strangers}; write the ids alike in both files")
         frame = {key: tokens}
         source = FeatureSource(kind)
         for name in wanted:

@@ -1,8 +1,10 @@
 """Where a dataset's files are, the synthetic sample that stands in for one, and the best that can be had on it."""
 
+import glob
 from pathlib import Path
 
 from .. import registry, resources
+from ..checks import check_name
 from ..errors import UserError
 from .splits import Cases
 from .tables import Tables
@@ -10,26 +12,33 @@ from .tables import Tables
 SAMPLES = {"Pet": "Pet-sample"}  # real dataset -> the bundled sample that stands in for it
 
 
-def locate(dataset: str, data_path: str | Path) -> tuple[str, Path]:
-    """(name, folder) of a dataset's atomic files.
+def locate(dataset: str, data_path: str | Path, data_name: str | None = None) -> tuple[str, Path]:
+    """(name, folder) of a dataset's atomic files, whose names begin with `data_name` if that is given.
 
     Looks in data_path, then for a bundled sample, then among RecBole's examples. Raises UserError with what is
     there.
     """
-    folder = Path(data_path) / dataset
-    if any(folder.glob(f"{dataset}*.inter")):
-        return dataset, folder
+    check_name(dataset)
+    if data_name is not None:
+        check_name(data_name, "data_name")
+    files = data_name or dataset
+    folder, packaged = Path(data_path) / dataset, registry.recbole_folder() / "dataset_example" / dataset
     sample = SAMPLES.get(dataset, dataset)
-    if sample in SAMPLES.values():
+    if _holds(folder, files):
+        return dataset, folder
+    if sample in SAMPLES.values() and data_name in (None, sample):
         return sample, resources.SAMPLE
-    packaged = registry.recbole_folder() / "dataset_example" / dataset
-    if packaged.is_dir():
+    if _holds(packaged, files):
         return dataset, packaged
     there = sorted({path.parent.name for path in Path(data_path).glob("*/*.inter")})
-    found = f"found there: {', '.join(there)}" if there else "nothing is there"
+    found = f"found there: {', '.join(there[:5])}{', …' if len(there) > 5 else ''}" if there else "nothing is there"
     raise UserError(
-        f"dataset {dataset!r}: expected {folder / dataset}.inter, {found}; put the file there, set --data_path, or take ml-100k or Pet, which need no file"
+        f"dataset {dataset!r}: expected {folder / files}.inter, {found}; put the file there, set --data_path, or take ml-100k or Pet, which need no file"
     )
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return any(folder.glob(f"{glob.escape(name)}*.inter"))
 
 
 def warning(name: str) -> str | None:

@@ -46,7 +46,7 @@ def whole_history(tables: Tables, rows: np.ndarray) -> Cases:
 def make_split(tables: Tables, split: dict, part: str = "pretrain") -> Split:
     """Cut a dataset by `eval_args.split`, a dict with one entry:
 
-    - `LS: valid_and_test | valid_only | test_only`: the last one or two events of each user are held out. As
+    - `LS: valid_and_test | test_only`: the last one or two events of each user are held out. As
       in RecBole's sequential split, a user's first event is never a target, and of short users the test event
       is kept before the validation event, and a training target before both.
     - `RS: [a, b, c]`: per-user temporal ratios of the n - 1 targets, RecBole's rounding.
@@ -86,14 +86,12 @@ def make_split(tables: Tables, split: dict, part: str = "pretrain") -> Split:
 
 
 def _last_out(tables: Tables, value: str, part: str) -> np.ndarray:
-    if value not in ("valid_and_test", "valid_only", "test_only"):
-        raise UserError(f"eval_args.split.LS: expected valid_and_test, valid_only or test_only, found {value!r}")
+    if value not in ("valid_and_test", "test_only"):
+        raise UserError(f"eval_args.split.LS: expected valid_and_test or test_only, found {value!r}")
     targets = np.diff(tables.start)[tables.user] - 1
     from_end = targets - tables.position  # 0 for the last event
-    if value != "valid_and_test":
-        return np.where((from_end == 0) & (targets >= 2), 1 if value == "valid_only" else 2, 0)
     label = np.where((from_end == 0) & (targets >= 2), 2, 0)
-    return np.where((from_end == 1) & (targets >= 3), 1, label)
+    return np.where((from_end == 1) & (targets >= 3), 1, label) if value == "valid_and_test" else label
 
 
 def _ratios(tables: Tables, value: list, part: str) -> np.ndarray:

@@ -40,6 +40,7 @@ class Tables:
     has_time: bool = True
     log: tuple[str, ...] = ()  # what was read, filtered and left out, one line each
     cases: dict[str, np.ndarray] | None = None  # benchmark files: split name -> (begin, end) rows, [n, 2] int64
+    strangers: str | None = None  # where no item of an event has a row in .item: that, in words
 
     @cached_property
     def user(self) -> np.ndarray:
@@ -59,9 +60,9 @@ class Tables:
             digest.update("\0".join(tokens).encode())
         for array in (self.start, self.item, self.time, *(self.columns[key] for key in sorted(self.columns))):
             digest.update(np.ascontiguousarray(array if array.dtype != object else array.astype(str)).tobytes())
-        for table in (self.item_table, self.user_table):
-            for name in () if table is None else table:
-                digest.update(f"{name}\0".encode() + "\0".join(table[name]).encode())
+        for table, types in ((self.item_table, self.item_types), (self.user_table, self.user_types)):
+            for name in () if table is None else table:  # a column's type decides what a model makes of its cells
+                digest.update(f"{name}:{types[name]}\0".encode() + "\0".join(table[name]).encode())
         for split, rows in sorted((self.cases or {}).items()):
             digest.update(split.encode() + rows.tobytes())
         return digest.hexdigest()[:16]
@@ -121,14 +122,13 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
     """Tables from a filtered frame of events in file order."""
     (user, users), (item, items) = (_number(frame[name]) for name in (source.user_field, source.item_field))
     time = frame[source.time_field].to_numpy(dtype=np.float64)
-    if np.isnan(time).any():
-        raise UserError(
-            f"{source.path('inter')}: {int(np.isnan(time).sum())} events have no {source.time_field}; fill or remove them"
-        )
     order = np.lexsort((time, user))  # stable: equal times keep the order of the file
     file_order = np.empty_like(order)
     file_order[order] = np.arange(len(order))
     item_table, item_types = _side_table(source.path("item"), source.item_field)
+    strangers = None
+    if item_table is not None and len(item_table) and not item_table.index.isin(items).any():
+        strangers = f"no {source.item_field} of the events has a row in {source.path('item').name}: {items[0]!r} is an event's, {item_table.index[0]!r} a row's"
     if source.catalogue == "all" and item_table is not None:
         items = np.concatenate([items, np.setdiff1d(item_table.index.to_numpy(dtype=object), items)])
     elif source.catalogue not in ("met", "all"):
@@ -142,7 +142,7 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
         columns={name: frame[name].to_numpy()[order] for name in frame if name not in core},
         item_table=_align(item_table, items, source.path("item"), log), item_types=item_types,
         user_table=None if user_table is None else _align(user_table, users, source.path("user"), log),
-        user_types=user_types, log=tuple(log),
+        user_types=user_types, log=tuple(log), strangers=strangers,
     )  # fmt: skip
     return tables
 
@@ -174,6 +174,12 @@ def _read_interactions(source: Source) -> pd.DataFrame:
         empty = np.flatnonzero(frame[name] == "")
         if len(empty):
             raise UserError(f"{path}, line {empty[0] + 2}: {name} is empty ({len(empty)} such lines); give it an id or remove the line")
+    if source.time_field in frame and len(bad := np.flatnonzero(~np.isfinite(frame[source.time_field]))):
+        cell = read_atomic(path, {source.time_field}, numbers=False)[source.time_field][bad[0]]
+        raise UserError(
+            f"{path}, line {bad[0] + 2}: expected a finite number in column {source.time_field}, found {cell!r} ({len(bad)} such lines); "
+            "correct it or remove the line"
+        )
     return frame
 
 

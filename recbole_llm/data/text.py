@@ -34,13 +34,15 @@ class ItemText:
 
         Raises
         ------
-        UserError : if no column is there, or no item has any text.
+        UserError : if no column is there, no item has any text, or the item table is about other items.
         """
         present = {name: column for name, column in fields.items() if column in tables.item_table}
         log = [f"no column {fields[name]}: the text has no {name}" for name in fields if name not in present]
         if not present:
             found = ", ".join(tables.item_table) or "no item file"
             raise UserError(f"dataset {tables.name} has no text: expected one of the columns {', '.join(fields.values())}, found {found}; set text_fields")
+        if tables.strangers:
+            raise UserError(f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files")
         limits = words or {}
         cells = []
         for name, column in present.items():

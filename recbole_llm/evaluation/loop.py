@@ -16,7 +16,10 @@ MAX_PAIRS = 4096  # (case, item) pairs per `predict`
 
 @dataclass(frozen=True)
 class TopLists:
-    """The best items of every case: int32 Tables indices [cases, k] and float32 scores [cases, k]; -1 pads."""
+    """The best items of every case: int32 Tables indices [cases, k] and float32 scores [cases, k], best first.
+
+    Where there is no item, -1 with -inf: the list is shorter than k, or the case fell back and ties everything.
+    """
 
     items: np.ndarray
     scores: np.ndarray
@@ -56,25 +59,23 @@ def rank_cases(
             scores = _predict(model, dataset, dataset.case_batch(batch), chosen + 1)
         else:
             scores = catalogue_scores(model, dataset, batch)
-            if mask_history:
-                _mask(scores, tables, batch, target)
             if chosen is not None:
                 scores = scores.gather(1, chosen.to(scores.device))
+        masked = _mask(scores, tables, batch, chosen) if mask_history else 0
         index = (target if chosen is None else torch.zeros_like(target)).to(scores.device)
         own = scores.gather(1, index[:, None])
         if torch.isneginf(own).any():
             raise FloatingPointError(f"{type(model).__name__} scored {int(torch.isneginf(own).sum())} targets -inf: a score must rank every item")
         above, tied = count_above_and_tied(scores, index)
-        count = (~torch.isneginf(scores)).sum(dim=1) if mask_history else torch.full((len(batch),), scores.shape[1])
         fallback = getattr(model, "fallback", None)
         table = RankTable(
             user=tables.users[batch.user], target=tables.items[tables.item[batch.end]], position=batch.end - tables.start[batch.user],
-            above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=count.cpu().numpy(),
+            above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=np.full(len(batch), scores.shape[1]) - masked,
             fallback=np.zeros(len(batch), bool) if fallback is None else fallback,
         )  # fmt: skip
         parts.append(table)
         if topk:
-            lists.append(_top(scores, chosen, topk))
+            lists.append(_top(scores, chosen, topk, table.fallback))
     top = TopLists(*(np.concatenate(column) for column in zip(*lists, strict=True))) if topk else None
     return RankTable.concat(parts), top
 
@@ -104,19 +105,54 @@ def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.cat(flat[at : at + widths], dim=1) for at in range(0, len(flat), widths)])
 
 
-def _mask(scores: torch.Tensor, tables, cases: Cases, target: torch.Tensor) -> None:
-    target = target[:, None].to(scores.device)
-    kept = scores.gather(1, target)
+def _mask(scores: torch.Tensor, tables, cases: Cases, chosen: torch.Tensor | None) -> np.ndarray:
+    """Write -inf at the items of each case's history, its target excepted; returns how many columns, int [cases].
+
+    The columns of scores are the catalogue, or the items of `chosen` [cases, C].
+    """
+    size = len(tables.items)
     row = np.repeat(np.arange(len(cases)), cases.end - cases.begin)
-    met = np.concatenate([tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]).astype(np.int64)
-    scores[torch.from_numpy(row).to(scores.device), torch.from_numpy(met).to(scores.device)] = -torch.inf
-    scores.scatter_(1, target, kept)
-
-
-def _top(scores: torch.Tensor, chosen: torch.Tensor | None, k: int) -> tuple[np.ndarray, np.ndarray]:
-    best = scores.topk(min(k, scores.shape[1]), dim=1)
-    values, items = best.values.float().cpu(), best.indices.cpu()
+    met = np.concatenate([tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)])
+    keys = np.unique(row * size + met)
+    row, column = np.divmod(keys[keys % size != tables.item[cases.end][keys // size]], size)
     if chosen is not None:
-        items = chosen.gather(1, items)
-    items = torch.where(torch.isneginf(values), -1, items)
-    return items.to(torch.int32).numpy(), values.numpy()
+        pairs = chosen.numpy() + size * np.arange(len(cases))[:, None]
+        row, column = np.isin(pairs, row * size + column).nonzero()
+    scores[torch.from_numpy(row).to(scores.device), torch.from_numpy(column).to(scores.device)] = -torch.inf
+    return np.bincount(row, minlength=len(cases))
+
+
+def _top(scores: torch.Tensor, chosen: torch.Tensor | None, k: int, fallback: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(items, scores) as in TopLists; fallback bool [cases]: cases without a list."""
+    k = min(k, scores.shape[1])
+    if scores.device.type == "cpu":
+        values, items = _best(scores.numpy() if scores.dtype in (torch.float32, torch.float64) else scores.float().numpy(), k)
+    else:
+        values, items = (part.cpu().numpy() for part in scores.float().topk(k, dim=1))
+    if chosen is not None:
+        items = np.take_along_axis(chosen.numpy(), items, axis=1)
+    values = values.astype(np.float32, copy=False)
+    values[fallback] = -np.inf
+    return np.where(np.isneginf(values), -1, items).astype(np.int32, copy=False), values
+
+
+def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest of each row, [cases, k], in falling order, equal ones by column; their columns.
+
+    The k-th largest of group maxima has at least k scores that reach it, and few more: only those are sorted.
+    """
+    size = max(1, scores.shape[1] // (3 * k))
+    groups = scores.shape[1] // size
+    maxima = scores[:, : size * groups].reshape(len(scores), size, groups).max(axis=1)
+    bounds = np.partition(maxima, groups - k, axis=1)[:, groups - k]
+    values, columns = np.empty((len(scores), k), scores.dtype), np.empty((len(scores), k), np.int32)
+    for case, (row, bound) in enumerate(zip(scores, bounds)):
+        over = np.flatnonzero(row > bound)
+        if len(over) < k:  # then the bound is the k-th largest itself
+            over = np.append(over, np.flatnonzero(row == bound)[: k - len(over)])
+        falling = -row[over]
+        order = falling.argsort()  # five times as fast as a stable sort, which only ties need
+        if (falling[order[1:]] == falling[order[:-1]]).any():
+            order = falling.argsort(kind="stable")
+        values[case], columns[case] = -falling[order[:k]], over[order[:k]]
+    return values, columns

@@ -91,8 +91,9 @@ def list_metrics(
 ) -> dict[str, float]:
     """What top-k lists recommend, whoever is right: coverage, popularity, inequality, long tail.
 
-    items: int [cases, K], internal item ids in rank order, 0 for no item. train_counts: int [n_items], training events by
-    internal id, 0 being padding. tail: the tail's share of the catalogue. For each k:
+    items: int [cases, K], internal item ids in rank order, 0 for no item; a case without any is left out.
+    train_counts: int [n_items], training events by internal id, 0 being padding. tail: the tail's share of the catalogue.
+    For each k:
 
     item_coverage@k: share of the catalogue that is recommended to anybody.
     average_popularity@k: mean training count, over the items of a case, then over the cases with an item.
@@ -103,15 +104,17 @@ def list_metrics(
     These are RecBole's ItemCoverage, AveragePopularity, GiniIndex and TailPercentage (tail_ratio, default 0.1), with two
     corrections: padding is no part of the catalogue, and an item without training events belongs to the tail (RecBole
     knows only items that it has counted, so an unseen one passes for popular). Raises UserError for lists that are shorter
-    than k or empty and for ids outside the catalogue.
+    than k and for ids outside the catalogue. Empty where no case has an item, as when no answer could be parsed.
     """
     items, train_counts = np.asarray(items), np.asarray(train_counts)
     n_items = len(train_counts) - 1
     if items.ndim != 2 or items.shape[1] < max(topk):
         raise UserError(f"expected lists of at least {max(topk)} items, found shape {items.shape}; store longer lists")
-    if not items.any() or items.min() < 0 or items.max() > n_items:
+    if not items.size or items.min() < 0 or items.max() > n_items:
         found = f"{items.min()} to {items.max()}" if items.size else "no list"
         raise UserError(f"expected item ids 1 to {n_items}, 0 for none, found {found}; use the ids of this data set")
+    if not items.any():
+        return {}
     popularity = train_counts.astype(np.float64)
     popularity[0] = 0
     in_tail = np.zeros(n_items + 1)

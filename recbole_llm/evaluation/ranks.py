@@ -65,14 +65,6 @@ class RankTable:
         """The rows that `index` selects (any numpy index), in its order."""
         return RankTable(*(getattr(self, field.name)[index] for field in fields(self)))
 
-    def key(self) -> np.ndarray:
-        """Structured array [n] with the fields user, target, position: what identifies a case across runs."""
-        names = ("user", "target", "position")
-        key = np.empty(len(self), dtype=[(name, getattr(self, name).dtype) for name in names])
-        for name in names:
-            key[name] = getattr(self, name)
-        return key
-
     @staticmethod
     def concat(tables: Iterable["RankTable"]) -> "RankTable":
         """All rows of `tables`, in order. Raises ValueError if there is no table."""
@@ -92,13 +84,15 @@ class RankTable:
 
     @staticmethod
     def load(path: str | os.PathLike) -> "RankTable":
-        """Read what `save` wrote. Raises UserError if the file is something else; never unpickles."""
+        """Read what `save` wrote. Raises UserError if the file is missing or something else; never unpickles."""
         names = [field.name for field in fields(RankTable)]
         try:
             with np.load(path, allow_pickle=False) as file:
                 return RankTable(*(file[name] for name in names))
-        except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as fault:
-            raise UserError(f"{path}: expected a saved rank table, found another or a damaged file; evaluate again") from fault
+        except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as fault:
+            if isinstance(fault, PermissionError):
+                raise
+            raise UserError(f"rank table {path} is missing or damaged; remove {Path(path).parent} and run again") from fault
 
 
 def _tokens(name, values):
@@ -122,21 +116,16 @@ def _column(name, values, kinds, dtype):
 
 
 def count_above_and_tied(
-    scores: "torch.Tensor",
-    target_index: "torch.Tensor",
-    ignore: "torch.Tensor | None" = None,
-    rows: "torch.Tensor | None" = None,
+    scores: "torch.Tensor", target_index: "torch.Tensor", rows: "torch.Tensor | None" = None
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Count, per case, the candidates above its target and the other candidates tied with it. Exact.
 
     scores: float [B, N], not changed. target_index: int64 [P], the column of each case's target.
-    ignore: int64 [P, M], columns that are no candidates of the case, in any order, repeats allowed, padded with -1; the
-    target itself is never left out. rows: int64 [P], the row of scores each case reads; None means row i for case i.
+    rows: int64 [P], the row of scores each case reads; None means row i for case i.
     Returns (above, tied), both int32 [P], on the device of scores.
 
-    -inf is a score like any other: below everything, tied with a target of -inf. Name padding and masked columns in
-    `ignore` instead of writing -inf into them: written, they would count as candidates tied with a target that
-    the model itself scored -inf, and nothing in the matrix could tell them apart.
+    -inf is a score like any other: below everything, tied with a target of -inf. Where it marks what is no candidate, the
+    caller sees to such targets (`scored_rows`, or refuses them).
 
     Raises FloatingPointError naming the row if a score is NaN (it would be neither above nor tied, so the target would
     rise), ValueError for shapes that do not fit, IndexError for targets outside the columns, TypeError for scores that are
@@ -147,9 +136,9 @@ def count_above_and_tied(
     if not scores.is_floating_point():
         raise TypeError(f"scores: floating point expected, found {scores.dtype}")
     n_cases = scores.shape[0] if rows is None else len(rows)
-    if scores.ndim != 2 or target_index.shape != (n_cases,) or (ignore is not None and ignore.shape[:-1] != (n_cases,)):
-        found = [None if value is None else tuple(value.shape) for value in (scores, target_index, ignore, rows)]
-        raise ValueError(f"scores [B, N], target_index [P], ignore [P, M], rows [P] or P = B expected, found {found}")
+    if scores.ndim != 2 or target_index.shape != (n_cases,):
+        found = [None if value is None else tuple(value.shape) for value in (scores, target_index, rows)]
+        raise ValueError(f"scores [B, N], target_index [P], rows [P] or P = B expected, found {found}")
     if n_cases and int(target_index.min()) < 0:
         raise IndexError(f"target_index: columns 0 to {scores.shape[1] - 1} expected, found {int(target_index.min())}")
     scores = scores.detach()
@@ -164,13 +153,6 @@ def count_above_and_tied(
     faulty = doubtful[reaching <= (above + tied)[doubtful]]
     if len(faulty):
         raise FloatingPointError(f"scores: NaN in row {int(case_rows[faulty[0]])} ({len(faulty)} of {n_cases} cases read a NaN)")
-    if ignore is not None:
-        columns = ignore.sort(1).values
-        counted = (columns >= 0) & (columns != target_index[:, None])
-        counted[:, 1:] &= columns[:, 1:] != columns[:, :-1]
-        values = scores[case_rows[:, None], columns.clamp(min=0)]
-        above -= ((values > bounds) & counted).sum(1, dtype=torch.int32)
-        tied -= ((values == bounds) & counted).sum(1, dtype=torch.int32)
     return above, tied
 
 

@@ -18,12 +18,18 @@ class TextModel(AbstractRecommender):
     ----------
     tables, text : the events and the item texts.
     fallback : bool [cases] of the last `score`: cases that no answer could be parsed for and that tie everything.
-    counts : tallies for the result row, see `rates`.
+    counts : tallies of one ranking, see `rates`.
+    answer_keys : settings that `evaluate` may change, since they decide how a trained model answers.
     """
 
     type = ModelType.SEQUENTIAL
     input_type = InputType.POINTWISE
     skip_flops = True  # an LLM is not deep-copied to be counted
+    answer_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def check(cls, config) -> None:
+        """Raise UserError for settings that cannot work, before anything is trained."""
 
     def __init__(self, config, dataset):
         super().__init__()
@@ -32,16 +38,28 @@ class TextModel(AbstractRecommender):
         self.text = ItemText.from_tables(self.tables, config["text_fields"], config["text_words"])
         for line in self.text.log:
             self.logger.info(f"{self.tables.name}: {line}")
-        self.validating = False  # set by the trainer while it chooses a checkpoint
+        self.validating = False
         self.fallback: np.ndarray | None = None
         self.counts: Counter = Counter()
+
+    def start_ranking(self, validating: bool) -> None:
+        """Called before the cases of one part are ranked; `validating` while a checkpoint is chosen."""
+        self.validating = validating
+        self.counts.clear()
 
     def score(self, cases: Cases) -> np.ndarray:
         """float [cases, items]: what to rank the catalogue by; equal texts get equal scores."""
         raise NotImplementedError(f"{type(self).__name__}.score")
 
+    def scores(self, cases: Cases) -> np.ndarray:
+        """`score`, with the cases counted that it could say nothing about."""
+        scores = self.score(cases)
+        self.fallback = ~scores.any(axis=1)
+        self.counts.update(cases=len(cases), unmatched=int(self.fallback.sum()))
+        return scores
+
     def full_sort_predict(self, interaction) -> torch.Tensor:
-        scores = torch.as_tensor(self.score(self.dataset.cases_of(interaction)))
+        scores = torch.as_tensor(self.scores(self.dataset.cases_of(interaction)))
         padding = torch.full((len(scores), 1), -torch.inf, dtype=scores.dtype)
         return torch.cat([padding, scores], dim=1).to(self.device)
 
@@ -52,11 +70,11 @@ class TextModel(AbstractRecommender):
         first = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)])
         which = np.cumsum(np.isin(np.arange(len(rows)), first)) - 1
         item = interaction[self.dataset.iid_field].cpu().numpy() - 1
-        return torch.as_tensor(self.score(cases[first])[which, item]).to(self.device)
+        return torch.as_tensor(self.scores(cases[first])[which, item]).to(self.device)
 
     def rates(self) -> dict[str, float]:
         """Shares worth printing beside the metrics (parsed answers, cut histories, …)."""
-        return {}
+        return {"unmatched": self.counts["unmatched"] / max(1, self.counts["cases"])}
 
     def history(self, case: int, cases: Cases) -> np.ndarray:
         """int32 Tables indices of one case's items, oldest first."""

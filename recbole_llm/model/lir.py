@@ -1,13 +1,13 @@
 """LIR, the last-item repeater: BM25 of the newest items' text against the catalogue (CALRec, section 4.1)."""
 
-import numpy as np
-
 from ..retrieval.bm25 import BM25Index
 from .base import TextModel
 
 
 class LIR(TextModel):
     """The text baseline without training: whoever bought this may buy what reads like it."""
+
+    answer_keys = ("last_n", "bm25_k1", "bm25_b")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -16,6 +16,5 @@ class LIR(TextModel):
         self.index = BM25Index(self.corpus, config["bm25_k1"], config["bm25_b"])
 
     def score(self, cases):
-        queries = [" ".join(self.corpus[item] for item in self.history(case, cases)[-self.last_n :]) for case in range(len(cases))]
-        self.fallback = np.array([not query for query in queries])
-        return self.index.scores(queries)
+        newest = (self.history(case, cases)[-self.last_n :] for case in range(len(cases)))
+        return self.index.scores([" ".join(self.corpus[item] for item in items) for items in newest])

@@ -1,0 +1,1 @@
+"""Texts of a causal LM for many prompts at once."""

@@ -1,0 +1,140 @@
+"""One prompt's keys and values under many continuations.
+
+The continuations of a prompt are further query rows over its keys and values, which are computed once and never
+copied or concatenated; each continuation's own keys and values go into a preallocated buffer. Works for every
+transformers causal LM that takes its attention from `ALL_ATTENTION_FUNCTIONS`, full or over a sliding window.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+
+ATTENTION = "recbole_llm_shared_prompt"
+
+
+class SharedPrompts:
+    """Keys and values of B prompts with n continuations each, in the form transformers models expect of a cache.
+
+    Made by `prefill`. `lengths` is int64 [B].
+    """
+
+    is_compileable = False
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor, rows: int, steps: int):
+        self.prompt, self.lengths, self.step = layers, lengths, 0  # [B, heads, P, d] each
+        self.own = [tuple(part.new_zeros(part.shape[0], part.shape[1], rows, steps, part.shape[3]) for part in layer) for layer in layers]
+        self._masks()
+
+    def _masks(self) -> None:
+        """What does not change from step to step, or only where a window moves over the prompt."""
+        keys = self.prompt[0][0]
+        self.place = torch.arange(keys.shape[2], device=keys.device)
+        self.padding = torch.zeros(len(self.lengths), keys.shape[2], dtype=keys.dtype, device=keys.device)
+        self.padding.masked_fill_(self.place >= self.lengths[:, None], -torch.inf)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.step
+
+    def update(self, keys, values, layer_idx, *args, **kwargs):
+        own_keys, own_values = self.own[layer_idx]
+        own_keys[:, :, : keys.shape[2], self.step], own_values[:, :, : keys.shape[2], self.step] = keys, values
+        return keys, values
+
+    def keep(self, prompts: torch.Tensor, rows: torch.Tensor) -> None:
+        """Go on with prompts `prompts` [B'] and, of each, the continuations `rows` [B', n']; a row may be taken twice."""
+        if len(prompts) < len(self.lengths):
+            self.prompt = [(keys[prompts], values[prompts]) for keys, values in self.prompt]
+            self.lengths = self.lengths[prompts]
+            self._masks()
+
+        def pick(part):
+            kept = part.new_zeros(len(prompts), part.shape[1], rows.shape[1], *part.shape[3:])
+            index = rows[:, None, :, None, None].expand(-1, part.shape[1], -1, self.step, part.shape[4])
+            kept[:, :, :, : self.step] = part[prompts][:, :, :, : self.step].gather(2, index)
+            return kept
+
+        self.own = [(pick(keys), pick(values)) for keys, values in self.own]
+
+    def attend(self, layer: int, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
+        """query [B, H, n, d] -> [B, n, H, d]: attention over the shared prompt and each continuation's own tokens."""
+        prompt_keys, prompt_values = self.prompt[layer]
+        batch, heads, rows, width = query.shape
+        first = 0 if window is None else max(0, self.step + 1 - window)
+        own_keys, own_values = (part[:, :, :rows, first : self.step + 1] for part in self.own[layer])
+        shared = prompt_keys.shape[1]
+        query = (query * scaling).view(batch, shared, heads // shared, rows, width)
+        over_prompt = query.reshape(batch, shared, -1, width) @ prompt_keys.transpose(2, 3)
+        over_own = torch.einsum("bkgnd,bknsd->bkgns", query, own_keys)
+        if softcap:
+            over_prompt, over_own = (torch.tanh(part / softcap) * softcap for part in (over_prompt, over_own))
+        bias = self.padding
+        if window is not None:
+            bias = bias.masked_fill(self.place <= (self.lengths + self.step - window)[:, None], -torch.inf)
+        over_prompt = (over_prompt + bias[:, None, None, :]).view(*query.shape[:-1], -1)
+        weight = torch.cat([over_prompt, over_own], dim=-1).softmax(dim=-1)
+        split = over_prompt.shape[-1]
+        mixed = (weight[..., :split].reshape(batch, shared, -1, split) @ prompt_values).view(query.shape)
+        mixed = mixed + torch.einsum("bkgns,bknsd->bkgnd", weight[..., split:], own_values)
+        return mixed.reshape(batch, heads, rows, width).transpose(1, 2)
+
+
+_active: list[SharedPrompts] = []  # the cache of the decoding that is running
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, softcap=None, sliding_window=None, s_aux=None, **kwargs):
+    if s_aux is not None:
+        raise UserError(f"{type(module).__name__} has attention sinks, which decoding here does not know; take another backbone")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _active[-1].attend(module.layer_idx, query, scaling, softcap, sliding_window), None
+
+
+def check(config) -> None:
+    """Raise UserError for a transformers config whose layers are no attention over keys that stay."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UserError(f"backbone: expected layers of full or sliding attention, found {', '.join(sorted(kinds))}; take another one")
+
+
+@torch.no_grad()
+def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps: int) -> tuple[SharedPrompts, torch.Tensor]:
+    """Read prompts (int64 token arrays) once: (cache with room for `rows` continuations of `steps` tokens, last hidden states [B, P, width])."""
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    ids = torch.full((len(prompts), int(lengths.max())), pad_id, device=device)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.from_numpy(prompt)
+    # without a config no layer drops what its window has left behind: shorter prompts of the batch still need it
+    read = DynamicCache()
+    hidden = model.base_model(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
+    return SharedPrompts([(layer.keys, layer.values) for layer in read.layers], lengths, rows, steps), hidden
+
+
+@contextmanager
+def decoding(model, cache: SharedPrompts):
+    """Within it, `step` reads the next token of every continuation."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    _active.append(cache)
+
+    def step(tokens: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [B, n, width] after tokens [B, n]."""
+        unused = torch.zeros(1, 1, 1, 1, device=tokens.device, dtype=model.dtype)  # a ready mask keeps transformers from building one
+        place = (cache.lengths[:, None] + cache.step).expand(-1, tokens.shape[1])
+        output = model.base_model(input_ids=tokens, position_ids=place, attention_mask=unused, past_key_values=cache, use_cache=True)
+        cache.step += 1
+        return output.last_hidden_state
+
+    try:
+        yield step
+    finally:
+        _active.pop()
+        model.set_attn_implementation(before)

@@ -1,0 +1,71 @@
+"""Losses that several models share, and their backward pass over batches larger than memory."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+Forward = Callable[[object, bool], tuple[torch.Tensor, torch.Tensor]]
+
+
+def in_batch_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> torch.Tensor:
+    """-(1/N) sum_i log [ exp(cos(q_i, k_i) / t) / sum_j exp(cos(q_j, k_i) / t) ] for [N, width] vectors.
+
+    The negatives of a key are the other queries (CALRec, equations 2 and 3: the sum runs over the first argument).
+    """
+    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
+    return F.cross_entropy(similarity.T, torch.arange(len(keys), device=keys.device))
+
+
+def backward(forward: Forward, batches: Sequence, join: Callable[[torch.Tensor], torch.Tensor] | None, scale: Callable = lambda loss: loss) -> float:
+    """Gradients of sum(own losses of the batches) + join(vectors of all batches), with one batch's graph in memory at a time.
+
+    Gradient caching (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021):
+    vectors are computed without a graph, `join` gives their gradients, and each batch is run again with its share of them.
+
+    Parameters
+    ----------
+    forward : (batch, own) -> (own loss, vectors [rows, ...]); the own loss is not looked at where `own` is False.
+    join : None if no loss is taken over all rows.
+    scale : a gradient scaler's `scale`.
+
+    Returns
+    -------
+    The value of the whole loss.
+    """
+    total = 0.0
+    if join is None or len(batches) == 1:
+        for batch in batches:
+            loss, vectors = forward(batch, True)
+            if join is not None:
+                loss = loss + join(vectors)
+            scale(loss).backward()
+            total += loss.item()
+        return total
+    states, parts = [], []
+    with torch.no_grad():
+        for batch in batches:
+            states.append(_random_state())
+            parts.append(forward(batch, False)[1])
+    vectors = torch.cat(parts).requires_grad_()
+    loss = join(vectors)
+    loss.backward()
+    total += loss.item()
+    after = _random_state()
+    for batch, state, gradient in zip(batches, states, vectors.grad.split([len(part) for part in parts]), strict=True):
+        _set_random_state(state)  # the same dropout as in the first pass
+        loss, part = forward(batch, True)
+        total += loss.item()
+        scale(loss + (part * gradient).sum()).backward()
+    _set_random_state(after)
+    return total
+
+
+def _random_state() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state_all(state[1:])

@@ -1,0 +1,111 @@
+"""Commands in processes of their own, in a folder with a small shop, and what they leave there."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "red blue green small large dog cat bird fish toy bowl leash bed food treat brush".split()
+
+
+def write_shop(folder, name="tiny", seed=0):
+    """dataset/<name> with 40 users, 30 items, titles and times; returns each user's items in order."""
+    rng = random.Random(seed)
+    items = [f"i{number}\t{' '.join(rng.sample(WORDS, 4))} n{number}\t{rng.choice(WORDS)}" for number in range(30)]
+    events, bought = [], {}
+    for user in range(40):
+        bought[f"u{user}"] = [f"i{rng.randrange(30)}" for _ in range(rng.randint(5, 9))]
+        events += [f"u{user}\t{item}\t{rng.randint(1, 5)}\t{1_600_000_000 + 100 * len(events) + time}" for time, item in enumerate(bought[f"u{user}"])]
+    target = folder / "dataset" / name
+    target.mkdir(parents=True)
+    (target / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tcategories:token_seq", *items, ""]))
+    (target / f"{name}.inter").write_text("\n".join(["user_id:token\titem_id:token\trating:float\ttimestamp:float", *events, ""]))
+    return bought
+
+
+def edit(folder, suffix, change):
+    path = folder / "dataset" / "tiny" / f"tiny.{suffix}"
+    path.write_text(change(path.read_text()))
+
+
+def process(folder, *args, code=None, **env):
+    """A finished process: the command with these arguments, or this code."""
+    call = ["-c", code] if code else ["-m", "recbole_llm", *args]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env}
+    return subprocess.run([sys.executable, *call], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def there(folder):
+    """Every path below a folder, files with their size."""
+    return {str(path.relative_to(folder)): path.stat().st_size if path.is_file() else "folder" for path in folder.rglob("*")}
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "saved" / "results.jsonl").read_text().splitlines()]
+
+
+def only(folder, beginning):
+    (found,) = (folder / "saved").glob(beginning + "*")
+    return found
+
+
+def table_line(text, name):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return line.split(maxsplit=1)[1]
+
+
+LIR = ["--model=LIR", "--dataset=tiny", "--beside=[Pop]", "--show_progress=false"]
+COMPARE = ["compare", "--models=Pop,LIR,GRU4Rec", "--dataset=tiny", "--epochs=1", "--seeds=1,2", "--GRU4Rec.hidden_size=16", "--show_progress=false"]
+LEFT_ALONE = """
+import os, sys
+import recbole_llm
+
+argv, before = ["notebook", "--epochs=7", "--model=SASRec", "-f", "kernel.json"], dict(os.environ)
+sys.argv = list(argv)
+run = recbole_llm.run("LIR", "tiny", show_progress=False, bm25_k1=0.9, wandb_project="__import__('os')._exit(3)")
+assert sys.argv == argv, sys.argv
+changed = {name for name, _ in os.environ.items() ^ before.items() if not name.startswith(("KMP_", "TORCH"))}  # torch sets those
+assert not changed, changed
+assert not {"ray", "recbole.quick_start", "transformers"} & sys.modules.keys()
+assert run.row["model"] == "LIR" and run.row["best_epoch"] == -1, run.row
+"""
+
+
+class Shop:
+    """Two folders and what the commands said and left in them."""
+
+    def __init__(self, folder):
+        self.first, self.second = folder / "first", folder / "second"
+        self.bought = write_shop(self.first)
+        write_shop(self.second)
+        write_shop(self.second, "other", seed=1)
+
+    def run_first(self):
+        self.lir = process(self.first, *LIR)
+        self.lir_left, self.lir_rows = there(self.first), rows_of(self.first)
+        self.again = process(self.first, *LIR)
+        self.again_left = there(self.first)
+        run = str(only(self.first, "LIR-tiny-"))
+        self.user = process(self.first, "recommend", f"--checkpoint={run}", "--user=u3", "--k=3")
+        self.recommend_left = there(self.first)
+
+    def run_second(self):
+        self.compare = process(self.second, *COMPARE)
+        self.compare_rows = rows_of(self.second)
+        gru, lir = (sorted((self.second / "saved").glob(name))[0] for name in ("GRU4Rec-*", "LIR-*"))
+        self.uni = process(self.second, "evaluate", f"--checkpoint={gru.name}", "--eval_args.mode=uni5", "--show_progress=false")
+        self.other = process(self.second, "evaluate", f"--checkpoint={lir}", "--dataset=other", "--show_progress=false")
+        self.evaluate_rows = rows_of(self.second)[len(self.compare_rows) :]
+        self.gru = gru
+
+
+def run_commands(folder) -> Shop:
+    shop = Shop(folder)
+    with ThreadPoolExecutor(2) as pool:
+        for part in [pool.submit(shop.run_first), pool.submit(shop.run_second)]:
+            part.result()
+    return shop

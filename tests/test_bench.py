@@ -1,0 +1,26 @@
+"""Every bench runs by itself, and its last line says what it measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+SCRIPTS = sorted(path.name for path in BENCH.glob("*.py") if path.name != "common.py")
+SIZES = {"evaluate.py": ("stock_s", "ours_s", "final_s", "final_ratio", "final_mib"), "load.py": ("stock_seconds", "ours_seconds", "ours_peak_mib")}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_bench_ends_with_its_figures(script, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, str(BENCH / script), "--small"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["bench"] == script.removesuffix(".py") and last["ratio"] > 0 and last["machine"]["threads"] == 1
+    for row in last["rows"]:
+        assert all(row[name] > 0 for name in (*SIZES.get(script, ()), "ratio"))
+        assert row.get("largest_difference", 0) < 1e-9  # both sides measure the same
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,117 @@
+"""CALRec: what it learns, and what it says about its answers."""
+
+import numpy as np
+import pytest
+from worlds import FRUIT, prepared, write_cycle
+
+from recbole_llm.backbone import load_folder
+
+
+def learned_rows(model, cases, epoch=0):
+    """Event rows whose texts are learned, each as often as it is; the cycle's titles are distinct within a user's eight events."""
+    rows = []
+    for (tokens, *_), case in zip(model.training_examples(cases, epoch), windows(model, cases, epoch), strict=True):
+        spans = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
+        for begin, end in spans:
+            text = model.bundle.tokenizer.decode(tokens.ids[begin:end]).strip().removesuffix("<|end|>")
+            rows.append(max(row for row in range(case[0], case[1] + 1) if model.sentences[model.tables.item[row]] == text))
+    return rows
+
+
+def windows(model, cases, epoch):
+    """(begin, end) event rows of each example, by watching what is encoded."""
+    seen, inner = [], model.example
+
+    def watch(case, own, *args):
+        seen.append((own.begin[case], own.end[case]))
+        return inner(case, own, *args)
+
+    model.example = watch
+    model.training_examples(cases, epoch)
+    model.example = inner
+    return seen
+
+
+SPLITS = {
+    "leave one out": {},
+    "ratios": {"eval_args.split": {"RS": [5, 2, 3]}},
+    "the later part of a temporal split": {"eval_args.split": {"temporal": [0.4, 0.3, 0.3]}, "eval_args.part": "continue"},
+    "both parts": {"eval_args.split": {"temporal": [0.5, 0.3, 0.2]}, "eval_args.part": "both"},
+}
+
+
+@pytest.mark.parametrize("length", [60, 512])
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_training_case_is_learned_once_and_nothing_else(tmp_path, name, length):
+    write_cycle(tmp_path)
+    _, model, _, (train, *_) = prepared("CALRec", tmp_path, nig_targets="all", max_length=length, **SPLITS[name])
+    assert sorted(learned_rows(model, train._dataset.cases)) == sorted(train._dataset.cases.end)
+
+
+def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path):
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    items = [f"i{number}" for number in range(len(FRUIT))]
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    train = [f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n" for size in (5, 2, 4, 1, 3) for user in (3, 0, 2, 1)]
+    (folder / "cut.train.inter").write_text(head + "".join(train))
+    for part, size in (("valid", 6), ("test", 7)):
+        rows = [f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n" for user in range(4)]
+        (folder / f"cut.{part}.inter").write_text(head + "".join(rows))
+    (folder / "cut.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{items[at]}\t{word}\n" for at, word in enumerate(FRUIT)))
+    _, model, _, (loader, *_) = prepared("CALRec", tmp_path, "cut", benchmark_filename=["train", "valid", "test"])
+    assert len(train) == 20 and sorted(learned_rows(model, loader._dataset.cases)) == sorted(loader._dataset.cases.end)
+
+
+def test_the_papers_augmentation_cuts_up_to_four_off(tmp_path):
+    write_cycle(tmp_path, users=400, length=9)
+    _, model, _, (train, *_) = prepared("CALRec", tmp_path, nig_targets="last")
+    cases = train._dataset.cases
+    last = {user: max(cases.end[cases.user == user]) for user in np.unique(cases.user)}
+    rows = learned_rows(model, cases)
+    cut = [last[model.tables.user[row]] - row for row in rows]
+    counts = np.bincount(cut, minlength=5)
+    assert len(rows) == 400 and len(counts) == 5 and counts.min() > 50  # uniform over 0 .. 4: 80 each
+    assert rows != learned_rows(model, cases, epoch=1) and rows == learned_rows(model, cases)
+
+
+def test_rates_are_of_one_ranking(tmp_path):
+    write_cycle(tmp_path)
+    _, model, trainer, (_, valid, test) = prepared("CALRec", tmp_path, max_length=100, max_new_tokens=8)
+    trainer.rank(test)
+    alone = model.rates()
+    trainer.rank(valid)
+    trainer.rank(test)
+    assert model.rates() == alone
+    assert 0 < alone["cut_items"] < 1 and alone["cut_users"] == 1  # the untrained model's texts are garbage, its prompts too long
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from recbole_llm.errors import UserError
+
+    LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its tokenizer has no end token"):
+        load_folder(str(tmp_path))
+
+
+def test_a_hub_id_goes_to_the_hub(monkeypatch, tmp_path):
+    """`org/name` has a slash in it and is no folder."""
+    import transformers
+
+    from recbole_llm.backbone import check_name
+
+    asked = []
+
+    def ask(name, **kwargs):
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", ask)
+    check_name("Qwen/Qwen2.5-0.5B", tmp_path)
+    with pytest.raises(Exception, match="cannot be loaded: no network"):
+        load_folder("Qwen/Qwen2.5-0.5B")
+    assert asked == ["Qwen/Qwen2.5-0.5B"]

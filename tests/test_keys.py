@@ -1,0 +1,158 @@
+"""Keys and their homes: none without a reader, none without a default, every default with what it may be."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recbole_llm import checks, config, registry
+from recbole_llm.cli import main
+from recbole_llm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
+PROPERTIES = ROOT / "properties"
+FILES = sorted(PROPERTIES.rglob("*.yaml"))
+
+HOLDERS = {"config", "settings", "stored", "resolved", "final_config_dict", "internal_config_dict"}  # names of dicts of settings
+# Keys that our code reads or sets and that no YAML holds, with who puts them there.
+MADE = {
+    "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
+    "device": "RecBole's Config, from use_gpu and gpu_id", "run_folder": "runs.Prepared", "stage": "runs.run_settings, of a run with stages",
+}  # fmt: skip
+
+
+def holder(node):
+    """Whether an expression is a dict of settings by its name: config, self.config, prepared.settings, …"""
+    return getattr(node, "id", getattr(node, "attr", None)) in HOLDERS
+
+
+def keys_read(folder):
+    """key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
+    found, checks = {}, set()
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.FunctionDef) and node.name.startswith(("_check", "check_")):
+                checks.update(ast.walk(node))
+            if isinstance(node, ast.Subscript) and holder(node.value) and isinstance(node.ctx, ast.Load):
+                names = [node.slice]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and holder(node.func.value):
+                names = node.args[:1]
+            for name in names:
+                if isinstance(name, ast.Constant) and isinstance(name.value, str) and node not in checks:
+                    found.setdefault(name.value, []).append(f"{path.name}:{node.lineno}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return keys_read(ROOT / "recbole_llm")
+
+
+@pytest.fixture(scope="module")
+def recboles():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return keys_read(RECBOLE)
+
+
+def content(path):
+    """The settings of a file, those in a model's group of a dataset file among them."""
+    flat = yaml.load(path.read_text(encoding="utf-8"), config.Loader)
+    for model in [key for key in flat or {} if key in registry.OURS]:
+        flat |= flat.pop(model)
+    return flat
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_key_of_a_yaml_is_read(path, ours, recboles):
+    """By us, or by RecBole; what RecBole's own loading and evaluation read is not enough, since ours take their place."""
+    for key in content(path):
+        assert key in ours or key in recboles, f"{path.name}: nothing reads {key}"
+        assert key not in config.REPLACED, f"{path.name}: {key} has no effect here"
+
+
+def test_our_models_read_their_own_keys(ours):
+    """Keys of a model of ours are read by our code, not by chance by some model of RecBole's."""
+    theirs = set().union(*(content(path) or {} for path in (RECBOLE / "properties" / "overall.yaml", RECBOLE / "properties" / "dataset" / "sample.yaml")))
+    for model in registry.OURS:
+        for key in content(PROPERTIES / "model" / f"{model}.yaml"):
+            assert key in ours or key in theirs, f"{model}.yaml: nothing of ours reads {key}"
+
+
+def test_every_key_that_is_read_has_a_home(ours):
+    """A default in one of our YAMLs or RecBole's; a misspelt key would read as None for ever."""
+    homes = set(MADE)
+    for path in [*FILES, *(RECBOLE / "properties").rglob("*.yaml")]:
+        homes |= set(content(path) or {})
+    strays = {key: places for key, places in ours.items() if key not in homes}
+    assert not strays
+    assert set(MADE) <= set(ours), "an exception that nothing needs"
+
+
+def test_the_search_finds_keys(ours, recboles):
+    assert {"text_fields", "bm25_k1", "init_from", "eval_memory", "topk_saved", "beside", "seeds"} <= set(ours) and {"hidden_size", "epochs"} <= set(recboles)
+    assert len(ours) > 50 and len(recboles) > 200
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
+    line = path.read_text(encoding="utf-8").splitlines()[0]
+    assert line.startswith("# python run_recbole_llm.py ")
+    assert main([*shlex.split(line)[3:], "--print_config"]) == 0  # model, dataset name and every key are known
+    settings = yaml.safe_load(capsys.readouterr().out)
+    from recbole_llm.data.samples import locate
+
+    name, folder = locate(settings["dataset"], "nowhere")
+    assert (folder / f"{name}.inter").is_file()  # it needs no file of the user's
+    if path.parent.name in ("model", "dataset"):
+        assert settings[path.parent.name] == path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_yaml_files_belong_to_something(path):
+    assert path.parent.name in ("properties", "model", "dataset", "experiment")
+    if path.parent.name == "model":
+        assert registry.canonical(path.stem) == path.stem
+
+
+def test_every_model_of_ours_has_a_yaml():
+    assert set(registry.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem in ("overall", *registry.OURS)], ids=lambda path: path.stem)
+def test_every_default_says_what_it_may_be_and_is_that(path):
+    """Keys of overall.yaml and of our models' files; the keys of a dict that is described as a whole need not."""
+    rules = checks.parse_file(path.read_text(encoding="utf-8"))
+    for key, value in content(path).items():
+        assert key in rules, f"{path.name}: {key} does not say what it may be"
+        assert checks.checked(key, value, rules) == value
+
+
+def test_recboles_rules_are_about_recboles_keys():
+    rules, known = checks.parse_file(checks.RECBOLE), config.UNLISTED.copy()
+    folder = RECBOLE / "properties"
+    for path in (folder / "overall.yaml", folder / "dataset" / "sample.yaml", *folder.glob("model/*.yaml")):
+        for key, value in (content(path) or {}).items():
+            known.add(key)
+            checks.checked(key, value, rules)  # RecBole's own defaults can be
+            assert key not in rules or not rules[key].nullable or value is None or isinstance(value, dict), key
+    assert {key for key in rules if "." not in key} <= known
+
+
+@pytest.mark.parametrize("key", sorted(config.UNLISTED))
+def test_keys_that_recbole_reads_without_listing_them_are_taken(key, recboles):
+    if key in config.REPLACED:
+        with pytest.raises(UserError, match="has no effect"):
+            config.resolve("GRU4Rec", "any", [], {key: 1})
+    else:
+        assert config.resolve("GRU4Rec", "any", [], {key: 1})[key] == 1
+    assert key in recboles or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text() or any(
+        re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8")) for path in RECBOLE.rglob("*.py")
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""Runs: which are the same, who may start from whom, and what happens when two processes want one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from worlds import prepared, settings_for, write_cycle
+
+from recbole_llm import store
+from recbole_llm.errors import UserError
+from recbole_llm.prepared import Prepared
+from recbole_llm.runs import evaluate_run, resume_run, run_settings
+
+
+def test_a_backbone_by_run_is_that_run_however_it_is_named(tmp_path):
+    write_cycle(tmp_path)
+    run = run_settings(settings_for("CALRec", tmp_path, epochs=0))
+    ids = {Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{name}")).run_id for name in (run.folder.name, "CALRec-cycle", str(run.folder))}
+    assert len(ids) == 1
+    other = run_settings(settings_for("CALRec", tmp_path, epochs=0, seed=1))
+    again = {Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{one.folder.name}")).run_id for one in (run, other)}
+    assert len(again) == 2 and ids < again
+
+
+def test_targets_that_were_learned_are_refused(tmp_path):
+    """By evaluation on another split, and as a start; a start that saw earlier events alone is taken."""
+    write_cycle(tmp_path)
+    temporal = {"eval_args.split": {"temporal": [0.4, 0.3, 0.3]}}
+    first = run_settings(settings_for("CALRec", tmp_path, epochs=0))
+    with pytest.raises(UserError, match=r"was trained on 80 of the 160 test targets"):
+        evaluate_run(first.folder, settings_for("CALRec", tmp_path, epochs=0, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}}))
+    with pytest.raises(UserError, match="was trained on 40 of the 40 valid targets"):
+        run_settings(settings_for("CALRec", tmp_path, init_from=first.folder.name, epochs=0, **temporal))
+    early = run_settings(settings_for("CALRec", tmp_path, epochs=0, **temporal))
+    later = settings_for("CALRec", tmp_path, epochs=0, init_from=early.folder.name, **temporal, **{"eval_args.part": "continue"})
+    assert run_settings(later).row["cases"] == early.row["cases"]
+    third = settings_for("CALRec", tmp_path, epochs=0, init_from=run_settings(later).folder.name, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}})
+    with pytest.raises(UserError, match="was trained on"):  # by the run that it started from
+        run_settings(third)
+
+
+def test_evaluation_with_nothing_changed_is_the_runs_own(tmp_path):
+    write_cycle(tmp_path)
+    settings = settings_for("LIR", tmp_path)
+    run = run_settings(settings)
+    assert evaluate_run(run.folder, settings) == run
+    assert len((tmp_path / "saved" / store.RESULTS).read_text().splitlines()) == 1
+
+
+def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypatch):
+    write_cycle(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ready, model, trainer, (train, valid, _) = prepared("GRU4Rec", tmp_path, epochs=2, checkpoint_dir="saved")
+    store.write_json(trainer.folder / store.RUN, {"status": "running", "settings": ready.settings, "data": ready.tables.fingerprint})
+    trainer.fit(train, valid)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = resume_run(Path("../saved") / trainer.folder.name, ready.settings)
+    assert run.folder.resolve() == (tmp_path / "saved" / trainer.folder.name) and list(elsewhere.iterdir()) == []
+    with pytest.raises(UserError, match="but epochs would make it another one"):
+        resume_run(run.folder, ready.settings | {"epochs": 3})
+    inter = tmp_path / "cycle" / "cycle.inter"
+    inter.write_text(inter.read_text().replace("u0\ti", "u00\ti", 1))
+    with pytest.raises(UserError, match="its data or the version of recbole_llm has changed"):
+        resume_run(run.folder, ready.settings)
+
+
+TWICE = """
+import sys
+sys.path[:0] = {paths!r}
+from worlds import settings_for
+from recbole_llm.runs import run_settings
+run_settings(settings_for("LIR", __import__("pathlib").Path({folder!r})))
+"""
+
+
+def test_two_processes_that_want_one_run_make_it_once(tmp_path):
+    write_cycle(tmp_path)
+    code = TWICE.format(paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(tmp_path))
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [process.wait(timeout=200) for process in both] == [0, 0], [process.stderr.read() for process in both]
+    rows = (tmp_path / "saved" / store.RESULTS).read_text().splitlines()
+    assert len(rows) == 1 and json.loads(rows[0])["model"] == "LIR"
+
+
+def test_negatives_that_change_with_the_model(tmp_path):
+    """RecBole's dynamic negative sampling asks the model: its trainer introduces them."""
+    write_cycle(tmp_path)
+    own = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": True, "candidate_num": 3}}
+    run = run_settings(settings_for("BPR", tmp_path, **own))
+    assert 0 < run.row["test"]["ndcg@10"] <= 1
+
+
+def test_the_bayes_bound_is_for_what_it_bounds(tmp_path):
+    own = {"checkpoint_dir": str(tmp_path), "data_path": str(tmp_path), "show_progress": False, "epochs": 0}
+    rows = {}
+    for name, more in {"plain": {}, "masked": {"mask_history": True}, "filtered": {"item_inter_num_interval": "[9,inf)"}}.items():
+        rows[name] = run_settings(settings_for("LIR", tmp_path, "Pet", **own, **more)).row["test"]
+    assert "bayes_ndcg@10" in rows["plain"] and not [key for name in ("masked", "filtered") for key in rows[name] if key.startswith("bayes_")]
