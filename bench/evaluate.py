@@ -45,7 +45,7 @@ def ours(folder: str, cases: int, topk: int = 0) -> dict:
 
     from recbole_llm import config as settings
     from recbole_llm.evaluation import metrics
-    from recbole_llm.runs import Prepared
+    from recbole_llm.prepared import Prepared
 
     own = {"data_path": folder, "checkpoint_dir": folder, "seed": 1, "topk": [10], "dedup": "none", "MAX_ITEM_LIST_LENGTH": LENGTH}
     resolved = settings.resolve("GRU4Rec", "random", [], own)

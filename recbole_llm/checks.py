@@ -8,14 +8,13 @@
 """
 
 import difflib
+import functools
 import operator
 import os
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import yaml
 
@@ -131,6 +130,7 @@ def parse(text: str, default=None) -> Rule:
     return Rule(kind, of=Rule(of, **own) if of else None, **({} if of else own), names=names, nullable=default is None or bool(found["null"]))
 
 
+@functools.lru_cache
 def parse_file(text: str) -> dict[str, Rule]:
     """Key (dotted inside a group) -> rule, of every line that tells one."""
     content, rules, above = yaml.safe_load(text) or {}, {}, ""
@@ -145,15 +145,11 @@ def parse_file(text: str) -> dict[str, Rule]:
     return rules
 
 
-@lru_cache
-def _rules_of(path: Path) -> dict[str, Rule]:
-    return parse_file(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def rules(model: str) -> dict[str, Rule]:
     """The rules for a model's settings: RecBole's, the harness's, the model's own."""
     folder = resources.properties()
-    return parse_file(RECBOLE) | _rules_of(folder / "overall.yaml") | _rules_of(folder / "model" / f"{model}.yaml")
+    files = [path for path in (folder / "overall.yaml", folder / "model" / f"{model}.yaml") if path.is_file()]
+    return functools.reduce(operator.or_, map(parse_file, [RECBOLE, *(path.read_text(encoding="utf-8") for path in files)]))
 
 
 def checked(key: str, value, known: Mapping[str, Rule], default=None):

@@ -15,7 +15,7 @@ class Prepared:
     """Settings with their data: everything up to training, and then training."""
 
     def __init__(self, settings: dict):
-        name, folder = samples.locate(settings["dataset"], settings["data_path"])
+        name, folder = samples.locate(settings["dataset"], settings["data_path"], settings["data_name"])
         saved = Path(settings["checkpoint_dir"])
         store.check_writable(saved)
         initial = store.find_run(settings["init_from"], saved) if settings["init_from"] else None

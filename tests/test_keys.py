@@ -44,6 +44,9 @@ def keys_read(folder):
                 names = [node.slice]
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and holder(node.func.value):
                 names = node.args[:1]
+            elif isinstance(node, ast.GeneratorExp | ast.DictComp) and isinstance(node.generators[0].iter, ast.Tuple):  # config[key] for key in ("a", "b")
+                read = [part for part in ast.walk(node) if isinstance(part, ast.Subscript) and holder(part.value)]
+                names = node.generators[0].iter.elts if any(getattr(part.slice, "id", "") == node.generators[0].target.id for part in read) else []
             for name in names:
                 if isinstance(name, ast.Constant) and isinstance(name.value, str) and node not in checks:
                     found.setdefault(name.value, []).append(f"{path.name}:{node.lineno}")

@@ -245,7 +245,7 @@ def test_a_model_beside_it_that_cannot_run_is_left_out(tmp_path, monkeypatch, ca
     assert "left out beside it, LIR: dataset tiny has no text" in said.err and [row["model"] for row in rows_of(tmp_path)] == ["Pop", "GRU4Rec"]
 
 
-@pytest.mark.parametrize("args", [("--model=nobody", "--dataset=tiny"), ("--model=LIR", "--dataset=tiny", "--user_sample=7")])
+@pytest.mark.parametrize("args", [("--model=nobody", "--dataset=tiny"), ("--model=LIR", "--dataset=tiny", "--eval_args.mode=uni999")])
 def test_a_mistake_in_a_process_of_its_own(args, bare):
     """Exit code and streams as a shell sees them, with the libraries' own warnings, before and after torch is loaded."""
     before = there(bare)

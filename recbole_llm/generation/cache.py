@@ -14,23 +14,25 @@ import torch
 from ..errors import UserError
 
 ATTENTION = "recbole_llm_shared_prompt"
+SHRINK = 0.6  # of the grid in use, or less: copying what is left costs less than computing what has ended
 
 
 class SharedPrompts:
-    """Keys and values of B prompts with n continuations each, in the form transformers models expect of a cache.
+    """Keys and values of B prompts with up to `rows` continuations each, in the form transformers models expect of a cache.
 
-    Made by `prefill`. `lengths` is int64 [B].
+    Made by `prefill`. `lengths` is int64 [B]; `number` int64 [B] says which of the prompts given a place is, since
+    prompts whose continuations have all ended leave; `width` is how many rows are in use.
     """
 
     is_compileable = False
 
     def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor, rows: int, steps: int):
-        self.prompt, self.lengths, self.step = layers, lengths, 0  # [B, heads, P, d] each
+        self.prompt, self.lengths, self.step, self.width, self.rows = layers, lengths, 0, 1, rows  # keys and values [B, heads, P, d] per layer
         self.own = [tuple(part.new_zeros(part.shape[0], part.shape[1], rows, steps, part.shape[3]) for part in layer) for layer in layers]
+        self.number = np.arange(len(lengths))
         self._masks()
 
     def _masks(self) -> None:
-        """What does not change from step to step, or only where a window moves over the prompt."""
         keys = self.prompt[0][0]
         self.place = torch.arange(keys.shape[2], device=keys.device)
         self.padding = torch.zeros(len(self.lengths), keys.shape[2], dtype=keys.dtype, device=keys.device)
@@ -41,23 +43,57 @@ class SharedPrompts:
 
     def update(self, keys, values, layer_idx, *args, **kwargs):
         own_keys, own_values = self.own[layer_idx]
-        own_keys[:, :, : keys.shape[2], self.step], own_values[:, :, : keys.shape[2], self.step] = keys, values
+        own_keys[:, :, : self.width, self.step], own_values[:, :, : self.width, self.step] = keys, values
         return keys, values
 
-    def keep(self, prompts: torch.Tensor, rows: torch.Tensor) -> None:
-        """Go on with prompts `prompts` [B'] and, of each, the continuations `rows` [B', n']; a row may be taken twice."""
+    def advance(self, prompt: np.ndarray, parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows for the continuations that go on, each from its parent's row; sorted by (prompt, parent).
+
+        The first continuation of a parent stays in its row and only the others copy what the parent has, so that
+        equal beginnings are computed and kept once. Once few rows go on, the grid shrinks.
+
+        Returns
+        -------
+        Their prompts and rows from now on.
+        """
+        counts = np.bincount(prompt, minlength=len(self.lengths))
+        rank = np.arange(len(prompt)) - np.repeat(np.cumsum(counts) - counts, counts)
+        alive = np.flatnonzero(counts)
+        if len(alive) * counts.max() <= SHRINK * len(counts) * self.width:
+            place = np.searchsorted(alive, prompt)
+            rows = np.zeros((len(alive), counts.max()), dtype=np.int64)
+            rows[place, rank] = parent
+            self._shrink(alive, rows)
+            return place, rank
+        first = np.r_[True, (prompt[1:] != prompt[:-1]) | (parent[1:] != parent[:-1])]
+        taken = np.zeros((len(counts), self.rows), dtype=bool)
+        taken[prompt[first], parent[first]] = True
+        free = np.argsort(taken, axis=1, kind="stable")
+        row, branch = parent.copy(), np.flatnonzero(~first)
+        if len(branch):
+            branches = np.bincount(prompt[branch], minlength=len(counts))
+            number = np.arange(len(branch)) - np.repeat(np.cumsum(branches) - branches, branches)
+            row[branch] = free[prompt[branch], number]
+            at, old, new = (torch.from_numpy(index).to(self.lengths.device) for index in (prompt[branch], parent[branch], row[branch]))
+            for part in (part for layer in self.own for part in layer):
+                part[at, :, new, : self.step] = part[at, :, old, : self.step]
+        self.width = int(row.max()) + 1
+        return prompt, row
+
+    def _shrink(self, alive: np.ndarray, rows: np.ndarray) -> None:
+        prompts, rows = (torch.from_numpy(index).to(self.lengths.device) for index in (alive, rows))
         if len(prompts) < len(self.lengths):
             self.prompt = [(keys[prompts], values[prompts]) for keys, values in self.prompt]
-            self.lengths = self.lengths[prompts]
+            self.lengths, self.number = self.lengths[prompts], self.number[alive]
             self._masks()
 
         def pick(part):
-            kept = part.new_zeros(len(prompts), part.shape[1], rows.shape[1], *part.shape[3:])
-            index = rows[:, None, :, None, None].expand(-1, part.shape[1], -1, self.step, part.shape[4])
-            kept[:, :, :, : self.step] = part[prompts][:, :, :, : self.step].gather(2, index)
+            kept = part.new_zeros(len(prompts), *part.shape[1:])
+            kept[:, :, : rows.shape[1], : self.step] = part[prompts[:, None], :, rows, : self.step].transpose(1, 2)
             return kept
 
         self.own = [(pick(keys), pick(values)) for keys, values in self.own]
+        self.width = rows.shape[1]
 
     def attend(self, layer: int, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
         """query [B, H, n, d] -> [B, n, H, d]: attention over the shared prompt and each continuation's own tokens."""
@@ -100,8 +136,14 @@ def check(config) -> None:
 
 
 @torch.no_grad()
-def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps: int) -> tuple[SharedPrompts, torch.Tensor]:
-    """Read prompts (int64 token arrays) once: (cache with room for `rows` continuations of `steps` tokens, last hidden states [B, P, width])."""
+def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps: int) -> tuple[SharedPrompts, torch.Tensor, torch.Tensor]:
+    """Read prompts (int64 token arrays) once.
+
+    Returns
+    -------
+    The cache, with room for `rows` continuations of `steps` tokens each, and of the last hidden states [prompts, P, width]
+    the last and the mean of each prompt, [prompts, width].
+    """
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
@@ -112,12 +154,15 @@ def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps:
     # without a config no layer drops what its window has left behind: shorter prompts of the batch still need it
     read = DynamicCache()
     hidden = model.base_model(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
-    return SharedPrompts([(layer.keys, layer.values) for layer in read.layers], lengths, rows, steps), hidden
+    inside = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).to(hidden.dtype)
+    mean = (inside[:, None] @ hidden).squeeze(1) / lengths[:, None]
+    cache = SharedPrompts([(layer.keys, layer.values) for layer in read.layers], lengths, rows, steps)
+    return cache, hidden[torch.arange(len(prompts), device=device), lengths - 1], mean
 
 
 @contextmanager
 def decoding(model, cache: SharedPrompts):
-    """Within it, `step` reads the next token of every continuation."""
+    """Within it, `read` reads the next token of every continuation."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attention)
@@ -125,16 +170,21 @@ def decoding(model, cache: SharedPrompts):
     model.set_attn_implementation(ATTENTION)
     _active.append(cache)
 
-    def step(tokens: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [B, n, width] after tokens [B, n]."""
-        unused = torch.zeros(1, 1, 1, 1, device=tokens.device, dtype=model.dtype)  # a ready mask keeps transformers from building one
-        place = (cache.lengths[:, None] + cache.step).expand(-1, tokens.shape[1])
-        output = model.base_model(input_ids=tokens, position_ids=place, attention_mask=unused, past_key_values=cache, use_cache=True)
+    def read(prompt: np.ndarray, row: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
+        """Last hidden states [B, rows, width] of the cache's grid after each of these rows has taken its token; other rows hold nothing."""
+        device = cache.lengths.device
+        grid = np.zeros((len(cache.lengths), cache.width), dtype=np.int64)
+        grid[prompt, row] = tokens
+        unused = torch.zeros(1, 1, 1, 1, device=device, dtype=model.dtype)  # a ready mask keeps transformers from building one
+        place = (cache.lengths[:, None] + cache.step).expand(-1, cache.width)
+        output = model.base_model(
+            input_ids=torch.from_numpy(grid).to(device), position_ids=place, attention_mask=unused, past_key_values=cache, use_cache=True
+        )
         cache.step += 1
         return output.last_hidden_state
 
     try:
-        yield step
+        yield read
     finally:
         _active.pop()
         model.set_attn_implementation(before)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .cache import SharedPrompts, decoding, prefill
+from .cache import decoding, prefill
 
 GOLDEN, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -17,12 +17,14 @@ class Generated:
     """The continuations of one prompt.
 
     ids: one int64 array per sample, without the end token. logprobs: float64 [samples], sum of untempered token
-    log-probabilities, the end token's included. ended: bool [samples], False where the length ran out.
+    log-probabilities, the end token's included. ended: bool [samples], False where the length ran out. prompt:
+    float32 [width], mean last hidden state of the prompt's tokens.
     """
 
     ids: list[np.ndarray]
     logprobs: np.ndarray
     ended: np.ndarray
+    prompt: np.ndarray
 
 
 def stream_key(seed: int, *tokens: str) -> np.uint64:
@@ -46,64 +48,67 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
     """Draw `samples` continuations of every prompt at the given temperature.
 
     Each draw takes one uniform number of (key, sample, step), so that a prompt's texts do not depend on who
-    shares its batch.
+    shares its batch. Samples that have drawn the same tokens so far are one row.
 
     Parameters
     ----------
     prompts : int64 token arrays. keys : uint64 [prompts], see `stream_key`.
     """
     tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
-    cache, hidden = prefill(backbone.model, prompts, tokenizer.pad_token_id, samples, max_new)
-    device = hidden.device
-    last = hidden[torch.arange(len(prompts)), cache.lengths - 1]
-    logits = backbone.logits(last)[:, None].expand(-1, samples, -1)
-    user = np.repeat(np.arange(len(prompts))[:, None], samples, axis=1)  # of each place in the grid
-    number = np.repeat(np.arange(samples)[None], len(prompts), axis=0)
-    alive = np.ones_like(user, dtype=bool)
+    cache, last, mean = prefill(backbone.model, prompts, tokenizer.pad_token_id, samples, max_new)
+    logits = backbone.logits(last)[:, None]
+    number = np.tile(np.arange(samples), (len(prompts), 1))
     drawn = np.full((len(prompts), samples, max_new), -1, dtype=np.int64)
     logprobs = np.zeros((len(prompts), samples))
+    prompt, sample_of = np.nonzero(number >= 0)  # of every sample that goes on, with its row
+    row = np.zeros(len(prompt), dtype=np.int64)
     with decoding(backbone.model, cache) as read:
         for step in range(max_new):
-            tokens, logprob = _draw(logits, uniform(keys[user], number, step), temperature)
-            drawn[user[alive], number[alive], step] = tokens[alive]
-            logprobs[user[alive], number[alive]] += logprob[alive]
-            alive &= tokens != end
-            if not alive.any() or step == max_new - 1:
+            origin = cache.number[prompt]
+            tokens, logprob = _draw(logits, prompt, row, uniform(keys[origin], sample_of, step), temperature)
+            drawn[origin, sample_of, step] = tokens
+            logprobs[origin, sample_of] += logprob
+            going = tokens != end
+            prompt, sample_of, row, tokens = (array[going] for array in (prompt, sample_of, row, tokens))
+            if not len(tokens) or step == max_new - 1:
                 break
-            tokens, user, number, alive = _compact(cache, tokens, user, number, alive)
-            logits = backbone.logits(read(torch.from_numpy(tokens).to(device)))
-    return [_collect(drawn[row], logprobs[row], end) for row in range(len(prompts))]
+            nodes, node = np.unique(np.stack([prompt, row, tokens]), axis=1, return_inverse=True)
+            places, rows = cache.advance(nodes[0], nodes[1])
+            logits = backbone.logits(read(places, rows, nodes[2]))
+            prompt, row = places[node], rows[node]
+    means = mean.float().cpu().numpy()
+    return [_collect(drawn[index], logprobs[index], end, means[index]) for index in range(len(prompts))]
 
 
-def _draw(logits: torch.Tensor, chance: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens by inverting the tempered distribution at `chance`, and their untempered log-probabilities."""
-    logits = logits.float()
+def _draw(logits: torch.Tensor, prompt, row, chance: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of samples by inverting the tempered distributions of their rows at `chance`, and their untempered log-probabilities.
+
+    logits [B, rows, vocabulary]; prompt, row, chance [samples].
+    """
+    width, device = logits.shape[1], logits.device
+    logits = logits.float().flatten(0, 1)
+    place = prompt * width + row
+    index = torch.from_numpy(place).to(device)
     if temperature == 0:
-        tokens = logits.argmax(dim=-1)
+        tokens = logits.argmax(dim=1)[index]
     else:
-        cumulated = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)
-        threshold = torch.from_numpy(chance).to(cumulated) * cumulated[..., -1]
-        tokens = torch.searchsorted(cumulated, threshold[..., None]).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    logprob = logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(dim=-1)
+        cumulated = (logits / temperature).softmax(dim=1).cumsum(dim=1)
+        order = np.argsort(place, kind="stable")
+        counts = np.bincount(place, minlength=len(logits))
+        rank = np.empty_like(place)
+        rank[order] = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+        chances = np.zeros((len(logits), counts.max()))
+        chances[place, rank] = chance
+        threshold = torch.from_numpy(chances).to(cumulated) * cumulated[:, -1:]
+        tokens = torch.searchsorted(cumulated, threshold)[index, torch.from_numpy(rank).to(device)].clamp(max=logits.shape[1] - 1)
+    logprob = logits[index, tokens] - logits.logsumexp(dim=1)[index]
     return tokens.cpu().numpy(), logprob.double().cpu().numpy()
 
 
-def _compact(cache: SharedPrompts, tokens, user, number, alive):
-    """Let finished samples leave the grid once they are many: decoding costs only what still runs."""
-    rows = np.flatnonzero(alive.any(axis=1))
-    width = int(alive.sum(axis=1).max())
-    if len(rows) * width > 0.75 * alive.size:
-        return tokens, user, number, alive
-    order = np.argsort(~alive[rows], axis=1, kind="stable")[:, :width]
-    device = cache.lengths.device
-    cache.keep(torch.from_numpy(rows).to(device), torch.from_numpy(order).to(device))
-    return [np.take_along_axis(array[rows], order, axis=1) for array in (tokens, user, number, alive)]
-
-
-def _collect(drawn: np.ndarray, logprobs: np.ndarray, end: int) -> Generated:
+def _collect(drawn: np.ndarray, logprobs: np.ndarray, end: int, prompt: np.ndarray) -> Generated:
     ids, ended = [], np.zeros(len(drawn), dtype=bool)
     for row, tokens in enumerate(drawn):
         stop = np.flatnonzero((tokens == end) | (tokens < 0))
         ended[row] = len(stop) > 0 and tokens[stop[0]] == end
         ids.append(tokens[: stop[0]] if len(stop) else tokens)
-    return Generated(ids, logprobs, ended)
+    return Generated(ids, logprobs, ended, prompt)
