@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import store
+from . import adapters, store
 from .errors import UserError
 
 SCRATCH = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
@@ -29,6 +29,13 @@ class Backbone:
         logits = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
+
+    def merged(self) -> "Backbone":
+        """With LoRA added into the weights, all of which can be trained."""
+        if getattr(self.model, "_hf_peft_config_loaded", False):
+            adapters.merge(self.model)
+        self.model.requires_grad_(True)
+        return self
 
     def save(self, folder: Path) -> None:
         """Write ordinary transformers files; a reader never sees half of them."""
@@ -58,7 +65,7 @@ def load_causal(name: str, texts: Iterable[str], *, saved: Path, max_length: int
     if kind == "scratch":
         tokenizer = train_tokenizer(texts, vocabulary)
         return Backbone(_scratch_causal(*SCRATCH[rest], len(tokenizer), tokenizer, max_length), tokenizer)
-    return load_folder(str(store.find_run(rest, saved) / FOLDER) if kind == "run" else name)
+    return load_folder(str(store.find_run(rest, saved) / FOLDER) if kind == "run" else name).merged()
 
 
 def check_name(name: str, saved: Path) -> None:
@@ -70,17 +77,22 @@ def check_name(name: str, saved: Path) -> None:
         store.finished_run(store.find_run(rest, saved))
         name = str(store.find_run(rest, saved) / FOLDER)
     if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists():
-        if not (Path(name).expanduser() / "config.json").is_file():
+        if not any((Path(name).expanduser() / file).is_file() for file in ("config.json", adapters.CONFIG)):
             raise UserError(f"backbone {name!r} is not a model folder: expected config.json in it")
 
 
 def load_folder(name: str) -> Backbone:
-    """A pretrained causal LM by hub id or folder."""
+    """A pretrained causal LM by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _quiet()
-    if Path(name).expanduser().is_dir():
-        name = str(Path(name).expanduser())
+    folder = Path(name).expanduser()
+    if base := adapters.base_of(folder):
+        kind, _, run = base.partition(":")
+        loaded = load_folder(str(folder.absolute().parents[1] / run / FOLDER) if kind == "run" else base).merged()  # runs stand beside each other
+        loaded.model.load_adapter(str(folder))
+        return loaded
+    name = str(folder) if folder.is_dir() else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

@@ -167,8 +167,8 @@ class Prepared:
         from .trainer import STATE, load_weights
 
         model, (train_data, valid_data, test_data) = self.make_model()
-        if self.config["init_from"]:
-            load_weights(model, Path(self.config["init_from"]))
+        if initial := self.config["init_from"]:
+            getattr(model, "start_from", lambda folder: load_weights(model, folder))(Path(initial))
         split = train_data._dataset.split
         log.info(
             f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, {len(self.tables.item)} events; "

@@ -1,59 +1,57 @@
 """CALRec: a causal LM writes the next item's text, and BM25 finds the items that read like it (RecSys '24)."""
 
-from pathlib import Path
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..backbone import FOLDER, Backbone, check_name, load_causal, load_folder
-from ..collate import IGNORED, Encoder, Tokens, by_length
+from ..collate import IGNORED, Tokens, by_length, pad
 from ..data.splits import Cases
+from ..generation.beam import Catalogue, Reached, search
 from ..generation.cache import check as check_decoding
 from ..generation.sampling import sample, stream_key
 from ..losses import in_batch_contrast
 from ..prompts import Example, Template
-from ..retrieval.bm25 import BM25Index
-from ..retrieval.round_robin import keep_best, quasi_round_robin
-from .base import TextModel
+from ..retrieval.matching import MATCHES, formatted
+from ..retrieval.round_robin import keep_best
+from .base import BackboneModel
 
 
-class CALRec(TextModel):
+class Answer(NamedTuple):
+    """What was generated for one case: the kept texts with their log-probabilities, best first.
+
+    prompt: float32 [width], mean last hidden state of the history (v^U). reached: what a constrained search found.
+    """
+
+    texts: list[str]
+    logprobs: np.ndarray
+    prompt: np.ndarray
+    reached: Reached | None = None
+
+
+class CALRec(BackboneModel):
     """Next-item generation with quasi-round-robin BM25 retrieval."""
 
-    saved_apart = ("backbone.",)
     answer_keys = (
-        "seed", "samples", "valid_samples", "valid_users", "temperature", "max_new_tokens", "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
-        "pass_tokens", "max_length",
+        *BackboneModel.answer_keys, "decoding", "beams", "match", "blend", "samples", "valid_samples", "valid_users", "temperature", "max_new_tokens",
+        "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
     )  # fmt: skip
     max_cases = 128  # per call of `score`: enough to sort by length, few enough for a progress bar
-
-    @classmethod
-    def check(cls, config):
-        check_name(config["backbone"], Path(config["checkpoint_dir"]))
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.sentences = [self.text.sentence(item) for item in range(len(self.text))]
         self.template = Template.from_config(config["template"])
-        parts = [*self.sentences, *vars(self.template).values()]
-        loaded = load_causal(
-            config["backbone"], parts, saved=Path(config["checkpoint_dir"]), max_length=config["max_length"], vocabulary=config["scratch_vocabulary"]
-        )
-        self._use(loaded)
-        self.index = BM25Index([self.text.plain(item) for item in range(len(self.text))], config["bm25_k1"], config["bm25_b"])
+        self.first, self.same = self.text.unique
+        self.match = MATCHES[config["match"]](self.text, config)
+        self.load_backbone([*self.sentences, *vars(self.template).values()])
 
-    def save(self, folder: Path) -> None:
-        self.bundle.save(folder / FOLDER)
-
-    def load(self, folder: Path) -> None:
-        """The backbone with its tokenizer: on other data a scratch tokenizer would be another one."""
-        self._use(load_folder(str(folder / FOLDER)))
-
-    def _use(self, bundle: Backbone) -> None:
+    def use(self, bundle):
         check_decoding(bundle.model.config)
-        self.bundle, self.backbone = bundle, bundle.model.to(self.device)
-        self.encoder = Encoder(bundle.tokenizer, self.config["max_length"])
+        super().use(bundle)
+        self.__dict__.pop("catalogue", None)  # of the tokenizer before
 
     @property
     def contrastive(self) -> bool:
@@ -114,45 +112,74 @@ class CALRec(TextModel):
         alpha, beta, temperature = (self.config[key] for key in ("alpha", "beta", "contrast_temperature"))
         return alpha * in_batch_contrast(user_target, target, temperature) + beta * in_batch_contrast(user, target, temperature)
 
-    def generate(self, cases: Cases) -> list[tuple[list[str], np.ndarray]]:
-        """Per case the kept texts and their log-probabilities, best first."""
-        config, tokenizer = self.config, self.bundle.tokenizer
-        count = config["samples"] if not self.validating else config["valid_samples"]
+    def generate(self, cases: Cases) -> list[Answer]:
+        config = self.config
         encoded = [self.encoder.encode(self.example(case, cases, False), reserve=config["max_new_tokens"]) for case in range(len(cases))]
         self.counts.update(cut_items=sum(tokens.cut for tokens in encoded), items=int((cases.end - cases.begin).sum()))
         self.counts.update(cut_users=sum(tokens.cut > 0 for tokens in encoded))
         prompts = [tokens.ids for tokens in encoded]
+        count = config["beams"] if config["decoding"] == "constrained" else config["valid_samples"] if self.validating else config["samples"]
+        decode = self._search if config["decoding"] == "constrained" else self._sample
+        answers: list = [None] * len(cases)
+        for chosen in by_length([len(prompt) for prompt in prompts], config["pass_tokens"], most=max(1, config["generate_rows"] // count)):
+            for row, answer in zip(chosen, decode([prompts[row] for row in chosen], cases[chosen], count), strict=True):
+                answers[row] = answer
+        return answers
+
+    def _sample(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
+        config, tokenizer = self.config, self.bundle.tokenizer
         names = zip(self.tables.users[cases.user], cases.end - cases.begin, strict=True)
         keys = np.array([stream_key(config["seed"], user, str(length)) for user, length in names])
-        results: list = [None] * len(cases)
-        for chosen in by_length([len(prompt) for prompt in prompts], config["pass_tokens"], most=max(1, config["generate_rows"] // count)):
-            drawn = sample(
-                self.bundle, [prompts[row] for row in chosen], keys[chosen], samples=count,
-                temperature=config["temperature"], max_new=config["max_new_tokens"],
-            )  # fmt: skip
-            for row, generated in zip(chosen, drawn, strict=True):
-                texts = [text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in generated.ids])]
-                self.counts.update(texts=len(texts), ended=int(generated.ended.sum()), formatted=sum(map(self.formatted, texts)))
-                results[row] = keep_best(texts, generated.logprobs, config["texts_kept"])
-        return results
+        answers = []
+        for drawn in sample(self.bundle, prompts, keys, samples=count, temperature=config["temperature"], max_new=config["max_new_tokens"]):
+            texts = [text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])]
+            good = sum(formatted(text, self.text.names) for text in texts)
+            self.counts.update(texts=len(texts), ended=int(drawn.ended.sum()), formatted=good)
+            answers.append(Answer(*keep_best(texts, drawn.logprobs, config["texts_kept"]), drawn.prompt))
+        return answers
 
-    def formatted(self, text: str) -> bool:
-        """Whether a text has all attributes in their order."""
-        places = [text.find(f"{name}: ") for name in self.text.names]
-        return places[0] == 0 and places == sorted(places) and min(places) >= 0 and text.endswith(".")
+    def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
+        answers = []
+        for reached in search(self.bundle, prompts, self.catalogue, count):
+            best = reached.sequences[: self.config["texts_kept"]]
+            texts = [self.sentences[item] for item in self.first[best]]
+            answers.append(Answer(texts, reached.logprobs[: len(best)], reached.prompt, reached))
+        return answers
 
-    def values(self, text: str) -> str:
-        """A generated text without the attribute names, as the corpus has it."""
-        for name in self.text.names:
-            text = text.replace(f"{name}: ", " ")
-        return text
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue([self.encoder.item(self.sentences[item]) for item in self.first])
 
     def score(self, cases):
-        scores = np.zeros((len(cases), len(self.text)))
-        for row, (texts, logprobs) in enumerate(self.generate(cases)):
-            scores[row] = quasi_round_robin(self.index.scores([self.values(text) for text in texts]), logprobs, self.config["epsilon"])
+        answers = self.generate(cases)
+        scores = np.stack([self.match.scores(answer.texts, answer.logprobs, self.counts) for answer in answers])
+        if blend := self.config["blend"]:
+            prompts = np.stack([answer.prompt for answer in answers])
+            cosine = prompts / np.linalg.norm(prompts, axis=1, keepdims=True) @ self.item_vectors[self.same].T
+            scores += blend * cosine
+        for row, answer in enumerate(answers):
+            if answer.reached is not None:  # above every item that no beam reached
+                value = np.full(len(self.first), np.nan)
+                value[answer.reached.sequences] = answer.reached.logprobs
+                own, place = value[self.same], np.flatnonzero(~np.isnan(value[self.same]))
+                own = own[place] + (blend * cosine[row, place] if blend else 0)
+                scores[row, place] = own - own.min() + scores[row].max() + 1
         return scores
 
+    @cached_property
+    def item_vectors(self) -> np.ndarray:
+        """float32 [texts, width]: v^T of every distinct item text, of length 1."""
+        tokens = [self.encoder.alone(self.sentences[item]) for item in self.first]
+        vectors = np.zeros((len(tokens), self.backbone.config.get_text_config().hidden_size), dtype=np.float32)
+        for chosen in by_length([len(one) for one in tokens], self.config["pass_tokens"]):
+            batch = pad([tokens[row] for row in chosen], pad_id=self.bundle.tokenizer.pad_token_id).to(self.device)
+            vectors[chosen] = self.run_batch(batch, own=False)[1][:, 1].float().cpu().numpy()
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def start_ranking(self, validating):
+        super().start_ranking(validating)
+        self.__dict__.pop("item_vectors", None)  # the weights may have changed
+
     def rates(self):
-        shares = {"formatted": "texts", "ended": "texts", "cut_users": "cases", "cut_items": "items"}
-        return {name: self.counts[name] / max(1, self.counts[of]) for name, of in shares.items()} | super().rates()
+        shares = {"formatted": "texts", "ended": "texts", "matched_all": "matched", "matched_first": "matched", "cut_users": "cases", "cut_items": "items"}
+        return {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts[of]} | super().rates()
