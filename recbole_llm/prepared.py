@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import config as settings_module
 from . import registry, store
-from .data import samples
+from .data import mixture, samples
 from .errors import UserError
 from .runlog import RunLog
 
@@ -23,10 +23,13 @@ class Prepared:
 
         self.settings, self.name = settings, name
         self.config = settings_module.recbole_config(settings | {"dataset": name, "init_from": initial and str(initial)}, folder.resolve())
+        self.config["settings"] = settings
         self.tables = load_tables(self.config)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
         if str(settings.get("backbone")).startswith("run:"):
             named["backbone"] = f"run:{store.find_run(settings['backbone'].removeprefix('run:'), saved).name}"
+        if settings.get("datasets"):
+            named["datasets"] = [load_tables(other).fingerprint for other in mixture.configs(self.config)]
         self.hash = settings_module.settings_hash(settings | named, data=self.tables.fingerprint, version=store.__version__)
         stage = f"-{settings['stage']}" if settings.get("stage") else ""
         self.run_id = f"{settings['model']}-{name}{stage}-{self.hash}"
@@ -102,15 +105,20 @@ class Prepared:
         while folder:
             done = store.finished_run(folder)
             stored = done["settings"]
-            same = done["data"] == self.tables.fingerprint and all(stored["eval_args"][key] == args[key] for key in ("split", "part"))
-            if not same and (stored["data_name"] or done["row"]["dataset"]) == (self.settings["data_name"] or self.name):
-                old = Prepared(stored | {"init_from": None, "checkpoint_dir": self.settings["checkpoint_dir"], "data_path": self.settings["data_path"]})
-                learned = make_split(old.tables, stored["eval_args"]["split"], stored["eval_args"]["part"]).train_events.nonzero()[0]
+            for learner in [stored, *(settings_module.moved(stored, name) | {"dataset": name} for name in stored.get("datasets") or [])]:
+                if (learner["data_name"] or samples.SAMPLES.get(learner["dataset"], learner["dataset"])) != (self.settings["data_name"] or self.name):
+                    continue
+                rule = learner["eval_args"]
+                if done["data"] == self.tables.fingerprint and all(rule[key] == args[key] for key in ("split", "part")):
+                    continue
+                own = {"init_from": None, "datasets": None, "backbone": self.settings.get("backbone")}
+                old = Prepared(learner | own | {key: self.settings[key] for key in ("checkpoint_dir", "data_path")})
+                learned = make_split(old.tables, rule["split"], rule["part"]).train_events.nonzero()[0]
                 for part in parts:
                     seen = events(self.tables, getattr(split, part).end).isin(events(old.tables, learned))
                     if seen.any():
                         raise UserError(
-                            f"{folder.name} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by the split {stored['eval_args']['split']}; "
+                            f"{folder.name} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by the split {rule['split']}; "
                             "keep its split and filters, or train on the new one"
                         )
             folder = store.find_run(stored["init_from"], Path(self.settings["checkpoint_dir"])) if stored["init_from"] else None

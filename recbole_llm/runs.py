@@ -64,10 +64,16 @@ def run_all(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> dict[
 
 
 def stages_of(settings: dict) -> list[dict]:
-    """The settings of each run that a run with `stages` consists of."""
+    """The settings of each run that a run with `stages` consists of; one that trains on `datasets` is a run on `select_on`."""
     if not settings["stages"]:
         return [settings]
-    return [settings | {"stages": None, "stage_settings": None, "stage": name} | settings["stage_settings"][name] for name in settings["stages"]]
+    found = []
+    for name in settings["stages"]:
+        stage = settings | {"stages": None, "stage_settings": None, "stage": name} | settings["stage_settings"][name]
+        if stage.get("datasets") and stage["select_on"]:
+            stage = settings_module.moved(stage, stage["select_on"]) | {"dataset": stage["select_on"]}
+        found.append(stage)
+    return found
 
 
 def run_settings(settings: dict) -> Run:

@@ -276,8 +276,8 @@ class LLMTrainer(Harness, stock.Trainer):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
-        config, dataset = self.config, train_data._dataset
-        examples = self.model.training_examples(dataset.cases, epoch_idx)
+        config = self.config
+        examples = self.model.training_examples(epoch_idx)
         size = [sum(map(len, group)) for group in examples]
         order = np.random.default_rng([config["seed"], epoch_idx, 1]).permutation(len(examples))
         steps = [order[at : at + config["train_batch_size"]] for at in range(0, len(order), config["train_batch_size"])]

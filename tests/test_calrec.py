@@ -7,10 +7,10 @@ from worlds import FRUIT, prepared, write_cycle
 from recbole_llm.backbone import load_folder
 
 
-def learned_rows(model, cases, epoch=0):
+def learned_rows(model, epoch=0):
     """Event rows whose texts are learned, each as often as it is; the cycle's titles are distinct within a user's eight events."""
     rows = []
-    for (tokens, *_), case in zip(model.training_examples(cases, epoch), windows(model, cases, epoch), strict=True):
+    for (tokens, *_), case in zip(model.training_examples(epoch), windows(model, epoch), strict=True):
         spans = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
         for begin, end in spans:
             text = model.bundle.tokenizer.decode(tokens.ids[begin:end]).strip().removesuffix("<|end|>")
@@ -18,17 +18,17 @@ def learned_rows(model, cases, epoch=0):
     return rows
 
 
-def windows(model, cases, epoch):
+def windows(model, epoch):
     """(begin, end) event rows of each example, by watching what is encoded."""
-    seen, inner = [], model.example
+    seen, inner = [], model._group
 
-    def watch(case, own, *args):
-        seen.append((own.begin[case], own.end[case]))
-        return inner(case, own, *args)
+    def watch(corpus, row, learned):
+        seen.append((corpus.cases.begin[row], corpus.cases.end[row]))
+        return inner(corpus, row, learned)
 
-    model.example = watch
-    model.training_examples(cases, epoch)
-    model.example = inner
+    model._group = watch
+    model.training_examples(epoch)
+    model._group = inner
     return seen
 
 
@@ -45,7 +45,7 @@ SPLITS = {
 def test_every_training_case_is_learned_once_and_nothing_else(tmp_path, name, length):
     write_cycle(tmp_path)
     _, model, _, (train, *_) = prepared("CALRec", tmp_path, nig_targets="all", max_length=length, **SPLITS[name])
-    assert sorted(learned_rows(model, train._dataset.cases)) == sorted(train._dataset.cases.end)
+    assert sorted(learned_rows(model)) == sorted(train._dataset.cases.end)
 
 
 def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path):
@@ -60,7 +60,7 @@ def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path):
         (folder / f"cut.{part}.inter").write_text(head + "".join(rows))
     (folder / "cut.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{items[at]}\t{word}\n" for at, word in enumerate(FRUIT)))
     _, model, _, (loader, *_) = prepared("CALRec", tmp_path, "cut", benchmark_filename=["train", "valid", "test"])
-    assert len(train) == 20 and sorted(learned_rows(model, loader._dataset.cases)) == sorted(loader._dataset.cases.end)
+    assert len(train) == 20 and sorted(learned_rows(model)) == sorted(loader._dataset.cases.end)
 
 
 def test_the_papers_augmentation_cuts_up_to_four_off(tmp_path):
@@ -68,11 +68,11 @@ def test_the_papers_augmentation_cuts_up_to_four_off(tmp_path):
     _, model, _, (train, *_) = prepared("CALRec", tmp_path, nig_targets="last")
     cases = train._dataset.cases
     last = {user: max(cases.end[cases.user == user]) for user in np.unique(cases.user)}
-    rows = learned_rows(model, cases)
+    rows = learned_rows(model)
     cut = [last[model.tables.user[row]] - row for row in rows]
     counts = np.bincount(cut, minlength=5)
     assert len(rows) == 400 and len(counts) == 5 and counts.min() > 50  # uniform over 0 .. 4: 80 each
-    assert rows != learned_rows(model, cases, epoch=1) and rows == learned_rows(model, cases)
+    assert rows != learned_rows(model, epoch=1) and rows == learned_rows(model)
 
 
 def test_rates_are_of_one_ranking(tmp_path):

@@ -19,11 +19,12 @@ RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0]
 PROPERTIES = ROOT / "properties"
 FILES = sorted(PROPERTIES.rglob("*.yaml"))
 
-HOLDERS = {"config", "settings", "stored", "resolved", "final_config_dict", "internal_config_dict"}  # names of dicts of settings
+HOLDERS = {"config", "settings", "stage", "stored", "resolved", "final_config_dict", "internal_config_dict"}  # names of dicts of settings
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
 MADE = {
     "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
-    "device": "RecBole's Config, from use_gpu and gpu_id", "run_folder": "runs.Prepared", "stage": "runs.run_settings, of a run with stages",
+    "device": "RecBole's Config, from use_gpu and gpu_id", "run_folder": "prepared.Prepared", "settings": "prepared.Prepared",
+    "stage": "runs.stages_of, of a run with stages",
 }  # fmt: skip
 
 

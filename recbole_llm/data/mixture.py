@@ -33,32 +33,36 @@ class Corpus:
         return np.split(order, np.flatnonzero(np.diff(self.cases.user[order])) + 1)
 
 
-def load_corpora(config, own: Corpus) -> list[Corpus]:
-    """The run's own dataset and, by `datasets`, others with their own default settings.
+def configs(config) -> list:
+    """RecBole configs of the datasets a run trains on: its own, and those of `datasets` with their own default settings.
 
-    Only training parts are read, so that a dataset's test stays unseen whatever is trained on it. Raises UserError
-    if the own dataset is not among them.
+    Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`.
     """
     from .. import config as settings_module
     from . import samples
+
+    names = [samples.SAMPLES.get(name, name) for name in config["datasets"] or []]
+    if not names:
+        return [config]
+    if samples.SAMPLES.get(config["dataset"], config["dataset"]) not in names:
+        raise UserError(f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of the datasets; found {', '.join(names)}")
+    found = [config]
+    for name in dict.fromkeys(names):
+        if name != samples.SAMPLES.get(config["dataset"], config["dataset"]):
+            settings = settings_module.moved(config["settings"] | {"data_name": None}, name)
+            own, folder = samples.locate(name, settings["data_path"])
+            found.append(settings_module.recbole_config(settings | {"dataset": own}, folder.resolve()))
+    return found
+
+
+def load_corpora(config, own: Corpus) -> list[Corpus]:
+    """What a run trains on, its own dataset first. Only training parts are read: a test stays unseen whatever learns from the dataset."""
     from .dataset import load_tables
 
-    names = config["datasets"]
-    if not names:
-        return [own]
-    if config["dataset"] not in names and samples.SAMPLES.get(config["dataset"]) not in names:
-        raise UserError(f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it belongs to the datasets, found {', '.join(names)}")
-    corpora = []
-    for name in names:
-        if samples.SAMPLES.get(name, name) == own.tables.name or name == own.tables.name:
-            corpora.append(own)
-            continue
-        settings = settings_module.moved(dict(config.final_config_dict) | {"data_name": None}, name)
-        found, folder = samples.locate(name, config["data_root"])
-        other = settings_module.recbole_config(settings | {"dataset": found}, folder.resolve())
-        tables = load_tables(other)
+    corpora = [own]
+    for other in configs(config)[1:]:
+        tables, args = load_tables(other), other["eval_args"]
         text = ItemText.from_tables(tables, other["text_fields"], other["text_words"])
-        args = other["eval_args"]
         corpora.append(Corpus(tables, text, make_split(tables, args["split"], args["part"]).train))
     return corpora
 
@@ -66,7 +70,7 @@ def load_corpora(config, own: Corpus) -> list[Corpus]:
 def draw_users(sizes: Sequence[int], seed: int, epoch: int) -> list[np.ndarray]:
     """Users of each corpus for one epoch: as many in all as there are users, shared out by size^POWER.
 
-    A corpus whose share is larger than it is gives every user as often as any other, up to one.
+    Where a share is larger than its corpus, no user comes twice more often than another.
     """
     if len(sizes) == 1:
         return [np.arange(sizes[0])]

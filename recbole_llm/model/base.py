@@ -1,17 +1,12 @@
 """What RecBole and the evaluation loop need of our models, derived from what a paper's model can do."""
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
-from ..adapters import add_lora, refuse_scratch
-from ..backbone import FOLDER, Backbone, check_name, load_causal, load_folder
-from ..collate import Encoder
 from ..data.splits import Cases
 from ..data.text import ItemText
 
@@ -84,44 +79,3 @@ class TextModel(AbstractRecommender):
     def history(self, case: int, cases: Cases) -> np.ndarray:
         """int32 Tables indices of one case's items, oldest first."""
         return self.tables.item[cases.begin[case] : cases.end[case]]
-
-
-class BackboneModel(TextModel):
-    """A text model around a causal LM, whose weights are stored as transformers' or PEFT's own files."""
-
-    saved_apart = ("backbone.",)
-    answer_keys = ("seed", "pass_tokens", "max_length")
-
-    @classmethod
-    def check(cls, config):
-        check_name(config["backbone"], Path(config["checkpoint_dir"]))
-        if config["adapter"] == "lora" and config["backbone"].startswith("scratch:") and not config["init_from"] and not config["stage"]:
-            refuse_scratch(config["backbone"])
-
-    def load_backbone(self, texts: Sequence[str]) -> None:
-        """To be called by constructors; texts: what a scratch tokenizer is trained on."""
-        config = self.config
-        saved = Path(config["checkpoint_dir"])
-        self.use(load_causal(config["backbone"], texts, saved=saved, max_length=config["max_length"], vocabulary=config["scratch_vocabulary"]))
-        if config["adapter"] == "lora" and not config["init_from"]:
-            self._add_lora(config["backbone"])
-
-    def use(self, bundle: Backbone) -> None:
-        self.bundle, self.backbone = bundle, bundle.model.to(self.device)
-        self.encoder = Encoder(bundle.tokenizer, self.config["max_length"])
-
-    def start_from(self, folder: Path) -> None:
-        """Begin to train where another run ended; its tokenizer comes with its weights."""
-        self.use(load_folder(str(folder / FOLDER)).merged())
-        if self.config["adapter"] == "lora":
-            self._add_lora(f"run:{folder.name}")
-
-    def _add_lora(self, base: str) -> None:
-        rank, alpha, dropout = (self.config[f"lora_{key}"] for key in ("rank", "alpha", "dropout"))
-        add_lora(self.backbone, base, rank=rank, alpha=alpha, dropout=dropout)
-
-    def save(self, folder: Path) -> None:
-        self.bundle.save(folder / FOLDER)
-
-    def load(self, folder: Path) -> None:
-        self.use(load_folder(str(folder / FOLDER)))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..collate import IGNORED, Tokens, by_length, pad
+from ..data.mixture import Corpus, draw_users, load_corpora
 from ..data.splits import Cases
 from ..generation.beam import Catalogue, Reached, search
 from ..generation.cache import check as check_decoding
@@ -16,7 +17,7 @@ from ..losses import in_batch_contrast
 from ..prompts import Example, Template
 from ..retrieval.matching import MATCHES, formatted
 from ..retrieval.round_robin import keep_best
-from .base import BackboneModel
+from .lm import BackboneModel
 
 
 class Answer(NamedTuple):
@@ -42,11 +43,15 @@ class CALRec(BackboneModel):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.sentences = [self.text.sentence(item) for item in range(len(self.text))]
+        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
         self.template = Template.from_config(config["template"])
         self.first, self.same = self.text.unique
         self.match = MATCHES[config["match"]](self.text, config)
-        self.load_backbone([*self.sentences, *vars(self.template).values()])
+        self.load_backbone([*(text for corpus in self.corpora for text in corpus.sentences), *vars(self.template).values()])
+
+    @property
+    def sentences(self) -> list[str]:
+        return self.corpora[0].sentences
 
     def use(self, bundle):
         check_decoding(bundle.model.config)
@@ -57,39 +62,40 @@ class CALRec(BackboneModel):
     def contrastive(self) -> bool:
         return bool(self.config["alpha"] or self.config["beta"])
 
-    def example(self, case: int, cases: Cases, with_target: bool, learned: np.ndarray | None = None) -> Example:
-        """learned : bool [events], which events' texts are training targets."""
-        items = tuple(self.sentences[item] for item in self.history(case, cases))
-        target = self.sentences[self.tables.item[cases.end[case]]] if with_target else None
-        flags = None if learned is None else tuple(learned[cases.begin[case] : cases.end[case]].tolist())
-        return Example(self.template, items, target, flags)
-
-    def training_examples(self, cases: Cases, epoch: int) -> list[tuple[Tokens, ...]]:
-        """One epoch's groups: a history with its target, and the target alone if there are contrastive terms.
-
-        With `nig_targets: last`, one per user: up to four of the user's last cases are passed over (the paper's
-        augmentation). With `all`, every case is learned once, in windows of as many whole items as fit.
-        """
-        order = np.lexsort([cases.end, cases.user])
-        users = np.split(order, np.flatnonzero(np.diff(cases.user[order])) + 1)
-        if self.config["nig_targets"] == "last":
-            rng = np.random.default_rng([self.config["seed"], epoch])
-            chosen = cases[np.array([own[-1 - rng.integers(min(5, len(own)))] for own in users])]
-            return [self._group(self.encoder.encode(self.example(row, chosen, True)), chosen.end[row]) for row in range(len(chosen))]
-        learned = np.zeros(len(self.tables.item), dtype=bool)
-        learned[cases.end] = True
-        groups = []
-        for own in users:
-            done = len(learned)  # every case whose target is at or behind this event is learned
-            for row in own[::-1]:
-                if cases.end[row] < done:
-                    tokens = self.encoder.encode(self.example(row, cases, True, learned))
-                    groups.append(self._group(tokens, cases.end[row]))
-                    done = cases.begin[row] + tokens.cut + 1
+    def training_examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+        """One epoch's groups: a history with its target, and the target alone if there are contrastive terms."""
+        seed, groups = self.config["seed"], []
+        for number, users in enumerate(draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)):
+            groups += self._examples(self.corpora[number], users, np.random.default_rng([seed, epoch, number]))
         return groups
 
-    def _group(self, tokens: Tokens, target: int) -> tuple[Tokens, ...]:
-        return (tokens, self.encoder.alone(self.sentences[self.tables.item[target]])) if self.contrastive else (tokens,)
+    def _examples(self, corpus: Corpus, users: np.ndarray, rng: np.random.Generator) -> list[tuple[Tokens, ...]]:
+        """With `nig_targets: last`, one per user: up to four of the user's last cases are passed over (the paper's augmentation).
+
+        With `all`, every case is learned once, in windows of as many whole items as fit.
+        """
+        cases, groups = corpus.cases, []
+        if self.config["nig_targets"] == "last":
+            chosen = (own[-1 - rng.integers(min(5, len(own)))] for own in (corpus.by_user[user] for user in users))
+            return [self._group(corpus, row, None)[0] for row in chosen]
+        learned = np.zeros(len(corpus.tables.item), dtype=bool)
+        learned[cases.end] = True
+        for user in users:
+            done = len(learned)  # every case whose target is at or behind this event is learned
+            for row in corpus.by_user[user][::-1]:
+                if cases.end[row] < done:
+                    group, cut = self._group(corpus, row, learned)
+                    groups.append(group)
+                    done = cases.begin[row] + cut + 1
+        return groups
+
+    def _group(self, corpus: Corpus, row: int, learned: np.ndarray | None) -> tuple[tuple[Tokens, ...], int]:
+        """The texts of one case and how many items were cut; learned: bool [events], whose texts are training targets beside the case's own."""
+        begin, end = corpus.cases.begin[row], corpus.cases.end[row]
+        texts = [corpus.sentences[item] for item in corpus.tables.item[begin : end + 1]]
+        flags = None if learned is None else tuple(learned[begin:end].tolist())
+        tokens = self.encoder.encode(Example(self.template, tuple(texts[:-1]), texts[-1], flags))
+        return ((tokens, self.encoder.alone(texts[-1])) if self.contrastive else (tokens,)), tokens.cut
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target).
@@ -114,7 +120,8 @@ class CALRec(BackboneModel):
 
     def generate(self, cases: Cases) -> list[Answer]:
         config = self.config
-        encoded = [self.encoder.encode(self.example(case, cases, False), reserve=config["max_new_tokens"]) for case in range(len(cases))]
+        histories = ([self.sentences[item] for item in self.history(case, cases)] for case in range(len(cases)))
+        encoded = [self.encoder.encode(Example(self.template, tuple(items)), reserve=config["max_new_tokens"]) for items in histories]
         self.counts.update(cut_items=sum(tokens.cut for tokens in encoded), items=int((cases.end - cases.begin).sum()))
         self.counts.update(cut_users=sum(tokens.cut > 0 for tokens in encoded))
         prompts = [tokens.ids for tokens in encoded]

@@ -1,0 +1,78 @@
+"""Several datasets in one training: who is drawn how often, what is read of each, and the two stages."""
+
+import json
+
+import numpy as np
+import pytest
+from worlds import prepared, settings_for, write_cycle
+
+from recbole_llm.data.mixture import draw_users
+from recbole_llm.errors import UserError
+from recbole_llm.runs import evaluate_run, run_settings
+
+
+def test_users_are_drawn_in_proportion_to_their_number_to_the_power_0_3():
+    sizes = (100, 3000, 800)
+    drawn = draw_users(sizes, seed=1, epoch=0)
+    expected = np.array(sizes) ** 0.3 / (np.array(sizes) ** 0.3).sum()
+    assert np.array([len(users) for users in drawn]) / sum(sizes) == pytest.approx(expected, abs=1e-3)
+    for size, users in zip(sizes, drawn, strict=True):
+        counts = np.bincount(users, minlength=size)
+        assert len(counts) == size and counts.max() - counts.min() <= 1
+    again, later = draw_users(sizes, 1, 0), draw_users(sizes, 1, 1)
+    assert all((one == other).all() for one, other in zip(drawn, again, strict=True)) and not (drawn[1] == later[1]).all()
+    assert draw_users([5], 1, 0)[0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture
+def shops(tmp_path):
+    write_cycle(tmp_path, users=30, name="cycle")
+    write_cycle(tmp_path, users=60, name="other", seed=1)
+    path = tmp_path / "other" / "other.item"
+    path.write_text(path.read_text().replace("juice", "soup"))
+    return tmp_path
+
+
+def test_the_other_datasets_texts_and_training_parts_are_read(shops):
+    _, model, _, _ = prepared("CALRec", shops, datasets=["cycle", "other"])
+    own, other = model.corpora
+    assert "juice" in own.sentences[0] and "soup" in other.sentences[0]
+    assert len(other.cases) == 60 * 5  # eight events: neither the first nor the two held out
+    texts = [model.bundle.tokenizer.decode(tokens.ids) for tokens, _ in model.training_examples(0)]
+    soups = sum("soup" in text for text in texts)
+    assert soups / len(texts) == pytest.approx(60**0.3 / (60**0.3 + 30**0.3), abs=0.02) and len(texts) == 90
+    assert not [text for text in texts if "soup" in text and "juice" in text]
+
+
+def test_two_stages_over_two_datasets(shops):
+    own = {"stages": ["joint", "target"], "datasets": ["cycle", "other"], "select_on": "other"}
+    run = run_settings(settings_for("CALRec", shops, **own))
+    rows = [json.loads(line) for line in (shops / "saved" / "results.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["dataset"]) for row in rows] == [("joint", "other"), ("target", "cycle")]
+    target = json.loads((run.folder / "run.json").read_text())["settings"]
+    assert target["datasets"] is None and rows[0]["run"] in target["init_from"]
+    again = run_settings(settings_for("CALRec", shops, "other", **own))  # the joint stage serves both
+    rows = [json.loads(line) for line in (shops / "saved" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and again.row["dataset"] == "other" and again.row["stage"] == "target"
+
+
+def test_a_start_from_a_mixture_that_saw_the_targets_is_refused(shops):
+    joint = run_settings(settings_for("CALRec", shops, "other", datasets=["cycle", "other"], epochs=0))
+    later = {"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}}
+    with pytest.raises(UserError, match=r"was trained on \d+ of the \d+ test targets"):
+        run_settings(settings_for("CALRec", shops, "cycle", init_from=joint.folder.name, epochs=0, **later))
+    with pytest.raises(UserError, match=r"was trained on \d+ of the \d+ test targets"):
+        evaluate_run(joint.folder, settings_for("CALRec", shops, "cycle", datasets=["cycle", "other"], epochs=0, **later))
+    assert run_settings(settings_for("CALRec", shops, "cycle", init_from=joint.folder.name, epochs=0)).row["dataset"] == "cycle"
+
+
+def test_the_dataset_that_chooses_is_one_of_them(shops):
+    with pytest.raises(UserError, match="datasets: cycle chooses the checkpoint .* found other"):
+        run_settings(settings_for("CALRec", shops, datasets=["other"]))
+
+
+def test_other_data_is_another_run(shops):
+    first = prepared("CALRec", shops, datasets=["cycle", "other"])[0].run_id
+    path = shops / "other" / "other.item"
+    path.write_text(path.read_text().replace("soup", "stew"))
+    assert prepared("CALRec", shops, datasets=["cycle", "other"])[0].run_id != first
