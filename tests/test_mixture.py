@@ -34,7 +34,7 @@ def shops(tmp_path):
 
 
 def test_the_other_datasets_texts_and_training_parts_are_read(shops):
-    _, model, _, _ = prepared("CALRec", shops, datasets=["cycle", "other"])
+    _, model, _, _ = prepared("CALRec", shops, datasets=["cycle", "other"], max_length=1024)
     own, other = model.corpora
     assert "juice" in own.sentences[0] and "soup" in other.sentences[0]
     assert len(other.cases) == 60 * 5  # eight events: neither the first nor the two held out

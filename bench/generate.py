@@ -1,0 +1,61 @@
+"""Sampling 32 continuations of one prompt: transformers' generate against ours. python bench/generate.py
+
+Width 256 x 4 layers, 384 prompt tokens, 48 new tokens that the end token cannot cut short. The weights are random, so that hardly any two
+samples begin alike: a trained model's do, and ours computes equal beginnings once.
+"""
+
+from common import arguments, finish, timed
+
+VOCABULARY = 4096
+
+
+def main():
+    args = arguments(__doc__, samples=32, prompt=384, new=48, repeats=3)
+    import numpy as np
+    import torch
+
+    import recbole_llm  # noqa: F401
+    from recbole_llm.backbone import Backbone, _scratch_causal, train_tokenizer
+    from recbole_llm.generation.sampling import sample, stream_key
+
+    torch.manual_seed(0)
+    new, repeats = (8, 1) if args.small else (args.new, args.repeats)
+    tokenizer = train_tokenizer((f"{number} {number * 7919}" for number in range(40_000)), VOCABULARY)
+    model = _scratch_causal(256, 4, VOCABULARY, tokenizer, 1024).eval()
+    model.get_output_embeddings().weight.data[tokenizer.eos_token_id] = 0.0
+    never = torch.nn.Linear(256, VOCABULARY)
+    never.weight.data = model.get_output_embeddings().weight.data
+    never.bias.data = torch.zeros(VOCABULARY).index_fill(0, torch.tensor([tokenizer.eos_token_id]), -1e9)
+    model.set_output_embeddings(never)
+    backbone = Backbone(model, tokenizer)
+    prompt = np.random.default_rng(0).integers(2, VOCABULARY, size=args.prompt)
+    keys = np.array([stream_key(0, "bench")])
+
+    def theirs():
+        ids = torch.from_numpy(prompt)[None]
+        with torch.no_grad():
+            model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.5, top_k=0, num_return_sequences=args.samples, max_new_tokens=new,
+                min_new_tokens=new, pad_token_id=tokenizer.pad_token_id,
+            )  # fmt: skip
+
+    def ours():
+        (generated,) = sample(backbone, [prompt], keys, samples=args.samples, temperature=0.5, max_new=new)
+        assert {len(ids) for ids in generated.ids} == {new}
+
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            for side in (theirs, ours):
+                side()
+            runs = [(timed(theirs)[0], timed(ours)[0]) for _ in range(repeats)]
+        theirs_s, ours_s = (sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True))
+        rows[precision] = {"generate_s": round(theirs_s, 3), "ours_s": round(ours_s, 3), "ratio": round(theirs_s / ours_s, 2)}
+        print(precision, rows[precision])
+    fastest = min(row["ours_s"] for row in rows.values())
+    finish(bench="generate", ratio=rows["fp32"]["ratio"], best_against_fp32=round(rows["fp32"]["generate_s"] / fastest, 2), rows=rows, prompt=args.prompt, new=new,
+           samples=args.samples)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
