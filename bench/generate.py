@@ -43,18 +43,17 @@ def main():
         (generated,) = sample(backbone, [prompt], keys, samples=args.samples, temperature=0.5, max_new=new)
         assert {len(ids) for ids in generated.ids} == {new}
 
-    rows = {}
+    rows = []
     for precision in ("fp32", "bf16"):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             for side in (theirs, ours):
                 side()
             runs = [(timed(theirs)[0], timed(ours)[0]) for _ in range(repeats)]
         theirs_s, ours_s = (sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True))
-        rows[precision] = {"generate_s": round(theirs_s, 3), "ours_s": round(ours_s, 3), "ratio": round(theirs_s / ours_s, 2)}
-        print(precision, rows[precision])
-    fastest = min(row["ours_s"] for row in rows.values())
-    finish(bench="generate", ratio=rows["fp32"]["ratio"], best_against_fp32=round(rows["fp32"]["generate_s"] / fastest, 2), rows=rows, prompt=args.prompt, new=new,
-           samples=args.samples)  # fmt: skip
+        rows.append({"precision": precision, "generate_s": round(theirs_s, 3), "ours_s": round(ours_s, 3), "ratio": round(theirs_s / ours_s, 2)})
+        print(rows[-1])
+    best = round(rows[0]["generate_s"] / min(row["ours_s"] for row in rows), 2)
+    finish(bench="generate", ratio=rows[0]["ratio"], best_against_fp32=best, rows=rows, prompt=args.prompt, new=new, samples=args.samples)
 
 
 if __name__ == "__main__":
