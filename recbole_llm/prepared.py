@@ -25,9 +25,13 @@ class Prepared:
         self.config = settings_module.recbole_config(settings | {"dataset": name, "init_from": initial and str(initial)}, folder.resolve())
         self.config["settings"] = settings
         self.tables = load_tables(self.config)
+        retrieved = store.find_run(settings["rerank_from"], saved) if settings.get("rerank_from") else None
+        self.config["rerank_from"] = retrieved and str(retrieved)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
         if str(settings.get("backbone")).startswith("run:"):
             named["backbone"] = f"run:{store.find_run(settings['backbone'].removeprefix('run:'), saved).name}"
+        if retrieved:
+            named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
         if settings.get("datasets"):
             named["datasets"] = [load_tables(other).fingerprint for other in mixture.configs(self.config)]
         self.hash = settings_module.settings_hash(settings | named, data=self.tables.fingerprint, version=store.__version__)
@@ -61,6 +65,7 @@ class Prepared:
         from .data.dataset import dataset_class
         from .data.splits import make_split
         from .data.text import ItemText
+        from .evaluation.significance import same_measure
 
         config, tables, model = self.config, self.tables, self.config["model"]
         if first and config["train_stage"] == "finetune" and not config["init_from"]:
@@ -88,6 +93,10 @@ class Prepared:
         for cases, mode in ((split.valid, args["mode"]["valid"]), (split.test, args["mode"]["test"])):
             if mode != "full" and len(cases):  # who met most leaves least to draw from
                 draw_candidates(tables, cases[[met[cases.user].argmax()]], int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
+        if config["rerank_from"]:
+            row = store.finished_run(Path(config["rerank_from"]))["row"]
+            if differs := same_measure(row, self.measure):
+                raise UserError("rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(*differs[:2], row["run"], differs[2]))
         if config["init_from"]:
             self.check_unseen(Path(config["init_from"]), ("test", "valid"))
 

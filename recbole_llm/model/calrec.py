@@ -1,6 +1,7 @@
 """CALRec: a causal LM writes the next item's text, and BM25 finds the items that read like it (RecSys '24)."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from ..collate import IGNORED, Tokens, by_length, pad
 from ..data.mixture import Corpus, draw_users, load_corpora
 from ..data.splits import Cases
+from ..errors import UserError
+from ..evaluation.stored import StoredLists
 from ..generation.beam import Catalogue, Reached, search
 from ..generation.cache import check as check_decoding
 from ..generation.sampling import sample, stream_key
@@ -36,8 +39,8 @@ class CALRec(BackboneModel):
     """Next-item generation with quasi-round-robin BM25 retrieval."""
 
     answer_keys = (
-        *BackboneModel.answer_keys, "decoding", "beams", "match", "blend", "samples", "valid_samples", "valid_users", "temperature", "max_new_tokens",
-        "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
+        *BackboneModel.answer_keys, "decoding", "beams", "match", "blend", "rerank_from", "samples", "valid_samples", "valid_users", "temperature",
+        "max_new_tokens", "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
     )  # fmt: skip
     max_cases = 128  # per call of `score`: enough to sort by length, few enough for a progress bar
 
@@ -47,6 +50,7 @@ class CALRec(BackboneModel):
         self.template = Template.from_config(config["template"])
         self.first, self.same = self.text.unique
         self.match = MATCHES[config["match"]](self.text, config)
+        self.lists: StoredLists | None = None
         self.load_backbone([*(text for corpus in self.corpora for text in corpus.sentences), *vars(self.template).values()])
 
     @property
@@ -171,6 +175,12 @@ class CALRec(BackboneModel):
                 own, place = value[self.same], np.flatnonzero(~np.isnan(value[self.same]))
                 own = own[place] + (blend * cosine[row, place] if blend else 0)
                 scores[row, place] = own - own.min() + scores[row].max() + 1
+        if self.config["rerank_from"]:
+            if self.lists is None:
+                raise UserError("rerank_from ranks the cases again that a run has stored; for anything else, set rerank_from: ~")
+            positions = cases.end - self.tables.start[cases.user]
+            users = self.tables.users[cases.user]
+            scores = np.stack([self.lists.keep(*one) for one in zip(scores, users.tolist(), positions.tolist(), strict=True)])
         return scores
 
     @cached_property
@@ -186,6 +196,8 @@ class CALRec(BackboneModel):
     def start_ranking(self, validating):
         super().start_ranking(validating)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
+        if folder := self.config["rerank_from"]:
+            self.lists = StoredLists(Path(folder), "valid" if validating else "test")
 
     def rates(self):
         shares = {"formatted": "texts", "ended": "texts", "matched_all": "matched", "matched_first": "matched", "cut_users": "cases", "cut_items": "items"}

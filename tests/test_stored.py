@@ -1,0 +1,38 @@
+"""Ranking again what another run has retrieved."""
+
+import numpy as np
+import pytest
+from worlds import settings_for, write_cycle
+
+from recbole_llm.errors import UserError
+from recbole_llm.runs import evaluate_run, run_settings
+
+
+def tops(run):
+    return np.load(run.folder / "test.top.npz")["items"]
+
+
+def test_only_what_was_retrieved_is_ranked_again(tmp_path):
+    write_cycle(tmp_path)
+    first = run_settings(settings_for("GRU4Rec", tmp_path, topk_saved=3))
+    plain = run_settings(settings_for("CALRec", tmp_path, beams=12, decoding="constrained"))
+    again = run_settings(settings_for("CALRec", tmp_path, beams=12, decoding="constrained", rerank_from=first.folder.name))
+    retrieved, best, ranked = tops(first), tops(plain), tops(again)
+    for case in range(len(retrieved)):
+        assert set(ranked[case, :3]) == set(retrieved[case])
+        order = [item for item in best[case] if item in set(retrieved[case])]
+        assert ranked[case, :3].tolist() == order  # in CALRec's own order
+    table = again.ranks()
+    inside = np.array([table.target[case] in [f"i{item}" for item in retrieved[case]] for case in range(len(table))])
+    assert ((table.above < 3) == (first.ranks().above < 3)).all() and (table.tied[table.above >= 3] == 8).all() and len(inside) == len(table)
+
+
+def test_it_is_an_answering_setting_and_its_cases_are_the_same(tmp_path):
+    write_cycle(tmp_path)
+    first = run_settings(settings_for("Pop", tmp_path))
+    plain = run_settings(settings_for("CALRec", tmp_path))
+    run = evaluate_run(plain.folder, settings_for("CALRec", tmp_path, rerank_from=first.folder.name))
+    assert run.folder.parent == plain.folder
+    other = run_settings(settings_for("Pop", tmp_path, **{"eval_args.split": {"RS": [2, 1, 1]}}))
+    with pytest.raises(UserError, match="rerank_from: split.split.* is .* in Pop-cycle-.* and .* here"):
+        evaluate_run(plain.folder, settings_for("CALRec", tmp_path, rerank_from=other.folder.name))
