@@ -232,10 +232,12 @@ class Prepared:
             "memory_mib": memory, "device": str(self.config["device"]), "rates": rates, "cases": len(test_data._dataset.cases),
         }  # fmt: skip
 
-    @staticmethod
-    def rates(model) -> dict[str, float]:
+    def rates(self, model) -> dict[str, float]:
         """What a model of ours tells of its answers in the last ranking."""
-        return getattr(model, "rates", dict)()
+        rates = getattr(model, "rates", dict)()
+        if rates.get("formatted") == 0 or rates.get("unmatched") == 1:
+            model.logger.warning(f"!!! {self.run_id}: no text it wrote has the format of an item; what no item shares a word with is scored as a tie !!!")
+        return rates
 
     def evaluate(self, trainer, data, folder: Path, part: str) -> dict[str, float]:
         """Metrics of one part; its rank table and top-k lists go to the folder."""

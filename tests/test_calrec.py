@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from worlds import FRUIT, prepared, write_cycle
+from worlds import FRUIT, prepared, settings_for, write_cycle
 
 from recbole_llm.backbone import load_folder
+from recbole_llm.runs import run_settings
 
 
 def learned_rows(model, epoch=0):
@@ -84,6 +85,15 @@ def test_rates_are_of_one_ranking(tmp_path):
     trainer.rank(test)
     assert model.rates() == alone
     assert 0 < alone["cut_items"] < 1 and alone["cut_users"] == 1  # the untrained model's texts are garbage, its prompts too long
+
+
+def test_garbage_is_scored_as_ties_and_said_loudly(tmp_path, caplog):
+    """Untrained weights write nothing that reads like an item."""
+    write_cycle(tmp_path)
+    run = run_settings(settings_for("CALRec", tmp_path, epochs=0, max_new_tokens=3))
+    assert run.row["rates"]["formatted"] == 0 and "no text it wrote has the format of an item" in caplog.text
+    ranks = run.ranks()
+    assert ranks.fallback.any() and (ranks.tied[ranks.fallback] == len(FRUIT) - 1).all() and (ranks.above[ranks.fallback] == 0).all()
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
