@@ -1,0 +1,51 @@
+"""Pretrained backbones: models of four architectures in folders, with their own tokenizers, trained in full and by LoRA."""
+
+import pytest
+import torch
+from worlds import FRUIT, settings_for, write_cycle
+
+from recbole_llm.backbone import PAD, load_folder, train_tokenizer
+from recbole_llm.runs import run_settings
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+KINDS = {
+    "Llama": SIZES,
+    "Qwen2": SIZES,
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512},
+    "Gemma2": SIZES | {"head_dim": 16, "sliding_window": 64},
+}
+
+
+def save_model(kind, folder):
+    """A random model, its tokenizer with a begin token for Llama and Gemma as theirs have it, and none to pad with for GPT-2."""
+    import transformers
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = train_tokenizer([f"Title: {word} juice. Category: drinks. Brand: brand." for word in FRUIT], 300)
+    if kind in ("Llama", "Gemma2"):
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        single = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = single
+    if kind == "GPT2":
+        tokenizer.pad_token = None
+    own = KINDS[kind] | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": None}
+    torch.manual_seed(0)
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**own)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_a_folder_is_trained_and_loaded_again(kind, tmp_path):
+    write_cycle(tmp_path, users=12)
+    folder = save_model(kind, tmp_path / "pretrained")
+    full = run_settings(settings_for("CALRec", tmp_path, backbone=folder, learning_rate=0.01))
+    lora = run_settings(settings_for("CALRec", tmp_path, backbone=folder, adapter="lora"))
+    for run in (full, lora):
+        stored = load_folder(str(run.folder / "backbone"))
+        assert type(stored.model).__name__.startswith(kind) and stored.tokenizer.pad_token_id is not None
+        assert 0 <= run.row["test"]["ndcg@10"] <= 1
+    assert (stored.tokenizer.pad_token == PAD) == (kind != "GPT2")  # GPT-2 pads with its end token
+    assert {path.name for path in (lora.folder / "backbone").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert stored.model.peft_config["default"].base_model_name_or_path == folder
