@@ -15,14 +15,13 @@ class Prepared:
     """Settings with their data: everything up to training, and then training."""
 
     def __init__(self, settings: dict):
-        name, folder = samples.locate(settings["dataset"], settings["data_path"], settings["data_name"])
         saved = Path(settings["checkpoint_dir"])
         store.check_writable(saved)
         initial = store.find_run(settings["init_from"], saved) if settings["init_from"] else None
-        from .data.dataset import load_tables
+        self.settings = settings
+        self.name, self.config = samples.configured(settings | {"init_from": initial and str(initial)})
+        from .data.dataset import load_tables  # and torch with it, now that the dataset is known to be there
 
-        self.settings, self.name = settings, name
-        self.config = settings_module.recbole_config(settings | {"dataset": name, "init_from": initial and str(initial)}, folder.resolve())
         self.config["settings"] = settings
         self.tables = load_tables(self.config)
         retrieved = store.find_run(settings["rerank_from"], saved) if settings.get("rerank_from") else None
@@ -36,7 +35,7 @@ class Prepared:
             named["datasets"] = [load_tables(other).fingerprint for other in mixture.configs(self.config)]
         self.hash = settings_module.settings_hash(settings | named, data=self.tables.fingerprint, version=store.__version__)
         stage = f"-{settings['stage']}" if settings.get("stage") else ""
-        self.run_id = f"{settings['model']}-{name}{stage}-{self.hash}"
+        self.run_id = f"{settings['model']}-{self.name}{stage}-{self.hash}"
         self.run_folder = saved / self.run_id
         self.config["run_folder"] = str(self.run_folder)
 
@@ -97,13 +96,19 @@ class Prepared:
             row = store.finished_run(Path(config["rerank_from"]))["row"]
             if differs := same_measure(row, self.measure):
                 raise UserError("rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(*differs[:2], row["run"], differs[2]))
-        if config["init_from"]:
-            self.check_unseen(Path(config["init_from"]), ("test", "valid"))
+        self.check_unseen(self.starts(self.settings), ("test", "valid"))
 
-    def check_unseen(self, folder: Path | None, parts: Sequence[str]) -> None:
-        """Raise UserError if a run, or one that it started from, learned events that are targets of these parts here."""
+    def starts(self, settings: dict) -> list[Path]:
+        """The runs whose weights a run of these settings begins with."""
+        backbone = str(settings.get("backbone"))
+        names = [settings["init_from"], backbone.removeprefix("run:") if backbone.startswith("run:") else None]
+        return [store.find_run(name, Path(self.settings["checkpoint_dir"])) for name in names if name]
+
+    def check_unseen(self, folders: Sequence[Path], parts: Sequence[str]) -> None:
+        """Raise UserError if one of these runs, or one that it started from, learned events that are targets of these parts here."""
         import pandas as pd
 
+        from .data.dataset import load_tables
         from .data.splits import make_split
 
         def events(tables, rows):
@@ -111,7 +116,9 @@ class Prepared:
 
         args = self.config["eval_args"]
         split = make_split(self.tables, args["split"], args["part"])
-        while folder:
+        left = list(folders)
+        while left:
+            folder = left.pop()
             done = store.finished_run(folder)
             stored = done["settings"]
             for learner in [stored, *(settings_module.moved(stored, name) | {"dataset": name} for name in stored.get("datasets") or [])]:
@@ -120,17 +127,16 @@ class Prepared:
                 rule = learner["eval_args"]
                 if done["data"] == self.tables.fingerprint and all(rule[key] == args[key] for key in ("split", "part")):
                     continue
-                own = {"init_from": None, "datasets": None, "backbone": self.settings.get("backbone")}
-                old = Prepared(learner | own | {key: self.settings[key] for key in ("checkpoint_dir", "data_path")})
-                learned = make_split(old.tables, rule["split"], rule["part"]).train_events.nonzero()[0]
+                old = load_tables(samples.configured(learner | {"data_path": self.settings["data_path"]})[1])
+                learned = make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
                 for part in parts:
-                    seen = events(self.tables, getattr(split, part).end).isin(events(old.tables, learned))
+                    seen = events(self.tables, getattr(split, part).end).isin(events(old, learned))
                     if seen.any():
                         raise UserError(
                             f"{folder.name} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by the split {rule['split']}; "
                             "keep its split and filters, or train on the new one"
                         )
-            folder = store.find_run(stored["init_from"], Path(self.settings["checkpoint_dir"])) if stored["init_from"] else None
+            left += self.starts(stored)
 
     def build(self):
         """(model, trainer, [train loader, valid loader, test loader]) with RecBole's own seeding order."""
@@ -146,7 +152,7 @@ class Prepared:
                 f"{folder.name} was trained on {done['row']['dataset']} ({done['data']}), not on {self.name} ({self.tables.fingerprint}): "
                 f"{self.settings['model']} knows items by number and cannot change data"
             )
-        self.check_unseen(folder, ("test",))
+        self.check_unseen([folder], ("test",))
         model, loaders = self.make_model()
         load_weights(model, folder)
         return model, loaders

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from worlds import FRUIT, prepared, settings_for, write_cycle
 
 from recbole_llm.backbone import load_folder
@@ -85,6 +86,30 @@ def test_rates_are_of_one_ranking(tmp_path):
     trainer.rank(test)
     assert model.rates() == alone
     assert 0 < alone["cut_items"] < 1 and alone["cut_users"] == 1  # the untrained model's texts are garbage, its prompts too long
+
+
+def test_what_a_search_reached_stands_above_the_rest(tmp_path):
+    write_cycle(tmp_path)
+    _, model, _, (_, _, test) = prepared("CALRec", tmp_path, decoding="constrained", beams=3)
+    cases = test._dataset.cases[:6]
+    answers, scores = model.eval().generate(cases), model.score(cases)
+    for answer, row in zip(answers, scores, strict=True):
+        assert np.argsort(-row, kind="stable")[:3].tolist() == model.first[answer.reached.sequences].tolist()
+        assert np.diff(np.sort(row)[-3:]) == pytest.approx(-np.diff(answer.reached.logprobs)[::-1], abs=1e-6)
+
+
+@torch.no_grad()
+def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
+    write_cycle(tmp_path)
+    _, model, _, (_, _, test) = prepared("CALRec", tmp_path)
+    cases = test._dataset.cases[:3]
+    plain = model.eval().double().score(cases)
+    model.config["blend"] = 0.5
+    added = (model.score(cases) - plain) / 0.5
+    alone = [model.backbone.base_model(torch.from_numpy(model.encoder.alone(text).ids)[None]).last_hidden_state[0].mean(0) for text in model.sentences]
+    for answer, row in zip(model.generate(cases), added, strict=True):
+        prompt = torch.from_numpy(answer.prompt).double()
+        assert row == pytest.approx([torch.cosine_similarity(prompt, item, dim=0).item() for item in alone], abs=1e-5)
 
 
 def test_garbage_is_scored_as_ties_and_said_loudly(tmp_path, caplog):

@@ -33,11 +33,15 @@ def test_targets_that_were_learned_are_refused(tmp_path):
         evaluate_run(first.folder, settings_for("CALRec", tmp_path, epochs=0, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}}))
     with pytest.raises(UserError, match="was trained on 40 of the 40 valid targets"):
         run_settings(settings_for("CALRec", tmp_path, init_from=first.folder.name, epochs=0, **temporal))
+    with pytest.raises(UserError, match="was trained on"):  # a backbone is a start as well
+        run_settings(settings_for("CALRec", tmp_path, backbone=f"run:{first.folder.name}", epochs=0, **temporal))
     early = run_settings(settings_for("CALRec", tmp_path, epochs=0, **temporal))
     later = settings_for("CALRec", tmp_path, epochs=0, init_from=early.folder.name, **temporal, **{"eval_args.part": "continue"})
     assert run_settings(later).row["cases"] == early.row["cases"]
-    third = settings_for("CALRec", tmp_path, epochs=0, init_from=run_settings(later).folder.name, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}})
-    with pytest.raises(UserError, match="was trained on"):  # by the run that it started from
+    write_cycle(tmp_path, name="other")
+    elsewhere = run_settings(settings_for("CALRec", tmp_path, "other", epochs=0, init_from=first.folder.name))
+    third = settings_for("CALRec", tmp_path, epochs=0, init_from=elsewhere.folder.name, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}})
+    with pytest.raises(UserError, match=f"{first.folder.name} was trained on"):  # through a run on other data
         run_settings(third)
 
 

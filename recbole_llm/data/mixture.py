@@ -6,7 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
+from ..config import moved
 from ..errors import UserError
+from . import samples
 from .splits import Cases, make_split
 from .tables import Tables
 from .text import ItemText
@@ -38,9 +40,6 @@ def configs(config) -> list:
 
     Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`.
     """
-    from .. import config as settings_module
-    from . import samples
-
     names = [samples.SAMPLES.get(name, name) for name in config["datasets"] or []]
     if not names:
         return [config]
@@ -49,9 +48,7 @@ def configs(config) -> list:
     found = [config]
     for name in dict.fromkeys(names):
         if name != samples.SAMPLES.get(config["dataset"], config["dataset"]):
-            settings = settings_module.moved(config["settings"] | {"data_name": None}, name)
-            own, folder = samples.locate(name, settings["data_path"])
-            found.append(settings_module.recbole_config(settings | {"dataset": own}, folder.resolve()))
+            found.append(samples.configured(moved(config["settings"] | {"data_name": None}, name) | {"dataset": name})[1])
     return found
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .. import registry, resources
 from ..checks import check_name
+from ..config import recbole_config
 from ..errors import UserError
 from .splits import Cases
 from .tables import Tables
@@ -35,6 +36,12 @@ def locate(dataset: str, data_path: str | Path, data_name: str | None = None) ->
     raise UserError(
         f"dataset {dataset!r}: expected {folder / files}.inter, {found}; put the file there, set --data_path, or take ml-100k or Pet, which need no file"
     )
+
+
+def configured(settings: dict):
+    """(name, RecBole config) for settings: where the dataset lies is settled, and a sample goes by its own name."""
+    name, folder = locate(settings["dataset"], settings["data_path"], settings["data_name"])
+    return name, recbole_config(settings | {"dataset": name}, folder.resolve())
 
 
 def _holds(folder: Path, name: str) -> bool:

@@ -67,8 +67,9 @@ class WriterModel(BackboneModel):
     def generate(self, cases: Cases) -> list[Answer]:
         """What the model writes for each case."""
         config = self.config
+        longest = self.catalogue.depth if config["decoding"] == "constrained" else config["max_new_tokens"]
         histories = ([self.sentences[item] for item in self.history(case, cases)] for case in range(len(cases)))
-        encoded = [self.encoder.encode(Example(self.template, tuple(items)), reserve=config["max_new_tokens"]) for items in histories]
+        encoded = [self.encoder.encode(Example(self.template, tuple(items)), reserve=longest) for items in histories]
         self.counts.update(cut_items=sum(tokens.cut for tokens in encoded), items=int((cases.end - cases.begin).sum()))
         self.counts.update(cut_users=sum(tokens.cut > 0 for tokens in encoded))
         prompts = [tokens.ids for tokens in encoded]
