@@ -15,13 +15,14 @@ def main():
     import torch
 
     import recbole_llm  # noqa: F401
-    from recbole_llm.backbone import Backbone, _scratch_causal, train_tokenizer
+    from recbole_llm.backbone import Backbone
     from recbole_llm.generation.sampling import sample, stream_key
+    from recbole_llm.scratch import causal_model, train_tokenizer
 
     torch.manual_seed(0)
     new, repeats = (8, 1) if args.small else (args.new, args.repeats)
     tokenizer = train_tokenizer((f"{number} {number * 7919}" for number in range(40_000)), VOCABULARY)
-    model = _scratch_causal(256, 4, VOCABULARY, tokenizer, 1024).eval()
+    model = causal_model("small", tokenizer, 1024).eval()
     model.get_output_embeddings().weight.data[tokenizer.eos_token_id] = 0.0
     never = torch.nn.Linear(256, VOCABULARY)
     never.weight.data = model.get_output_embeddings().weight.data

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import torch
 
-from . import adapters, store
+from . import adapters, scratch, store
 from .errors import UserError
 
-SCRATCH = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
-HEAD_WIDTH = 32
-PAD, END = "<|pad|>", "<|end|>"
 FOLDER = "backbone"  # of a run
 
 
@@ -57,22 +54,22 @@ def load_causal(name: str, texts: Iterable[str], *, saved: Path, max_length: int
     Parameters
     ----------
     name : a hub id or folder; `run:<id>` for the backbone another run trained; `scratch:tiny|small|base` for
-        random weights and a byte-level BPE tokenizer trained on `texts`.
+        random weights and a tokenizer trained on `texts`, see scratch.train_tokenizer.
     vocabulary : most tokens of a scratch tokenizer.
     """
     check_name(name, saved)
     kind, _, rest = name.partition(":")
     if kind == "scratch":
-        tokenizer = train_tokenizer(texts, vocabulary)
-        return Backbone(_scratch_causal(*SCRATCH[rest], len(tokenizer), tokenizer, max_length), tokenizer)
+        tokenizer = scratch.train_tokenizer(texts, vocabulary)
+        return Backbone(scratch.causal_model(rest, tokenizer, max_length), tokenizer)
     return load_folder(str(store.find_run(rest, saved) / FOLDER) if kind == "run" else name).merged()
 
 
 def check_name(name: str, saved: Path) -> None:
     """Raise UserError for a backbone that cannot be, as far as that can be seen without the network."""
     kind, _, rest = name.partition(":")
-    if kind == "scratch" and rest not in SCRATCH:
-        raise UserError(f"backbone: expected scratch:{' or scratch:'.join(SCRATCH)}, found {name!r}")
+    if kind == "scratch" and rest not in scratch.SIZES:
+        raise UserError(f"backbone: expected scratch:{' or scratch:'.join(scratch.SIZES)}, found {name!r}")
     if kind == "run":
         store.finished_run(store.find_run(rest, saved))
         name = str(store.find_run(rest, saved) / FOLDER)
@@ -110,29 +107,3 @@ def _quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def train_tokenizer(texts: Iterable[str], vocabulary: int):
-    """Byte-level BPE: any text can be written in it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[PAD, END], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
-
-
-def _scratch_causal(width: int, layers: int, vocabulary: int, tokenizer, max_length: int):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-            num_attention_heads=width // HEAD_WIDTH, max_position_embeddings=2 * max_length, tie_word_embeddings=True,
-            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )
-    )  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 Forward = Callable[[object, bool], tuple[torch.Tensor, torch.Tensor]]
+Join = Callable[[torch.Tensor], torch.Tensor]
 
 
 def in_batch_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -17,8 +18,8 @@ def in_batch_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: fl
     return F.cross_entropy(similarity.T, torch.arange(len(keys), device=keys.device))
 
 
-def backward(forward: Forward, batches: Sequence, join: Callable[[torch.Tensor], torch.Tensor] | None, scale: Callable = lambda loss: loss) -> float:
-    """Gradients of sum(own losses of the batches) + join(vectors of all batches), with one batch's graph in memory at a time.
+def backward(forward: Forward, batches: Sequence, join: Join | None, scale: Callable = lambda loss: loss, whole: bool = False) -> float:
+    """Gradients of sum(own losses of the batches) + join(vectors of all batches), with one batch's graph in memory at a time unless `whole`.
 
     Gradient caching (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021):
     vectors are computed without a graph, `join` gives their gradients, and each batch is run again with its share of them.
@@ -28,20 +29,24 @@ def backward(forward: Forward, batches: Sequence, join: Callable[[torch.Tensor],
     forward : (batch, own) -> (own loss, vectors [rows, ...]); the own loss is not looked at where `own` is False.
     join : None if no loss is taken over all rows.
     scale : a gradient scaler's `scale`.
+    whole : the graphs of all batches fit in memory together: nothing has to be run twice.
 
     Returns
     -------
     The value of the whole loss.
     """
     total = 0.0
-    if join is None or len(batches) == 1:
+    if join is None:
         for batch in batches:
-            loss, vectors = forward(batch, True)
-            if join is not None:
-                loss = loss + join(vectors)
+            loss, _ = forward(batch, True)
             scale(loss).backward()
             total += loss.item()
         return total
+    if whole or len(batches) == 1:
+        losses, parts = zip(*(forward(batch, True) for batch in batches), strict=True)
+        loss = sum(losses) + join(torch.cat(parts))
+        scale(loss).backward()
+        return loss.item()
     states, parts = [], []
     with torch.no_grad():
         for batch in batches:

@@ -45,6 +45,7 @@ class Prepared:
         keys = ["mask_history", "group_by_user"]
         mode = self.config["eval_args"]["mode"]["test"]
         keys += ["candidates_exclude", "candidate_seed"] if mode != "full" else []
+        keys += ["test_users"] if self.settings["test_users"] else []
         return {"fingerprint": self.tables.fingerprint, "split": self.settings["eval_args"], "evaluation": {key: self.settings[key] for key in keys}}
 
     def answer_keys(self) -> set[str]:
@@ -262,6 +263,10 @@ class Prepared:
             values |= metrics.list_metrics(top.items + 1, counts, cutoffs)
         met = [tables.item[end] in tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]
         values["targets_in_history"] = float(np.mean(met))
+        cold = counts[tables.item[cases.end] + 1] == 0  # nothing in training told of them
+        values["cold_targets"] = float(np.mean(cold))
+        if cold.any():
+            values |= {f"cold_{key}": value for key, value in metrics.evaluate(table.take(cold), ["Recall"], config["topk"]).items()}
         if config["eval_args"]["mode"][part] == "full" and not config["mask_history"] and not config["group_by_user"]:
             values |= {f"bayes_{key}": value for key, value in samples.bayes_bound(self.name, tables, cases, config["topk"]).items()}
         return {key: float(value) for key, value in values.items()}

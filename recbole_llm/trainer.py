@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .collate import by_length, pad
+from .collate import by_length, pad, shuffled_steps
 from .data.candidates import draw_candidates
+from .data.splits import draw
 from .errors import UserError
 from .evaluation import metrics
 from .evaluation.loop import TopLists, rank_cases
@@ -279,8 +280,7 @@ class LLMTrainer(Harness, stock.Trainer):
         config = self.config
         examples = self.model.training_examples(epoch_idx)
         size = [sum(map(len, group)) for group in examples]
-        order = np.random.default_rng([config["seed"], epoch_idx, 1]).permutation(len(examples))
-        steps = [order[at : at + config["train_batch_size"]] for at in range(0, len(order), config["train_batch_size"])]
+        steps = shuffled_steps(size, config["train_batch_size"], np.random.default_rng([config["seed"], epoch_idx, 1]))
         begin, total, groups = self.position
         self.position = (0, 0.0, 0)
         started = saved = time.perf_counter()
@@ -318,7 +318,8 @@ class LLMTrainer(Harness, stock.Trainer):
             return model.contrast(vectors[place].view(len(groups), -1, *vectors.shape[1:]))
 
         self.optimizer.zero_grad()
-        loss = backward(forward, batches, join if model.contrastive else None, self.scaler.scale)
+        whole = sum(batch.input_ids.numel() for batch in batches) <= self.config["pass_tokens"]
+        loss = backward(forward, batches, join if model.contrastive else None, self.scaler.scale, whole)
         self._check_nan(torch.tensor(loss))
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_norm:
@@ -341,11 +342,10 @@ class LLMTrainer(Harness, stock.Trainer):
 
     def ranked(self, eval_data):
         """Validation is on a fixed draw of users: choosing a checkpoint needs no more, and each costs decoding."""
-        dataset, most = eval_data._dataset, self.config["valid_users"]
-        if part_of(dataset) == "valid" and most and most < len(dataset.cases):
-            chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.cases))[:most])
+        dataset = eval_data._dataset
+        if part_of(dataset) == "valid":
             dataset = copy.copy(dataset)
-            dataset.cases = dataset.cases[chosen]
+            dataset.cases = draw(dataset.cases, self.config["valid_users"])
         return dataset
 
     def rank(self, eval_data, topk=0, show_progress=False):

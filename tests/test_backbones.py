@@ -4,8 +4,9 @@ import pytest
 import torch
 from worlds import FRUIT, settings_for, write_cycle
 
-from recbole_llm.backbone import PAD, load_folder, train_tokenizer
+from recbole_llm.backbone import load_folder
 from recbole_llm.runs import run_settings
+from recbole_llm.scratch import PAD, train_tokenizer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
 KINDS = {

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.backbone import train_tokenizer
-from recbole_llm.collate import IGNORED, Encoder, by_length, pad
+from recbole_llm.collate import IGNORED, PASS_TOKENS, Encoder, by_length, pad, roomy, shuffled_steps
 from recbole_llm.prompts import Example, Template
+from recbole_llm.scratch import train_tokenizer
 
 TEMPLATE = Template(
     head="This is the summary of a user's purchase history.",
@@ -121,5 +121,42 @@ def test_groups_of_like_length_keep_the_budget():
     assert sorted(np.concatenate(groups)) == list(range(200))
     for group in groups:
         assert lengths[group].max() * len(group) <= 1000 or len(group) == 1
-        assert lengths[group].min() >= 0.75 * lengths[group].max()
     assert max(map(len, by_length(lengths, 1000, most=3))) == 3
+    assert by_length([], 1000) == []
+
+
+@pytest.mark.parametrize(("budget", "most", "unit"), [(10**6, None, 8), (9000, None, 8), (1500, None, 1), (10**6, 3, 1)])
+def test_groups_are_the_cheapest_there_are(budget, most, unit):
+    """Against every way to cut a sorted list; eight rows of 900 tokens are not within 1,500."""
+    lengths = np.sort(np.random.default_rng(1).integers(1, 900, size=9 * unit - unit // 2))[::-1]
+
+    def cost(group):
+        return roomy(group[0]) * len(group) + PASS_TOKENS
+
+    costs = []
+    for cuts in range(2**8):
+        ends = [unit * (place + 1) for place in range(8) if cuts >> place & 1] + [len(lengths)]
+        groups = [lengths[begin:end] for begin, end in zip([0, *ends], ends)]
+        if all(len(group) <= unit or (roomy(group[0]) * len(group) <= budget and len(group) <= (most or 99)) for group in groups):
+            costs.append(sum(map(cost, groups)))
+    ours = [lengths[group] for group in by_length(lengths, budget, most)]
+    assert sum(map(cost, ours)) == min(costs)
+
+
+def test_room_is_an_eighth_at_most():
+    sizes = np.arange(1, 3000)
+    assert (roomy(sizes) >= sizes).all() and (roomy(sizes) * 8 <= sizes * 9).all() and len(set(roomy(sizes))) < 90
+    assert (roomy(roomy(sizes)) == roomy(sizes)).all() and roomy(129) == 144 and int(roomy(1)) == 1
+
+
+def test_steps_hold_every_row_once_and_like_lengths_together():
+    lengths = np.random.default_rng(0).integers(1, 400, size=1000)
+    steps = shuffled_steps(lengths, 10, np.random.default_rng(1))
+    assert sorted(np.concatenate(steps)) == list(range(1000)) and [len(step) for step in steps].count(10) == 100
+    assert np.mean([np.ptp(lengths[step]) for step in steps]) < 0.2 * np.ptp(lengths)
+    means = np.array([lengths[step].mean() for step in steps])
+    assert abs(np.corrcoef(means, np.arange(100))[0, 1]) < 0.3  # the order of the steps does not follow the length
+    again, other = (shuffled_steps(lengths, 10, np.random.default_rng(seed)) for seed in (1, 2))
+    assert all((a == b).all() for a, b in zip(steps, again, strict=True)) and not all((a == b).all() for a, b in zip(steps, other, strict=True))
+    assert [sorted(step) for step in shuffled_steps([5] * 3, 10, np.random.default_rng(0))] == [[0, 1, 2]]
+    assert shuffled_steps([], 10, np.random.default_rng(0)) == []

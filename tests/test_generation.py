@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.backbone import Backbone, load_causal, train_tokenizer
+from recbole_llm.backbone import Backbone, load_causal
 from recbole_llm.errors import UserError
 from recbole_llm.generation.cache import check
 from recbole_llm.generation.sampling import sample, stream_key, uniform
+from recbole_llm.scratch import train_tokenizer
 
 
 @pytest.fixture(scope="module")

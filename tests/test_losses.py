@@ -46,8 +46,13 @@ def test_cached_gradients_are_those_of_one_pass(dropout):
     whole = sum(loss for loss, _ in passes) + join(torch.cat([vectors for _, vectors in passes]))
     whole.backward()
     assert value == pytest.approx(whole.item())
-    for gradient, parameter in zip(cached, net.parameters(), strict=True):
-        assert torch.allclose(gradient, parameter.grad, atol=1e-6)  # the contrast is taken in float32
+    together = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    torch.manual_seed(1)
+    assert backward(forward, batches, join, whole=True) == pytest.approx(whole.item())
+    for gradient, expected, parameter in zip(cached, together, net.parameters(), strict=True):
+        assert torch.allclose(gradient, expected, atol=1e-6)  # the contrast is taken in float32
+        assert torch.allclose(parameter.grad, expected, atol=1e-6)
 
 
 def gradients(folder, **own):

@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import store
 from recbole_llm.errors import UserError
+from recbole_llm.evaluation.metrics import case_values
+from recbole_llm.evaluation.ranks import RankTable
+from recbole_llm.evaluation.significance import same_measure
 from recbole_llm.prepared import Prepared
 from recbole_llm.runs import evaluate_run, resume_run, run_settings
 
@@ -104,3 +108,33 @@ def test_the_bayes_bound_is_for_what_it_bounds(tmp_path):
     for name, more in {"plain": {}, "masked": {"mask_history": True}, "filtered": {"item_inter_num_interval": "[9,inf)"}}.items():
         rows[name] = run_settings(settings_for("LIR", tmp_path, "Pet", **own, **more)).row["test"]
     assert "bayes_ndcg@10" in rows["plain"] and not [key for name in ("masked", "filtered") for key in rows[name] if key.startswith("bayes_")]
+
+
+def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tmp_path):
+    write_cycle(tmp_path)
+    whole, *some = (run_settings(settings_for(model, tmp_path, epochs=0, **own)) for model, own in (
+        ("LIR", {}), ("LIR", {"test_users": 10}), ("SASRec", {"test_users": 10, "seed": 3}),
+    ))  # fmt: skip
+    tables = [RankTable.load(run.folder / "test.ranks.npz") for run in (whole, *some)]
+    assert [len(table) for table in tables] == [40, 10, 10] and [run.row["cases"] for run in (whole, *some)] == [40, 10, 10]
+    assert (tables[1].user == tables[2].user).all() and (tables[1].above == tables[0].take(np.isin(tables[0].user, tables[1].user)).above).all()
+    assert same_measure(some[0].row, some[1].row) is None and same_measure(whole.row, some[0].row)[0] == "evaluation.test_users"
+
+
+def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
+    """The cycle's last events become items of their own for four users; LIR ranks by words alone and can find them."""
+    write_cycle(tmp_path)
+    path = tmp_path / "cycle" / "cycle.inter"
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    for user in range(4):
+        lines[8 * (user + 1)][1] = f"new{user}"
+    path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    with open(path.with_suffix(".item"), "a") as file:
+        file.writelines(f"new{user}\tsomething else\tcars c\tbrand9\n" for user in range(4))
+    run = run_settings(settings_for("LIR", tmp_path))
+    table, test = RankTable.load(run.folder / "test.ranks.npz"), run.row["test"]
+    cold = np.char.startswith(table.target, "new")
+    assert cold.sum() == 4 and test["cold_targets"] == 0.1
+    for order in ("", "_opt", "_pes"):
+        assert test[f"cold_recall@10{order}"] == pytest.approx(case_values(table, f"recall@10{order}")[cold].mean())
+    assert "cold_recall@10" not in run_settings(settings_for("LIR", write_cycle(tmp_path / "other"))).row["test"]

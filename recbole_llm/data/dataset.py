@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from ..errors import UserError
-from .splits import Cases, Split, make_split
+from .splits import Cases, Split, draw, make_split
 from .tables import Source, Tables, load
 
 CASE_BEGIN, CASE_END = "case_begin", "case_end"
@@ -172,7 +172,8 @@ class TableMixin:
         if hasattr(self, "neg_item_list"):  # DIEN: one sampled negative per event
             self.neg_item_list = torch.as_tensor(self.neg_item_list)[order]
         args = self.config["eval_args"]
-        self.split = make_split(tables, args["split"], args.get("part", "pretrain"))
+        split = make_split(tables, args["split"], args.get("part", "pretrain"))
+        self.split = replace(split, test=draw(split.test, self.config["test_users"] or 0))
         return [self._part(cases, train=cases is self.split.train) for cases in (self.split.train, self.split.valid, self.split.test)]
 
     def _part(self, cases: Cases, train: bool):

@@ -43,6 +43,13 @@ def whole_history(tables: Tables, rows: np.ndarray) -> Cases:
     return Cases(user, tables.start[user], rows.astype(np.int64))
 
 
+def draw(cases: Cases, most: int) -> Cases:
+    """At most so many of them (0: all), in their order; the same ones for every model and seed."""
+    if not most or len(cases) <= most:
+        return cases
+    return cases[np.sort(np.random.default_rng(0).permutation(len(cases))[:most])]
+
+
 def make_split(tables: Tables, split: dict, part: str = "pretrain") -> Split:
     """Cut a dataset by `eval_args.split`, a dict with one entry:
 

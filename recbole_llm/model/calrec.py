@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..collate import IGNORED, Tokens
+from ..collate import IGNORED, Tokens, roomy
 from ..data.mixture import Corpus, draw_users
 from ..losses import in_batch_contrast
 from ..prompts import Example
@@ -61,8 +61,11 @@ class CALRec(WriterModel):
         learned = labels != IGNORED
         if not own or not learned.any():
             return vectors.sum() * 0.0, vectors
-        logits = self.bundle.logits(hidden[:, :-1][learned])
-        loss = F.cross_entropy(logits.float(), labels[learned], reduction="sum")
+        place = learned.flatten().nonzero()[:, 0]
+        place = F.pad(place, (0, int(roomy(len(place))) - len(place)))
+        logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[place])
+        own = F.pad(labels[learned], (0, len(place) - int(learned.sum())), value=IGNORED)
+        loss = F.cross_entropy(logits.float(), own, reduction="sum", ignore_index=IGNORED)
         return (1 - self.config["alpha"] - self.config["beta"]) * loss, vectors
 
     def contrast(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..collate import by_length, pad
+from ..collate import by_length, pad, pieces
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
 from ..errors import UserError
@@ -49,7 +49,7 @@ class WriterModel(BackboneModel):
         self.first, self.same = self.text.unique
         self.match = MATCHES[config["match"]](self.text, config)
         self.lists: StoredLists | None = None
-        self.load_backbone([*(text for corpus in self.corpora for text in corpus.sentences), *vars(self.template).values()])
+        self.load_backbone(pieces(self.template, [text for corpus in self.corpora for text in corpus.sentences]))
 
     @property
     def sentences(self) -> list[str]:

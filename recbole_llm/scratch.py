@@ -1,0 +1,74 @@
+"""Backbones without a hub: random weights, and a tokenizer trained on what the model is going to read."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+SIZES = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
+HEAD_WIDTH = 64
+PAD, END = "<|pad|>", "<|end|>"
+PHRASE_USES = 10  # a phrase that fewer texts share would be an item's name rather than its description
+
+
+def causal_model(size: str, tokenizer, max_length: int):
+    """A LlamaForCausalLM of one of SIZES with random weights, for texts of `max_length` tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, layers = SIZES[size]
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+            num_attention_heads=width // HEAD_WIDTH, max_position_embeddings=2 * max_length, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int):
+    """Byte-level BPE whose tokens may be phrases (SuperBPE, Liu et al. 2025): any text can be written in it.
+
+    Half of the vocabulary is ordinary BPE within words; the rest are merges across words, so that the sentences of a
+    template and a catalogue's categories and brands are one token each: half the tokens and less for item texts.
+
+    Parameters
+    ----------
+    texts : what the model reads, piece by piece, each as often as it is to count.
+    vocabulary : most tokens, the 256 bytes and two special ones included.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = Counter(texts)
+    special, alphabet = [PAD, END], pre_tokenizers.ByteLevel.alphabet()
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fewest = len(special) + len(alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=(fewest + vocabulary) // 2, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    words.train_from_iterator(texts.elements(), trainer)
+    vocab, merges = _model(words)
+    for left, right in _phrases([(words.encode(text).ids, count) for text, count in texts.items()], vocab, vocabulary):
+        merges.append((left, right))
+        vocab.setdefault(left + right, len(vocab))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+
+
+def _model(tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    model = json.loads(tokenizer.to_str())["model"]
+    return dict(model["vocab"]), [tuple(pair) for pair in model["merges"]]
+
+
+def _phrases(texts: Sequence[tuple[list[int], int]], vocab: dict[str, int], vocabulary: int) -> list[tuple[str, str]]:
+    """The merges across words, most frequent first: BPE again, over texts whose letters are the tokens of words."""
+    from tokenizers import Tokenizer, models, trainers
+
+    first = 0x10000  # no code point from here on is taken apart or put together by anything
+    letters = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, min_frequency=PHRASE_USES, show_progress=False)
+    letters.train_from_iterator(("".join(chr(first + token) for token in ids) for ids, count in texts for _ in range(count)), trainer)
+    names = {index: token for token, index in vocab.items()}
+    merges = [tuple("".join(names[ord(letter) - first] for letter in part) for part in pair) for pair in _model(letters)[1]]
+    return merges[: max(0, vocabulary - len(vocab))]
