@@ -22,7 +22,14 @@ def arguments(text: str, **defaults):
 def machine() -> dict:
     import torch
 
-    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__} | gpu
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resident() -> float:
@@ -49,9 +56,13 @@ def in_child(script: str, **given) -> dict:
 
 
 def timed(function, *args):
-    """(seconds, result)."""
+    """(seconds, result), of work on a GPU as well."""
+    torch = sys.modules.get("torch")  # who has not imported it has nothing on a GPU
+    wait = torch.cuda.synchronize if torch and torch.cuda.is_available() else lambda: None
+    wait()
     started = time.perf_counter()
     result = function(*args)
+    wait()
     return time.perf_counter() - started, result
 
 

@@ -4,7 +4,7 @@ Width 256 x 4 layers, 384 prompt tokens, 48 new tokens that the end token cannot
 samples begin alike: a trained model's do, and ours computes equal beginnings once.
 """
 
-from common import arguments, finish, timed
+from common import arguments, device, finish, timed
 
 VOCABULARY = 4096
 
@@ -21,19 +21,20 @@ def main():
 
     torch.manual_seed(0)
     new, repeats = (8, 1) if args.small else (args.new, args.repeats)
-    tokenizer = train_tokenizer((f"{number} {number * 7919}" for number in range(40_000)), VOCABULARY)
-    model = causal_model("small", tokenizer, 1024).eval()
+    tokenizer = train_tokenizer((f"{number} {number * 7919}" for number in range(40_000) for _ in range(10)), VOCABULARY)
+    assert len(tokenizer) == VOCABULARY
+    model = causal_model("small", tokenizer, 1024).eval().to(device())
     model.get_output_embeddings().weight.data[tokenizer.eos_token_id] = 0.0
-    never = torch.nn.Linear(256, VOCABULARY)
+    never = torch.nn.Linear(256, VOCABULARY, device=device())
     never.weight.data = model.get_output_embeddings().weight.data
-    never.bias.data = torch.zeros(VOCABULARY).index_fill(0, torch.tensor([tokenizer.eos_token_id]), -1e9)
+    never.bias.data.zero_()[tokenizer.eos_token_id] = -1e9
     model.set_output_embeddings(never)
     backbone = Backbone(model, tokenizer)
     prompt = np.random.default_rng(0).integers(2, VOCABULARY, size=args.prompt)
     keys = np.array([stream_key(0, "bench")])
 
     def theirs():
-        ids = torch.from_numpy(prompt)[None]
+        ids = torch.from_numpy(prompt)[None].to(device())
         with torch.no_grad():
             model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.5, top_k=0, num_return_sequences=args.samples, max_new_tokens=new,
@@ -46,7 +47,7 @@ def main():
 
     rows = []
     for precision in ("fp32", "bf16"):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device(), torch.bfloat16, enabled=precision == "bf16"):
             for side in (theirs, ours):
                 side()
             runs = [(timed(theirs)[0], timed(ours)[0]) for _ in range(repeats)]

@@ -30,8 +30,8 @@ def main():
 
         def plain():
             for batch in batches:
-                padded = pad([text for (text,) in batch], pad_id=model.bundle.tokenizer.pad_token_id)
-                mask = (torch.arange(padded.input_ids.shape[1]) < padded.lengths[:, None]).long()
+                padded = pad([text for (text,) in batch], pad_id=model.bundle.tokenizer.pad_token_id).to(model.device)
+                mask = (torch.arange(padded.input_ids.shape[1], device=model.device) < padded.lengths[:, None]).long()
                 optimizer.zero_grad()
                 model.backbone(input_ids=padded.input_ids, attention_mask=mask, labels=padded.labels).loss.backward()
                 optimizer.step()

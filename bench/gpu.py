@@ -1,0 +1,133 @@
+"""On a GPU: are the numbers right, how fast is it, and how good do larger models get?
+
+    python bench/gpu.py --part=all --data=FOLDER --saved=FOLDER --minutes=20
+
+check: decoding and a training step in fp32 against the CPU. speed: generate.py and train.py. quality: CALRec on Scientific, in the
+order of RUNS until the time is used up; called again with the same --saved it goes on where it stopped. FOLDER of --data holds
+Scientific/, and Office/ and Games-6k/ for the two-stage run. The last line has everything that was found.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import arguments, device, finish
+
+COMMON = {"precision": "bf16", "train_batch_size": 128, "eval_step": 5, "valid_users": 2000, "alpha": 0.0, "beta": 0.0, "show_progress": False}
+RUNS = {
+    "small": {"backbone": "scratch:small", "epochs": 40, "learning_rate": 0.003},
+    "base": {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001},
+    "base, contrastive": {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001, "alpha": 0.125, "beta": -0.025},
+    "base, two stages": {
+        "backbone": "scratch:base", "stages": ["joint", "target"],
+        "stage_settings": {
+            "joint": {"datasets": ["Scientific", "Office", "Games-6k"], "epochs": 20, "learning_rate": 0.001},
+            "target": {"datasets": None, "select_on": None, "epochs": 20, "learning_rate": 0.0005},
+        },
+    },
+}  # fmt: skip
+ANSWERS = {"sample": {}, "constrained": {"decoding": "constrained"}, "constrained, blend 1": {"decoding": "constrained", "blend": 1.0}}
+
+
+def check() -> list[dict]:
+    """Differences between this device and the CPU, in fp32 without TensorFloat-32."""
+    import copy
+
+    import numpy as np
+    import torch
+
+    from recbole_llm import config as settings
+    from recbole_llm.backbone import Backbone
+    from recbole_llm.generation.beam import Catalogue, search
+    from recbole_llm.generation.sampling import sample, stream_key
+    from recbole_llm.prepared import Prepared
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"checkpoint_dir": folder, "show_progress": False, "train_batch_size": 32}
+        _, trainer, _ = Prepared(settings.resolve("CALRec", "Pet", [], own)).build()
+        model = trainer.model
+        groups = model.training_examples(0)[:32]
+        before = copy.deepcopy(model.state_dict())
+        losses, gradients = [], []
+        for where in (device(), "cpu"):
+            model.load_state_dict(before)
+            model.to(where)
+            model.device = trainer.device = torch.device(where)
+            trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            losses.append(trainer._step(groups))
+            gradients.append([parameter.grad.cpu().clone() for parameter in model.parameters()])
+        largest = max((a - b).abs().max().item() / b.abs().max().item() for a, b in zip(*gradients, strict=True) if b.abs().max() > 0)
+        rows = [{"check": "training step", "loss": abs(losses[0] / losses[1] - 1), "gradient": largest}]
+        catalogue = Catalogue([model.encoder.item(text) for text in model.sentences])
+        prompts = [group[0].ids for group in groups[:8]]
+        found = []
+        for where in (device(), "cpu"):
+            backbone = Backbone(model.bundle.model.to(where).eval(), model.bundle.tokenizer)
+            keys = np.array([stream_key(0, str(number)) for number in range(len(prompts))])
+            drawn = sample(backbone, prompts, keys, samples=8, temperature=0.5, max_new=40)
+            reached = search(backbone, prompts, catalogue, 16)
+            found.append(([ids.tolist() for one in drawn for ids in one.ids], np.concatenate([one.logprobs for one in drawn]),
+                          np.concatenate([one.logprobs for one in reached])))  # fmt: skip
+        (texts, logprobs, beams), (texts_cpu, logprobs_cpu, beams_cpu) = found
+        same = np.array([a == b for a, b in zip(texts, texts_cpu, strict=True)])
+        rows.append({"check": "sampling", "same_texts": float(same.mean()), "logprob": float(np.abs(logprobs - logprobs_cpu)[same].max())})
+        rows.append({"check": "beams", "logprob": float(np.abs(beams - beams_cpu).max())})
+    return rows
+
+
+def speed(small: bool) -> list[dict]:
+    """The rows of the two benches, each in its own process."""
+    rows = []
+    for script in ("generate.py", "train.py"):
+        command = [sys.executable, str(Path(__file__).with_name(script)), *["--small"] * small]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else {"rows": [{"error": done.stderr[-500:]}]}
+        rows += [{"bench": script} | row for row in result["rows"]]
+    return rows
+
+
+def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
+    """Validation and test of every run and way to answer that was finished in time."""
+    from recbole_llm import config as settings
+    from recbole_llm.runs import evaluate_run, run_settings
+
+    rows = []
+    tiny = {"epochs": 1, "test_users": 20, "valid_users": 20, "samples": 4, "valid_samples": 2, "stages": None} if small else {}
+    for name, own in list(RUNS.items())[: 1 if small else None]:
+        given = COMMON | own | tiny | {"data_path": data, "checkpoint_dir": saved}
+        for answer, more in ANSWERS.items():
+            if time.perf_counter() > ends:
+                return rows
+            started = time.perf_counter()
+            resolved = settings.resolve("CALRec", "Pet" if small else "Scientific", [], given | more)
+            run = run_settings(resolved | {key: settings.resolve("CALRec", resolved["dataset"], [], given)[key] for key in more})
+            run = evaluate_run(run.folder, resolved) if more else run
+            keep = {f"{part} {key}": run.row[part][key] for part in ("valid", "test") for key in ("ndcg@10_opt", "ndcg@10_pes", "recall@1", "recall@10")
+                    if part in run.row}  # fmt: skip
+            rows.append({"run": name, "decoding": answer, "seconds": round(time.perf_counter() - started), "best_epoch": run.row["best_epoch"]} | keep)
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main():
+    args = arguments(__doc__, part="all", data="dataset", saved="", minutes=20.0)
+    ends = time.perf_counter() + 60 * args.minutes
+    import recbole_llm  # noqa: F401
+
+    wanted = ("check", "speed", "quality") if args.part == "all" else (args.part,)
+    with tempfile.TemporaryDirectory() as temporary:
+        parts = {"check": check, "speed": lambda: speed(args.small), "quality": lambda: quality(args.data, args.saved or temporary, ends, args.small)}
+        rows = []
+        for part in wanted:
+            rows += [{"part": part} | row for row in parts[part]()]
+            print(json.dumps(rows), flush=True)
+    ratio = next((row["ratio"] for row in rows if "ratio" in row), None)
+    finish(bench="gpu", ratio=ratio, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
