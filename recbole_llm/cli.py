@@ -14,7 +14,7 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
   --model=CALRec --dataset=Pet [--key=value ...]     train, evaluate, store, print (beside Pop and LIR)
   compare --models=Pop,LIR,CALRec --dataset=Pet [--CALRec.epochs=3] [--seeds=1,2,3]
   compare --runs=RUN,RUN                             paired tests between any finished runs
-  evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20]
+  evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10]
 
 Any setting is --key=value, with dots into groups: --eval_args.mode=uni20; --print_config shows them all."""
@@ -174,14 +174,16 @@ def _compare_runs(names: list[str], saved: Path) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    args, settings = _arguments(argv, checkpoint="run to evaluate, by folder or id", dataset="another dataset")
+    args, settings = _arguments(argv, checkpoint="run to evaluate, by folder or id", dataset="another dataset", on="test, or valid: what settings are chosen by")
+    if args.on not in (None, "test", "valid"):
+        raise UserError(f"--on: expected test or valid, found {args.on!r}")
     folder, stored = _stored(_need(args.checkpoint, "checkpoint"), args.config_files.split(), settings, args.dataset)
     if args.print_config:
         return _print_config(stored)
     from .compare import show, table_of
     from .runs import evaluate_run
 
-    run = evaluate_run(folder, stored)
+    run = evaluate_run(folder, stored, args.on or "test")
     show(table_of({stored["model"]: [run]}))
     print(f"run: {run.folder}")
     return 0

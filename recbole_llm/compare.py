@@ -30,11 +30,13 @@ def table_of(runs: dict[str, list[Run]]) -> Table:
     first = every[0].row
     _check_same(every)
     tables = _paired_ranks(runs) if len(every) > 1 else {}
-    results = {name: [run.row["test"] for run in group] for name, group in runs.items()}
-    columns = [column for column in COLUMNS if all(column in run.row["test"] for run in every)]
-    bounds = {"Bayes (expected)": {key.removeprefix("bayes_"): value for key, value in first["test"].items() if key.startswith("bayes_")}}
+    results = {name: [run.values for run in group] for name, group in runs.items()}
+    columns = [column for column in COLUMNS if all(column in run.values for run in every)]
+    bounds = {"Bayes (expected)": {key.removeprefix("bayes_"): value for key, value in every[0].values.items() if key.startswith("bayes_")}}
     mode = first["split"]["mode"]
-    title = f"{first['dataset']}: {first['cases']} test cases, {mode.get('test', mode.get('valid')) if isinstance(mode, dict) else mode}"
+    if isinstance(mode, dict):
+        mode = mode.get(every[0].part, next(iter(mode.values())))
+    title = f"{first['dataset']}: {first['cases']} {every[0].part} cases, {mode}"
     grouped = bool((first.get("evaluation") or {}).get("group_by_user"))
     marks, notes = _significance(results, tables, columns, grouped) if len(runs) > 1 else ({}, [])
     for name, group in runs.items():

@@ -144,8 +144,8 @@ class Prepared:
         model, loaders = self.make_model()
         return model, self.make_trainer(model), loaders
 
-    def restore(self, folder: Path, done: dict):
-        """`make_model` with the weights of a finished run. Raises UserError if they belong to other data."""
+    def restore(self, folder: Path, done: dict, part: str = "test"):
+        """`make_model` with the weights of a finished run. Raises UserError if they belong to other data, or have seen the targets of `part`."""
         from .trainer import load_weights
 
         if self.settings["model"] not in registry.OURS and self.tables.fingerprint != done["data"]:
@@ -153,7 +153,7 @@ class Prepared:
                 f"{folder.name} was trained on {done['row']['dataset']} ({done['data']}), not on {self.name} ({self.tables.fingerprint}): "
                 f"{self.settings['model']} knows items by number and cannot change data"
             )
-        self.check_unseen([folder], ("test",))
+        self.check_unseen([folder], (part,))
         model, loaders = self.make_model()
         load_weights(model, folder)
         return model, loaders

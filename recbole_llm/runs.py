@@ -20,10 +20,20 @@ class Run:
     folder: Path
     row: dict  # as in results.jsonl
 
-    def ranks(self, part: str = "test"):
+    @property
+    def part(self) -> str:
+        """"test", or "valid" for an evaluation on validation cases alone."""
+        return self.row.get("part", "test")
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Its metrics."""
+        return self.row[self.part]
+
+    def ranks(self):
         from .evaluation.ranks import RankTable
 
-        return RankTable.load(self.folder / store.RANKS.format(part=part))
+        return RankTable.load(self.folder / store.RANKS.format(part=self.part))
 
 
 def run_model(model: str, dataset: str, files: list[str] = (), overrides: dict | None = None) -> Run:
@@ -111,10 +121,10 @@ def _already(log: RunLog, folder: Path, done: dict) -> Run:
     return Run(folder, done["row"])
 
 
-def evaluate_run(folder: Path, settings: dict) -> Run:
+def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
     """Evaluate a finished run with other evaluation settings, or a text model on another dataset.
 
-    The result is stored in a folder of its own below the run. Raises UserError if the weights belong to other data
+    part : "test", or "valid": what settings of answering are chosen by, on the cases a run's own validation has. The result is stored in a folder of its own below the run. Raises UserError if the weights belong to other data
     or have seen the targets, or for a setting that only training reads.
     """
     done = store.finished_run(folder)
@@ -122,26 +132,29 @@ def evaluate_run(folder: Path, settings: dict) -> Run:
     allowed = prepared.answer_keys()
     if wrong := [key for key in settings if settings[key] != done["settings"].get(key) and key not in allowed]:
         raise UserError(f"{', '.join(wrong)}: {folder.name} is trained already; evaluate takes settings of data, evaluation and answering alone")
-    target = folder / f"evaluate-{prepared.hash}"
+    target = folder / (f"evaluate-{prepared.hash}" if part == "test" else f"evaluate-{part}-{prepared.hash}")
     with RunLog() as log:
-        if prepared.hash == done["row"]["hash"]:
+        if prepared.hash == done["row"]["hash"] and part == "test":
             return _already(log, folder, done)
         if known := store.read_run(target):
             return _already(log, target, known)
         prepared.check()
-        model, (_, _, test_data) = prepared.restore(folder, done)
+        model, (_, valid_data, test_data) = prepared.restore(folder, done, part)
+        data = {"valid": valid_data, "test": test_data}[part]
+        if not len(data._dataset.cases):
+            raise UserError(f"the split {prepared.config['eval_args']['split']} has no {part} case")
         prepared.config["run_folder"] = str(target)
         with store.locked(target, log.info):
             log.start(target)
             trainer = prepared.make_trainer(model)
             started = time.perf_counter()
-            values = prepared.evaluate(trainer, test_data, target, "test")
+            values = prepared.evaluate(trainer, data, target, part)
             row = done["row"] | prepared.measure | {
-                "run": f"{folder.name}/{target.name}", "dataset": prepared.name, "hash": prepared.hash, "test": values,
-                "cases": len(test_data._dataset.cases), "versions": store.versions(),
-                "seconds": {"test": round(time.perf_counter() - started, 2)}, "memory_mib": {"test": store.peak_memory()}, "rates": prepared.rates(model),
+                "run": f"{folder.name}/{target.name}", "dataset": prepared.name, "hash": prepared.hash,
+                "cases": len(trainer.ranked(data).cases), "versions": store.versions(),
+                "seconds": {part: round(time.perf_counter() - started, 2)}, "memory_mib": {part: store.peak_memory()}, "rates": prepared.rates(model),
             }  # fmt: skip
-            row.pop("valid", None)
+            row = {key: value for key, value in row.items() if key not in ("valid", "test")} | {part: values} | ({"part": part} if part == "valid" else {})
             record = {"status": "finished", "settings": settings, "versions": row["versions"], "data": prepared.tables.fingerprint, "row": row}
             store.write_json(target / store.RUN, record)
             store.append_result(folder.parent, row)

@@ -159,7 +159,7 @@ class FakeRun:
             "evaluation": {"mask_history": False, "group_by_user": False},
         } | row  # fmt: skip
         grouped = (self.row["evaluation"] or {}).get("group_by_user", False)
-        self.row["test"] = evaluate(self.table, ["ndcg"], [10], grouped) | dict(test)
+        self.part, self.values = "test", evaluate(self.table, ["ndcg"], [10], grouped) | dict(test)
 
     def ranks(self):
         return self.table

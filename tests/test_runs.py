@@ -10,6 +10,8 @@ import pytest
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import store
+from recbole_llm.cli import main
+from recbole_llm.compare import table_of
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
 from recbole_llm.evaluation.ranks import RankTable
@@ -138,3 +140,24 @@ def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
     for order in ("", "_opt", "_pes"):
         assert test[f"cold_recall@10{order}"] == pytest.approx(case_values(table, f"recall@10{order}")[cold].mean())
     assert "cold_recall@10" not in run_settings(settings_for("LIR", write_cycle(tmp_path / "other"))).row["test"]
+
+
+def test_validation_cases_can_be_evaluated_on_their_own(tmp_path):
+    """With nothing changed they give what the run's own validation gave, and never stand in a table of test cases."""
+    write_cycle(tmp_path)
+    settings = settings_for("CALRec", tmp_path, epochs=1)
+    run = run_settings(settings)
+    again = evaluate_run(run.folder, settings, "valid")
+    assert again.values == run.row["valid"] and "test" not in again.row and again.part == "valid" and again.row["cases"] == 40
+    assert "40 valid cases" in table_of({"a": [again]}).title and "40 test cases" in table_of({"a": [run]}).title
+    other = evaluate_run(run.folder, settings | {"decoding": "constrained"}, "valid")
+    assert len(table_of({"a": [again], "b": [other]}).rows) == 2 and other.folder != again.folder
+    with pytest.raises(UserError, match="one table needs one part"):
+        table_of({"a": [again], "b": [run]})
+    with pytest.raises(UserError, match="rerank_from: part is valid"):
+        run_settings(settings_for("CALRec", tmp_path, epochs=0, rerank_from=str(again.folder)))
+    last = run_settings(settings_for("LIR", tmp_path, **{"eval_args.split": {"LS": "test_only"}}))
+    with pytest.raises(UserError, match="has no valid case"):
+        evaluate_run(last.folder, settings_for("LIR", tmp_path, **{"eval_args.split": {"LS": "test_only"}}), "valid")
+    assert main(["evaluate", f"--checkpoint={run.folder}", "--on=train"]) == 2
+    assert main(["evaluate", f"--checkpoint={run.folder}", "--on=valid", f"--data_path={tmp_path}"]) == 0

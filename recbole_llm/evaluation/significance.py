@@ -33,9 +33,9 @@ class Interval(NamedTuple):
 def same_measure(a: dict, b: dict) -> tuple | None:
     """What two result rows measure differently, as (key, value of a, value of b), or None; a row may be still to come.
 
-    Read of a row: fingerprint, split, evaluation. `mode: full` is the same as full for validation and for test.
+    Read of a row: fingerprint, split, evaluation, part. `mode: full` is the same as full for validation and for test.
     """
-    for key in ("fingerprint", "split", "evaluation"):
+    for key in ("fingerprint", "split", "evaluation", "part"):
         one, other = (_spelt_out(row.get(key)) for row in (a, b))
         if isinstance(one, dict) and isinstance(other, dict):
             for inner in one | other:
