@@ -174,7 +174,7 @@ def _compare_runs(names: list[str], saved: Path) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    args, settings = _arguments(argv, checkpoint="run to evaluate, by folder or id", dataset="another dataset", on="test, or valid: what settings are chosen by")
+    args, settings = _arguments(argv, checkpoint="run to evaluate, by folder or id", dataset="another dataset", on="test, or valid to choose settings")
     if args.on not in (None, "test", "valid"):
         raise UserError(f"--on: expected test or valid, found {args.on!r}")
     folder, stored = _stored(_need(args.checkpoint, "checkpoint"), args.config_files.split(), settings, args.dataset)

@@ -124,7 +124,9 @@ def _already(log: RunLog, folder: Path, done: dict) -> Run:
 def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
     """Evaluate a finished run with other evaluation settings, or a text model on another dataset.
 
-    part : "test", or "valid": what settings of answering are chosen by, on the cases a run's own validation has. The result is stored in a folder of its own below the run. Raises UserError if the weights belong to other data
+    part : "test", or "valid", by which settings of answering are chosen: the cases that the run's own validation has.
+
+    The result is stored in a folder of its own below the run. Raises UserError if the weights belong to other data
     or have seen the targets, or for a setting that only training reads.
     """
     done = store.finished_run(folder)
