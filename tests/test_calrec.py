@@ -24,9 +24,9 @@ def windows(model, epoch):
     """(begin, end) event rows of each example, by watching what is encoded."""
     seen, inner = [], model._group
 
-    def watch(corpus, row, learned):
+    def watch(corpus, row, *rest):
         seen.append((corpus.cases.begin[row], corpus.cases.end[row]))
-        return inner(corpus, row, learned)
+        return inner(corpus, row, *rest)
 
     model._group = watch
     model.training_examples(epoch)
