@@ -46,18 +46,18 @@ class CALRec(WriterModel):
         return groups
 
     def _group(self, corpus: Corpus, row: int, learned: np.ndarray | None, rng: np.random.Generator) -> tuple[tuple[Tokens, ...], int]:
-        """The texts of one case and the oldest event in them; learned: bool [events], whose texts are training targets beside the case's own."""
+        """The texts of one case and the oldest event that had room in them; learned: bool [events], whose texts are training targets beside the case's own."""
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
         kept = rng.random(end - begin) >= self.config["item_dropout"]
         events = begin + np.flatnonzero(kept if kept.any() else ~kept)
         texts = [corpus.sentences[item] for item in corpus.tables.item[[*events, end]]]
         flags = None if learned is None else tuple(learned[events].tolist())
         tokens = self.encoder.encode(Example(self.template, tuple(texts[:-1]), texts[-1], flags))
-        return ((tokens, self.encoder.alone(texts[-1])) if self.contrastive else (tokens,)), events[tokens.cut]
+        return ((tokens, self.encoder.alone(texts[-1])) if self.contrastive else (tokens,)), events[tokens.cut] if tokens.cut else begin
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""
-        hidden = self.hidden(batch)
+        hidden = F.dropout(self.hidden(batch), self.config["dropout"], self.training)
         vectors = batch.means(hidden)
         labels = batch.labels[:, 1:]
         learned = labels != IGNORED
