@@ -152,22 +152,6 @@ def test_a_hub_id_goes_to_the_hub(monkeypatch, tmp_path):
     assert asked == ["Qwen/Qwen2.5-0.5B"]
 
 
-def test_dropout_is_for_training_alone(tmp_path):
-    """A share of 0 changes nothing; with more, training passes differ from each other and answers do not."""
-    write_cycle(tmp_path)
-    losses = {}
-    for share in (0.0, 0.5):
-        _, model, trainer, (_, _, test) = prepared("CALRec", tmp_path, dropout=share)
-        group = model.training_examples(0)[:4]
-        trainer.optimizer.step = lambda *args: None
-        model.train()
-        losses[share] = [trainer._step(group) for _ in range(2)]
-        cases = test._dataset.cases[:4]
-        model.eval()
-        assert (model.score(cases) == model.score(cases)).all()
-    assert losses[0.0][0] == losses[0.0][1] != losses[0.5][0] != losses[0.5][1]
-
-
 @pytest.mark.parametrize("targets", ["all", "last"])
 def test_items_are_left_out_of_histories_at_random(tmp_path, targets):
     """Their share is as asked, the newest target always stays, what stays keeps its order, and some of the history is left."""

@@ -57,7 +57,7 @@ class CALRec(WriterModel):
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""
-        hidden = F.dropout(self.hidden(batch), self.config["dropout"], self.training)
+        hidden = self.hidden(batch)
         vectors = batch.means(hidden)
         labels = batch.labels[:, 1:]
         learned = labels != IGNORED

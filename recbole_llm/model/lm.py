@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.nn.functional as F
-
 from ..adapters import add_lora, refuse_scratch
 from ..backbone import FOLDER, Backbone, check_name, load_causal, load_folder
 from ..collate import Encoder
@@ -33,8 +31,6 @@ class BackboneModel(TextModel):
 
     def use(self, bundle: Backbone) -> None:
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
-        share = self.config["dropout"]
-        bundle.model.get_input_embeddings().register_forward_hook(lambda module, _, output: F.dropout(output, share, module.training))
         self.encoder = Encoder(bundle.tokenizer, self.config["max_length"])
 
     def start_from(self, folder: Path) -> None:
