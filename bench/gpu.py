@@ -121,12 +121,12 @@ def main():
     wanted = ("check", "speed", "quality") if args.part == "all" else (args.part,)
     with tempfile.TemporaryDirectory() as temporary:
         parts = {"check": check, "speed": lambda: speed(args.small), "quality": lambda: quality(args.data, args.saved or temporary, ends, args.small)}
-        rows = []
+        found = {}
         for part in wanted:
-            rows += [{"part": part} | row for row in parts[part]()]
-            print(json.dumps(rows), flush=True)
-    ratio = next((row["ratio"] for row in rows if "ratio" in row), None)
-    finish(bench="gpu", ratio=ratio, rows=rows)
+            found[part] = parts[part]()
+            print(json.dumps({part: found[part]}), flush=True)
+    rows = found.pop("speed", [])
+    finish(bench="gpu", ratio=rows[0].get("ratio") if rows else None, rows=rows, **found)
 
 
 if __name__ == "__main__":
