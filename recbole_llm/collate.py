@@ -10,7 +10,7 @@ import torch
 from .prompts import Example, Template, prefix
 
 IGNORED = -100  # label of a token that is not learned
-PASS_TOKENS = 256  # what a pass costs beside its tokens, in tokens
+PASS_COST = 256  # what a pass costs beside its tokens, in tokens
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> l
     """Indices in groups of similar length, longest first, for passes that cost as little as can be.
 
     A padded group stays within `budget` tokens (one row may exceed it) and `most` rows. A pass costs its padded
-    tokens and PASS_TOKENS more, so that short rows are worth a pass of their own only where it saves more than that.
+    tokens and PASS_COST more, so that short rows are worth a pass of their own only where it saves more than that.
     Rows are dealt in eights where the budget has room for eight, since kernels are made for each shape.
     """
     lengths = np.asarray(lengths)
@@ -157,7 +157,7 @@ def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> l
         while lowest < last and (longest[begins[lowest]] * (end - begins[lowest]) > budget or end - begins[lowest] > (most or end)):
             lowest += 1
         first = begins[lowest : last + 1]
-        own = cost[lowest : last + 1] + longest[first] * (end - first) + PASS_TOKENS
+        own = cost[lowest : last + 1] + longest[first] * (end - first) + PASS_COST
         start[last + 1] = lowest + int(own.argmin())
         cost[last + 1] = own.min()
     groups, last = [], len(begins)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.collate import IGNORED, PASS_TOKENS, Encoder, by_length, pad, roomy, shuffled_steps
+from recbole_llm.collate import IGNORED, PASS_COST, Encoder, by_length, pad, roomy, shuffled_steps
 from recbole_llm.prompts import Example, Template
 from recbole_llm.scratch import train_tokenizer
 
@@ -131,7 +131,7 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
     lengths = np.sort(np.random.default_rng(1).integers(1, 900, size=9 * unit - unit // 2))[::-1]
 
     def cost(group):
-        return roomy(group[0]) * len(group) + PASS_TOKENS
+        return roomy(group[0]) * len(group) + PASS_COST
 
     costs = []
     for cuts in range(2**8):

@@ -64,10 +64,9 @@ class CALRec(WriterModel):
         if not own or not learned.any():
             return vectors.sum() * 0.0, vectors
         place = learned.flatten().nonzero()[:, 0]
-        place = F.pad(place, (0, int(roomy(len(place))) - len(place)))
-        logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[place])
-        own = F.pad(labels[learned], (0, len(place) - int(learned.sum())), value=IGNORED)
-        loss = F.cross_entropy(logits.float(), own, reduction="sum", ignore_index=IGNORED)
+        spare = (0, int(roomy(len(place))) - len(place))
+        logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[F.pad(place, spare)])
+        loss = F.cross_entropy(logits.float(), F.pad(labels[learned], spare, value=IGNORED), reduction="sum", ignore_index=IGNORED)
         return (1 - self.config["alpha"] - self.config["beta"]) * loss, vectors
 
     def contrast(self, vectors: torch.Tensor) -> torch.Tensor:
