@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from . import optimizers
 from .collate import by_length, pad, shuffled_steps
 from .data.candidates import draw_candidates
 from .data.splits import draw
@@ -266,7 +267,7 @@ class LLMTrainer(Harness, stock.Trainer):
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _build_optimizer(self, **kwargs):
-        return torch.optim.AdamW(self._trainable() or [torch.zeros(1)], lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95))
+        return optimizers.build(self.model, self.config["learner"], self.learning_rate, self.weight_decay)
 
     def _rate(self, done: float) -> float:
         """Learning rate after a share `done` of all steps: linear warm-up, then a cosine to a tenth."""

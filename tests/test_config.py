@@ -286,7 +286,7 @@ def test_the_window_of_the_models_beside_a_text_model():
 
 
 def test_text_models_have_one_optimizer():
-    with pytest.raises(UserError, match="learner: LIR .* AdamW alone, found 'sgd'"):
+    with pytest.raises(UserError, match="learner: LIR .* and muon, found 'sgd'"):
         config.resolve("LIR", "any", [], {"learner": "sgd"})
     assert config.resolve("LIR", "any", [], {"learner": "adam"}) == config.resolve("LIR", "any")
     assert config.resolve("GRU4Rec", "any", [], {"learner": "sgd"})["learner"] == "sgd"

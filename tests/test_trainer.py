@@ -96,11 +96,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch):
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
+
+
+@pytest.mark.parametrize("learner", ["adam", pytest.param("muon", marks=needs_muon)])
+def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch, learner):
     from recbole_llm import trainer as module
 
     write_cycle(tmp_path)
-    own = {"epochs": 2, "train_batch_size": 4}
+    own = {"epochs": 2, "train_batch_size": 4, "learner": learner}
     _, whole, trainer, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
     trainer.fit(train, valid)
 
