@@ -233,6 +233,8 @@ def _finish(settings: dict, layers: list[dict]) -> None:
     _cross_entropy(settings, model, asked=any(str(key).partition(".")[0] == "train_neg_sample_args" for layer in layers for key in layer))
     if model not in registry.OURS:
         settings["precision"] = "fp32"  # whatever was asked for: it is of LLM backbones, and must not name another run
+        if settings["learner"] == "muon":  # RecBole would warn and train by Adam
+            raise UserError(f"learner: muon is for text models; {model} is trained by RecBole's learners (adam, sgd, adagrad, rmsprop, …)")
     elif settings["learner"] not in ("adam", "muon"):
         raise UserError(f"learner: {model} and the other text models know adam (AdamW) and muon, found {settings['learner']!r}; give it to stock models only")
     checks.check_evaluation(settings)

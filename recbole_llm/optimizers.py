@@ -33,22 +33,30 @@ class Together:
             part.load_state_dict(own)
 
 
+def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def check(learner: str) -> None:
+    """Raise UserError where torch does not have the optimizer."""
+    if learner == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UserError(f"learner: muon needs torch 2.9 or later, found {torch.__version__}; update torch, or take learner: adam")
+
+
 def build(model: torch.nn.Module, learner: str, learning_rate: float, weight_decay: float):
     """The optimizer of the parameters that are trained.
 
     `adam` is AdamW. `muon` moves every matrix but embeddings by orthogonalised momentum (Jordan et al. 2024), scaled so
     that learning rates and decays of AdamW hold (Liu et al. 2025), and the rest by AdamW.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trained(model)
     adam = {"lr": learning_rate, "weight_decay": weight_decay, "betas": (0.9, 0.95)}
     if learner == "adam":
-        return torch.optim.AdamW(trained or [torch.zeros(1)], **adam)
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"learner: muon needs torch 2.9 or later, found {torch.__version__}; update torch, or take learner: adam")
+        return torch.optim.AdamW(parameters or [torch.zeros(1)], **adam)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     heads = (module.get_output_embeddings() for module in model.modules() if hasattr(module, "get_output_embeddings"))
     tables |= {id(head.weight) for head in heads if head is not None}
-    matrices = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) not in tables]
-    others = [parameter for parameter in trained if parameter.ndim != 2 or id(parameter) in tables]
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in tables]
+    others = [parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in tables]
     muon = torch.optim.Muon(matrices or [torch.zeros(1, 1)], lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
     return Together(muon, torch.optim.AdamW(others or [torch.zeros(1)], **adam))

@@ -259,12 +259,9 @@ class LLMTrainer(Harness, stock.Trainer):
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        if not self._trainable():
+        if not optimizers.trained(model):
             self.epochs = 0
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
-
-    def _trainable(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _build_optimizer(self, **kwargs):
         return optimizers.build(self.model, self.config["learner"], self.learning_rate, self.weight_decay)
@@ -324,7 +321,7 @@ class LLMTrainer(Harness, stock.Trainer):
         self._check_nan(torch.tensor(loss))
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self._trainable(), **self.clip_grad_norm)
+            torch.nn.utils.clip_grad_norm_(optimizers.trained(model), **self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss

@@ -290,6 +290,8 @@ def test_text_models_have_one_optimizer():
         config.resolve("LIR", "any", [], {"learner": "sgd"})
     assert config.resolve("LIR", "any", [], {"learner": "adam"}) == config.resolve("LIR", "any")
     assert config.resolve("GRU4Rec", "any", [], {"learner": "sgd"})["learner"] == "sgd"
+    with pytest.raises(UserError, match="learner: muon is for text models; GRU4Rec"):
+        config.resolve("GRU4Rec", "any", [], {"learner": "muon"})
 
 
 def test_the_hash_sees_into_groups():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers
+from worlds import needs_muon
 
 from recbole_llm import optimizers
 from recbole_llm.errors import UserError
 
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
 WIDTH = 32
 
 
@@ -52,5 +52,6 @@ def test_a_step_turns_matrices_evenly_and_keeps_adamws_size():
 def test_an_old_torch_is_told(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(UserError, match=r"learner: muon needs torch 2\.9 or later, found .*; update torch, or take learner: adam"):
-        optimizers.build(model("tied"), "muon", 0.01, 0.0)
+        optimizers.check("muon")
+    optimizers.check("adam")
     assert isinstance(optimizers.build(model("tied"), "adam", 0.01, 0.0), torch.optim.AdamW)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from worlds import prepared, settings_for, write_cycle
+from worlds import needs_muon, prepared, settings_for, write_cycle
 
 STOCK = """
 import json, sys, logging
@@ -94,9 +94,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
     assert second.evaluate(test) == expected
     for name, value in whole.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
-
-
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
 
 
 @pytest.mark.parametrize("learner", ["adam", pytest.param("muon", marks=needs_muon)])

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..adapters import add_lora, refuse_scratch
 from ..backbone import FOLDER, Backbone, check_name, load_causal, load_folder
 from ..collate import Encoder
+from ..optimizers import check as check_learner
 from .base import TextModel
 
 
@@ -18,6 +19,7 @@ class BackboneModel(TextModel):
     @classmethod
     def check(cls, config):
         check_name(config["backbone"], Path(config["checkpoint_dir"]))
+        check_learner(config["learner"])
         if config["adapter"] == "lora" and config["backbone"].startswith("scratch:") and not config["init_from"] and not config["stage"]:
             refuse_scratch(config["backbone"])
 
