@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from . import adapters, scratch, store
 from .errors import UserError
-
-FOLDER = "backbone"  # of a run
 
 
 @dataclass
@@ -23,8 +22,11 @@ class Backbone:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float [..., vocabulary] from last hidden states."""
+        config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
+        scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)  # Cohere, Granite
+        logits = logits * scale if scale != 1 else logits
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
 
     def merged(self) -> "Backbone":
@@ -62,7 +64,8 @@ def load_causal(name: str, texts: Iterable[str], *, saved: Path, max_length: int
     if kind == "scratch":
         tokenizer = scratch.train_tokenizer(texts, vocabulary)
         return Backbone(scratch.causal_model(rest, tokenizer, max_length), tokenizer)
-    return load_folder(str(store.find_run(rest, saved) / FOLDER) if kind == "run" else name).merged()
+    run = store.backbone_run(name, saved)
+    return load_folder(str(run / store.BACKBONE) if run else name).merged()
 
 
 def check_name(name: str, saved: Path) -> None:
@@ -70,9 +73,9 @@ def check_name(name: str, saved: Path) -> None:
     kind, _, rest = name.partition(":")
     if kind == "scratch" and rest not in scratch.SIZES:
         raise UserError(f"backbone: expected scratch:{' or scratch:'.join(scratch.SIZES)}, found {name!r}")
-    if kind == "run":
-        store.finished_run(store.find_run(rest, saved))
-        name = str(store.find_run(rest, saved) / FOLDER)
+    if run := store.backbone_run(name, saved):
+        store.finished_run(run)
+        name = str(run / store.BACKBONE)
     if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists():
         if not any((Path(name).expanduser() / file).is_file() for file in ("config.json", adapters.CONFIG)):
             raise UserError(f"backbone {name!r} is not a model folder: expected config.json in it")
@@ -86,18 +89,23 @@ def load_folder(name: str) -> Backbone:
     folder = Path(name).expanduser()
     if base := adapters.base_of(folder):
         kind, _, run = base.partition(":")
-        loaded = load_folder(str(folder.absolute().parents[1] / run / FOLDER) if kind == "run" else base).merged()  # runs stand beside each other
+        loaded = load_folder(str(folder.absolute().parents[1] / run / store.BACKBONE) if kind == "run" else base).merged()  # runs stand beside each other
         loaded.model.load_adapter(str(folder))
         return loaded
     name = str(folder) if folder.is_dir() else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"backbone {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"backbone {name!r} is no whole causal LM: {len(missing)} of its weights are missing, the first is {missing[0]}")
     if tokenizer.eos_token_id is None:
         raise UserError(f"backbone {name!r}: its tokenizer has no end token, which closes every item")
-    if tokenizer.pad_token_id is None:
+    tokens, size = max(tokenizer.vocab_size, tokenizer.eos_token_id + 1), model.get_input_embeddings().num_embeddings
+    if tokens > size:
+        raise UserError(f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         tokenizer.pad_token = tokenizer.eos_token
     return Backbone(model, tokenizer)
 

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print("stopped; the same command goes on where it last stored its state", file=sys.stderr)
         return 130
 
 
@@ -118,12 +118,16 @@ def _seeds(text: str | None) -> list | None:
 
 
 def _stored(name: str, files: list[str], settings: dict, dataset: str | None = None) -> tuple[Path, dict]:
-    """The folder of a run, and its settings with those changes; on another dataset, that one's defaults."""
+    """The folder of a run, and its settings with those changes; on another dataset, that one's defaults but in what training alone reads."""
     from . import config, store
 
     folder = store.find_run(name, Path(settings.get("checkpoint_dir", "saved")))
     stored = store.read_run(folder)["settings"]
-    return folder, config.changed(config.moved(stored, dataset) if dataset else stored, settings, files)
+    if dataset:
+        from .prepared import answer_keys
+
+        stored = stored | {key: value for key, value in config.moved(stored, dataset).items() if key in answer_keys(stored)}
+    return folder, config.changed(stored, settings, files)
 
 
 def _print_config(settings: dict) -> int:

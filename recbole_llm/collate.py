@@ -112,11 +112,17 @@ class Batch:
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def means(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[rows, 2, width] from hidden states [rows, length, width]: the mean over the history and over the target; 0 where there is none."""
+        """float32 [rows, 2, width] from hidden states [rows, length, width]: the mean over the history and over the target; 0 where there is none."""
         place = torch.arange(hidden.shape[1], device=hidden.device)
         target, length = self.target[:, None], self.lengths[:, None]
-        weight = torch.stack([place < target, (place >= target) & (place < length)], dim=1).to(hidden.dtype)
-        return weight @ hidden / weight.sum(dim=2, keepdim=True).clamp(min=1)
+        return means(hidden, torch.stack([place < target, (place >= target) & (place < length)], dim=1))
+
+
+def means(hidden: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """float32 [rows, n, width], means of hidden states [rows, length, width] over places, bool [rows, n, length]; 0 over none. A sum would overflow fp16."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        weight = of.float() / of.sum(dim=2, keepdim=True).clamp(min=1)
+        return weight @ hidden.float()
 
 
 def roomy(size):

@@ -12,27 +12,38 @@ from .runlog import RunLog
 
 
 class Prepared:
-    """Settings with their data: everything up to training, and then training."""
+    """Settings with their data: everything up to training, and then training.
 
-    def __init__(self, settings: dict):
+    restored : the finished run whose weights are taken instead of being trained.
+    """
+
+    def __init__(self, settings: dict, restored: Path | None = None):
         saved = Path(settings["checkpoint_dir"])
         store.check_writable(saved)
         initial = store.find_run(settings["init_from"], saved) if settings["init_from"] else None
-        self.settings = settings
+        if initial and "backbone" in settings:
+            stored = store.finished_run(initial)["settings"]
+            if "backbone" not in stored:
+                raise UserError(f"init_from: {initial.name} is a run of {stored['model']}, which has no backbone; give a run of a model that has one")
+            settings = settings | {"backbone": stored["backbone"]}
+        self.settings, self.restored = settings, restored
         self.name, self.config = samples.configured(settings | {"init_from": initial and str(initial)})
         from .data.dataset import load_tables  # and torch with it, now that the dataset is known to be there
 
-        self.config["settings"] = settings
+        self.config["settings"], self.config["restored"] = settings, restored and str(restored)
         self.tables = load_tables(self.config)
         retrieved = store.find_run(settings["rerank_from"], saved) if settings.get("rerank_from") else None
         self.config["rerank_from"] = retrieved and str(retrieved)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
-        if str(settings.get("backbone")).startswith("run:"):
-            named["backbone"] = f"run:{store.find_run(settings['backbone'].removeprefix('run:'), saved).name}"
+        if "backbone" in settings and not initial:
+            run, folder = store.backbone_run(settings["backbone"], saved), Path(settings["backbone"]).expanduser()
+            named["backbone"] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else settings["backbone"]
         if retrieved:
             named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
-        if settings.get("datasets"):
+        if settings.get("datasets") and (not restored or store.read_run(restored)["settings"]["dataset"] == settings["dataset"]):
             named["datasets"] = [load_tables(other).fingerprint for other in mixture.configs(self.config)]
+        if restored:
+            self.config["datasets"] = self.config["whole"] = None  # learned already
         self.hash = settings_module.settings_hash(settings | named, data=self.tables.fingerprint, version=store.__version__)
         stage = f"-{settings['stage']}" if settings.get("stage") else ""
         self.run_id = f"{settings['model']}-{self.name}{stage}-{self.hash}"
@@ -48,11 +59,11 @@ class Prepared:
         keys += ["test_users"] if self.settings["test_users"] else []
         return {"fingerprint": self.tables.fingerprint, "split": self.settings["eval_args"], "evaluation": {key: self.settings[key] for key in keys}}
 
-    def answer_keys(self) -> set[str]:
-        """Settings that may differ between training and evaluation."""
-        own = getattr(registry.model_class(self.settings["model"]), "answer_keys", ())
-        shared = settings_module.shared_settings(self.settings).keys() - {"seed", "MAX_ITEM_LIST_LENGTH"}
-        return shared | {"dataset", "precision", "valid_metric", *own} | settings_module.NOT_IN_HASH
+    def check_answering(self, done: dict) -> None:
+        """Raise UserError if these settings differ from those of the finished run `restored` in something that only training reads."""
+        allowed = answer_keys(self.settings)
+        if wrong := [key for key in self.settings if self.settings[key] != done["settings"].get(key) and key not in allowed]:
+            raise UserError(f"{', '.join(wrong)}: {self.restored.name} is trained already and takes settings of data, evaluation and answering alone")
 
     def check(self, first: bool = True) -> None:
         """Raise what would come up only later, after another model or an epoch has been trained. Writes nothing.
@@ -97,13 +108,7 @@ class Prepared:
             row = store.finished_run(Path(config["rerank_from"]))["row"]
             if differs := same_measure(row, self.measure):
                 raise UserError("rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(*differs[:2], row["run"], differs[2]))
-        self.check_unseen(self.starts(self.settings), ("test", "valid"))
-
-    def starts(self, settings: dict) -> list[Path]:
-        """The runs whose weights a run of these settings begins with."""
-        backbone = str(settings.get("backbone"))
-        names = [settings["init_from"], backbone.removeprefix("run:") if backbone.startswith("run:") else None]
-        return [store.find_run(name, Path(self.settings["checkpoint_dir"])) for name in names if name]
+        self.check_unseen(_starts(self.settings, Path(self.settings["checkpoint_dir"])), ("test", "valid"))
 
     def check_unseen(self, folders: Sequence[Path], parts: Sequence[str]) -> None:
         """Raise UserError if one of these runs, or one that it started from, learned events that are targets of these parts here."""
@@ -122,40 +127,43 @@ class Prepared:
             folder = left.pop()
             done = store.finished_run(folder)
             stored = done["settings"]
-            for learner in [stored, *(settings_module.moved(stored, name) | {"dataset": name} for name in stored.get("datasets") or [])]:
-                if (learner["data_name"] or samples.SAMPLES.get(learner["dataset"], learner["dataset"])) != (self.settings["data_name"] or self.name):
+            others = (settings_module.moved(stored | {"data_name": None}, name) | {"dataset": name} for name in stored.get("datasets") or [])
+            for learner in [stored, *others]:
+                if (learner["data_name"] or samples.alias(learner["dataset"])) != (self.settings["data_name"] or samples.alias(self.name)):
                     continue
                 rule = learner["eval_args"]
-                if done["data"] == self.tables.fingerprint and all(rule[key] == args[key] for key in ("split", "part")):
+                whole = mixture.is_whole(stored, learner["dataset"])
+                if not whole and done["data"] == self.tables.fingerprint and all(rule[key] == args[key] for key in ("split", "part")):
                     continue
                 old = load_tables(samples.configured(learner | {"data_path": self.settings["data_path"]})[1])
-                learned = make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
+                learned = slice(None) if whole else make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
+                way = "all of its events" if whole else f"the split {rule['split']}"
                 for part in parts:
                     seen = events(self.tables, getattr(split, part).end).isin(events(old, learned))
                     if seen.any():
                         raise UserError(
-                            f"{folder.name} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by the split {rule['split']}; "
+                            f"{folder.name} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by {way}; "
                             "keep its split and filters, or train on the new one"
                         )
-            left += self.starts(stored)
+            left += _starts(stored, folder.parent)
 
     def build(self):
         """(model, trainer, [train loader, valid loader, test loader]) with RecBole's own seeding order."""
         model, loaders = self.make_model()
         return model, self.make_trainer(model), loaders
 
-    def restore(self, folder: Path, done: dict, part: str = "test"):
-        """`make_model` with the weights of a finished run. Raises UserError if they belong to other data, or have seen the targets of `part`."""
-        from .trainer import load_weights
+    def restore(self, done: dict, part: str = "test"):
+        """`make_model` with the weights of the finished run `restored`. Raises UserError if they belong to other data, or have seen the targets of `part`."""
+        from .trainer import load_tensors
 
         if self.settings["model"] not in registry.OURS and self.tables.fingerprint != done["data"]:
             raise UserError(
-                f"{folder.name} was trained on {done['row']['dataset']} ({done['data']}), not on {self.name} ({self.tables.fingerprint}): "
+                f"{self.restored.name} was trained on {done['row']['dataset']} ({done['data']}), not on {self.name} ({self.tables.fingerprint}): "
                 f"{self.settings['model']} knows items by number and cannot change data"
             )
-        self.check_unseen([folder], (part,))
+        self.check_unseen([self.restored], (part,))
         model, loaders = self.make_model()
-        load_weights(model, folder)
+        load_tensors(model, self.restored)
         return model, loaders
 
     def make_trainer(self, model):
@@ -188,11 +196,12 @@ class Prepared:
             log.info(f"{self.name}: {line}")
         started = time.perf_counter()
         self.check(first=not self.settings.get("stage") or bool(self.config["init_from"]))
+        from .evaluation.kept import forget
         from .trainer import STATE, load_weights
 
         model, (train_data, valid_data, test_data) = self.make_model()
-        if initial := self.config["init_from"]:
-            getattr(model, "start_from", lambda folder: load_weights(model, folder))(Path(initial))
+        if (initial := self.config["init_from"]) and self.settings["model"] not in registry.OURS:
+            load_weights(model, Path(initial))
         split = train_data._dataset.split
         log.info(
             f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, {len(self.tables.item)} events; "
@@ -204,56 +213,72 @@ class Prepared:
                 return before["row"]
             log.start(self.run_folder)
             trainer = self.make_trainer(model)
-            record = {"status": "running", "settings": self.settings, "versions": store.versions(), "data": self.tables.fingerprint}
+            record = {"status": "running", "settings": self.settings, "versions": store.versions(), "data": self.tables.fingerprint, "parts": {}}
+            if not (self.run_folder / STATE).is_file() and trainer.epochs:
+                forget(self.run_folder)
+            elif before and before["versions"].get("code") == store.code():
+                record["parts"] = before.get("parts", {})
             store.write_json(self.run_folder / store.RUN, record)
             if (self.run_folder / STATE).is_file():
                 trainer.resume_checkpoint(self.run_folder)
             elif before:
                 log.info("this run was stopped before its first state was stored: it starts over")
-            row = self._fit(trainer, model, train_data, valid_data if len(split.valid) else None, test_data, started) | {"versions": record["versions"]}
+            data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
+            row = self._fit(trainer, model, train_data, data, started, record) | {"versions": record["versions"]}
+            del record["parts"]  # the row has them
             store.write_json(self.run_folder / store.RUN, record | {"status": "finished", "row": row})
             store.append_result(self.run_folder.parent, row)
         return row
 
-    def _fit(self, trainer, model, train_data, valid_data, test_data, started: float) -> dict:
-        """Train and evaluate: the run's row."""
+    def _fit(self, trainer, model, train_data, data: dict, started: float, record: dict) -> dict:
+        """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again."""
+        from .evaluation.kept import forget
         from .trainer import load_weights
 
         seconds, memory = {"load": round(time.perf_counter() - started, 2)}, {"load": store.peak_memory()}
         if self.settings.get("train_stage") == "pretrain":
-            valid_data = None
-        trainer.fit(train_data, valid_data, show_progress=self.config["show_progress"])
-        load_weights(model, self.run_folder)
+            data = data | {"valid": None}
+        trainer.fit(train_data, data["valid"], show_progress=self.config["show_progress"])
         memory["fit"] = store.peak_memory()
-        results, rates = {}, {}
-        for part, data in (("valid", valid_data), ("test", test_data)):
-            if data is not None:
-                began = time.perf_counter()
-                results[part] = self.evaluate(trainer, data, self.run_folder, part)
-                rates = self.rates(model)
-                seconds[part], memory[part] = round(time.perf_counter() - began, 2), store.peak_memory()
+        trainer.optimizer = None  # twice the weights, and the gradients once more
+        model.zero_grad(set_to_none=True)
+        load_weights(model, self.run_folder)
+        for part in (part for part in data if data[part] is not None and part not in record["parts"]):
+            values, spent = self.evaluate(trainer, data[part], self.run_folder, part)
+            record["parts"][part] = {"values": values, "rates": self.rates(model, part), "seconds": spent}
+            memory[part] = store.peak_memory()
+            store.write_json(self.run_folder / store.RUN, record)
+            forget(self.run_folder, part)
+        results = {part: found["values"] for part, found in record["parts"].items()}
+        seconds |= {part: found["seconds"] for part, found in record["parts"].items()}
         return {
             "run": self.run_id, "model": self.settings["model"], "dataset": self.name, "stage": self.settings.get("stage"), **self.measure,
             "seed": self.settings["seed"], "hash": self.hash, "backbone": self.settings.get("backbone"), **results, "best_epoch": trainer.best_epoch,
             "seconds": seconds | {f"fit_{key}": round(value, 2) for key, value in trainer.seconds.items()},
-            "memory_mib": memory, "device": str(self.config["device"]), "rates": rates, "cases": len(test_data._dataset.cases),
+            "memory_mib": memory, "device": str(self.config["device"]), "rates": record["parts"]["test"]["rates"], "cases": len(data["test"]._dataset.cases),
         }  # fmt: skip
 
-    def rates(self, model) -> dict[str, float]:
+    def rates(self, model, part: str) -> dict[str, float]:
         """What a model of ours tells of its answers in the last ranking."""
         rates = getattr(model, "rates", dict)()
         if rates.get("formatted") == 0 or rates.get("unmatched") == 1:
-            model.logger.warning(f"!!! {self.run_id}: no text it wrote has the format of an item; what no item shares a word with is scored as a tie !!!")
+            what = "no text it wrote has the format of an item; what no item shares a word with is scored as a tie"
+            model.logger.warning(f"!!! {self.run_id}, {part}: {what} !!!")
         return rates
 
-    def evaluate(self, trainer, data, folder: Path, part: str) -> dict[str, float]:
-        """Metrics of one part; its rank table and top-k lists go to the folder."""
+    def evaluate(self, trainer, data, folder: Path, part: str) -> tuple[dict[str, float], float]:
+        """Metrics of one part, and the seconds that its ranking took; its rank table and top-k lists go to the folder.
+
+        A ranking that a killed process has left there goes on; the caller, who stores the metrics, makes it be forgotten.
+        """
         import numpy as np
 
         from .evaluation import metrics
+        from .evaluation.kept import Kept
 
         config, dataset = self.config, trainer.ranked(data)
-        table, top = trainer.rank(data, topk=config["topk_saved"], show_progress=config["show_progress"])
+        kept = Kept(folder, part, trainer.model)
+        table, top = trainer.rank(data, topk=config["topk_saved"], show_progress=config["show_progress"], kept=kept)
         table.save(folder / store.RANKS.format(part=part))
         np.savez_compressed(folder / store.TOP.format(part=part), items=top.items, scores=top.scores)
         tables, cases = self.tables, dataset.cases
@@ -269,4 +294,19 @@ class Prepared:
             values |= {f"cold_{key}": value for key, value in metrics.evaluate(table.take(cold), ["Recall"], config["topk"]).items()}
         if config["eval_args"]["mode"][part] == "full" and not config["mask_history"] and not config["group_by_user"]:
             values |= {f"bayes_{key}": value for key, value in samples.bayes_bound(self.name, tables, cases, config["topk"]).items()}
-        return {key: float(value) for key, value in values.items()}
+        return {key: float(value) for key, value in values.items()}, round(kept.seconds, 2)
+
+
+def answer_keys(settings: dict) -> set[str]:
+    """Settings that may differ between training and evaluation."""
+    own = getattr(registry.model_class(settings["model"]), "answer_keys", ())
+    shared = settings_module.shared_settings(settings).keys() - {"seed", "MAX_ITEM_LIST_LENGTH"}
+    return shared | {"dataset", "precision", "valid_metric", *own} | settings_module.NOT_IN_HASH
+
+
+def _starts(settings: dict, saved: Path) -> list[Path]:
+    """The runs whose weights a run of these settings begins with."""
+    if settings["init_from"]:
+        return [store.find_run(settings["init_from"], saved)]
+    run = store.backbone_run(settings["backbone"], saved) if settings.get("backbone") else None
+    return [run] if run else []

@@ -35,15 +35,6 @@ class Example:
     target: str | None = None
     learned: tuple[bool, ...] | None = None
 
-    def text(self) -> str:
-        """The whole text as a reader sees it; the model's input is its pieces, tokenised one by one."""
-        template = self.template
-        parts = [template.head]
-        for index, item in enumerate(self.items):
-            parts.append(f"{prefix(template, index)} {item}")
-        parts.append(template.target if self.target is None else f"{template.target} {self.target}")
-        return "".join(parts)
-
 
 def prefix(template: Template, index: int) -> str:
     """What stands before item `index`; a first sentence is set off from the head by a space."""

@@ -26,9 +26,10 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     UserError : unknown user, a history that nothing matches, or a model that knows only the users it was trained on.
     """
     done = store.finished_run(folder)
-    prepared = Prepared(settings | {"stages": None})
+    prepared = Prepared(settings | {"stages": None}, restored=folder)
+    prepared.check_answering(done)
     with RunLog():  # never started: what a model logs about its data has been told when it was trained
-        model, (_, _, test_data) = prepared.restore(folder, done)
+        model, (_, _, test_data) = prepared.restore(done)
     dataset, tables = test_data._dataset, prepared.tables
     text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"]) if len(tables.item_table.columns) else None
     if history is not None:

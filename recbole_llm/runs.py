@@ -1,7 +1,6 @@
 """One run: settings and data in; a folder, a result row and a rank table out."""
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +75,18 @@ def run_all(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> dict[
 def stages_of(settings: dict) -> list[dict]:
     """The settings of each run that a run with `stages` consists of; one that trains on `datasets` is a run on `select_on`."""
     if not settings["stages"]:
+        if settings.get("select_on") not in (None, settings["dataset"]):
+            raise UserError(f"select_on is of a stage; a run without stages is chosen and tested on its own dataset: --dataset={settings['select_on']}")
         return [settings]
     found = []
     for name in settings["stages"]:
         stage = settings | {"stages": None, "stage_settings": None, "stage": name} | settings["stage_settings"][name]
-        if stage.get("datasets") and stage["select_on"]:
-            stage = settings_module.moved(stage, stage["select_on"]) | {"dataset": stage["select_on"]}
+        if name == "joint" and not stage["datasets"]:
+            raise UserError("stages: joint trains on several datasets together, and found none; name them by --datasets=[…]")
+        if chosen := stage.get("select_on"):
+            if not stage["datasets"]:
+                raise UserError(f"select_on: {chosen} is to be one of --datasets=[…], and found none; name them, or leave it out")
+            stage = settings_module.moved(stage, chosen) | {"dataset": chosen}
         found.append(stage)
     return found
 
@@ -129,11 +134,11 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
     The result is stored in a folder of its own below the run. Raises UserError if the weights belong to other data
     or have seen the targets, or for a setting that only training reads.
     """
+    from .evaluation.kept import forget
+
     done = store.finished_run(folder)
-    prepared = Prepared(settings | {"stages": None})
-    allowed = prepared.answer_keys()
-    if wrong := [key for key in settings if settings[key] != done["settings"].get(key) and key not in allowed]:
-        raise UserError(f"{', '.join(wrong)}: {folder.name} is trained already; evaluate takes settings of data, evaluation and answering alone")
+    prepared = Prepared(settings | {"stages": None}, restored=folder)
+    prepared.check_answering(done)
     target = folder / (f"evaluate-{prepared.hash}" if part == "test" else f"evaluate-{part}-{prepared.hash}")
     with RunLog() as log:
         if prepared.hash == done["row"]["hash"] and part == "test":
@@ -141,7 +146,7 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
         if known := store.read_run(target):
             return _already(log, target, known)
         prepared.check()
-        model, (_, valid_data, test_data) = prepared.restore(folder, done, part)
+        model, (_, valid_data, test_data) = prepared.restore(done, part)
         data = {"valid": valid_data, "test": test_data}[part]
         if not len(data._dataset.cases):
             raise UserError(f"the split {prepared.config['eval_args']['split']} has no {part} case")
@@ -149,15 +154,15 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
         with store.locked(target, log.info):
             log.start(target)
             trainer = prepared.make_trainer(model)
-            started = time.perf_counter()
-            values = prepared.evaluate(trainer, data, target, part)
+            values, seconds = prepared.evaluate(trainer, data, target, part)
             row = done["row"] | prepared.measure | {
                 "run": f"{folder.name}/{target.name}", "dataset": prepared.name, "hash": prepared.hash,
                 "cases": len(trainer.ranked(data).cases), "versions": store.versions(),
-                "seconds": {part: round(time.perf_counter() - started, 2)}, "memory_mib": {part: store.peak_memory()}, "rates": prepared.rates(model),
+                "seconds": {part: seconds}, "memory_mib": {part: store.peak_memory()}, "rates": prepared.rates(model, part),
             }  # fmt: skip
             row = {key: value for key, value in row.items() if key not in ("valid", "test")} | {part: values} | ({"part": part} if part == "valid" else {})
             record = {"status": "finished", "settings": settings, "versions": row["versions"], "data": prepared.tables.fingerprint, "row": row}
             store.write_json(target / store.RUN, record)
             store.append_result(folder.parent, row)
+            forget(target, part)
         return Run(target, row)

@@ -14,6 +14,7 @@ from . import __version__
 from .errors import UserError
 
 RUN, RESULTS, RANKS, TOP = "run.json", "results.jsonl", "{part}.ranks.npz", "{part}.top.npz"
+BACKBONE = "backbone"  # the folder of a run with its language model
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -55,6 +56,30 @@ def find_run(name: str, saved: Path) -> Path:
         return matches[0]
     found = ", ".join(folder.name for folder in (matches or there)[:5]) or "none"
     raise UserError(f"run {name!r}: expected a run folder or id below {saved}, found {found}")
+
+
+def backbone_run(name: str, saved: Path) -> Path | None:
+    """The run that a backbone's name means: `run:<id>`, or the folder in which a run keeps its backbone."""
+    if name.startswith("run:"):
+        return find_run(name.removeprefix("run:"), saved)
+    folder = Path(name).expanduser().resolve()
+    return folder.parent if folder.name == BACKBONE and (folder.parent / RUN).is_file() else None
+
+
+def fingerprint(folder: Path) -> str:
+    """8 hex digits over the files of a model folder."""
+    return _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()))
+
+
+@lru_cache
+def _fingerprint(files: tuple) -> str:
+    digest = hashlib.sha256()
+    for path, *_ in files:
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()[:8]
 
 
 def append_result(saved: Path, row: dict) -> None:

@@ -26,6 +26,7 @@ from .data.candidates import draw_candidates
 from .data.splits import draw
 from .errors import UserError
 from .evaluation import metrics
+from .evaluation.kept import Kept
 from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
 from .losses import backward
@@ -115,18 +116,25 @@ class Harness:
         table, _ = self.rank(eval_data, show_progress=show_progress)
         return metrics.evaluate(table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"]))
 
-    def rank(self, eval_data, topk: int = 0, show_progress: bool = False) -> tuple[RankTable, TopLists | None]:
-        """The rank of every case's target in one part of the data."""
+    def rank(self, eval_data, topk: int = 0, show_progress: bool = False, kept: Kept | None = None) -> tuple[RankTable, TopLists | None]:
+        """The rank of every case's target in one part of the data. kept: see rank_cases."""
         dataset, config = self.ranked(eval_data), self.config
         part = part_of(dataset)
         mode = config["eval_args"]["mode"][part]
         candidates = None
         if mode != "full":
             candidates = draw_candidates(dataset.tables, dataset.cases, int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
-        return rank_cases(
-            self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),
-            memory=config["eval_memory"], topk=topk, progress=f"Evaluate {part}" if show_progress else None,
-        )  # fmt: skip
+        try:
+            return rank_cases(
+                self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),
+                memory=config["eval_memory"], topk=topk, progress=f"Evaluate {part}" if show_progress else None, kept=kept,
+            )  # fmt: skip
+        except FloatingPointError as error:
+            raise UserError(f"{config['model']} gives no numbers to rank by ({error}): it diverged; lower learning_rate, or set precision: fp32") from None
+
+    def _check_nan(self, loss):
+        if not torch.isfinite(loss):
+            raise UserError(f"{self.config['model']} diverged: its loss is {loss.item()}; lower learning_rate, or set precision: fp32")
 
     def ranked(self, eval_data):
         """The dataset whose cases `rank` ranks."""
@@ -151,12 +159,12 @@ class Harness:
         """Continue from state.pt of a run folder, bit for bit."""
         path = Path(resume_file) / STATE
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises whatever its zip, pickle and struct readers raise
             raise UserError(f"{path} is damaged ({type(error).__name__}); remove it, and the run starts over") from None
         self.model.load_state_dict(state["model"])
         for name, value in state["other"].items():
-            setattr(self.model, name, value)
+            setattr(self.model, name, value.to(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.start_epoch, self.cur_step, self.best_epoch = state["epoch"] + 1, state["cur_step"], state["best_epoch"]
@@ -213,6 +221,13 @@ def save_weights(model, folder: Path) -> None:
 
 def load_weights(model, folder: Path) -> None:
     """The counterpart of `save_weights`. Raises UserError when the weights are another model's."""
+    if hasattr(model, "load"):
+        model.load(folder)
+    load_tensors(model, folder)
+
+
+def load_tensors(model, folder: Path) -> None:
+    """Of `load_weights`, what a model with a `load` of its own does not load."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished run")
@@ -222,8 +237,6 @@ def load_weights(model, folder: Path) -> None:
         raise UserError(f"{path} is damaged ({error}); remove {folder} and run again") from None
     for name in [name for name in tensors if name.startswith(OTHER)]:
         setattr(model, name.removeprefix(OTHER), tensors.pop(name))
-    if hasattr(model, "load"):
-        model.load(folder)
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(getattr(model, "saved_apart", ()))}
     wrong = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
     if wrong:
@@ -261,6 +274,7 @@ class LLMTrainer(Harness, stock.Trainer):
         super().__init__(config, model)
         if not optimizers.trained(model):
             self.epochs = 0
+        self.choosing = False
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
 
     def _build_optimizer(self, **kwargs):
@@ -308,7 +322,7 @@ class LLMTrainer(Harness, stock.Trainer):
         batches = [pad([flat[row] for row in part], pad_id=model.bundle.tokenizer.pad_token_id).to(self.device) for part in parts]
 
         def forward(batch, own: bool):
-            with self._autocast():
+            with model.autocast():
                 loss, vectors = model.run_batch(batch, own)
             return loss / learned, vectors
 
@@ -333,11 +347,6 @@ class LLMTrainer(Harness, stock.Trainer):
             f"{peak_memory():.0f} MiB so far; validation and test come on top"
         )
 
-    def _autocast(self):
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        kind = kinds.get(self.config["precision"])
-        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
-
     def ranked(self, eval_data):
         """Validation is on a fixed draw of users: choosing a checkpoint needs no more, and each costs decoding."""
         dataset = eval_data._dataset
@@ -346,7 +355,13 @@ class LLMTrainer(Harness, stock.Trainer):
             dataset.cases = draw(dataset.cases, self.config["valid_users"])
         return dataset
 
-    def rank(self, eval_data, topk=0, show_progress=False):
-        self.model.start_ranking(validating=part_of(eval_data._dataset) == "valid")
-        with self._autocast():
-            return super().rank(eval_data, topk, show_progress)
+    def rank(self, eval_data, topk=0, show_progress=False, kept=None):
+        self.model.start_ranking(part_of(eval_data._dataset), self.choosing)
+        return super().rank(eval_data, topk, show_progress, kept)
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        self.choosing = True
+        try:
+            return super()._valid_epoch(valid_data, show_progress)
+        finally:
+            self.choosing = False

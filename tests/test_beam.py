@@ -56,6 +56,14 @@ def test_the_tree_holds_every_sequence_and_nothing_else(sequences):
     assert all(path == shuffled[index].tolist() for index, path in found)
 
 
+def test_texts_that_a_tokenizer_takes_for_one_are_reached_together(backbone, sequences):
+    prompt = np.arange(2, 9)
+    (reached,) = search(backbone, [prompt], Catalogue([sequences[4], sequences[0], sequences[4], sequences[7]]), beams=4)
+    values = exact(backbone, prompt, [sequences[at] for at in (4, 0, 4, 7)])
+    assert sorted(reached.sequences) == [0, 1, 2, 3] and reached.logprobs == pytest.approx(values[reached.sequences], abs=1e-3)
+    assert dict(zip(reached.sequences, reached.logprobs, strict=True))[0] == dict(zip(reached.sequences, reached.logprobs, strict=True))[2]
+
+
 @pytest.mark.parametrize("lengths", [(7,), (5, 30, 12)])
 def test_with_a_beam_for_every_item_the_ranking_is_exact(backbone, sequences, lengths):
     rng = np.random.default_rng(1)

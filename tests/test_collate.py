@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.collate import IGNORED, PASS_COST, Encoder, by_length, pad, roomy, shuffled_steps
+from recbole_llm.collate import IGNORED, PASS_COST, Encoder, by_length, means, pad, roomy, shuffled_steps
 from recbole_llm.prompts import Example, Template
 from recbole_llm.scratch import train_tokenizer
 
@@ -22,8 +22,13 @@ def encoder(max_length=1000):
     return Encoder(train_tokenizer([*ITEMS, *vars(TEMPLATE).values()], 400), max_length)
 
 
+def spelled(example):
+    own = encoder()
+    return own.tokenizer.decode(own.encode(example).ids).replace("<|end|>", "")
+
+
 def test_the_text_is_the_papers():
-    assert Example(TEMPLATE, ITEMS[:2], ITEMS[2]).text() == (
+    assert spelled(Example(TEMPLATE, ITEMS[:2], ITEMS[2])) == (
         "This is the summary of a user's purchase history. The first item bought is as follows. Title: Red Leash. Brand: Bo."
         "\n\nThe next item bought is as follows. Title: Blue Bowl. Brand: Ka."
         "\n\nThe next item bought is as follows. Title: Green Ball. Brand: Li."
@@ -31,18 +36,10 @@ def test_the_text_is_the_papers():
 
 
 def test_a_template_without_prefixes():
-    assert Example(GPT4REC, ITEMS[:2], ITEMS[2]).text() == (
+    assert spelled(Example(GPT4REC, ITEMS[:2], ITEMS[2])) == (
         "Previously, the customer has bought: Title: Red Leash. Brand: Bo. Title: Blue Bowl. Brand: Ka."
         "\n\nIn the future, the customer wants to buy Title: Green Ball. Brand: Li."
     )
-
-
-@pytest.mark.parametrize("template", [TEMPLATE, GPT4REC])
-def test_tokens_spell_the_text(template):
-    own = encoder()
-    example = Example(template, ITEMS[:2], ITEMS[2])
-    spelled = own.tokenizer.decode(own.encode(example).ids).replace("<|end|>", "")
-    assert spelled == example.text()
 
 
 @pytest.mark.parametrize("flags,expected", [(None, (2,)), ((True, True), (1, 2)), ((True, False), (2,))])
@@ -79,7 +76,7 @@ def test_the_oldest_items_are_cut_whole_and_the_frame_stays():
     for limit in range(len(whole), 60, -7):
         short = Encoder(own.tokenizer, limit).encode(Example(TEMPLATE, ITEMS))
         kept = ITEMS[short.cut :]
-        assert own.tokenizer.decode(short.ids).replace("<|end|>", "") == Example(TEMPLATE, kept).text()
+        assert own.tokenizer.decode(short.ids).replace("<|end|>", "") == spelled(Example(TEMPLATE, kept))
         assert len(short) <= limit or len(kept) == 1
     assert Encoder(own.tokenizer, 10).encode(Example(TEMPLATE, ITEMS)).cut == 2
 
@@ -107,12 +104,20 @@ def test_means_are_over_the_history_and_over_the_target():
     own = encoder()
     rows = [own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2])), own.alone(ITEMS[0]), own.encode(Example(TEMPLATE, ITEMS[:1]))]
     batch = pad(rows, pad_id=0)
-    hidden = torch.randn(3, batch.input_ids.shape[1], 5, dtype=torch.float64)
-    means = batch.means(hidden)
+    hidden = torch.randn(3, batch.input_ids.shape[1], 5)
+    found = batch.means(hidden)
     for index, row in enumerate(rows):
         for place, span in enumerate((slice(0, row.target), slice(row.target, len(row)))):
-            expected = hidden[index, span].mean(0) if span.stop > span.start else torch.zeros(5, dtype=torch.float64)
-            assert torch.allclose(means[index, place], expected)
+            expected = hidden[index, span].mean(0) if span.stop > span.start else torch.zeros(5)
+            assert torch.allclose(found[index, place], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_means_of_long_texts_fit_half_precision(kind):
+    """900 times 80 is beyond float16's 65,504."""
+    with torch.autocast("cpu", dtype=kind):
+        mean = means(torch.full((1, 900, 4), 80.0, dtype=kind), torch.ones(1, 1, 900, dtype=torch.bool))
+    assert mean.dtype == torch.float32 and torch.allclose(mean, torch.full((1, 1, 4), 80.0))
 
 
 def test_groups_of_like_length_keep_the_budget():

@@ -1,12 +1,14 @@
 """Sampling over a shared prompt cache: equal to plain passes, and nobody's texts depend on the batch."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from recbole_llm.backbone import Backbone, load_causal
 from recbole_llm.errors import UserError
-from recbole_llm.generation.cache import check
+from recbole_llm.generation.probe import check
 from recbole_llm.generation.sampling import sample, stream_key, uniform
 from recbole_llm.scratch import train_tokenizer
 
@@ -95,11 +97,40 @@ def test_other_architectures_equal_a_plain_forward_pass(family, tokenizer):
             assert logprob == pytest.approx(expected, rel=1e-4)
 
 
-def test_layers_that_forget_are_refused():
-    from transformers import Qwen3NextConfig
+REFUSED = {
+    "sees later tokens": ("Roberta", {"intermediate_size": 128, "max_position_embeddings": 128}, "otherwise, by"),
+    "attention of its own": ("GPTJ", {"rotary_dim": 8}, "otherwise, by"),
+    "positions in its attention": ("Bloom", {}, "ValueError"),
+    "recurrent": ("Mamba", {}, "IndexError"),
+    "attention sinks": ("GptOss", {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}, "attention sinks"),
+}
+SCALED = {"Granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0}, "Cohere": {"logit_scale": 0.25}}
 
-    with pytest.raises(UserError, match="found linear_attention"):
-        check(Qwen3NextConfig())
+
+def tiny(kind, own, tokenizer):
+    import transformers
+
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**sizes, **ids, **own))
+    return Backbone(model.train(), tokenizer)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_be_decoded_wrong_is_refused(case, tokenizer):
+    kind, own, reason = REFUSED[case]
+    with pytest.raises(UserError, match=reason):
+        check(tiny(kind, own, tokenizer), "its/name")
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_logits_scaled_behind_the_head(kind, tokenizer):
+    backbone = tiny(kind, SCALED[kind] | {"intermediate_size": 128, "num_key_value_heads": 2}, tokenizer)
+    check(backbone, kind)
+    ids = torch.arange(2, 12)[None]
+    assert torch.allclose(backbone.logits(backbone.model.base_model(input_ids=ids).last_hidden_state), backbone.model(input_ids=ids).logits)
+    assert backbone.model.training, "the probe leaves the model as it was"
 
 
 def test_tokens_are_the_inverse_of_the_tempered_distribution(backbone):
@@ -155,10 +186,28 @@ def test_uniform_numbers_are_uniform_and_distinct():
 
 
 def test_greedy_and_the_end_token(backbone):
-    rows = prompts(backbone, (10,))
-    generated = draw(backbone, rows, keys(1), samples=2, temperature=0, max_new=5)[0]
-    assert generated.ids[0].tolist() == generated.ids[1].tolist()
-    assert backbone.tokenizer.eos_token_id not in np.concatenate(generated.ids)
+    rows = prompts(backbone, (10, 3, 6))
+    for prompt, generated in zip(rows, draw(backbone, rows, keys(3), samples=2, temperature=0, max_new=5), strict=True):
+        whole = torch.from_numpy(prompt)
+        with torch.no_grad():
+            for _ in range(5):
+                whole = torch.cat([whole, backbone.model(input_ids=whole[None]).logits[0, -1:].argmax(-1)])
+        best = whole[len(prompt) :].tolist()
+        end = backbone.tokenizer.eos_token_id
+        assert [ids.tolist() for ids in generated.ids] == [best[: best.index(end)] if end in best else best] * 2
+        assert generated.ended.tolist() == [end in best] * 2
+
+
+def test_an_end_token_ends_a_text_and_counts(backbone):
+    """Some other token, the likeliest first one, is taken for the end."""
+    (prompt,) = prompts(backbone, (10,))
+    with torch.no_grad():
+        logprobs = backbone.model(input_ids=torch.from_numpy(prompt)[None]).logits[0, -1].log_softmax(-1)
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(logprobs.argmax()))
+    generated = draw(Backbone(backbone.model, tokenizer), [prompt], keys(1), samples=2, temperature=0, max_new=5)[0]
+    assert generated.ended.all() and not any(map(len, generated.ids))
+    assert generated.logprobs == pytest.approx([logprobs.max().item()] * 2, abs=1e-4)
 
 
 def test_item_text_cannot_forge_special_tokens():

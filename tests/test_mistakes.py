@@ -167,7 +167,7 @@ def test_data_that_cannot_be(case, tmp_path, refused):
 
 CHECKPOINTS = {
     "evaluate --checkpoint=GRU --dataset=other": r"GRU4Rec-tiny-\w+ was trained on tiny .* knows items by number and cannot change data",
-    "evaluate --checkpoint=GRU --hidden_size=32": r"hidden_size: GRU4Rec-tiny-\w+ is trained already; evaluate takes settings of data, evaluation",
+    "evaluate --checkpoint=GRU --hidden_size=32": r"hidden_size: GRU4Rec-tiny-\w+ is trained already and takes settings of data, evaluation",
     "evaluate --checkpoint=LIR --epochs=3": r"epochs: LIR-tiny-\w+ is trained already",
     "evaluate --checkpoint=GRU --eval_args.split={RS:[2,2,6]}": r"GRU4Rec-tiny-\w+ was trained on \d+ of the \d+ test targets, by the split .*valid_and_test",
     "evaluate --checkpoint=junk --mask_history=true": r"junk/model.safetensors is damaged .*; remove .*junk and run again",

@@ -56,6 +56,58 @@ def test_two_stages_over_two_datasets(shops):
     assert len(rows) == 3 and again.row["dataset"] == "other" and again.row["stage"] == "target"
 
 
+@pytest.mark.parametrize(("own", "message"), [
+    ({"select_on": "other"}, "select_on is of a stage.*--dataset=other"),
+    ({"stages": ["joint", "target"]}, "joint trains on several datasets"),
+    ({"stages": ["joint"], "datasets": ["cycle", "other"], "stage_settings": {"joint": {"datasets": None}}}, "joint trains on several datasets"),
+    ({"stages": ["target"], "stage_settings": {"target": {"select_on": "other"}}}, "select_on: other is to be one of --datasets"),
+])  # fmt: skip
+def test_stages_without_their_datasets_are_refused(shops, own, message):
+    with pytest.raises(UserError, match=message):
+        run_settings(settings_for("CALRec", shops, **own))
+    assert not (shops / "saved").exists()
+
+
+def test_whole_datasets_train_by_all_events_and_are_never_tested_on(shops):
+    own = {"datasets": ["cycle", "other"], "whole": ["other"], "epochs": 0}
+    _, model, _, _ = prepared("CALRec", shops, **own)
+    assert [len(corpus.cases) for corpus in model.corpora] == [30 * 5, 60 * 7]
+    joint = run_settings(settings_for("CALRec", shops, **own))
+    run_settings(settings_for("CALRec", shops, init_from=joint.folder.name))
+    with pytest.raises(UserError, match="trained on 60 of the 60 test targets, by all of its events"):
+        run_settings(settings_for("CALRec", shops, "other", init_from=joint.folder.name))
+    for wrong in ("cycle", "nowhere"):
+        with pytest.raises(UserError, match=rf"whole: .*not tested on \(other\), found {wrong}"):
+            run_settings(settings_for("CALRec", shops, **own | {"whole": [wrong]}))
+
+
+def test_a_mixture_is_evaluated_anywhere_that_it_has_not_seen(shops):
+    write_cycle(shops, users=20, name="third", seed=2)
+    joint = run_settings(settings_for("CALRec", shops, datasets=["cycle", "other"], whole=["other"], epochs=0))
+    settings = json.loads((joint.folder / "run.json").read_text())["settings"]
+    assert evaluate_run(joint.folder, settings | {"dataset": "third"}).row["cases"] == 20
+    with pytest.raises(UserError, match="60 of the 60 test targets, by all of its events"):
+        evaluate_run(joint.folder, settings | {"dataset": "other"})
+
+
+def test_another_base_name_of_the_files_hides_nothing(shops):
+    (shops / "own").mkdir()
+    for path in (shops / "cycle").iterdir():
+        (shops / "own" / f"files{path.suffix}").write_text(path.read_text())
+    joint = run_settings(settings_for("CALRec", shops, "own", data_name="files", datasets=["own", "other"], whole=["other"], epochs=0))
+    with pytest.raises(UserError, match="60 of the 60 test targets"):
+        run_settings(settings_for("CALRec", shops, "other", init_from=joint.folder.name))
+
+
+def test_real_data_in_the_place_of_a_sample_is_what_is_read_and_guarded(shops):
+    write_cycle(shops, users=25, name="Pet", seed=3)
+    _, model, _, _ = prepared("CALRec", shops, datasets=["cycle", "Pet"])
+    assert len(model.corpora[1].by_user) == 25
+    run = run_settings(settings_for("LIR", shops, "Pet"))
+    with pytest.raises(UserError, match="test targets"):
+        evaluate_run(run.folder, settings_for("LIR", shops, "Pet", **{"eval_args.split": {"RS": [0.1, 0.1, 0.8]}}))
+
+
 def test_a_start_from_a_mixture_that_saw_the_targets_is_refused(shops):
     joint = run_settings(settings_for("CALRec", shops, "other", datasets=["cycle", "other"], epochs=0))
     later = {"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}}

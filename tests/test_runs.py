@@ -63,7 +63,8 @@ def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypat
     write_cycle(tmp_path)
     monkeypatch.chdir(tmp_path)
     ready, model, trainer, (train, valid, _) = prepared("GRU4Rec", tmp_path, epochs=2, checkpoint_dir="saved")
-    store.write_json(trainer.folder / store.RUN, {"status": "running", "settings": ready.settings, "data": ready.tables.fingerprint})
+    record = {"status": "running", "settings": ready.settings, "versions": store.versions(), "data": ready.tables.fingerprint}
+    store.write_json(trainer.folder / store.RUN, record)
     trainer.fit(train, valid)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

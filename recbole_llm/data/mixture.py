@@ -9,7 +9,7 @@ import numpy as np
 from ..config import moved
 from ..errors import UserError
 from . import samples
-from .splits import Cases, make_split
+from .splits import Cases, every_case, make_split
 from .tables import Tables
 from .text import ItemText
 
@@ -38,30 +38,36 @@ class Corpus:
 def configs(config) -> list:
     """RecBole configs of the datasets a run trains on: its own, and those of `datasets` with their own default settings.
 
-    Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`.
+    Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`, or is to be read whole.
     """
-    names = [samples.SAMPLES.get(name, name) for name in config["datasets"] or []]
-    if not names:
-        return [config]
-    if samples.SAMPLES.get(config["dataset"], config["dataset"]) not in names:
-        raise UserError(f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of the datasets; found {', '.join(names)}")
+    own, names = samples.alias(config["dataset"]), {samples.alias(name): name for name in config["datasets"] or []}
+    if names and own not in names:
+        raise UserError(f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of the datasets; found {', '.join(names.values())}")
+    others = {alias: name for alias, name in names.items() if alias != own}
+    if wrong := [name for name in config["whole"] or [] if samples.alias(name) not in others]:
+        raise UserError(f"whole: expected some of the datasets that are not tested on ({', '.join(others.values()) or 'there is none'}), found {wrong[0]}")
     found = [config]
-    for name in dict.fromkeys(names):
-        if name != samples.SAMPLES.get(config["dataset"], config["dataset"]):
-            found.append(samples.configured(moved(config["settings"] | {"data_name": None}, name) | {"dataset": name})[1])
+    for name in others.values():
+        found.append(samples.configured(moved(config["settings"] | {"data_name": None}, name) | {"dataset": name})[1])
     return found
 
 
 def load_corpora(config, own: Corpus) -> list[Corpus]:
-    """What a run trains on, its own dataset first. Only training parts are read: a test stays unseen whatever learns from the dataset."""
+    """What a run trains on, its own dataset first. But of `whole` ones only training parts are read: a test stays unseen whatever learns from the dataset."""
     from .dataset import load_tables
 
     corpora = [own]
     for other in configs(config)[1:]:
         tables, args = load_tables(other), other["eval_args"]
         text = ItemText.from_tables(tables, other["text_fields"], other["text_words"])
-        corpora.append(Corpus(tables, text, make_split(tables, args["split"], args["part"]).train))
+        cases = every_case(tables) if is_whole(config["settings"], other["dataset"]) else make_split(tables, args["split"], args["part"]).train
+        corpora.append(Corpus(tables, text, cases))
     return corpora
+
+
+def is_whole(settings: dict, dataset: str) -> bool:
+    """Whether a run of these settings trains on all events of one of its `datasets`."""
+    return samples.alias(dataset) in [samples.alias(name) for name in settings.get("whole") or []]
 
 
 def draw_users(sizes: Sequence[int], seed: int, epoch: int) -> list[np.ndarray]:

@@ -38,6 +38,11 @@ def locate(dataset: str, data_path: str | Path, data_name: str | None = None) ->
     )
 
 
+def alias(name: str) -> str:
+    """The name by which two names are seen to be one dataset: a sample's for the dataset that it stands in for."""
+    return SAMPLES.get(name, name)
+
+
 def configured(settings: dict):
     """(name, RecBole config) for settings: where the dataset lies is settled, and a sample goes by its own name."""
     name, folder = locate(settings["dataset"], settings["data_path"], settings["data_name"])

@@ -92,6 +92,11 @@ def make_split(tables: Tables, split: dict, part: str = "pretrain") -> Split:
     return result
 
 
+def every_case(tables: Tables) -> Cases:
+    """All events that have a history, as cases with all of it."""
+    return whole_history(tables, np.flatnonzero(tables.position > 0))
+
+
 def _last_out(tables: Tables, value: str, part: str) -> np.ndarray:
     if value not in ("valid_and_test", "test_only"):
         raise UserError(f"eval_args.split.LS: expected valid_and_test or test_only, found {value!r}")

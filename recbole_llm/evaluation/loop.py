@@ -8,6 +8,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from tqdm import tqdm
 
 from ..data.splits import Cases
+from .kept import Kept, joined
 from .ranks import RankTable, count_above_and_tied
 
 MAX_CASES = 1024  # cases per forward pass, whatever the memory
@@ -28,7 +29,7 @@ class TopLists:
 @torch.no_grad()
 def rank_cases(
     model, dataset, cases: Cases, *, candidates: np.ndarray | None = None, mask_history: bool = False,
-    memory: float = 128, topk: int = 0, progress: str | None = None,
+    memory: float = 128, topk: int = 0, progress: str | None = None, kept: Kept | None = None,
 ) -> tuple[RankTable, TopLists | None]:  # fmt: skip
     """Rank each case's target.
 
@@ -42,14 +43,17 @@ def rank_cases(
     mask_history : leave the items of the case's history out, except the target.
     memory : MiB of scores held at once.
     topk : length of the lists to return; 0 returns None for them.
+    kept : what is ranked so far of the same cases, from which the ranking goes on; the caller removes it.
     """
     model.eval()
     pairwise = candidates is not None and not _scores_all(model)
     width = dataset.item_num - 1 if not pairwise else candidates.shape[1] + 1
     rows = int(max(1, min(getattr(model, "max_cases", MAX_CASES), memory * 2**20 // (4 * width))))
     tables = dataset.tables
-    parts, lists = [], []
-    for begin in tqdm(range(0, len(cases), rows), desc=progress, disable=progress is None, ncols=100):
+    parts, lists = ([], []) if kept is None else (kept.parts, kept.lists)
+    if kept is not None:
+        kept.start()
+    for begin in tqdm(range(sum(map(len, parts)), len(cases), rows), desc=progress, disable=progress is None, ncols=100):
         batch = cases[begin : begin + rows]
         target = torch.from_numpy(tables.item[batch.end].astype(np.int64))
         chosen = None
@@ -76,8 +80,9 @@ def rank_cases(
         parts.append(table)
         if topk:
             lists.append(_top(scores, chosen, topk, table.fallback))
-    top = TopLists(*(np.concatenate(column) for column in zip(*lists, strict=True))) if topk else None
-    return RankTable.concat(parts), top
+        if kept is not None:
+            kept.keep(parts, lists)
+    return RankTable.concat(parts), TopLists(*joined(lists)) if topk else None
 
 
 def _scores_all(model) -> bool:
@@ -125,10 +130,11 @@ def _mask(scores: torch.Tensor, tables, cases: Cases, chosen: torch.Tensor | Non
 def _top(scores: torch.Tensor, chosen: torch.Tensor | None, k: int, fallback: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(items, scores) as in TopLists; fallback bool [cases]: cases without a list."""
     k = min(k, scores.shape[1])
+    scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
     if scores.device.type == "cpu":
-        values, items = _best(scores.numpy() if scores.dtype in (torch.float32, torch.float64) else scores.float().numpy(), k)
+        values, items = _best(scores.numpy(), k)
     else:
-        values, items = (part.cpu().numpy() for part in scores.float().topk(k, dim=1))
+        values, items = (part.cpu().numpy() for part in scores.topk(k, dim=1))
     if chosen is not None:
         items = np.take_along_axis(chosen.numpy(), items, axis=1)
     values = values.astype(np.float32, copy=False)

@@ -16,7 +16,7 @@ class Catalogue:
 
     Parameters
     ----------
-    sequences : distinct int64 arrays, none a beginning of another (all end with the end token).
+    sequences : int64 arrays, none a beginning of another (all end with the end token). Equal ones are reached together.
     """
 
     def __init__(self, sequences: Sequence[np.ndarray]):
@@ -80,7 +80,8 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
             done = token == end
             for one in np.unique(prompt[node[done]]):
                 mine = np.flatnonzero(done & (prompt[node] == one))
-                _keep(ended, cache.number[one], catalogue.order[begin[mine]], total[mine], beams)
+                rows = np.concatenate([catalogue.order[begin[leaf] : close[leaf]] for leaf in mine])
+                _keep(ended, cache.number[one], rows, np.repeat(total[mine], close[mine] - begin[mine]), beams)
             worst = np.array([ended[number][1][-1] if len(ended[number][1]) == beams else -np.inf for number in cache.number])
             open_ = np.flatnonzero(~done & (total > worst[prompt[node]]))
             open_ = open_[np.lexsort([-total[open_], prompt[node[open_]]])]
@@ -93,7 +94,7 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
             node, token, low, high, score = (array[open_] for array in (node, token, begin, close, total))
             prompt, row = cache.advance(prompt[node], row[node])
             logits = backbone.logits(read(prompt, row, token))
-    means = mean.float().cpu().numpy()
+    means = mean.cpu().numpy()
     return [Reached(*ended[index], means[index]) for index in range(count)]
 
 

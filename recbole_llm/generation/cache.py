@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..collate import means, roomy
 from ..errors import UserError
 
 ATTENTION = "recbole_llm_shared_prompt"
@@ -128,13 +129,6 @@ def _attention(module, query, key, value, attention_mask, scaling=None, softcap=
     return _active[-1].attend(module.layer_idx, query, scaling, softcap, sliding_window), None
 
 
-def check(config) -> None:
-    """Raise UserError for a transformers config whose layers are no attention over keys that stay."""
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        raise UserError(f"backbone: expected layers of full or sliding attention, found {', '.join(sorted(kinds))}; take another one")
-
-
 @torch.no_grad()
 def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps: int) -> tuple[SharedPrompts, torch.Tensor, torch.Tensor]:
     """Read prompts (int64 token arrays) once.
@@ -148,14 +142,13 @@ def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps:
 
     device = next(model.parameters()).device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ids = torch.full((len(prompts), int(lengths.max())), pad_id, device=device)
+    ids = torch.full((len(prompts), int(roomy(int(lengths.max())))), pad_id, device=device)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.from_numpy(prompt)
     # without a config no layer drops what its window has left behind: shorter prompts of the batch still need it
     read = DynamicCache()
     hidden = model.base_model(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
-    inside = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).to(hidden.dtype)
-    mean = (inside[:, None] @ hidden).squeeze(1) / lengths[:, None]
+    mean = means(hidden, (torch.arange(ids.shape[1], device=device) < lengths[:, None])[:, None])[:, 0]
     cache = SharedPrompts([(layer.keys, layer.values) for layer in read.layers], lengths, rows, steps)
     return cache, hidden[torch.arange(len(prompts), device=device), lengths - 1], mean
 

@@ -76,7 +76,7 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
             places, rows = cache.advance(nodes[0], nodes[1])
             logits = backbone.logits(read(places, rows, nodes[2]))
             prompt, row = places[node], rows[node]
-    means = mean.float().cpu().numpy()
+    means = mean.cpu().numpy()
     return [_collect(drawn[index], logprobs[index], end, means[index]) for index in range(len(prompts))]
 
 

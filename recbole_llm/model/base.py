@@ -9,6 +9,7 @@ from recbole.utils import InputType, ModelType
 
 from ..data.splits import Cases
 from ..data.text import ItemText
+from ..errors import UserError
 
 
 class TextModel(AbstractRecommender):
@@ -18,6 +19,7 @@ class TextModel(AbstractRecommender):
     ----------
     tables, text : the events and the item texts.
     fallback : bool [cases] of the last `score`: cases that no answer could be parsed for and that tie everything.
+    unmatched : bool [cases], set by a `score` that ranks by something else where no answer could be parsed; else `fallback`.
     counts : tallies of one ranking, see `rates`.
     answer_keys : settings that `evaluate` may change, since they decide how a trained model answers.
     """
@@ -33,18 +35,21 @@ class TextModel(AbstractRecommender):
 
     def __init__(self, config, dataset):
         super().__init__()
+        if config["settings"] is None and (asked := [key for key in ("stages", "datasets", "rerank_from") if config[key]]):
+            raise UserError(f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one model on one dataset. Use recbole_llm.run")
         self.config, self.dataset, self.tables = config, dataset, dataset.tables
         self.device = config["device"]
         self.text = ItemText.from_tables(self.tables, config["text_fields"], config["text_words"])
         for line in self.text.log:
             self.logger.info(f"{self.tables.name}: {line}")
-        self.validating = False
+        self.choosing = False
         self.fallback: np.ndarray | None = None
+        self.unmatched: np.ndarray | None = None
         self.counts: Counter = Counter()
 
-    def start_ranking(self, validating: bool) -> None:
-        """Called before the cases of one part are ranked; `validating` while a checkpoint is chosen."""
-        self.validating = validating
+    def start_ranking(self, part: str, choosing: bool) -> None:
+        """Called before the cases of a part, "valid" or "test", are ranked; `choosing` while a checkpoint is chosen."""
+        self.choosing = choosing
         self.counts.clear()
 
     def score(self, cases: Cases) -> np.ndarray:
@@ -52,11 +57,19 @@ class TextModel(AbstractRecommender):
         raise NotImplementedError(f"{type(self).__name__}.score")
 
     def scores(self, cases: Cases) -> np.ndarray:
-        """`score`, with the cases counted that it could say nothing about."""
-        scores = self.score(cases)
+        """`score` in the precision that is set, with the cases counted that it could say nothing about."""
+        self.unmatched = None
+        with self.autocast():
+            scores = self.score(cases)
         self.fallback = ~scores.any(axis=1)
-        self.counts.update(cases=len(cases), unmatched=int(self.fallback.sum()))
+        unmatched = self.fallback if self.unmatched is None else self.unmatched
+        self.counts.update(cases=len(cases), unmatched=int(unmatched.sum()))
         return scores
+
+    def autocast(self):
+        """`precision`: bf16 and fp16 compute in it, with weights in float32."""
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config["precision"])
+        return torch.autocast(torch.device(self.device).type, dtype=kind, enabled=kind is not None)
 
     def full_sort_predict(self, interaction) -> torch.Tensor:
         scores = torch.as_tensor(self.scores(self.dataset.cases_of(interaction)))

@@ -33,27 +33,25 @@ class CALRec(WriterModel):
         cases, groups = corpus.cases, []
         if self.config["nig_targets"] == "last":
             chosen = (own[-1 - rng.integers(min(5, len(own)))] for own in (corpus.by_user[user] for user in users))
-            return [self._group(corpus, row, None, rng)[0] for row in chosen]
+            return [self._group(corpus, row, None)[0] for row in chosen]
         learned = np.zeros(len(corpus.tables.item), dtype=bool)
         learned[cases.end] = True
         for user in users:
             done = len(learned)  # every case whose target is at or behind this event is learned
             for row in corpus.by_user[user][::-1]:
                 if cases.end[row] < done:
-                    group, oldest = self._group(corpus, row, learned, rng)
+                    group, cut = self._group(corpus, row, learned)
                     groups.append(group)
-                    done = oldest + 1
+                    done = cases.begin[row] + cut + 1
         return groups
 
-    def _group(self, corpus: Corpus, row: int, learned: np.ndarray | None, rng: np.random.Generator) -> tuple[tuple[Tokens, ...], int]:
-        """The texts of one case and the oldest event that had room in them; learned: bool [events], whose texts are training targets beside the case's own."""
+    def _group(self, corpus: Corpus, row: int, learned: np.ndarray | None) -> tuple[tuple[Tokens, ...], int]:
+        """The texts of one case and how many items were cut; learned: bool [events], whose texts are training targets beside the case's own."""
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
-        kept = rng.random(end - begin) >= self.config["item_dropout"]
-        events = begin + np.flatnonzero(kept if kept.any() else ~kept)
-        texts = [corpus.sentences[item] for item in corpus.tables.item[[*events, end]]]
-        flags = None if learned is None else tuple(learned[events].tolist())
+        texts = [corpus.sentences[item] for item in corpus.tables.item[begin : end + 1]]
+        flags = None if learned is None else tuple(learned[begin:end].tolist())
         tokens = self.encoder.encode(Example(self.template, tuple(texts[:-1]), texts[-1], flags))
-        return ((tokens, self.encoder.alone(texts[-1])) if self.contrastive else (tokens,)), events[tokens.cut] if tokens.cut else begin
+        return ((tokens, self.encoder.alone(texts[-1])) if self.contrastive else (tokens,)), tokens.cut
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import store
 from ..adapters import add_lora, refuse_scratch
-from ..backbone import FOLDER, Backbone, check_name, load_causal, load_folder
-from ..collate import Encoder
+from ..backbone import Backbone, check_name, load_causal, load_folder
+from ..collate import Encoder, roomy
+from ..errors import UserError
 from ..optimizers import check as check_learner
 from .base import TextModel
 
@@ -18,35 +20,45 @@ class BackboneModel(TextModel):
 
     @classmethod
     def check(cls, config):
-        check_name(config["backbone"], Path(config["checkpoint_dir"]))
         check_learner(config["learner"])
-        if config["adapter"] == "lora" and config["backbone"].startswith("scratch:") and not config["init_from"] and not config["stage"]:
+        if config["init_from"] or config["restored"]:
+            return
+        check_name(config["backbone"], Path(config["checkpoint_dir"]))
+        if config["adapter"] == "lora" and config["backbone"].startswith("scratch:") and not config["stage"]:
             refuse_scratch(config["backbone"])
 
     def load_backbone(self, texts: Sequence[str]) -> None:
-        """To be called by constructors; texts: what a scratch tokenizer is trained on."""
+        """To be called by constructors: a trained run's weights (`restored`), those of `init_from` or the ones named by `backbone`.
+
+        texts : what a scratch tokenizer is trained on.
+        """
         config = self.config
-        saved = Path(config["checkpoint_dir"])
-        self.use(load_causal(config["backbone"], texts, saved=saved, max_length=config["max_length"], vocabulary=config["scratch_vocabulary"]))
-        if config["adapter"] == "lora" and not config["init_from"]:
-            self._add_lora(config["backbone"])
+        saved, name = Path(config["checkpoint_dir"]), config["backbone"]
+        if config["restored"]:
+            return self.load(Path(config["restored"]))
+        if config["init_from"]:
+            run = store.find_run(config["init_from"], saved)
+            bundle = load_folder(str(run / store.BACKBONE)).merged()
+        else:
+            run = store.backbone_run(name, saved)
+            bundle = load_causal(name, texts, saved=saved, max_length=config["max_length"], vocabulary=config["scratch_vocabulary"])
+        self.use(bundle)
+        if config["adapter"] == "lora":
+            if run is not None:  # by what its folder is called beside ours, else by where it is
+                name = f"run:{run.name}" if run.resolve().parent == saved.resolve() else str((run / store.BACKBONE).resolve())
+            elif Path(name).expanduser().is_dir():
+                name = str(Path(name).expanduser().resolve())
+            add_lora(self.backbone, name, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
 
     def use(self, bundle: Backbone) -> None:
+        limit, longest = getattr(bundle.model.config.get_text_config(), "max_position_embeddings", None), self.config["max_length"]
+        if limit and roomy(longest) > limit:
+            raise UserError(f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length")
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
-        self.encoder = Encoder(bundle.tokenizer, self.config["max_length"])
-
-    def start_from(self, folder: Path) -> None:
-        """Begin to train where another run ended; its tokenizer comes with its weights."""
-        self.use(load_folder(str(folder / FOLDER)).merged())
-        if self.config["adapter"] == "lora":
-            self._add_lora(f"run:{folder.name}")
-
-    def _add_lora(self, base: str) -> None:
-        config = self.config
-        add_lora(self.backbone, base, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
+        self.encoder = Encoder(bundle.tokenizer, longest)
 
     def save(self, folder: Path) -> None:
-        self.bundle.save(folder / FOLDER)
+        self.bundle.save(folder / store.BACKBONE)
 
     def load(self, folder: Path) -> None:
-        self.use(load_folder(str(folder / FOLDER)))
+        self.use(load_folder(str(folder / store.BACKBONE)))

@@ -13,10 +13,10 @@ from ..data.splits import Cases
 from ..errors import UserError
 from ..evaluation.stored import StoredLists
 from ..generation.beam import Catalogue, Reached, search
-from ..generation.cache import check as check_decoding
+from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
 from ..prompts import Example, Template
-from ..retrieval.matching import MATCHES, formatted
+from ..retrieval.matching import BM25Match, HierarchicalMatch
 from ..retrieval.round_robin import keep_best
 from .lm import BackboneModel
 
@@ -47,7 +47,8 @@ class WriterModel(BackboneModel):
         self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
         self.template = Template.from_config(config["template"])
         self.first, self.same = self.text.unique
-        self.match = MATCHES[config["match"]](self.text, config)
+        self.agreement = HierarchicalMatch(self.text)
+        self.match = self.agreement if config["match"] == "hierarchical" else BM25Match(self.text, config)
         self.lists: StoredLists | None = None
         self.load_backbone(pieces(self.template, [text for corpus in self.corpora for text in corpus.sentences]))
 
@@ -56,8 +57,8 @@ class WriterModel(BackboneModel):
         return self.corpora[0].sentences
 
     def use(self, bundle):
-        check_decoding(bundle.model.config)
         super().use(bundle)
+        check_decoding(bundle, self.config["backbone"])
         self.__dict__.pop("catalogue", None)  # of the tokenizer before
 
     def hidden(self, batch) -> torch.Tensor:
@@ -73,7 +74,7 @@ class WriterModel(BackboneModel):
         self.counts.update(cut_items=sum(tokens.cut for tokens in encoded), items=int((cases.end - cases.begin).sum()))
         self.counts.update(cut_users=sum(tokens.cut > 0 for tokens in encoded))
         prompts = [tokens.ids for tokens in encoded]
-        count = config["beams"] if config["decoding"] == "constrained" else config["valid_samples"] if self.validating else config["samples"]
+        count = config["beams"] if config["decoding"] == "constrained" else config["valid_samples"] if self.choosing else config["samples"]
         decode = self._search if config["decoding"] == "constrained" else self._sample
         answers: list = [None] * len(cases)
         for chosen in by_length([len(prompt) for prompt in prompts], config["pass_tokens"], most=max(1, config["generate_rows"] // count)):
@@ -88,8 +89,7 @@ class WriterModel(BackboneModel):
         answers = []
         for drawn in sample(self.bundle, prompts, keys, samples=count, temperature=config["temperature"], max_new=config["max_new_tokens"]):
             texts = [text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])]
-            good = sum(formatted(text, self.text.names) for text in texts)
-            self.counts.update(texts=len(texts), ended=int(drawn.ended.sum()), formatted=good)
+            self.counts.update(texts=len(texts), ended=int(drawn.ended.sum()), **self.agreement.tally(texts))
             answers.append(Answer(*keep_best(texts, drawn.logprobs, config["texts_kept"]), drawn.prompt))
         return answers
 
@@ -107,7 +107,8 @@ class WriterModel(BackboneModel):
 
     def score(self, cases):
         answers = self.generate(cases)
-        scores = np.stack([self.match.scores(answer.texts, answer.logprobs, self.counts) for answer in answers])
+        scores = np.stack([self.match.scores(answer.texts, answer.logprobs) for answer in answers])
+        self.unmatched = np.array([answer.reached is None and not row.any() for answer, row in zip(answers, scores, strict=True)])
         if blend := self.config["blend"]:
             prompts = np.stack([answer.prompt for answer in answers])
             cosine = prompts / np.linalg.norm(prompts, axis=1, keepdims=True) @ self.item_vectors[self.same].T
@@ -137,12 +138,12 @@ class WriterModel(BackboneModel):
             vectors[chosen] = batch.means(self.hidden(batch))[:, 1].float().cpu().numpy()
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def start_ranking(self, validating):
-        super().start_ranking(validating)
+    def start_ranking(self, part, choosing):
+        super().start_ranking(part, choosing)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
         if folder := self.config["rerank_from"]:
-            self.lists = StoredLists(Path(folder), "valid" if validating else "test")
+            self.lists = StoredLists(Path(folder), part)
 
     def rates(self):
-        shares = {"formatted": "texts", "ended": "texts", "matched_all": "matched", "matched_first": "matched", "cut_users": "cases", "cut_items": "items"}
+        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts") | {"cut_users": "cases", "cut_items": "items"}
         return {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts[of]} | super().rates()

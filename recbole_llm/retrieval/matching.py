@@ -1,6 +1,5 @@
 """From generated texts to item scores: by the words they share, or by the attributes they agree on."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,11 +10,6 @@ from .hierarchical import HierarchicalIndex, parse, rank_matches
 from .round_robin import quasi_round_robin
 
 
-def formatted(text: str, names: Sequence[str]) -> bool:
-    """Whether a text has all attributes in their order."""
-    return text.endswith(".") and len(parse(text, names)) == len(names)
-
-
 class BM25Match:
     """Quasi-round-robin BM25 of the attribute values (CALRec, section 3.4)."""
 
@@ -23,7 +17,7 @@ class BM25Match:
         self.names, self.epsilon = text.names, config["epsilon"]
         self.index = BM25Index([text.plain(item) for item in range(len(text))], config["bm25_k1"], config["bm25_b"])
 
-    def scores(self, texts: Sequence[str], logprobs: np.ndarray, counts: Counter) -> np.ndarray:
+    def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
         """float64 [items] from texts, best first."""
         return quasi_round_robin(self.index.scores([self._values(text) for text in texts]), logprobs, self.epsilon)
 
@@ -35,15 +29,17 @@ class BM25Match:
 
 
 class HierarchicalMatch:
-    """Items that agree on the most of a text's attributes, in the order of the texts."""
+    """Items that agree on the most of a text's attributes, in the order of the texts (CALRec, section 5.3)."""
 
-    def __init__(self, text: ItemText, config):
+    def __init__(self, text: ItemText):
         self.names, self.index = text.names, HierarchicalIndex(text.values)
 
-    def scores(self, texts, logprobs, counts):
-        matches, sizes = zip(*(self.index.match(parse(text, self.names)) for text in texts), strict=True) if texts else ((), ())
-        counts.update(matched=len(texts), matched_all=sum(size == len(self.names) for size in sizes), matched_first=sum(size > 0 for size in sizes))
-        return rank_matches(matches, len(self.index))
+    def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
+        return rank_matches([self.index.match(parse(text, self.names))[0] for text in texts], len(self.index))
 
-
-MATCHES = {"bm25": BM25Match, "hierarchical": HierarchicalMatch}
+    def tally(self, texts: Sequence[str]) -> dict[str, int]:
+        """How many texts have all attributes in their order, agree with an item on all of them, and on the first."""
+        parsed = [parse(text, self.names) for text in texts]
+        sizes = [self.index.match(values)[1] for values in parsed]
+        good = sum(text.endswith(".") and len(values) == len(self.names) for text, values in zip(texts, parsed, strict=True))
+        return {"formatted": good, "matched_all": sum(size == len(self.names) for size in sizes), "matched_first": sum(size > 0 for size in sizes)}
