@@ -306,8 +306,12 @@ NOT_IN_HASH = {
 def settings_hash(settings: dict, **extra) -> str:
     """8 hex digits over everything that can change a result."""
     left = NOT_IN_HASH | ({"MAX_ITEM_LIST_LENGTH"} if settings["model"] in registry.OURS else set())  # ours read whole histories
-    kept = {key: value for key, value in settings.items() if key not in left} | extra
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return digest({key: value for key, value in settings.items() if key not in left} | extra)
+
+
+def digest(value) -> str:
+    """8 hex digits over anything that JSON can say."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def recbole_config(settings: dict, data_path: str | Path):

@@ -196,7 +196,7 @@ class Prepared:
             log.info(f"{self.name}: {line}")
         started = time.perf_counter()
         self.check(first=not self.settings.get("stage") or bool(self.config["init_from"]))
-        from .evaluation.kept import forget
+        from .evaluation.kept import start_over
         from .trainer import STATE, load_weights
 
         model, (train_data, valid_data, test_data) = self.make_model()
@@ -215,7 +215,7 @@ class Prepared:
             trainer = self.make_trainer(model)
             record = {"status": "running", "settings": self.settings, "versions": store.versions(), "data": self.tables.fingerprint, "parts": {}}
             if not (self.run_folder / STATE).is_file() and trainer.epochs:
-                forget(self.run_folder)
+                start_over(self.run_folder)
             elif before and before["versions"].get("code") == store.code():
                 record["parts"] = before.get("parts", {})
             store.write_json(self.run_folder / store.RUN, record)
@@ -277,7 +277,7 @@ class Prepared:
         from .evaluation.kept import Kept
 
         config, dataset = self.config, trainer.ranked(data)
-        kept = Kept(folder, part, trainer.model)
+        kept = Kept(folder, part, trainer.model, weights=self.restored)
         table, top = trainer.rank(data, topk=config["topk_saved"], show_progress=config["show_progress"], kept=kept)
         table.save(folder / store.RANKS.format(part=part))
         np.savez_compressed(folder / store.TOP.format(part=part), items=top.items, scores=top.scores)

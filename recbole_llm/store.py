@@ -14,6 +14,7 @@ from . import __version__
 from .errors import UserError
 
 RUN, RESULTS, RANKS, TOP = "run.json", "results.jsonl", "{part}.ranks.npz", "{part}.top.npz"
+TEXTS = "{part}.{key}.texts.jsonl.gz"
 BACKBONE = "backbone"  # the folder of a run with its language model
 
 

@@ -356,7 +356,7 @@ class LLMTrainer(Harness, stock.Trainer):
         return dataset
 
     def rank(self, eval_data, topk=0, show_progress=False, kept=None):
-        self.model.start_ranking(part_of(eval_data._dataset), self.choosing)
+        self.model.start_ranking(part_of(eval_data._dataset), self.choosing, kept and kept.weights)
         return super().rank(eval_data, topk, show_progress, kept)
 
     def _valid_epoch(self, valid_data, show_progress=False):

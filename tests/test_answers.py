@@ -71,24 +71,27 @@ def test_a_prompt_leaves_room_for_what_is_written(tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def test_as_many_texts_are_kept_as_asked(answering):
+def test_as_many_texts_are_matched_as_asked(answering):
     for kept in (1, 3):
         model, cases = answering(texts_kept=kept, samples=16, temperature=2.0)
-        assert max(len(answer.texts) for answer in model.generate(cases)) == kept
+        answers = model.generate(cases, model.prompts(cases))
+        assert max(len(answer.texts) for answer in answers) > 3
+        expected = [model.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers]
+        assert (model.score(cases) == np.stack(expected)).all()
 
 
 @torch.no_grad()
 def test_blend_weighs_what_a_search_reached(answering):
     model, cases = answering(decoding="constrained", beams=4)
-    answers, plain = model.generate(cases), model.score(cases)
+    prompts = model.prompts(cases)
+    answers, plain, histories = model.generate(cases, prompts), model.score(cases), model.vectors(prompts, 0)
     model.config["blend"] = 3.0
     blended = model.score(cases)
-    for answer, before, after in zip(answers, plain, blended, strict=True):
-        items = model.first[answer.reached.sequences]
-        cosine = answer.prompt / np.linalg.norm(answer.prompt) @ model.item_vectors[answer.reached.sequences].T
-        expected = answer.reached.logprobs + 3.0 * cosine
+    for answer, before, after, history in zip(answers, plain, blended, histories, strict=True):
+        items, logprobs = model.first[answer.reached], np.array(answer.logprobs)
+        expected = logprobs + 3.0 * history @ model.item_vectors[answer.reached].T
         assert after[items] - after[items].min() == pytest.approx(expected - expected.min(), abs=1e-4)
-        assert before[items] - before[items].min() == pytest.approx(answer.reached.logprobs - answer.reached.logprobs.min(), abs=1e-6)
+        assert before[items] - before[items].min() == pytest.approx(logprobs - logprobs.min(), abs=1e-6)
         assert after[items].min() > np.delete(after, items).max()
 
 
@@ -184,5 +187,5 @@ def test_the_match_is_the_one_that_is_asked_for(answering):
 
 def test_shares_of_outputs_are_over_all_of_them(text):
     good, other = text.sentence(0), "Title: kiwi juice. Category: meat. Brand: brand9."
-    counts = HierarchicalMatch(text).tally([good, good, good, other, "Title: meat.", good.removesuffix(".")])
+    counts = HierarchicalMatch(text).tally([good, other, "Title: meat.", good.removesuffix(".")], [3, 1, 1, 1])
     assert counts == {"formatted": 4, "matched_all": 4, "matched_first": 5}

@@ -92,10 +92,10 @@ def test_what_a_search_reached_stands_above_the_rest(tmp_path):
     write_cycle(tmp_path)
     _, model, _, (_, _, test) = prepared("CALRec", tmp_path, decoding="constrained", beams=3)
     cases = test._dataset.cases[:6]
-    answers, scores = model.eval().generate(cases), model.score(cases)
+    answers, scores = model.eval().generate(cases, model.prompts(cases)), model.score(cases)
     for answer, row in zip(answers, scores, strict=True):
-        assert np.argsort(-row, kind="stable")[:3].tolist() == model.first[answer.reached.sequences].tolist()
-        assert np.diff(np.sort(row)[-3:]) == pytest.approx(-np.diff(answer.reached.logprobs)[::-1], abs=1e-6)
+        assert np.argsort(-row, kind="stable")[:3].tolist() == model.first[answer.reached].tolist()
+        assert np.diff(np.sort(row)[-3:]) == pytest.approx(-np.diff(answer.logprobs)[::-1], abs=1e-6)
 
 
 @torch.no_grad()
@@ -107,8 +107,8 @@ def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
     model.config["blend"] = 0.5
     added = (model.score(cases) - plain) / 0.5
     alone = [model.backbone.base_model(torch.from_numpy(model.encoder.alone(text).ids)[None]).last_hidden_state[0].mean(0) for text in model.sentences]
-    for answer, row in zip(model.generate(cases), added, strict=True):
-        prompt = torch.from_numpy(answer.prompt).double()
+    for tokens, row in zip(model.prompts(cases), added, strict=True):
+        prompt = model.backbone.base_model(torch.from_numpy(tokens.ids)[None]).last_hidden_state[0].mean(0)
         assert row == pytest.approx([torch.cosine_similarity(prompt, item, dim=0).item() for item in alone], abs=1e-5)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recbole_llm.retrieval.bm25 import BM25Index, words
-from recbole_llm.retrieval.round_robin import keep_best, quasi_round_robin
+from recbole_llm.retrieval.round_robin import distinct, quasi_round_robin
 
 TEXTS = ["red dog leash", "blue dog bowl", "red red ball", "cat tree tall tall", "", "blue dog bowl"]
 
@@ -82,6 +82,5 @@ def test_no_text_ties_everything():
 
 
 def test_the_most_probable_of_equal_texts_stays():
-    texts, logprobs = keep_best(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0]), 2)
-    assert texts == ["b", "a"] and logprobs.tolist() == [-1.0, -2.0]
-    assert keep_best([], np.array([]), 10)[0] == []
+    assert distinct(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (["b", "a", "c"], [-1.0, -2.0, -3.0], [2, 1, 1])
+    assert distinct([], np.array([])) == ([], [], [])

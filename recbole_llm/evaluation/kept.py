@@ -20,10 +20,12 @@ class Kept:
 
     Attributes
     ----------
+    weights : folder of the run whose weights rank, where a model may keep its answers for other rankings of the same cases.
     parts, lists : rank tables, and (items, scores) of their top lists if there are any, in the order of the cases.
     """
 
-    def __init__(self, folder: Path, part: str, model):
+    def __init__(self, folder: Path, part: str, model, weights: Path | None = None):
+        self.weights = weights or folder
         self.path, self.counts = folder / f"{part}.{store.code()}.kept.npz", getattr(model, "counts", Counter())
         self.parts: list[RankTable] = []
         self.lists: list[tuple[np.ndarray, np.ndarray]] = []
@@ -71,4 +73,11 @@ def joined(lists: list[tuple]) -> tuple[np.ndarray, ...]:
 def forget(folder: Path, part: str = "*") -> None:
     """Remove what is kept of a part, or of all."""
     for path in folder.glob(f"{part}.*.kept.npz"):
+        path.unlink()
+
+
+def start_over(folder: Path) -> None:
+    """Remove whatever other weights have left in a run's folder."""
+    forget(folder)
+    for path in folder.glob(store.TEXTS.format(part="*", key="*")):
         path.unlink()

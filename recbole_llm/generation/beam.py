@@ -51,11 +51,10 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Reached:
-    """The sequences a search reached for one prompt, best first, with their exact log-probabilities; prompt as in `Generated`."""
+    """The sequences a search reached for one prompt, best first, with their exact log-probabilities."""
 
     sequences: np.ndarray  # int64 [reached]
     logprobs: np.ndarray  # float64 [reached]
-    prompt: np.ndarray  # float32 [width]
 
 
 @torch.no_grad()
@@ -65,7 +64,7 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
     A beam that cannot reach the best `beams` ended ones any more is given up: log-probabilities only fall.
     """
     tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
-    cache, last, mean = prefill(backbone.model, prompts, tokenizer.pad_token_id, beams, catalogue.depth)
+    cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, beams, catalogue.depth)
     logits = backbone.logits(last)[:, None]
     count = len(prompts)
     prompt, row = np.arange(count), np.zeros(count, dtype=np.int64)
@@ -94,8 +93,7 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
             node, token, low, high, score = (array[open_] for array in (node, token, begin, close, total))
             prompt, row = cache.advance(prompt[node], row[node])
             logits = backbone.logits(read(prompt, row, token))
-    means = mean.cpu().numpy()
-    return [Reached(*ended[index], means[index]) for index in range(count)]
+    return [Reached(*ended[index]) for index in range(count)]
 
 
 def _keep(ended: list, number: int, sequences: np.ndarray, totals: np.ndarray, beams: int) -> None:

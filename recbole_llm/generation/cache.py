@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..collate import means, roomy
+from ..collate import roomy
 from ..errors import UserError
 
 ATTENTION = "recbole_llm_shared_prompt"
@@ -130,13 +130,12 @@ def _attention(module, query, key, value, attention_mask, scaling=None, softcap=
 
 
 @torch.no_grad()
-def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps: int) -> tuple[SharedPrompts, torch.Tensor, torch.Tensor]:
+def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps: int) -> tuple[SharedPrompts, torch.Tensor]:
     """Read prompts (int64 token arrays) once.
 
     Returns
     -------
-    The cache, with room for `rows` continuations of `steps` tokens each, and of the last hidden states [prompts, P, width]
-    the last and the mean of each prompt, [prompts, width].
+    The cache, with room for `rows` continuations of `steps` tokens each, and the last hidden state of each prompt's last token, [prompts, width].
     """
     from transformers import DynamicCache
 
@@ -148,9 +147,8 @@ def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, rows: int, steps:
     # without a config no layer drops what its window has left behind: shorter prompts of the batch still need it
     read = DynamicCache()
     hidden = model.base_model(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
-    mean = means(hidden, (torch.arange(ids.shape[1], device=device) < lengths[:, None])[:, None])[:, 0]
     cache = SharedPrompts([(layer.keys, layer.values) for layer in read.layers], lengths, rows, steps)
-    return cache, hidden[torch.arange(len(prompts), device=device), lengths - 1], mean
+    return cache, hidden[torch.arange(len(prompts), device=device), lengths - 1]
 
 
 @contextmanager

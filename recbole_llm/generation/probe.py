@@ -42,7 +42,7 @@ def _error(backbone) -> float:
     own = [model(input_ids=torch.from_numpy(row)[None].to(device)).logits[0] for row in rows]
     hidden = [model.base_model(input_ids=torch.from_numpy(row)[None].to(device), use_cache=False).last_hidden_state[0] for row in rows]
     pairs = [(backbone.logits(states), logits) for states, logits in zip(hidden, own, strict=True)]
-    cache, last, _ = prefill(model, prompts, backbone.tokenizer.pad_token_id, rows=2, steps=2)
+    cache, last = prefill(model, prompts, backbone.tokenizer.pad_token_id, rows=2, steps=2)
     first = backbone.logits(last)
     pairs += [(first[prompt], logits[len(prompts[prompt]) - 1]) for (prompt, _), logits in zip(endings, own, strict=True)]
     prompt, row = np.array([0, 0, 1, 1]), np.zeros(4, dtype=np.int64)

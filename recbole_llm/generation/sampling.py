@@ -17,14 +17,12 @@ class Generated:
     """The continuations of one prompt.
 
     ids: one int64 array per sample, without the end token. logprobs: float64 [samples], sum of untempered token
-    log-probabilities, the end token's included. ended: bool [samples], False where the length ran out. prompt:
-    float32 [width], mean last hidden state of the prompt's tokens.
+    log-probabilities, the end token's included. ended: bool [samples], False where the length ran out.
     """
 
     ids: list[np.ndarray]
     logprobs: np.ndarray
     ended: np.ndarray
-    prompt: np.ndarray
 
 
 def stream_key(seed: int, *tokens: str) -> np.uint64:
@@ -55,7 +53,7 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
     prompts : int64 token arrays. keys : uint64 [prompts], see `stream_key`.
     """
     tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
-    cache, last, mean = prefill(backbone.model, prompts, tokenizer.pad_token_id, samples, max_new)
+    cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, samples, max_new)
     logits = backbone.logits(last)[:, None]
     number = np.tile(np.arange(samples), (len(prompts), 1))
     drawn = np.full((len(prompts), samples, max_new), -1, dtype=np.int64)
@@ -76,8 +74,7 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
             places, rows = cache.advance(nodes[0], nodes[1])
             logits = backbone.logits(read(places, rows, nodes[2]))
             prompt, row = places[node], rows[node]
-    means = mean.cpu().numpy()
-    return [_collect(drawn[index], logprobs[index], end, means[index]) for index in range(len(prompts))]
+    return [_collect(drawn[index], logprobs[index], end) for index in range(len(prompts))]
 
 
 def _draw(logits: torch.Tensor, prompt, row, chance: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -105,10 +102,10 @@ def _draw(logits: torch.Tensor, prompt, row, chance: np.ndarray, temperature: fl
     return tokens.cpu().numpy(), logprob.double().cpu().numpy()
 
 
-def _collect(drawn: np.ndarray, logprobs: np.ndarray, end: int, prompt: np.ndarray) -> Generated:
+def _collect(drawn: np.ndarray, logprobs: np.ndarray, end: int) -> Generated:
     ids, ended = [], np.zeros(len(drawn), dtype=bool)
     for row, tokens in enumerate(drawn):
         stop = np.flatnonzero((tokens == end) | (tokens < 0))
         ended[row] = len(stop) > 0 and tokens[stop[0]] == end
         ids.append(tokens[: stop[0]] if len(stop) else tokens)
-    return Generated(ids, logprobs, ended, prompt)
+    return Generated(ids, logprobs, ended)

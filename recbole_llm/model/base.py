@@ -1,6 +1,7 @@
 """What RecBole and the evaluation loop need of our models, derived from what a paper's model can do."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,8 +48,11 @@ class TextModel(AbstractRecommender):
         self.unmatched: np.ndarray | None = None
         self.counts: Counter = Counter()
 
-    def start_ranking(self, part: str, choosing: bool) -> None:
-        """Called before the cases of a part, "valid" or "test", are ranked; `choosing` while a checkpoint is chosen."""
+    def start_ranking(self, part: str, choosing: bool, folder: Path | None = None) -> None:
+        """Called before the cases of a part, "valid" or "test", are ranked.
+
+        choosing : while a checkpoint is chosen. folder : of the run whose weights these are, for answers to be kept in.
+        """
         self.choosing = choosing
         self.counts.clear()
 

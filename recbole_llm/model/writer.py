@@ -2,35 +2,25 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..collate import by_length, pad, pieces
+from .. import store
+from ..collate import Tokens, by_length, pad, pieces
+from ..config import digest
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
 from ..errors import UserError
 from ..evaluation.stored import StoredLists
-from ..generation.beam import Catalogue, Reached, search
+from ..generation.beam import Catalogue, search
 from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
+from ..generation.written import Answer, Written
 from ..prompts import Example, Template
 from ..retrieval.matching import BM25Match, HierarchicalMatch
-from ..retrieval.round_robin import keep_best
+from ..retrieval.round_robin import distinct
 from .lm import BackboneModel
-
-
-class Answer(NamedTuple):
-    """What was generated for one case: the kept texts with their log-probabilities, best first.
-
-    prompt: float32 [width], mean last hidden state of the history (v^U). reached: what a constrained search found.
-    """
-
-    texts: list[str]
-    logprobs: np.ndarray
-    prompt: np.ndarray
-    reached: Reached | None = None
 
 
 class WriterModel(BackboneModel):
@@ -50,7 +40,12 @@ class WriterModel(BackboneModel):
         self.agreement = HierarchicalMatch(self.text)
         self.match = self.agreement if config["match"] == "hierarchical" else BM25Match(self.text, config)
         self.lists: StoredLists | None = None
+        self.written: Written | None = None
         self.load_backbone(pieces(self.template, [text for corpus in self.corpora for text in corpus.sentences]))
+
+    @property
+    def constrained(self) -> bool:
+        return self.config["decoding"] == "constrained"
 
     @property
     def sentences(self) -> list[str]:
@@ -65,21 +60,26 @@ class WriterModel(BackboneModel):
         """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""
         return self.backbone.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
 
-    def generate(self, cases: Cases) -> list[Answer]:
-        """What the model writes for each case."""
-        config = self.config
-        longest = self.catalogue.depth if config["decoding"] == "constrained" else config["max_new_tokens"]
+    def prompts(self, cases: Cases) -> list[Tokens]:
+        """The encoded history of each case, with room for what is written after it."""
+        longest = self.catalogue.depth if self.constrained else self.config["max_new_tokens"]
         histories = ([self.sentences[item] for item in self.history(case, cases)] for case in range(len(cases)))
-        encoded = [self.encoder.encode(Example(self.template, tuple(items)), reserve=longest) for items in histories]
-        self.counts.update(cut_items=sum(tokens.cut for tokens in encoded), items=int((cases.end - cases.begin).sum()))
-        self.counts.update(cut_users=sum(tokens.cut > 0 for tokens in encoded))
-        prompts = [tokens.ids for tokens in encoded]
-        count = config["beams"] if config["decoding"] == "constrained" else config["valid_samples"] if self.choosing else config["samples"]
-        decode = self._search if config["decoding"] == "constrained" else self._sample
-        answers: list = [None] * len(cases)
-        for chosen in by_length([len(prompt) for prompt in prompts], config["pass_tokens"], most=max(1, config["generate_rows"] // count)):
-            for row, answer in zip(chosen, decode([prompts[row] for row in chosen], cases[chosen], count), strict=True):
+        return [self.encoder.encode(Example(self.template, tuple(items)), reserve=longest) for items in histories]
+
+    def generate(self, cases: Cases, prompts: list[Tokens]) -> list[Answer]:
+        """What the model writes for each case, or has written already."""
+        config, start = self.config, self.tables.start[cases.user]
+        names = list(zip(self.tables.users[cases.user].tolist(), (cases.begin - start).tolist(), (cases.end - start).tolist(), strict=True))
+        answers = [self.written and self.written.get(name) for name in names]
+        missing = np.array([row for row, answer in enumerate(answers) if answer is None], dtype=np.int64)
+        count = config["beams"] if self.constrained else config["valid_samples"] if self.choosing else config["samples"]
+        decode = self._search if self.constrained else self._sample
+        for chosen in by_length([len(prompts[row]) for row in missing], config["pass_tokens"], most=max(1, config["generate_rows"] // count)):
+            rows = missing[chosen]
+            for row, answer in zip(rows, decode([prompts[row].ids for row in rows], cases[rows], count), strict=True):
                 answers[row] = answer
+        if self.written and len(missing):
+            self.written.add({names[row]: answers[row] for row in missing})
         return answers
 
     def _sample(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
@@ -89,34 +89,39 @@ class WriterModel(BackboneModel):
         answers = []
         for drawn in sample(self.bundle, prompts, keys, samples=count, temperature=config["temperature"], max_new=config["max_new_tokens"]):
             texts = [text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])]
-            self.counts.update(texts=len(texts), ended=int(drawn.ended.sum()), **self.agreement.tally(texts))
-            answers.append(Answer(*keep_best(texts, drawn.logprobs, config["texts_kept"]), drawn.prompt))
+            answers.append(Answer(*distinct(texts, drawn.logprobs), int(drawn.ended.sum())))
         return answers
 
     def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
         answers = []
         for reached in search(self.bundle, prompts, self.catalogue, count):
-            best = reached.sequences[: self.config["texts_kept"]]
-            texts = [self.sentences[item] for item in self.first[best]]
-            answers.append(Answer(texts, reached.logprobs[: len(best)], reached.prompt, reached))
+            texts = [self.sentences[item] for item in self.first[reached.sequences]]
+            answers.append(Answer(texts, reached.logprobs.tolist(), [1] * len(texts), len(texts), reached.sequences.tolist()))
         return answers
+
+    def _count(self, cases: Cases, prompts: list[Tokens], answers: list[Answer]) -> None:
+        self.counts.update(cut_items=sum(tokens.cut for tokens in prompts), items=int((cases.end - cases.begin).sum()))
+        self.counts.update(cut_users=sum(tokens.cut > 0 for tokens in prompts))
+        for answer in (answer for answer in answers if answer.reached is None):
+            self.counts.update(texts=sum(answer.times), ended=answer.ended, **self.agreement.tally(answer.texts, answer.times))
 
     @cached_property
     def catalogue(self) -> Catalogue:
         return Catalogue([self.encoder.item(self.sentences[item]) for item in self.first])
 
     def score(self, cases):
-        answers = self.generate(cases)
-        scores = np.stack([self.match.scores(answer.texts, answer.logprobs) for answer in answers])
+        prompts, kept = self.prompts(cases), self.config["texts_kept"]
+        answers = self.generate(cases, prompts)
+        self._count(cases, prompts, answers)
+        scores = np.stack([self.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers])
         self.unmatched = np.array([answer.reached is None and not row.any() for answer, row in zip(answers, scores, strict=True)])
         if blend := self.config["blend"]:
-            prompts = np.stack([answer.prompt for answer in answers])
-            cosine = prompts / np.linalg.norm(prompts, axis=1, keepdims=True) @ self.item_vectors[self.same].T
+            cosine = self.vectors(prompts, 0) @ self.item_vectors[self.same].T
             scores += blend * cosine
         for row, answer in enumerate(answers):
             if answer.reached is not None:  # above every item that no beam reached
                 value = np.full(len(self.first), np.nan)
-                value[answer.reached.sequences] = answer.reached.logprobs
+                value[answer.reached] = answer.logprobs
                 own, place = value[self.same], np.flatnonzero(~np.isnan(value[self.same]))
                 own = own[place] + (blend * cosine[row, place] if blend else 0)
                 scores[row, place] = own - own.min() + scores[row].max() + 1
@@ -131,18 +136,28 @@ class WriterModel(BackboneModel):
     @cached_property
     def item_vectors(self) -> np.ndarray:
         """float32 [texts, width]: v^T of every distinct item text, of length 1."""
-        tokens = [self.encoder.alone(self.sentences[item]) for item in self.first]
+        return self.vectors([self.encoder.alone(self.sentences[item]) for item in self.first], 1)
+
+    def vectors(self, tokens: list[Tokens], part: int) -> np.ndarray:
+        """float32 [texts, width]: mean last hidden states of the histories (part 0) or targets (1) of encoded texts, of length 1."""
         vectors = np.zeros((len(tokens), self.backbone.config.get_text_config().hidden_size), dtype=np.float32)
         for chosen in by_length([len(one) for one in tokens], self.config["pass_tokens"]):
             batch = pad([tokens[row] for row in chosen], pad_id=self.bundle.tokenizer.pad_token_id).to(self.device)
-            vectors[chosen] = batch.means(self.hidden(batch))[:, 1].float().cpu().numpy()
+            vectors[chosen] = batch.means(self.hidden(batch))[:, part].cpu().numpy()
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def start_ranking(self, part, choosing):
-        super().start_ranking(part, choosing)
+    def start_ranking(self, part, choosing, folder=None):
+        super().start_ranking(part, choosing, folder)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
-        if folder := self.config["rerank_from"]:
-            self.lists = StoredLists(Path(folder), part)
+        self.written = folder and Written(folder / store.TEXTS.format(part=part, key=self.writing_key()))
+        if run := self.config["rerank_from"]:
+            self.lists = StoredLists(Path(run), part)
+
+    def writing_key(self) -> str:
+        """8 hex digits over everything that decides what is written by one run's weights."""
+        own = ("beams",) if self.constrained else ("seed", "samples", "temperature", "max_new_tokens")
+        keys = ("decoding", "precision", "max_length", "template", "text_fields", "text_words", *own)
+        return digest([store.code(), self.tables.fingerprint, {key: self.config[key] for key in keys}])
 
     def rates(self):
         shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts") | {"cut_users": "cases", "cut_items": "items"}

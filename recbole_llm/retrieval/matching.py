@@ -37,9 +37,10 @@ class HierarchicalMatch:
     def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
         return rank_matches([self.index.match(parse(text, self.names))[0] for text in texts], len(self.index))
 
-    def tally(self, texts: Sequence[str]) -> dict[str, int]:
-        """How many texts have all attributes in their order, agree with an item on all of them, and on the first."""
+    def tally(self, texts: Sequence[str], times: Sequence[int]) -> dict[str, int]:
+        """How many texts have all attributes in their order, agree with an item on all of them, and on the first; each counts as often as it was drawn."""
         parsed = [parse(text, self.names) for text in texts]
         sizes = [self.index.match(values)[1] for values in parsed]
-        good = sum(text.endswith(".") and len(values) == len(self.names) for text, values in zip(texts, parsed, strict=True))
-        return {"formatted": good, "matched_all": sum(size == len(self.names) for size in sizes), "matched_first": sum(size > 0 for size in sizes)}
+        good = [text.endswith(".") and len(values) == len(self.names) for text, values in zip(texts, parsed, strict=True)]
+        told = {"formatted": good, "matched_all": [size == len(self.names) for size in sizes], "matched_first": [size > 0 for size in sizes]}
+        return {name: sum(number for number, yes in zip(times, flags, strict=True) if yes) for name, flags in told.items()}

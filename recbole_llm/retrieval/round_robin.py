@@ -1,5 +1,7 @@
 """Quasi-round-robin: several scored texts of one user into one score per item (CALRec, section 3.4)."""
 
+from collections import Counter
+
 import numpy as np
 
 
@@ -28,9 +30,11 @@ def quasi_round_robin(columns: np.ndarray, logprobs: np.ndarray, epsilon: float 
     return (scaled * np.exp(epsilon * np.asarray(logprobs, np.float64))[:, None]).max(axis=0)
 
 
-def keep_best(texts: list[str], logprobs: np.ndarray, count: int) -> tuple[list[str], np.ndarray]:
-    """The `count` most probable distinct texts, best first; of equal texts the most probable stays."""
+def distinct(texts: list[str], logprobs: np.ndarray) -> tuple[list[str], list[float], list[int]]:
+    """The distinct texts, most probable first, the log-probability of each and how often it is there; of equal texts the most probable one counts."""
     order = np.argsort(-np.asarray(logprobs), kind="stable")
-    first = list(dict.fromkeys(texts[index] for index in order))[:count]
-    best = {texts[index]: logprobs[index] for index in order[::-1]}
-    return first, np.array([best[text] for text in first])
+    first: dict[str, float] = {}
+    for index in order:
+        first.setdefault(texts[index], float(logprobs[index]))
+    times = Counter(texts)
+    return list(first), list(first.values()), [times[text] for text in first]

@@ -1,0 +1,109 @@
+"""Texts that a run has written are kept, read by people, and not decoded again."""
+
+import gzip
+import json
+
+import pytest
+from worlds import prepared, settings_for, write_cycle
+
+from recbole_llm import store
+from recbole_llm.evaluation import kept as kept_module
+from recbole_llm.generation.written import Answer, Written
+from recbole_llm.model import writer
+from recbole_llm.runs import evaluate_run, run_settings
+
+OWN = {"samples": 6, "max_new_tokens": 12, "temperature": 1.0}
+CASES = 40
+
+
+def files(folder, part="test"):
+    return sorted(folder.glob(store.TEXTS.format(part=part, key="*")))
+
+
+def lines(path):
+    return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_cycle(tmp_path)
+    return run_settings(settings_for("CALRec", tmp_path, **OWN))
+
+
+def refuse(monkeypatch, name):
+    monkeypatch.setattr(writer, name, lambda *args, **kwargs: pytest.fail("decoded again"))
+
+
+def test_a_line_holds_a_cases_texts(run, tmp_path):
+    (path,) = files(run.folder)
+    found = lines(path)
+    assert len(found) == CASES and len({line["user"] for line in found}) == CASES and len(files(run.folder, "valid")) == 1
+    for line in found:
+        assert sum(line["times"]) == OWN["samples"] and len(set(line["texts"])) == len(line["texts"]) == len(line["logprobs"])
+        assert line["logprobs"] == sorted(line["logprobs"], reverse=True) and line["events"][0] == 0 and line["reached"] is None
+
+
+@pytest.mark.parametrize("own", [{"epsilon": 0.5}, {"texts_kept": 1}, {"match": "hierarchical"}, {"blend": 1.0}, {"generate_rows": 8, "pass_tokens": 300}])
+def test_other_matching_of_the_same_texts(run, tmp_path, monkeypatch, own):
+    fresh = run_settings(settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "fresh"), **OWN | own))
+    refuse(monkeypatch, "sample")
+    again = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **OWN | own))
+    assert again.values == fresh.row["test"] and again.row["rates"] == fresh.row["rates"]
+    assert len(files(run.folder)) == 1
+
+
+@pytest.mark.parametrize("own", [{"samples": 3}, {"temperature": 0.3}, {"max_new_tokens": 3}, {"max_length": 150}, {"precision": "bf16"}])
+def test_other_texts_are_written_anew(run, tmp_path, own):
+    (old,) = files(run.folder)
+    before = old.read_bytes()
+    evaluate_run(run.folder, settings_for("CALRec", tmp_path, **OWN | own))
+    (new,) = set(files(run.folder)) - {old}
+    assert len(lines(new)) == CASES and lines(new) != lines(old) and old.read_bytes() == before
+
+
+def test_a_search_is_kept_too(run, tmp_path, monkeypatch):
+    own = OWN | {"decoding": "constrained", "beams": 4}
+    first = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **own))
+    fresh = run_settings(settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "fresh"), **own | {"blend": 2.0, "valid_samples": 8}))
+    refuse(monkeypatch, "search")
+    again = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **own | {"samples": 2}))  # samples say nothing to a search
+    blended = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **own | {"blend": 2.0}))
+    assert again.values == first.values
+    assert blended.values == fresh.row["test"]
+
+
+def test_other_code_writes_anew(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "code", lambda: "another")
+    evaluate_run(run.folder, settings_for("CALRec", tmp_path, **OWN | {"epsilon": 0.5}))
+    assert len(files(run.folder)) == 2
+
+
+def test_a_damaged_file_gives_what_is_whole(tmp_path, caplog):
+    path = tmp_path / "test.0.texts.jsonl.gz"
+    answers = {(f"u{number}", 0, 3): Answer(["Title: a ñ."], [-0.5 - number], [2], 1) for number in range(4)}
+    for name in answers:
+        Written(path).add({name: answers[name]})
+    assert Written(path).known == answers
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    cut = Written(path)
+    assert cut.known == {name: answers[name] for name in list(answers)[:3]} and "is damaged" in caplog.text
+    cut.add({("u3", 0, 3): answers["u3", 0, 3]})
+    assert Written(path).known == answers
+    path.write_bytes(b"no archive")
+    assert Written(path).known == {}
+
+
+def test_nothing_is_kept_while_weights_change(tmp_path):
+    write_cycle(tmp_path)
+    _, model, trainer, (train, valid, test) = prepared("CALRec", tmp_path, epochs=1, **OWN)
+    trainer.fit(train, valid)
+    trainer.rank(test)
+    assert not list(tmp_path.rglob("*.texts.jsonl.gz"))
+
+
+def test_a_run_that_starts_over_forgets_what_others_wrote(tmp_path):
+    (tmp_path / "test.0.texts.jsonl.gz").write_bytes(b"")
+    (tmp_path / "test.0.kept.npz").write_bytes(b"")
+    kept_module.start_over(tmp_path)
+    assert not list(tmp_path.iterdir())
