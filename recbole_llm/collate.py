@@ -145,11 +145,11 @@ def pad(rows: Sequence[Tokens], *, pad_id: int) -> Batch:
     return Batch(*(torch.from_numpy(array) for array in (ids, labels, lengths, targets)))
 
 
-def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> list[np.ndarray]:
+def by_length(lengths: Sequence[int], budget: int, most: int | None = None, cost: int = PASS_COST) -> list[np.ndarray]:
     """Indices in groups of similar length, longest first, for passes that cost as little as can be.
 
     A padded group stays within `budget` tokens (one row may exceed it) and `most` rows. A pass costs its padded
-    tokens and PASS_COST more, so that short rows are worth a pass of their own only where it saves more than that.
+    tokens and `cost` more, so that short rows are worth a pass of their own only where it saves more than that.
     Rows are dealt in eights where the budget has room for eight, since kernels are made for each shape.
     """
     lengths = np.asarray(lengths)
@@ -157,15 +157,15 @@ def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> l
     longest = roomy(np.maximum(lengths[order], 1))
     unit = 8 if len(order) and 8 * longest[0] <= budget and (most or 8) >= 8 else 1
     begins, ends = np.arange(0, len(order), unit), np.minimum(np.arange(0, len(order), unit) + unit, len(order))
-    cost, start = np.zeros(len(begins) + 1), np.zeros(len(begins) + 1, dtype=np.int64)
+    least, start = np.zeros(len(begins) + 1), np.zeros(len(begins) + 1, dtype=np.int64)
     lowest = 0  # the first unit that a group ending with this one may begin with: it only moves on
     for last, end in enumerate(ends):
         while lowest < last and (longest[begins[lowest]] * (end - begins[lowest]) > budget or end - begins[lowest] > (most or end)):
             lowest += 1
         first = begins[lowest : last + 1]
-        own = cost[lowest : last + 1] + longest[first] * (end - first) + PASS_COST
+        own = least[lowest : last + 1] + longest[first] * (end - first) + cost
         start[last + 1] = lowest + int(own.argmin())
-        cost[last + 1] = own.min()
+        least[last + 1] = own.min()
     groups, last = [], len(begins)
     while last:
         groups.append(order[begins[start[last]] : ends[last - 1]])

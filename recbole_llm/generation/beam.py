@@ -58,42 +58,40 @@ class Reached:
 
 
 @torch.no_grad()
-def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams: int) -> list[Reached]:
+def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams: int, budget: int = 8192) -> list[Reached]:
     """Beam search over the catalogue: the `beams` most probable sequences of every prompt, exactly where beams suffice.
 
     A beam that cannot reach the best `beams` ended ones any more is given up: log-probabilities only fall.
+    budget : most prompt tokens per pass.
     """
-    tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
-    cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, beams, catalogue.depth)
-    logits = backbone.logits(last)[:, None]
-    count = len(prompts)
-    prompt, row = np.arange(count), np.zeros(count, dtype=np.int64)
+    tokenizer, end, count = backbone.tokenizer, backbone.tokenizer.eos_token_id, len(prompts)
+    cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, catalogue.depth, budget)
+    logits = backbone.logits(last)
+    prompt = slot = np.arange(count)
     low, high, score = np.zeros(count, dtype=np.int64), np.full(count, len(catalogue.tokens)), np.zeros(count)
     ended = [(np.zeros(0, dtype=np.int64), np.zeros(0)) for _ in range(count)]
     with decoding(backbone.model, cache) as read:
         for depth in range(catalogue.depth):
             node, token, begin, close = catalogue.children(depth, low, high)
             logprob = logits.float().log_softmax(dim=-1)
-            place = (torch.from_numpy(index[node]).to(logits.device) for index in (prompt, row))
-            total = score[node] + logprob[(*place, torch.from_numpy(token).to(logits.device))].double().cpu().numpy()
-            done = token == end
-            for one in np.unique(prompt[node[done]]):
-                mine = np.flatnonzero(done & (prompt[node] == one))
+            place = (torch.from_numpy(index).to(logits.device) for index in (slot[node], token))
+            total = score[node] + logprob[tuple(place)].double().cpu().numpy()
+            done, owner = token == end, prompt[node]
+            for one in np.unique(owner[done]):
+                mine = np.flatnonzero(done & (owner == one))
                 rows = np.concatenate([catalogue.order[begin[leaf] : close[leaf]] for leaf in mine])
-                _keep(ended, cache.number[one], rows, np.repeat(total[mine], close[mine] - begin[mine]), beams)
-            worst = np.array([ended[number][1][-1] if len(ended[number][1]) == beams else -np.inf for number in cache.number])
-            open_ = np.flatnonzero(~done & (total > worst[prompt[node]]))
-            open_ = open_[np.lexsort([-total[open_], prompt[node[open_]]])]
-            owner = prompt[node[open_]]
-            sizes = np.bincount(owner, minlength=len(cache.number))
+                _keep(ended, one, rows, np.repeat(total[mine], close[mine] - begin[mine]), beams)
+            worst = np.array([logprobs[-1] if len(logprobs) == beams else -np.inf for _, logprobs in ended])
+            open_ = np.flatnonzero(~done & (total > worst[owner]))
+            open_ = open_[np.lexsort([-total[open_], owner[open_]])]
+            sizes = np.bincount(owner[open_], minlength=count)
             open_ = open_[np.arange(len(open_)) - np.repeat(np.cumsum(sizes) - sizes, sizes) < beams]
             if not len(open_):
                 break
-            open_ = open_[np.lexsort([row[node[open_]], prompt[node[open_]]])]
-            node, token, low, high, score = (array[open_] for array in (node, token, begin, close, total))
-            prompt, row = cache.advance(prompt[node], row[node])
-            logits = backbone.logits(read(prompt, row, token))
-    return [Reached(*ended[index]) for index in range(count)]
+            prompt, parent, token, low, high, score = (array[open_] for array in (owner, slot[node], token, begin, close, total))
+            slot = cache.advance(parent)
+            logits = backbone.logits(read(slot, token))
+    return [Reached(*found) for found in ended]
 
 
 def _keep(ended: list, number: int, sequences: np.ndarray, totals: np.ndarray, beams: int) -> None:

@@ -42,13 +42,13 @@ def _error(backbone) -> float:
     own = [model(input_ids=torch.from_numpy(row)[None].to(device)).logits[0] for row in rows]
     hidden = [model.base_model(input_ids=torch.from_numpy(row)[None].to(device), use_cache=False).last_hidden_state[0] for row in rows]
     pairs = [(backbone.logits(states), logits) for states, logits in zip(hidden, own, strict=True)]
-    cache, last = prefill(model, prompts, backbone.tokenizer.pad_token_id, rows=2, steps=2)
+    cache, last = prefill(model, prompts, backbone.tokenizer.pad_token_id, steps=2)
     first = backbone.logits(last)
     pairs += [(first[prompt], logits[len(prompts[prompt]) - 1]) for (prompt, _), logits in zip(endings, own, strict=True)]
-    prompt, row = np.array([0, 0, 1, 1]), np.zeros(4, dtype=np.int64)
+    slot = np.array([0, 0, 1, 1])
     with decoding(model, cache) as read:
         for step in range(2):
-            prompt, row = cache.advance(prompt, row)
-            logits = backbone.logits(read(prompt, row, np.array([tail[step] for _, tail in endings])))
-            pairs += [(logits[prompt[at], row[at]], own[at][len(rows[at]) - 2 + step]) for at in range(4)]
+            slot = cache.advance(slot)
+            logits = backbone.logits(read(slot, np.array([tail[step] for _, tail in endings])))
+            pairs += [(logits[slot[at]], own[at][len(rows[at]) - 2 + step]) for at in range(4)]
     return max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs)

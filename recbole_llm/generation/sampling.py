@@ -42,60 +42,57 @@ def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples: int, temperature: float, max_new: int) -> list[Generated]:
+def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples: int, temperature: float, max_new: int, budget: int = 8192) -> list[Generated]:
     """Draw `samples` continuations of every prompt at the given temperature.
 
     Each draw takes one uniform number of (key, sample, step), so that a prompt's texts do not depend on who
-    shares its batch. Samples that have drawn the same tokens so far are one row.
+    shares its batch. Samples that have drawn the same tokens so far are one continuation.
 
     Parameters
     ----------
-    prompts : int64 token arrays. keys : uint64 [prompts], see `stream_key`.
+    prompts : int64 token arrays. keys : uint64 [prompts], see `stream_key`. budget : most prompt tokens per pass.
     """
     tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
-    cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, samples, max_new)
-    logits = backbone.logits(last)[:, None]
-    number = np.tile(np.arange(samples), (len(prompts), 1))
+    cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, max_new, budget)
+    logits = backbone.logits(last)
     drawn = np.full((len(prompts), samples, max_new), -1, dtype=np.int64)
     logprobs = np.zeros((len(prompts), samples))
-    prompt, sample_of = np.nonzero(number >= 0)  # of every sample that goes on, with its row
-    row = np.zeros(len(prompt), dtype=np.int64)
+    slot = prompt = np.repeat(np.arange(len(prompts)), samples)  # of every sample that goes on
+    number = np.tile(np.arange(samples), len(prompts))
     with decoding(backbone.model, cache) as read:
         for step in range(max_new):
-            origin = cache.number[prompt]
-            tokens, logprob = _draw(logits, prompt, row, uniform(keys[origin], sample_of, step), temperature)
-            drawn[origin, sample_of, step] = tokens
-            logprobs[origin, sample_of] += logprob
+            tokens, logprob = _draw(logits, slot, uniform(keys[prompt], number, step), temperature)
+            drawn[prompt, number, step] = tokens
+            logprobs[prompt, number] += logprob
             going = tokens != end
-            prompt, sample_of, row, tokens = (array[going] for array in (prompt, sample_of, row, tokens))
+            prompt, number, slot, tokens = (array[going] for array in (prompt, number, slot, tokens))
             if not len(tokens) or step == max_new - 1:
                 break
-            nodes, node = np.unique(np.stack([prompt, row, tokens]), axis=1, return_inverse=True)
-            places, rows = cache.advance(nodes[0], nodes[1])
-            logits = backbone.logits(read(places, rows, nodes[2]))
-            prompt, row = places[node], rows[node]
-    return [_collect(drawn[index], logprobs[index], end) for index in range(len(prompts))]
+            nodes, node = np.unique(slot * logits.shape[1] + tokens, return_inverse=True)
+            parents, taken = np.divmod(nodes, logits.shape[1])
+            slots = cache.advance(parents)
+            logits = backbone.logits(read(slots, taken))
+            slot = slots[node]
+    return [_collect(*one, end) for one in zip(drawn, logprobs, strict=True)]
 
 
-def _draw(logits: torch.Tensor, prompt, row, chance: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of samples by inverting the tempered distributions of their rows at `chance`, and their untempered log-probabilities.
+def _draw(logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of samples by inverting the tempered distributions of their slots at `chance`, and their untempered log-probabilities.
 
-    logits [B, rows, vocabulary]; prompt, row, chance [samples].
+    logits [slots, vocabulary]; slot, chance [samples].
     """
-    width, device = logits.shape[1], logits.device
-    logits = logits.float().flatten(0, 1)
-    place = prompt * width + row
-    index = torch.from_numpy(place).to(device)
+    logits, device = logits.float(), logits.device
+    index = torch.from_numpy(slot).to(device)
     if temperature == 0:
         tokens = logits.argmax(dim=1)[index]
     else:
         cumulated = (logits / temperature).softmax(dim=1).cumsum(dim=1)
-        order = np.argsort(place, kind="stable")
-        counts = np.bincount(place, minlength=len(logits))
-        rank = np.empty_like(place)
-        rank[order] = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order = np.argsort(slot, kind="stable")
+        counts = np.bincount(slot, minlength=len(logits))
+        rank = np.empty_like(slot)
+        rank[order] = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
         chances = np.zeros((len(logits), counts.max()))
-        chances[place, rank] = chance
+        chances[slot, rank] = chance
         threshold = torch.from_numpy(chances).to(cumulated) * cumulated[:, -1:]
         tokens = torch.searchsorted(cumulated, threshold)[index, torch.from_numpy(rank).to(device)].clamp(max=logits.shape[1] - 1)
     logprob = logits[index, tokens] - logits.logsumexp(dim=1)[index]

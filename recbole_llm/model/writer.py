@@ -23,6 +23,9 @@ from ..retrieval.round_robin import distinct
 from .lm import BackboneModel
 
 
+STEP_COST = 512  # what a decoding step costs beside its rows, in tokens
+
+
 class WriterModel(BackboneModel):
     """Generates texts for a history and finds the items they mean."""
 
@@ -60,11 +63,15 @@ class WriterModel(BackboneModel):
         """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""
         return self.backbone.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
 
+    @property
+    def longest(self) -> int:
+        """Tokens, of what may be written."""
+        return self.catalogue.depth if self.constrained else self.config["max_new_tokens"]
+
     def prompts(self, cases: Cases) -> list[Tokens]:
         """The encoded history of each case, with room for what is written after it."""
-        longest = self.catalogue.depth if self.constrained else self.config["max_new_tokens"]
         histories = ([self.sentences[item] for item in self.history(case, cases)] for case in range(len(cases)))
-        return [self.encoder.encode(Example(self.template, tuple(items)), reserve=longest) for items in histories]
+        return [self.encoder.encode(Example(self.template, tuple(items)), reserve=self.longest) for items in histories]
 
     def generate(self, cases: Cases, prompts: list[Tokens]) -> list[Answer]:
         """What the model writes for each case, or has written already."""
@@ -74,7 +81,8 @@ class WriterModel(BackboneModel):
         missing = np.array([row for row, answer in enumerate(answers) if answer is None], dtype=np.int64)
         count = config["beams"] if self.constrained else config["valid_samples"] if self.choosing else config["samples"]
         decode = self._search if self.constrained else self._sample
-        for chosen in by_length([len(prompts[row]) for row in missing], config["pass_tokens"], most=max(1, config["generate_rows"] // count)):
+        most, longest = max(1, config["generate_rows"] // count), self.longest
+        for chosen in by_length([len(prompts[row]) for row in missing], most * count * longest, most, cost=STEP_COST * longest):
             rows = missing[chosen]
             for row, answer in zip(rows, decode([prompts[row].ids for row in rows], cases[rows], count), strict=True):
                 answers[row] = answer
@@ -86,15 +94,15 @@ class WriterModel(BackboneModel):
         config, tokenizer = self.config, self.bundle.tokenizer
         names = zip(self.tables.users[cases.user], cases.end - cases.begin, strict=True)
         keys = np.array([stream_key(config["seed"], user, str(length)) for user, length in names])
-        answers = []
-        for drawn in sample(self.bundle, prompts, keys, samples=count, temperature=config["temperature"], max_new=config["max_new_tokens"]):
+        answers, budget = [], config["pass_tokens"]
+        for drawn in sample(self.bundle, prompts, keys, samples=count, temperature=config["temperature"], max_new=self.longest, budget=budget):
             texts = [text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])]
             answers.append(Answer(*distinct(texts, drawn.logprobs), int(drawn.ended.sum())))
         return answers
 
     def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
         answers = []
-        for reached in search(self.bundle, prompts, self.catalogue, count):
+        for reached in search(self.bundle, prompts, self.catalogue, count, self.config["pass_tokens"]):
             texts = [self.sentences[item] for item in self.first[reached.sequences]]
             answers.append(Answer(texts, reached.logprobs.tolist(), [1] * len(texts), len(texts), reached.sequences.tolist()))
         return answers
