@@ -22,7 +22,6 @@ from ..retrieval.matching import BM25Match, HierarchicalMatch
 from ..retrieval.round_robin import distinct
 from .lm import BackboneModel
 
-
 STEP_COST = 512  # what a decoding step costs beside its rows, in tokens
 
 
