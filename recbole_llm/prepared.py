@@ -40,10 +40,16 @@ class Prepared:
             named["backbone"] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else settings["backbone"]
         if retrieved:
             named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
-        if settings.get("datasets") and (not restored or store.read_run(restored)["settings"]["dataset"] == settings["dataset"]):
-            named["datasets"] = [load_tables(other).fingerprint for other in mixture.configs(self.config)]
         if restored:
-            self.config["datasets"] = self.config["whole"] = None  # learned already
+            stored = store.read_run(restored)
+            self.joint, same = stored.get("joint", []), stored["settings"]["dataset"] == settings["dataset"]
+        else:
+            others, same = mixture.joint(self.config), True
+            self.joint = [{"settings": other, "data": load_tables(samples.configured(other)[1]).fingerprint} for other in others]
+            self.config["joint"] = others
+        if self.joint and same:
+            read = ("text_fields", "text_words", "eval_args")
+            named["datasets"] = [[one["data"], *(one["settings"][key] for key in read)] for one in self.joint]
         self.hash = settings_module.settings_hash(settings | named, data=self.tables.fingerprint, version=store.__version__)
         stage = f"-{settings['stage']}" if settings.get("stage") else ""
         self.run_id = f"{settings['model']}-{self.name}{stage}-{self.hash}"
@@ -108,44 +114,18 @@ class Prepared:
             row = store.finished_run(Path(config["rerank_from"]))["row"]
             if differs := same_measure(row, self.measure):
                 raise UserError("rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(*differs[:2], row["run"], differs[2]))
-        self.check_unseen(_starts(self.settings, Path(self.settings["checkpoint_dir"])), ("test", "valid"))
+        from .leaks import starts
+
+        self.check_unseen(starts(self.settings, Path(self.settings["checkpoint_dir"])), ("test", "valid"))
 
     def check_unseen(self, folders: Sequence[Path], parts: Sequence[str]) -> None:
-        """Raise UserError if one of these runs, or one that it started from, learned events that are targets of these parts here."""
-        import pandas as pd
-
-        from .data.dataset import load_tables
+        """Raise UserError if one of these runs, one that it started from, or this run's other datasets hold targets of these parts."""
+        from . import leaks
         from .data.splits import make_split
 
-        def events(tables, rows):
-            return pd.MultiIndex.from_arrays([tables.users[tables.user[rows]], tables.items[tables.item[rows]], tables.time[rows]])
-
         args = self.config["eval_args"]
-        split = make_split(self.tables, args["split"], args["part"])
-        left = list(folders)
-        while left:
-            folder = left.pop()
-            done = store.finished_run(folder)
-            stored = done["settings"]
-            others = (settings_module.moved(stored | {"data_name": None}, name) | {"dataset": name} for name in stored.get("datasets") or [])
-            for learner in [stored, *others]:
-                if (learner["data_name"] or samples.alias(learner["dataset"])) != (self.settings["data_name"] or samples.alias(self.name)):
-                    continue
-                rule = learner["eval_args"]
-                whole = mixture.is_whole(stored, learner["dataset"])
-                if not whole and done["data"] == self.tables.fingerprint and all(rule[key] == args[key] for key in ("split", "part")):
-                    continue
-                old = load_tables(samples.configured(learner | {"data_path": self.settings["data_path"]})[1])
-                learned = slice(None) if whole else make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
-                way = "all of its events" if whole else f"the split {rule['split']}"
-                for part in parts:
-                    seen = events(self.tables, getattr(split, part).end).isin(events(old, learned))
-                    if seen.any():
-                        raise UserError(
-                            f"{folder.name} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by {way}; "
-                            "keep its split and filters, or train on the new one"
-                        )
-            left += _starts(stored, folder.parent)
+        others = [] if self.restored else leaks.of_run(self.run_id, self.settings, self.joint)[1:]
+        leaks.refuse([*leaks.of_starts(folders), *others], self.tables, make_split(self.tables, args["split"], args["part"]), self.settings, parts)
 
     def build(self):
         """(model, trainer, [train loader, valid loader, test loader]) with RecBole's own seeding order."""
@@ -213,7 +193,8 @@ class Prepared:
                 return before["row"]
             log.start(self.run_folder)
             trainer = self.make_trainer(model)
-            record = {"status": "running", "settings": self.settings, "versions": store.versions(), "data": self.tables.fingerprint, "parts": {}}
+            record = {"status": "running", "settings": self.settings, "versions": store.versions(), "data": self.tables.fingerprint}
+            record |= {"joint": self.joint, "parts": {}}
             if not (self.run_folder / STATE).is_file() and trainer.epochs:
                 start_over(self.run_folder)
             elif before and before["versions"].get("code") == store.code():
@@ -303,10 +284,3 @@ def answer_keys(settings: dict) -> set[str]:
     shared = settings_module.shared_settings(settings).keys() - {"seed", "MAX_ITEM_LIST_LENGTH"}
     return shared | {"dataset", "precision", "valid_metric", *own} | settings_module.NOT_IN_HASH
 
-
-def _starts(settings: dict, saved: Path) -> list[Path]:
-    """The runs whose weights a run of these settings begins with."""
-    if settings["init_from"]:
-        return [store.find_run(settings["init_from"], saved)]
-    run = store.backbone_run(settings["backbone"], saved) if settings.get("backbone") else None
-    return [run] if run else []

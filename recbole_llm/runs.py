@@ -152,11 +152,14 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
             raise UserError(f"the split {prepared.config['eval_args']['split']} has no {part} case")
         prepared.config["run_folder"] = str(target)
         with store.locked(target, log.info):
+            if known := store.read_run(target):  # by another process, in the meantime
+                return _already(log, target, known)
             log.start(target)
             trainer = prepared.make_trainer(model)
             values, seconds = prepared.evaluate(trainer, data, target, part)
             row = done["row"] | prepared.measure | {
                 "run": f"{folder.name}/{target.name}", "dataset": prepared.name, "hash": prepared.hash,
+                "seed": prepared.settings["seed"], "device": str(prepared.config["device"]),
                 "cases": len(trainer.ranked(data).cases), "versions": store.versions(),
                 "seconds": {part: seconds}, "memory_mib": {part: store.peak_memory()}, "rates": prepared.rates(model, part),
             }  # fmt: skip

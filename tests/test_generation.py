@@ -8,6 +8,7 @@ import torch
 
 from recbole_llm.backbone import Backbone, load_causal
 from recbole_llm.errors import UserError
+from recbole_llm.generation.cache import decoding, prefill
 from recbole_llm.generation.probe import check
 from recbole_llm.generation.sampling import sample, stream_key, uniform
 from recbole_llm.scratch import train_tokenizer
@@ -102,6 +103,7 @@ REFUSED = {
     "attention of its own": ("GPTJ", {"rotary_dim": 8}, "otherwise, by"),
     "positions in its attention": ("Bloom", {}, "ValueError"),
     "recurrent": ("Mamba", {}, "IndexError"),
+    "a window in its mask alone": ("Phimoe", {"sliding_window": 8, "num_local_experts": 4, "intermediate_size": 64, "num_key_value_heads": 2}, "sliding window that"),
     "attention sinks": ("GptOss", {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}, "attention sinks"),
 }
 SCALED = {"Granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0}, "Cohere": {"logit_scale": 0.25}}
@@ -158,6 +160,25 @@ def test_texts_do_not_depend_on_the_batch(backbone):
         for other in (together[index], shuffled[place]):
             assert [ids.tolist() for ids in alone.ids] == [ids.tolist() for ids in other.ids]
             assert alone.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("chosen", [[[1, 4, 4, 4, 4, 4, 4], [0, 2, 5]], [[4, 3, 2, 1, 0], [1, 1, 1, 4]], [[3, 0], [1] * 9, [8, 0, 3]]])
+@torch.no_grad()
+def test_what_goes_on_keeps_its_prompt_and_its_beginning(backbone, chosen):
+    """A step goes on with some continuations, named by their places in the step before: prompts of unequal length fall away or branch out."""
+    wholes, token, seen = prompts(backbone, (5, 40, 23, 9, 14)), iter(range(20, 99)), []
+    cache, _ = prefill(backbone.model, wholes, backbone.tokenizer.pad_token_id, len(chosen), budget=50)
+    slot = np.arange(len(wholes))
+    with decoding(backbone.model, cache) as read:
+        for places in chosen:
+            taken = np.array([next(token) for _ in places])
+            slot = cache.advance(slot[places])
+            wholes = [np.append(wholes[place], new) for place, new in zip(places, taken, strict=True)]
+            seen += zip(wholes, read(slot, taken)[slot], strict=True)
+            cache.own[0][0][np.delete(np.arange(len(cache.owner)), slot)] = torch.nan  # what goes on reads nobody else's
+    for whole, hidden in seen:
+        expected = backbone.model(input_ids=torch.from_numpy(whole)[None]).logits[0, -1]
+        assert torch.allclose(backbone.logits(hidden[None])[0], expected, atol=1e-4)
 
 
 def test_more_samples_keep_the_first_ones(backbone):

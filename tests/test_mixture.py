@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from worlds import prepared, settings_for, write_cycle
 
+from recbole_llm import config
 from recbole_llm.data.mixture import draw_users
 from recbole_llm.errors import UserError
 from recbole_llm.runs import evaluate_run, run_settings
@@ -128,3 +129,39 @@ def test_other_data_is_another_run(shops):
     path = shops / "other" / "other.item"
     path.write_text(path.read_text().replace("soup", "stew"))
     assert prepared("CALRec", shops, datasets=["cycle", "other"])[0].run_id != first
+
+
+def test_the_same_events_under_another_name_are_the_same(shops):
+    write_cycle(shops, users=20, name="part")  # the first of cycle's users
+    own = {"datasets": ["cycle", "part"], "whole": ["part"], "epochs": 0}
+    with pytest.raises(UserError, match="CALRec-cycle-.* learns part, and was trained on 20 of the 30 test targets, by all of its events"):
+        run_settings(settings_for("CALRec", shops, **own))
+    joint = run_settings(settings_for("CALRec", shops, "other", datasets=["other", "part"], whole=["part"], epochs=0))
+    with pytest.raises(UserError, match="learns part, and was trained on 20 of the 30 test targets"):
+        evaluate_run(joint.folder, json.loads((joint.folder / "run.json").read_text())["settings"] | {"dataset": "cycle"})
+
+
+def test_other_settings_of_a_dataset_make_another_run_and_what_a_run_learned_stays_known(shops, monkeypatch):
+    def with_other(content):
+        monkeypatch.setattr(config, "_cached_yaml", lambda path: dict(content) if path.name == "other.yaml" else inner(path))
+
+    inner, own = config._cached_yaml, {"datasets": ["cycle", "other"], "epochs": 0}
+    run = run_settings(settings_for("CALRec", shops, **own))
+    for content in ({"text_words": {"Title": 1}}, {"eval_args": {"split": {"RS": [0.2, 0.2, 0.6]}}}):
+        with_other(content)
+        assert prepared("CALRec", shops, **own)[0].run_id != run.row["run"]
+    with pytest.raises(UserError, match=r"was trained on \d+ of the \d+ test targets, by the split .*valid_and_test"):
+        evaluate_run(run.folder, settings_for("CALRec", shops, "other", **own))
+
+
+def test_events_of_files_that_are_split_already_are_those_of_the_plain_file(shops):
+    """Whose times pre-split files do not tell."""
+    rows = [line.split("\t") for line in (shops / "cycle" / "cycle.inter").read_text().splitlines()[1:]]
+    users = {user: [item for other, item, _ in rows if other == user] for user, *_ in rows}
+    for part, places in (("train", range(1, 6)), ("valid", [6]), ("test", [7])):
+        lines = [f"{user}\t{' '.join(items[:place])}\t{items[place]}" for user, items in users.items() for place in places]
+        (shops / "cycle" / f"cycle.{part}.inter").write_text("\n".join(["user_id:token\titem_id_list:token_seq\titem_id:token", *lines]) + "\n")
+    run = run_settings(settings_for("CALRec", shops, benchmark_filename=["train", "valid", "test"], epochs=0))
+    assert evaluate_run(run.folder, settings_for("CALRec", shops, epochs=0)).row["cases"] == 30
+    with pytest.raises(UserError, match=r"was trained on 90 of the 150 test targets"):
+        evaluate_run(run.folder, settings_for("CALRec", shops, epochs=0, **{"eval_args.split": {"RS": [0.1, 0.1, 0.8]}}))

@@ -201,6 +201,37 @@ def test_divergence_is_one_line(tmp_path, model):
         run_settings(settings_for(model, tmp_path, learning_rate=1e9, epochs=20, train_batch_size=4, clip_grad_norm=None))
 
 
+@pytest.mark.parametrize("decoding", ["sample", "constrained"])
+def test_weights_that_are_no_numbers_are_one_line(tmp_path, decoding):
+    _, model, trainer, (*_, test) = prepared("CALRec", write_cycle(tmp_path), decoding=decoding)
+    for parameter in model.backbone.parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="CALRec gives no numbers to rank by"):
+        trainer.rank(test)
+
+
+def test_an_evaluation_tells_its_own_seed(trained):
+    folder, full = trained
+    run = evaluate_run(full.folder, settings_for("CALRec", folder, seed=7))
+    assert (run.row["seed"], full.row["seed"]) == (7, 2020)
+
+
+def test_an_evaluation_is_done_by_one_of_two_processes(trained, monkeypatch):
+    folder, full = trained
+    settings = settings_for("CALRec", folder, samples=2)
+    inner = store.locked
+
+    def late(target, waiting):
+        monkeypatch.setattr(store, "locked", inner)
+        evaluate_run(full.folder, settings)  # the other process, while this one waits
+        return inner(target, waiting)
+
+    monkeypatch.setattr(store, "locked", late)
+    run = evaluate_run(full.folder, settings)
+    lines = (folder / "saved" / "results.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["run"] == run.row["run"] for line in lines) == 1
+
+
 def test_anomaly_detection_is_left_to_the_user():
     """One of RecBole's models turned it on for everybody."""
     from recbole.utils import get_model

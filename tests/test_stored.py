@@ -29,6 +29,14 @@ def test_only_what_was_retrieved_is_ranked_again(tmp_path):
     assert ((table.above < 3) == inside).all() and (table.tied[~inside] == 8).all() and ((first.ranks().above < 3) == inside).all()
 
 
+def test_a_case_that_the_other_run_could_not_answer_is_not_answered(tmp_path):
+    write_cycle(tmp_path)
+    first = run_settings(settings_for("CALRec", tmp_path, epochs=0, max_new_tokens=3))
+    empty = (tops(first) < 0).all(axis=1)
+    again = run_settings(settings_for("CALRec", tmp_path, decoding="constrained", rerank_from=first.folder.name))
+    assert empty.any() and (again.ranks().fallback == empty).all() and ((tops(again) < 0).all(axis=1) == empty).all()
+
+
 def test_it_is_an_answering_setting_and_its_cases_are_the_same(tmp_path):
     write_cycle(tmp_path)
     first = run_settings(settings_for("Pop", tmp_path))

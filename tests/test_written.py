@@ -48,17 +48,33 @@ def test_other_matching_of_the_same_texts(run, tmp_path, monkeypatch, own):
     fresh = run_settings(settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "fresh"), **OWN | own))
     refuse(monkeypatch, "sample")
     again = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **OWN | own))
-    assert again.values == fresh.row["test"] and again.row["rates"] == fresh.row["rates"]
+    assert again.values == fresh.row["test"] and again.row["rates"] == fresh.row["rates"] | {"read_again": 1.0}
+    assert fresh.row["rates"]["read_again"] == 0 and f"test: the texts of {CASES} cases are there already" in (again.folder / "log").read_text()
     assert len(files(run.folder)) == 1
 
 
-@pytest.mark.parametrize("own", [{"samples": 3}, {"temperature": 0.3}, {"max_new_tokens": 3}, {"max_length": 150}, {"precision": "bf16"}])
+WRITING = [
+    {"samples": 3}, {"temperature": 0.3}, {"max_new_tokens": 3}, {"max_length": 150}, {"precision": "bf16"}, {"seed": 3},
+    {"text_fields": {"Title": "title", "Category": "brand"}}, {"text_words": {"Title": 1}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", WRITING)
 def test_other_texts_are_written_anew(run, tmp_path, own):
     (old,) = files(run.folder)
     before = old.read_bytes()
     evaluate_run(run.folder, settings_for("CALRec", tmp_path, **OWN | own))
     (new,) = set(files(run.folder)) - {old}
     assert len(lines(new)) == CASES and lines(new) != lines(old) and old.read_bytes() == before
+
+
+def test_other_data_and_other_prompts_have_texts_of_their_own(run, tmp_path):
+    def key(**own):
+        return prepared("CALRec", tmp_path, **OWN | own)[1].writing_key()
+
+    template = {"head": "H", "first": "F", "next": "N", "target": "T"}
+    assert len({key(), key(template=template), key(user_sample=0.5)}) == 3
+    assert key() == key(epsilon=0.5, blend=1.0) and f"test.{key()}." in files(run.folder)[0].name
 
 
 def test_a_search_is_kept_too(run, tmp_path, monkeypatch):

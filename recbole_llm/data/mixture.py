@@ -35,8 +35,8 @@ class Corpus:
         return np.split(order, np.flatnonzero(np.diff(self.cases.user[order])) + 1)
 
 
-def configs(config) -> list:
-    """RecBole configs of the datasets a run trains on: its own, and those of `datasets` with their own default settings.
+def joint(config) -> list[dict]:
+    """Settings of the `datasets` that a run trains on beside its own: their own defaults, with what is set for all.
 
     Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`, or is to be read whole.
     """
@@ -46,10 +46,7 @@ def configs(config) -> list:
     others = {alias: name for alias, name in names.items() if alias != own}
     if wrong := [name for name in config["whole"] or [] if samples.alias(name) not in others]:
         raise UserError(f"whole: expected some of the datasets that are not tested on ({', '.join(others.values()) or 'there is none'}), found {wrong[0]}")
-    found = [config]
-    for name in others.values():
-        found.append(samples.configured(moved(config["settings"] | {"data_name": None}, name) | {"dataset": name})[1])
-    return found
+    return [moved(config["settings"] | {"data_name": None}, name) | {"dataset": name} for name in others.values()]
 
 
 def load_corpora(config, own: Corpus) -> list[Corpus]:
@@ -57,10 +54,11 @@ def load_corpora(config, own: Corpus) -> list[Corpus]:
     from .dataset import load_tables
 
     corpora = [own]
-    for other in configs(config)[1:]:
+    for settings in config["joint"] or []:
+        other = samples.configured(settings)[1]
         tables, args = load_tables(other), other["eval_args"]
         text = ItemText.from_tables(tables, other["text_fields"], other["text_words"])
-        cases = every_case(tables) if is_whole(config["settings"], other["dataset"]) else make_split(tables, args["split"], args["part"]).train
+        cases = every_case(tables) if is_whole(config["settings"], settings["dataset"]) else make_split(tables, args["split"], args["part"]).train
         corpora.append(Corpus(tables, text, cases))
     return corpora
 

@@ -17,12 +17,15 @@ class StoredLists:
         self.folder, self.items = folder, np.load(folder / store.TOP.format(part=part))["items"]
         self.row = {case: row for row, case in enumerate(zip(ranks.user.tolist(), ranks.position.tolist(), strict=True))}
 
-    def keep(self, scores: np.ndarray, user: str, position: int) -> np.ndarray:
-        """Scores [items] of a case with every item that is not in its list below all that are, and tied."""
-        row = self.row.get((user, position))
-        if row is None:
-            raise UserError(f"rerank_from: {self.folder.name} has stored no list for user {user}, event {position + 1}; give a run over the same cases")
-        items = self.items[row][self.items[row] >= 0]
-        kept = np.full_like(scores, scores.min() - 1)
-        kept[items] = scores[items]
+    def keep(self, scores: np.ndarray, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Scores [cases, items] with every item that is not in a case's list below all that are, and tied. Zeros for a list that is empty."""
+        kept = np.repeat(scores.min(axis=1, keepdims=True) - 1, scores.shape[1], axis=1)
+        for case, (user, position) in enumerate(zip(users.tolist(), positions.tolist(), strict=True)):
+            row = self.row.get((user, position))
+            if row is None:
+                raise UserError(f"rerank_from: {self.folder.name} has stored no list for user {user}, event {position + 1}; give a run over the same cases")
+            items = self.items[row][self.items[row] >= 0]
+            kept[case, items] = scores[case, items]
+            if not len(items):
+                kept[case] = 0
         return kept

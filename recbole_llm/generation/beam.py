@@ -62,7 +62,7 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
     """Beam search over the catalogue: the `beams` most probable sequences of every prompt, exactly where beams suffice.
 
     A beam that cannot reach the best `beams` ended ones any more is given up: log-probabilities only fall.
-    budget : most prompt tokens per pass.
+    budget : most prompt tokens per pass. Raises FloatingPointError where the logits are no numbers.
     """
     tokenizer, end, count = backbone.tokenizer, backbone.tokenizer.eos_token_id, len(prompts)
     cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, catalogue.depth, budget)
@@ -91,6 +91,8 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
             prompt, parent, token, low, high, score = (array[open_] for array in (owner, slot[node], token, begin, close, total))
             slot = cache.advance(parent)
             logits = backbone.logits(read(slot, token))
+    if not all(len(sequences) for sequences, _ in ended):
+        raise FloatingPointError("logits: NaN, so that a search reaches nothing")
     return [Reached(*found) for found in ended]
 
 

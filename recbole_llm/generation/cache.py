@@ -146,8 +146,17 @@ _active: list[SharedPrompts] = []  # the cache of the decoding that is running
 def _attention(module, query, key, value, attention_mask, scaling=None, softcap=None, sliding_window=None, s_aux=None, **kwargs):
     if s_aux is not None:
         raise UserError(f"{type(module).__name__} has attention sinks, which decoding here does not know; take another backbone")
+    if sliding_window is None and _slides(module):
+        raise UserError(f"{type(module).__name__} has a sliding window that attention functions are not told of; take another backbone")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return _active[-1].attend(module.layer_idx, query, scaling, softcap, sliding_window), None
+
+
+def _slides(module) -> bool:
+    """Whether a layer attends to a window alone, by its config: some models put that into their mask and nowhere else."""
+    config = module.config
+    kinds = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) and (kinds is None or kinds[module.layer_idx] == "sliding_attention")
 
 
 @torch.no_grad()

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from .. import store
 from ..adapters import add_lora, refuse_scratch
 from ..backbone import Backbone, check_name, load_causal, load_folder
-from ..collate import Encoder, roomy
+from ..collate import Encoder, Tokens, by_length, pad, roomy
 from ..errors import UserError
 from ..optimizers import check as check_learner
 from .base import TextModel
@@ -56,6 +59,18 @@ class BackboneModel(TextModel):
             raise UserError(f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length")
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
         self.encoder = Encoder(bundle.tokenizer, longest)
+
+    def hidden(self, batch) -> torch.Tensor:
+        """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""
+        return self.backbone.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+
+    def vectors(self, tokens: Sequence[Tokens], part: int) -> np.ndarray:
+        """float32 [texts, width]: mean last hidden states of the histories (part 0) or targets (1) of encoded texts, of length 1."""
+        vectors = np.zeros((len(tokens), self.backbone.config.get_text_config().hidden_size), dtype=np.float32)
+        for chosen in by_length([len(one) for one in tokens], self.config["pass_tokens"]):
+            batch = pad([tokens[row] for row in chosen], pad_id=self.bundle.tokenizer.pad_token_id).to(self.device)
+            vectors[chosen] = batch.means(self.hidden(batch))[:, part].cpu().numpy()
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def save(self, folder: Path) -> None:
         self.bundle.save(folder / store.BACKBONE)

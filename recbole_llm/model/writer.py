@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .. import store
-from ..collate import Tokens, by_length, pad, pieces
+from ..collate import Tokens, by_length, pieces
 from ..config import digest
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
@@ -18,7 +18,7 @@ from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
 from ..generation.written import Answer, Written
 from ..prompts import Example, Template
-from ..retrieval.matching import BM25Match, HierarchicalMatch
+from ..retrieval.matching import BM25Match, HierarchicalMatch, put_first
 from ..retrieval.round_robin import distinct
 from .lm import BackboneModel
 
@@ -58,10 +58,6 @@ class WriterModel(BackboneModel):
         check_decoding(bundle, self.config["backbone"])
         self.__dict__.pop("catalogue", None)  # of the tokenizer before
 
-    def hidden(self, batch) -> torch.Tensor:
-        """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""
-        return self.backbone.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-
     @property
     def longest(self) -> int:
         """Tokens, of what may be written."""
@@ -77,6 +73,7 @@ class WriterModel(BackboneModel):
         config, start = self.config, self.tables.start[cases.user]
         names = list(zip(self.tables.users[cases.user].tolist(), (cases.begin - start).tolist(), (cases.end - start).tolist(), strict=True))
         answers = [self.written and self.written.get(name) for name in names]
+        self.counts["read_again"] += sum(answer is not None for answer in answers)
         missing = np.array([row for row, answer in enumerate(answers) if answer is None], dtype=np.int64)
         count = config["beams"] if self.constrained else config["valid_samples"] if self.choosing else config["samples"]
         decode = self._search if self.constrained else self._sample
@@ -126,18 +123,14 @@ class WriterModel(BackboneModel):
             cosine = self.vectors(prompts, 0) @ self.item_vectors[self.same].T
             scores += blend * cosine
         for row, answer in enumerate(answers):
-            if answer.reached is not None:  # above every item that no beam reached
+            if answer.reached is not None:
                 value = np.full(len(self.first), np.nan)
                 value[answer.reached] = answer.logprobs
-                own, place = value[self.same], np.flatnonzero(~np.isnan(value[self.same]))
-                own = own[place] + (blend * cosine[row, place] if blend else 0)
-                scores[row, place] = own - own.min() + scores[row].max() + 1
+                put_first(scores[row], value[self.same] + (blend * cosine[row] if blend else 0))
         if self.config["rerank_from"]:
             if self.lists is None:
                 raise UserError("rerank_from ranks the cases again that a run has stored; for anything else, set rerank_from: ~")
-            positions = cases.end - self.tables.start[cases.user]
-            users = self.tables.users[cases.user]
-            scores = np.stack([self.lists.keep(*one) for one in zip(scores, users.tolist(), positions.tolist(), strict=True)])
+            scores = self.lists.keep(scores, self.tables.users[cases.user], cases.end - self.tables.start[cases.user])
         return scores
 
     @cached_property
@@ -145,27 +138,23 @@ class WriterModel(BackboneModel):
         """float32 [texts, width]: v^T of every distinct item text, of length 1."""
         return self.vectors([self.encoder.alone(self.sentences[item]) for item in self.first], 1)
 
-    def vectors(self, tokens: list[Tokens], part: int) -> np.ndarray:
-        """float32 [texts, width]: mean last hidden states of the histories (part 0) or targets (1) of encoded texts, of length 1."""
-        vectors = np.zeros((len(tokens), self.backbone.config.get_text_config().hidden_size), dtype=np.float32)
-        for chosen in by_length([len(one) for one in tokens], self.config["pass_tokens"]):
-            batch = pad([tokens[row] for row in chosen], pad_id=self.bundle.tokenizer.pad_token_id).to(self.device)
-            vectors[chosen] = batch.means(self.hidden(batch))[:, part].cpu().numpy()
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
     def start_ranking(self, part, choosing, folder=None):
         super().start_ranking(part, choosing, folder)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
         self.written = folder and Written(folder / store.TEXTS.format(part=part, key=self.writing_key()))
+        if self.written and self.written.known:
+            self.logger.info(f"{part}: the texts of {len(self.written.known)} cases are there already, in {self.written.path}")
         if run := self.config["rerank_from"]:
             self.lists = StoredLists(Path(run), part)
 
     def writing_key(self) -> str:
-        """8 hex digits over everything that decides what is written by one run's weights."""
+        """8 hex digits over everything that decides what is written by one run's weights, the libraries that compute it included."""
         own = ("beams",) if self.constrained else ("seed", "samples", "temperature", "max_new_tokens")
         keys = ("decoding", "precision", "max_length", "template", "text_fields", "text_words", *own)
-        return digest([store.code(), self.tables.fingerprint, {key: self.config[key] for key in keys}])
+        versions = [store.versions()[name] for name in ("code", "torch", "transformers")]
+        return digest([*versions, torch.device(self.device).type, self.tables.fingerprint, {key: self.config[key] for key in keys}])
 
     def rates(self):
-        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts") | {"cut_users": "cases", "cut_items": "items"}
+        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts")
+        shares |= {"cut_users": "cases", "cut_items": "items", "read_again": "cases"}
         return {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts[of]} | super().rates()

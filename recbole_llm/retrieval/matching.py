@@ -28,6 +28,12 @@ class BM25Match:
         return text
 
 
+def put_first(scores: np.ndarray, values: np.ndarray) -> None:
+    """Lift the items that have a value, float [items] with NaN for the others, above all others and order them by it; scores, float [items], are changed."""
+    found = np.flatnonzero(~np.isnan(values))
+    scores[found] = values[found] - values[found].min() + scores.max() + 1
+
+
 class HierarchicalMatch:
     """Items that agree on the most of a text's attributes, in the order of the texts (CALRec, section 5.3)."""
 
