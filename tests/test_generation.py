@@ -103,7 +103,7 @@ REFUSED = {
     "attention of its own": ("GPTJ", {"rotary_dim": 8}, "otherwise, by"),
     "positions in its attention": ("Bloom", {}, "ValueError"),
     "recurrent": ("Mamba", {}, "IndexError"),
-    "a window in its mask alone": ("Phimoe", {"sliding_window": 8, "num_local_experts": 4, "intermediate_size": 64, "num_key_value_heads": 2}, "sliding window that"),
+    "a window in its mask": ("Phimoe", {"sliding_window": 8, "num_local_experts": 4, "intermediate_size": 64, "num_key_value_heads": 2}, "sliding window"),
     "attention sinks": ("GptOss", {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}, "attention sinks"),
 }
 SCALED = {"Granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0}, "Cohere": {"logit_scale": 0.25}}
