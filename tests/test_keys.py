@@ -24,7 +24,7 @@ HOLDERS = {"config", "settings", "stage", "stored", "resolved", "final_config_di
 MADE = {
     "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
     "device": "RecBole's Config, from use_gpu and gpu_id", "run_folder": "prepared.Prepared", "settings": "prepared.Prepared",
-    "restored": "prepared.Prepared.restore", "stage": "runs.stages_of, of a run with stages",
+    "joint": "prepared.Prepared", "restored": "prepared.Prepared.restore", "stage": "runs.stages_of, of a run with stages",
 }  # fmt: skip
 
 
