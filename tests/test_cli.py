@@ -195,7 +195,7 @@ def test_who_overrides_whom(tmp_path, monkeypatch, capsys):
     asked = ["--model=CALRec", "--dataset=ml-100k"]
     own = printed(capsys, *asked)
     assert own["text_fields"]["Title"] == "movie_title" and "Brand" not in own["text_fields"]  # dataset over overall
-    assert own["valid_metric"] == "NDCG@10_pes" and own["eval_step"] == 2  # the dataset's for this model; model over overall and over RecBole's
+    assert own["valid_metric"] == "NDCG@10_pes" and own["max_length"] == 512  # model over overall and over RecBole's; the dataset's for this model
     assert own["topk"] == [1, 5, 10, 20]  # overall over RecBole's [10]
     Path("a.yaml").write_text("valid_metric: MRR@5\neval_step: 4\nseed: 7\ntext_fields: {Title: movie_title}\n")
     Path("b.yaml").write_text("seed: 8\nlearning_rate: 1e-4\n")
