@@ -16,6 +16,9 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
   compare --runs=RUN,RUN                             paired tests between any finished runs
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10]
+  prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]    raw data into atomic files; prepare --list names all
+  prepare --name=MINE --inter=FILE [--items=FILE] --map="user=…,item=…,time=…,title=…"    your own CSV, Parquet or JSON lines
+  prepare --check NAME                               its statistics beside the papers'
 
 Any setting is --key=value, with dots into groups: --eval_args.mode=uni20; --print_config shows them all."""
 
@@ -209,8 +212,51 @@ def _recommend(argv: list[str]) -> int:
     return 0
 
 
+def _prepare(argv: list[str]) -> int:
+    parser = Parser(prog="run_recbole_llm.py prepare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("dataset", nargs="?", metavar="NAME", help="a dataset that --list names")
+    parser.add_argument("--list", action="store_true", help="name all that can be prepared")
+    parser.add_argument("--check", action="store_true", help="print the statistics of a prepared dataset beside the papers'")
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of the datasets (dataset)")
+    parser.add_argument("--raw", type=Path, help="folder with raw files that were fetched by hand (DATA_PATH/raw/NAME)")
+    parser.add_argument("--mirror", help="address of a folder that has the raw files, asked first")
+    parser.add_argument("--proxy", help="proxy for downloads; without it those of HTTPS_PROXY and HTTP_PROXY")
+    parser.add_argument("--memory", type=int, default=768, help="MiB of tables held before they go to disk (768)")
+    for name, meaning in (("name", "what your own dataset is to be called"), ("inter", "your events"), ("items", "your items"), ("map", "role=column,…")):
+        parser.add_argument(f"--{name}", help=meaning)
+    args = parser.parse_args(argv)
+    from .checks import check_name
+    from .data.prepare import catalogue, own
+    from .data.prepare.check import check
+    from .data.prepare.convert import prepare
+    from .data.prepare.download import Net
+
+    if args.list:
+        print("\n".join(catalogue.listed()))
+        return 0
+    if args.memory < 512:
+        raise UserError(f"--memory: expected at least 512 (MiB), found {args.memory}")
+    args.data_path = args.data_path.expanduser()
+    if args.raw and not (raw := args.raw.expanduser()).is_dir():
+        raise UserError(f"--raw: expected a folder, found {raw}")
+    if args.inter or args.name:
+        if args.dataset or args.raw or args.mirror:
+            raise UserError("prepare: expected either NAME or --name with --inter")
+        check_name(_need(args.name, "name"), "--name")
+        files = {role: Path(file).expanduser() for role, file in (("inter", _need(args.inter, "inter")), ("items", args.items)) if file}
+        recipe, net = own.recipe(args.name, files, _need(args.map, "map")), None
+    else:
+        recipe, files = catalogue.find(_need(args.dataset, "list, or the NAME of a dataset")), None
+        net = Net(args.mirror, args.proxy, sys.stderr.isatty())
+    if args.check:
+        print("\n".join(check(recipe.name, args.data_path)))
+    else:
+        prepare(recipe, args.data_path, files or (args.raw and raw), net, args.memory)
+    return 0
+
+
 SEEDS = "seeds, separated by commas: one run for each"
-COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend}
+COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "prepare": _prepare}
 # Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two
 # cores, training steps took up to 5 times as long; spinning briefly mends that and left the time on idle cores as it was.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")

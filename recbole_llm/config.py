@@ -116,7 +116,10 @@ def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | N
         settings["repeatable"] = False  # it would let RecBole draw training negatives among the positives
     _own_features(settings, model)
     settings |= {"model": model, "dataset": dataset}
-    return _layered([*(_read_settings(file, model, dataset) for file in files), overrides or {}], settings)
+    layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
+    data_path = next((layer["data_path"] for layer in reversed(layers) if "data_path" in layer), settings["data_path"])
+    prepared = Path(str(data_path)) / dataset / f"{dataset}.yaml"  # written beside the data when it was prepared
+    return _layered([read_yaml(prepared), *layers] if prepared.is_file() else layers, settings)
 
 
 def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: dict | None = None,
@@ -150,7 +153,7 @@ def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
 def moved(stored: dict, dataset: str) -> dict:
     """The settings of a stored run for another dataset: what was the old dataset's default becomes the new one's."""
     features = {key: stored[key] for key in FEATURES if stored[key]}  # which a dataset need not name
-    old, new = (resolve(stored["model"], name, [], features) for name in (stored["dataset"], dataset))
+    old, new = (resolve(stored["model"], name, [], features | {"data_path": stored["data_path"]}) for name in (stored["dataset"], dataset))
     return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
 
 

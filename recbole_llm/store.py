@@ -114,11 +114,11 @@ def code() -> str:
     return digest.hexdigest()[:8]
 
 
-def check_writable(folder: Path) -> None:
-    """Raise UserError if nothing can be written below a folder that may not be there yet. Writes nothing."""
+def check_writable(folder: Path, key: str = "checkpoint_dir") -> None:
+    """Raise UserError, naming the setting `key`, if nothing can be written below a folder that may not be there yet. Writes nothing."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"checkpoint_dir {folder}: expected a folder to write to, but {there} is {'not writable' if there.is_dir() else 'a file'}")
+        raise UserError(f"{key} {folder}: expected a folder to write to, but {there} is {'not writable' if there.is_dir() else 'a file'}")
 
 
 @contextmanager

@@ -68,7 +68,7 @@ ARGUMENTS = {  # told before any data is read
     "compare --models=Pop --dataset=tiny --LIR.last_n=2": r"--LIR.last_n: LIR is not among --models",
     "compare --models=Pop,LIR --dataset=tiny --last_n=2": r"unknown key 'last_n'",  # Pop has none
     "compare --models=Pop --dataset=tiny --seeds=1,a": r"seed: expected a number, found 'a'",
-    "--model=LIR --dataset=none": r"dataset 'none': expected dataset/none/none.inter, found there: tiny; put the file there",
+    "--model=LIR --dataset=none": r"dataset 'none': expected dataset/none/none.inter, found there: tiny; make it",
     "--model=LIR --dataset=tiny --data_path=nowhere": r"dataset 'tiny': expected nowhere/tiny/tiny.inter, nothing is there",
     "--model=SASRec --dataset=tiny --init_from=nobody": r"run 'nobody': expected a run folder or id below saved, found none",
     "--resume=nobody": r"run 'nobody': expected a run folder or id below saved, found none",

@@ -64,7 +64,7 @@ def test_a_name_is_no_path(put, name):
 def test_five_names_of_what_is_there(put):
     for number in range(9, 0, -1):
         data = put(f"d{number}", f"d{number}.inter")
-    with pytest.raises(UserError, match="found there: d1, d2, d3, d4, d5, …; put the file there"):
+    with pytest.raises(UserError, match="found there: d1, d2, d3, d4, d5, …; make it"):
         locate("none", data)
-    with pytest.raises(UserError, match="nothing is there; put the file there"):
+    with pytest.raises(UserError, match="nothing is there; make it"):
         locate("none", data / "d1")

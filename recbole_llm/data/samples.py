@@ -34,7 +34,8 @@ def locate(dataset: str, data_path: str | Path, data_name: str | None = None) ->
     there = sorted({path.parent.name for path in Path(data_path).glob("*/*.inter")})
     found = f"found there: {', '.join(there[:5])}{', …' if len(there) > 5 else ''}" if there else "nothing is there"
     raise UserError(
-        f"dataset {dataset!r}: expected {folder / files}.inter, {found}; put the file there, set --data_path, or take ml-100k or Pet, which need no file"
+        f"dataset {dataset!r}: expected {folder / files}.inter, {found}; make it (`prepare --list`), put it there, set --data_path, "
+        "or take ml-100k or Pet, which need no file"
     )
 
 

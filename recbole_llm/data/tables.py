@@ -110,7 +110,7 @@ def load(source: Source) -> Tables:
     if not has_time:
         log.append(f"no column {source.time_field}: the order of the file is the order of time")
         frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
-    log.append(f"{len(frame)} events read")
+    log.append(f"{len(frame)} events read from {source.folder}")
     frame = _deduplicate(frame, source, has_time, log)
     frame = _filter(frame, source, log)
     if len(frame) == 0:

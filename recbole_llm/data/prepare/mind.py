@@ -1,0 +1,60 @@
+"""MIND (Microsoft News): what users had clicked, and the news (Wu et al., ACL 2020)."""
+
+from .download import Remote
+from .engine import delimited
+from .recipe import Files, Recipe, Source
+
+SOURCE = Source(
+    name="MIND",
+    page="https://msnews.github.io/",
+    licence="Microsoft Research License Terms: research only, not commercial; it must not be given on.",
+    reference="""@inproceedings{wu-etal-2020-mind,
+  title = {{MIND}: A Large-scale Dataset for News Recommendation},
+  author = {Wu, Fangzhao and Qiao, Ying and Chen, Jiun-Hung and Wu, Chuhan and Qi, Tao and Lian, Jianxun and Liu, Danyang and Xie, Xing and
+            Gao, Jianfeng and Wu, Winnie and Zhou, Ming},
+  booktitle = {Proceedings of ACL},
+  pages = {3597--3606},
+  year = {2020}
+}""",
+)
+HUB = "https://huggingface.co/datasets/Recommenders/MIND/resolve/main/"
+SUMS = {"small": "6ef97a271580b98ccfc4301ada55cc639423cb0576a78b8dcfcf74a4dbcc3194"}
+BEHAVIORS, NEWS = "behaviors.tsv", "news.tsv"
+
+
+def recipes() -> list[Recipe]:
+    return [_recipe(size) for size in ("small", "large")]
+
+
+def _recipe(size: str) -> Recipe:
+    archive = f"MIND{size}_train.zip"
+    return Recipe(
+        name=f"MIND-{size}", title=f"MIND {size}, training part (LLM-TRSR)", source=SOURCE,
+        files=(Remote(archive, (f"{HUB}{archive}",), sha256=SUMS.get(size), members={BEHAVIORS: (), NEWS: ()}),),
+        events=_events, items=_items, text=_text, columns=("title", "category", "subcategory", "abstract"), reads=(BEHAVIORS, NEWS),
+        length=(11, 26), rated=False, time="place in the history, from 1",
+        settings={
+            "text_fields": {"Category": "category", "Subcategory": "subcategory", "Title": "title"}, "eval_args": {"mode": "uni20"},
+        },
+        notes=("A user's events are the clicks listed in the user's first row of behaviors.tsv, which have no times: the place in the list is the time. "
+               "Impressions are not read.",
+               "The abstract is a column, and not part of the text: the paper's items have none."),
+    )  # fmt: skip
+
+
+def _events(files: Files) -> str:
+    rows = delimited(files[BEHAVIORS], "\t", "impression", "user", "time", "history", "impressions")
+    numbered = f'SELECT row_number() OVER () AS number, "user", history FROM {rows}'
+    # a user's history is the same in all of the user's rows
+    first = f"""SELECT number, "user", string_split(history, ' ') AS items FROM ({numbered}) WHERE history IS NOT NULL
+        QUALIFY row_number() OVER (PARTITION BY "user" ORDER BY number) = 1"""
+    return f"""SELECT "user", unnest(items) AS "item", NULL::DOUBLE AS "rating", generate_subscripts(items, 1) AS "time" FROM ({first} ORDER BY number)"""
+
+
+def _items(files: Files) -> str:
+    rows = delimited(files[NEWS], "\t", "id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
+    return f'SELECT id AS "item", category, subcategory, title, abstract FROM {rows}'
+
+
+def _text(row: dict) -> dict[str, str]:
+    return {name: row[name] or "" for name in ("title", "category", "subcategory", "abstract")}

@@ -1,0 +1,93 @@
+"""A user's own tables: CSV, TSV, Parquet or JSON lines, gzipped or not."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from ...errors import UserError
+from .clean import values
+from .engine import file, json_lines
+from .recipe import Files, Recipe, Source
+
+SOURCE = Source("tables of the user", "", "That of the tables.", "")
+ROLES = ("user", "item", "time", "rating")
+CELLS = "quote = '\"', escape = '\"', header = true, all_varchar = true, store_rejects = true, hive_partitioning = false"
+KINDS = {  # suffix -> how DuckDB reads a file; every cell of it is text where it has no types, for 007 is no 7
+    ".csv": lambda path, columns: f"read_csv({file(path)}, delim = ',', {CELLS})",
+    ".tsv": lambda path, columns: f"read_csv({file(path)}, delim = '\t', {CELLS})",
+    ".parquet": lambda path, columns: f"read_parquet({file(path)}, hive_partitioning = false)",
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), lambda path, columns: json_lines(path, **dict.fromkeys(columns, "VARCHAR"))),
+}
+
+
+def recipe(name: str, files: Files, mapping: str) -> Recipe:
+    """A recipe for the files `inter` and, with texts, `items`; mapping, `user=…,item=…,time=…,title=…`, says which column plays which role, and what
+    further ones are called in .item.
+
+    Raises UserError for a file that is not there or of another kind, and for a role that is missing or no role.
+    """
+    items = files.get("items")
+    named = {}
+    for pair in filter(None, mapping.split(",")):
+        role, _, column = (part.strip() for part in pair.partition("="))
+        if not role.isidentifier() or not column or role.lower() in map(str.lower, named) or role.endswith("_id"):
+            raise UserError(f"--map: expected role=column, each role once and none that ends in _id, found {pair.strip()!r}")
+        named[role] = column
+    columns = tuple(role for role in named if role not in ROLES)
+    if left := [role for role in ROLES[:3] if role not in named]:
+        raise UserError(f"--map: expected user=…, item=… and time=…, found no {' and no '.join(left)}")
+    if items and "title" not in columns:
+        raise UserError("--map: expected title=…, the column of --items that a text begins with, found none")
+    if columns and not items:
+        raise UserError(f"--items: expected the file with {', '.join(columns)}, found none; name it, or leave them out of --map")
+    for role, path in files.items():
+        if not path.is_file():
+            raise UserError(f"--{role}: expected a file, found {path}")
+        _rows(path, ())
+    shown = {column.replace("_", " ").capitalize(): column for column in columns}
+    return Recipe(
+        name=name, title="own tables", source=SOURCE, files=(), events=partial(_events, named), items=partial(_items, named, columns),
+        text=partial(_text, columns), columns=columns, reads=("inter", "items" if items else "inter"), rated="rating" in named,
+        settings={"text_fields": shown} if shown else {}, time="as in the source, or seconds since 1970 where it has dates",
+        arguments=" ".join([f"--name={name}", *(f"--{role}={path}" for role, path in files.items()), f'--map="{mapping}"']),
+        notes=("Columns: " + ", ".join(f"{role} from `{column}`" for role, column in named.items()) + ".",),
+    )  # fmt: skip
+
+
+def _rows(path: Path, columns: Iterable[str]) -> str:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix not in KINDS:
+        raise UserError(f"{path}: expected one of {', '.join(KINDS)} (or with .gz behind it)")
+    return KINDS[suffix](path, columns)
+
+
+def _events(named: dict[str, str], files: Files) -> str:
+    user, item, time, rating = (_column(named[role]) if role in named else "NULL" for role in ROLES)
+    moment = f"coalesce(try_cast({time} AS DOUBLE), epoch(try_cast({time}::VARCHAR AS TIMESTAMP)))"
+    rows = _rows(files["inter"], [named[role] for role in ROLES if role in named])
+    ids = f'trim({user}::VARCHAR) AS "user", trim({item}::VARCHAR) AS "item"'
+    read = f'SELECT {ids}, try_cast({rating} AS DOUBLE) AS "rating", {moment} AS "time" FROM {rows}'
+    finite = ", ".join(f'CASE WHEN isfinite("{name}") THEN "{name}" END AS "{name}"' for name in ("rating", "time"))
+    return f'SELECT "user", "item", {finite} FROM ({read})'
+
+
+def _items(named: dict[str, str], columns: tuple[str, ...], files: Files) -> str:
+    if "items" not in files:
+        return 'SELECT NULL::VARCHAR AS "item", NULL::VARCHAR AS title WHERE false'
+    rows = _rows(files["items"], [named["item"], *(named[column] for column in columns)])
+    chosen = ", ".join(f'{_column(named[column])} AS "{column}"' for column in columns)
+    return f'SELECT trim({_column(named["item"])}::VARCHAR) AS "item", {chosen} FROM {rows}'
+
+
+def _column(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(columns: tuple[str, ...], row: dict) -> dict[str, str]:
+    return {column: _plain(row[column]) for column in columns}
+
+
+def _plain(cell) -> str:
+    if isinstance(cell, list):
+        return " ".join(str(one) for one in cell if one is not None)
+    return " ".join(values(cell)) if isinstance(cell, str) and cell.startswith("[") else "" if cell is None else str(cell)

@@ -1,0 +1,58 @@
+"""Yelp Open Dataset: places and their reviews as JSON lines."""
+
+from .clean import values
+from .download import Remote
+from .engine import json_lines
+from .recipe import Files, Recipe, Source
+
+SOURCE = Source(
+    name="Yelp Open Dataset",
+    page="https://www.yelp.com/dataset",
+    licence="Yelp Dataset Terms of Use: academic and non-commercial use; it must not be given on.",
+    reference="""@misc{yelp,
+  title = {Yelp Open Dataset},
+  author = {{Yelp Inc.}},
+  howpublished = {https://www.yelp.com/dataset}
+}""",
+)
+REVIEWS, PLACES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
+FILES = (Remote(
+    "yelp_dataset.tar", also=("yelp_dataset.tgz", "yelp_dataset.tar.gz", "Yelp-JSON.zip"),
+    members={REVIEWS: ("review.json", f"{REVIEWS}.gz"), PLACES: ("business.json", f"{PLACES}.gz")},
+),)  # fmt: skip
+COLUMNS = ("title", "categories", "address", "city", "state", "description")
+
+
+def recipes() -> list[Recipe]:
+    own = {"source": SOURCE, "files": FILES, "events": _events, "items": _items, "text": _text, "columns": COLUMNS, "reads": (REVIEWS, PLACES)}
+    year = "The figures of the papers are of the 2018 release (round 11); another round gives others."
+    return [
+        Recipe(
+            name="Yelp", title="Yelp, a fifth of the users (TASTE-LoRA)", **own, users=0.2, least=(15, 5), notes=(year,),
+            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}},
+        ),
+        Recipe(
+            name="Yelp-ST5", title="Yelp, every user (ST5-Seq)", **own, described=True, ascii_only=True, notes=(year,),
+            settings={"text_fields": {"Title": "title", "Description": "description"}},
+        ),
+    ]  # fmt: skip
+
+
+def _events(files: Files) -> str:
+    rows = json_lines(files[REVIEWS], user_id="VARCHAR", business_id="VARCHAR", stars="DOUBLE", date="VARCHAR")
+    # releases have days or seconds, of no time zone that they tell
+    return f'SELECT user_id AS "user", business_id AS "item", stars AS "rating", epoch(try_cast("date" AS TIMESTAMP))::BIGINT AS "time" FROM {rows}'
+
+
+def _items(files: Files) -> str:
+    rows = json_lines(files[PLACES], business_id="VARCHAR", name="VARCHAR", address="VARCHAR", city="VARCHAR", state="VARCHAR", categories="JSON")
+    return f'SELECT business_id AS "item", name AS title, address, city, state, categories FROM {rows}'
+
+
+def _text(row: dict) -> dict[str, str]:
+    categories = ", ".join(values(row["categories"]))  # a list in earlier rounds, a string later
+    address = ", ".join(filter(None, (row["address"], row["city"], row["state"])))
+    return {
+        "title": row["title"] or "", "categories": categories, "address": row["address"] or "", "city": row["city"] or "", "state": row["state"] or "",
+        "description": f"{categories}. {address}" if categories else address,
+    }  # fmt: skip

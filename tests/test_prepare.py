@@ -1,0 +1,353 @@
+"""Each source's raw files become atomic files that models train on, and what is wrong with them is found."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import raw
+import yaml
+
+pytest.importorskip("duckdb")
+
+from recbole_llm import cli
+from recbole_llm.data.atomic import read_atomic
+from recbole_llm.data.prepare import catalogue
+from recbole_llm.data.prepare.convert import prepare
+from recbole_llm.data.prepare.download import Net
+from recbole_llm.errors import UserError
+
+SOURCES = {  # dataset -> (what writes its raw files, users, items, events)
+    "Toys": (raw.amazon2018, 24, 13, 24 * 16 + 1 + 6),
+    "All_Beauty-23": (raw.amazon2023, 24, 12, 24 * 16),
+    "Yelp": (raw.yelp, 12, 12, 12 * 24),
+    "Yelp-ST5": (raw.yelp, 60, 12, 60 * 24),
+    "Amazon-M2": (raw.m2, 24, 12, 24 * 14),
+    "MIND-small": (raw.mind, 24, 12, 24 * 13),
+    "ml-100k": (raw.ml_100k, 24, 12, 24 * 16),
+    "ml-1m": (raw.ml_1m, 24, 12, 24 * 16),
+}
+
+
+def unsigned(recipe):
+    """Without the sums of the real files."""
+    return replace(recipe, files=tuple(replace(remote, size=None, md5=None, sha256=None) for remote in recipe.files))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder of datasets, each prepared once, by name; and what was logged."""
+    folder, done, said = tmp_path_factory.mktemp("datasets"), set(), []
+
+    def make(name):
+        if name not in done:
+            hand = folder / "hand" / name
+            hand.mkdir(parents=True, exist_ok=True)
+            SOURCES[name][0](hand)
+            prepare(unsigned(catalogue.find(name)), folder, hand, Net(), log=said.append)
+            done.add(name)
+        return folder
+
+    make.said = said
+    return make
+
+
+def tables(folder, name):
+    inter, item = (read_atomic(folder / name / f"{name}.{kind}") for kind in ("inter", "item"))
+    return inter, item.set_index("item_id")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_event_is_there_in_its_order(made, name):
+    _, users, items, events = SOURCES[name]
+    inter, item = tables(made(name), name)
+    assert (inter.user_id.nunique(), inter.item_id.nunique(), len(inter)) == (users, items, events)
+    assert sorted(path.name for path in (made(name) / name).iterdir()) == sorted(["README.md", *(f"{name}.{kind}" for kind in ("inter", "item", "yaml"))])
+    for _, own in inter.groupby("user_id", sort=False):
+        assert own.timestamp.is_monotonic_increasing
+        numbers = [int("".join(filter(str.isdigit, one))) for one in own.item_id.drop_duplicates() if one != "BUNKNOWN"]
+        steps = {(after - before) % 12 for before, after in zip(numbers, numbers[1:])}
+        assert steps == {1}, "everybody walks through the shop in its order, equal times included"
+    assert item.index.is_unique and item.index.is_monotonic_increasing
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("model", ["LIR", "SASRec"])
+def test_models_train_on_it(made, name, model, tmp_path, capsys):
+    own = [] if model == "LIR" else ["--epochs=1", "--train_batch_size=64"]
+    code = cli.main(
+        [f"--model={model}", f"--dataset={name}", f"--data_path={made(name)}", f"--checkpoint_dir={tmp_path}", "--show_progress=false", "--beside=[]", *own]
+        + (["--eval_args.mode=uni5", "--candidates_exclude=target"] if name in ("Amazon-M2", "MIND-small") else [])  # of twelve items a user has left few
+    )
+    out = capsys.readouterr()
+    assert code == 0, out.err
+    assert f"{name}: " in out.out and "ndcg@10" in out.out
+
+
+def test_amazon_2018(made):
+    inter, item = tables(made("Toys"), "Toys")
+    assert inter.duplicated().sum() == 1, "what is there twice stays; runs leave it out"
+    assert "ATWICE" not in set(inter.user_id), "what is there twice counts once"
+    assert inter.rating.tolist()[:2] == [1 + int(one[1:]) % 5 for one in inter.item_id[:2]]
+    assert item.loc["B0"].to_dict() == {
+        "title": "“Apple\" & juice 🍎", "categories": "Puzzles & Games > Puzzles > 3-D Puzzles", "brand": "J. Doe", "price": "$1,234.00",
+        "description": "plain",
+    }  # fmt: skip
+    assert item.loc["B5"].to_dict() == {
+        "title": "fig juice, 3\" tall", "categories": "Puzzles & Games > Puzzles > 3-D Puzzles", "brand": "Acme", "price": "$5.50",
+        "description": "A fresh fig. Really fresh.",
+    }  # fmt: skip
+    assert item.loc["B1", ["price", "categories"]].tolist() == ["", ""] and item.loc["B2", ["price", "brand"]].tolist() == ["", ""]
+    assert item.loc["B3"].tolist() == [""] * 5, "a page's script is no title"
+    assert item.loc["B4", "title"] == "elder juice, 3\" tall", "of several rows the first with a title"
+    assert not {"BNOBODY", "BUNKNOWN"} & set(item.index) and "BUNKNOWN" in set(inter.item_id), "what has no metadata was bought all the same"
+
+
+def test_amazon_2023(made):
+    inter, item = tables(made("All_Beauty-23"), "All_Beauty-23")
+    assert item.loc["P0"].tolist() == ["apple cr me", "Skin > Face", "Acme", "$12.5", "One. Two three."]
+    assert item.loc["P1"].tolist() == ["banana cr me", "", "", "", ""] and item.loc["P2", "price"] == ""
+    assert not {"PUNKNOWN", "PBLANK"} & set(inter.item_id)
+    settings = yaml.safe_load((made("All_Beauty-23") / "All_Beauty-23" / "All_Beauty-23.yaml").read_text())
+    assert settings["eval_args"]["split"]["timestamp"] == [1628643414042, 1658002729837]
+
+
+def test_yelp(made):
+    inter, item = tables(made("Yelp"), "Yelp")
+    assert inter.timestamp.min() in (1462060800.0, 1530396551.0) and set(inter.rating) == {3.0, 5.0}
+    assert item.loc["b0"].to_dict() == {
+        "title": "Apple Café", "categories": "Cafes, Food", "address": "0 Main St, Suite 2", "city": "Phoenix", "state": "AZ",
+        "description": "Cafes, Food. 0 Main St, Suite 2, Phoenix, AZ",
+    }  # fmt: skip
+    assert item.loc["b1", ["categories", "description"]].tolist() == ["Cafes, Food", "Cafes, Food. AZ"] and item.loc["b2", "categories"] == ""
+    assert tables(made("Yelp-ST5"), "Yelp-ST5")[1].loc["b0", "title"] == "Apple Caf"
+
+
+def test_amazon_m2(made):
+    inter, item = tables(made("Amazon-M2"), "Amazon-M2")
+    first = inter[inter.user_id == "1"]
+    assert first.item_id.tolist() == [f"B{place % 12}" for place in range(13)] and first.timestamp.tolist() == list(range(1, 14))
+    assert item.loc["B0", "title"] == "apple mug, blue" and item.loc["B0", "price"] == "£1.99" and item.loc["B1", "price"] == ""
+    assert item.loc["B2", "brand"] == "NA" and item.loc["B3", "description"] == 'A "made up" damson, over two lines.'
+
+
+def test_mind(made):
+    inter, item = tables(made("MIND-small"), "MIND-small")
+    assert inter[inter.user_id == "U3"].item_id.tolist() == [f"N{(3 + place) % 12}" for place in range(12)], "the first history that is not empty"
+    assert item.loc["N1"].to_dict() == {"title": 'What "banana means for you', "category": "sports", "subcategory": "banana_ball", "abstract": ""}
+    settings = yaml.safe_load((made("MIND-small") / "MIND-small" / "MIND-small.yaml").read_text())
+    assert list(settings["text_fields"]) == ["Category", "Subcategory", "Title"] and settings["eval_args"]["mode"] == "uni20"
+
+
+def test_movielens_has_the_columns_that_recbole_ships(made):
+    for name, genres in (("ml-100k", "Action Children's"), ("ml-1m", "Animation Children's")):
+        inter, item = tables(made(name), name)
+        assert list(inter) == ["user_id", "item_id", "rating", "timestamp"] and list(item) == ["movie_title", "release_year", "class"]
+        assert item.loc["2"].tolist() == ["Bananaé, The" if name == "ml-100k" else "Banana: The Film é", "1971", genres]
+    assert tables(made("ml-100k"), "ml-100k")[1].loc["3"].tolist() == ["unknown", "", "unknown"]
+
+
+def test_a_card_that_can_be_cited(made):
+    card = (made("Toys") / "Toys" / "README.md").read_text()
+    for part in ("@inproceedings{ni-etal-2019", "No licence is published", "prepare Toys`", "at least 15 and items with at least 5", "| users | 24 |",
+                 "| of them broken, or without user, item or time | 2 |", "| events that repeat another (left out at load by `dedup`) | 1 (0.3%) |",
+                 "| items without title | 1 |", "Toys_and_Games_5.json.gz` |"):  # fmt: skip
+        assert part in card, part
+    assert any("2 of 421 lines are broken" in line for line in made.said)
+
+
+def test_users_are_drawn_the_same_way_every_time(tmp_path):
+    raw.amazon2018(tmp_path, "Pet_Supplies")
+    recipe = catalogue.find("Pet")
+    users = [set(tables(prepare(recipe, tmp_path / name, tmp_path, Net(), log=str).parent, "Pet")[0].user_id) for name in ("one", "two")]
+    assert users[0] == users[1] and len(users[0]) == 5  # 20 % of 25
+
+
+def test_real_data_is_read_once_it_is_there_and_that_is_said(tmp_path, capsys):
+    ask = ["--model=LIR", "--dataset=Pet", f"--data_path={tmp_path / 'data'}", f"--checkpoint_dir={tmp_path / 'saved'}", "--show_progress=false", "--beside=[]"]
+    assert cli.main(ask) == 0 and "SYNTHETIC DATA: Pet is not prepared" in (said := capsys.readouterr()).out + said.err
+    raw.amazon2018(tmp_path, "Pet_Supplies")
+    assert cli.main(["prepare", "Pet", f"--data_path={tmp_path / 'data'}", f"--raw={tmp_path}"]) == 0
+    assert cli.main(ask) == 0
+    said = capsys.readouterr()
+    assert f"events read from {tmp_path / 'data' / 'Pet'}" in said.out + said.err and "SYNTHETIC" not in said.out + said.err
+
+
+def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
+    raw.amazon2018(tmp_path)
+    recipe = catalogue.find("Toys")
+    for name in ("Toys_and_Games_5.json.gz", "meta_Toys_and_Games.json.gz"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=f"{name}: cannot be read to its end .*cut short: remove it"):
+            prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+        (tmp_path / name).write_bytes(whole)
+        assert [path.name for path in (tmp_path / "data").iterdir()] == [".Toys.lock"]
+    (tmp_path / "Toys_and_Games_5.json.gz").write_bytes(gzip.compress(b'{"asin": "B1"}\n[]\n\n"x"\n'))
+    with pytest.raises(UserError, match="Toys: no event is left of .*at least 15"):
+        prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".Toys.lock"]
+
+
+def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, monkeypatch):
+    from recbole_llm.data.prepare import convert
+
+    raw.amazon2018(tmp_path)
+    recipe, inner = catalogue.find("Toys"), convert.os.replace
+
+    def killed(source, target):
+        if str(target).endswith("README.md"):
+            raise KeyboardInterrupt
+        inner(source, target)
+
+    monkeypatch.setattr(convert.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+    assert not (tmp_path / "data" / "Toys" / "Toys.inter").exists(), "half of it is no dataset"
+    monkeypatch.setattr(convert.os, "replace", inner)
+    prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+    with pytest.raises(UserError, match="Toys is there already; remove it"):
+        prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+
+
+OWN = ["prepare", "--name=shop", "--map=user=who, item=what,time=when,rating=stars,title=label,tags=kinds"]
+
+
+def write_own(folder: Path, kind: str):
+    """The same tables as CSV, Parquet or JSON lines."""
+    import pandas as pd
+
+    rows = [(f"u{user}", f"i{item}", f"2020-01-{place + 1:02}", 1 + item % 5) for user, place, item in raw.walks()]
+    events = pd.DataFrame(rows, columns=["who", "what", "when", "stars"])
+    labels = [f'{word}, "fresh"' for word in raw.FRUIT]
+    items = pd.DataFrame({"what": [f"i{number}" for number in range(12)], "label": labels, "kinds": [["a", "b"]] * 12})
+    paths = [folder / f"{name}.{kind}" for name in ("events", "items")]
+    for frame, path in zip((events, items), paths):
+        if kind == "csv":
+            frame.assign(**{"kinds": "a b"} if "kinds" in frame else {}).to_csv(path, index=False)
+        elif kind == "parquet":
+            frame.to_parquet(path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in frame.to_dict("records")))
+    return [f"--inter={paths[0]}", f"--items={paths[1]}", f"--data_path={folder}"]
+
+
+def ran(folder):
+    return ["--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", "--show_progress=false", "--beside=[]"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_own_tables(tmp_path, kind, capsys):
+    assert cli.main([*OWN, *write_own(tmp_path, kind)]) == 0, capsys.readouterr().err
+    inter, item = tables(tmp_path, "shop")
+    assert len(inter) == 24 * 16 and inter.timestamp.min() == 1577836800.0 and item.loc["i1"].tolist() == ['banana, "fresh"', "a b"]
+    assert cli.main(["--model=LIR", *ran(tmp_path)]) == 0
+    assert "ndcg@10" in capsys.readouterr().out
+
+
+def test_own_events_without_texts(tmp_path, capsys):
+    inter, _, path = write_own(tmp_path, "csv")
+    assert cli.main(["prepare", "--name=shop", "--map=user=who,item=what,time=when", inter, path]) == 0
+    assert cli.main(["--model=SASRec", *ran(tmp_path), "--epochs=1"]) == 0 and "ndcg@10" in capsys.readouterr().out
+
+
+def test_ids_that_an_atomic_file_cannot_hold(tmp_path, capsys):
+    (tmp_path / "e.jsonl").write_text('{"a": "one\\ttwo", "b": "x", "c": 1}\n')
+    assert cli.main(["prepare", "--name=odd", f"--inter={tmp_path / 'e.jsonl'}", "--map=user=a,item=b,time=c", f"--data_path={tmp_path}"]) == 2
+    assert "expected ids without tabs and line ends" in capsys.readouterr().err and not (tmp_path / "odd").exists()
+
+
+def test_own_cells_are_taken_as_they_are_written(tmp_path, capsys):
+    """Neither guessed to be numbers nor cut; a column that is not there is named."""
+    folder = tmp_path / "u=7"
+    folder.mkdir()
+    ids = ["007", "12345678901234567890123", "2020-1-1"]
+    (folder / "a*b.csv").write_text("who,what,when\n" + "".join(f"{one},i,{place}\n" for place, one in enumerate(ids)) + "x,i,nan\n")
+    (folder / "aXb.csv").write_text("who,what,when\nother,i,1\n")
+    (folder / "e.jsonl").write_text("".join(json.dumps({"who": one, "what": 7, "when": place}) + "\n" for place, one in enumerate(ids)) + "broken{\n")
+    for number, name in enumerate(("a*b.csv", "e.jsonl")):
+        ask = ["prepare", f"--name=own{number}", f"--inter={folder / name}", f"--data_path={tmp_path}"]
+        assert cli.main([*ask, "--map=user=who,item=what,time=when"]) == 0, capsys.readouterr().err
+        assert set(read_atomic(tmp_path / f"own{number}" / f"own{number}.inter").user_id) == set(ids)
+        assert "1 of 4 lines are broken" in capsys.readouterr().out
+    assert cli.main(["prepare", "--name=odd", f"--inter={folder / 'a*b.csv'}", "--map=user=whom,item=what,time=when", f"--data_path={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert '"whom" not found' in error and '"who"' in error and "cut short" not in error
+
+
+def test_order_outlives_large_joins(tmp_path):
+    """More rows than DuckDB moves at once, most of them of one time."""
+    rows = 1_200_000
+    with open(tmp_path / "Toys_and_Games_5.json", "w") as file:
+        file.writelines(f'{{"reviewerID": "A{row % 999}", "asin": "B{row}", "overall": 5.0, "unixReviewTime": {row % 2}}}\n' for row in range(rows))
+    with open(tmp_path / "meta_Toys_and_Games.json", "w") as file:
+        file.writelines(f'{{"asin": "B{row % 3000}", "title": "row {row}"}}\n' for row in range(9000))
+    prepare(replace(catalogue.find("Toys"), least=(15, 1)), tmp_path / "data", tmp_path, Net(), memory=512, log=str)
+    inter, item = tables(tmp_path / "data", "Toys")
+    number = inter.item_id.str[1:].astype(int).to_numpy()
+    assert len(inter) == rows and (np.lexsort((number, number % 2, (number % 999).astype(str))) == np.arange(rows)).all()
+    assert (item.title == "row " + item.index.str[1:]).all() and len(item) == 3000
+
+
+def test_two_processes_prepare_one_after_the_other(tmp_path):
+    """The second one finds what the first has made."""
+    import threading
+
+    raw.amazon2018(tmp_path)
+    results = []
+
+    def one():
+        try:
+            results.append(prepare(catalogue.find("Toys"), tmp_path / "data", tmp_path, Net(), log=str))
+        except UserError as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(isinstance(result, Path) for result in results) == [False, True]
+    assert "is there already" in next(result for result in results if isinstance(result, str))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["Pett"], "expected one of the 9[0-9] datasets that --list names, such as Pet"),
+    (["Software"], "such as Software-18 or Software-23"),
+    (["Video_Games"], "such as Games or Video_Games-23"),
+    ([], "NAME of a dataset=… is missing"),
+    (["Toys", "--raw=nowhere"], "--raw: expected a folder, found nowhere"),
+    (["Toys", "--memory=1"], "--memory: expected at least 512"),
+    (["--check", "ml-100k"], "--check: expected a dataset that a paper counts"),
+    (["--check", "Pet"], "dataset/Pet is not there; prepare Pet first"),
+    (["--name=a/b", "--inter=x.csv", "--map=user=a"], "--name 'a/b': expected the name of a folder"),
+    (["--name=a", "--inter=x.xls", "--map=user=a,item=b,time=c"], "--inter: expected a file, found x.xls"),
+    (["--name=a", "--inter=setup.cfg", "--map=user=a,item=b,time=c"], "setup.cfg: expected one of .csv"),
+    (["--name=a", "--inter=x.csv", "--map=user=a,item=b"], "--map: .* found no time"),
+    (["--name=a", "--inter=x.csv", "--map=user=a,item"], "--map: expected role=column, each role once .*, found 'item'"),
+    (["--name=a", "--inter=x.csv", "--map=user=a,item=b,time=c,title=d,Title=e"], "each role once .*, found 'Title=e'"),
+    (["--name=a", "--inter=x.csv", "--map=user=a,item=b,time=c,title=d"], "--items: expected the file with title, found none"),
+])  # fmt: skip
+def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
+    import re
+
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    assert cli.main(["prepare", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+
+
+def test_statistics_beside_the_papers(made, capsys):
+    assert cli.main(["prepare", "--check", "Toys", f"--data_path={made('Toys')}"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "Toys, as runs see it, beside TASTE-LoRA, table 1"
+    rows = [["users", "24", "7,892", "-99.7%"], ["items", "met", "13", "14,512", "-99.9%"], ["events", "390", "204,177", "-99.8%"]]
+    assert [line.split() for line in out[2:]] == rows
+
+
+def test_all_are_named(capsys):
+    assert cli.main(["prepare", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in ("Scientific", "Pet", "Toys", "All_Beauty-23", "Yelp", "Amazon-M2", "MIND-large", "ml-1m"))
