@@ -97,7 +97,7 @@ def _write(folder: Path, events, described) -> None:
 def ours(folder: Path) -> None:
     from recbole_llm.data.prepare import catalogue
     from recbole_llm.data.prepare.convert import prepare
-    from recbole_llm.data.prepare.download import Net
+    from recbole_llm.data.prepare.raw import Net
 
     prepare(catalogue.find("Toys"), folder / "data", folder, Net(), log=str)
 

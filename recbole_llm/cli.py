@@ -219,7 +219,7 @@ def _prepare(argv: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="print the statistics of a prepared dataset beside the papers'")
     parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of the datasets (dataset)")
     parser.add_argument("--raw", type=Path, help="folder with raw files that were fetched by hand (DATA_PATH/raw/NAME)")
-    parser.add_argument("--mirror", help="address of a folder that has the raw files, asked first")
+    parser.add_argument("--mirror", help="address below which the raw files lie as below the source's own, asked first")
     parser.add_argument("--proxy", help="proxy for downloads; without it those of HTTPS_PROXY and HTTP_PROXY")
     parser.add_argument("--memory", type=int, default=768, help="MiB of tables held before they go to disk (768)")
     for name, meaning in (("name", "what your own dataset is to be called"), ("inter", "your events"), ("items", "your items"), ("map", "role=column,…")):
@@ -229,7 +229,7 @@ def _prepare(argv: list[str]) -> int:
     from .data.prepare import catalogue, own
     from .data.prepare.check import check
     from .data.prepare.convert import prepare
-    from .data.prepare.download import Net
+    from .data.prepare.raw import Net
 
     if args.list:
         print("\n".join(catalogue.listed()))

@@ -114,12 +114,14 @@ def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | N
         _merge(settings, layer)
     if registry.stock_models().get(model) == "general":
         settings["repeatable"] = False  # it would let RecBole draw training negatives among the positives
-    _own_features(settings, model)
-    settings |= {"model": model, "dataset": dataset}
+    foreign = _foreign_features(model)
+    settings |= dict.fromkeys(foreign) | {"model": model, "dataset": dataset}
     layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
     data_path = next((layer["data_path"] for layer in reversed(layers) if "data_path" in layer), settings["data_path"])
     prepared = Path(str(data_path)) / dataset / f"{dataset}.yaml"  # written beside the data when it was prepared
-    return _layered([read_yaml(prepared), *layers] if prepared.is_file() else layers, settings)
+    if prepared.is_file():
+        layers.insert(0, {key: value for key, value in read_yaml(prepared).items() if key not in foreign})
+    return _layered(layers, settings)
 
 
 def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: dict | None = None,
@@ -264,12 +266,10 @@ def _merge(settings: dict, layer: dict, inside: str = "") -> None:
             settings[head] = copy.deepcopy(value)
 
 
-def _own_features(settings: dict, model: str) -> None:
-    """A dataset may name the columns of feature models; any other model would only carry them along."""
+def _foreign_features(model: str) -> list[str]:
+    """Settings by which a dataset names the columns of feature models, where the model is none: it would only carry them along."""
     own = _stock_layers(model)[1]
-    for key in FEATURES:
-        if key not in own:
-            settings[key] = None
+    return [key for key in FEATURES if key not in own]
 
 
 def _need_features(settings: dict, model: str) -> None:

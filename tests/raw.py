@@ -50,7 +50,8 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
     items[2] |= {"price": ".a-box-inner{background-color:#fff}#alohaBuyBoxWidget{float:left}", "brand": None}
     items[3] = {"asin": "B3", "title": "var aPageStart = (new Date()).getTime();"}
     items.insert(0, {"asin": "B4", "title": "", "brand": "None of it"})
-    items += [items[5] | {"title": "another title of it"}, {"asin": "BNOBODY", "title": "unmet"}, "no json"]
+    items.insert(0, {"asin": "B6", "title": "<style>.a{b:c}</style>"})
+    items += [items[7] | {"title": "another title of it"}, {"asin": "BNOBODY", "title": "unmet"}, "no json"]
     (folder / f"{category}_5.json.gz").write_bytes(gzip.compress(lines(events)))
     (folder / f"meta_{category}.json.gz").write_bytes(gzip.compress(lines(items)))
 
@@ -63,7 +64,7 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
         for user, place, item in walks():
             time = begin - 10**9 + place if place < 12 else begin + place if place < 14 else end + place
             file.write(f"U{user},P{item},{1 + item % 5}.0,{time}\n")
-        file.write("U0,PUNKNOWN,5.0,1628643414042\nU0,PBLANK,5.0,1628643414043\nU1,P1,5.0\n")
+        file.write("U0,PUNKNOWN,5.0,1628643414042\nU0,PBLANK,5.0,1628643414043\nU0,PSCRIPT,5.0,1628643414043\nU1,P1,5.0\n")
     items = [
         {"main_category": None, "title": f"{word} crème", "average_rating": 4.4, "features": ["Glass"], "description": ["One.", "Two – three."],
          "price": 12.5, "images": [], "store": "Acme", "categories": ["Beauty", "Skin", "Face"], "details": {"Brand": "Acme", "Ranks": {"a": 1}},
@@ -73,7 +74,7 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
     ]  # fmt: skip
     items[1] |= {"price": None, "store": None, "categories": [], "description": []}
     items[2] |= {"price": "from 12.99"}
-    items += [items[0] | {"parent_asin": "PBLANK", "title": None}, items[0]]
+    items += [items[0] | {"parent_asin": "PBLANK", "title": None}, items[0] | {"parent_asin": "PSCRIPT", "title": "<b>–</b>"}, items[0]]
     (folder / f"meta_{category}.jsonl.gz").write_bytes(gzip.compress(lines(items)))
 
 

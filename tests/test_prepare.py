@@ -2,6 +2,12 @@
 
 import gzip
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +18,11 @@ import yaml
 
 pytest.importorskip("duckdb")
 
-from recbole_llm import cli
+from recbole_llm import cli, config
 from recbole_llm.data.atomic import read_atomic
 from recbole_llm.data.prepare import catalogue
 from recbole_llm.data.prepare.convert import prepare
-from recbole_llm.data.prepare.download import Net
+from recbole_llm.data.prepare.raw import Net
 from recbole_llm.errors import UserError
 
 SOURCES = {  # dataset -> (what writes its raw files, users, items, events)
@@ -93,23 +99,24 @@ def test_amazon_2018(made):
     assert inter.rating.tolist()[:2] == [1 + int(one[1:]) % 5 for one in inter.item_id[:2]]
     assert item.loc["B0"].to_dict() == {
         "title": "“Apple\" & juice 🍎", "categories": "Puzzles & Games > Puzzles > 3-D Puzzles", "brand": "J. Doe", "price": "$1,234.00",
-        "description": "plain",
+        "description": "plain", "attributes": "Puzzles_&_Games Puzzles 3-D_Puzzles J._Doe",
     }  # fmt: skip
     assert item.loc["B5"].to_dict() == {
         "title": "fig juice, 3\" tall", "categories": "Puzzles & Games > Puzzles > 3-D Puzzles", "brand": "Acme", "price": "$5.50",
-        "description": "A fresh fig. Really fresh.",
+        "description": "A fresh fig. Really fresh.", "attributes": "Puzzles_&_Games Puzzles 3-D_Puzzles Acme",
     }  # fmt: skip
     assert item.loc["B1", ["price", "categories"]].tolist() == ["", ""] and item.loc["B2", ["price", "brand"]].tolist() == ["", ""]
-    assert item.loc["B3"].tolist() == [""] * 5, "a page's script is no title"
+    assert item.loc["B3"].tolist() == [""] * 6, "a page's script is no title"
     assert item.loc["B4", "title"] == "elder juice, 3\" tall", "of several rows the first with a title"
+    assert item.loc["B6", "title"] == "grape juice, 3\" tall", "what is empty when it is cleaned is no title"
     assert not {"BNOBODY", "BUNKNOWN"} & set(item.index) and "BUNKNOWN" in set(inter.item_id), "what has no metadata was bought all the same"
 
 
 def test_amazon_2023(made):
     inter, item = tables(made("All_Beauty-23"), "All_Beauty-23")
-    assert item.loc["P0"].tolist() == ["apple cr me", "Skin > Face", "Acme", "$12.5", "One. Two three."]
-    assert item.loc["P1"].tolist() == ["banana cr me", "", "", "", ""] and item.loc["P2", "price"] == ""
-    assert not {"PUNKNOWN", "PBLANK"} & set(inter.item_id)
+    assert item.loc["P0"].tolist() == ["apple cr me", "Skin > Face", "Acme", "$12.5", "One. Two three.", "Skin Face Acme"]
+    assert item.loc["P1"].tolist() == ["banana cr me", "", "", "", "", ""] and item.loc["P2", "price"] == ""
+    assert not {"PUNKNOWN", "PBLANK", "PSCRIPT"} & set(inter.item_id)
     settings = yaml.safe_load((made("All_Beauty-23") / "All_Beauty-23" / "All_Beauty-23.yaml").read_text())
     assert settings["eval_args"]["split"]["timestamp"] == [1628643414042, 1658002729837]
 
@@ -119,7 +126,7 @@ def test_yelp(made):
     assert inter.timestamp.min() in (1462060800.0, 1530396551.0) and set(inter.rating) == {3.0, 5.0}
     assert item.loc["b0"].to_dict() == {
         "title": "Apple Café", "categories": "Cafes, Food", "address": "0 Main St, Suite 2", "city": "Phoenix", "state": "AZ",
-        "description": "Cafes, Food. 0 Main St, Suite 2, Phoenix, AZ",
+        "description": "Cafes, Food. 0 Main St, Suite 2, Phoenix, AZ", "attributes": "Cafes Food Phoenix",
     }  # fmt: skip
     assert item.loc["b1", ["categories", "description"]].tolist() == ["Cafes, Food", "Cafes, Food. AZ"] and item.loc["b2", "categories"] == ""
     assert tables(made("Yelp-ST5"), "Yelp-ST5")[1].loc["b0", "title"] == "Apple Caf"
@@ -130,13 +137,15 @@ def test_amazon_m2(made):
     first = inter[inter.user_id == "1"]
     assert first.item_id.tolist() == [f"B{place % 12}" for place in range(13)] and first.timestamp.tolist() == list(range(1, 14))
     assert item.loc["B0", "title"] == "apple mug, blue" and item.loc["B0", "price"] == "£1.99" and item.loc["B1", "price"] == ""
-    assert item.loc["B2", "brand"] == "NA" and item.loc["B3", "description"] == 'A "made up" damson, over two lines.'
+    assert item.loc["B4", "attributes"] == "Acme Blue Ceramic" and item.loc["B2", "brand"] == "NA"
+    assert item.loc["B3", "description"] == 'A "made up" damson, over two lines.'
 
 
 def test_mind(made):
     inter, item = tables(made("MIND-small"), "MIND-small")
     assert inter[inter.user_id == "U3"].item_id.tolist() == [f"N{(3 + place) % 12}" for place in range(12)], "the first history that is not empty"
-    assert item.loc["N1"].to_dict() == {"title": 'What "banana means for you', "category": "sports", "subcategory": "banana_ball", "abstract": ""}
+    assert item.loc["N1"].to_dict() == {"title": 'What "banana means for you', "category": "sports", "subcategory": "banana_ball", "abstract": "",
+                                         "attributes": "sports banana_ball"}  # fmt: skip
     settings = yaml.safe_load((made("MIND-small") / "MIND-small" / "MIND-small.yaml").read_text())
     assert list(settings["text_fields"]) == ["Category", "Subcategory", "Title"] and settings["eval_args"]["mode"] == "uni20"
 
@@ -152,10 +161,11 @@ def test_movielens_has_the_columns_that_recbole_ships(made):
 def test_a_card_that_can_be_cited(made):
     card = (made("Toys") / "Toys" / "README.md").read_text()
     for part in ("@inproceedings{ni-etal-2019", "No licence is published", "prepare Toys`", "at least 15 and items with at least 5", "| users | 24 |",
+                 "1472688000 (2016-09-01) to 1473292800 (2016-09-08)",
                  "| of them broken, or without user, item or time | 2 |", "| events that repeat another (left out at load by `dedup`) | 1 (0.3%) |",
                  "| items without title | 1 |", "Toys_and_Games_5.json.gz` |"):  # fmt: skip
         assert part in card, part
-    assert any("2 of 421 lines are broken" in line for line in made.said)
+    assert any("2 of 421 events are broken" in line for line in made.said)
 
 
 def test_users_are_drawn_the_same_way_every_time(tmp_path):
@@ -191,25 +201,113 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".Toys.lock"]
 
 
-def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, monkeypatch):
-    from recbole_llm.data.prepare import convert
+KILLED = """
+import os, signal, sys
+from recbole_llm import cli
+from recbole_llm.data.prepare import convert, items
+module, name, end = sys.argv[1:4]
+holder = os if module == "os" else {"convert": convert, "items": items}[module]
+inner = getattr(holder, name)
 
+def killed(*args):
+    if not end or str(args[1]).endswith(end):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return inner(*args)
+
+setattr(holder, name, killed)
+cli.main(["prepare", "Toys", *sys.argv[4:]])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize("moment", [("convert", "read_items", ""), ("items", "clean", ""), ("os", "replace", "README.md"), ("os", "replace", ".inter")])
+def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, moment):
     raw.amazon2018(tmp_path)
-    recipe, inner = catalogue.find("Toys"), convert.os.replace
-
-    def killed(source, target):
-        if str(target).endswith("README.md"):
-            raise KeyboardInterrupt
-        inner(source, target)
-
-    monkeypatch.setattr(convert.os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+    ask = [f"--raw={tmp_path}", f"--data_path={tmp_path / 'data'}"]
+    child = subprocess.run([sys.executable, "-c", KILLED, *moment, *ask], capture_output=True, text=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (tmp_path / "data" / "Toys" / "Toys.inter").exists(), "half of it is no dataset"
-    monkeypatch.setattr(convert.os, "replace", inner)
+    recipe = catalogue.find("Toys")
     prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".Toys.lock", "Toys"]
     with pytest.raises(UserError, match="Toys is there already; remove it"):
         prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of files")
+def test_a_full_disk_is_one_line(tmp_path):
+    """Stood in for by a limit on the size of files, which the events and the texts pass at different points."""
+    raw.amazon2018(tmp_path)
+    ask = ["prepare", "Toys", f"--raw={tmp_path}", f"--data_path={tmp_path / 'data'}"]
+    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from recbole_llm import cli; " \
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.exit(cli.main(sys.argv[2:]))"  # fmt: skip
+    for most in (2000, 6000, 90_000):
+        child = subprocess.run([sys.executable, "-c", limited, str(most), *ask], capture_output=True, text=True)
+        error = child.stderr.replace("\n\n", "\n").strip()
+        assert child.returncode == (0 if most == 90_000 else 2), error
+        assert most == 90_000 or error.count("\n") == 0 and re.search("make room|free space", error), error
+        assert (tmp_path / "data" / "Toys").exists() == (most == 90_000)
+
+
+def test_folders_that_cannot_be_used(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "raw").write_text("no folder")
+    assert cli.main(["prepare", "Toys", f"--data_path={tmp_path / 'data'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'data' / 'raw'}" in error and error.count("\n") == 1
+
+
+def test_files_of_one_name(tmp_path):
+    """Which of them is meant is never guessed."""
+    recipe = unsigned(catalogue.find("ml-1m"))
+    for number, name in enumerate(("ml-10M100K", "elsewhere", "ml-1m")):
+        (folder := tmp_path / "hand" / name).mkdir(parents=True)
+        raw.ml_1m(folder)
+        with zipfile.ZipFile(folder / "ml-1m.zip") as holder:
+            for member in ("ratings.dat", "movies.dat"):
+                (folder / member).write_bytes(holder.read(f"ml-1m/{member}") + bytes(b"\n" * number))
+        (folder / "ml-1m.zip").unlink()
+        if number == 1:
+            message = "expected one ratings.dat, found elsewhere/ratings.dat and ml-10M100K/ratings.dat, which differ; name the folder"
+            with pytest.raises(UserError, match=message):
+                prepare(recipe, tmp_path / "one", tmp_path / "hand", Net(), log=str)
+    prepare(recipe, tmp_path / "two", tmp_path / "hand", Net(), log=str)  # the folder that the archive has tells
+    for name, size in (("MINDsmall_dev", 30), ("MINDsmall_train", 0)):
+        (folder := tmp_path / "mind" / name).mkdir(parents=True)
+        raw.mind(folder)
+        with zipfile.ZipFile(folder / "MINDsmall_train.zip") as holder:
+            for member in ("behaviors.tsv", "news.tsv"):
+                (folder / member).write_bytes(holder.read(f"MINDsmall_train/{member}")[size:])
+        (folder / "MINDsmall_train.zip").unlink()
+    inter, _ = tables(prepare(unsigned(catalogue.find("MIND-small")), tmp_path / "three", tmp_path / "mind", Net(), log=str).parent, "MIND-small")
+    assert inter.user_id.nunique() == 24
+
+
+def test_cores_are_told_by_what_is_in_them(tmp_path):
+    raw.amazon2023(tmp_path)
+    with pytest.raises(UserError, match="expected the 5-core file, found 8% of the users and items with fewer than 5 events; .* prepare 0-core"):
+        prepare(catalogue.find("All_Beauty-23-5core"), tmp_path / "data", tmp_path, Net(), log=str)
+    ratings = tmp_path / "All_Beauty.csv.gz"
+    rows = [line for line in gzip.decompress(ratings.read_bytes()).decode().splitlines() if line.split(",")[1] not in ("PUNKNOWN", "PBLANK", "PSCRIPT")]
+    ratings.write_bytes(gzip.compress("\n".join(rows).encode()))
+    with pytest.raises(UserError, match="expected the 0-core file, found 0% .* prepare 5-core"):
+        prepare(catalogue.find("All_Beauty-23"), tmp_path / "data", tmp_path, Net(), log=str)
+    prepare(catalogue.find("All_Beauty-23-5core"), tmp_path / "data", tmp_path, Net(), log=str)
+
+
+@pytest.mark.parametrize("model", ["SASRecF", "S3Rec", "SASRec", "LIR"])
+def test_features_are_those_of_feature_models(made, model):
+    """Whole names as tokens; another model's run is not renamed by them."""
+    settings = config.resolve(model, "Toys", [], {"data_path": str(made("Toys"))})
+    asked = {"SASRecF": (["attributes"], None), "S3Rec": (None, "attributes")}.get(model, (None, None))
+    assert (settings["selected_features"], settings["item_attribute"]) == asked
+
+
+def test_feature_models_learn_from_whole_names(made, tmp_path, capsys):
+    ask = ["--model=FDSA", "--dataset=Toys", f"--data_path={made('Toys')}", f"--checkpoint_dir={tmp_path}", "--show_progress=false", "--beside=[]"]
+    assert cli.main([*ask, "--epochs=1", "--train_batch_size=64"]) == 0, capsys.readouterr().err
+    tokens = read_atomic(made("Toys") / "Toys" / "Toys.item").attributes.str.split()
+    assert {"Puzzles_&_Games", "3-D_Puzzles", "J._Doe"} <= set(tokens.explode())
 
 
 OWN = ["prepare", "--name=shop", "--map=user=who, item=what,time=when,rating=stars,title=label,tags=kinds"]
@@ -271,7 +369,7 @@ def test_own_cells_are_taken_as_they_are_written(tmp_path, capsys):
         ask = ["prepare", f"--name=own{number}", f"--inter={folder / name}", f"--data_path={tmp_path}"]
         assert cli.main([*ask, "--map=user=who,item=what,time=when"]) == 0, capsys.readouterr().err
         assert set(read_atomic(tmp_path / f"own{number}" / f"own{number}.inter").user_id) == set(ids)
-        assert "1 of 4 lines are broken" in capsys.readouterr().out
+        assert "1 of 4 events are broken" in capsys.readouterr().out
     assert cli.main(["prepare", "--name=odd", f"--inter={folder / 'a*b.csv'}", "--map=user=whom,item=what,time=when", f"--data_path={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert '"whom" not found' in error and '"who"' in error and "cut short" not in error
@@ -317,6 +415,7 @@ def test_two_processes_prepare_one_after_the_other(tmp_path):
     (["Pett"], "expected one of the 9[0-9] datasets that --list names, such as Pet"),
     (["Software"], "such as Software-18 or Software-23"),
     (["Video_Games"], "such as Games or Video_Games-23"),
+    (["Pet_Supplies"], "such as Pet or Pet_Supplies-18 or Pet_Supplies-23"),
     ([], "NAME of a dataset=… is missing"),
     (["Toys", "--raw=nowhere"], "--raw: expected a folder, found nowhere"),
     (["Toys", "--memory=1"], "--memory: expected at least 512"),
@@ -331,8 +430,6 @@ def test_two_processes_prepare_one_after_the_other(tmp_path):
     (["--name=a", "--inter=x.csv", "--map=user=a,item=b,time=c,title=d"], "--items: expected the file with title, found none"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
-    import re
-
     monkeypatch.chdir(Path(__file__).parent.parent)
     assert cli.main(["prepare", *arguments]) == 2
     error = capsys.readouterr().err

@@ -3,9 +3,9 @@
 import re
 from functools import partial
 
-from .clean import clean, values
-from .download import Remote
+from .clean import clean, tokens, values
 from .engine import json_lines
+from .raw import Remote
 from .recipe import Files, Recipe, Source
 
 SOURCE = Source(
@@ -45,7 +45,8 @@ LEVELS, LEVEL = 3, 60  # most levels of a category that are kept, the last ones;
 
 def recipes() -> list[Recipe]:
     short = [_recipe(name, category) for name, category in SHORT.items()]
-    return short + [_recipe(f"{category}-18", category) for category in CATEGORIES if category not in SHORT.values()]
+    whole = {category for name, category in SHORT.items() if name not in SAMPLED and name not in LEAST}  # under the short name already
+    return short + [_recipe(f"{category}-18", category) for category in CATEGORIES if category not in whole]
 
 
 def _recipe(name: str, category: str) -> Recipe:
@@ -53,11 +54,11 @@ def _recipe(name: str, category: str) -> Recipe:
     return Recipe(
         name=name, title=f"Amazon Reviews 2018, {category.replace('_', ' ')} (5-core)", source=SOURCE,
         files=(
-            Remote(reviews, tuple(f"{host}categoryFilesSmall/{reviews}" for host in HOSTS), (reviews.removesuffix(".gz"),)),
-            Remote(metadata, tuple(f"{host}metaFiles2/{metadata}" for host in HOSTS), (metadata.removesuffix(".gz"),)),
+            Remote(f"categoryFilesSmall/{reviews}", HOSTS, (reviews.removesuffix(".gz"),)),
+            Remote(f"metaFiles2/{metadata}", HOSTS, (metadata.removesuffix(".gz"),)),
         ),
         events=partial(_events, reviews), items=partial(_items, metadata), text=_text, reads=(reviews, metadata),
-        columns=("title", "categories", "brand", "price", "description"), users=SAMPLED.get(name, 1.0), least=LEAST.get(name, (1, 1)),
+        columns=("title", "categories", "brand", "price", "description", "attributes"), users=SAMPLED.get(name, 1.0), least=LEAST.get(name, (1, 1)),
         notes=("Times are of whole days: events of one user and day stand in the order of the raw file.",
                "Categories are the last three levels, without the root; a price that is a range or none is empty."),
     )  # fmt: skip
@@ -74,11 +75,11 @@ def _items(name: str, files: Files) -> str:
 
 
 def _text(row: dict) -> dict[str, str]:
-    levels = [level for level in map(clean, values(row["category"])[1:]) if level and len(level) <= LEVEL]
+    levels = [level for level in map(clean, values(row["category"])[1:]) if level and len(level) <= LEVEL][-LEVELS:]
     brand = clean(row["brand"] or "").removeprefix("by ")
-    author = AUTHOR.fullmatch(brand)
+    brand = author[1] if (author := AUTHOR.fullmatch(brand)) else brand
     price = (row["price"] or "").strip()
     return {
-        "title": row["title"] or "", "categories": " > ".join(levels[-LEVELS:]), "brand": author[1] if author else brand,
-        "price": price if PRICE.fullmatch(price) else "", "description": " ".join(values(row["description"])),
+        "title": row["title"] or "", "categories": " > ".join(levels), "brand": brand,
+        "price": price if PRICE.fullmatch(price) else "", "description": " ".join(values(row["description"])), "attributes": tokens(*levels, brand),
     }  # fmt: skip

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from .clean import values
-from .download import Remote
+from .clean import tokens, values
 from .engine import delimited, json_lines
+from .raw import Remote
 from .recipe import Files, Recipe, Source
 
 SOURCE = Source(
@@ -18,8 +18,7 @@ SOURCE = Source(
   year = {2024}
 }""",
 )
-HOST = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/"
-HUB = "https://huggingface.co/datasets/McAuley-Lab/Amazon-Reviews-2023/resolve/main/"
+HOSTS = ("https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/",)
 ST5 = (  # nine that ST5-Seq is trained on, and three that it has not seen
     "All_Beauty Baby_Products Video_Games Beauty_and_Personal_Care Cell_Phones_and_Accessories Electronics Health_and_Household Movies_and_TV "
     "Toys_and_Games Books Digital_Music Amazon_Fashion"
@@ -44,11 +43,12 @@ def _recipe(name: str, category: str, core: str) -> Recipe:
     return Recipe(
         name=name, title=f"Amazon Reviews 2023, {category.replace('_', ' ')} ({core[0]}-core)", source=SOURCE,
         files=(
-            Remote(ratings, (f"{HOST}benchmark/{core}/rating_only/{ratings}",), (plain[0],)),
-            Remote(metadata, (f"{HOST}raw/meta_categories/{metadata}",), (plain[1],)),
+            Remote(f"benchmark/{core}/rating_only/{ratings}", HOSTS, (plain[0],)),
+            Remote(f"raw/meta_categories/{metadata}", HOSTS, (plain[1],)),
         ),
         events=partial(_events, ratings), items=partial(_items, metadata), text=_text, reads=(ratings, metadata), described=True, ascii_only=True,
-        columns=("title", "categories", "brand", "price", "description"), time="milliseconds since 1970 (UTC)",
+        columns=("title", "categories", "brand", "price", "description", "attributes"), time="milliseconds since 1970 (UTC)",
+        core=5 if core == "5core" else 0,
         settings={"text_fields": {"Title": "title", "Description": "description"}, "eval_args": {"split": {"timestamp": BORDERS}}},
         notes=("An item is a parent_asin; of several ratings of one item by one user the benchmark keeps the earliest.",
                "Texts are ASCII, as ST5-Seq has them; the split is at the two times that the benchmark cuts all categories at."),
@@ -69,8 +69,9 @@ def _items(name: str, files: Files) -> str:
 
 
 def _text(row: dict) -> dict[str, str]:
-    price = row["price"] or ""
+    price, brand, levels = row["price"] or "", row["store"] or "", values(row["categories"])[1:]
     return {
-        "title": row["title"] or "", "categories": " > ".join(values(row["categories"])[1:]), "brand": row["store"] or "",
+        "title": row["title"] or "", "categories": " > ".join(levels), "brand": brand,
         "price": f"${price}" if price.replace(".", "", 1).isdecimal() else "", "description": " ".join(values(row["description"])),
+        "attributes": tokens(*levels, brand),
     }  # fmt: skip

@@ -35,11 +35,10 @@ def _take(archive: Path, members: Mapping[str, tuple[str, ...]], folder: Path, f
     names = {other: name for name, also in members.items() for other in (name, *also)}
     for path, opened in _files(archive):
         own = PurePosixPath(path).name
-        if len(found) == len(members):
-            return
         if own.startswith("._") or path.startswith("__MACOSX/"):  # what Finder adds
             continue
-        if names.get(own, own) in found or (own not in names and not own.endswith((".tar", ".tgz", ".zip"))):
+        nested = own.endswith((".tar", ".tgz", ".zip")) and len(found) < len(members)
+        if names.get(own, own) in found or not (own in names or nested):
             continue
         target = folder / own
         with opened() as file, open(target, "wb") as copy:
@@ -63,3 +62,5 @@ def _files(archive: Path) -> Iterator[tuple]:
             for info in holder:
                 if info.isfile():
                     yield info.name, partial(holder.extractfile, info)
+            while holder.fileobj.read(2**20):  # to the sum that stands at the end
+                pass

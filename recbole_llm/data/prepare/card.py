@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from ... import __version__
 from .engine import Engine
@@ -13,12 +15,13 @@ from .recipe import Recipe
 class Facts:
     """What a conversion counts.
 
-    read, broken, repeated_rows : lines of events, those that are left out, further metadata rows of one item.
-    described, empty, words, vocabulary : items with a row, empty cells by column, words of all columns but the description, distinct ones.
+    read, broken : events of the raw file, those that are left out. broken_rows, repeated_rows : metadata rows without an item, further ones of one item.
+    described, empty, words, vocabulary : items with a row, empty cells by column, words of all columns but description and attributes, distinct ones.
     """
 
     read: int = 0
     broken: int = 0
+    broken_rows: int = 0
     repeated_rows: int = 0
     described: int = 0
     empty: Counter = field(default_factory=Counter)
@@ -55,13 +58,14 @@ def card(recipe: Recipe, facts: Facts, raw: Mapping[str, tuple[int, str]]) -> st
         ("density", f"{facts.events / facts.users / facts.items:.4%}"),
         ("events of a user: least, median, mean, most", f"{least}, {median:g}, {mean:.2f}, {most}"),
         ("users with several items at one time", f"{facts.tied:,}"),
-        (f"times ({recipe.time})", f"{facts.first:.0f} to {facts.last:.0f}"),
+        (f"times ({recipe.time})", f"{_moment(facts.first, recipe.time)} to {_moment(facts.last, recipe.time)}"),
         ("items with a row of text", f"{facts.described:,}"),
         ("words of an item (without its description)", f"{facts.words / max(1, facts.described):.2f}"),
         ("distinct words", f"{facts.vocabulary:,}"),
         *((f"items without {column}", f"{facts.empty[column]:,}") for column in recipe.columns),
     ]  # fmt: skip
-    read = [("lines of events read", f"{facts.read:,}"), ("of them broken, or without user, item or time", f"{facts.broken:,}"),
+    read = [("events read", f"{facts.read:,}"), ("of them broken, or without user, item or time", f"{facts.broken:,}"),
+            ("metadata rows that are broken or without an item", f"{facts.broken_rows:,}"),
             ("further metadata rows of one item (the first with a title is taken)", f"{facts.repeated_rows:,}")]  # fmt: skip
     files = "\n".join(f"| `{name}` | {size:,} | `{sha}` |" for name, (size, sha) in sorted(raw.items()))
     filters = "".join(f"{number}. {one}\n" for number, one in enumerate(recipe.filters, start=1)) or "No user and no item is left out.\n"
@@ -98,6 +102,14 @@ Events are ordered by user, time and their order in the raw file.
 | --- | ---: | --- |
 {files}
 """
+
+
+def _moment(time: float, kind: str) -> str:
+    """A time, and its day where it is counted from 1970 and such a day exists."""
+    unit = {"seconds": 1, "milliseconds": 1000}.get(kind.partition(" since 1970 (UTC)")[0])
+    with suppress(OverflowError, TypeError):
+        return f"{time:.0f} ({(datetime(1970, 1, 1) + timedelta(seconds=time / unit)).date()})"
+    return f"{time:.0f}"
 
 
 def _table(rows: list[tuple[str, str]], head: str) -> str:

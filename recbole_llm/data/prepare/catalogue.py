@@ -19,7 +19,7 @@ def find(name: str) -> Recipe:
     known = recipes()
     lower = {key.lower(): key for key in known}
     short = {category: short for short, category in amazon2018.SHORT.items()}
-    releases = [short.get(name, f"{name}-18"), f"{name}-23"]
+    releases = [short.get(name, ""), f"{name}-18", f"{name}-23"]
     meant = [found for one in ([name] if name.lower() in lower else releases) if (found := lower.get(one.lower()))]
     if len(meant) == 1:
         return known[meant[0]]

@@ -1,9 +1,8 @@
 """From raw files to a dataset: read, left out, cleaned, counted, written whole or not at all."""
 
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -12,13 +11,11 @@ from filelock import FileLock
 from ...errors import UserError
 from ...store import check_writable
 from .card import Facts, card
-from .clean import clean
-from .download import Net, digest, fetch
 from .engine import MEMORY, Engine, text
+from .items import read_items, write_items
+from .raw import Net, fetch
+from .reading import Reader
 from .recipe import Files, Recipe
-
-ROWS = 10_000  # items that are cleaned and written at once
-WORD = re.compile(r"\w+")
 
 
 def prepare(recipe: Recipe, data_path: Path, raw: Path | Files | None, net: Net, memory: int = MEMORY, log: Callable[[str], None] = print) -> Path:
@@ -26,12 +23,16 @@ def prepare(recipe: Recipe, data_path: Path, raw: Path | Files | None, net: Net,
 
     raw : the folder of the raw files, `data_path`/raw/NAME if None, in which those that are not there are downloaded; or the files themselves.
 
-    Raises UserError if the dataset is there already, if raw files cannot be had or are damaged, or if nothing is left.
+    Raises UserError if the dataset is there already, if raw files cannot be had or are damaged, if nothing is left, or if a file cannot be written.
     """
     check_writable(data_path, "data_path")
-    data_path.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_path / f".{recipe.name}.lock"):
-        return _prepare(recipe, data_path, raw, net, memory, log)
+    try:
+        data_path.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_path / f".{recipe.name}.lock"):
+            return _prepare(recipe, data_path, raw, net, memory, log)
+    except OSError as fault:
+        reason = f"{fault.filename or data_path}: {fault.strerror or fault}"
+        raise UserError(f"{reason}; make room, or let it be read and written, or name other folders by --data_path and --raw; then run again") from fault
 
 
 def _prepare(recipe: Recipe, data_path: Path, raw, net: Net, memory: int, log) -> Path:
@@ -43,12 +44,14 @@ def _prepare(recipe: Recipe, data_path: Path, raw, net: Net, memory: int, log) -
         files = raw
         if raw is None or isinstance(raw, Path):
             files = fetch(recipe.files, raw or data_path / "raw" / recipe.name, work / "raw", recipe.source.page, net)
-        engine = Engine(work / "tables", memory)
+        engine, reader = Engine(work / "tables", memory), Reader(work / "pieces", log)
         try:
-            facts = _convert(recipe, files, engine, work, log)
+            facts = _convert(recipe, files, engine, reader, work, log)
+            sums = {name: reader.found(path) for name, path in files.items()}
         finally:
+            reader.close()
             engine.close()
-        (work / "README.md").write_text(card(recipe, facts, {name: (path.stat().st_size, digest(path)) for name, path in files.items()}), encoding="utf-8")
+        (work / "README.md").write_text(card(recipe, facts, sums), encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
         written = [work / name for name in (f"{recipe.name}.item", f"{recipe.name}.yaml", "README.md", f"{recipe.name}.inter")]
         for path in filter(Path.is_file, written):  # the last one makes it a dataset
@@ -59,17 +62,18 @@ def _prepare(recipe: Recipe, data_path: Path, raw, net: Net, memory: int, log) -
     return folder
 
 
-def _convert(recipe: Recipe, files, engine: Engine, work: Path, log) -> Facts:
-    facts = Facts()
+def _convert(recipe: Recipe, files: Files, engine: Engine, reader: Reader, work: Path, log) -> Facts:
+    facts, own = Facts(), recipe.reads[0]
     events, items = (files[name] for name in recipe.reads)
     log(f"reading {events.name} ({events.stat().st_size / 2**20:.0f} MiB)")
-    engine.run(f"CREATE TABLE events AS SELECT *, row_number() OVER () AS place FROM ({recipe.events(files)})", events)
+    engine.load("events", reader.pieces(events), lambda piece: recipe.events({**files, own: piece}), events)
     facts.read = engine.value("SELECT count(*) FROM events") + engine.rejected()
     whole = '"user" IS NOT NULL AND "item" IS NOT NULL AND "time" IS NOT NULL AND "user" <> \'\' AND "item" <> \'\''
     engine.run(f"DELETE FROM events WHERE NOT ({whole}) OR ({whole}) IS NULL")
     facts.broken = facts.read - engine.value("SELECT count(*) FROM events")
     if facts.broken:
-        log(f"{facts.broken} of {facts.read} lines are broken or lack a user, an item or a time: left out")
+        log(f"{facts.broken} of {facts.read} events are broken or lack a user, an item or a time: left out")
+    _check_core(recipe, engine, events)
     if odd := engine.run("""SELECT "user" || ' / ' || "item" FROM events WHERE regexp_matches("user" || "item", '[\t\n\r]') LIMIT 1""").fetchone():
         raise UserError(f"{events}: expected ids without tabs and line ends, which atomic files cannot hold; found {odd[0]!r}")
     if recipe.users < 1:
@@ -78,26 +82,31 @@ def _convert(recipe: Recipe, files, engine: Engine, work: Path, log) -> Facts:
         engine.run(f'DELETE FROM events WHERE "user" NOT IN ({drawn})')
     if not recipe.described:
         _leave_out(recipe, engine)
-    log(f"reading {items.name} ({items.stat().st_size / 2**20:.0f} MiB)")
-    numbered = f"SELECT *, row_number() OVER () AS place FROM ({recipe.items(files)})"
-    engine.run(f'CREATE TABLE found AS SELECT * FROM ({numbered}) WHERE "item" IN (SELECT "item" FROM events)', items)
-    # of several rows of an item the first with a title
-    best = "ORDER BY coalesce(trim(title::VARCHAR), '') = '', place"
-    engine.run(f'CREATE TABLE items AS SELECT * FROM found QUALIFY row_number() OVER (PARTITION BY "item" {best}) = 1')
-    facts.repeated_rows = engine.value("SELECT count(*) FROM found") - engine.value("SELECT count(*) FROM items")
+    read_items(recipe, files, engine, reader, facts, log)
     if recipe.described:
-        engine.run('DELETE FROM events WHERE "item" NOT IN (SELECT "item" FROM items WHERE coalesce(trim(title::VARCHAR), \'\') <> \'\')')
+        engine.run('DELETE FROM events WHERE "item" NOT IN (SELECT "item" FROM items WHERE titled)')
         _leave_out(recipe, engine)
     if not engine.value("SELECT count(*) FROM events"):
         left_out = "; ".join(recipe.filters) or "nothing was filtered"
         raise UserError(f"{recipe.name}: no event is left of {facts.read} ({left_out}); are {events} and {items} of one source?")
     _write_events(recipe, engine, work)
     if recipe.columns:
-        _write_items(recipe, engine, work, facts)
+        write_items(recipe, engine, work / f"{recipe.name}.item", facts)
     facts.count(engine)
-    settings = {"selected_features": ["categories"], "item_attribute": "categories"} if "categories" in recipe.columns else {}
+    settings = {"selected_features": ["attributes"], "item_attribute": "attributes"} if "attributes" in recipe.columns else {}
     (work / f"{recipe.name}.yaml").write_text(yaml.safe_dump(settings | recipe.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return facts
+
+
+def _check_core(recipe: Recipe, engine: Engine, path: Path) -> None:
+    """5-core and 0-core files are called alike: what is in them tells one from the other."""
+    if recipe.core is None:
+        return
+    counts = " UNION ALL ".join(f'SELECT count(*) AS n FROM events GROUP BY "{column}"' for column in ("user", "item"))
+    rare = engine.value(f"SELECT avg((n < 5)::INT) FROM ({counts})")
+    if rare is not None and ((rare > 0.01) if recipe.core else (rare == 0)):
+        found = f"{rare:.0%} of the users and items with fewer than 5 events"
+        raise UserError(f"{path}: expected the {recipe.core}-core file, found {found}; get the right one, or prepare {5 - recipe.core}-core")
 
 
 def _leave_out(recipe: Recipe, engine: Engine) -> None:
@@ -120,26 +129,3 @@ def _write_events(recipe: Recipe, engine: Engine, work: Path) -> None:
     target = text(work / f"{recipe.name}.inter")
     engine.run(f"""COPY (SELECT {columns} FROM events ORDER BY "user", "time", place)
         TO {target} (FORMAT csv, DELIMITER '\t', HEADER true, QUOTE '', ESCAPE '')""")
-
-
-def _write_items(recipe: Recipe, engine: Engine, work: Path, facts: Facts) -> None:
-    words: set[str] = set()
-    with open(work / f"{recipe.name}.item", "w", encoding="utf-8", newline="\n") as file:
-        file.write("\t".join(["item_id:token", *(f"{column}:token_seq" for column in recipe.columns)]) + "\n")
-        for row in _rows(engine, 'SELECT * FROM items WHERE "item" IN (SELECT "item" FROM events) ORDER BY "item"'):
-            cells = {column: clean(cell, recipe.ascii_only) for column, cell in recipe.text(row).items()}
-            file.write("\t".join([row["item"], *(cells[column] for column in recipe.columns)]) + "\n")
-            facts.described += 1
-            facts.empty.update(column for column in recipe.columns if not cells[column])
-            found = WORD.findall(" ".join(cells[column] for column in recipe.columns if column != "description").lower())
-            facts.words += len(found)
-            words.update(found)
-    facts.vocabulary = len(words)
-
-
-def _rows(engine: Engine, query: str) -> Iterator[dict]:
-    result = engine.run(query)
-    names = [column[0] for column in result.description]
-    while rows := result.fetchmany(ROWS):
-        for row in rows:
-            yield dict(zip(names, row, strict=True))

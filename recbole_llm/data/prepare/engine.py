@@ -1,10 +1,15 @@
 """Tables larger than memory: DuckDB, with a bound on what it holds, the rest in scratch files."""
 
+import csv
+import gzip
 import os
 import re
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ...errors import UserError
+from .reading import damaged
 
 MEMORY = 768  # MiB that DuckDB may hold; what is more goes to disk
 
@@ -38,7 +43,14 @@ class Engine:
                 raise UserError(f"{reading}: {reason.removeprefix('Binder Error: ')}; name its columns as they are called") from None
             if reading is None or "Memory" in type(fault).__name__:
                 raise UserError(f"the tables cannot be held: {reason}; free space at {self.folder.parent}, or raise --memory") from fault
-            raise UserError(f"{reading}: cannot be read to its end ({reason}); it may be cut short: remove it, get it again and run again") from None
+            raise damaged(reading, reason) from None
+
+    def load(self, table: str, pieces: Iterable[Path], query: Callable[[Path], str], path: Path, where: str = "") -> None:
+        """Make a table of a raw file's rows and their `place` in it, piece by piece; query: piece -> SQL."""
+        for number, piece in enumerate(pieces):
+            into = f"INSERT INTO {table}" if number else f"CREATE TABLE {table} AS"
+            rows = f"SELECT *, {number} * {10**12} + row_number() OVER () AS place FROM ({query(piece)})"
+            self.run(f"{into} SELECT * FROM ({rows}) {where}", path)
 
     def value(self, query: str):
         """The only value of a query's only row."""
@@ -73,7 +85,12 @@ def json_lines(path: Path, **columns: str) -> str:
 
 
 def delimited(path: Path, delimiter: str, *columns: str, quote: str = "", header: bool = False, encoding: str = "utf-8") -> str:
-    """What stands behind FROM for a delimited file, all columns text; without a quote character, quotes are text. A short row is filled with NULLs."""
+    """What stands behind FROM for a delimited file, all columns text; without a quote character, quotes are text. A short row is filled with NULLs.
+
+    Raises UserError if the file has a header and it names other columns.
+    """
+    if header:
+        _check_header(path, delimiter, columns)
     names = ", ".join(f"{text(name)}: 'VARCHAR'" for name in columns)
     return (
         f"read_csv({file(path)}, delim = {text(delimiter)}, header = {str(header).lower()}, quote = {text(quote)}, escape = {text(quote)}, "
@@ -81,3 +98,14 @@ def delimited(path: Path, delimiter: str, *columns: str, quote: str = "", header
         f"store_rejects = true, hive_partitioning = false, "
         f"parallel = {str(not quote).lower()})"  # quoted cells may hold line ends, which no thread in the middle of a file can tell
     )
+
+
+def _check_header(path: Path, delimiter: str, columns: tuple[str, ...]) -> None:
+    opened = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+            found = next(csv.reader(file, delimiter=delimiter), [])
+    except (OSError, EOFError, zlib.error, csv.Error) as fault:
+        raise damaged(path, str(fault)) from None
+    if found != list(columns):
+        raise UserError(f"{path}: expected the columns {', '.join(columns)}, found {', '.join(found)[:240]}; get the right file")

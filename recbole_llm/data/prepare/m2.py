@@ -1,7 +1,8 @@
 """Amazon-M2 (KDD Cup '23): shopping sessions and product attributes, here of the UK."""
 
-from .download import Remote
+from .clean import tokens
 from .engine import delimited
+from .raw import Remote
 from .recipe import Files, Recipe, Source
 
 SOURCE = Source(
@@ -19,12 +20,13 @@ SOURCE = Source(
 SESSIONS, PRODUCTS = "sessions_train.csv", "products_train.csv"
 LOCALE, MISSING = "UK", 4e7  # a price of 40000000.07 stands for none
 FIELDS = ("title", "price", "brand", "color", "size", "model", "material", "author", "description")
+FEATURES = ("brand", "color", "material", "author")
 
 
 def recipes() -> list[Recipe]:
     return [Recipe(
         name="Amazon-M2", title="Amazon-M2, sessions of the UK (LLM-TRSR)", source=SOURCE, files=(Remote(SESSIONS), Remote(PRODUCTS)),
-        events=_events, items=_items, text=_text, columns=FIELDS, reads=(SESSIONS, PRODUCTS), length=(11, 26), rated=False,
+        events=_events, items=_items, text=_text, columns=(*FIELDS, "attributes"), reads=(SESSIONS, PRODUCTS), length=(11, 26), rated=False,
         time="place in the session, from 1",
         settings={"text_fields": {name.capitalize(): name for name in FIELDS}, "eval_args": {"mode": "uni20"}},
         notes=("Sessions have no user ids and no times: every row of the file is a user, called by its number, and the place in the session is the time. "
@@ -38,7 +40,8 @@ def _events(files: Files) -> str:
     numbered = f"SELECT row_number() OVER () AS number, prev_items, next_item, locale FROM {rows}"
     # the list is as numpy prints it: quoted ids without commas, over several lines
     items = "list_append(regexp_extract_all(prev_items, '''([^'']*)''', 1), next_item)"
-    listed = f"SELECT number, {items} AS items FROM ({numbered}) WHERE locale = '{LOCALE}'"
+    whole = "prev_items IS NOT NULL AND next_item IS NOT NULL AND locale IS NOT NULL"
+    listed = f"SELECT number, CASE WHEN {whole} THEN {items} ELSE [NULL] END AS items FROM ({numbered}) WHERE locale IS NULL OR locale = '{LOCALE}'"
     return f"""SELECT number::VARCHAR AS "user", unnest(items) AS "item", NULL::DOUBLE AS "rating", generate_subscripts(items, 1) AS "time" FROM ({listed})"""
 
 
@@ -53,4 +56,4 @@ def _text(row: dict) -> dict[str, str]:
         known = 0 < float(found["price"]) < MISSING
     except ValueError:
         known = False
-    return found | {"price": f"£{found['price']}" if known else ""}
+    return found | {"price": f"£{found['price']}" if known else "", "attributes": tokens(*(found[name] for name in FEATURES))}

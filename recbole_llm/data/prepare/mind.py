@@ -1,7 +1,8 @@
 """MIND (Microsoft News): what users had clicked, and the news (Wu et al., ACL 2020)."""
 
-from .download import Remote
+from .clean import tokens
 from .engine import delimited
+from .raw import Remote
 from .recipe import Files, Recipe, Source
 
 SOURCE = Source(
@@ -30,8 +31,8 @@ def _recipe(size: str) -> Recipe:
     archive = f"MIND{size}_train.zip"
     return Recipe(
         name=f"MIND-{size}", title=f"MIND {size}, training part (LLM-TRSR)", source=SOURCE,
-        files=(Remote(archive, (f"{HUB}{archive}",), sha256=SUMS.get(size), members={BEHAVIORS: (), NEWS: ()}),),
-        events=_events, items=_items, text=_text, columns=("title", "category", "subcategory", "abstract"), reads=(BEHAVIORS, NEWS),
+        files=(Remote(archive, (HUB,), sha256=SUMS.get(size), members={name: (f"MIND{size}_train/{name}",) for name in (BEHAVIORS, NEWS)}),),
+        events=_events, items=_items, text=_text, columns=("title", "category", "subcategory", "abstract", "attributes"), reads=(BEHAVIORS, NEWS),
         length=(11, 26), rated=False, time="place in the history, from 1",
         settings={
             "text_fields": {"Category": "category", "Subcategory": "subcategory", "Title": "title"}, "eval_args": {"mode": "uni20"},
@@ -44,10 +45,13 @@ def _recipe(size: str) -> Recipe:
 
 def _events(files: Files) -> str:
     rows = delimited(files[BEHAVIORS], "\t", "impression", "user", "time", "history", "impressions")
-    numbered = f'SELECT row_number() OVER () AS number, "user", history FROM {rows}'
-    # a user's history is the same in all of the user's rows
-    first = f"""SELECT number, "user", string_split(history, ' ') AS items FROM ({numbered}) WHERE history IS NOT NULL
-        QUALIFY row_number() OVER (PARTITION BY "user" ORDER BY number) = 1"""
+    whole = '"user" IS NOT NULL AND impressions IS NOT NULL'
+    listed = "CASE WHEN history IS NULL THEN [] ELSE string_split(history, ' ') END"
+    numbered = f"""SELECT row_number() OVER () AS number, CASE WHEN {whole} THEN "user" END AS "user",
+        CASE WHEN {whole} THEN {listed} ELSE [NULL] END AS items FROM {rows}"""
+    # a user's history is the same in all of the user's rows, and empty at first where the user is new
+    first = f"""SELECT number, "user", items FROM ({numbered}) WHERE len(items) > 0
+        QUALIFY "user" IS NULL OR row_number() OVER (PARTITION BY "user" ORDER BY number) = 1"""
     return f"""SELECT "user", unnest(items) AS "item", NULL::DOUBLE AS "rating", generate_subscripts(items, 1) AS "time" FROM ({first} ORDER BY number)"""
 
 
@@ -57,4 +61,5 @@ def _items(files: Files) -> str:
 
 
 def _text(row: dict) -> dict[str, str]:
-    return {name: row[name] or "" for name in ("title", "category", "subcategory", "abstract")}
+    found = {name: row[name] or "" for name in ("title", "category", "subcategory", "abstract")}
+    return found | {"attributes": tokens(found["category"], found["subcategory"])}

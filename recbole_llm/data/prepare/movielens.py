@@ -2,8 +2,8 @@
 
 import re
 
-from .download import Remote
 from .engine import delimited
+from .raw import Remote
 from .recipe import Files, Recipe, Source
 
 SOURCE = Source(
@@ -27,15 +27,17 @@ FIELDS = {"Title": "movie_title", "Year": "release_year", "Genre": "class"}
 
 
 def recipes() -> list[Recipe]:
-    own = {"source": SOURCE, "text": _text, "columns": tuple(FIELDS.values()), "settings": {"text_fields": FIELDS}}
+    features = {"selected_features": ["class"], "item_attribute": "class"}
+    own = {"source": SOURCE, "settings": {"text_fields": FIELDS} | features, "text": _text, "columns": tuple(FIELDS.values())}
     return [
         Recipe(
             name="ml-100k", title="MovieLens 100K", **own, events=_events_100k, items=_items_100k, reads=("u.data", "u.item"),
-            files=(Remote("ml-100k.zip", (f"{HOST}ml-100k.zip",), size=4924029, md5="0e33842e24a9c977be4e0107933c0723", members={"u.data": (), "u.item": ()}),),
+            files=(Remote("ml-100k.zip", (HOST,), size=4924029, md5="0e33842e24a9c977be4e0107933c0723", members={"u.data": (), "u.item": ()}),),
         ),
         Recipe(
             name="ml-1m", title="MovieLens 1M", **own, events=_events_1m, items=_items_1m, reads=("ratings.dat", "movies.dat"),
-            files=(Remote("ml-1m.zip", (f"{HOST}ml-1m.zip",), md5="c4d9eecfca2ab87c1945afe126590906", members={"ratings.dat": (), "movies.dat": ()}),),
+            files=(Remote("ml-1m.zip", (HOST,), md5="c4d9eecfca2ab87c1945afe126590906",
+                          members={"ratings.dat": ("ml-1m/ratings.dat",), "movies.dat": ("ml-1m/movies.dat",)}),),
         ),
     ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .download import Remote
+from .raw import Remote
 
 Files = Mapping[str, Path]  # raw files by their names
 
@@ -28,6 +28,7 @@ class Recipe:
     items : SQL of the rows "item" and the columns that `text` reads, in the order of the raw file.
     text : the raw columns of one item -> the columns of .item, still to be cleaned.
     reads : the raw file that `events` and the one that `items` read, for messages.
+    core : fewest events of a user and of an item that the source promises, 0 where it promises that some have fewer, None where it promises nothing.
     users : share of the users that is drawn first. least : fewest events of a user and of an item, reached by leaving out in turns.
     length : fewest and most events of a user. described : whether events of items without a row or a title are left out.
     settings : what runs on the dataset set by default, in its own settings file. ascii_only : see `clean`.
@@ -44,6 +45,7 @@ class Recipe:
     text: Callable[[dict], dict[str, str]]
     columns: tuple[str, ...]
     reads: tuple[str, str]
+    core: int | None = None
     users: float = 1.0
     least: tuple[int, int] = (1, 1)
     length: tuple[int, int] | None = None
@@ -54,6 +56,11 @@ class Recipe:
     arguments: str = ""
     settings: dict = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def title_column(self) -> str:
+        """The column of .item that texts begin with."""
+        return "title" if "title" in self.columns else self.columns[0]
 
     @property
     def filters(self) -> list[str]:

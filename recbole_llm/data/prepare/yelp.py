@@ -1,8 +1,8 @@
 """Yelp Open Dataset: places and their reviews as JSON lines."""
 
-from .clean import values
-from .download import Remote
+from .clean import tokens, values
 from .engine import json_lines
+from .raw import Remote
 from .recipe import Files, Recipe, Source
 
 SOURCE = Source(
@@ -20,7 +20,7 @@ FILES = (Remote(
     "yelp_dataset.tar", also=("yelp_dataset.tgz", "yelp_dataset.tar.gz", "Yelp-JSON.zip"),
     members={REVIEWS: ("review.json", f"{REVIEWS}.gz"), PLACES: ("business.json", f"{PLACES}.gz")},
 ),)  # fmt: skip
-COLUMNS = ("title", "categories", "address", "city", "state", "description")
+COLUMNS = ("title", "categories", "address", "city", "state", "description", "attributes")
 
 
 def recipes() -> list[Recipe]:
@@ -50,9 +50,9 @@ def _items(files: Files) -> str:
 
 
 def _text(row: dict) -> dict[str, str]:
-    categories = ", ".join(values(row["categories"]))  # a list in earlier rounds, a string later
+    categories = ", ".join(values(row["categories"]))  # a list in earlier rounds, a string later; no name has a comma
     address = ", ".join(filter(None, (row["address"], row["city"], row["state"])))
     return {
         "title": row["title"] or "", "categories": categories, "address": row["address"] or "", "city": row["city"] or "", "state": row["state"] or "",
-        "description": f"{categories}. {address}" if categories else address,
+        "description": f"{categories}. {address}" if categories else address, "attributes": tokens(*categories.split(","), row["city"] or ""),
     }  # fmt: skip

@@ -1,0 +1,135 @@
+"""Raw files, each read once from end to end: summed, checked, and unpacked piece by piece while the piece before is converted."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from ...errors import UserError
+
+try:
+    from isal.isal_zlib import IsalError, decompressobj  # the same, in half the time
+except ImportError:
+    from zlib import decompressobj
+    from zlib import error as IsalError
+
+BLOCK, PIECE = 2**20, 2**25  # bytes read at once, bytes of a piece: few, so that a laptop's disk cache holds them
+JSON = (".json", ".jsonl", ".ndjson")
+AS_IS = (".parquet",)  # which tell themselves if they are cut
+
+
+class Reader:
+    """Reads raw files in threads of its own; pieces lie in `folder` until the next one is asked for."""
+
+    def __init__(self, folder: Path, log: Callable[[str], None]):
+        self.folder, self.log = folder, log
+        self.threads = ThreadPoolExecutor(2)
+        self.sums: dict[Path, Future] = {}
+
+    def pieces(self, path: Path) -> Iterator[Path]:
+        """Gzipped JSON lines in plain files of whole lines; any other file as it is, while it is read through beside.
+
+        Raises UserError, at the end at the latest, where a file is damaged or cut short.
+        """
+        if not path.name.endswith(tuple(f"{suffix}.gz" for suffix in JSON)):
+            self.sums[path] = self.threads.submit(self._through, path)
+            yield path
+            return
+        sums, pieces = _Sums(path), self.folder / path.name
+        pieces.mkdir(parents=True, exist_ok=True)
+        written = _written(sums, pieces)
+        ahead = self.threads.submit(next, written, None)
+        while piece := ahead.result():
+            ahead = self.threads.submit(next, written, None)
+            yield piece
+            piece.unlink()
+        self.sums[path] = self.threads.submit(sums.found)
+
+    def found(self, path: Path) -> tuple[int, str]:
+        """(bytes, sha256) of a file. Raises UserError if it is damaged or cut short."""
+        if path not in self.sums:
+            self.sums[path] = self.threads.submit(self._through, path)
+        return self.sums[path].result()
+
+    def close(self) -> None:
+        self.threads.shutdown(cancel_futures=True)
+
+    def _through(self, path: Path) -> tuple[int, str]:
+        sums, end = _Sums(path), b""
+        for block in sums:
+            end = block if b"\n" in block else end + block
+        last = end.rpartition(b"\n")[2]
+        if last and not path.name.endswith((".gz", *AS_IS)):  # nothing but its last line tells that a plain file is whole
+            if path.suffix in JSON:
+                try:
+                    json.loads(last)
+                except ValueError:
+                    raise damaged(path, "its last line ends in the middle") from None
+            else:
+                self.log(f"{path}: its last line has no end; if the file may be cut short, get it again")
+        return sums.found()
+
+
+class _Sums:
+    """The content of a file, block by block and unpacked where it is gzipped; its sums once that is over."""
+
+    def __init__(self, path: Path):
+        self.path, self.size, self.sha256 = path, 0, hashlib.sha256()
+
+    def found(self) -> tuple[int, str]:
+        return self.size, self.sha256.hexdigest()
+
+    def __iter__(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            raw = self._raw(file)
+            yield from self._unpacked(raw) if self.path.name.endswith(".gz") else raw
+
+    def _raw(self, file) -> Iterator[bytes]:
+        while block := file.read(BLOCK):
+            self.size += len(block)
+            self.sha256.update(block)
+            yield block
+
+    def _unpacked(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """zlib compares the sum and length that stand behind the data: DuckDB passes both over."""
+        member = None  # a file may be several, one behind the other, and be padded by zeros
+        for block in blocks:
+            more = True
+            while more:
+                if not member:
+                    block = block.lstrip(b"\0")
+                    if not block:
+                        break
+                    member = decompressobj(31)
+                try:
+                    found = member.decompress(block, PIECE)
+                except (IsalError, zlib.error) as fault:
+                    raise damaged(self.path, str(fault)) from None
+                if found:
+                    yield found
+                block, more = member.unconsumed_tail, bool(member.unconsumed_tail) or len(found) == PIECE
+                if member.eof:
+                    block, more, member = member.unused_data, True, None
+        if member:
+            raise damaged(self.path, "it ends in the middle")
+
+
+def _written(content: _Sums, folder: Path) -> Iterator[Path]:
+    """Plain files of whole lines, at least one."""
+    blocks, number = iter(content), 0
+    rest = next(blocks, b"")
+    while number == 0 or rest:
+        path, size, last = folder / f"{number}.json", 0, b"\n"
+        with open(path, "wb") as file:
+            while rest and (size < PIECE or not last.endswith(b"\n")):
+                end = len(rest) if size < PIECE else rest.find(b"\n") + 1 or len(rest)
+                last, rest = rest[:end], rest[end:] or next(blocks, b"")
+                size += file.write(last)
+        number += 1
+        yield path
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: cannot be read to its end ({reason}); it may be cut short: remove it, get it again and run again")
