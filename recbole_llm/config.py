@@ -118,8 +118,8 @@ def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | N
     settings |= dict.fromkeys(foreign) | {"model": model, "dataset": dataset}
     layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
     data_path = next((layer["data_path"] for layer in reversed(layers) if "data_path" in layer), settings["data_path"])
-    prepared = Path(str(data_path)) / dataset / f"{dataset}.yaml"  # written beside the data when it was prepared
-    if prepared.is_file():
+    data, prepared = (Path(str(data_path)) / dataset / f"{dataset}.{kind}" for kind in ("inter", "yaml"))
+    if data.is_file() and prepared.is_file():  # written when the data was prepared, which may have been killed in between
         layers.insert(0, {key: value for key, value in read_yaml(prepared).items() if key not in foreign})
     return _layered(layers, settings)
 

@@ -227,6 +227,8 @@ def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, 
     child = subprocess.run([sys.executable, "-c", KILLED, *moment, *ask], capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (tmp_path / "data" / "Toys" / "Toys.inter").exists(), "half of it is no dataset"
+    with pytest.raises(UserError, match="the dataset names none"):
+        config.resolve("S3Rec", "Toys", [], {"data_path": str(tmp_path / "data")})
     recipe = catalogue.find("Toys")
     prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".Toys.lock", "Toys"]
