@@ -106,7 +106,7 @@ SIDES = {"usual": usual, "careful": careful, "ours": ours}
 
 
 def lines(path: Path) -> list[str]:
-    """Sorted lines of a file, numbers as numbers."""
+    """Lines of a file, numbers as numbers."""
     cells = (line.split("\t") for line in path.read_text().splitlines()[1:])
     return [f"{user} {item} {float(rating)} {float(moment)}" for user, item, rating, moment in cells]
 

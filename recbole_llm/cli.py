@@ -234,8 +234,8 @@ def _prepare(argv: list[str]) -> int:
     if args.list:
         print("\n".join(catalogue.listed()))
         return 0
-    if args.memory < 512:
-        raise UserError(f"--memory: expected at least 512 (MiB), found {args.memory}")
+    if not 512 <= args.memory <= 2**24:
+        raise UserError(f"--memory: expected 512 to {2**24} (MiB), found {args.memory}")
     args.data_path = args.data_path.expanduser()
     if args.raw and not (raw := args.raw.expanduser()).is_dir():
         raise UserError(f"--raw: expected a folder, found {raw}")
@@ -246,6 +246,8 @@ def _prepare(argv: list[str]) -> int:
         files = {role: Path(file).expanduser() for role, file in (("inter", _need(args.inter, "inter")), ("items", args.items)) if file}
         recipe, net = own.recipe(args.name, files, _need(args.map, "map")), None
     else:
+        if args.items or args.map:
+            raise UserError("prepare: --items and --map are of your own tables, which --name and --inter name")
         recipe, files = catalogue.find(_need(args.dataset, "list, or the NAME of a dataset")), None
         net = Net(args.mirror, args.proxy, sys.stderr.isatty())
     if args.check:

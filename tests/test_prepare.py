@@ -21,8 +21,9 @@ pytest.importorskip("duckdb")
 from recbole_llm import cli, config
 from recbole_llm.data.atomic import read_atomic
 from recbole_llm.data.prepare import catalogue
+from recbole_llm.data.prepare import own as own_tables
 from recbole_llm.data.prepare.convert import prepare
-from recbole_llm.data.prepare.raw import Net
+from recbole_llm.data.prepare.raw import Net, there
 from recbole_llm.errors import UserError
 
 SOURCES = {  # dataset -> (what writes its raw files, users, items, events)
@@ -195,9 +196,14 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
             prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
         (tmp_path / name).write_bytes(whole)
         assert [path.name for path in (tmp_path / "data").iterdir()] == [".Toys.lock"]
-    (tmp_path / "Toys_and_Games_5.json.gz").write_bytes(gzip.compress(b'{"asin": "B1"}\n[]\n\n"x"\n'))
-    with pytest.raises(UserError, match="Toys: no event is left of .*at least 15"):
-        prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
+    for content, message in (
+        ('{"asin": "B1", "reviewerID": "A1", "unixReviewTime": 1}\n[]\n\n"x"\n', "Toys: no event is left of .*at least 15"),
+        ('{"asin": "B1"}\n[]\n\n"x"\n', "expected events with user, item and time, found [34] lines without user or time"),
+        ('[{"asin": "B1"},\n{"asin": "B1"}]\n', "expected JSON lines, one object a line, found a list"),
+    ):
+        (tmp_path / "Toys_and_Games_5.json.gz").write_bytes(gzip.compress(content.encode()))
+        with pytest.raises(UserError, match=message):
+            prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".Toys.lock"]
 
 
@@ -249,6 +255,10 @@ def test_a_full_disk_is_one_line(tmp_path):
         assert child.returncode == (0 if most == 90_000 else 2), error
         assert most == 90_000 or error.count("\n") == 0 and re.search("make room|free space", error), error
         assert (tmp_path / "data" / "Toys").exists() == (most == 90_000)
+    raw.yelp(tmp_path)
+    ask[1] = "Yelp"
+    child = subprocess.run([sys.executable, "-c", limited, "9000", *ask], capture_output=True, text=True)
+    assert child.returncode == 2 and "make room" in child.stderr and "archive" not in child.stderr, child.stderr
 
 
 def test_folders_that_cannot_be_used(tmp_path, capsys):
@@ -269,11 +279,20 @@ def test_files_of_one_name(tmp_path):
             for member in ("ratings.dat", "movies.dat"):
                 (folder / member).write_bytes(holder.read(f"ml-1m/{member}") + bytes(b"\n" * number))
         (folder / "ml-1m.zip").unlink()
-        if number == 1:
-            message = "expected one ratings.dat, found elsewhere/ratings.dat and ml-10M100K/ratings.dat, which differ; name the folder"
-            with pytest.raises(UserError, match=message):
-                prepare(recipe, tmp_path / "one", tmp_path / "hand", Net(), log=str)
+        if number == 1:  # of other datasets, however few there are
+            assert there(replace(recipe.files[0], hosts=()), tmp_path / "hand") is None
+            with pytest.raises(UserError, match="ml-1m.zip is given out at .* by hand"):
+                prepare(replace(recipe, files=(replace(recipe.files[0], hosts=()),)), tmp_path / "one", tmp_path / "hand", Net(), log=str)
     prepare(recipe, tmp_path / "two", tmp_path / "hand", Net(), log=str)  # the folder that the archive has tells
+    prepare(recipe, tmp_path / "bare", tmp_path / "hand" / "elsewhere", Net(), log=str)  # as does the user
+    for name in ("one", "two"):
+        (folder := tmp_path / "reviews" / name).mkdir(parents=True)
+        raw.amazon2018(folder)
+    whole = (folder / "Toys_and_Games_5.json.gz").read_bytes()
+    there(catalogue.find("Toys").files[0], tmp_path / "reviews")  # copies are one file
+    (folder / "Toys_and_Games_5.json.gz").write_bytes(whole + bytes(1))
+    with pytest.raises(UserError, match="expected one Toys_and_Games_5.json.gz, found one/Toys.* and two/Toys.*, which differ; name the folder"):
+        there(catalogue.find("Toys").files[0], tmp_path / "reviews")
     for name, size in (("MINDsmall_dev", 30), ("MINDsmall_train", 0)):
         (folder := tmp_path / "mind" / name).mkdir(parents=True)
         raw.mind(folder)
@@ -354,9 +373,116 @@ def test_own_events_without_texts(tmp_path, capsys):
 
 
 def test_ids_that_an_atomic_file_cannot_hold(tmp_path, capsys):
-    (tmp_path / "e.jsonl").write_text('{"a": "one\\ttwo", "b": "x", "c": 1}\n')
-    assert cli.main(["prepare", "--name=odd", f"--inter={tmp_path / 'e.jsonl'}", "--map=user=a,item=b,time=c", f"--data_path={tmp_path}"]) == 2
-    assert "expected ids without tabs and line ends" in capsys.readouterr().err and not (tmp_path / "odd").exists()
+    for odd in ("one\ttwo", '"quoted', "two\nlines"):
+        (tmp_path / "e.jsonl").write_text(json.dumps({"a": "x", "b": odd, "c": 1}) + "\n")
+        assert cli.main(["prepare", "--name=odd", f"--inter={tmp_path / 'e.jsonl'}", "--map=user=a,item=b,time=c", f"--data_path={tmp_path}"]) == 2
+        assert "expected ids without tabs, line ends and quotes in front" in capsys.readouterr().err and not (tmp_path / "odd").exists()
+
+
+def own(folder, events, items=None, mapping="user=u,item=i,time=t", kind="csv"):
+    """Arguments for tables that are written as they are given."""
+    (folder / f"e.{kind}").write_text(events)
+    if items is not None:
+        (folder / f"i.{kind}").write_text(items)
+        mapping += ",title=ti"
+    tables = [f"--inter={folder / f'e.{kind}'}"] + ([f"--items={folder / f'i.{kind}'}"] if items is not None else [])
+    return ["prepare", "--name=own", f"--data_path={folder}", f"--map={mapping}", *tables]
+
+
+EVENTS = "u,i,t\na,x,1\na,y,2\nb,x,3\n"
+
+
+@pytest.mark.parametrize(("events", "items", "message"), [
+    (EVENTS + '"open,x,4\nc,x,5\n', None, "e.csv: expected quotes in pairs, found 1"),
+    (EVENTS, 'i,ti\nx,X\n"y,Y\nz,Z\n', "i.csv: expected quotes in pairs, found 1"),
+    (EVENTS, "i,ti\n1.0,X\n", "i.csv: expected rows of the 2 items of the events, found none"),
+    (EVENTS, "", "i.csv: expected a first line with the name of each column"),
+    (EVENTS, "i,ti,ti\nx,X,Y\n", "i.csv: expected a first line with the name of each column, each once"),
+    (EVENTS, "i,name\nx,X\n", 'i.csv: .*"ti" not found'),
+    ("u,i\na,x\n", None, 'e.csv: .*"t" not found'),
+    ("u,i,t\r\na,x,1\nb,y,2\r\n", None, "e.csv: cannot be read .*mend it"),
+])  # fmt: skip
+def test_own_tables_that_are_none(tmp_path, capsys, events, items, message):
+    ask = own(tmp_path, events, items)
+    (tmp_path / "e.csv").write_bytes(events.encode())
+    assert cli.main(ask) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize(("mapping", "message"), [
+    ("user=us,item=i,time=t", "expected events with user, item and time, found 1 lines without user"),
+    ("user=u,item=i,time=t,title=titel", "expected titles, found none that is not empty"),
+])  # fmt: skip
+def test_a_misspelt_key_of_json_lines(tmp_path, capsys, mapping, message):
+    ask = own(tmp_path, '{"u": 1, "i": 2, "t": 3}\n', kind="jsonl", mapping=mapping)
+    (tmp_path / "i.jsonl").write_text('{"i": 2, "title": "two"}\n')
+    assert cli.main([*ask, f"--items={tmp_path / 'i.jsonl'}"] if "title" in mapping else ask) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_passed_over_is_counted(tmp_path, capsys):
+    """Of events and of metadata, whatever is wrong with a row; a byte-order mark is nothing wrong."""
+    items = 'i,ti,note\nx,"X\nover two lines",1\ny,"a ""q"" b",2\nz,"5"nail",3\n\xe9,bad,4\n'
+    ask = own(tmp_path, EVENTS + "c,z,4,5,6\nc,,4\n", items)
+    (tmp_path / "i.csv").write_bytes(items.encode("latin-1") + b'v,"even",5\nw,w",6\n')
+    assert cli.main(ask) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "2 of 5 events are broken" in out and "left out: 2" in out
+    assert tables(tmp_path, "own")[1].title.to_dict() == {"x": "X over two lines", "y": 'a "q" b'}
+    for kind in ("jsonl", "jsonl.gz"):
+        text = "\ufeff" + "".join(f'{{"u": "u{row}", "i": "x", "t": 1}}\n' for row in range(3))
+        (tmp_path / f"b.{kind}").write_bytes(text.encode() if kind == "jsonl" else gzip.compress(text.encode()))
+        name = kind.replace(".", "")
+        mapped = ["--map=user=u,item=i,time=t", f"--data_path={tmp_path}"]
+        assert cli.main(["prepare", f"--name={name}", f"--inter={tmp_path / f'b.{kind}'}", *mapped]) == 0
+        assert len(read_atomic(tmp_path / name / f"{name}.inter")) == 3 and "broken" not in capsys.readouterr().out
+
+
+def test_quoted_cells_of_large_tables(tmp_path):
+    """Lines within quoted cells are no rows, in whatever part of a file that threads would share they lie."""
+    rows, cell = 40_000, "\n".join(f"ghost{line},gi,{line},zz" for line in range(60))
+    with open(tmp_path / "e.csv", "w") as file:
+        file.write("u,i,t,note\n" + "".join(f'u{row % 100},i{row % 7},{row},"{cell}"\n' for row in range(rows)))
+    assert (tmp_path / "e.csv").stat().st_size > 2**25
+    recipe = own_tables.recipe("own", {"inter": tmp_path / "e.csv"}, "user=u,item=i,time=t")
+    prepare(recipe, tmp_path, {"inter": tmp_path / "e.csv"}, None, log=str)
+    assert set(read_atomic(tmp_path / "own" / "own.inter").user_id) == {f"u{user}" for user in range(100)}
+
+
+def test_roles_that_are_called_like_anything(tmp_path, capsys):
+    """No column of a user collides with one of ours."""
+    (tmp_path / "e.jsonl").write_text('{"u": 1, "i": 2, "t": 3}\n')
+    (tmp_path / "i.jsonl").write_text('{"i": 2, "ti": "two", "p": "here"}\n')
+    columns = ("place", "titled", "number", "new", "select", "title_2")
+    mapping = "user=u,item=i,time=t,title=ti," + ",".join(f"{name}=p" for name in columns)
+    files = [f"--inter={tmp_path / 'e.jsonl'}", f"--items={tmp_path / 'i.jsonl'}"]
+    assert cli.main(["prepare", "--name=own", f"--map={mapping}", f"--data_path={tmp_path}", *files]) == 0, capsys.readouterr().err
+    assert tables(tmp_path, "own")[1].loc["2"].to_dict() == {"title": "two"} | dict.fromkeys(columns, "here")
+
+
+def test_nothing_is_left_of_an_earlier_dataset(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own.item").write_text("item_id:token\ttitle:token_seq\n")
+    (tmp_path / "e.csv").write_text(EVENTS)
+    prepare(own_tables.recipe("own", {"inter": tmp_path / "e.csv"}, "user=u,item=i,time=t"), tmp_path, {"inter": tmp_path / "e.csv"}, None, log=str)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "own.inter", "own.yaml"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak")
+def test_many_items_without_a_title_take_no_memory(tmp_path):
+    rows = 300_000
+    (tmp_path / "e.csv").write_text("u,i,t\n" + "".join(f"u{row % 9},i{row},{row}\n" for row in range(rows)))
+    (tmp_path / "i.csv").write_text("i,ti\n" + "".join(f"i{row},\n" for row in range(rows)) * 2 + "i5,five\n")
+    ask = ["prepare", "--name=own", f"--inter={tmp_path / 'e.csv'}", f"--items={tmp_path / 'i.csv'}", f"--data_path={tmp_path}", "--memory=512"]
+    script = "import re, sys; from recbole_llm import cli; code = cli.main(sys.argv[1:]); " \
+        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"  # fmt: skip
+    child = subprocess.run([sys.executable, "-c", script, *ask, "--map=user=u,item=i,time=t,title=ti"], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert int(child.stdout.splitlines()[-1]) < 500_000  # KiB; 190,000 as a rule
+    assert tables(tmp_path, "own")[1].loc["i5", "title"] == "five"
 
 
 def test_own_cells_are_taken_as_they_are_written(tmp_path, capsys):
@@ -420,7 +546,9 @@ def test_two_processes_prepare_one_after_the_other(tmp_path):
     (["Pet_Supplies"], "such as Pet or Pet_Supplies-18 or Pet_Supplies-23"),
     ([], "NAME of a dataset=… is missing"),
     (["Toys", "--raw=nowhere"], "--raw: expected a folder, found nowhere"),
-    (["Toys", "--memory=1"], "--memory: expected at least 512"),
+    (["Toys", "--memory=1"], "--memory: expected 512 to "),
+    (["Toys", "--memory=99999999999999999999"], "--memory: expected 512 to "),
+    (["Toys", "--items=x.csv"], "--items and --map are of your own tables"),
     (["--check", "ml-100k"], "--check: expected a dataset that a paper counts"),
     (["--check", "Pet"], "dataset/Pet is not there; prepare Pet first"),
     (["--name=a/b", "--inter=x.csv", "--map=user=a"], "--name 'a/b': expected the name of a folder"),

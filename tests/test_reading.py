@@ -128,3 +128,27 @@ def test_columns_are_those_that_the_file_names(tmp_path):
     with pytest.raises(UserError, match="r.csv.gz: cannot be read to its end"):
         delimited(tmp_path / "r.csv.gz", ",", "a", "b", header=True)
     engine.close()
+
+
+def test_a_line_that_is_longer_than_any(reader, tmp_path, monkeypatch):
+    """A list in one line is not held whole to find its end."""
+    monkeypatch.setattr(reading, "LINE", 10_000)
+    monkeypatch.setattr(reading, "BLOCK", 5_000)
+    path = tmp_path / "rows.json"
+    path.write_bytes(b'{"a": "' + b"x" * 10**6 + b'"}')
+    with pytest.raises(UserError, match="its last line ends in the middle"):
+        content(reader, path), reader.found(path)
+    path.write_bytes(ROWS + b"   \n  ")
+    assert content(reader, path) and reader.found(path)
+    for start in (b"[", b"\xef\xbb\xbf[", b" \n["):
+        path.write_bytes(start + ROWS)
+        with pytest.raises(UserError, match="expected JSON lines, one object a line, found a list"):
+            content(reader, path)
+
+
+def test_reading_stops_where_a_conversion_has_failed(reader, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "BLOCK", 10)
+    (tmp_path / "rows.csv").write_bytes(ROWS * 100)
+    next(reader.pieces(tmp_path / "rows.csv"))
+    reader.close()
+    assert reader.sums[tmp_path / "rows.csv"].result()[0] < len(ROWS) * 100

@@ -24,6 +24,8 @@ def unpack(archive: Path, members: Mapping[str, tuple[str, ...]], folder: Path) 
     try:
         _take(archive, members, folder, found)
     except DAMAGE as fault:
+        if getattr(fault, "errno", None):  # of the disk, not of what was read
+            raise
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
         raise UserError(f"{archive}: expected a zip or tar archive ({reason}); it may be cut short: remove it and get it again") from None
     if left := [name for name in members if name not in found]:

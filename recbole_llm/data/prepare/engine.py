@@ -5,13 +5,16 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import UserError
-from .reading import damaged
+from .reading import LINE, damaged
 
 MEMORY = 768  # MiB that DuckDB may hold; what is more goes to disk
+ROWS = 10_000  # that Python holds at once
+PLACE = '"#place"'  # a column that no table of a user has
 
 
 class Engine:
@@ -35,29 +38,46 @@ class Engine:
 
     def run(self, query: str, reading: Path | None = None):
         """Execute SQL. reading : the raw file it reads, to be named if it is damaged."""
-        try:
+        with self._told(reading):
             return self.connection.execute(query)
+
+    def rows(self, query: str) -> Iterator[dict]:
+        """The rows of a query, one by one; no other may be asked until they are all there."""
+        result = self.run(query)
+        names = [column[0] for column in result.description]
+        while True:
+            with self._told():
+                rows = result.fetchmany(ROWS)
+            if not rows:
+                return
+            for row in rows:
+                yield dict(zip(names, row, strict=True))
+
+    @contextmanager
+    def _told(self, reading: Path | None = None):
+        try:
+            yield
         except self.error as fault:
             reason = " ".join(str(fault).split("\n\n")[0].split())[:240]
+            if reading is None or "Memory" in type(fault).__name__ or str(self.folder) in reason:
+                raise UserError(f"the tables cannot be held: {reason}; free space at {self.folder.parent}, or raise --memory") from fault
             if type(fault).__name__ == "BinderException":
                 raise UserError(f"{reading}: {reason.removeprefix('Binder Error: ')}; name its columns as they are called") from None
-            if reading is None or "Memory" in type(fault).__name__:
-                raise UserError(f"the tables cannot be held: {reason}; free space at {self.folder.parent}, or raise --memory") from fault
-            raise damaged(reading, reason) from None
+            raise UserError(f"{reading}: cannot be read ({reason}); mend it, or get it again, and run again") from None
 
     def load(self, table: str, pieces: Iterable[Path], query: Callable[[Path], str], path: Path, where: str = "") -> None:
-        """Make a table of a raw file's rows and their `place` in it, piece by piece; query: piece -> SQL."""
+        """Make a table of a raw file's rows and their place in it, piece by piece; query: piece -> SQL."""
         for number, piece in enumerate(pieces):
             into = f"INSERT INTO {table}" if number else f"CREATE TABLE {table} AS"
-            rows = f"SELECT *, {number} * {10**12} + row_number() OVER () AS place FROM ({query(piece)})"
+            rows = f"SELECT *, {number} * {10**12} + row_number() OVER () AS {PLACE} FROM ({query(piece)})"
             self.run(f"{into} SELECT * FROM ({rows}) {where}", path)
 
     def value(self, query: str):
         """The only value of a query's only row."""
-        return self.run(query).fetchone()[0]
+        return next(iter(next(self.rows(query)).values()))
 
     def rejected(self) -> int:
-        """Lines of delimited files that were passed over so far: those that are no text."""
+        """Lines of delimited files that were passed over so far: those that are no text, have too many cells or quotes that do not fit."""
         made = self.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'reject_errors'")
         return self.value("SELECT count(DISTINCT (scan_id, file_id, line)) FROM reject_errors") if made else 0
 
@@ -79,33 +99,33 @@ def json_lines(path: Path, **columns: str) -> str:
     """What stands behind FROM for a file of JSON objects, one a line, gzipped or not; columns: key=TYPE. A line that is no object is a row of NULLs."""
     kinds = ", ".join(f"{text(name)}: '{kind}'" for name, kind in columns.items())
     return (
-        f"read_json({file(path)}, format = 'newline_delimited', columns = {{{kinds}}}, ignore_errors = true, maximum_object_size = 16777216, "
+        f"read_json({file(path)}, format = 'newline_delimited', columns = {{{kinds}}}, ignore_errors = true, maximum_object_size = {LINE}, "
         "hive_partitioning = false)"
     )
 
 
-def delimited(path: Path, delimiter: str, *columns: str, quote: str = "", header: bool = False, encoding: str = "utf-8") -> str:
-    """What stands behind FROM for a delimited file, all columns text; without a quote character, quotes are text. A short row is filled with NULLs.
+def delimited(path: Path, delimiter: str, *columns: str, quote: str = "", header: bool = False, encoding: str = "utf-8", kind: str = "VARCHAR") -> str:
+    """What stands behind FROM for a delimited file, all columns of one kind; without a quote character, quotes are text. A short row is filled with NULLs.
 
     Raises UserError if the file has a header and it names other columns.
     """
     if header:
-        _check_header(path, delimiter, columns)
-    names = ", ".join(f"{text(name)}: 'VARCHAR'" for name in columns)
+        if (found := header_of(path, delimiter)) != list(columns):
+            raise UserError(f"{path}: expected the columns {', '.join(columns)}, found {', '.join(found)[:240]}; get the right file")
+    names = ", ".join(f"{text(name)}: '{kind}'" for name in columns)
     return (
         f"read_csv({file(path)}, delim = {text(delimiter)}, header = {str(header).lower()}, quote = {text(quote)}, escape = {text(quote)}, "
-        f"encoding = {text(encoding)}, columns = {{{names}}}, auto_detect = false, strict_mode = false, null_padding = true, nullstr = '', "
-        f"store_rejects = true, hive_partitioning = false, "
+        f"encoding = {text(encoding)}, columns = {{{names}}}, auto_detect = false, strict_mode = {str(bool(quote)).lower()}, "
+        f"null_padding = true, nullstr = '', store_rejects = true, hive_partitioning = false, "
         f"parallel = {str(not quote).lower()})"  # quoted cells may hold line ends, which no thread in the middle of a file can tell
     )
 
 
-def _check_header(path: Path, delimiter: str, columns: tuple[str, ...]) -> None:
+def header_of(path: Path, delimiter: str) -> list[str]:
+    """The first row of a delimited file."""
     opened = gzip.open if path.name.endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-            found = next(csv.reader(file, delimiter=delimiter), [])
+            return next(csv.reader(file, delimiter=delimiter), [])
     except (OSError, EOFError, zlib.error, csv.Error) as fault:
         raise damaged(path, str(fault)) from None
-    if found != list(columns):
-        raise UserError(f"{path}: expected the columns {', '.join(columns)}, found {', '.join(found)[:240]}; get the right file")

@@ -26,7 +26,8 @@ FEATURES = ("brand", "color", "material", "author")
 def recipes() -> list[Recipe]:
     return [Recipe(
         name="Amazon-M2", title="Amazon-M2, sessions of the UK (LLM-TRSR)", source=SOURCE, files=(Remote(SESSIONS), Remote(PRODUCTS)),
-        events=_events, items=_items, text=_text, columns=(*FIELDS, "attributes"), reads=(SESSIONS, PRODUCTS), length=(11, 26), rated=False,
+        events=_events, items=_items, text=_text, columns=(*FIELDS, "attributes"),
+        reads=(SESSIONS, PRODUCTS), quoted=(SESSIONS, PRODUCTS), length=(11, 26), rated=False,
         time="place in the session, from 1",
         settings={"text_fields": {name.capitalize(): name for name in FIELDS}, "eval_args": {"mode": "uni20"}},
         notes=("Sessions have no user ids and no times: every row of the file is a user, called by its number, and the place in the session is the time. "

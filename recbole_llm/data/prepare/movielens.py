@@ -32,7 +32,8 @@ def recipes() -> list[Recipe]:
     return [
         Recipe(
             name="ml-100k", title="MovieLens 100K", **own, events=_events_100k, items=_items_100k, reads=("u.data", "u.item"),
-            files=(Remote("ml-100k.zip", (HOST,), size=4924029, md5="0e33842e24a9c977be4e0107933c0723", members={"u.data": (), "u.item": ()}),),
+            files=(Remote("ml-100k.zip", (HOST,), size=4924029, md5="0e33842e24a9c977be4e0107933c0723",
+                          members={"u.data": ("ml-100k/u.data",), "u.item": ("ml-100k/u.item",)}),),
         ),
         Recipe(
             name="ml-1m", title="MovieLens 1M", **own, events=_events_1m, items=_items_1m, reads=("ratings.dat", "movies.dat"),

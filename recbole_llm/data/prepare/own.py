@@ -6,17 +6,17 @@ from pathlib import Path
 
 from ...errors import UserError
 from .clean import values
-from .engine import file, json_lines
+from .engine import delimited, file, header_of, json_lines
+from .reading import JSON
 from .recipe import Files, Recipe, Source
 
 SOURCE = Source("tables of the user", "", "That of the tables.", "")
 ROLES = ("user", "item", "time", "rating")
-CELLS = "quote = '\"', escape = '\"', header = true, all_varchar = true, store_rejects = true, hive_partitioning = false"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = {  # suffix -> how DuckDB reads a file; every cell of it is text where it has no types, for 007 is no 7
-    ".csv": lambda path, columns: f"read_csv({file(path)}, delim = ',', {CELLS})",
-    ".tsv": lambda path, columns: f"read_csv({file(path)}, delim = '\t', {CELLS})",
+    **dict.fromkeys(DELIMITERS, lambda path, columns: _delimited(path)),
     ".parquet": lambda path, columns: f"read_parquet({file(path)}, hive_partitioning = false)",
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), lambda path, columns: json_lines(path, **dict.fromkeys(columns, "VARCHAR"))),
+    **dict.fromkeys(JSON, lambda path, columns: json_lines(path, **dict.fromkeys(columns, "VARCHAR"))),
 }
 
 
@@ -47,18 +47,30 @@ def recipe(name: str, files: Files, mapping: str) -> Recipe:
     shown = {column.replace("_", " ").capitalize(): column for column in columns}
     return Recipe(
         name=name, title="own tables", source=SOURCE, files=(), events=partial(_events, named), items=partial(_items, named, columns),
-        text=partial(_text, columns), columns=columns, reads=("inter", "items" if items else "inter"), rated="rating" in named,
+        text=partial(_text, columns), columns=columns, reads=("inter", "items" if items else "inter"),
+        quoted=tuple(role for role, path in files.items() if _suffix(path) in DELIMITERS), rated="rating" in named,
         settings={"text_fields": shown} if shown else {}, time="as in the source, or seconds since 1970 where it has dates",
         arguments=" ".join([f"--name={name}", *(f"--{role}={path}" for role, path in files.items()), f'--map="{mapping}"']),
         notes=("Columns: " + ", ".join(f"{role} from `{column}`" for role, column in named.items()) + ".",),
     )  # fmt: skip
 
 
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
 def _rows(path: Path, columns: Iterable[str]) -> str:
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix not in KINDS:
+    if _suffix(path) not in KINDS:
         raise UserError(f"{path}: expected one of {', '.join(KINDS)} (or with .gz behind it)")
-    return KINDS[suffix](path, columns)
+    return KINDS[_suffix(path)](path, columns)
+
+
+def _delimited(path: Path) -> str:
+    delimiter = DELIMITERS[_suffix(path)]
+    columns = header_of(path, delimiter)
+    if not columns or "" in columns or len({name.lower() for name in columns}) < len(columns):
+        raise UserError(f"{path}: expected a first line with the name of each column, each once, found {delimiter.join(columns)[:240]!r}")
+    return delimited(path, delimiter, *columns, quote='"', header=True)
 
 
 def _events(named: dict[str, str], files: Files) -> str:

@@ -19,7 +19,8 @@ class Remote:
     path : where it lies below the source's addresses and a mirror's; its last part is the file's name. hosts : those addresses, best first; none if the
     file is given out by hand alone.
     also : other names under which people have it. size (bytes), sha256, md5 : what is published of it, if anything.
-    members : of an archive, the files that are taken out of it, each with other names that it may have; they may also lie there by themselves.
+    members : of an archive, the files that are taken out of it, each with other names that it may have; they may also lie there by themselves. Where one of
+    the names has a folder, the others are looked for in no folder at all: other datasets have files that are called alike.
     """
 
     path: str
@@ -60,7 +61,7 @@ def fetch(remotes: Sequence[Remote], folder: Path, work: Path, page: str, net: N
     found, faults, left = {}, [], []
     offline: set[str] = set()  # hosts that could not be reached at all: not asked for the next file
     for remote in remotes:
-        members = {name: _lies(folder, (name, *also)) for name, also in remote.members.items()}
+        members = {name: _lies(folder, (name, *also), any("/" in other for other in also)) for name, also in remote.members.items()}
         if members and all(members.values()):
             found |= members
         elif path := there(remote, folder):
@@ -103,10 +104,10 @@ def there(remote: Remote, folder: Path) -> Path | None:
     return path
 
 
-def _lies(folder: Path, names: Sequence[str]) -> Path | None:
-    """The file of the first name that there is. A name may begin with folders, which tell files apart that are called alike."""
+def _lies(folder: Path, names: Sequence[str], told: bool = False) -> Path | None:
+    """The file of the first name that there is. A name may begin with folders, which tell files apart that are called alike; told : nothing else does."""
     for name in sorted(names, key=lambda name: -name.count("/")):
-        paths = [path for path in sorted(folder.rglob(name)) if path.is_file()]
+        paths = [path for path in sorted((folder.glob if told and "/" not in name else folder.rglob)(name)) if path.is_file()]
         if len(paths) > 1 and len({digest(path) for path in paths}) > 1:
             shown = " and ".join(str(path.relative_to(folder)) for path in paths)
             raise UserError(f"{folder}: expected one {name}, found {shown}, which differ; name the folder of the right one by --raw=FOLDER")

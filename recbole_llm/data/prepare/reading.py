@@ -1,5 +1,6 @@
 """Raw files, each read once from end to end: summed, checked, and unpacked piece by piece while the piece before is converted."""
 
+import gzip
 import hashlib
 import json
 import zlib
@@ -16,6 +17,8 @@ except ImportError:
     from zlib import error as IsalError
 
 BLOCK, PIECE = 2**20, 2**25  # bytes read at once, bytes of a piece: few, so that a laptop's disk cache holds them
+LINE = 2**24  # bytes of the longest line
+BOM = b"\xef\xbb\xbf"
 JSON = (".json", ".jsonl", ".ndjson")
 AS_IS = (".parquet",)  # which tell themselves if they are cut
 
@@ -24,20 +27,23 @@ class Reader:
     """Reads raw files in threads of its own; pieces lie in `folder` until the next one is asked for."""
 
     def __init__(self, folder: Path, log: Callable[[str], None]):
-        self.folder, self.log = folder, log
+        self.folder, self.log, self.stopped = folder, log, False
         self.threads = ThreadPoolExecutor(2)
         self.sums: dict[Path, Future] = {}
 
-    def pieces(self, path: Path) -> Iterator[Path]:
+    def pieces(self, path: Path, quoted: bool = False) -> Iterator[Path]:
         """Gzipped JSON lines in plain files of whole lines; any other file as it is, while it is read through beside.
 
-        Raises UserError, at the end at the latest, where a file is damaged or cut short.
+        Raises UserError, at the end at the latest, where a file is damaged or cut short. quoted : its cells may be quoted.
         """
-        if not path.name.endswith(tuple(f"{suffix}.gz" for suffix in JSON)):
-            self.sums[path] = self.threads.submit(self._through, path)
+        lines = path.name.removesuffix(".gz").endswith(JSON)
+        if lines and _begin(path).removeprefix(BOM).lstrip().startswith(b"["):
+            raise UserError(f"{path}: expected JSON lines, one object a line, found a list; write its members a line each")
+        if not lines or not (path.name.endswith(".gz") or _begin(path).startswith(BOM)):
+            self.sums[path] = self.threads.submit(self._through, path, quoted)
             yield path
             return
-        sums, pieces = _Sums(path), self.folder / path.name
+        sums, pieces = _Sums(self, path), self.folder / path.name
         pieces.mkdir(parents=True, exist_ok=True)
         written = _written(sums, pieces)
         ahead = self.threads.submit(next, written, None)
@@ -54,13 +60,18 @@ class Reader:
         return self.sums[path].result()
 
     def close(self) -> None:
+        self.stopped = True
         self.threads.shutdown(cancel_futures=True)
 
-    def _through(self, path: Path) -> tuple[int, str]:
-        sums, end = _Sums(path), b""
+    def _through(self, path: Path, quoted: bool = False) -> tuple[int, str]:
+        sums, last, quotes = _Sums(self, path), b"", 0
         for block in sums:
-            end = block if b"\n" in block else end + block
-        last = end.rpartition(b"\n")[2]
+            quotes += block.count(b'"')
+            _, end, after = block.rpartition(b"\n")
+            last = (b"" if end else last[-LINE:]) + after  # of a longer line not all, which makes it none
+        last = last.strip()
+        if quoted and quotes % 2:
+            raise UserError(f"{path}: expected quotes in pairs, found {quotes}: it may be cut short, or a cell has one that is not written twice")
         if last and not path.name.endswith((".gz", *AS_IS)):  # nothing but its last line tells that a plain file is whole
             if path.suffix in JSON:
                 try:
@@ -72,11 +83,20 @@ class Reader:
         return sums.found()
 
 
+def _begin(path: Path) -> bytes:
+    """The first bytes of a file, unpacked, or none of one that cannot be."""
+    try:
+        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
+            return file.read(16)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
 class _Sums:
     """The content of a file, block by block and unpacked where it is gzipped; its sums once that is over."""
 
-    def __init__(self, path: Path):
-        self.path, self.size, self.sha256 = path, 0, hashlib.sha256()
+    def __init__(self, reader: Reader, path: Path):
+        self.reader, self.path, self.size, self.sha256 = reader, path, 0, hashlib.sha256()
 
     def found(self) -> tuple[int, str]:
         return self.size, self.sha256.hexdigest()
@@ -87,7 +107,7 @@ class _Sums:
             yield from self._unpacked(raw) if self.path.name.endswith(".gz") else raw
 
     def _raw(self, file) -> Iterator[bytes]:
-        while block := file.read(BLOCK):
+        while (block := file.read(BLOCK)) and not self.reader.stopped:
             self.size += len(block)
             self.sha256.update(block)
             yield block
@@ -119,7 +139,7 @@ class _Sums:
 def _written(content: _Sums, folder: Path) -> Iterator[Path]:
     """Plain files of whole lines, at least one."""
     blocks, number = iter(content), 0
-    rest = next(blocks, b"")
+    rest = next(blocks, b"").removeprefix(BOM) or next(blocks, b"")
     while number == 0 or rest:
         path, size, last = folder / f"{number}.json", 0, b"\n"
         with open(path, "wb") as file:

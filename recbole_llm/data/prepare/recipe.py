@@ -27,7 +27,7 @@ class Recipe:
         ids in the source is a number, a time without times the place in the sequence.
     items : SQL of the rows "item" and the columns that `text` reads, in the order of the raw file.
     text : the raw columns of one item -> the columns of .item, still to be cleaned.
-    reads : the raw file that `events` and the one that `items` read, for messages.
+    reads : the raw file that `events` and the one that `items` read; quoted : those of them that are delimited files with quoted cells.
     core : fewest events of a user and of an item that the source promises, 0 where it promises that some have fewer, None where it promises nothing.
     users : share of the users that is drawn first. least : fewest events of a user and of an item, reached by leaving out in turns.
     length : fewest and most events of a user. described : whether events of items without a row or a title are left out.
@@ -45,6 +45,7 @@ class Recipe:
     text: Callable[[dict], dict[str, str]]
     columns: tuple[str, ...]
     reads: tuple[str, str]
+    quoted: tuple[str, ...] = ()
     core: int | None = None
     users: float = 1.0
     least: tuple[int, int] = (1, 1)
