@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -144,6 +144,10 @@ def locked(folder: Path, waiting=print):
 
 def peak_memory() -> float:
     """MiB of main memory: the most this process has held so far."""
+    with suppress(OSError):  # Linux: getrusage would count what the parent held when it started this process
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 2**10, 1)
     try:
         import resource
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -24,3 +25,11 @@ def test_a_bench_ends_with_its_figures(script, tmp_path):
         assert all(row[name] > 0 for name in (*SIZES.get(script, ()), "ratio"))
         assert row.get("largest_difference", 0) < 1e-9  # both sides measure the same
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak")
+def test_a_peak_is_of_the_process_itself():
+    """Not of the one that started it, which held 400 MiB."""
+    held = np.ones(50 * 2**20)
+    child = subprocess.run([sys.executable, "-c", "from recbole_llm.store import peak_memory; print(peak_memory())"], capture_output=True, text=True, check=True)
+    assert 5 < float(child.stdout) < held.nbytes / 2**20 / 2

@@ -42,8 +42,8 @@ class Facts:
         self.users, self.items, self.events, self.first, self.last = row
         same = 'SELECT count(*) AS times FROM events GROUP BY "user", "item", "time", "rating"'
         self.repeated_events = engine.value(f"SELECT coalesce(sum(times - 1), 0)::BIGINT FROM ({same})")
-        tied = 'SELECT DISTINCT "user" FROM (SELECT "user", "time" FROM events GROUP BY "user", "time" HAVING count(DISTINCT "item") > 1)'
-        self.tied = engine.value(f"SELECT count(*) FROM ({tied})")
+        tied = 'SELECT "user" FROM events GROUP BY "user", "time" HAVING min("item") <> max("item")'
+        self.tied = engine.value(f'SELECT count(DISTINCT "user") FROM ({tied})')
         self.lengths = engine.run('SELECT min(n), median(n), avg(n), max(n) FROM (SELECT count(*) AS n FROM events GROUP BY "user")').fetchone()
 
 

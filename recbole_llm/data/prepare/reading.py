@@ -143,8 +143,9 @@ def _written(content: _Sums, folder: Path) -> Iterator[Path]:
     while number == 0 or rest:
         path, size, last = folder / f"{number}.json", 0, b"\n"
         with open(path, "wb") as file:
-            while rest and (size < PIECE or not last.endswith(b"\n")):
-                end = len(rest) if size < PIECE else rest.find(b"\n") + 1 or len(rest)
+            most = PIECE >> max(0, 3 - number)  # small ones first, so that converting need not wait for long
+            while rest and (size < most or not last.endswith(b"\n")):
+                end = len(rest) if size < most else rest.find(b"\n") + 1 or len(rest)
                 last, rest = rest[:end], rest[end:] or next(blocks, b"")
                 size += file.write(last)
         number += 1
