@@ -16,7 +16,7 @@ except ImportError:
     from zlib import decompressobj
     from zlib import error as IsalError
 
-BLOCK, PIECE = 2**20, 2**25  # bytes read at once, bytes of a piece: few, so that a laptop's disk cache holds them
+BLOCK, PIECE = 2**18, 2**22  # bytes read at once, bytes of a piece: so few that unpacking and converting seldom wait for each other
 LINE = 2**24  # bytes of the longest line
 BOM = b"\xef\xbb\xbf"
 JSON = (".json", ".jsonl", ".ndjson")
@@ -143,9 +143,8 @@ def _written(content: _Sums, folder: Path) -> Iterator[Path]:
     while number == 0 or rest:
         path, size, last = folder / f"{number}.json", 0, b"\n"
         with open(path, "wb") as file:
-            most = PIECE >> max(0, 3 - number)  # small ones first, so that converting need not wait for long
-            while rest and (size < most or not last.endswith(b"\n")):
-                end = len(rest) if size < most else rest.find(b"\n") + 1 or len(rest)
+            while rest and (size < PIECE or not last.endswith(b"\n")):
+                end = len(rest) if size < PIECE else rest.find(b"\n") + 1 or len(rest)
                 last, rest = rest[:end], rest[end:] or next(blocks, b"")
                 size += file.write(last)
         number += 1
