@@ -213,6 +213,8 @@ def _recommend(argv: list[str]) -> int:
 
 
 def _prepare(argv: list[str]) -> int:
+    from .data.prepare.engine import LEAST, MEMORY, MOST
+
     parser = Parser(prog="run_recbole_llm.py prepare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("dataset", nargs="?", metavar="NAME", help="a dataset that --list names")
     parser.add_argument("--list", action="store_true", help="name all that can be prepared")
@@ -221,21 +223,20 @@ def _prepare(argv: list[str]) -> int:
     parser.add_argument("--raw", type=Path, help="folder with raw files that were fetched by hand (DATA_PATH/raw/NAME)")
     parser.add_argument("--mirror", help="address below which the raw files lie as below the source's own, asked first")
     parser.add_argument("--proxy", help="proxy for downloads; without it those of HTTPS_PROXY and HTTP_PROXY")
-    parser.add_argument("--memory", type=int, default=768, help="MiB of tables held before they go to disk (768)")
+    parser.add_argument("--memory", type=int, default=MEMORY, help=f"MiB of tables held before they go to disk ({MEMORY})")
     for name, meaning in (("name", "what your own dataset is to be called"), ("inter", "your events"), ("items", "your items"), ("map", "role=column,…")):
         parser.add_argument(f"--{name}", help=meaning)
     args = parser.parse_args(argv)
     from .checks import check_name
     from .data.prepare import catalogue, own
-    from .data.prepare.check import check
     from .data.prepare.convert import prepare
     from .data.prepare.raw import Net
 
     if args.list:
         print("\n".join(catalogue.listed()))
         return 0
-    if not 512 <= args.memory <= 2**24:
-        raise UserError(f"--memory: expected 512 to {2**24} (MiB), found {args.memory}")
+    if not LEAST <= args.memory <= MOST:
+        raise UserError(f"--memory: expected {LEAST} to {MOST} (MiB), found {args.memory}")
     args.data_path = args.data_path.expanduser()
     if args.raw and not (raw := args.raw.expanduser()).is_dir():
         raise UserError(f"--raw: expected a folder, found {raw}")
@@ -251,6 +252,8 @@ def _prepare(argv: list[str]) -> int:
         recipe, files = catalogue.find(_need(args.dataset, "list, or the NAME of a dataset")), None
         net = Net(args.mirror, args.proxy, sys.stderr.isatty())
     if args.check:
+        from .data.prepare.check import check  # it reads atomic files, by what runs read them with
+
         print("\n".join(check(recipe.name, args.data_path)))
     else:
         prepare(recipe, args.data_path, files or (args.raw and raw), net, args.memory)

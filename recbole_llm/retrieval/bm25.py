@@ -1,18 +1,13 @@
 """BM25 of texts against the item corpus, many queries at a time."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
 
-WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
+from ..data.words import words
 
 
 class BM25Index:

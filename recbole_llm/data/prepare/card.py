@@ -1,7 +1,7 @@
 """A dataset's card: what it is, where it is from, what was done to it, what is in it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -47,8 +47,8 @@ class Facts:
         self.lengths = engine.run('SELECT min(n), median(n), avg(n), max(n) FROM (SELECT count(*) AS n FROM events GROUP BY "user")').fetchone()
 
 
-def card(recipe: Recipe, facts: Facts, raw: Mapping[str, tuple[int, str]]) -> str:
-    """README.md of a dataset; raw: size in bytes and sha256 of each file that was read."""
+def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> str:
+    """README.md of a dataset; raw: name, size in bytes and sha256 of each file that was read."""
     least, median, mean, most = facts.lengths
     rows = [
         ("users", f"{facts.users:,}"),
@@ -67,7 +67,7 @@ def card(recipe: Recipe, facts: Facts, raw: Mapping[str, tuple[int, str]]) -> st
     read = [("events read", f"{facts.read:,}"), ("of them broken, or without user, item or time", f"{facts.broken:,}"),
             ("metadata rows that are broken or without an item", f"{facts.broken_rows:,}"),
             ("further metadata rows of one item (the first with a title is taken)", f"{facts.repeated_rows:,}")]  # fmt: skip
-    files = "\n".join(f"| `{name}` | {size:,} | `{sha}` |" for name, (size, sha) in sorted(raw.items()))
+    files = "\n".join(f"| `{name}` | {size:,} | `{sha}` |" for name, size, sha in sorted(raw))
     filters = "".join(f"{number}. {one}\n" for number, one in enumerate(recipe.filters, start=1)) or "No user and no item is left out.\n"
     ratings = ", `rating:float`" if recipe.rated else ""
     page = f", <{recipe.source.page}>" if recipe.source.page else ""

@@ -1,15 +1,14 @@
 """A prepared dataset beside the figures that papers print of theirs."""
 
 import csv
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import UserError
 from .. import samples
-from ..text import UNKNOWN, ItemText
+from ..text import ItemText
+from ..words import words
 
-WORD = re.compile(r"\w+")
 PAPERS = Path(__file__).with_name("paper_statistics.csv")
 NAMES = {  # figure -> (how it is called, digits)
     "users": ("users", 0), "items": ("items met", 0), "interactions": ("events", 0), "duplicate_share": ("share of repeated events", 3),
@@ -43,9 +42,9 @@ def figures(name: str, data_path: Path) -> Mapping[str, float]:
     settings = config.resolve("LIR", name, [], {"data_path": str(data_path)})
     tables, every = (load_tables(samples.configured(settings | {"dedup": dedup})[1]) for dedup in (settings["dedup"], "none"))
     text = ItemText.from_tables(tables, settings["text_fields"], None)
-    words = [WORD.findall(" ".join(value for value in values if value != UNKNOWN).lower()) for values in text.values]
+    found = [words(text.plain(item)) for item in range(len(text))]
     return {
         "users": len(tables.users), "items": len(tables.items), "interactions": len(tables.item), "duplicate_share": 1 - len(tables.item) / len(every.item),
-        "words_per_item": sum(map(len, words)) / len(words), "word_vocabulary": len({word for row in words for word in row}),
+        "words_per_item": sum(map(len, found)) / len(found), "word_vocabulary": len({word for row in found for word in row}),
         "history_items": len(tables.item) / len(tables.users) - 1,
     }  # fmt: skip

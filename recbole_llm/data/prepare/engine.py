@@ -1,7 +1,6 @@
 """Tables larger than memory: DuckDB, with a bound on what it holds, the rest in scratch files."""
 
 import csv
-import gzip
 import os
 import re
 import zlib
@@ -10,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import UserError
-from .reading import LINE, damaged
+from .reading import LINE, damaged, opened
 
-MEMORY = 768  # MiB that DuckDB may hold; what is more goes to disk
+MEMORY, LEAST, MOST = 768, 512, 2**24  # MiB that DuckDB may hold, and what can be asked for; what is more goes to disk
 ROWS = 10_000  # that Python holds at once
 PLACE = '"#place"'  # a column that no table of a user has
 
@@ -109,9 +108,8 @@ def delimited(path: Path, delimiter: str, *columns: str, quote: str = "", header
 
     Raises UserError if the file has a header and it names other columns.
     """
-    if header:
-        if (found := header_of(path, delimiter)) != list(columns):
-            raise UserError(f"{path}: expected the columns {', '.join(columns)}, found {', '.join(found)[:240]}; get the right file")
+    if header and (found := header_of(path, delimiter)) != list(columns):
+        raise UserError(f"{path}: expected the columns {', '.join(columns)}, found {', '.join(found)[:240]}; get the right file")
     names = ", ".join(f"{text(name)}: '{kind}'" for name in columns)
     return (
         f"read_csv({file(path)}, delim = {text(delimiter)}, header = {str(header).lower()}, quote = {text(quote)}, escape = {text(quote)}, "
@@ -123,7 +121,6 @@ def delimited(path: Path, delimiter: str, *columns: str, quote: str = "", header
 
 def header_of(path: Path, delimiter: str) -> list[str]:
     """The first row of a delimited file."""
-    opened = gzip.open if path.name.endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
             return next(csv.reader(file, delimiter=delimiter), [])

@@ -1,9 +1,9 @@
 """Metadata of the items that were met: read, one row chosen of several, cleaned and written."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+from ..words import words
 from .card import Facts
 from .clean import clean
 from .engine import PLACE, Engine, delimited
@@ -11,7 +11,6 @@ from .reading import Reader
 from .recipe import Files, Recipe
 
 TITLED = '"#titled"'
-WORD = re.compile(r"\w+")
 UNCOUNTED = ("description", "attributes")  # long, and there already
 
 
@@ -45,7 +44,7 @@ def read_items(recipe: Recipe, files: Files, engine: Engine, reader: Reader, fac
 
 def write_items(recipe: Recipe, engine: Engine, path: Path, facts: Facts) -> None:
     """Write .item, a row for each item of `events` that has one, and count what is in it."""
-    words: set[str] = set()
+    vocabulary: set[str] = set()
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write("\t".join(["item_id:token", *(f"{column}:token_seq" for column in recipe.columns)]) + "\n")
         for row in engine.rows('SELECT * FROM items WHERE "item" IN (SELECT "item" FROM events) ORDER BY "item"'):
@@ -53,7 +52,7 @@ def write_items(recipe: Recipe, engine: Engine, path: Path, facts: Facts) -> Non
             file.write("\t".join([row["item"], *(cells[column] for column in recipe.columns)]) + "\n")
             facts.described += 1
             facts.empty.update(column for column in recipe.columns if not cells[column])
-            found = WORD.findall(" ".join(cells[column] for column in recipe.columns if column not in UNCOUNTED).lower())
+            found = words(" ".join(cells[column] for column in recipe.columns if column not in UNCOUNTED))
             facts.words += len(found)
-            words.update(found)
-    facts.vocabulary = len(words)
+            vocabulary.update(found)
+    facts.vocabulary = len(vocabulary)

@@ -83,10 +83,15 @@ class Reader:
         return sums.found()
 
 
+def opened(path: Path, mode: str = "rb", **given):
+    """A file's content, unpacked where its name says that it is gzipped."""
+    return (gzip.open if path.name.endswith(".gz") else open)(path, mode, **given)
+
+
 def _begin(path: Path) -> bytes:
     """The first bytes of a file, unpacked, or none of one that cannot be."""
     try:
-        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
+        with opened(path) as file:
             return file.read(16)
     except (OSError, EOFError, zlib.error):
         return b""
