@@ -116,7 +116,7 @@ def yelp(folder: Path) -> None:
 
 
 def m2(folder: Path) -> None:
-    """Lists as numpy prints them, over several lines; sessions that are too short, too long or of other locales; products of several locales."""
+    """Lists as numpy prints them, over several lines; sessions that are too short, too long, of other locales or cut; products of several locales."""
 
     def printed(ids):
         rows = [" ".join(f"'{one}'" for one in ids[at : at + 5]) for at in range(0, len(ids), 5)]
@@ -129,6 +129,8 @@ def m2(folder: Path) -> None:
             for size, locale in ((12 + session % 3, "UK"), (3, "UK"), (27, "UK"), (13, "DE")):
                 ids = [f"B{(session + place) % len(FRUIT)}" for place in range(size + 1)]
                 out.writerow([printed(ids[:-1]), ids[-1], locale])
+        out.writerow(["['B1']", "", "UK"])
+        out.writerow(["['B1']"])
     columns = ["id", "locale", "title", "price", "brand", "color", "size", "model", "material", "author", "desc"]
     with open(folder / "products_train.csv", "w", encoding="utf-8", newline="") as file:
         out = csv.writer(file)
@@ -141,7 +143,7 @@ def m2(folder: Path) -> None:
 
 
 def mind(folder: Path, size: str = "small") -> None:
-    """In a folder of a zip. Warts: an empty history, several rows of a user, quotes that close nothing, an abstract that is empty."""
+    """In a folder of a zip. Warts: an empty history, several rows of a user, rows that are cut, quotes that close nothing, an abstract that is empty."""
     behaviors, number = [], 0
     for user in range(USERS):
         history = " ".join(f"N{(user + place) % len(FRUIT)}" for place in range(12 + user % 3))
@@ -149,6 +151,7 @@ def mind(folder: Path, size: str = "small") -> None:
             number += 1
             behaviors.append(f"{number}\tU{user}\t11/15/2019 {1 + user % 12}:55:22 PM\t{own}\tN1-0 N2-1")
     behaviors.append(f"{number + 1}\tU999\t11/15/2019 8:55:22 AM\tN1 N2\tN300-0")
+    behaviors += ["cut", f"{number + 2}\tU3\t11/15/2019 8:55:22 AM\tN1 N2"]
     news = [
         f'N{number}\tsports\t{word}_ball\tWhat "{word} means for you\t{"" if number % 2 else "An abstract."}\thttps://x.invalid\t[{{"Label": "Acme"}}]\t[]'
         for number, word in enumerate(FRUIT)
