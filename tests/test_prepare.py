@@ -396,4 +396,5 @@ def test_statistics_beside_the_papers(made, capsys):
 
 def test_all_are_named(capsys):
     assert cli.main(["prepare", "--list"]) == 0
-    assert (out := capsys.readouterr().out) and all(f"  {name} " in out for name in ("Scientific", "Pet", "Toys", "All_Beauty-23", "Yelp", "Amazon-M2", "MIND-large", "ml-1m"))
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in ("Scientific", "Pet", "Toys", "All_Beauty-23", "Yelp", "Amazon-M2", "MIND-large", "ml-1m"))

@@ -31,7 +31,7 @@ class Engine:
         folder.mkdir(parents=True, exist_ok=True)
         limits = {"memory_limit": f"{memory}MiB", "temp_directory": str(folder / "spill"), "threads": max(1, min(8, os.cpu_count() or 1, memory // 192))}
         self.connection = duckdb.connect(":memory:", config=limits)
-        self.connection.execute("SET preserve_insertion_order = true; SET enable_progress_bar = false")
+        self.connection.execute("SET enable_progress_bar = false")
         # whichever side seems small would be held: of a join with metadata always the ids, never the texts
         self.connection.execute("SET disabled_optimizers = 'build_side_probe_side'")
 
