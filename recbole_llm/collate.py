@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .prompts import Example, Template, prefix
+from .prompts import Example, Template, TextForm, prefix
 
 IGNORED = -100  # label of a token that is not learned
 PASS_COST = 256  # what a pass costs beside its tokens, in tokens
@@ -38,30 +38,34 @@ def pieces(template: Template, items: Sequence[str]) -> list[str]:
 
 
 @dataclass
-class Encoder:
-    """Tokenises pieces of text once and puts examples together from them.
+class Pieces:
+    """Tokenises pieces of text, each once, for examples to be put together from them.
 
     Item text is data: nothing in it becomes a special token, and since every piece is tokenised on its own,
-    nothing in it changes the tokens around it. Every item ends with the end token, which is what stops decoding.
+    nothing in it changes the tokens around it.
     """
 
     tokenizer: object
     max_length: int
     pieces: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
 
+    def piece(self, text: str, end: bool = False) -> np.ndarray:
+        """int64 tokens of a text, tokenised once; with the end token behind it if asked."""
+        key = (text, end)
+        if key not in self.pieces:
+            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            self.pieces[key] = np.array(ids + [self.tokenizer.eos_token_id] * end, dtype=np.int64)
+        return self.pieces[key]
+
+
+class Encoder(Pieces):
+    """For causal LMs. Every item ends with the end token, which is what stops decoding."""
+
     @cached_property
     def opening(self) -> np.ndarray:
         """int64: what the tokenizer puts before any text (the begin token of Llama's and Gemma's)."""
         bare = self.tokenizer("")["input_ids"]
         return np.array([token for token in bare if token != self.tokenizer.eos_token_id], dtype=np.int64)
-
-    def piece(self, text: str, end: bool = False) -> np.ndarray:
-        """int64 tokens of a text, tokenised once; with the end token behind it if asked."""
-        key = (text, end)
-        if key not in self.pieces:
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            self.pieces[key] = np.array(ids + [self.tokenizer.eos_token_id] * end, dtype=np.int64)
-        return self.pieces[key]
 
     def item(self, text: str) -> np.ndarray:
         return self.piece(_after_space(text), end=True)
@@ -97,6 +101,64 @@ class Encoder:
         sizes = [len(part) for part in parts]
         ids = np.concatenate(parts)
         return Tokens(ids, np.repeat(learned, sizes), len(ids) - len(target), int(sum(learned[2::2])) - (len(target) == 0), cut)
+
+
+@dataclass
+class SentenceEncoder(Pieces):
+    """For sentence encoders: one text, an item's or a sequence's, with the tokens around it that the tokenizer always puts there.
+
+    form : how sequences are written. marks : ids of its four marks, sequence start, item start, item end and sequence end.
+    """
+
+    form: TextForm = TextForm()
+    marks: tuple[int, ...] = ()
+
+    @cached_property
+    def around(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64: what the tokenizer puts before and behind any text."""
+        bare, whole = self.tokenizer("a", add_special_tokens=False)["input_ids"], self.tokenizer("a")["input_ids"]
+        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return np.array(whole[:at], dtype=np.int64), np.array(whole[at + len(bare) :], dtype=np.int64)
+
+    @cached_property
+    def frame(self) -> tuple[np.ndarray, ...]:
+        """int64: what opens a sequence, precedes an item, follows it, stands between two, and closes the sequence."""
+        start, before, after, close = (np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks)
+        between = self.piece(self.form.between)
+        return np.concatenate([self.piece(self.form.instruction), start]), before, after, between, close
+
+    def item(self, text: str) -> Tokens:
+        """An item alone; its text is cut at its end if it is too long."""
+        return self._whole([self._item(text, self.max_length - self._size(self.around))], 0)
+
+    def sequence(self, texts: Sequence[str]) -> Tokens:
+        """Items, oldest first. Too many: the oldest are left out; the newest stays, and is cut at its end if it must be."""
+        head, _, _, between, close = self.frame
+        room = self.max_length - self._size(self.around) - len(head) - len(close)
+        parts = [self._item(texts[-1], room)]
+        room -= len(parts[0])
+        for text in reversed(texts[:-1]):
+            older = np.concatenate([self._item(text), between])
+            if len(older) > room:
+                break
+            parts.append(older)
+            room -= len(older)
+        return self._whole([head, *reversed(parts), close], len(texts) - len(parts))
+
+    def _item(self, text: str, room: int | None = None) -> np.ndarray:
+        _, before, after, _, _ = self.frame
+        tokens = self.piece(text)
+        if room is not None:
+            tokens = tokens[: max(1, room - len(before) - len(after))]
+        return np.concatenate([before, tokens[~np.isin(tokens, self.marks)], after])
+
+    def _whole(self, parts: list[np.ndarray], cut: int) -> Tokens:
+        ids = np.concatenate([self.around[0], *parts, self.around[1]])
+        return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, cut)
+
+    @staticmethod
+    def _size(parts: Sequence[np.ndarray]) -> int:
+        return sum(map(len, parts))
 
 
 @dataclass(frozen=True)

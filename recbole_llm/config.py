@@ -34,10 +34,10 @@ REPLACED = {
 MERGED = ("eval_args", "stage_settings")  # given in part, the rest stays; any other dict is replaced whole
 GROUPS = {  # keys that take dotted names
     "eval_args", "stage_settings", "text_fields", "text_words", "template", "clip_grad_norm", "train_neg_sample_args", "load_col", "val_interval",
-    "seq_len", "threshold",
+    "seq_len", "threshold", "description_fields", "augmentation",
 }  # fmt: skip
 FEATURES = ("selected_features", "item_attribute")
-WHOLE = ("model", "dataset", "stages", "stage_settings", "seeds", "beside")  # of a run with stages, never of one stage
+WHOLE = ("model", "dataset", "variant", "variants", "stages", "stage_settings", "seeds", "beside")  # of a run with stages, never of one stage
 
 
 class Loader(yaml.SafeLoader):
@@ -192,6 +192,10 @@ def _layered(layers: list[dict], default: dict) -> dict:
     whole = copy.deepcopy(settings)
     _finish(settings, layers)
     _need_features(settings, settings["model"])
+    if variant := settings.get("variant"):
+        if any(layer.get("stages") for layer in layers):
+            raise UserError("variant and stages both say which stages there are; leave one out")
+        settings["stages"] = list(settings["variants"][variant])
     stages = settings["stages"] or []
     known = list(dict.fromkeys([*(default["stage_settings"] or {}), *stages]))
     for name, stage in (settings["stage_settings"] or {}).items():

@@ -9,13 +9,22 @@ Forward = Callable[[object, bool], tuple[torch.Tensor, torch.Tensor]]
 Join = Callable[[torch.Tensor], torch.Tensor]
 
 
-def in_batch_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> torch.Tensor:
+def in_batch_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float, equal: torch.Tensor | None = None) -> torch.Tensor:
     """-(1/N) sum_i log [ exp(cos(q_i, k_i) / t) / sum_j exp(cos(q_j, k_i) / t) ] for [N, width] vectors.
 
     The negatives of a key are the other queries (CALRec, equations 2 and 3: the sum runs over the first argument).
+
+    equal : bool [N, N], pairs i, j that are no negatives of each other, such as those of one item; they are left out of the sums.
     """
-    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
-    return F.cross_entropy(similarity.T, torch.arange(len(keys), device=keys.device))
+    similarity = F.normalize(keys.float(), dim=1) @ F.normalize(queries.float(), dim=1).T / temperature
+    if equal is not None:
+        similarity = similarity.masked_fill(equal & ~torch.eye(len(keys), dtype=torch.bool, device=keys.device), -torch.inf)
+    return F.cross_entropy(similarity, torch.arange(len(keys), device=keys.device))
+
+
+def symmetric_contrast(anchors: torch.Tensor, positives: torch.Tensor, temperature: float, equal: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiple negatives, symmetric: with S_ij = cos(a_i, p_j) / t, the mean of the cross-entropies of rows and of columns, the diagonal being right."""
+    return (in_batch_contrast(positives, anchors, temperature, equal) + in_batch_contrast(anchors, positives, temperature, equal)) / 2
 
 
 def backward(forward: Forward, batches: Sequence, join: Join | None, scale: Callable = lambda loss: loss, whole: bool = False) -> float:

@@ -177,11 +177,11 @@ class Prepared:
         started = time.perf_counter()
         self.check(first=not self.settings.get("stage") or bool(self.config["init_from"]))
         from .evaluation.kept import start_over
-        from .trainer import STATE, load_weights
+        from .trainer import STATE, load_tensors
 
         model, (train_data, valid_data, test_data) = self.make_model()
-        if (initial := self.config["init_from"]) and self.settings["model"] not in registry.OURS:
-            load_weights(model, Path(initial))
+        if (initial := self.config["init_from"]) and not hasattr(model, "load"):  # a backbone is loaded by its model
+            load_tensors(model, Path(initial), getattr(model, "not_handed_over", ()))
         split = train_data._dataset.split
         log.info(
             f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, {len(self.tables.item)} events; "

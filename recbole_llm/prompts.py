@@ -1,7 +1,9 @@
 """Prompts as text: what a model reads and writes, with no tokenizer in sight."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from .data.text import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,34 @@ class Example:
 def prefix(template: Template, index: int) -> str:
     """What stands before item `index`; a first sentence is set off from the head by a space."""
     return (template.first and f" {template.first}") if index == 0 else template.next
+
+
+INSTRUCTION = (
+    "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
+)
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How a sentence encoder reads items and sequences of them (ST5-Seq, table A.3).
+
+    marked : special tokens open and close a sequence and each item, whose attributes are named; else there is the bare text,
+        with `between` from item to item. instruction : what a sequence begins with.
+    """
+
+    marked: bool = True
+    instruction: str = ""
+
+    @classmethod
+    def named(cls, name: str) -> "TextForm":
+        """`structured`, `unstructured`, or one of them behind `instruction_`."""
+        return cls(name.removeprefix("instruction_") == "structured", INSTRUCTION if name.startswith("instruction_") else "")
+
+    @property
+    def between(self) -> str:
+        return "" if self.marked else ", "
+
+    def item(self, names: Sequence[str], values: Sequence[str]) -> str:
+        """`TITLE: … DESCRIPTION: …`, or the values alone; of what is not known, that it is not."""
+        known = [f"{name.lower()} not available" if value == UNKNOWN else value for name, value in zip(names, values, strict=True)]
+        return " ".join(f"{name.upper()}: {value}" if self.marked else value for name, value in zip(names, known, strict=True))

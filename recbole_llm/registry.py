@@ -13,6 +13,8 @@ from .errors import UserError
 OURS = {
     "CALRec": "recbole_llm.model.calrec",
     "LIR": "recbole_llm.model.lir",
+    "ST5Seq": "recbole_llm.model.st5seq",
+    "UniSRec": "recbole_llm.model.unisrec",
 }
 # stock models that are wrong as they stand; our runner uses the class of these modules
 MENDED = {"Pop": "recbole_llm.model.pop", "S3Rec": "recbole_llm.model.s3rec"}

@@ -1,6 +1,7 @@
 """Backbones without a hub: random weights, and a tokenizer trained on what the model is going to read."""
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -22,6 +23,25 @@ def causal_model(size: str, tokenizer, max_length: int):
             bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
+
+
+def sentence_model(size: str, tokenizer, max_length: int):
+    """A SentenceTransformer of one of SIZES with random weights: a BERT whose last hidden states are averaged."""
+    from sentence_transformers import SentenceTransformer, models
+    from transformers import BertConfig, BertModel
+
+    width, layers = SIZES[size]
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+            num_attention_heads=width // HEAD_WIDTH, max_position_embeddings=2 * max_length, pad_token_id=tokenizer.pad_token_id,
+        ),
+        add_pooling_layer=False,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # its module of a transformer reads one
+        bert.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return SentenceTransformer(modules=[models.Transformer(folder), models.Pooling(width)], device="cpu")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int):

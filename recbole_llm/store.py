@@ -68,15 +68,15 @@ def backbone_run(name: str, saved: Path) -> Path | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """8 hex digits over the files of a model folder."""
-    return _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()))
+    """8 hex digits over the files of a model's folder."""
+    return _fingerprint(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
 @lru_cache
-def _fingerprint(files: tuple) -> str:
+def _fingerprint(folder: Path, files: tuple) -> str:
     digest = hashlib.sha256()
     for path, *_ in files:
-        digest.update(path.name.encode())
+        digest.update(path.relative_to(folder).as_posix().encode())
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
@@ -96,7 +96,7 @@ def append_result(saved: Path, row: dict) -> None:
 def versions() -> dict[str, str]:
     """Versions of what a number can depend on."""
     found = {"python": platform.python_version(), "recbole_llm": __version__, "code": code()}
-    for package in ("recbole", "torch", "transformers", "numpy", "pandas", "bm25s"):
+    for package in ("recbole", "torch", "transformers", "sentence-transformers", "numpy", "pandas", "bm25s"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

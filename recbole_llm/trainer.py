@@ -226,8 +226,11 @@ def load_weights(model, folder: Path) -> None:
     load_tensors(model, folder)
 
 
-def load_tensors(model, folder: Path) -> None:
-    """Of `load_weights`, what a model with a `load` of its own does not load."""
+def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
+    """Of `load_weights`, what a model with a `load` of its own does not load.
+
+    left : beginnings of the names of tensors that stay as they are.
+    """
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished run")
@@ -237,7 +240,9 @@ def load_tensors(model, folder: Path) -> None:
         raise UserError(f"{path} is damaged ({error}); remove {folder} and run again") from None
     for name in [name for name in tensors if name.startswith(OTHER)]:
         setattr(model, name.removeprefix(OTHER), tensors.pop(name))
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith(getattr(model, "saved_apart", ()))}
+    left += getattr(model, "saved_apart", ())
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(left)}
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(left)}
     wrong = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
     if wrong:
         raise UserError(f"{folder} is a checkpoint of another model, dataset or setting: {len(wrong)} tensors differ, the first is {wrong[0]}")
@@ -317,9 +322,9 @@ class LLMTrainer(Harness, stock.Trainer):
         """One update from groups of texts that belong together; the loss per learned item, and what the model joins over the groups."""
         model, flat = self.model, [tokens for group in groups for tokens in group]
         learned = max(1, sum(tokens.items for tokens in flat))
-        parts = by_length([len(tokens) for tokens in flat], self.config["pass_tokens"])
+        parts = by_length([len(tokens) for tokens in flat], self.config["pass_tokens"], cost=model.pass_cost)
         place = torch.from_numpy(np.argsort(np.concatenate(parts))).to(self.device)
-        batches = [pad([flat[row] for row in part], pad_id=model.bundle.tokenizer.pad_token_id).to(self.device) for part in parts]
+        batches = [pad([flat[row] for row in part], pad_id=model.pad_id).to(self.device) for part in parts]
 
         def forward(batch, own: bool):
             with model.autocast():
@@ -327,7 +332,7 @@ class LLMTrainer(Harness, stock.Trainer):
             return loss / learned, vectors
 
         def join(vectors):
-            return model.contrast(vectors[place].view(len(groups), -1, *vectors.shape[1:]))
+            return model.contrast(vectors[place].view(len(groups), -1, *vectors.shape[1:]), groups)
 
         self.optimizer.zero_grad()
         whole = sum(batch.input_ids.numel() for batch in batches) <= self.config["pass_tokens"]

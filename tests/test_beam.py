@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.backbone import load_causal
+from recbole_llm.backbone import load
 from recbole_llm.generation.beam import Catalogue, search
 
 TITLES = [f"Title: {colour} {thing}. Brand: {brand}." for colour in ("red", "blue", "redder") for thing in ("leash", "bowl", "leash long") for brand in "AB"]
@@ -13,7 +13,7 @@ TITLES = [f"Title: {colour} {thing}. Brand: {brand}." for colour in ("red", "blu
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     torch.manual_seed(0)
-    loaded = load_causal("scratch:tiny", TITLES, saved=tmp_path_factory.mktemp("saved"), max_length=128, vocabulary=300)
+    loaded = load("scratch:tiny", TITLES, saved=tmp_path_factory.mktemp("saved"), max_length=128, vocabulary=300)
     for parameter in loaded.model.parameters():
         parameter.data.mul_(3)
     loaded.model.eval()

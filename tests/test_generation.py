@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.backbone import Backbone, load_causal
+from recbole_llm.backbone import Backbone, load
 from recbole_llm.errors import UserError
 from recbole_llm.generation.cache import decoding, prefill
 from recbole_llm.generation.probe import check
@@ -18,7 +18,7 @@ from recbole_llm.scratch import train_tokenizer
 def backbone(tmp_path_factory):
     torch.manual_seed(0)
     texts = ["Title: a good dog food. Brand: Bla."] * 10 + [f"something else entirely {number}" for number in range(200)]
-    loaded = load_causal("scratch:tiny", texts, saved=tmp_path_factory.mktemp("saved"), max_length=128, vocabulary=400)
+    loaded = load("scratch:tiny", texts, saved=tmp_path_factory.mktemp("saved"), max_length=128, vocabulary=400)
     for parameter in loaded.model.parameters():
         parameter.data.mul_(3)  # random weights are nearly uniform; sharper ones make mistakes visible
     loaded.model.eval()

@@ -1,6 +1,6 @@
 """Several datasets as training data of one model (CALRec's Stage I)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +33,25 @@ class Corpus:
         """Every user's cases by time: row numbers of `cases`."""
         order = np.lexsort([self.cases.end, self.cases.user])
         return np.split(order, np.flatnonzero(np.diff(self.cases.user[order])) + 1)
+
+
+def every_case_once(corpus: Corpus, users: Sequence[int], encode: Callable[[int, np.ndarray], tuple[object, int]]) -> list:
+    """Examples by which each training case of some users is learned once, in windows of as many items as fit.
+
+    encode : (row of a case, bool [events] which events are targets) -> (example with the case's target and all events before it that
+        fit, how many were cut). Of what fits, the first is not learned: there is nothing to tell it from.
+    """
+    cases, examples = corpus.cases, []
+    learned = np.zeros(len(corpus.tables.item), dtype=bool)
+    learned[cases.end] = True
+    for user in users:
+        done = len(learned)  # every case whose target is at or behind this event is learned
+        for row in corpus.by_user[user][::-1]:
+            if cases.end[row] < done:
+                example, cut = encode(row, learned)
+                examples.append(example)
+                done = cases.begin[row] + cut + 1
+    return examples
 
 
 def joint(config) -> list[dict]:

@@ -8,6 +8,7 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
+from ..collate import PASS_COST
 from ..data.splits import Cases
 from ..data.text import ItemText
 from ..errors import UserError
@@ -23,12 +24,14 @@ class TextModel(AbstractRecommender):
     unmatched : bool [cases], set by a `score` that ranks by something else where no answer could be parsed; else `fallback`.
     counts : tallies of one ranking, see `rates`.
     answer_keys : settings that `evaluate` may change, since they decide how a trained model answers.
+    pass_cost : what a pass of training costs beside its tokens, in tokens.
     """
 
     type = ModelType.SEQUENTIAL
     input_type = InputType.POINTWISE
     skip_flops = True  # an LLM is not deep-copied to be counted
     answer_keys: tuple[str, ...] = ()
+    pass_cost = PASS_COST
 
     @classmethod
     def check(cls, config) -> None:
@@ -96,3 +99,37 @@ class TextModel(AbstractRecommender):
     def history(self, case: int, cases: Cases) -> np.ndarray:
         """int32 Tables indices of one case's items, oldest first."""
         return self.tables.item[cases.begin[case] : cases.end[case]]
+
+
+class EncodeModel(TextModel):
+    """A text model for which users and items are vectors, and a score their inner product. Subclasses give `encode_users` and `encode_items`.
+
+    Attributes
+    ----------
+    first, same : one item of each distinct vector, and for every item the number of its vector. Equal texts are encoded and scored once, so
+        that true ties stay ties.
+    weights : folder of the run whose weights these are, where it is known.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.first, self.same = self.text.unique
+        self.weights: Path | None = None
+        self.item_vectors: np.ndarray | None = None
+
+    def encode_users(self, cases: Cases) -> np.ndarray:
+        """float32 [cases, width]: of what the users of these cases have met."""
+        raise NotImplementedError(f"{type(self).__name__}.encode_users")
+
+    def encode_items(self) -> np.ndarray:
+        """float32 [len(first), width]; called once for all rankings by the same weights."""
+        raise NotImplementedError(f"{type(self).__name__}.encode_items")
+
+    def start_ranking(self, part, choosing, folder=None):
+        super().start_ranking(part, choosing, folder)
+        self.weights, self.item_vectors = folder, None  # the weights may have changed
+
+    def score(self, cases):
+        if self.item_vectors is None:
+            self.item_vectors = self.encode_items()
+        return (self.encode_users(cases) @ self.item_vectors.T)[:, self.same]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ..collate import IGNORED, Tokens, roomy
-from ..data.mixture import Corpus, draw_users
+from ..data.mixture import Corpus, draw_users, every_case_once
 from ..losses import in_batch_contrast
 from ..prompts import Example
 from .writer import WriterModel
@@ -30,20 +30,10 @@ class CALRec(WriterModel):
 
         With `all`, every case is learned once, in windows of as many whole items as fit.
         """
-        cases, groups = corpus.cases, []
         if self.config["nig_targets"] == "last":
             chosen = (own[-1 - rng.integers(min(5, len(own)))] for own in (corpus.by_user[user] for user in users))
             return [self._group(corpus, row, None)[0] for row in chosen]
-        learned = np.zeros(len(corpus.tables.item), dtype=bool)
-        learned[cases.end] = True
-        for user in users:
-            done = len(learned)  # every case whose target is at or behind this event is learned
-            for row in corpus.by_user[user][::-1]:
-                if cases.end[row] < done:
-                    group, cut = self._group(corpus, row, learned)
-                    groups.append(group)
-                    done = cases.begin[row] + cut + 1
-        return groups
+        return every_case_once(corpus, users, lambda row, learned: self._group(corpus, row, learned))
 
     def _group(self, corpus: Corpus, row: int, learned: np.ndarray | None) -> tuple[tuple[Tokens, ...], int]:
         """The texts of one case and how many items were cut; learned: bool [events], whose texts are training targets beside the case's own."""
@@ -67,7 +57,7 @@ class CALRec(WriterModel):
         loss = F.cross_entropy(logits.float(), F.pad(labels[learned], spare, value=IGNORED), reduction="sum", ignore_index=IGNORED)
         return (1 - self.config["alpha"] - self.config["beta"]) * loss, vectors
 
-    def contrast(self, vectors: torch.Tensor) -> torch.Tensor:
+    def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """alpha L_TT + beta L_UT from vectors [groups, 2, 2, width]: sequence and lone target, each history and target means."""
         user, user_target, target = vectors[:, 0, 0], vectors[:, 0, 1], vectors[:, 1, 1]
         alpha, beta, temperature = (self.config[key] for key in ("alpha", "beta", "contrast_temperature"))

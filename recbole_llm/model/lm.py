@@ -8,17 +8,20 @@ import torch
 
 from .. import store
 from ..adapters import add_lora, refuse_scratch
-from ..backbone import Backbone, check_name, load_causal, load_folder
-from ..collate import Encoder, Tokens, by_length, pad, roomy
+from ..backbone import Backbone, check_name, load, load_folder
+from ..collate import Encoder, Tokens, roomy
+from ..data.splits import Cases
+from ..embedding import embed
 from ..errors import UserError
 from ..optimizers import check as check_learner
 from .base import TextModel
 
 
 class BackboneModel(TextModel):
-    """A text model around a causal LM, whose weights are stored as transformers' or PEFT's own files."""
+    """A text model around a language model, whose weights are stored as the files of transformers, sentence-transformers or PEFT."""
 
     saved_apart = ("backbone.",)
+    backbone_kind: type[Backbone] = Backbone
     answer_keys = ("seed", "pass_tokens", "max_length")
 
     @classmethod
@@ -41,24 +44,30 @@ class BackboneModel(TextModel):
             return self.load(Path(config["restored"]))
         if config["init_from"]:
             run = store.find_run(config["init_from"], saved)
-            bundle = load_folder(str(run / store.BACKBONE)).merged()
+            bundle = load_folder(str(run / store.BACKBONE), self.backbone_kind).merged()
         else:
             run = store.backbone_run(name, saved)
-            bundle = load_causal(name, texts, saved=saved, max_length=config["max_length"], vocabulary=config["scratch_vocabulary"])
+            vocabulary, kind = config["scratch_vocabulary"], self.backbone_kind
+            bundle = load(name, texts, saved=saved, max_length=config["max_length"], vocabulary=vocabulary, kind=kind)
         self.use(bundle)
         if config["adapter"] == "lora":
             if run is not None:  # by what its folder is called beside ours, else by where it is
                 name = f"run:{run.name}" if run.resolve().parent == saved.resolve() else str((run / store.BACKBONE).resolve())
             elif Path(name).expanduser().is_dir():
                 name = str(Path(name).expanduser().resolve())
-            add_lora(self.backbone, name, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
+            add_lora(bundle.core, name, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
 
     def use(self, bundle: Backbone) -> None:
-        limit, longest = getattr(bundle.model.config.get_text_config(), "max_position_embeddings", None), self.config["max_length"]
+        limit, longest = bundle.positions, self.config["max_length"]
         if limit and roomy(longest) > limit:
             raise UserError(f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length")
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
-        self.encoder = Encoder(bundle.tokenizer, longest)
+        self.pad_id = bundle.tokenizer.pad_token_id
+        self.encoder = self.make_encoder(bundle)
+
+    def make_encoder(self, bundle: Backbone):
+        """What encodes this model's texts."""
+        return Encoder(bundle.tokenizer, self.config["max_length"])
 
     def hidden(self, batch) -> torch.Tensor:
         """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""
@@ -66,14 +75,20 @@ class BackboneModel(TextModel):
 
     def vectors(self, tokens: Sequence[Tokens], part: int) -> np.ndarray:
         """float32 [texts, width]: mean last hidden states of the histories (part 0) or targets (1) of encoded texts, of length 1."""
-        vectors = np.zeros((len(tokens), self.backbone.config.get_text_config().hidden_size), dtype=np.float32)
-        for chosen in by_length([len(one) for one in tokens], self.config["pass_tokens"]):
-            batch = pad([tokens[row] for row in chosen], pad_id=self.bundle.tokenizer.pad_token_id).to(self.device)
-            vectors[chosen] = batch.means(self.hidden(batch))[:, part].cpu().numpy()
+        vectors = embed(tokens, lambda batch: batch.means(self.hidden(batch))[:, part], self.bundle, self.config["pass_tokens"], self.device)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def count_cut(self, cases: Cases, tokens: Sequence[Tokens]) -> None:
+        """Tally what was left out of the encoded histories of cases."""
+        self.counts.update(cut_items=sum(one.cut for one in tokens), items=int((cases.end - cases.begin).sum()))
+        self.counts.update(cut_users=sum(one.cut > 0 for one in tokens))
 
     def save(self, folder: Path) -> None:
         self.bundle.save(folder / store.BACKBONE)
 
     def load(self, folder: Path) -> None:
-        self.use(load_folder(str(folder / store.BACKBONE)))
+        self.use(load_folder(str(folder / store.BACKBONE), self.backbone_kind))
+
+    def rates(self):
+        shares = {"cut_users": "cases", "cut_items": "items"}
+        return {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts[of]} | super().rates()

@@ -104,8 +104,7 @@ class WriterModel(BackboneModel):
         return answers
 
     def _count(self, cases: Cases, prompts: list[Tokens], answers: list[Answer]) -> None:
-        self.counts.update(cut_items=sum(tokens.cut for tokens in prompts), items=int((cases.end - cases.begin).sum()))
-        self.counts.update(cut_users=sum(tokens.cut > 0 for tokens in prompts))
+        self.count_cut(cases, prompts)
         for answer in (answer for answer in answers if answer.reached is None):
             self.counts.update(texts=sum(answer.times), ended=answer.ended, **self.agreement.tally(answer.texts, answer.times))
 
@@ -155,6 +154,5 @@ class WriterModel(BackboneModel):
         return digest([*versions, torch.device(self.device).type, self.tables.fingerprint, {key: self.config[key] for key in keys}])
 
     def rates(self):
-        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts")
-        shares |= {"cut_users": "cases", "cut_items": "items", "read_again": "cases"}
+        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts") | {"read_again": "cases"}
         return {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts[of]} | super().rates()

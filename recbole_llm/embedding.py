@@ -1,0 +1,86 @@
+"""Texts to vectors: passes of like length, equal texts once, stored once."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import cache, store
+from .backbone import Backbone, SentenceBackbone, check_name, load_folder, model_folder
+from .collate import SentenceEncoder, Tokens, by_length, pad
+from .config import digest
+from .errors import UserError
+from .prompts import TextForm
+
+PASS_TOKENS = 4096  # of a frozen encoder's passes
+
+
+@torch.no_grad()
+def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device) -> np.ndarray:
+    """float32 [texts, width]: one vector for each encoded text.
+
+    Parameters
+    ----------
+    pooled : collate.Batch -> [rows, width].
+    budget : tokens of a pass.
+    """
+    vectors = np.zeros((len(tokens), bundle.width), dtype=np.float32)
+    for chosen in by_length([len(one) for one in tokens], budget):
+        batch = pad([tokens[row] for row in chosen], pad_id=bundle.tokenizer.pad_token_id).to(device)
+        vectors[chosen] = pooled(batch).float().cpu().numpy()
+    return vectors
+
+
+def embed_once(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device, folder: Path | None, key: Sequence) -> np.ndarray:
+    """`embed`, with what is stored below `folder` not computed again.
+
+    key : what decides a vector beside its tokens: weights, adapter, precision.
+    """
+    names = [cache.name_of(one.ids.tobytes()) for one in tokens]
+
+    def compute(rows: np.ndarray) -> np.ndarray:
+        return embed([tokens[row] for row in rows], pooled, bundle, budget, device)
+
+    if folder is None:
+        first = {name: index for index, name in enumerate(names)}
+        place = {name: number for number, name in enumerate(first)}
+        return compute(np.array(list(first.values()), dtype=np.int64))[[place[name] for name in names]]
+    versions = [store.versions()[name] for name in ("torch", "transformers", "sentence-transformers")]
+    return cache.vectors(folder / "cache" / f"vectors-{digest([*key, torch.device(device).type, versions])}", names, compute)
+
+
+def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
+    """float32 [texts, width] of texts as a pretrained sentence encoder gives them, stored below `checkpoint_dir`.
+
+    Parameters
+    ----------
+    name : hub id, folder, `minilm` or `run:<id>`.
+
+    Raises
+    ------
+    UserError : for a scratch encoder, whose vectors say nothing.
+    """
+    saved, precision = Path(config["checkpoint_dir"]), config["precision"]
+    check_frozen(name, saved)
+    run = store.backbone_run(name, saved)
+    folder = run / store.BACKBONE if run else model_folder(name)
+    bundle = load_folder(str(folder or name), SentenceBackbone).merged()
+    device = torch.device(config["device"])
+    bundle.model.to(device).eval()
+    longest = min(bundle.model.max_seq_length or 512, bundle.positions or 512)
+    encoder = SentenceEncoder(bundle.tokenizer, longest, form=TextForm(marked=False), marks=bundle.marks)
+
+    def pooled(batch):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            return bundle.pooled(batch)
+
+    key = [store.fingerprint(folder) if folder else name, precision]
+    return embed_once([encoder.item(text) for text in texts], pooled, bundle, PASS_TOKENS, device, saved, key)
+
+
+def check_frozen(name: str, saved: Path) -> None:
+    """Raise UserError for a name that no frozen encoder can have."""
+    if name.startswith("scratch:"):
+        raise UserError(f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>")
+    check_name(name, saved)

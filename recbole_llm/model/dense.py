@@ -1,0 +1,52 @@
+"""Text models that embed: users and items become vectors of one sentence encoder, and a score is their cosine."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .. import store
+from ..backbone import SentenceBackbone
+from ..collate import SentenceEncoder, Tokens
+from ..data.mixture import Corpus, load_corpora
+from ..data.splits import Cases
+from ..embedding import embed_once
+from ..prompts import TextForm
+from .base import EncodeModel
+from .lm import BackboneModel
+
+
+class DenseModel(EncodeModel, BackboneModel):
+    """Ranks by the cosine of a history's vector and each item's."""
+
+    backbone_kind = SentenceBackbone
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.form = TextForm.named(config["text_form"])
+        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        self.sentences = [[self.form.item(corpus.text.names, row) for row in corpus.text.values] for corpus in self.corpora]
+        self.load_backbone(self.scratch_texts())
+
+    def scratch_texts(self) -> list[str]:
+        """What a scratch tokenizer is trained on."""
+        return [text for sentences in self.sentences for text in sentences]
+
+    def make_encoder(self, bundle):
+        self.item_vectors = None  # of the weights before
+        return SentenceEncoder(bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks)
+
+    def vectors(self, tokens: list[Tokens], folder: Path | None = None) -> np.ndarray:
+        """float32 [texts, width], of length 1; stored if `folder`, the run whose weights these are, is given."""
+        saved, key = None, []
+        if folder:
+            saved, key = folder.parent, [store.fingerprint(folder / store.BACKBONE), self.config["backbone"], self.config["precision"]]
+        found = embed_once(tokens, self.bundle.pooled, self.bundle, self.config["pass_tokens"], self.device, saved, key)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def encode_items(self):
+        return self.vectors([self.encoder.item(self.sentences[0][item]) for item in self.first], self.weights)
+
+    def encode_users(self, cases: Cases) -> np.ndarray:
+        tokens = [self.encoder.sequence([self.sentences[0][item] for item in self.history(case, cases)]) for case in range(len(cases))]
+        self.count_cut(cases, tokens)
+        return self.vectors(tokens)

@@ -1,0 +1,173 @@
+"""UniSRec: frozen text vectors, adapted by whitening experts, under a causal transformer (Hou et al., KDD 2022)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from recbole.model.layers import TransformerEncoder
+from torch import nn
+
+from ..collate import IGNORED, Tokens, by_length
+from ..data.augmentation import drop
+from ..data.mixture import Corpus, draw_users, every_case_once, load_corpora
+from ..embedding import check_frozen, frozen_vectors
+from ..losses import in_batch_contrast
+from ..optimizers import check as check_learner
+from .base import EncodeModel
+
+
+class WhiteningExperts(nn.Module):
+    """Parametric whitening and mixture of experts (equations 1 to 3): sum_k g_k (x - b_k) W_k, with gates g from a noisy softmax."""
+
+    def __init__(self, width: int, size: int, experts: int, dropout: float):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(experts, width))
+        self.weight = nn.Parameter(torch.randn(experts, size, width) * 0.02)
+        self.gate, self.noise = nn.Parameter(torch.zeros(width, experts)), nn.Parameter(torch.zeros(width, experts))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """[n, width] -> [n, size]."""
+        logits = vectors @ self.gate
+        if self.training:
+            logits = logits + torch.randn_like(logits) * (F.softplus(vectors @ self.noise) + 0.01)
+        outputs = F.linear(self.dropout(vectors), self.weight.flatten(0, 1)).view(len(vectors), *self.weight.shape[:2])
+        outputs = outputs - torch.einsum("ehw,ew->eh", self.weight, self.shift)
+        return torch.einsum("ne,neh->nh", logits.softmax(dim=1).to(outputs.dtype), outputs)
+
+
+class UniSRec(EncodeModel):
+    """Universal sequence representations.
+
+    `item_features: text` knows items by their texts alone and moves to any dataset; `both` adds an embedding of each item.
+    `phase: pretrain` contrasts sequences with their next items and with augmented sequences over several datasets; `finetune` is a softmax over the catalogue.
+    """
+
+    answer_keys = ("max_items",)
+
+    @classmethod
+    def check(cls, config):
+        check_learner(config["learner"])
+        check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.contrastive = config["phase"] == "pretrain"
+        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        texts = [corpus.text.plain(item) for corpus in self.corpora for item in range(len(corpus.text))]
+        self.offsets = np.cumsum([1, *(len(corpus.text) for corpus in self.corpora)])  # token 0 is padding
+        self.pad_id, self.words_dropped = 0, len(texts)  # how far a token of an item is from the one of its text with words dropped
+        if self.contrastive:
+            texts += self._with_words_dropped(texts)
+        table = frozen_vectors(config["text_encoder"], texts, config)
+        self.register_buffer("table", F.pad(torch.from_numpy(table), (0, 0, 1, 0)), persistent=False)
+        self.by_id = nn.Embedding(len(self.text) + 1, config["hidden_size"], padding_idx=0) if config["item_features"] == "both" else None
+        first, same = self.text.unique
+        self.first, self.same = (np.arange(len(self.text)),) * 2 if self.by_id else (first, same)
+        self.pass_cost = len(self.text)  # the whole catalogue goes through the experts in each pass
+        self.experts = WhiteningExperts(table.shape[1], config["hidden_size"], config["n_experts"], config["adaptor_dropout"])
+        self.position = nn.Embedding(config["max_items"], config["hidden_size"])
+        self.norm, self.dropout = nn.LayerNorm(config["hidden_size"], eps=1e-12), nn.Dropout(config["hidden_dropout_prob"])
+        self.layers = TransformerEncoder(
+            n_layers=config["n_layers"], n_heads=config["n_heads"], hidden_size=config["hidden_size"], inner_size=config["inner_size"],
+            hidden_dropout_prob=config["hidden_dropout_prob"], attn_dropout_prob=config["attn_dropout_prob"], hidden_act=config["hidden_act"],
+            layer_norm_eps=1e-12,
+        )  # fmt: skip
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in (self.position, self.norm, self.layers) if config["freeze_encoder"] else ():
+            module.requires_grad_(False)
+
+    def _with_words_dropped(self, texts: list[str]) -> list[str]:
+        """Texts without about `word_drop` of their words, and with one at least: items as an augmented sequence has them."""
+        rng, share = np.random.default_rng([self.config["seed"], 3]), self.config["word_drop"]
+        kept = ([word for word in text.split() if rng.random() >= share] or text.split()[:1] for text in texts)
+        return [" ".join(words) for words in kept]
+
+    def training_examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+        groups = []
+        for number, users in enumerate(draw_users([len(corpus.by_user) for corpus in self.corpora], self.config["seed"], epoch)):
+            corpus, rng = self.corpora[number], np.random.default_rng([self.config["seed"], epoch, number])
+            if self.contrastive:
+                groups += [self._pair(number, row, rng) for user in users for row in corpus.by_user[user]]
+            elif number == 0:
+                groups += every_case_once(corpus, users, lambda row, learned, corpus=corpus: self._window(corpus, row, learned))
+        return groups
+
+    def _window(self, corpus: Corpus, row: int, learned: np.ndarray) -> tuple[tuple[Tokens], int]:
+        """The newest items of a case's history and its target, all of which but the first are predicted if they are targets."""
+        begin, end = corpus.cases.begin[row], corpus.cases.end[row]
+        cut = max(0, end - begin - self.config["max_items"])
+        flags = learned[begin + cut : end + 1].copy()
+        flags[0] = False
+        ids = corpus.tables.item[begin + cut : end + 1].astype(np.int64) + self.offsets[0]
+        return (Tokens(ids, flags, len(ids), int(flags.sum()), cut),), cut
+
+    def _pair(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """A history with its target, and again with items left out or with words left out of their texts."""
+        corpus = self.corpora[number]
+        begin, end = corpus.cases.begin[row], corpus.cases.end[row]
+        ids = corpus.tables.item[max(begin, end - self.config["max_items"]) : end + 1].astype(np.int64) + self.offsets[number]
+        history = drop(ids[:-1], self.config["item_drop"], rng) if rng.random() < 0.5 else ids[:-1] + self.words_dropped
+        return tuple(Tokens(one, np.zeros(len(one), dtype=bool), len(one) - 1, 0, 0) for one in (ids, np.append(history, ids[-1])))
+
+    def hidden(self, ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """[rows, length, size] for items int64 [rows, length], 0 at the end of short rows, with their vectors [rows, length, size]."""
+        length = ids.shape[1]
+        place = torch.arange(length, device=ids.device).clamp(max=self.config["max_items"] - 1)  # behind that, there is padding alone
+        states = vectors + self.position(place)
+        if self.by_id is not None:
+            states = states + self.by_id(ids)
+        hidden_from = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1) | (ids == 0)[:, None]
+        return self.layers(self.dropout(self.norm(states)), hidden_from[:, None] * -10000.0, output_all_encoded_layers=False)[-1]
+
+    def of_texts(self, ids: torch.Tensor) -> torch.Tensor:
+        """[rows, length, size] of items int64 [rows, length], each of which goes through the experts once."""
+        distinct, place = ids.unique(return_inverse=True)
+        return F.embedding(place, self.experts(self.table[distinct]))
+
+    def catalogue(self) -> torch.Tensor:
+        """[distinct vectors, size] of the run's own items."""
+        vectors = self.experts(self.table[torch.from_numpy(self.first).to(self.device) + 1])
+        return vectors if self.by_id is None else vectors + self.by_id.weight[1:]
+
+    def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of -log P over the learned items, no vectors), or in phase pretrain (no loss, [rows, 2, size] vectors of sequence and target)."""
+        if self.contrastive:
+            rows = torch.arange(len(batch.target), device=self.device)
+            vectors = self.of_texts(batch.input_ids)
+            inside = batch.input_ids * (torch.arange(batch.input_ids.shape[1], device=self.device) < batch.target[:, None])
+            states = self.hidden(inside, vectors)
+            found = torch.stack([states[rows, batch.target - 1], vectors[rows, batch.target]], dim=1)
+            return found.sum() * 0.0, found
+        items, ids, labels = self.catalogue(), batch.input_ids[:, :-1], batch.labels[:, 1:]
+        same = torch.from_numpy(self.same).to(self.device)
+        texts = items if self.by_id is None else items - self.by_id.weight[1:]
+        states = self.hidden(ids, F.embedding(F.pad(same, (1, 0))[ids], texts))
+        learned = labels != IGNORED
+        logits = F.normalize(states[learned].float(), dim=1) @ F.normalize(items.float(), dim=1).T[:, same] / self.config["contrast_temperature"]
+        return F.cross_entropy(logits, labels[learned] - 1, reduction="sum"), states[:, 0]
+
+    def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
+        """Sequence-item and sequence-sequence contrast (equations 6 and 7) of vectors [pairs, 2, 2, size]; pairs of one target are no negatives."""
+        targets = torch.tensor([pair[0].ids[-1] for pair in groups], device=vectors.device)
+        equal, temperature = targets[:, None] == targets, self.config["contrast_temperature"]
+        (sequence, item), (augmented, _) = (vectors[:, side].unbind(dim=1) for side in range(2))
+        whole = in_batch_contrast(item, sequence, temperature, equal)
+        return whole + self.config["sequence_weight"] * in_batch_contrast(augmented, sequence, temperature, equal)
+
+    def encode_items(self):
+        return F.normalize(self.catalogue().float(), dim=1).cpu().numpy()
+
+    def encode_users(self, cases):
+        histories = [self.history(case, cases)[-self.config["max_items"] :].astype(np.int64) + 1 for case in range(len(cases))]
+        found = np.zeros((len(cases), self.config["hidden_size"]), dtype=np.float32)
+        for chosen in by_length([len(one) for one in histories], self.config["pass_tokens"]):
+            length = max(len(histories[row]) for row in chosen)
+            ids = torch.from_numpy(np.stack([np.pad(histories[row], (0, length - len(histories[row]))) for row in chosen])).to(self.device)
+            states = self.hidden(ids, self.of_texts(ids))
+            last = states[torch.arange(len(chosen)), (ids > 0).sum(dim=1) - 1]
+            found[chosen] = F.normalize(last.float(), dim=1).cpu().numpy()
+        return found
