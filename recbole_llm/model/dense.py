@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import store
-from ..backbone import SentenceBackbone
+from ..backbone import SentenceBackbone, set_dropout
 from ..collate import SentenceEncoder, Tokens
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
@@ -32,6 +32,8 @@ class DenseModel(EncodeModel, BackboneModel):
         return [text for sentences in self.sentences for text in sentences]
 
     def make_encoder(self, bundle):
+        if self.config["backbone_dropout"] is not None:
+            set_dropout(bundle.core, self.config["backbone_dropout"])
         self.item_vectors = None  # of the weights before
         return SentenceEncoder(bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks)
 
