@@ -120,8 +120,7 @@ class SentenceBackbone(Backbone):
 
     @property
     def width(self):
-        renamed = getattr(self.model, "get_embedding_dimension", None)  # in sentence-transformers 5.4
-        return renamed() if renamed else self.model.get_sentence_embedding_dimension()
+        return self.model.get_embedding_dimension()
 
     @property
     def positions(self):
@@ -136,7 +135,7 @@ class SentenceBackbone(Backbone):
     @classmethod
     def read(cls, name):
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Transformer
+        from sentence_transformers.sentence_transformer.modules import Transformer
 
         try:
             model = SentenceTransformer(name, device="cpu", model_kwargs={"dtype": torch.float32})
@@ -235,8 +234,9 @@ def load_folder(name: str, kind: type[Backbone] = Backbone) -> Backbone:
     _quiet()
     folder = model_folder(name)
     if folder and (base := adapters.base_of(folder)):
-        how, _, run = base.partition(":")
-        loaded = load_folder(str(folder.absolute().parents[1] / run / store.BACKBONE) if how == "run" else base, kind).merged()  # runs stand beside each other
+        how, _, rest = base.partition(":")
+        name = {"run": str(folder.absolute().parents[1] / rest / store.BACKBONE), "packaged": rest}.get(how, base)  # runs stand beside each other
+        loaded = load_folder(name, kind).merged()
         loaded.core.load_adapter(str(folder))
         return loaded
     return kind.read(str(folder or name))

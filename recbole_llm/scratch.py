@@ -26,22 +26,22 @@ def causal_model(size: str, tokenizer, max_length: int):
 
 
 def sentence_model(size: str, tokenizer, max_length: int):
-    """A SentenceTransformer of one of SIZES with random weights: a BERT whose last hidden states are averaged."""
-    from sentence_transformers import SentenceTransformer, models
-    from transformers import BertConfig, BertModel
+    """A SentenceTransformer of one of SIZES with random weights: a BERT without token types whose last hidden states are averaged."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import DistilBertConfig, DistilBertModel
 
     width, layers = SIZES[size]
-    bert = BertModel(
-        BertConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-            num_attention_heads=width // HEAD_WIDTH, max_position_embeddings=2 * max_length, pad_token_id=tokenizer.pad_token_id,
-        ),
-        add_pooling_layer=False,
+    bert = DistilBertModel(
+        DistilBertConfig(
+            vocab_size=len(tokenizer), dim=width, hidden_dim=4 * width, n_layers=layers, n_heads=width // HEAD_WIDTH,
+            max_position_embeddings=2 * max_length, pad_token_id=tokenizer.pad_token_id,
+        )
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # its module of a transformer reads one
         bert.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return SentenceTransformer(modules=[models.Transformer(folder), models.Pooling(width)], device="cpu")
+        return SentenceTransformer(modules=[Transformer(folder), Pooling(width)], device="cpu")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int):

@@ -25,11 +25,6 @@ class DenseModel(EncodeModel, BackboneModel):
         self.form = TextForm.named(config["text_form"])
         self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
         self.sentences = [[self.form.item(corpus.text.names, row) for row in corpus.text.values] for corpus in self.corpora]
-        self.load_backbone(self.scratch_texts())
-
-    def scratch_texts(self) -> list[str]:
-        """What a scratch tokenizer is trained on."""
-        return [text for sentences in self.sentences for text in sentences]
 
     def make_encoder(self, bundle):
         if self.config["backbone_dropout"] is not None:

@@ -8,7 +8,7 @@ import torch
 
 from .. import store
 from ..adapters import add_lora, refuse_scratch
-from ..backbone import Backbone, check_name, load, load_folder
+from ..backbone import PACKAGED, Backbone, check_name, load, load_folder
 from ..collate import Encoder, Tokens, roomy
 from ..data.splits import Cases
 from ..embedding import embed
@@ -53,6 +53,8 @@ class BackboneModel(TextModel):
         if config["adapter"] == "lora":
             if run is not None:  # by what its folder is called beside ours, else by where it is
                 name = f"run:{run.name}" if run.resolve().parent == saved.resolve() else str((run / store.BACKBONE).resolve())
+            elif name in PACKAGED:
+                name = f"packaged:{name}"  # peft looks for anything that may be a hub id on the hub
             elif Path(name).expanduser().is_dir():
                 name = str(Path(name).expanduser().resolve())
             add_lora(bundle.core, name, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])

@@ -30,6 +30,9 @@ class ST5Seq(DenseModel):
         if config["phase"] == "item" and not any(self.descriptions):
             columns = ", ".join(config["description_fields"].values())
             raise UserError(f"phase item learns from descriptions, and {self.tables.name} has none in {columns}; set description_fields, or --variant=finetune")
+        items = [text for sentences in self.sentences for text in sentences]
+        described = [text for descriptions in self.descriptions for text in descriptions.values()]
+        self.load_backbone([*items, *described, *([self.form.instruction] * len(items) if self.form.instruction else [])])
 
     def _descriptions(self, corpus: Corpus) -> dict[int, str]:
         """Item -> description, of those that have one."""

