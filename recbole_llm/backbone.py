@@ -177,16 +177,6 @@ def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def set_dropout(model: torch.nn.Module, share: float) -> None:
-    """Another dropout than the backbone's own, that of attention included."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = share
-        for name in ("dropout", "attention_dropout"):  # T5's and Llama's attention keep a number
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, share)
-
-
 def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096, kind: type[Backbone] = Backbone) -> Backbone:
     """A language model.
 

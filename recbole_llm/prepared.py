@@ -136,10 +136,12 @@ class Prepared:
         """`make_model` with the weights of the finished run `restored`. Raises UserError if they belong to other data, or have seen the targets of `part`."""
         from .trainer import load_tensors
 
-        if self.settings["model"] not in registry.OURS and self.tables.fingerprint != done["data"]:
+        moves = self.settings["model"] in registry.OURS and registry.model_class(self.settings["model"]).moves(self.settings)
+        if not moves and self.tables.fingerprint != done["data"]:
+            features = f" with item_features {self.settings['item_features']}" if "item_features" in self.settings else ""
             raise UserError(
                 f"{self.restored.name} was trained on {done['row']['dataset']} ({done['data']}), not on {self.name} ({self.tables.fingerprint}): "
-                f"{self.settings['model']} knows items by number and cannot change data"
+                f"{self.settings['model']}{features} knows items by number and cannot change data"
             )
         self.check_unseen([self.restored], (part,))
         model, loaders = self.make_model()

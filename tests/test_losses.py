@@ -5,7 +5,7 @@ import pytest
 import torch
 from worlds import prepared, write_cycle
 
-from recbole_llm.losses import backward, in_batch_contrast
+from recbole_llm.losses import backward, in_batch_contrast, symmetric_contrast
 
 
 def test_contrast_is_the_papers_sum_over_the_first_argument():
@@ -20,6 +20,29 @@ def test_contrast_is_the_papers_sum_over_the_first_argument():
         weights = [np.exp(cosine(queries[j], keys[i]) / 0.5) for j in range(5)]
         expected -= np.log(weights[i] / sum(weights)) / 5
     assert in_batch_contrast(torch.from_numpy(queries), torch.from_numpy(keys), 0.5).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_pairs_are_in_no_sum():
+    """Float64, by loops: what is equal to a pair's own is neither a negative nor counted, the pair's own always is."""
+    queries, keys = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    equal = torch.eye(5, dtype=torch.bool)
+    equal[0, 3] = equal[3, 0] = equal[1, 2] = equal[2, 1] = True
+    unit = [part / part.norm(dim=1, keepdim=True) for part in (queries, keys)]
+    expected = 0.0
+    for i in range(5):
+        weights = [float((unit[0][j] @ unit[1][i] / 0.5).exp()) * (j == i or not equal[i, j]) for j in range(5)]
+        expected -= np.log(weights[i] / sum(weights)) / 5
+    assert in_batch_contrast(queries, keys, 0.5, equal).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_symmetric_loss_is_sentence_transformers():
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    anchors, positives = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+    theirs = MultipleNegativesRankingLoss(None, scale=20.0, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
+    expected = theirs.compute_loss_from_embeddings([anchors, positives], None).item()
+    assert symmetric_contrast(anchors, positives, 0.05).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

@@ -34,6 +34,11 @@ class TextModel(AbstractRecommender):
     pass_cost = PASS_COST
 
     @classmethod
+    def moves(cls, settings: dict) -> bool:
+        """Whether a run of these settings can rank the items of a dataset that it was not trained on."""
+        return True
+
+    @classmethod
     def check(cls, config) -> None:
         """Raise UserError for settings that cannot work, before anything is trained."""
 

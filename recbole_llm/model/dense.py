@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import store
-from ..backbone import SentenceBackbone, set_dropout
+from ..backbone import SentenceBackbone
 from ..collate import SentenceEncoder, Tokens
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
@@ -27,8 +27,6 @@ class DenseModel(EncodeModel, BackboneModel):
         self.sentences = [[self.form.item(corpus.text.names, row) for row in corpus.text.values] for corpus in self.corpora]
 
     def make_encoder(self, bundle):
-        if self.config["backbone_dropout"] is not None:
-            set_dropout(bundle.core, self.config["backbone_dropout"])
         self.item_vectors = None  # of the weights before
         return SentenceEncoder(bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks)
 

@@ -15,26 +15,7 @@ from ..embedding import check_frozen, frozen_vectors
 from ..losses import in_batch_contrast
 from ..optimizers import check as check_learner
 from .base import EncodeModel
-
-
-class WhiteningExperts(nn.Module):
-    """Parametric whitening and mixture of experts (equations 1 to 3): sum_k g_k (x - b_k) W_k, with gates g from a noisy softmax."""
-
-    def __init__(self, width: int, size: int, experts: int, dropout: float):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(experts, width))
-        self.weight = nn.Parameter(torch.randn(experts, size, width) * 0.02)
-        self.gate, self.noise = nn.Parameter(torch.zeros(width, experts)), nn.Parameter(torch.zeros(width, experts))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """[n, width] -> [n, size]."""
-        logits = vectors @ self.gate
-        if self.training:
-            logits = logits + torch.randn_like(logits) * (F.softplus(vectors @ self.noise) + 0.01)
-        outputs = F.linear(self.dropout(vectors), self.weight.flatten(0, 1)).view(len(vectors), *self.weight.shape[:2])
-        outputs = outputs - torch.einsum("ehw,ew->eh", self.weight, self.shift)
-        return torch.einsum("ne,neh->nh", logits.softmax(dim=1).to(outputs.dtype), outputs)
+from .whitening import WhiteningExperts
 
 
 class UniSRec(EncodeModel):
@@ -44,7 +25,11 @@ class UniSRec(EncodeModel):
     `phase: pretrain` contrasts sequences with their next items and with augmented sequences over several datasets; `finetune` is a softmax over the catalogue.
     """
 
-    answer_keys = ("max_items",)
+    not_handed_over = ("by_id.",)  # to another stage, whose items may be others
+
+    @classmethod
+    def moves(cls, settings):
+        return settings["item_features"] == "text"
 
     @classmethod
     def check(cls, config):
@@ -62,7 +47,7 @@ class UniSRec(EncodeModel):
             texts += self._with_words_dropped(texts)
         table = frozen_vectors(config["text_encoder"], texts, config)
         self.register_buffer("table", F.pad(torch.from_numpy(table), (0, 0, 1, 0)), persistent=False)
-        self.by_id = nn.Embedding(len(self.text) + 1, config["hidden_size"], padding_idx=0) if config["item_features"] == "both" else None
+        self.by_id = nn.Embedding(len(self.text) + 1, config["hidden_size"], padding_idx=0) if config["item_features"] == "both" and not self.contrastive else None
         first, same = self.text.unique
         self.first, self.same = (np.arange(len(self.text)),) * 2 if self.by_id else (first, same)
         self.pass_cost = len(self.text)  # the whole catalogue goes through the experts in each pass
