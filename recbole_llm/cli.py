@@ -16,6 +16,7 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
   compare --runs=RUN,RUN                             paired tests between any finished runs
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10]
+  experiment NAME [--paper] [--dataset=...]          a paper's table or figure; experiment --list names all
   prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]    raw data into atomic files; prepare --list names all
   prepare --name=MINE --inter=FILE [--items=FILE] --map="user=…,item=…,time=…,title=…"    your own CSV, Parquet or JSON lines
   prepare --check NAME                               its statistics beside the papers'
@@ -127,9 +128,9 @@ def _stored(name: str, files: list[str], settings: dict, dataset: str | None = N
     folder = store.find_run(name, Path(settings.get("checkpoint_dir", "saved")))
     stored = store.read_run(folder)["settings"]
     if dataset:
-        from .prepared import answer_keys
+        from .prepared import moved
 
-        stored = stored | {key: value for key, value in config.moved(stored, dataset).items() if key in answer_keys(stored)}
+        stored = moved(stored, dataset)
     return folder, config.changed(stored, settings, files)
 
 
@@ -155,18 +156,26 @@ def _compare(argv: list[str]) -> int:
             raise UserError(f"--runs compares runs as they are: leave out {', '.join(f'--{key}' for key in sorted(others))}")
         return _compare_runs(args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")))
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
+    own = _own_settings(settings, models)
+    planned = config.plan(models, _need(args.dataset, "dataset"), args.config_files.split(), settings, own, _seeds(args.seeds))
+    if args.print_config:
+        return _print_config({model: config.shown(group[0]) for model, group in planned.items()})
+    return _report(planned)
+
+
+def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
+    """What is said as --MODEL.key=value, taken out of the settings: model -> key -> value."""
+    from . import config, registry
+
     own: dict[str, dict] = {model: {} for model in models}
     for key in list(settings):
         head, _, rest = key.partition(".")
         if rest and head not in config.GROUPS:
             name = registry.canonical(head)
             if name not in own:
-                raise UserError(f"--{key}: {name} is not among --models")
+                raise UserError(f"--{key}: {name} is not among {', '.join(models)}")
             own[name][rest] = settings.pop(key)
-    planned = config.plan(models, _need(args.dataset, "dataset"), args.config_files.split(), settings, own, _seeds(args.seeds))
-    if args.print_config:
-        return _print_config({model: config.shown(group[0]) for model, group in planned.items()})
-    return _report(planned)
+    return own
 
 
 def _compare_runs(names: list[str], saved: Path) -> int:
@@ -209,6 +218,29 @@ def _recommend(argv: list[str]) -> int:
 
     for line in recommend(folder, stored, user=args.user, history=args.history, k=int(args.k or 10)):
         print(line)
+    return 0
+
+
+def _experiment(argv: list[str]) -> int:
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if "--list" in argv:
+        argv.remove("--list")
+        name = name or "--list"
+    paper = "--paper" in argv
+    args, settings = _arguments([part for part in argv if part != "--paper"], dataset="datasets, separated by commas")
+    from . import experiment, registry
+
+    if name == "--list":
+        print("\n".join(experiment.listed()))
+        return 0
+    chosen = experiment.read(_need(name, "list, or the NAME of an experiment"), paper)
+    datasets, files = args.dataset.split(",") if args.dataset else None, args.config_files.split()
+    own = _own_settings(settings, list(dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())))
+    if args.print_config:
+        from .config import shown
+
+        return _print_config({row: shown(chosen.resolved(row, (datasets or chosen.datasets)[0], files, settings, own)) for row in chosen.rows})
+    print("\n".join(experiment.run(chosen, datasets, files, settings, own)))
     return 0
 
 
@@ -261,7 +293,7 @@ def _prepare(argv: list[str]) -> int:
 
 
 SEEDS = "seeds, separated by commas: one run for each"
-COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "prepare": _prepare}
+COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "experiment": _experiment, "prepare": _prepare}
 # Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two
 # cores, training steps took up to 5 times as long; spinning briefly mends that and left the time on idle cores as it was.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -280,6 +280,11 @@ class Prepared:
         return {key: float(value) for key, value in values.items()}, round(kept.seconds, 2)
 
 
+def moved(stored: dict, dataset: str) -> dict:
+    """A run's settings for its evaluation on another dataset: that one's defaults but in what training alone reads."""
+    return stored | {key: value for key, value in settings_module.moved(stored, dataset).items() if key in answer_keys(stored)} | {"dataset": dataset}
+
+
 def answer_keys(settings: dict) -> set[str]:
     """Settings that may differ between training and evaluation."""
     own = getattr(registry.model_class(settings["model"]), "answer_keys", ())

@@ -47,7 +47,8 @@ class UniSRec(EncodeModel):
             texts += self._with_words_dropped(texts)
         table = frozen_vectors(config["text_encoder"], texts, config)
         self.register_buffer("table", F.pad(torch.from_numpy(table), (0, 0, 1, 0)), persistent=False)
-        self.by_id = nn.Embedding(len(self.text) + 1, config["hidden_size"], padding_idx=0) if config["item_features"] == "both" and not self.contrastive else None
+        numbered = config["item_features"] == "both" and not self.contrastive
+        self.by_id = nn.Embedding(len(self.text) + 1, config["hidden_size"], padding_idx=0) if numbered else None
         first, same = self.text.unique
         self.first, self.same = (np.arange(len(self.text)),) * 2 if self.by_id else (first, same)
         self.pass_cost = len(self.text)  # the whole catalogue goes through the experts in each pass

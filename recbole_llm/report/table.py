@@ -34,7 +34,7 @@ class Table:
 
 
 def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence[str], *, bounds: dict[str, dict] | None = None,
-               marks: dict[tuple[str, str], str] | None = None, notes: Sequence[str] = ()) -> Table:  # fmt: skip
+               marks: dict[tuple[str, str], str] | None = None, notes: Sequence[str] = (), lower: bool = False) -> Table:  # fmt: skip
     """Build a table.
 
     Parameters
@@ -42,6 +42,7 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
     results : model -> one metric dict per seed.
     bounds : rows that compete for nothing, such as the Bayes ranking of a synthetic world.
     marks : (model, column) -> significance mark.
+    lower : the best is the lowest.
     """
     marks = marks or {}
     means = {name: {column: [run[column] for run in runs if column in run] for column in columns} for name, runs in results.items()}
@@ -50,7 +51,7 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
         scores = {name: float(np.mean(values[column])) for name, values in means.items() if values[column]}
         if len(scores) < 2:
             continue  # nothing to be better than
-        for rank, level in enumerate(sorted(set(scores.values()), reverse=True)[:2], start=1):
+        for rank, level in enumerate(sorted(set(scores.values()), reverse=not lower)[:2], start=1):
             place |= {(name, column): rank for name, score in scores.items() if score == level}
     rows = []
     for name, values in means.items():
