@@ -169,7 +169,7 @@ def shared_settings(settings: dict) -> dict:
     overall = set(_cached_yaml(resources.properties() / "overall.yaml")) - {"stages", "stage_settings", "init_from", "precision", "stopping_step"}
     data = {"data_path", "checkpoint_dir", "show_progress", "seed", "use_gpu", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD",
             "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "MAX_ITEM_LIST_LENGTH"}  # fmt: skip
-    left = ("selected_features", "item_attribute", "repeatable")
+    left = ("selected_features", "item_attribute", "item_features", "text_encoder", "repeatable")
     shared = {key: value for key, value in settings.items() if key in (overall | data) and key not in left}
     # which cut-offs there are is shared, so the choice among them must be; its treatment of ties is the model's
     return shared | {"valid_metric": re.sub("(?i)_(opt|pes)$", "", settings["valid_metric"])}
@@ -246,6 +246,8 @@ def _finish(settings: dict, layers: list[dict]) -> None:
             raise UserError(f"learner: muon is for text models; {model} is trained by RecBole's learners (adam, sgd, adagrad, rmsprop, …)")
     elif settings["learner"] not in ("adam", "muon"):
         raise UserError(f"learner: {model} and the other text models know adam (AdamW) and muon, found {settings['learner']!r}; give it to stock models only")
+    if settings["item_features"] != "id" and model not in registry.BY_TEXT:
+        raise UserError(f"item_features: expected id for {model}, found {settings['item_features']!r}; give it to {', '.join(registry.BY_TEXT)} only")
     checks.check_evaluation(settings)
 
 
@@ -313,6 +315,7 @@ NOT_IN_HASH = {
 def settings_hash(settings: dict, **extra) -> str:
     """8 hex digits over everything that can change a result."""
     left = NOT_IN_HASH | ({"MAX_ITEM_LIST_LENGTH"} if settings["model"] in registry.OURS else set())  # ours read whole histories
+    left |= {"text_encoder"} if settings["item_features"] == "id" else set()
     return digest({key: value for key, value in settings.items() if key not in left} | extra)
 
 

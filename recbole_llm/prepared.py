@@ -90,12 +90,17 @@ class Prepared:
         args = config["eval_args"]
         split = make_split(tables, args["split"], args["part"])
         met = np.bincount(np.unique(tables.user.astype(np.int64) * len(tables.items) + tables.item) // len(tables.items))
-        if model in registry.OURS:
+        by_text = config["item_features"] != "id"
+        if model in registry.OURS or by_text:
             ItemText.from_tables(tables, config["text_fields"], config["text_words"])
+        if model in registry.OURS:
             registry.model_class(model).check(config)
         else:
+            from .embedding import check_frozen
             from .trainer import trainer_class
 
+            if by_text:
+                check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
             dataset_class(model, config["MODEL_TYPE"])
             trainer_class(model, config["MODEL_TYPE"])
             label = config["LABEL_FIELD"]
@@ -164,11 +169,16 @@ class Prepared:
         loaders = make_loaders(config)
         init_seed(config["seed"], config["reproducibility"])
         try:
-            return registry.model_class(config["model"])(config, loaders[0]._dataset).to(config["device"]), loaders
+            model = registry.model_class(config["model"])(config, loaders[0]._dataset).to(config["device"])
         except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if config["model"] in registry.OURS:
                 raise
             raise UserError(f"RecBole cannot build {config['model']} from these settings: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        if config["model"] not in registry.OURS and config["item_features"] != "id":
+            from .features import know_by_text
+
+            know_by_text(model, loaders[0]._dataset, config)
+        return model, loaders
 
     def train(self, log: RunLog) -> dict:
         """Train, evaluate and store: the run's row. A run that was interrupted is gone on with."""

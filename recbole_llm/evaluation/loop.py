@@ -90,11 +90,17 @@ def _scores_all(model) -> bool:
 
 
 def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
-    """[cases, items] scores, writable, on the model's device; RecBole's padding item is cut off."""
+    """[cases, items] scores, writable, on the model's device; RecBole's padding item is cut off.
+
+    A model may say by `alike`, int64 [items], whose score each item has: a product over the catalogue breaks ties in the last bit.
+    """
     interaction = dataset.case_batch(cases)
     if _scores_all(model):
-        return model.full_sort_predict(interaction.to(model.device)).view(len(cases), dataset.item_num)[:, 1:]
-    return _predict(model, dataset, interaction, torch.arange(1, dataset.item_num).expand(len(cases), -1))
+        scores = model.full_sort_predict(interaction.to(model.device)).view(len(cases), dataset.item_num)[:, 1:]
+    else:
+        scores = _predict(model, dataset, interaction, torch.arange(1, dataset.item_num).expand(len(cases), -1))
+    alike = getattr(model, "alike", None)
+    return scores if alike is None else scores.index_select(1, alike)
 
 
 def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
