@@ -43,11 +43,11 @@ def of_starts(folders: Sequence[Path]) -> list[Learned]:
 
 
 def starts(settings: dict, saved: Path) -> list[Path]:
-    """The runs whose weights a run of these settings begins with."""
-    if settings["init_from"]:
-        return [store.find_run(settings["init_from"], saved)]
-    run = store.backbone_run(settings["backbone"], saved) if settings.get("backbone") else None
-    return [run] if run else []
+    """The runs whose weights a run of these settings begins with, or whose vectors it reads."""
+    found = [store.find_run(settings["init_from"], saved)] if settings["init_from"] else []
+    names = [settings["backbone"]] if settings.get("backbone") and not found else []
+    names += [settings["text_encoder"]] if settings.get("item_features", "id") != "id" else []
+    return found + [run for name in names if (run := store.backbone_run(name, saved))]
 
 
 def refuse(learned: Sequence[Learned], tables: Tables, split: Split, settings: dict, parts: Sequence[str]) -> None:

@@ -35,9 +35,10 @@ class Prepared:
         retrieved = store.find_run(settings["rerank_from"], saved) if settings.get("rerank_from") else None
         self.config["rerank_from"] = retrieved and str(retrieved)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
-        if "backbone" in settings and not initial:
-            run, folder = store.backbone_run(settings["backbone"], saved), Path(settings["backbone"]).expanduser()
-            named["backbone"] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else settings["backbone"]
+        read = {"backbone": "backbone" in settings and not initial, "text_encoder": settings["item_features"] != "id"}
+        for key in (key for key in read if read[key]):
+            run, folder = store.backbone_run(settings[key], saved), Path(settings[key]).expanduser()
+            named[key] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else settings[key]
         if retrieved:
             named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
         if restored:

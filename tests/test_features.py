@@ -98,6 +98,24 @@ def test_the_encoder_makes_another_run_only_where_it_is_read():
     assert len(hashes(item_features="id") | hashes(item_features="text") | hashes(item_features="both")) == 5
 
 
+def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
+    """By any name; and what it has learned is never tested on."""
+    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs import run_settings
+
+    write_cycle(tmp_path)
+    folder = run_settings(settings_for("ST5Seq", tmp_path, epochs=0)).folder
+    names = (f"run:{folder.name}", f"run:{folder.name[:-2]}", str(folder / "backbone"))
+    runs = [Prepared(settings_for("GRU4Rec", tmp_path, item_features="text", text_encoder=name)) for name in names]
+    assert len({run.run_id for run in runs}) == 1
+    runs[0].check()
+    assert runs[0].build()[0].item_embedding.vectors.shape == (13, 128)
+    other = {"eval_args.split": {"RS": [0.1, 0.1, 0.8]}, "text_encoder": names[0]}
+    Prepared(settings_for("GRU4Rec", tmp_path, **other)).check()
+    with pytest.raises(UserError, match="ST5Seq-cycle-.* was trained on .* test targets"):
+        Prepared(settings_for("GRU4Rec", tmp_path, item_features="text", **other)).check()
+
+
 # --- the tables --------------------------------------------------------------------------------------------------------
 
 
