@@ -156,6 +156,26 @@ class SentenceBackbone(Backbone):
         self.model.save_pretrained(str(folder), create_model_card=False)
 
 
+class EncoderBackbone(SentenceBackbone):
+    """A sentence encoder for models that read its last hidden states, and pool them in their own way."""
+
+    width = Backbone.width
+
+    def use_window(self, window: int) -> None:
+        """Let a local attention (Longformer's) see so many tokens around each, whatever it was trained with; its weights do not depend on it."""
+        if hasattr(self.core.config, "attention_window"):
+            self.core.config.attention_window = [window] * self.core.config.num_hidden_layers
+            for layer in self.core.encoder.layer:
+                layer.attention.self.one_sided_attn_window_size = window // 2
+
+    def states(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [rows, length, width] from embeddings of tokens, of the same shape; of a local attention, the first token sees all and is seen."""
+        place = torch.arange(words.shape[1], device=words.device)
+        inside = (place < lengths[:, None]).long()
+        wide = {"global_attention_mask": inside * (place == 0)} if hasattr(self.core.config, "attention_window") else {}
+        return self.core(inputs_embeds=words, attention_mask=inside, **wide).last_hidden_state
+
+
 def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
     """Ids of tokens to mark places in texts with: T5's sentinels; else new ones, which begin as a comma does.
 

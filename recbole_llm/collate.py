@@ -1,8 +1,9 @@
 """From texts to token batches: the only module that knows tokens."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class Tokens:
     target: int  # index of the target's first token
     items: int  # how many items are learned
     cut: int  # how many items were left out
+    labels: np.ndarray | None = None  # int64 [length], what is learned at a token; None: the token itself
+    roles: np.ndarray | None = None  # int64 [2, length], see AttributeEncoder; None for all others
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,6 +59,13 @@ class Pieces:
             ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
             self.pieces[key] = np.array(ids + [self.tokenizer.eos_token_id] * end, dtype=np.int64)
         return self.pieces[key]
+
+    @cached_property
+    def around(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64: what the tokenizer puts before and behind any text."""
+        bare, whole = self.tokenizer("a", add_special_tokens=False)["input_ids"], self.tokenizer("a")["input_ids"]
+        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return np.array(whole[:at], dtype=np.int64), np.array(whole[at + len(bare) :], dtype=np.int64)
 
 
 class Encoder(Pieces):
@@ -114,13 +124,6 @@ class SentenceEncoder(Pieces):
     marks: tuple[int, ...] = ()
 
     @cached_property
-    def around(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64: what the tokenizer puts before and behind any text."""
-        bare, whole = self.tokenizer("a", add_special_tokens=False)["input_ids"], self.tokenizer("a")["input_ids"]
-        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
-        return np.array(whole[:at], dtype=np.int64), np.array(whole[at + len(bare) :], dtype=np.int64)
-
-    @cached_property
     def frame(self) -> tuple[np.ndarray, ...]:
         """int64: what opens a sequence, precedes an item, follows it, stands between two, and closes the sequence."""
         start, before, after, close = (np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks)
@@ -161,6 +164,81 @@ class SentenceEncoder(Pieces):
         return sum(map(len, parts))
 
 
+Item = tuple[tuple[str, str], ...]  # names and values of an item's attributes
+
+
+def attribute_pieces(items: Iterable[Item]) -> list[str]:
+    """What an AttributeEncoder tokenises piece by piece, for a tokenizer to be trained on."""
+    return [_after_space(part) for item in items for attribute in item for part in attribute]
+
+
+@dataclass
+class AttributeEncoder(Pieces):
+    """For encoders that are told what each token is: an opening token, then items, the newest first, as names and values of their attributes.
+
+    The roles of a token are its type, OPENING, NAME or VALUE, and the number of its item: 1 for the newest, 0 for the opening token.
+
+    Parameters
+    ----------
+    marks : tokens that no text can contain. The first opens a text and the second hides a token, where the tokenizer has none for that.
+    attribute_tokens : most tokens of an attribute, its name among them.
+    max_items : most items of a text.
+    """
+
+    marks: tuple[int, ...] = ()
+    attribute_tokens: int = 32
+    max_items: int = 50
+    items: dict[Item, np.ndarray] = field(default_factory=dict)
+
+    OPENING: ClassVar[int] = 0
+    NAME: ClassVar[int] = 1
+    VALUE: ClassVar[int] = 2
+
+    @cached_property
+    def opening(self) -> np.ndarray:
+        """int64: what the tokenizer puts before any text, or the first mark."""
+        return self.around[0] if len(self.around[0]) else np.array(self.marks[:1], dtype=np.int64)
+
+    @property
+    def mask(self) -> int:
+        """The token that hides another."""
+        return self.marks[1] if self.tokenizer.mask_token_id is None else self.tokenizer.mask_token_id
+
+    def item(self, item: Item) -> np.ndarray:
+        """int64 [2, length]: tokens of an item and their types, put together once."""
+        if item not in self.items:
+            parts = []
+            for attribute in item:
+                pieces = [self.piece(_after_space(part)) for part in attribute]
+                pieces = [piece[~np.isin(piece, self.marks)] for piece in pieces]
+                types = np.repeat([self.NAME, self.VALUE], list(map(len, pieces)))
+                parts.append(np.stack([np.concatenate(pieces), types])[:, : self.attribute_tokens])
+            self.items[item] = np.concatenate(parts, axis=1)
+        return self.items[item]
+
+    def sequence(self, items: Sequence[Item]) -> Tokens:
+        """Items, oldest first. Too many: the oldest are left out; the newest stays, and is cut at its end if it must be."""
+        room = self.max_length - len(self.opening)
+        parts = [self.item(items[-1])[:, : max(1, room)]]
+        for item in items[: -self.max_items - 1 : -1][1:]:
+            room -= parts[-1].shape[1]
+            older = self.item(item)
+            if older.shape[1] > room:
+                break
+            parts.append(older)
+        start = np.stack([self.opening, np.full(len(self.opening), self.OPENING)])
+        ids, types = np.concatenate([start, *parts], axis=1)
+        number = np.repeat(np.arange(len(parts) + 1), [part.shape[1] for part in [start, *parts]])
+        return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, len(items) - len(parts), roles=np.stack([types, number]))
+
+    def masked(self, tokens: Tokens, share: float, rng: np.random.Generator) -> Tokens:
+        """A text with a share of its items' tokens to be found again: of those, 80 % are masked, 10 % are others and 10 % stay (BERT, section 3.1)."""
+        learned = (rng.random(len(tokens)) < share) & (tokens.roles[1] > 0)
+        how, other = rng.random(len(tokens)), rng.integers(len(self.tokenizer), size=len(tokens))
+        ids = np.where(learned & (how < 0.9), np.where(how < 0.8, self.mask, other), tokens.ids)
+        return replace(tokens, ids=ids, learned=learned, items=int(learned.sum()), labels=tokens.ids)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Texts padded on the right."""
@@ -169,9 +247,10 @@ class Batch:
     labels: torch.Tensor  # int64 [rows, length], IGNORED where not learned
     lengths: torch.Tensor  # int64 [rows]
     target: torch.Tensor  # int64 [rows], see Tokens
+    roles: torch.Tensor | None = None  # int64 [rows, 2, length], 0 in the padding
 
     def to(self, device) -> "Batch":
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return Batch(*(value if value is None else value.to(device) for value in vars(self).values()))
 
     def means(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [rows, 2, width] from hidden states [rows, length, width]: the mean over the history and over the target; 0 where there is none."""
@@ -200,11 +279,14 @@ def pad(rows: Sequence[Tokens], *, pad_id: int) -> Batch:
     length = int(roomy(max(map(len, rows))))
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    roles = None if rows[0].roles is None else np.zeros((len(rows), 2, length), dtype=np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row.ids
-        labels[index, : len(row)] = np.where(row.learned, row.ids, IGNORED)
+        labels[index, : len(row)] = np.where(row.learned, row.ids if row.labels is None else row.labels, IGNORED)
+        if roles is not None:
+            roles[index, :, : len(row)] = row.roles
     lengths, targets = (np.array([value(row) for row in rows], dtype=np.int64) for value in (len, lambda row: row.target))
-    return Batch(*(torch.from_numpy(array) for array in (ids, labels, lengths, targets)))
+    return Batch(*(array if array is None else torch.from_numpy(array) for array in (ids, labels, lengths, targets, roles)))
 
 
 def by_length(lengths: Sequence[int], budget: int, most: int | None = None, cost: int = PASS_COST) -> list[np.ndarray]:

@@ -193,8 +193,9 @@ class Prepared:
         from .trainer import STATE, load_tensors
 
         model, (train_data, valid_data, test_data) = self.make_model()
-        if (initial := self.config["init_from"]) and not hasattr(model, "load"):  # a backbone is loaded by its model
-            load_tensors(model, Path(initial), getattr(model, "not_handed_over", ()))
+        if initial := self.config["init_from"]:  # a backbone is loaded by its model, and may be another model's
+            if not hasattr(model, "load") or store.finished_run(Path(initial))["settings"]["model"] == self.settings["model"]:
+                load_tensors(model, Path(initial), getattr(model, "not_handed_over", ()))
         split = train_data._dataset.split
         log.info(
             f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, {len(self.tables.item)} events; "

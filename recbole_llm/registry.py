@@ -13,6 +13,7 @@ from .errors import UserError
 OURS = {
     "CALRec": "recbole_llm.model.calrec",
     "LIR": "recbole_llm.model.lir",
+    "RecFormer": "recbole_llm.model.recformer",
     "ST5Seq": "recbole_llm.model.st5seq",
     "UniSRec": "recbole_llm.model.unisrec",
 }

@@ -13,7 +13,7 @@ QUICK = {
     "user_sample": 0.04, "sample_seed": 3, "MAX_ITEM_LIST_LENGTH": 10, "epochs": 1, "train_batch_size": 512, "hidden_size": 16,
     "embedding_size": 16, "inner_size": 16, "mlp_hidden_size": [16], "mf_embedding_size": 8, "mlp_embedding_size": 8, "n_layers": 1, "topk": [10],
 }  # fmt: skip
-FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec", "LIR", "CALRec", "ST5Seq", "UniSRec"]
+FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer"]
 PAIRS = ["NeuMF", "DIN", "DIEN"]
 
 
@@ -28,6 +28,7 @@ def quick(model, folder, **own):
     known = settings_for(model, folder, "ml-100k")
     small = {
         "CALRec": {"user_sample": 0.012, "scratch_vocabulary": 1500, "max_new_tokens": 24, "train_batch_size": 8},
+        "RecFormer": {"user_sample": 0.012, "scratch_vocabulary": 1500, "train_batch_size": 8, "targets": "one"},
         "ST5Seq": {"user_sample": 0.012, "scratch_vocabulary": 1500, "max_length": 64, "targets": "one"},
         "UniSRec": {"user_sample": 0.012},
     }.get(model, {})  # fmt: skip
@@ -62,7 +63,7 @@ def test_s3rec_fine_tunes_from_its_pretraining(movies):
     assert run.row["stage"] == "finetune" and 0 < run.row["test"]["ndcg@10"] < 1
 
 
-@pytest.mark.parametrize("name", ["Pop", "BPR", "SASRec", "GRU4Rec", "LIR", "CALRec", "ST5Seq", "UniSRec", "DIN"])
+@pytest.mark.parametrize("name", ["Pop", "BPR", "SASRec", "GRU4Rec", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "DIN"])
 def test_scores_do_not_depend_on_the_batch(movies, name):
     """Law of the house: a case's scores are its own, whoever shares the batch and in whatever order."""
     _, model, trainer, (train, valid, test) = prepared(name, movies, "ml-100k", **quick(name, movies, checkpoint_dir=str(movies / "batch")))
@@ -78,7 +79,7 @@ def test_scores_do_not_depend_on_the_batch(movies, name):
 
 def test_the_target_is_never_shown(movies):
     """Other targets, same histories: no model's scores may change."""
-    for name in ("Pop", "SASRec", "FDSA", "LIR", "CALRec", "ST5Seq", "UniSRec"):
+    for name in ("Pop", "SASRec", "FDSA", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer"):
         _, model, _, (_, _, test) = prepared(name, movies, "ml-100k", **quick(name, movies))
         dataset = test._dataset
         cases = dataset.cases[np.arange(4)]

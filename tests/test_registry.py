@@ -54,7 +54,7 @@ def test_an_unknown_name_names_the_nearest(name, near):
 
 
 def test_an_unknown_name_that_is_like_none():
-    with pytest.raises(UserError, match="ours are CALRec, LIR, ST5Seq, UniSRec"):
+    with pytest.raises(UserError, match="ours are CALRec, LIR, RecFormer, ST5Seq, UniSRec"):
         registry.canonical("0000000")
 
 
