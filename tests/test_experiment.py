@@ -9,7 +9,6 @@ from worlds import write_cycle
 
 from recbole_llm import experiment, registry
 from recbole_llm.cli import main
-from recbole_llm.errors import UserError
 from recbole_llm.evaluation import metrics, rating
 
 NAMES = [line.split()[0] for line in experiment.listed()]
