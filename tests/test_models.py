@@ -13,7 +13,8 @@ QUICK = {
     "user_sample": 0.04, "sample_seed": 3, "MAX_ITEM_LIST_LENGTH": 10, "epochs": 1, "train_batch_size": 512, "hidden_size": 16,
     "embedding_size": 16, "inner_size": 16, "mlp_hidden_size": [16], "mf_embedding_size": 8, "mlp_embedding_size": 8, "n_layers": 1, "topk": [10],
 }  # fmt: skip
-FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer"]
+FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec", "LIR"]
+FULL += ["CALRec", "ST5Seq", "UniSRec", "RecFormer"]
 PAIRS = ["NeuMF", "DIN", "DIEN"]
 
 

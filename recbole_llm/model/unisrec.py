@@ -47,6 +47,8 @@ class UniSRec(EncodeModel):
             texts += self._with_words_dropped(texts)
         table = frozen_vectors(config["text_encoder"], texts, config)
         self.register_buffer("table", F.pad(torch.from_numpy(table), (0, 0, 1, 0)), persistent=False)
+        # BERT's vectors, for which the paper chose its rates and initial weights, have numbers of about 1; of length 1, as many encoders', they learn slowly
+        self.register_buffer("scale", torch.tensor(1 / np.sqrt((table**2).mean()), dtype=torch.float32))
         numbered = config["item_features"] == "both" and not self.contrastive
         self.by_id = nn.Embedding(len(self.text) + 1, config["hidden_size"], padding_idx=0) if numbered else None
         first, same = self.text.unique
@@ -112,11 +114,11 @@ class UniSRec(EncodeModel):
     def of_texts(self, ids: torch.Tensor) -> torch.Tensor:
         """[rows, length, size] of items int64 [rows, length], each of which goes through the experts once."""
         distinct, place = ids.unique(return_inverse=True)
-        return F.embedding(place, self.experts(self.table[distinct]))
+        return F.embedding(place, self.experts(self.scale * self.table[distinct]))
 
     def catalogue(self) -> torch.Tensor:
         """[distinct vectors, size] of the run's own items."""
-        vectors = self.experts(self.table[torch.from_numpy(self.first).to(self.device) + 1])
+        vectors = self.experts(self.scale * self.table[torch.from_numpy(self.first).to(self.device) + 1])
         return vectors if self.by_id is None else vectors + self.by_id.weight[1:]
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
