@@ -15,7 +15,7 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
   compare --models=Pop,LIR,CALRec --dataset=Pet [--CALRec.epochs=3] [--seeds=1,2,3]
   compare --runs=RUN,RUN                             paired tests between any finished runs
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
-  recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10]
+  recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10] [--index=faiss]
   experiment NAME [--paper] [--dataset=...]          a paper's table or figure; experiment --list names all
   prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]    raw data into atomic files; prepare --list names all
   prepare --name=MINE --inter=FILE [--items=FILE] --map="user=…,item=…,time=…,title=…"    your own CSV, Parquet or JSON lines
@@ -206,17 +206,21 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _recommend(argv: list[str]) -> int:
-    args, settings = _arguments(argv, checkpoint="run to ask, by folder or id", user="user id", history="item titles, separated by ;", k="how many items")
+    args, settings = _arguments(
+        argv, checkpoint="run to ask, by folder or id", user="user id", history="item titles, separated by ;", k="how many items", index=INDEX
+    )
     folder, stored = _stored(_need(args.checkpoint, "checkpoint"), args.config_files.split(), settings)
     if bool(args.user) == bool(args.history):
         raise UserError("recommend: expected either --user=ID or --history=\"title; title\"")
     if not (args.k or "10").isdecimal() or args.k == "0":
         raise UserError(f"--k: expected a positive whole number, found {args.k!r}")
+    if args.index not in (None, "exact", "faiss"):
+        raise UserError(f"--index: expected exact or faiss, found {args.index!r}")
     if args.print_config:
         return _print_config(stored)
     from .recommend import recommend
 
-    for line in recommend(folder, stored, user=args.user, history=args.history, k=int(args.k or 10)):
+    for line in recommend(folder, stored, user=args.user, history=args.history, k=int(args.k or 10), index=args.index or "exact"):
         print(line)
     return 0
 
@@ -292,6 +296,7 @@ def _prepare(argv: list[str]) -> int:
     return 0
 
 
+INDEX = "exact, or faiss for catalogues of millions"
 SEEDS = "seeds, separated by commas: one run for each"
 COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "experiment": _experiment, "prepare": _prepare}
 # Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two

@@ -13,13 +13,14 @@ from .prepared import Prepared
 from .runlog import RunLog
 
 
-def recommend(folder: Path, settings: dict, user: str | None = None, history: str | None = None, k: int = 10) -> list[str]:
+def recommend(folder: Path, settings: dict, user: str | None = None, history: str | None = None, k: int = 10, index: str = "exact") -> list[str]:
     """Lines with rank, score, item id and text; the history first.
 
     Parameters
     ----------
     user : a user id; all of the user's events are the history.
     history : item titles or ids, separated by `;`; each is matched to the catalogue.
+    index : "exact" scores every item; "faiss" looks the items up in an index of their vectors, which is made once and stored.
 
     Raises
     ------
@@ -50,9 +51,16 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     model.eval()
     from .evaluation.loop import catalogue_scores
 
+    if index == "faiss" and not hasattr(model, "found"):
+        raise UserError(f"--index: {settings['model']} has no vectors of items to put into an index; leave it out")
     with torch.no_grad():
-        scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
+        if index == "faiss":
+            with model.autocast():
+                scores = model.found(cases, k, folder.parent / "cache")[0]
+        else:
+            scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:k]
+    best = best[~np.isneginf(scores[best])]
     name = (lambda item: f"{tables.items[item]}  {text.sentence(item)}") if text else (lambda item: str(tables.items[item]))
     lines = [loud] if (loud := samples.warning(prepared.name)) else []
     lines += [f"history ({len(items)} items, newest last):", *(f"      {name(item)}" for item in items[-10:]), "recommended:"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from recbole_llm.retrieval.bm25 import BM25Index, words
+from recbole_llm.retrieval.nearest import InvertedLists, exact
 from recbole_llm.retrieval.round_robin import distinct, quasi_round_robin
 
 TEXTS = ["red dog leash", "blue dog bowl", "red red ball", "cat tree tall tall", "", "blue dog bowl"]
@@ -84,3 +85,43 @@ def test_no_text_ties_everything():
 def test_the_most_probable_of_equal_texts_stays():
     assert distinct(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (["b", "a", "c"], [-1.0, -2.0, -3.0], [2, 1, 1])
     assert distinct([], np.array([])) == ([], [], [])
+
+
+# --- nearest vectors ---------------------------------------------------------------------------------------------------
+
+
+def vectors_of_kinds(count, seed, kinds=20, width=16):
+    centres = np.random.default_rng(0).normal(size=(kinds, width))
+    rng = np.random.default_rng(seed)
+    vectors = centres[rng.integers(kinds, size=count)] + 0.5 * rng.normal(size=(count, width))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("memory", [128, 0.001])
+def test_the_nearest_are_the_nearest_whatever_the_tile(memory):
+    queries, vectors = vectors_of_kinds(7, 1), vectors_of_kinds(500, 2)
+    rows, products = exact(queries, vectors, 10, memory=memory)
+    everything = queries.astype(float) @ vectors.T.astype(float)
+    assert np.allclose(products, -np.sort(-everything, axis=1)[:, :10], atol=1e-6)
+    assert np.allclose(np.take_along_axis(everything, rows, axis=1), products, atol=1e-6)
+    assert exact(queries, vectors[:4], 10, memory=memory)[0].shape == (7, 4)
+
+
+def test_an_index_finds_nearly_all_and_knows_how_many(tmp_path):
+    pytest.importorskip("faiss")
+    vectors, queries = vectors_of_kinds(4000, 1), vectors_of_kinds(50, 2)
+    index = InvertedLists.stored(tmp_path / "index.faiss", vectors)
+    truth = exact(queries, vectors, 10)
+    rows, products = index.search(queries, 10)
+    found = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(rows, truth[0], strict=True)])
+    assert index.recall(queries, truth[1]) == pytest.approx(found) and found > 0.95 and index.index.nprobe < index.index.nlist
+    again = InvertedLists.stored(tmp_path / "index.faiss", vectors_of_kinds(10, 3))  # it is read, not made
+    assert (again.search(queries, 10)[0] == rows).all()
+    index.index.nprobe = 1
+    assert index.recall(queries, truth[1]) < found
+
+
+def test_what_an_index_does_not_hold_is_no_item():
+    pytest.importorskip("faiss")
+    rows, products = InvertedLists.build(vectors_of_kinds(3, 1)).search(vectors_of_kinds(2, 2), 5)
+    assert (rows[:, 3:] == -1).all() and np.isneginf(products[:, 3:]).all() and (rows[:, :3] >= 0).all()

@@ -202,3 +202,17 @@ def test_lora_alone_is_trained_and_stored(cycle):
     merged = prepared("ST5Seq", cycle, backbone=f"run:{run.folder.name}", max_length=64)[1]
     assert np.allclose(merged.eval().vectors(texts), model.eval().vectors(texts), atol=1e-4)
     assert all(parameter.requires_grad for parameter in merged.parameters())
+
+
+def test_recommendations_by_an_index_are_those_by_every_item(cycle):
+    pytest.importorskip("faiss")
+    from recbole_llm.recommend import recommend
+    from recbole_llm.runs import run_model, run_settings
+
+    settings = settings_for("ST5Seq", cycle, **SMALL)
+    run = run_settings(settings)
+    every, found = (recommend(run.folder, settings, history="fig juice; grape juice", k=3, index=index) for index in ("exact", "faiss"))
+    assert every == found and len(every) == 7 and len(list((cycle / "saved" / "cache").glob("index-*.faiss"))) == 1
+    pop = run_model("Pop", "cycle", [], {"data_path": str(cycle), "checkpoint_dir": str(cycle / "saved"), "show_progress": False, "valid_metric": "NDCG@10"})
+    with pytest.raises(UserError, match="--index: Pop has no vectors"):
+        recommend(pop.folder, store.read_run(pop.folder)["settings"], user="u1", index="faiss")

@@ -8,10 +8,12 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
+from ..cache import name_of
 from ..collate import PASS_COST
 from ..data.splits import Cases
 from ..data.text import ItemText
 from ..errors import UserError
+from ..retrieval.nearest import InvertedLists
 
 
 class TextModel(AbstractRecommender):
@@ -138,3 +140,16 @@ class EncodeModel(TextModel):
         if self.item_vectors is None:
             self.item_vectors = self.encode_items()
         return (self.encode_users(cases) @ self.item_vectors.T)[:, self.same]
+
+    def found(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
+        """[cases, items] scores as in `score` of k items and more that a FAISS index finds, of all others -inf.
+
+        folder : where the index of these item vectors is stored.
+        """
+        if self.item_vectors is None:
+            self.item_vectors = self.encode_items()
+        key = name_of(self.item_vectors.tobytes()).hex()[:16]
+        rows, products = InvertedLists.stored(folder / f"index-{key}.faiss", self.item_vectors).search(self.encode_users(cases), k)
+        scores = np.full((len(cases), len(self.first) + 1), -np.inf, dtype=np.float32)  # the last for what was not found
+        np.put_along_axis(scores, rows, products, axis=1)
+        return scores[:, :-1][:, self.same]
