@@ -28,9 +28,11 @@ def main():
     build_s, index = timed(InvertedLists.build, vectors)
     exact_s, (_, truth) = timed(exact, asked, vectors, 10)
     index_s, _ = timed(index.search, asked, 10)
-    row = {"items": items, "width": args.width, "queries": queries,
-           "exact_ms": round(1000 * exact_s / queries, 3), "index_ms": round(1000 * index_s / queries, 3), "ratio": round(exact_s / index_s, 1), "recall@10": round(index.recall(asked, truth), 4), "build_s": round(build_s, 1),
-           "lists": index.index.nlist, "lists_read": index.index.nprobe}  # fmt: skip
+    row = {
+        "items": items, "width": args.width, "queries": queries, "exact_ms": round(1000 * exact_s / queries, 3),
+        "index_ms": round(1000 * index_s / queries, 3), "ratio": round(exact_s / index_s, 1), "recall@10": round(index.recall(asked, truth), 4),
+        "build_s": round(build_s, 1), "lists": index.index.nlist, "lists_read": index.index.nprobe,
+    }  # fmt: skip
     finish(bench="index", ratio=row["ratio"], rows=[row])
 
 
