@@ -17,7 +17,8 @@ from recbole_llm.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
 PROPERTIES = ROOT / "properties"
-FILES = sorted(PROPERTIES.rglob("*.yaml"))
+FILES = sorted(path for path in PROPERTIES.rglob("*.yaml") if path.parent.name != "experiment")  # tests/test_experiment.py has those
+EXPERIMENTS = sorted((PROPERTIES / "experiment").glob("*.yaml"))
 
 HOLDERS = {"config", "settings", "stage", "stored", "resolved", "final_config_dict", "internal_config_dict"}  # names of dicts of settings
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
@@ -105,6 +106,14 @@ def test_the_search_finds_keys(ours, recboles):
     assert len(ours) > 50 and len(recboles) > 200
 
 
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_opens_with_its_command_and_what_it_shows(path, capsys):
+    first, second, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert first == f"# python run_recbole_llm.py experiment {path.stem}" and second.startswith("# ")
+    assert main(["experiment", path.stem, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out).keys() == yaml.safe_load(path.read_text(encoding="utf-8"))["rows"].keys()
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
     line = path.read_text(encoding="utf-8").splitlines()[0]
@@ -122,7 +131,7 @@ def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_yaml_files_belong_to_something(path):
-    assert path.parent.name in ("properties", "model", "dataset", "experiment")
+    assert path.parent.name in ("properties", "model", "dataset")
     if path.parent.name == "model":
         assert registry.canonical(path.stem) == path.stem
 
