@@ -1,5 +1,6 @@
 """Language models and their tokenizers: from the hub, a folder, a package, another run, or from scratch."""
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -83,6 +84,13 @@ class Backbone:
             adapters.merge(self.core)
         self.model.requires_grad_(True)
         return self
+
+    def fingerprint(self) -> str:
+        """16 hex digits over its modules and weights as they are, wherever they come from."""
+        found = hashlib.sha256(repr(self.model).encode())
+        for name, tensor in self.model.state_dict().items():
+            found.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Write the library's ordinary files; a reader never sees half of them."""

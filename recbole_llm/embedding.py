@@ -32,22 +32,20 @@ def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: 
     return vectors
 
 
-def embed_once(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device, folder: Path | None, key: Sequence) -> np.ndarray:
-    """`embed`, with what is stored below `folder` not computed again.
-
-    key : what decides a vector beside its tokens: weights, adapter, precision.
-    """
+def embed_once(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device, precision: str, saved: Path | None) -> np.ndarray:
+    """`embed`, with equal texts once, and what is stored below `saved` for these weights, this precision and these libraries not at all."""
     names = [cache.name_of(one.ids.tobytes()) for one in tokens]
 
     def compute(rows: np.ndarray) -> np.ndarray:
         return embed([tokens[row] for row in rows], pooled, bundle, budget, device)
 
-    if folder is None:
+    if saved is None:
         first = {name: index for index, name in enumerate(names)}
         place = {name: number for number, name in enumerate(first)}
         return compute(np.array(list(first.values()), dtype=np.int64))[[place[name] for name in names]]
     versions = [store.versions()[name] for name in ("torch", "transformers", "sentence-transformers")]
-    return cache.vectors(folder / "cache" / f"vectors-{digest([*key, torch.device(device).type, versions])}", names, compute)
+    key = digest([bundle.fingerprint(), precision, torch.device(device).type, versions])
+    return cache.vectors(saved / "cache" / f"vectors-{key}", names, compute)
 
 
 def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
@@ -75,8 +73,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return bundle.pooled(batch)
 
-    key = [store.fingerprint(folder) if folder else name, precision]
-    return embed_once([encoder.item(text) for text in texts], pooled, bundle, PASS_TOKENS, device, saved, key)
+    return embed_once([encoder.item(text) for text in texts], pooled, bundle, PASS_TOKENS, device, precision, saved)
 
 
 def check_frozen(name: str, saved: Path) -> None:

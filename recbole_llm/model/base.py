@@ -115,7 +115,7 @@ class EncodeModel(TextModel):
     ----------
     first, same : one item of each distinct vector, and for every item the number of its vector. Equal texts are encoded and scored once, so
         that true ties stay ties.
-    weights : folder of the run whose weights these are, where it is known.
+    weights : folder of the run whose weights these are, once they are trained.
     """
 
     def __init__(self, config, dataset):

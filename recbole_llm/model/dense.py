@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import store
 from ..backbone import SentenceBackbone
 from ..collate import SentenceEncoder, Tokens
 from ..data.mixture import Corpus, load_corpora
@@ -30,16 +29,13 @@ class DenseModel(EncodeModel, BackboneModel):
         self.item_vectors = None  # of the weights before
         return SentenceEncoder(bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks)
 
-    def vectors(self, tokens: list[Tokens], folder: Path | None = None) -> np.ndarray:
-        """float32 [texts, width], of length 1; stored if `folder`, the run whose weights these are, is given."""
-        saved, key = None, []
-        if folder:
-            saved, key = folder.parent, [store.fingerprint(folder / store.BACKBONE), self.config["backbone"], self.config["precision"]]
-        found = embed_once(tokens, self.bundle.pooled, self.bundle, self.config["pass_tokens"], self.device, saved, key)
+    def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
+        """float32 [texts, width], of length 1; stored below `saved` if that is given."""
+        found = embed_once(tokens, self.bundle.pooled, self.bundle, self.config["pass_tokens"], self.device, self.config["precision"], saved)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     def encode_items(self):
-        return self.vectors([self.encoder.item(self.sentences[0][item]) for item in self.first], self.weights)
+        return self.vectors([self.encoder.item(self.sentences[0][item]) for item in self.first], self.weights and self.weights.parent)
 
     def encode_users(self, cases: Cases) -> np.ndarray:
         tokens = [self.encoder.sequence([self.sentences[0][item] for item in self.history(case, cases)]) for case in range(len(cases))]
