@@ -11,6 +11,7 @@ import torch
 from .prompts import Example, Template, TextForm, prefix
 
 IGNORED = -100  # label of a token that is not learned
+WORDS = 8  # tokens of an item's own text that there must be room for
 PASS_COST = 256  # what a pass costs beside its tokens, in tokens
 
 
@@ -129,6 +130,12 @@ class SentenceEncoder(Pieces):
         start, before, after, close = (np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks)
         between = self.piece(self.form.between)
         return np.concatenate([self.piece(self.form.instruction), start]), before, after, between, close
+
+    @property
+    def least(self) -> int:
+        """Tokens of a sequence of one item of WORDS tokens."""
+        head, before, after, _, close = self.frame
+        return self._size([*self.around, head, before, after, close]) + WORDS
 
     def item(self, text: str) -> Tokens:
         """An item alone; its text is cut at its end if it is too long."""

@@ -149,6 +149,8 @@ def _restored(run: Run, settings: dict):
     """(model, loaders) of a finished run, on the dataset of these settings."""
     prepared = Prepared(settings | {"stages": None}, restored=run.folder)
     model, loaders = prepared.restore(store.finished_run(run.folder))
+    if not hasattr(model, "encode_items"):
+        raise UserError(f"{settings['model']} has no vectors of users and items, which this experiment reads; take another model in its rows")
     return model.eval(), [loader._dataset for loader in loaders]
 
 

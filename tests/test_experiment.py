@@ -131,6 +131,13 @@ def test_ratings_need_a_column_of_them(ours, capsys):
     assert "has no column stars" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["rating", "projection"])
+def test_what_has_no_vectors_is_one_line(ours, kind, capsys):
+    content = {"kind": kind, "datasets": ["cycle"], "rows": {"popular": {"model": "Pop"}}, "points": 5, "cases_per_user": 3}
+    assert ours(content) == 2
+    assert "Pop has no vectors of users and items" in capsys.readouterr().err
+
+
 def test_a_projection_is_a_picture_and_a_page(ours, world):
     rows = {"untrained": ROWS["untrained"] | {"trained_on": "cycle"}}
     assert ours({"kind": "projection", "datasets": ["cycle", "other"], "points": 20, "models": SMALL, "rows": rows}) == 0

@@ -74,6 +74,12 @@ def test_the_oldest_items_are_cut_and_marks_never_are(cycle):
     assert len(alone) == 24 and read(model, alone).startswith("<ITEM_START>TITLE: lemon") and read(model, alone).endswith("<ITEM_END>")
 
 
+def test_room_for_the_newest_item_is_asked_for(cycle):
+    with pytest.raises(UserError, match="max_length: expected at least 12, which leave 8 tokens for the newest item, found 11"):
+        prepared("ST5Seq", cycle, max_length=11)
+    assert len(prepared("ST5Seq", cycle, max_length=12)[1]._sequence(0, np.array([0, 1]))) <= 12
+
+
 def pairs(cycle, epoch=0, **own):
     _, model, _, _ = prepared("ST5Seq", cycle, **SMALL | own)
     return model, [tuple(read(model, tokens) for tokens in pair) for pair in model.training_examples(epoch)]

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from ..backbone import SentenceBackbone
-from ..collate import SentenceEncoder, Tokens
+from ..collate import WORDS, SentenceEncoder, Tokens
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
 from ..embedding import embed_once
+from ..errors import UserError
 from ..prompts import TextForm
 from .base import EncodeModel
 from .lm import BackboneModel
@@ -27,7 +28,10 @@ class DenseModel(EncodeModel, BackboneModel):
 
     def make_encoder(self, bundle):
         self.item_vectors = None  # of the weights before
-        return SentenceEncoder(bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks)
+        encoder = SentenceEncoder(bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks)
+        if (least := encoder.least) > encoder.max_length:
+            raise UserError(f"max_length: expected at least {least}, which leave {WORDS} tokens for the newest item, found {encoder.max_length}")
+        return encoder
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width], of length 1; stored below `saved` if that is given."""
