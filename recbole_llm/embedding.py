@@ -14,6 +14,7 @@ from .errors import UserError
 from .prompts import TextForm
 
 PASS_TOKENS = 4096  # of a frozen encoder's passes
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()
@@ -29,6 +30,8 @@ def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: 
     for chosen in by_length([len(one) for one in tokens], budget):
         batch = pad([tokens[row] for row in chosen], pad_id=bundle.tokenizer.pad_token_id).to(device)
         vectors[chosen] = pooled(batch).float().cpu().numpy()
+    if not np.isfinite(vectors).all():
+        raise UserError("the encoder gives vectors that are no numbers: it diverged in training, or needs precision fp32 or bf16 in place of fp16")
     return vectors
 
 
@@ -65,15 +68,10 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     folder = run / store.BACKBONE if run else model_folder(name)
     bundle = load_folder(str(folder or name), SentenceBackbone).merged()
     device = torch.device(config["device"])
-    bundle.model.to(device).eval()
+    bundle.model.to(device, KINDS[precision]).eval()  # nothing is learned: the weights themselves may be short
     longest = min(bundle.model.max_seq_length or 512, bundle.positions or 512)
     encoder = SentenceEncoder(bundle.tokenizer, longest, form=TextForm(marked=False), marks=bundle.marks)
-
-    def pooled(batch):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            return bundle.pooled(batch)
-
-    return embed_once([encoder.item(text) for text in texts], pooled, bundle, PASS_TOKENS, device, precision, saved)
+    return embed_once([encoder.item(text) for text in texts], bundle.pooled, bundle, PASS_TOKENS, device, precision, saved)
 
 
 def check_frozen(name: str, saved: Path) -> None:

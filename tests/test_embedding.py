@@ -204,3 +204,10 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
     assert seen and sum(seen) <= run.row["cases"]  # users alone
     assert store.read_run(run.folder)["status"] == "finished"
     assert prepared("ST5Seq", tmp_path, max_length=64)[1].encode_items().shape == (len(FRUIT), 128)
+
+
+def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
+    tokens = [plain(scratch).item("kiwi")]
+    with pytest.raises(UserError, match="no numbers.*fp32 or bf16"):
+        embedding.embed_once(tokens, lambda batch: torch.full((1, 128), torch.nan), scratch, 100, "cpu", "fp16", tmp_path)
+    assert not list(tmp_path.glob("cache/*/*.npz"))
