@@ -8,6 +8,7 @@ from worlds import FRUIT, prepared, settings_for, write_cycle
 
 from recbole_llm import store
 from recbole_llm.collate import by_length, pad
+from recbole_llm.data.augmentation import drop_words
 from recbole_llm.errors import UserError
 from recbole_llm.model.whitening import WhiteningExperts
 
@@ -142,8 +143,9 @@ def test_pairs_of_pretraining(cycle):
             assert (augmented.ids[:-1] - 2 * items == sequence.ids[:-1]).all()
         else:
             assert set(augmented.ids) <= set(sequence.ids)
-    words = model._with_words_dropped(["one two three four five six seven eight nine ten"] * 200)
-    assert 7 < np.mean([len(text.split()) for text in words]) < 9
+    rng = np.random.default_rng(0)
+    words = [drop_words("one two three four five six seven eight nine ten", 0.2, rng) for _ in range(200)]
+    assert 7 < np.mean([len(text.split()) for text in words]) < 9 and drop_words("one two", 1.0, rng) == "one"
 
 
 def test_the_contrast_of_pretraining_is_the_papers(cycle):
@@ -193,3 +195,11 @@ def test_the_encoder_must_be_a_trained_one(cycle):
 
     with pytest.raises(UserError, match="text_encoder: scratch:tiny has random weights"):
         Prepared(settings_for("UniSRec", cycle, text_encoder="scratch:tiny")).check()
+
+
+def test_several_datasets_are_for_pretraining(cycle):
+    from recbole_llm.prepared import Prepared
+
+    write_cycle(cycle, users=20, seed=5, name="other")
+    with pytest.raises(UserError, match="phase finetune trains on the items of one dataset"):
+        Prepared(settings_for("UniSRec", cycle, datasets=["cycle", "other"])).check()

@@ -25,6 +25,11 @@ def drop(items: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarra
     return items[np.sort(rng.permutation(len(items))[: len(items) - out])]
 
 
+def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
+    """Each word is left out with this chance, and one at least stays (UniSRec, section 2.2)."""
+    return " ".join([word for word in text.split() if rng.random() >= share] or text.split()[:1])
+
+
 def augment(items: np.ndarray, shares: dict[str, float], rng: np.random.Generator) -> np.ndarray:
     """One of the three, drawn at random; shares : `crop`, `reorder` and `drop` with their shares of a sequence's items."""
     return (crop, reorder, drop)[kind := rng.integers(3)](items, shares[("crop", "reorder", "drop")[kind]], rng)

@@ -9,9 +9,10 @@ from recbole.model.layers import TransformerEncoder
 from torch import nn
 
 from ..collate import IGNORED, Tokens, by_length
-from ..data.augmentation import drop
+from ..data.augmentation import drop, drop_words
 from ..data.mixture import Corpus, draw_users, every_case_once, load_corpora
 from ..embedding import check_frozen, frozen_vectors
+from ..errors import UserError
 from ..losses import in_batch_contrast
 from ..optimizers import check as check_learner
 from .base import EncodeModel
@@ -35,6 +36,8 @@ class UniSRec(EncodeModel):
     def check(cls, config):
         check_learner(config["learner"])
         check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
+        if config["phase"] == "finetune" and config["datasets"]:
+            raise UserError("datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages=[pretrain, finetune]")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -44,7 +47,8 @@ class UniSRec(EncodeModel):
         self.offsets = np.cumsum([1, *(len(corpus.text) for corpus in self.corpora)])  # token 0 is padding
         self.pad_id, self.words_dropped = 0, len(texts)  # how far a token of an item is from the one of its text with words dropped
         if self.contrastive:
-            texts += self._with_words_dropped(texts)
+            rng = np.random.default_rng([config["seed"], 3])
+            texts += [drop_words(text, config["word_drop"], rng) for text in texts]
         table = frozen_vectors(config["text_encoder"], texts, config)
         self.register_buffer("table", F.pad(torch.from_numpy(table), (0, 0, 1, 0)), persistent=False)
         # BERT's vectors, for which the paper chose its rates and initial weights, have numbers of about 1; of length 1, as many encoders', they learn slowly
@@ -68,19 +72,13 @@ class UniSRec(EncodeModel):
         for module in (self.position, self.norm, self.layers) if config["freeze_encoder"] else ():
             module.requires_grad_(False)
 
-    def _with_words_dropped(self, texts: list[str]) -> list[str]:
-        """Texts without about `word_drop` of their words, and with one at least: items as an augmented sequence has them."""
-        rng, share = np.random.default_rng([self.config["seed"], 3]), self.config["word_drop"]
-        kept = ([word for word in text.split() if rng.random() >= share] or text.split()[:1] for text in texts)
-        return [" ".join(words) for words in kept]
-
     def training_examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
         groups = []
         for number, users in enumerate(draw_users([len(corpus.by_user) for corpus in self.corpora], self.config["seed"], epoch)):
             corpus, rng = self.corpora[number], np.random.default_rng([self.config["seed"], epoch, number])
             if self.contrastive:
                 groups += [self._pair(number, row, rng) for user in users for row in corpus.by_user[user]]
-            elif number == 0:
+            else:
                 groups += every_case_once(corpus, users, lambda row, learned, corpus=corpus: self._window(corpus, row, learned))
         return groups
 
