@@ -211,3 +211,23 @@ def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
     with pytest.raises(UserError, match="no numbers.*fp32 or bf16"):
         embedding.embed_once(tokens, lambda batch: torch.full((1, 128), torch.nan), scratch, 100, "cpu", "fp16", tmp_path)
     assert not list(tmp_path.glob("cache/*/*.npz"))
+
+
+def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
+    """A T5 encoder, mean pooling, a dense layer and normalisation, as sentence-t5-base has them; SentenceTransformer reads what a run stores."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+    from recbole_llm.runs import run_settings
+
+    dense = Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
+    modules = [Transformer(t5_folder(tmp_path / "t5", sentinels=True)), Pooling(32), dense, Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "st"))
+    run = run_settings(settings_for("ST5Seq", write_cycle(tmp_path), backbone=str(tmp_path / "st"), max_length=64, learning_rate=0.003))
+    stored = SentenceTransformer(str(run.folder / "backbone"), device="cpu")
+    assert [type(module).__name__ for module in stored] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    before, after = dense.linear.weight, stored[2].linear.weight
+    assert before.shape == after.shape == (24, 32) and not torch.equal(before, after)
+    _, model, _, _ = prepared("ST5Seq", tmp_path, backbone=f"run:{run.folder.name}", max_length=64)
+    tokens = model.encoder.item("TITLE: kiwi juice")
+    assert np.allclose(model.eval().vectors([tokens])[0], stored.encode("<extra_id_1>TITLE: kiwi juice<extra_id_2>"), atol=1e-5)

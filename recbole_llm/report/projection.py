@@ -45,9 +45,10 @@ def draw(panels: dict[str, np.ndarray], colours: dict[str, Sequence[str]], told:
         axis.set_title(panel)
         axis.set_xticks([])
         axis.set_yticks([])
-    axes[0, 0].legend(markerscale=3)
+    handles, _ = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=len(names), markerscale=3, frameon=False)
     figure.suptitle(title)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.05, 1, 1))  # the legend's place
     page.update_layout(title=title)
     folder.mkdir(parents=True, exist_ok=True)
     picture, html = folder / "projection.png", folder / "projection.html"
