@@ -122,7 +122,7 @@ class EncodeModel(TextModel):
         super().__init__(config, dataset)
         self.first, self.same = self.text.unique
         self.weights: Path | None = None
-        self.item_vectors: np.ndarray | None = None
+        self.item_vectors: torch.Tensor | None = None
 
     def encode_users(self, cases: Cases) -> np.ndarray:
         """float32 [cases, width]: of what the users of these cases have met."""
@@ -136,20 +136,25 @@ class EncodeModel(TextModel):
         super().start_ranking(part, choosing, folder)
         self.weights, self.item_vectors = folder, None  # the weights may have changed
 
-    def score(self, cases):
+    def catalogue_vectors(self) -> torch.Tensor:
+        """`encode_items`, once for all rankings by the same weights."""
         if self.item_vectors is None:
-            self.item_vectors = self.encode_items()
-        return (self.encode_users(cases) @ self.item_vectors.T)[:, self.same]
+            self.item_vectors = torch.from_numpy(self.encode_items()).to(self.device)
+        return self.item_vectors
+
+    def score(self, cases):
+        users = torch.from_numpy(self.encode_users(cases)).to(self.device)
+        with torch.autocast(users.device.type, enabled=False):  # vectors may come from a short precision, their products do not
+            return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.same]
 
     def found(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
         """[cases, items] scores as in `score` of k items and more that a FAISS index finds, of all others -inf.
 
         folder : where the index of these item vectors is stored.
         """
-        if self.item_vectors is None:
-            self.item_vectors = self.encode_items()
-        key = name_of(self.item_vectors.tobytes()).hex()[:16]
-        rows, products = InvertedLists.stored(folder / f"index-{key}.faiss", self.item_vectors).search(self.encode_users(cases), k)
+        vectors = self.catalogue_vectors().cpu().numpy()
+        index = InvertedLists.stored(folder / f"index-{name_of(vectors.tobytes()).hex()[:16]}.faiss", vectors)
+        rows, products = index.search(self.encode_users(cases), k)
         scores = np.full((len(cases), len(self.first) + 1), -np.inf, dtype=np.float32)  # the last for what was not found
         np.put_along_axis(scores, rows, products, axis=1)
         return scores[:, :-1][:, self.same]
