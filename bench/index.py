@@ -25,7 +25,7 @@ def main():
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     vectors, asked = drawn(items), drawn(queries)
-    build_s, index = timed(InvertedLists.build, vectors)
+    build_s, index = timed(InvertedLists.build, vectors, drawn(256))
     exact_s, (_, truth) = timed(exact, asked, vectors, 10)
     index_s, _ = timed(index.search, asked, 10)
     row = {

@@ -8,8 +8,8 @@ from .errors import UserError
 CONFIG = "adapter_config.json"
 
 
-def add_lora(model, base: str, *, rank: int, alpha: float, dropout: float) -> None:
-    """Put fresh adapters on every linear layer but the output's and freeze the rest.
+def add_lora(model, core, base: str, *, rank: int, alpha: float, dropout: float) -> None:
+    """Put fresh adapters on every linear layer of `core` but the output's and freeze all else of `model`, which holds it.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ def add_lora(model, base: str, *, rank: int, alpha: float, dropout: float) -> No
 
     if base.startswith("scratch:"):
         refuse_scratch(base)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear"))
-    model.peft_config["default"].base_model_name_or_path = base  # transformers puts the path the model was read from
+    core.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear"))
+    core.peft_config["default"].base_model_name_or_path = base  # transformers puts the path the model was read from
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 

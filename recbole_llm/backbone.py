@@ -138,7 +138,8 @@ class SentenceBackbone(Backbone):
 
     @classmethod
     def from_scratch(cls, size, tokenizer, max_length):
-        return cls(scratch.sentence_model(size, tokenizer, max_length), tokenizer)
+        model = scratch.sentence_model(size, tokenizer, max_length)
+        return cls(model, model.tokenizer)  # the one that is stored with it
 
     @classmethod
     def read(cls, name):
@@ -169,6 +170,16 @@ class EncoderBackbone(SentenceBackbone):
 
     width = Backbone.width
 
+    @classmethod
+    def read(cls, name):
+        loaded = super().read(name)
+        first, *others = dict.fromkeys(loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"])
+        with torch.no_grad():  # two texts that differ behind their first token
+            states = loaded.core.eval()(input_ids=torch.tensor([[first, other] for other in others[:2]])).last_hidden_state[:, 0]
+        if torch.equal(*states):
+            raise UserError(f"backbone {name!r} reads from left to right, so that its first token knows of no other; give an encoder that sees all of a text")
+        return loaded
+
     def use_window(self, window: int) -> None:
         """Let a local attention (Longformer's) see so many tokens around each, whatever it was trained with; its weights do not depend on it."""
         if hasattr(self.core.config, "attention_window"):
@@ -187,7 +198,7 @@ class EncoderBackbone(SentenceBackbone):
 def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
     """Ids of tokens to mark places in texts with: T5's sentinels; else new ones, which begin as a comma does.
 
-    What a model has never seen spoils it until it is trained. Of MiniLM, untrained, a comma's embedding left most (docs/results.md).
+    What a model has never seen spoils it until it is trained. Of MiniLM, untrained, a comma's embedding left most (docs/backbones.md).
     """
     known, table = tokenizer.get_vocab(), core.get_input_embeddings()
     for name in ("<extra_id_{}>", "<|mark{}|>"):

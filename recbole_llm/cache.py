@@ -4,7 +4,7 @@ import hashlib
 import os
 import uuid
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,32 +30,41 @@ def vectors(folder: Path, names: Sequence[bytes], compute: Callable[[np.ndarray]
     compute : int64 [m] indices into names -> float32 [m, width].
     """
     folder.mkdir(parents=True, exist_ok=True)
+    wanted: dict[bytes, list[int]] = {}
+    for index, name in enumerate(names):
+        wanted.setdefault(name, []).append(index)
+    found = np.zeros((0, 0), dtype=np.float32)
+
+    def put(part: np.ndarray, of: Sequence[bytes]) -> None:
+        nonlocal found
+        if not found.size:
+            found = np.zeros((len(names), part.shape[1]), dtype=np.float32)
+        for row, name in zip(part, of, strict=True):
+            found[wanted.pop(name)] = row
+
     with FileLock(folder / ".lock"):
-        stored, rows = _read(folder)
-        missing = np.array(list({name: index for index, name in enumerate(names) if name not in rows}.values()), dtype=np.int64)
+        for path in sorted(folder.glob("*.npz")):
+            part, of = _read(path, wanted.keys())
+            put(part, of)
+        missing = np.array([indices[0] for indices in wanted.values()], dtype=np.int64)
         for begin in range(0, len(missing), BLOCK):
-            chosen = missing[begin : begin + BLOCK]
-            part = compute(chosen).astype(np.float32, copy=False)
-            _write(folder, [names[index] for index in chosen], part)
-            rows |= {names[index]: len(rows) + number for number, index in enumerate(chosen)}
-            stored.append(part)
-    return np.concatenate(stored)[[rows[name] for name in names]]
+            of = [names[index] for index in missing[begin : begin + BLOCK]]
+            part = compute(missing[begin : begin + BLOCK]).astype(np.float32, copy=False)
+            _write(folder, of, part)
+            put(part, of)
+    return found
 
 
-def _read(folder: Path) -> tuple[list[np.ndarray], dict[bytes, int]]:
-    """Stored parts, and name -> row of all of them together. A damaged part is removed."""
-    stored, rows = [], {}
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            with np.load(path) as file:
-                names, part = file["names"], file["vectors"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            path.unlink()
-            continue
-        first = sum(map(len, stored))
-        rows |= {name.tobytes(): first + number for number, name in enumerate(names)}
-        stored.append(part)
-    return stored, rows
+def _read(path: Path, wanted: Container[bytes]) -> tuple[np.ndarray, list[bytes]]:
+    """What a part has of the wanted vectors, and their names. A damaged part is removed."""
+    try:
+        with np.load(path) as file:
+            of = [name.tobytes() for name in file["names"]]
+            rows = [row for row, name in enumerate(of) if name in wanted]
+            return (file["vectors"][rows] if rows else np.zeros((0, 0), dtype=np.float32)), [of[row] for row in rows]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        path.unlink()
+        return np.zeros((0, 0), dtype=np.float32), []
 
 
 def _write(folder: Path, names: list[bytes], part: np.ndarray) -> None:

@@ -102,11 +102,11 @@ def _significance(results: dict[str, list[dict]], tables: dict[str, list], colum
     return marks, notes
 
 
-def write_table(table: Table, runs: dict[str, list[Run]], saved: Path) -> Path:
-    """Markdown, LaTeX, CSV and the runs' ids, in a folder of saved/tables that is these runs' own."""
+def write_table(table: Table, runs: dict[str, list[Run]], saved: Path, name: str | None = None) -> Path:
+    """Markdown, LaTeX, CSV and the runs' ids, in a folder of saved/tables that is these runs' own. name : what it begins with, in place of theirs."""
     ids = [run.row["run"] for group in runs.values() for run in group]
     first = next(iter(runs.values()))[0].row
-    name = f"{first['dataset']}-{'-'.join(runs)}".replace("/", "-")[:111]
+    name = (name or f"{first['dataset']}-{'-'.join(runs)}").replace("/", "-")[:111]
     folder = saved / "tables" / f"{name}-{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     content = {"table.md": to_markdown(table), "table.tex": to_latex(table), "table.csv": to_csv(table), "runs.json": json.dumps(ids, indent=1)}

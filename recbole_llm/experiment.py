@@ -1,7 +1,6 @@
 """Experiments: a paper's tables and figures, each one command over runs that are stored like any other."""
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,8 @@ from . import config, registry, resources, store
 from .compare import show, table_of, write_table
 from .errors import UserError
 from .prepared import Prepared, moved
-from .report.table import make_table, to_csv, to_markdown
-from .runs import Run, evaluate_run, run_all, run_settings
+from .report.table import make_table
+from .runs import Run, evaluate_run, run_settings, stages_of
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,28 @@ def read(name: str, paper: bool = False) -> Experiment:
         for model, settings in large.pop("models", {}).items():
             models[model] = models.get(model, {}) | settings
         content |= large | {"rows": {row: settings for row, settings in rows.items() if settings}, "models": models}
+    if wrong := content.keys() - {part.name for part in fields(Experiment)}:
+        raise UserError(f"{path}: unknown key {sorted(wrong)[0]!r}; expected some of {', '.join(part.name for part in fields(Experiment))}")
     return Experiment(name, **content)
 
 
 def run(experiment: Experiment, datasets: list[str] | None, files: list[str], shared: dict, own: dict[str, dict]) -> list[str]:
-    """Run what is not there yet, print tables, write files. Returns lines that say where they are."""
+    """Run what is not there yet, print tables, write files. Returns lines that say where they are. Mistakes are told before anything is trained."""
     datasets = datasets or experiment.datasets
     planned = {dataset: {row: experiment.resolved(row, dataset, files, shared, own) for row in experiment.rows} for dataset in datasets}
     saved = Path(next(iter(next(iter(planned.values())).values()))["checkpoint_dir"])
+    for dataset, rows in planned.items():
+        for row, settings in rows.items():
+            _check(experiment, dataset, row, settings)
     if experiment.kind == "projection":
         return _projection(experiment, planned, saved)
     told = []
     for dataset, rows in planned.items():
         if experiment.kind == "rating":
-            told += _rating(experiment, dataset, rows, saved)
+            runs = {row: [run_settings(settings)] for row, settings in rows.items()}
+            told.append(_rating(experiment, dataset, runs, saved))
             continue
-        runs = _runs(dataset, rows)
+        runs = {row: _run(settings, dataset) for row, settings in rows.items()}
         table = table_of(runs)
         told.append(f"table: {write_table(table, runs, saved)}")
         show(table)
@@ -94,28 +99,39 @@ def run(experiment: Experiment, datasets: list[str] | None, files: list[str], sh
     return told
 
 
-def _runs(dataset: str, rows: dict[str, dict]) -> dict[str, list[Run]]:
-    """A run for each row, evaluated on the dataset; mistakes in any are told before the first is trained."""
-    at_home = run_all({row: [settings] for row, settings in rows.items() if settings["dataset"] == dataset})
-    runs = {}
-    for row, settings in rows.items():
-        if row in at_home:
-            runs[row] = at_home[row]
-        else:
-            elsewhere = run_settings(settings)
-            stored = store.finished_run(elsewhere.folder)["settings"]
-            runs[row] = [evaluate_run(elsewhere.folder, moved(stored, dataset))]
-    return runs
+def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> None:
+    """Raise UserError for a row that cannot be."""
+    model = registry.model_class(settings["model"])
+    if settings["seeds"]:
+        raise UserError(f"experiment {experiment.name} runs one seed at a time; set --seed in place of --seeds")
+    if experiment.kind in ("rating", "projection") and not hasattr(model, "encode_items"):
+        raise UserError(f"{row}: {settings['model']} has no vectors of users and items, which experiment {experiment.name} reads; take another model")
+    elsewhere = settings["dataset"] != dataset or experiment.kind == "projection"
+    if elsewhere and not (settings["model"] in registry.OURS and model.moves(settings)):
+        raise UserError(f"{row}: {settings['model']} knows items by number and cannot change data; leave its trained_on out, or take another model")
+    for number, stage in enumerate(stages_of(settings)):
+        prepared = Prepared(stage)
+        prepared.check(first=number == 0)
+    if experiment.kind == "rating" and settings["RATING_FIELD"] not in prepared.tables.columns:
+        raise UserError(f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of its .inter file that holds ratings")
+    if elsewhere:
+        Prepared(moved(settings, dataset) | {"stages": None}).check()
 
 
-def _write(folder: Path, table) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("table.md", to_markdown(table)), ("table.csv", to_csv(table))):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-        os.replace(temporary, folder / name)
+def _run(settings: dict, dataset: str) -> list[Run]:
+    """The run of a row, evaluated on the dataset if it was trained on another."""
+    run = run_settings(settings)
+    return [run if settings["dataset"] == dataset else evaluate_run(run.folder, moved(_stored(run), dataset))]
+
+
+def _stored(run: Run) -> dict:
+    """The settings of a run, of its last stage if it has stages."""
+    return store.finished_run(run.folder)["settings"]
+
+
+def _write(name: str, table, runs: dict[str, list[Run]], saved: Path) -> str:
     show(table)
-    return f"table: {folder}"
+    return f"table: {write_table(table, runs, saved, name)}"
 
 
 def _by_length(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], saved: Path) -> list[str]:
@@ -134,7 +150,7 @@ def _by_length(experiment: Experiment, dataset: str, runs: dict[str, list[Run]],
             results[row] = [{name: float(values[chosen].mean()) for name, chosen in sizes.items()}]
         notes = ["cases: " + ", ".join(f"{name}: {count}" for name, count in zip(columns, counts, strict=True))]
         table = make_table(f"{dataset}: {metric} by items met before", results, columns, notes=notes)
-        told.append(_write(saved / "experiments" / f"{experiment.name}-{dataset}-{metric}", table))
+        told.append(_write(f"{experiment.name}-{dataset}-{metric}", table, runs, saved))
     return told
 
 
@@ -145,29 +161,27 @@ def _bucket(edges: tuple[int, ...], number: int) -> str:
     return str(last) if last == edges[number] else f"{edges[number]}-{last}"
 
 
-def _restored(run: Run, settings: dict):
-    """(model, loaders) of a finished run, on the dataset of these settings."""
-    prepared = Prepared(settings | {"stages": None}, restored=run.folder)
+def _restored(run: Run, dataset: str):
+    """(model, [train, valid and test dataset]) of a finished run, on a dataset that need not be its own."""
+    stored = _stored(run)
+    prepared = Prepared((stored if stored["dataset"] == dataset else moved(stored, dataset)) | {"stages": None}, restored=run.folder)
     model, loaders = prepared.restore(store.finished_run(run.folder))
-    if not hasattr(model, "encode_items"):
-        raise UserError(f"{settings['model']} has no vectors of users and items, which this experiment reads; take another model in its rows")
     return model.eval(), [loader._dataset for loader in loaders]
 
 
-def _rating(experiment: Experiment, dataset: str, rows: dict[str, dict], saved: Path) -> list[str]:
+def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], saved: Path) -> str:
     """Root mean squared and mean absolute error on the test cases, by a network over each row's vectors and by baselines."""
     from .data.splits import Cases
     from .evaluation import rating
 
-    results, column = {}, None
-    for row, settings in rows.items():
-        run, column = run_settings(settings), settings["RATING_FIELD"]
-        model, (train, valid, test) = _restored(run, settings)
-        tables, seed = train.tables, settings["seed"]
-        if column not in tables.columns:
-            raise UserError(f"experiment rating: {dataset} has no column {column}; set --RATING_FIELD to one of its .inter file")
+    results = {}
+    for row, (run,) in runs.items():
+        model, (train, valid, test) = _restored(run, dataset)
+        tables, seed, column = train.tables, model.config["seed"], model.config["RATING_FIELD"]
         drawn = _at_most(train.cases, experiment.cases_per_user, seed)
         cases: dict[str, Cases] = {"train": drawn, "valid": valid.cases, "test": test.cases}
+        if empty := [part for part, own in cases.items() if not len(own)]:
+            raise UserError(f"experiment rating needs cases to train, validate and test on, and {dataset} has no {empty[0]} case; set eval_args.split")
         ratings = {part: rating.Ratings.of_rows(tables, own.end, column) for part, own in cases.items()}
         if not results:  # the baselines learn from every training event
             known = rating.Ratings.of_rows(tables, np.flatnonzero(train.split.train_events), column)
@@ -180,7 +194,7 @@ def _rating(experiment: Experiment, dataset: str, rows: dict[str, dict], saved: 
         results[row] = [rating.errors(predicted, ratings["test"].value)]
     notes = [f"{len(drawn)} training cases, at most {experiment.cases_per_user} of a user; the baselines learn from all {len(known)} training ratings"]
     table = make_table(f"{dataset}: {len(ratings['test'])} test ratings, lower is better", results, ["rmse", "mae"], notes=notes, lower=True)
-    return [_write(saved / "experiments" / f"{experiment.name}-{dataset}", table)]
+    return _write(f"{experiment.name}-{dataset}", table, runs, saved)
 
 
 def _at_most(cases, most: int, seed: int):
@@ -197,20 +211,20 @@ def _projection(experiment: Experiment, planned: dict[str, dict[str, dict]], sav
     """Items and users of all datasets on one plane for each row, coloured by dataset."""
     from .report.projection import draw, tsne
 
-    first = next(iter(planned))
     panels: dict[str, dict[str, list]] = {kind: {row: [] for row in experiment.rows} for kind in ("items", "users")}
     names: dict[str, list[str]] = {kind: [] for kind in panels}
     texts: dict[str, list[str]] = {kind: [] for kind in panels}
-    for row, settings in planned[first].items():
-        run = run_settings(settings)
-        stored, rng = store.finished_run(run.folder)["settings"], np.random.default_rng(settings["seed"])
+    first, ids = next(iter(experiment.rows)), []
+    for row, settings in next(iter(planned.values())).items():
+        run, rng = run_settings(settings), np.random.default_rng(settings["seed"])
+        ids.append(run.folder.name)
         for dataset in planned:
-            model, (_, _, test) = _restored(run, stored if dataset == stored["dataset"] else moved(stored, dataset))
+            model, (_, _, test) = _restored(run, dataset)
             chosen = {"items": _drawn(len(model.first), experiment.points, rng), "users": _drawn(len(test.cases), experiment.points, rng)}
             with model.autocast():
                 panels["items"][row].append(model.encode_items()[chosen["items"]])
                 panels["users"][row].append(model.encode_users(test.cases[chosen["users"]]))
-            if row == next(iter(planned[first])):
+            if row == first:
                 for kind, rows in chosen.items():
                     names[kind] += [dataset] * len(rows)
                 texts["items"] += [model.text.plain(item) for item in model.first[chosen["items"]]]
@@ -218,7 +232,7 @@ def _projection(experiment: Experiment, planned: dict[str, dict[str, dict]], sav
     told = []
     for kind, by_row in panels.items():
         points = {row: tsne(np.concatenate(parts), seed=0) for row, parts in by_row.items()}
-        folder = saved / "experiments" / f"{experiment.name}-{kind}-{'-'.join(planned)}"
+        folder = saved / "projections" / f"{experiment.name}-{kind}-{'-'.join(planned)}-{config.digest(ids)}"
         files = draw(points, dict.fromkeys(points, names[kind]), dict.fromkeys(points, texts[kind]), f"{kind} of {', '.join(planned)}", folder)
         told += [f"{kind}: {file}" for file in files]
     return told

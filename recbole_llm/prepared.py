@@ -95,7 +95,7 @@ class Prepared:
         if model in registry.OURS or by_text:
             ItemText.from_tables(tables, config["text_fields"], config["text_words"])
         if model in registry.OURS:
-            registry.model_class(model).check(config)
+            registry.model_class(model).check(config, tables)
         else:
             from .embedding import check_frozen
             from .trainer import trainer_class

@@ -51,7 +51,9 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     model.eval()
     from .evaluation.loop import catalogue_scores
 
-    if index == "faiss" and not hasattr(model, "found"):
+    if hasattr(model, "encode_items"):
+        model.weights = folder  # whose stored item vectors are taken
+    elif index == "faiss":
         raise UserError(f"--index: {settings['model']} has no vectors of items to put into an index; leave it out")
     with torch.no_grad():
         if index == "faiss":

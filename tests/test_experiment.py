@@ -1,9 +1,11 @@
 """Experiments: what their files say, and what comes out of each kind."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from worlds import write_cycle
 
@@ -38,6 +40,12 @@ def ours(world, tmp_path, monkeypatch):
         return main(["experiment", "trial", f"--data_path={world}", f"--checkpoint_dir={world / 'saved'}", *QUICK, *args])
 
     return run
+
+
+def written(world, name):
+    """The lines of a table that an experiment has written."""
+    (folder,) = (world / "saved" / "tables").glob(name)
+    return (folder / "table.csv").read_text().splitlines()
 
 
 SMALL = {"ST5Seq": {"epochs": 1, "scratch_vocabulary": 300, "max_length": 64, "topk": [1, 5, 10]}}
@@ -107,7 +115,7 @@ def test_metrics_by_history_length_are_those_of_these_cases(ours, world, capsys)
     made = experiment.Experiment("trial", **content)
     shared = {"data_path": str(world), "checkpoint_dir": str(world / "saved"), "show_progress": False, "use_gpu": False}
     ranks = run_settings(made.resolved("untrained", "cycle", [], shared, {})).ranks()
-    table = (world / "saved" / "experiments" / "trial-cycle-recall@10" / "table.csv").read_text().splitlines()
+    table = written(world, "trial-cycle-recall@10-*")
     columns, values = table[0].split(","), next(line for line in table if line.startswith("untrained")).split(",")
     assert columns[1::2] == ["1-4", "5", "6+"]
     for column, chosen in (("1-4", ranks.position < 5), ("5", ranks.position == 5), ("6+", ranks.position >= 6)):
@@ -120,9 +128,48 @@ def test_ratings_are_predicted_from_vectors(ours, world, capsys):
     assert ours(content) == 0
     said = capsys.readouterr().out
     assert "lower is better" in said and "120 training cases, at most 3 of a user" in said
-    rows = {line.split(",")[0]: float(line.split(",")[1]) for line in (world / "saved/experiments/trial-cycle/table.csv").read_text().splitlines()[1:]}
+    rows = {line.split(",")[0]: float(line.split(",")[1]) for line in written(world, "trial-cycle-????????")[1:]}
     assert rows["item mean"] == 0.0  # every item has one rating here
     assert 0 < rows["untrained"] < 1.4 and rows["PMF"] < 1.4  # their spread
+
+
+def test_nothing_is_trained_before_all_is_checked(ours, world, capsys):
+    """Whatever is wrong with the last row or dataset, the first is not trained for nothing."""
+    before = sorted((world / "saved").glob("*"))
+    rows = {"popular": {"model": "Pop", "seed": 7}}
+    described = {"pre": {"model": "ST5Seq", "variant": "itempre"}}
+    moved = {"elsewhere": {"model": "SASRec", "trained_on": "other"}}
+    for content, args, said in (
+        ({"rows": rows, "datasets": ["cycle", "Nope"]}, [], "dataset Nope|Nope"),
+        ({"rows": rows | described, "datasets": ["cycle"]}, [], "cycle has none in description"),
+        ({"rows": rows | moved, "datasets": ["cycle"]}, [], "elsewhere: SASRec knows items by number"),
+        ({"rows": rows, "datasets": ["cycle"]}, ["--seeds=[1, 2]"], "one seed at a time"),
+        ({"rows": rows, "datasets": ["cycle"], "colour": "red"}, [], "unknown key 'colour'"),
+    ):
+        assert ours({"kind": "table"} | content, *args) == 2
+        error = capsys.readouterr().err
+        assert re.search(said, error) and "Traceback" not in error, error
+    assert sorted((world / "saved").glob("*")) == before
+
+
+def test_ratings_need_cases_of_every_part(ours, capsys):
+    content = {"kind": "rating", "datasets": ["cycle"], "models": SMALL, "rows": {"untrained": ROWS["untrained"]}, "cases_per_user": 3}
+    assert ours(content, "--eval_args.split.LS=test_only") == 2
+    assert "cycle has no valid case" in capsys.readouterr().err
+
+
+def test_a_row_is_rated_as_it_was_trained(ours, world, monkeypatch):
+    """By the settings of its last stage, and on the dataset that the table is of."""
+    from recbole_llm.evaluation import rating as module
+
+    seen, inner = [], experiment._restored
+    monkeypatch.setattr(experiment, "_restored", lambda run, dataset: seen.append(inner(run, dataset)) or seen[-1])
+    monkeypatch.setattr(module, "by_vectors", lambda vectors, train, valid, seed: np.zeros(len(vectors["test"])))
+    row = {"model": "ST5Seq", "stages": ["next"], "stage_settings": {"next": {"text_form": "unstructured"}}, "trained_on": "other"}
+    content = {"kind": "rating", "datasets": ["cycle"], "models": SMALL, "rows": {"moved": row}, "cases_per_user": 3}
+    assert ours(content) == 0
+    ((model, (_, _, test)),) = seen
+    assert model.config["text_form"] == "unstructured" and test.tables.name == "cycle"
 
 
 def test_ratings_need_a_column_of_them(ours, capsys):
@@ -142,7 +189,7 @@ def test_a_projection_is_a_picture_and_a_page(ours, world):
     rows = {"untrained": ROWS["untrained"] | {"trained_on": "cycle"}}
     assert ours({"kind": "projection", "datasets": ["cycle", "other"], "points": 20, "models": SMALL, "rows": rows}) == 0
     for kind in ("items", "users"):
-        folder = world / "saved" / "experiments" / f"trial-{kind}-cycle-other"
+        (folder,) = (world / "saved" / "projections").glob(f"trial-{kind}-cycle-other-*")
         assert (folder / "projection.png").read_bytes()[:4] == b"\x89PNG"
         page = (folder / "projection.html").read_text()
         assert page.count('"name":"cycle"') == page.count('"name":"other"') == 1
@@ -178,6 +225,25 @@ def test_factors_find_a_world_of_low_rank():
     found = rating.errors(rating.pmf(*parts, seed=0), parts[2].value)
     flat = rating.errors(np.full(400, parts[0].value.mean()), parts[2].value)
     assert found["rmse"] < 0.5 * flat["rmse"]
+
+
+def test_the_best_epoch_predicts_and_without_dropout(monkeypatch):
+    class Told(torch.nn.Module):
+        """Predicts the number of its training epochs, and how often it was asked in training mode."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.epochs = torch.nn.Parameter(torch.zeros(1)), 0
+
+        def forward(self, vectors):
+            self.epochs += self.training
+            return self.weight * 0 + (self.epochs + 100 * self.training) + 0 * vectors[:, 0]
+
+    one = {part: np.zeros((1, 1), dtype=np.float32) for part in ("train", "valid", "test")}
+    ratings = rating.Ratings(np.zeros(1, int), np.zeros(1, int), np.array([4.0]))
+    wide = rating.Ratings(np.zeros(2, int), np.zeros(2, int), np.array([-1e3, 1e3]))
+    inputs = one | {"train": np.zeros((2, 1), dtype=np.float32)}
+    assert rating.fitted(Told(), inputs, wide, ratings, seed=0, learning_rate=0.1, decay=0.0).tolist() == [4.0]
 
 
 def test_the_network_finds_what_vectors_tell():

@@ -344,3 +344,15 @@ def test_a_longformer_is_trained_and_loaded_again(tmp_path, cycle):
     run = run_settings(settings_for("RecFormer", cycle, **own, **QUICK))
     assert load_folder(str(run.folder / "backbone"), EncoderBackbone).core.config.attention_window == [32, 32]
     assert 0 < run.row["test"]["ndcg@10"] <= 1
+
+
+def test_a_backbone_that_reads_from_left_to_right_is_refused(tmp_path):
+    """Its first token, whose state is the text's vector, would be the same for every text."""
+    from transformers import LlamaConfig, LlamaModel
+
+    tokenizer = train_tokenizer([f"{word} juice" for word in FRUIT], 300)
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaModel(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="reads from left to right"):
+        EncoderBackbone.read(str(tmp_path))

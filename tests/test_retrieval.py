@@ -110,18 +110,30 @@ def test_the_nearest_are_the_nearest_whatever_the_tile(memory):
 def test_an_index_finds_nearly_all_and_knows_how_many(tmp_path):
     pytest.importorskip("faiss")
     vectors, queries = vectors_of_kinds(4000, 1), vectors_of_kinds(50, 2)
-    index = InvertedLists.stored(tmp_path / "index.faiss", vectors)
+    index = InvertedLists.stored(tmp_path / "index.faiss", vectors, lambda: queries)
     truth = exact(queries, vectors, 10)
     rows, products = index.search(queries, 10)
     found = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(rows, truth[0], strict=True)])
     assert index.recall(queries, truth[1]) == pytest.approx(found) and found > 0.95 and index.index.nprobe < index.index.nlist
-    again = InvertedLists.stored(tmp_path / "index.faiss", vectors_of_kinds(10, 3))  # it is read, not made
+    again = InvertedLists.stored(tmp_path / "index.faiss", vectors_of_kinds(10, 3), lambda: pytest.fail("made again"))
     assert (again.search(queries, 10)[0] == rows).all()
     index.index.nprobe = 1
     assert index.recall(queries, truth[1]) < found
+    (tmp_path / "index.faiss").write_bytes(b"half")
+    assert (InvertedLists.stored(tmp_path / "index.faiss", vectors, lambda: queries).search(queries, 10)[0] == rows).all()
+
+
+def test_an_index_is_judged_by_what_is_asked_of_it():
+    """Means of some vectors, as histories are, lie farther from everything than vectors themselves: more lists are read for them."""
+    pytest.importorskip("faiss")
+    vectors = vectors_of_kinds(4000, 1, kinds=200)
+    means = vectors[np.random.default_rng(0).integers(4000, size=(100, 5))].mean(axis=1)
+    easy, hard = (InvertedLists.build(vectors, asked) for asked in (vectors[:100], means))
+    truth = exact(means, vectors, 10)[1]
+    assert hard.recall(means, truth) >= 0.99 > easy.recall(means, truth) and hard.index.nprobe > easy.index.nprobe
 
 
 def test_what_an_index_does_not_hold_is_no_item():
     pytest.importorskip("faiss")
-    rows, products = InvertedLists.build(vectors_of_kinds(3, 1)).search(vectors_of_kinds(2, 2), 5)
+    rows, products = InvertedLists.build(vectors_of_kinds(3, 1), vectors_of_kinds(2, 2)).search(vectors_of_kinds(2, 2), 5)
     assert (rows[:, 3:] == -1).all() and np.isneginf(products[:, 3:]).all() and (rows[:, :3] >= 0).all()

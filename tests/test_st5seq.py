@@ -173,13 +173,18 @@ def test_each_phase_starts_from_the_one_before(cycle):
     assert run.row["stage"] == "next"
     before = store.read_run(run.folder)["settings"]["init_from"]
     assert "-sequence-" in before and "-item-" in store.read_run(store.find_run(before, cycle / "saved"))["settings"]["init_from"]
+    there = {path.name for path in (cycle / "saved").glob("ST5Seq-*-item-*")}
+    run_settings(settings_for("ST5Seq", cycle, variant="itempre", **SMALL))
+    assert {path.name for path in (cycle / "saved").glob("ST5Seq-*-item-*")} == there  # the phase that both begin with is one run
     only = run_settings(settings_for("ST5Seq", cycle, variant="only", **SMALL))
     assert only.row["best_epoch"] == -1 and only.row["stage"] == "untrained"
 
 
 def test_no_description_is_told_before_anything_is_trained(tmp_path):
+    from recbole_llm.prepared import Prepared
+
     with pytest.raises(UserError, match="phase item learns from descriptions, and cycle has none in description"):
-        prepared("ST5Seq", write_cycle(tmp_path), phase="item")
+        Prepared(settings_for("ST5Seq", write_cycle(tmp_path), phase="item")).check()
 
 
 def test_another_dataset_is_ranked_without_training_on_it(cycle):

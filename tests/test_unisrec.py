@@ -69,6 +69,43 @@ def test_one_pass_learns_what_every_case_alone_would(cycle):
     assert learned == sorted((int(tables.item[end - 1]) + 1, int(tables.item[end]) + 1) for end in cases.end)  # each case once
 
 
+def loud(model):
+    """With weights under which every item matters to what follows it."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.experts.weight, std=5.0)
+    return model.eval()
+
+
+def test_no_item_knows_what_follows(cycle):
+    model = loud(prepared("UniSRec", cycle, **SMALL)[1])
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 9, 5], [1, 2, 3, 0, 0]])
+    with torch.no_grad():
+        one, other, short = model.hidden(ids, model.of_texts(ids))
+    assert torch.allclose(one[:3], other[:3], atol=1e-5) and torch.allclose(one[:3], short[:3], atol=1e-5)
+    assert (one[3] - other[3]).abs().mean() > 0.1 and (one[4] - other[4]).abs().mean() > 0.01  # and what was before is known
+
+
+def test_a_history_is_read_as_far_back_as_max_items(cycle):
+    """In training and in ranking alike."""
+    _, model, _, (_, _, test) = prepared("UniSRec", cycle, max_items=4, **SMALL)
+    assert max(len(tokens) for (tokens,) in model.training_examples(0)) == 5  # four and the target
+    cases = test._dataset.cases[np.arange(3)]
+    model = loud(model)
+    with torch.no_grad():
+        found = model.encode_users(cases)
+        for row in range(3):
+            states = []
+            for newest in (3, 4, 5):
+                ids = torch.from_numpy(model.history(row, cases)[-newest:].astype(np.int64) + 1)[None]
+                states.append(F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy())
+            assert np.allclose(found[row], states[1], atol=1e-5)
+            assert not np.allclose(found[row], states[0], atol=1e-3) and not np.allclose(found[row], states[2], atol=1e-3)
+    assert (model.counts["cut_users"], model.counts["cut_items"], model.counts["items"]) == (3, 9, 21)
+
+
 def test_a_case_is_scored_as_it_was_learned(cycle):
     """encode_users is the state at the last item of the newest max_items."""
     _, model, _, (_, _, test) = prepared("UniSRec", cycle, max_items=4, **SMALL)
@@ -150,7 +187,9 @@ def test_pairs_of_pretraining(cycle):
 
 def test_the_contrast_of_pretraining_is_the_papers(cycle):
     _, model, _, _ = prepared("UniSRec", cycle, phase="pretrain", sequence_weight=0.5, **SMALL)
-    groups = model.training_examples(0)[:6]
+    by_target = sorted(model.training_examples(0), key=lambda group: group[0].ids[-1])
+    groups = [*by_target[:2], *by_target[20:180:40]]
+    assert len({group[0].ids[-1] for group in groups}) < 6  # some share their target
     torch.manual_seed(0)
     vectors = torch.randn(6, 2, 2, 8, dtype=torch.float64)
     unit, targets, loss = F.normalize(vectors, dim=3), [group[0].ids[-1] for group in groups], 0.0
@@ -160,6 +199,19 @@ def test_the_contrast_of_pretraining_is_the_papers(cycle):
             logits = torch.stack([unit[row, 0, 0] @ keys[other] for other in negatives]) / model.config["contrast_temperature"]
             loss -= weight * logits.log_softmax(dim=0)[negatives.index(row)].item() / 6
     assert model.contrast(vectors, groups).item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_items_of_one_text_are_no_negatives_of_each_other(tmp_path):
+    folder = write_cycle(tmp_path)
+    path = folder / "cycle" / "cycle.item"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[:-1], "i11\t" + rows[1].split("\t", 1)[1]]) + "\n")  # the last item reads like the first
+    _, model, _, _ = prepared("UniSRec", folder, phase="pretrain", **SMALL)
+    numbers = [model.tables.items.tolist().index(name) + 1 for name in ("i0", "i11", "i5")]
+    by_target = {group[0].ids[-1]: group for group in model.training_examples(0)}
+    same, other = ([by_target[numbers[0]], by_target[numbers[last]]] for last in (1, 2))
+    vectors = torch.randn(2, 2, 2, 8, generator=torch.Generator().manual_seed(0))
+    assert model.contrast(vectors, same).item() == 0 and model.contrast(vectors, other).item() > 0
 
 
 def test_a_text_only_model_moves_to_another_dataset(cycle):

@@ -1,6 +1,7 @@
 """What RecBole and the evaluation loop need of our models, derived from what a paper's model can do."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from recbole.utils import InputType, ModelType
 
 from ..cache import name_of
 from ..collate import PASS_COST
-from ..data.splits import Cases
+from ..data.splits import Cases, draw
 from ..data.text import ItemText
 from ..errors import UserError
-from ..retrieval.nearest import InvertedLists
+from ..retrieval.nearest import ASKED, InvertedLists
 
 
 class TextModel(AbstractRecommender):
@@ -41,7 +42,7 @@ class TextModel(AbstractRecommender):
         return True
 
     @classmethod
-    def check(cls, config) -> None:
+    def check(cls, config, tables) -> None:
         """Raise UserError for settings that cannot work, before anything is trained."""
 
     def __init__(self, config, dataset):
@@ -101,7 +102,13 @@ class TextModel(AbstractRecommender):
 
     def rates(self) -> dict[str, float]:
         """Shares worth printing beside the metrics (parsed answers, cut histories, …)."""
-        return {"unmatched": self.counts["unmatched"] / max(1, self.counts["cases"])}
+        shares = {"cut_users": "cases", "cut_items": "items"}
+        found = {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts["items"]}
+        return found | {"unmatched": self.counts["unmatched"] / max(1, self.counts["cases"])}
+
+    def count_cut(self, cases: Cases, cut: Sequence[int]) -> None:
+        """Tally how many items of each case's history were left out."""
+        self.counts.update(cut_items=int(sum(cut)), cut_users=sum(one > 0 for one in cut), items=int((cases.end - cases.begin).sum()))
 
     def history(self, case: int, cases: Cases) -> np.ndarray:
         """int32 Tables indices of one case's items, oldest first."""
@@ -120,6 +127,7 @@ class EncodeModel(TextModel):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        self.split = dataset.split
         self.first, self.same = self.text.unique
         self.weights: Path | None = None
         self.item_vectors: torch.Tensor | None = None
@@ -137,24 +145,29 @@ class EncodeModel(TextModel):
         self.weights, self.item_vectors = folder, None  # the weights may have changed
 
     def catalogue_vectors(self) -> torch.Tensor:
-        """`encode_items`, once for all rankings by the same weights."""
+        """Distinct vectors of `encode_items`, once for all rankings by the same weights; `column` says which is each item's."""
         if self.item_vectors is None:
-            self.item_vectors = torch.from_numpy(self.encode_items()).to(self.device)
+            vectors = self.encode_items()
+            number: dict[bytes, int] = {}  # texts may differ in what an encoder does not see
+            row = np.array([number.setdefault(vector.tobytes(), len(number)) for vector in vectors])
+            self.item_vectors = torch.from_numpy(vectors[np.unique(row, return_index=True)[1]]).to(self.device)
+            self.column = row[self.same]
         return self.item_vectors
 
     def score(self, cases):
         users = torch.from_numpy(self.encode_users(cases)).to(self.device)
         with torch.autocast(users.device.type, enabled=False):  # vectors may come from a short precision, their products do not
-            return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.same]
+            return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.column]
 
     def found(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
         """[cases, items] scores as in `score` of k items and more that a FAISS index finds, of all others -inf.
 
-        folder : where the index of these item vectors is stored.
+        folder : where the index of these item vectors is stored. It is judged by users of validation when it is made.
         """
         vectors = self.catalogue_vectors().cpu().numpy()
-        index = InvertedLists.stored(folder / f"index-{name_of(vectors.tobytes()).hex()[:16]}.faiss", vectors)
+        path = folder / f"index-{name_of(vectors.tobytes()).hex()[:16]}.faiss"
+        index = InvertedLists.stored(path, vectors, lambda: self.encode_users(draw(self.split.valid if len(self.split.valid) else self.split.train, ASKED)))
         rows, products = index.search(self.encode_users(cases), k)
-        scores = np.full((len(cases), len(self.first) + 1), -np.inf, dtype=np.float32)  # the last for what was not found
+        scores = np.full((len(cases), len(vectors) + 1), -np.inf, dtype=np.float32)  # the last for what was not found
         np.put_along_axis(scores, rows, products, axis=1)
-        return scores[:, :-1][:, self.same]
+        return scores[:, self.column]

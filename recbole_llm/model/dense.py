@@ -43,5 +43,5 @@ class DenseModel(EncodeModel, BackboneModel):
 
     def encode_users(self, cases: Cases) -> np.ndarray:
         tokens = [self.encoder.sequence([self.sentences[0][item] for item in self.history(case, cases)]) for case in range(len(cases))]
-        self.count_cut(cases, tokens)
+        self.count_cut(cases, [one.cut for one in tokens])
         return self.vectors(tokens)

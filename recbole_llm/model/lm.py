@@ -10,7 +10,6 @@ from .. import store
 from ..adapters import add_lora, refuse_scratch
 from ..backbone import PACKAGED, Backbone, check_name, load, load_folder
 from ..collate import Encoder, Tokens, roomy
-from ..data.splits import Cases
 from ..embedding import embed
 from ..errors import UserError
 from ..optimizers import check as check_learner
@@ -25,7 +24,7 @@ class BackboneModel(TextModel):
     answer_keys = ("seed", "pass_tokens", "max_length")
 
     @classmethod
-    def check(cls, config):
+    def check(cls, config, tables):
         check_learner(config["learner"])
         if config["init_from"] or config["restored"]:
             return
@@ -57,7 +56,7 @@ class BackboneModel(TextModel):
                 name = f"packaged:{name}"  # peft looks for anything that may be a hub id on the hub
             elif Path(name).expanduser().is_dir():
                 name = str(Path(name).expanduser().resolve())
-            add_lora(bundle.core, name, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
+            add_lora(self.backbone, bundle.core, name, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
 
     def use(self, bundle: Backbone) -> None:
         limit, longest = bundle.positions, self.config["max_length"]
@@ -80,17 +79,8 @@ class BackboneModel(TextModel):
         vectors = embed(tokens, lambda batch: batch.means(self.hidden(batch))[:, part], self.bundle, self.config["pass_tokens"], self.device)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def count_cut(self, cases: Cases, tokens: Sequence[Tokens]) -> None:
-        """Tally what was left out of the encoded histories of cases."""
-        self.counts.update(cut_items=sum(one.cut for one in tokens), items=int((cases.end - cases.begin).sum()))
-        self.counts.update(cut_users=sum(one.cut > 0 for one in tokens))
-
     def save(self, folder: Path) -> None:
         self.bundle.save(folder / store.BACKBONE)
 
     def load(self, folder: Path) -> None:
         self.use(load_folder(str(folder / store.BACKBONE), self.backbone_kind))
-
-    def rates(self):
-        shares = {"cut_users": "cases", "cut_items": "items"}
-        return {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts[of]} | super().rates()

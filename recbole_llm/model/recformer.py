@@ -38,8 +38,8 @@ class RecFormer(EncodeModel, BackboneModel):
     other_parameter_name = ("table", "table_names")
 
     @classmethod
-    def check(cls, config):
-        super().check(config)
+    def check(cls, config, tables):
+        super().check(config, tables)
         if config["attention_window"] % 2:
             raise UserError(f"attention_window: expected an even number, half of it on each side of a token, found {config['attention_window']}")
         if config["phase"] == "finetune" and config["datasets"]:
@@ -111,7 +111,9 @@ class RecFormer(EncodeModel, BackboneModel):
             logits, weight = F.linear(states[learned], self.bundle.core.get_input_embeddings().weight, self.word_bias), self.config["mlm_weight"]
         else:
             catalogue = self.table[torch.from_numpy(self.same).to(self.device)]
-            logits, weight = F.normalize(states[learned].float(), dim=1) @ catalogue.T / self.config["contrast_temperature"], 1.0
+            with torch.autocast(catalogue.device.type, enabled=False):  # a cosine near 1 has steps of 0.004 in bf16
+                cosines = F.normalize(states[learned].float(), dim=1) @ catalogue.T
+            logits, weight = cosines / self.config["contrast_temperature"], 1.0
         return weight * F.cross_entropy(logits.float(), batch.labels[learned], reduction="sum"), vectors
 
     def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
@@ -157,5 +159,5 @@ class RecFormer(EncodeModel, BackboneModel):
 
     def encode_users(self, cases):
         tokens = [self.sequence(0, self.history(case, cases)) for case in range(len(cases))]
-        self.count_cut(cases, tokens)
+        self.count_cut(cases, [one.cut for one in tokens])
         return self.vectors(tokens)

@@ -7,12 +7,18 @@ from ..cache import name_of
 from ..collate import Tokens
 from ..data.augmentation import augment
 from ..data.mixture import Corpus, draw_users
+from ..data.tables import Tables
 from ..data.text import UNKNOWN, ItemText
 from ..errors import UserError
 from ..losses import symmetric_contrast
 from .dense import DenseModel
 
 Pair = tuple[Tokens, Tokens]
+
+
+def described(tables: Tables, config) -> bool:
+    """Whether any item has a description."""
+    return any((tables.item_table[name] != "").any() for name in config["description_fields"].values() if name in tables.item_table)
 
 
 class ST5Seq(DenseModel):
@@ -24,22 +30,27 @@ class ST5Seq(DenseModel):
 
     contrastive = True
 
+    @classmethod
+    def check(cls, config, tables):
+        super().check(config, tables)
+        if config["phase"] == "item" and not config["datasets"] and not described(tables, config):
+            columns = ", ".join(config["description_fields"].values())
+            raise UserError(f"phase item learns from descriptions, and {tables.name} has none in {columns}; set description_fields, or --variant=finetune")
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.descriptions = [self._descriptions(corpus) for corpus in self.corpora] if config["phase"] == "item" else []
         if config["phase"] == "item" and not any(self.descriptions):
-            columns = ", ".join(config["description_fields"].values())
-            raise UserError(f"phase item learns from descriptions, and {self.tables.name} has none in {columns}; set description_fields, or --variant=finetune")
+            raise UserError(f"phase item learns from descriptions, and none of {', '.join(config['datasets'] or [self.tables.name])} has one")
         items = [text for sentences in self.sentences for text in sentences]
-        described = [text for descriptions in self.descriptions for text in descriptions.values()]
-        self.load_backbone([*items, *described, *([self.form.instruction] * len(items) if self.form.instruction else [])])
+        told = [text for descriptions in self.descriptions for text in descriptions.values()]
+        self.load_backbone([*items, *told, *([self.form.instruction] * len(items) if self.form.instruction else [])])
 
     def _descriptions(self, corpus: Corpus) -> dict[int, str]:
         """Item -> description, of those that have one."""
-        fields = self.config["description_fields"]
-        if not set(fields.values()) & set(corpus.tables.item_table):
+        if not described(corpus.tables, self.config):
             return {}
-        text = ItemText.from_tables(corpus.tables, fields)
+        text = ItemText.from_tables(corpus.tables, self.config["description_fields"])
         return {item: self.form.item(text.names, row) for item, row in enumerate(text.values) if any(value != UNKNOWN for value in row)}
 
     def training_examples(self, epoch: int) -> list[Pair]:

@@ -18,6 +18,8 @@ from ..optimizers import check as check_learner
 from .base import EncodeModel
 from .whitening import WhiteningExperts
 
+ROWS = 8192  # items that go through the experts at once where nothing is learned
+
 
 class UniSRec(EncodeModel):
     """Universal sequence representations.
@@ -33,7 +35,7 @@ class UniSRec(EncodeModel):
         return settings["item_features"] == "text"
 
     @classmethod
-    def check(cls, config):
+    def check(cls, config, tables):
         check_learner(config["learner"])
         check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
         if config["phase"] == "finetune" and config["datasets"]:
@@ -46,6 +48,7 @@ class UniSRec(EncodeModel):
         texts = [corpus.text.plain(item) for corpus in self.corpora for item in range(len(corpus.text))]
         self.offsets = np.cumsum([1, *(len(corpus.text) for corpus in self.corpora)])  # token 0 is padding
         self.pad_id, self.words_dropped = 0, len(texts)  # how far a token of an item is from the one of its text with words dropped
+        self.kinds = np.r_[-1, np.unique(texts, return_inverse=True)[1]]  # of tokens: which text theirs is
         if self.contrastive:
             rng = np.random.default_rng([config["seed"], 3])
             texts += [drop_words(text, config["word_drop"], rng) for text in texts]
@@ -114,10 +117,9 @@ class UniSRec(EncodeModel):
         distinct, place = ids.unique(return_inverse=True)
         return F.embedding(place, self.experts(self.scale * self.table[distinct]))
 
-    def catalogue(self) -> torch.Tensor:
-        """[distinct vectors, size] of the run's own items."""
-        vectors = self.experts(self.scale * self.table[torch.from_numpy(self.first).to(self.device) + 1])
-        return vectors if self.by_id is None else vectors + self.by_id.weight[1:]
+    def catalogue(self, items: np.ndarray) -> torch.Tensor:
+        """[items, size]: the texts of some of the run's own items."""
+        return self.experts(self.scale * self.table[torch.from_numpy(items).to(self.device) + 1])
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of -log P over the learned items, no vectors), or in phase pretrain (no loss, [rows, 2, size] vectors of sequence and target)."""
@@ -128,27 +130,31 @@ class UniSRec(EncodeModel):
             states = self.hidden(inside, vectors)
             found = torch.stack([states[rows, batch.target - 1], vectors[rows, batch.target]], dim=1)
             return found.sum() * 0.0, found
-        items, ids, labels = self.catalogue(), batch.input_ids[:, :-1], batch.labels[:, 1:]
+        texts, ids, labels = self.catalogue(self.first), batch.input_ids[:, :-1], batch.labels[:, 1:]
         same = torch.from_numpy(self.same).to(self.device)
-        texts = items if self.by_id is None else items - self.by_id.weight[1:]
         states = self.hidden(ids, F.embedding(F.pad(same, (1, 0))[ids], texts))
         learned = labels != IGNORED
-        logits = F.normalize(states[learned].float(), dim=1) @ F.normalize(items.float(), dim=1).T[:, same] / self.config["contrast_temperature"]
-        return F.cross_entropy(logits, labels[learned] - 1, reduction="sum"), states[:, 0]
+        items = texts if self.by_id is None else texts + self.by_id.weight[1:]
+        with torch.autocast(texts.device.type, enabled=False):  # a cosine near 1 has steps of 0.004 in bf16
+            cosines = F.normalize(states[learned].float(), dim=1) @ F.normalize(items.float(), dim=1)[same].T
+        return F.cross_entropy(cosines / self.config["contrast_temperature"], labels[learned] - 1, reduction="sum"), states[:, 0]
 
     def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """Sequence-item and sequence-sequence contrast (equations 6 and 7) of vectors [pairs, 2, 2, size]; pairs of one target are no negatives."""
-        targets = torch.tensor([pair[0].ids[-1] for pair in groups], device=vectors.device)
+        targets = torch.from_numpy(self.kinds[[pair[0].ids[-1] for pair in groups]]).to(vectors.device)
         equal, temperature = targets[:, None] == targets, self.config["contrast_temperature"]
         (sequence, item), (augmented, _) = (vectors[:, side].unbind(dim=1) for side in range(2))
         whole = in_batch_contrast(item, sequence, temperature, equal)
         return whole + self.config["sequence_weight"] * in_batch_contrast(augmented, sequence, temperature, equal)
 
     def encode_items(self):
-        return F.normalize(self.catalogue().float(), dim=1).cpu().numpy()
+        parts = [self.catalogue(self.first[begin : begin + ROWS]).float() for begin in range(0, len(self.first), ROWS)]
+        vectors = torch.cat(parts) if self.by_id is None else torch.cat(parts) + self.by_id.weight[1:]
+        return F.normalize(vectors, dim=1).cpu().numpy()
 
     def encode_users(self, cases):
         histories = [self.history(case, cases)[-self.config["max_items"] :].astype(np.int64) + 1 for case in range(len(cases))]
+        self.count_cut(cases, [max(0, cases.end[case] - cases.begin[case] - len(histories[case])) for case in range(len(cases))])
         found = np.zeros((len(cases), self.config["hidden_size"]), dtype=np.float32)
         for chosen in by_length([len(one) for one in histories], self.config["pass_tokens"]):
             length = max(len(histories[row]) for row in chosen)

@@ -104,7 +104,7 @@ class WriterModel(BackboneModel):
         return answers
 
     def _count(self, cases: Cases, prompts: list[Tokens], answers: list[Answer]) -> None:
-        self.count_cut(cases, prompts)
+        self.count_cut(cases, [one.cut for one in prompts])
         for answer in (answer for answer in answers if answer.reached is None):
             self.counts.update(texts=sum(answer.times), ended=answer.ended, **self.agreement.tally(answer.texts, answer.times))
 

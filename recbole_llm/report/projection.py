@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
+
 
 def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     """float32 [n, 2] of float32 [n, width] by cosine (van der Maaten & Hinton, JMLR 2008)."""
     from sklearn.manifold import TSNE
 
+    if len(vectors) < 5:
+        raise UserError(f"a projection needs some points, found {len(vectors)}; set points in the experiment's file")
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(vectors)
 
