@@ -173,7 +173,7 @@ def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
         if rest and head not in config.GROUPS:
             name = registry.canonical(head)
             if name not in own:
-                raise UserError(f"--{key}: {name} is not among {', '.join(models)}")
+                raise UserError(f"--{key}: {name} is not among the models, which are {', '.join(models)}")
             own[name][rest] = settings.pop(key)
     return own
 
