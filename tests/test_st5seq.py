@@ -165,13 +165,16 @@ def test_variants_are_stages(cycle):
 
 
 def test_each_phase_starts_from_the_one_before(cycle):
+    from recbole_llm import config
     from recbole_llm.runs import run_settings, stages_of
 
     settings = settings_for("ST5Seq", cycle, variant="final", **SMALL)
     assert [stage["phase"] for stage in stages_of(settings)] == ["item", "sequence", "next"]
     run = run_settings(settings)
     assert run.row["stage"] == "next"
-    before = store.read_run(run.folder)["settings"]["init_from"]
+    stored = store.read_run(run.folder)["settings"]
+    assert config.changed(stored, {"mask_history": True}) == stored | {"mask_history": True}  # a stage is a run like any other to `evaluate`
+    before = stored["init_from"]
     assert "-sequence-" in before and "-item-" in store.read_run(store.find_run(before, cycle / "saved"))["settings"]["init_from"]
     there = {path.name for path in (cycle / "saved").glob("ST5Seq-*-item-*")}
     run_settings(settings_for("ST5Seq", cycle, variant="itempre", **SMALL))
