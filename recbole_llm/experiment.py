@@ -166,11 +166,14 @@ def _restored(run: Run, dataset: str):
     stored = _stored(run)
     prepared = Prepared((stored if stored["dataset"] == dataset else moved(stored, dataset)) | {"stages": None}, restored=run.folder)
     model, loaders = prepared.restore(store.finished_run(run.folder))
+    model.weights = run.folder  # whose stored item vectors are taken
     return model.eval(), [loader._dataset for loader in loaders]
 
 
 def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], saved: Path) -> str:
     """Root mean squared and mean absolute error on the test cases, by a network over each row's vectors and by baselines."""
+    import torch
+
     from .data.splits import Cases
     from .evaluation import rating
 
@@ -187,7 +190,7 @@ def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], sa
             known = rating.Ratings.of_rows(tables, np.flatnonzero(train.split.train_events), column)
             results["item mean"] = [rating.errors(rating.item_mean(known, ratings["test"]), ratings["test"].value)]
             results["PMF"] = [rating.errors(rating.pmf(known, ratings["valid"], ratings["test"], seed), ratings["test"].value)]
-        with model.autocast():
+        with torch.no_grad(), model.autocast():
             items = model.encode_items()[model.same]
             vectors = {part: np.concatenate([model.encode_users(own), items[tables.item[own.end]]], axis=1) for part, own in cases.items()}
         predicted = rating.by_vectors(vectors, ratings["train"], ratings["valid"], seed)
@@ -209,6 +212,8 @@ def _at_most(cases, most: int, seed: int):
 
 def _projection(experiment: Experiment, planned: dict[str, dict[str, dict]], saved: Path) -> list[str]:
     """Items and users of all datasets on one plane for each row, coloured by dataset."""
+    import torch
+
     from .report.projection import draw, tsne
 
     panels: dict[str, dict[str, list]] = {kind: {row: [] for row in experiment.rows} for kind in ("items", "users")}
@@ -221,7 +226,7 @@ def _projection(experiment: Experiment, planned: dict[str, dict[str, dict]], sav
         for dataset in planned:
             model, (_, _, test) = _restored(run, dataset)
             chosen = {"items": _drawn(len(model.first), experiment.points, rng), "users": _drawn(len(test.cases), experiment.points, rng)}
-            with model.autocast():
+            with torch.no_grad(), model.autocast():
                 panels["items"][row].append(model.encode_items()[chosen["items"]])
                 panels["users"][row].append(model.encode_users(test.cases[chosen["users"]]))
             if row == first:

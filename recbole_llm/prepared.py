@@ -97,10 +97,11 @@ class Prepared:
         if model in registry.OURS:
             registry.model_class(model).check(config, tables)
         else:
-            from .embedding import check_frozen
             from .trainer import trainer_class
 
             if by_text:
+                from .embedding import check_frozen
+
                 check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
             dataset_class(model, config["MODEL_TYPE"])
             trainer_class(model, config["MODEL_TYPE"])
