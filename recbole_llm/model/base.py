@@ -9,12 +9,10 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
-from ..cache import name_of
 from ..collate import PASS_COST
-from ..data.splits import Cases, draw
+from ..data.splits import Cases
 from ..data.text import ItemText
 from ..errors import UserError
-from ..retrieval.nearest import ASKED, InvertedLists
 
 
 class TextModel(AbstractRecommender):
@@ -113,61 +111,3 @@ class TextModel(AbstractRecommender):
     def history(self, case: int, cases: Cases) -> np.ndarray:
         """int32 Tables indices of one case's items, oldest first."""
         return self.tables.item[cases.begin[case] : cases.end[case]]
-
-
-class EncodeModel(TextModel):
-    """A text model for which users and items are vectors, and a score their inner product. Subclasses give `encode_users` and `encode_items`.
-
-    Attributes
-    ----------
-    first, same : one item of each distinct vector, and for every item the number of its vector. Equal texts are encoded and scored once, so
-        that true ties stay ties.
-    weights : folder of the run whose weights these are, once they are trained.
-    """
-
-    def __init__(self, config, dataset):
-        super().__init__(config, dataset)
-        self.split = dataset.split
-        self.first, self.same = self.text.unique
-        self.weights: Path | None = None
-        self.item_vectors: torch.Tensor | None = None
-
-    def encode_users(self, cases: Cases) -> np.ndarray:
-        """float32 [cases, width]: of what the users of these cases have met."""
-        raise NotImplementedError(f"{type(self).__name__}.encode_users")
-
-    def encode_items(self) -> np.ndarray:
-        """float32 [len(first), width]; called once for all rankings by the same weights."""
-        raise NotImplementedError(f"{type(self).__name__}.encode_items")
-
-    def start_ranking(self, part, choosing, folder=None):
-        super().start_ranking(part, choosing, folder)
-        self.weights, self.item_vectors = folder, None  # the weights may have changed
-
-    def catalogue_vectors(self) -> torch.Tensor:
-        """Distinct vectors of `encode_items`, once for all rankings by the same weights; `column` says which is each item's."""
-        if self.item_vectors is None:
-            vectors = self.encode_items()
-            number: dict[bytes, int] = {}  # texts may differ in what an encoder does not see
-            row = np.array([number.setdefault(vector.tobytes(), len(number)) for vector in vectors])
-            self.item_vectors = torch.from_numpy(vectors[np.unique(row, return_index=True)[1]]).to(self.device)
-            self.column = row[self.same]
-        return self.item_vectors
-
-    def score(self, cases):
-        users = torch.from_numpy(self.encode_users(cases)).to(self.device)
-        with torch.autocast(users.device.type, enabled=False):  # vectors may come from a short precision, their products do not
-            return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.column]
-
-    def found(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
-        """[cases, items] scores as in `score` of k items and more that a FAISS index finds, of all others -inf.
-
-        folder : where the index of these item vectors is stored. It is judged by users of validation when it is made.
-        """
-        vectors = self.catalogue_vectors().cpu().numpy()
-        path = folder / f"index-{name_of(vectors.tobytes()).hex()[:16]}.faiss"
-        index = InvertedLists.stored(path, vectors, lambda: self.encode_users(draw(self.split.valid if len(self.split.valid) else self.split.train, ASKED)))
-        rows, products = index.search(self.encode_users(cases), k)
-        scores = np.full((len(cases), len(vectors) + 1), -np.inf, dtype=np.float32)  # the last for what was not found
-        np.put_along_axis(scores, rows, products, axis=1)
-        return scores[:, self.column]

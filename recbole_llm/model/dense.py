@@ -11,7 +11,7 @@ from ..data.splits import Cases
 from ..embedding import embed_once
 from ..errors import UserError
 from ..prompts import TextForm
-from .base import EncodeModel
+from .encode import EncodeModel
 from .lm import BackboneModel
 
 

@@ -15,7 +15,7 @@ from ..data.mixture import Corpus, draw_users, load_corpora
 from ..embedding import embed
 from ..errors import UserError
 from ..losses import in_batch_contrast
-from .base import EncodeModel
+from .encode import EncodeModel
 from .lm import BackboneModel
 
 

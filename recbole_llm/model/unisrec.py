@@ -15,7 +15,7 @@ from ..embedding import check_frozen, frozen_vectors
 from ..errors import UserError
 from ..losses import in_batch_contrast
 from ..optimizers import check as check_learner
-from .base import EncodeModel
+from .encode import EncodeModel
 from .whitening import WhiteningExperts
 
 ROWS = 8192  # items that go through the experts at once where nothing is learned
