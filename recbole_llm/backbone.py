@@ -247,6 +247,20 @@ def check_name(name: str, saved: Path) -> None:
             raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
 
 
+def reach(name: str, saved: Path) -> None:
+    """Raise UserError for a hub id under which no model can be had, neither from the hub nor from what was downloaded before."""
+    from transformers.utils import cached_file
+
+    if name.startswith("scratch:") or store.backbone_run(name, saved) or model_folder(name):
+        return
+    try:
+        found = any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in FILES)
+    except UNREADABLE as error:
+        raise _unreadable(name, error) from None
+    if not found:
+        raise UserError(f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before")
+
+
 def model_folder(name: str) -> Path | None:
     """Where a backbone lies that is named by a folder or comes in a package; None for a hub id. Raises UserError if the package is not installed."""
     if name in PACKAGED and not Path(name).exists():

@@ -36,6 +36,7 @@ class Prepared:
         self.config["rerank_from"] = retrieved and str(retrieved)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
         read = {"backbone": "backbone" in settings and not initial, "text_encoder": settings["item_features"] != "id"}
+        self.language_models = [settings[key] for key in read if read[key]]
         for key in (key for key in read if read[key]):
             run, folder = store.backbone_run(settings[key], saved), Path(settings[key]).expanduser()
             named[key] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else settings[key]
@@ -123,7 +124,13 @@ class Prepared:
                 raise UserError("rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(*differs[:2], row["run"], differs[2]))
         from .leaks import starts
 
-        self.check_unseen(starts(self.settings, Path(self.settings["checkpoint_dir"])), ("test", "valid"))
+        saved = Path(self.settings["checkpoint_dir"])
+        self.check_unseen(starts(self.settings, saved), ("test", "valid"))
+        if first and self.language_models and store.read_run(self.run_folder) is None:  # what has begun has its own
+            from .backbone import reach
+
+            for name in self.language_models:
+                reach(name, saved)
 
     def check_unseen(self, folders: Sequence[Path], parts: Sequence[str]) -> None:
         """Raise UserError if one of these runs, one that it started from, or this run's other datasets hold targets of these parts."""

@@ -1,10 +1,13 @@
 """Pretrained backbones: models of four architectures in folders, with their own tokenizers, trained in full and by LoRA."""
 
+import re
+
 import pytest
 import torch
+from shops import process, rows_of, write_shop
 from worlds import FRUIT, settings_for, write_cycle
 
-from recbole_llm.backbone import load_folder
+from recbole_llm.backbone import SentenceBackbone, load_folder
 from recbole_llm.runs import run_settings
 from recbole_llm.scratch import PAD, train_tokenizer
 
@@ -50,3 +53,20 @@ def test_a_model_in_a_folder_is_trained_and_loaded_again(kind, tmp_path):
     assert (stored.tokenizer.pad_token == PAD) == (kind != "GPT2")  # GPT-2 pads with its end token
     assert {path.name for path in (lora.folder / "backbone").glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert stored.model.peft_config["default"].base_model_name_or_path == folder
+
+
+def test_a_backbone_that_is_nowhere_is_told_before_what_stands_beside_it_is_trained(tmp_path):
+    """And one that was downloaded before runs without the network."""
+    write_shop(tmp_path)
+    command = ("--model=ST5Seq", "--dataset=tiny", "--epochs=0", "--show_progress=false", "--max_length=128", "--backbone=org/tiny")
+    at_home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = process(tmp_path, *command, **at_home)
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "saved").exists()
+    assert re.match(r"error: backbone 'org/tiny': expected one of config.json[^\n]+\n$", done.stderr)
+    folder = tmp_path / "hub" / "hub" / "models--org--tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots").mkdir()
+    SentenceBackbone.from_scratch("tiny", train_tokenizer(["red shoes", "blue tea"], 100), 128).save(folder / "snapshots" / "abc")
+    done = process(tmp_path, *command, **at_home)
+    assert done.returncode == 0 and [row["model"] for row in rows_of(tmp_path)] == ["Pop", "LIR", "ST5Seq"], done.stderr
