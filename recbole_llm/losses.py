@@ -27,6 +27,17 @@ def symmetric_contrast(anchors: torch.Tensor, positives: torch.Tensor, temperatu
     return (in_batch_contrast(positives, anchors, temperature, equal) + in_batch_contrast(anchors, positives, temperature, equal)) / 2
 
 
+def over_catalogue(states: torch.Tensor, items: torch.Tensor, same: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Sum over [rows] of -log [ exp(cos(s, v_label) / t) / sum_j exp(cos(s, v_j) / t) ], in float32 also under autocast: near 1, bf16 has steps of 0.004.
+
+    states, items : [rows, width] and distinct item vectors [texts, width].
+    same, labels : int64 [items], which vector is each item's; int64 [rows], numbers of items.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        cosines = F.normalize(states.float(), dim=1) @ F.normalize(items.float(), dim=1)[same].T
+        return F.cross_entropy(cosines / temperature, labels, reduction="sum")
+
+
 def backward(forward: Forward, batches: Sequence, join: Join | None, scale: Callable = lambda loss: loss, whole: bool = False) -> float:
     """Gradients of sum(own losses of the batches) + join(vectors of all batches), with one batch's graph in memory at a time unless `whole`.
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from worlds import prepared, write_cycle
 
-from recbole_llm.losses import backward, in_batch_contrast, symmetric_contrast
+from recbole_llm.losses import backward, in_batch_contrast, over_catalogue, symmetric_contrast
 
 
 def test_contrast_is_the_papers_sum_over_the_first_argument():
@@ -33,6 +33,21 @@ def test_equal_pairs_are_in_no_sum():
         weights = [float((unit[0][j] @ unit[1][i] / 0.5).exp()) * (j == i or not equal[i, j]) for j in range(5)]
         expected -= np.log(weights[i] / sum(weights)) / 5
     assert in_batch_contrast(queries, keys, 0.5, equal).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_softmax_over_the_catalogue_is_the_sum_over_its_items_also_under_autocast():
+    """Items of one vector are items of their own."""
+    rng = np.random.default_rng(0)
+    states, items = rng.normal(size=(3, 8)), rng.normal(size=(4, 8))
+    same, labels = np.array([0, 1, 1, 2, 3, 0]), np.array([5, 2, 3])
+    expected = 0.0
+    for state, label in zip(states, labels):
+        weights = [np.exp(state @ items[row] / np.linalg.norm(state) / np.linalg.norm(items[row]) / 0.07) for row in same]
+        expected -= np.log(weights[label] / sum(weights))
+    given = [torch.from_numpy(one) for one in (states, items, same, labels)]
+    for short in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=short):
+            assert over_catalogue(*given, 0.07).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -7,8 +7,15 @@ import torch
 
 from ..cache import name_of
 from ..data.splits import Cases, draw
+from ..errors import UserError
 from ..retrieval.nearest import ASKED, InvertedLists
 from .base import TextModel
+
+
+def check_datasets(config, stages: str) -> None:
+    """Raise UserError where a softmax over one catalogue is to be trained on several."""
+    if config["phase"] == "finetune" and config["datasets"]:
+        raise UserError(f"datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages='{stages}'")
 
 
 class EncodeModel(TextModel):

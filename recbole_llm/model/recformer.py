@@ -14,8 +14,8 @@ from ..collate import IGNORED, AttributeEncoder, Tokens, attribute_pieces
 from ..data.mixture import Corpus, draw_users, load_corpora
 from ..embedding import embed
 from ..errors import UserError
-from ..losses import in_batch_contrast
-from .encode import EncodeModel
+from ..losses import in_batch_contrast, over_catalogue
+from .encode import EncodeModel, check_datasets
 from .lm import BackboneModel
 
 
@@ -42,8 +42,7 @@ class RecFormer(EncodeModel, BackboneModel):
         super().check(config, tables)
         if config["attention_window"] % 2:
             raise UserError(f"attention_window: expected an even number, half of it on each side of a token, found {config['attention_window']}")
-        if config["phase"] == "finetune" and config["datasets"]:
-            raise UserError("datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages=[pretrain, first, second]")
+        check_datasets(config, "[pretrain, first, second]")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -108,13 +107,10 @@ class RecFormer(EncodeModel, BackboneModel):
         if not own or not learned.any():
             return vectors.sum() * 0.0, vectors
         if self.contrastive:
-            logits, weight = F.linear(states[learned], self.bundle.core.get_input_embeddings().weight, self.word_bias), self.config["mlm_weight"]
-        else:
-            catalogue = self.table[torch.from_numpy(self.same).to(self.device)]
-            with torch.autocast(catalogue.device.type, enabled=False):  # a cosine near 1 has steps of 0.004 in bf16
-                cosines = F.normalize(states[learned].float(), dim=1) @ catalogue.T
-            logits, weight = cosines / self.config["contrast_temperature"], 1.0
-        return weight * F.cross_entropy(logits.float(), batch.labels[learned], reduction="sum"), vectors
+            logits = F.linear(states[learned], self.bundle.core.get_input_embeddings().weight, self.word_bias)
+            return self.config["mlm_weight"] * F.cross_entropy(logits.float(), batch.labels[learned], reduction="sum"), vectors
+        same, temperature = torch.from_numpy(self.same).to(self.device), self.config["contrast_temperature"]
+        return over_catalogue(states[learned], self.table, same, batch.labels[learned], temperature), vectors
 
     def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """Item-item contrast (equation 6) of vectors [groups, 4, width]: each sequence's next item against the others of its step."""

@@ -12,10 +12,9 @@ from ..collate import IGNORED, Tokens, by_length
 from ..data.augmentation import drop, drop_words
 from ..data.mixture import Corpus, draw_users, every_case_once, load_corpora
 from ..embedding import check_frozen, frozen_vectors
-from ..errors import UserError
-from ..losses import in_batch_contrast
+from ..losses import in_batch_contrast, over_catalogue
 from ..optimizers import check as check_learner
-from .encode import EncodeModel
+from .encode import EncodeModel, check_datasets
 from .whitening import WhiteningExperts
 
 ROWS = 8192  # items that go through the experts at once where nothing is learned
@@ -38,8 +37,7 @@ class UniSRec(EncodeModel):
     def check(cls, config, tables):
         check_learner(config["learner"])
         check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
-        if config["phase"] == "finetune" and config["datasets"]:
-            raise UserError("datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages=[pretrain, finetune]")
+        check_datasets(config, "[pretrain, finetune]")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -135,9 +133,7 @@ class UniSRec(EncodeModel):
         states = self.hidden(ids, F.embedding(F.pad(same, (1, 0))[ids], texts))
         learned = labels != IGNORED
         items = texts if self.by_id is None else texts + self.by_id.weight[1:]
-        with torch.autocast(texts.device.type, enabled=False):  # a cosine near 1 has steps of 0.004 in bf16
-            cosines = F.normalize(states[learned].float(), dim=1) @ F.normalize(items.float(), dim=1)[same].T
-        return F.cross_entropy(cosines / self.config["contrast_temperature"], labels[learned] - 1, reduction="sum"), states[:, 0]
+        return over_catalogue(states[learned], items, same, labels[learned] - 1, self.config["contrast_temperature"]), states[:, 0]
 
     def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """Sequence-item and sequence-sequence contrast (equations 6 and 7) of vectors [pairs, 2, 2, size]; pairs of one target are no negatives."""
