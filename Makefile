@@ -24,7 +24,7 @@ run: install
 	$(BIN)/python run_recbole_llm.py --model=CALRec --dataset=Pet
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow tests
