@@ -249,16 +249,25 @@ def check_name(name: str, saved: Path) -> None:
 
 def reach(name: str, saved: Path) -> None:
     """Raise UserError for a hub id under which no model can be had, neither from the hub nor from what was downloaded before."""
-    from transformers.utils import cached_file
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if name.startswith("scratch:") or store.backbone_run(name, saved) or model_folder(name):
         return
     try:
-        found = any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in FILES)
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES):
+            return
+        for file in FILES:
+            try:
+                hf_hub_download(name, file)
+                return
+            except LocalEntryNotFoundError:
+                break  # the hub does not answer: each further question would wait for it as long
+            except EntryNotFoundError:
+                continue
     except UNREADABLE as error:
         raise _unreadable(name, error) from None
-    if not found:
-        raise UserError(f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before")
+    raise UserError(f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before")
 
 
 def model_folder(name: str) -> Path | None:

@@ -115,7 +115,7 @@ def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> No
     if experiment.kind == "rating" and settings["RATING_FIELD"] not in prepared.tables.columns:
         raise UserError(f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of its .inter file that holds ratings")
     if elsewhere:
-        Prepared(moved(settings, dataset) | {"stages": None}).check()
+        Prepared(moved(settings, dataset) | {"stages": None}).check(first=False)  # ranked there, by weights that another run has
 
 
 def _run(settings: dict, dataset: str) -> list[Run]:

@@ -36,10 +36,10 @@ class Prepared:
         self.config["rerank_from"] = retrieved and str(retrieved)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
         read = {"backbone": "backbone" in settings and not initial, "text_encoder": settings["item_features"] != "id"}
-        self.language_models = [settings[key] for key in read if read[key]]
-        for key in (key for key in read if read[key]):
-            run, folder = store.backbone_run(settings[key], saved), Path(settings[key]).expanduser()
-            named[key] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else settings[key]
+        self.language_models = {key: settings[key] for key in read if read[key]}
+        for key, model in self.language_models.items():
+            run, folder = store.backbone_run(model, saved), Path(model).expanduser()
+            named[key] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else model
         if retrieved:
             named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
         if restored:
@@ -129,7 +129,7 @@ class Prepared:
         if first and self.language_models and store.read_run(self.run_folder) is None:  # what has begun has its own
             from .backbone import reach
 
-            for name in self.language_models:
+            for name in self.language_models.values():
                 reach(name, saved)
 
     def check_unseen(self, folders: Sequence[Path], parts: Sequence[str]) -> None:
