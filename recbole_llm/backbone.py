@@ -227,6 +227,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
     kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder.
     """
     check_name(name, saved)
+    _quiet()
     how, _, rest = name.partition(":")
     if how == "scratch":
         return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
