@@ -44,18 +44,25 @@ class Backbone:
         """Most tokens of a text; None if there is no such limit."""
         return getattr(self.core.config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end what it writes: its tokenizer's and, of a chat model, those of its turns."""
+        found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return sorted({self.tokenizer.eos_token_id, *(found if isinstance(found, list) else [] if found is None else [found])})
+
     @classmethod
     def from_scratch(cls, size: str, tokenizer, max_length: int) -> "Backbone":
         return cls(scratch.causal_model(size, tokenizer, max_length), tokenizer)
 
     @classmethod
-    def read(cls, name: str) -> "Backbone":
-        """Whole weights by hub id or folder."""
+    def read(cls, name: str, quantize: str = "none") -> "Backbone":
+        """Whole weights by hub id or folder. quantize : none, or 8bit or 4bit by bitsandbytes, for weights that are not trained."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model, found = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            kind = {"dtype": torch.float32} | quantized(quantize)
+            model, found = AutoModelForCausalLM.from_pretrained(name, **kind, output_loading_info=True)
         except UNREADABLE as error:
             raise _unreadable(name, error) from None
         if missing := sorted(found["missing_keys"]):
@@ -82,7 +89,8 @@ class Backbone:
         """With LoRA added into the weights, all of which can be trained."""
         if getattr(self.core, "_hf_peft_config_loaded", False):
             adapters.merge(self.core)
-        self.model.requires_grad_(True)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # quantised weights are not
         return self
 
     def fingerprint(self) -> str:
@@ -216,7 +224,20 @@ def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096, kind: type[Backbone] = Backbone) -> Backbone:
+def quantized(quantize: str) -> dict:
+    """What transformers is told for weights of so few bits. Raises UserError if bitsandbytes is not installed."""
+    if quantize == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"quantize: {quantize} is computed by the package bitsandbytes, which is not installed: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product in float32
+    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantize}": True})}
+
+
+def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096, kind: type[Backbone] = Backbone,
+         quantize: str = "none") -> Backbone:  # fmt: skip
     """A language model.
 
     Parameters
@@ -224,7 +245,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
     name : a hub id or folder; `minilm` for a packaged sentence encoder; `run:<id>` for the backbone another run trained;
         `scratch:tiny|small|base` for random weights and a tokenizer trained on `texts`, see scratch.train_tokenizer.
     vocabulary : most tokens of a scratch tokenizer.
-    kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder.
+    kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder. quantize : of frozen weights, see Backbone.read.
     """
     check_name(name, saved)
     _quiet()
@@ -232,7 +253,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
     if how == "scratch":
         return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
     run = store.backbone_run(name, saved)
-    return load_folder(str(run / store.BACKBONE) if run else name, kind).merged()
+    return load_folder(str(run / store.BACKBONE) if run else name, kind, quantize).merged()
 
 
 def check_name(name: str, saved: Path) -> None:
@@ -282,17 +303,17 @@ def model_folder(name: str) -> Path | None:
     return Path(name).expanduser() if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists() else None
 
 
-def load_folder(name: str, kind: type[Backbone] = Backbone) -> Backbone:
+def load_folder(name: str, kind: type[Backbone] = Backbone, quantize: str = "none") -> Backbone:
     """A pretrained model by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
     _quiet()
     folder = model_folder(name)
     if folder and (base := adapters.base_of(folder)):
         how, _, rest = base.partition(":")
         name = {"run": str(folder.absolute().parents[1] / rest / store.BACKBONE), "packaged": rest}.get(how, base)  # runs stand beside each other
-        loaded = load_folder(name, kind).merged()
+        loaded = load_folder(name, kind, quantize).merged()
         loaded.core.load_adapter(str(folder))
         return loaded
-    return kind.read(str(folder or name))
+    return kind.read(str(folder or name), **({} if quantize == "none" else {"quantize": quantize}))
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

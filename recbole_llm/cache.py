@@ -1,10 +1,14 @@
-"""What was computed once: vectors on disk, named by what they were computed from."""
+"""What was computed once: vectors on disk, named by what they were computed from, and lines of what was written."""
 
+import gzip
 import hashlib
+import json
+import logging
 import os
 import uuid
 import zipfile
-from collections.abc import Callable, Container, Sequence
+import zlib
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +77,40 @@ def _write(folder: Path, names: list[bytes], part: np.ndarray) -> None:
     with open(temporary, "wb") as file:
         np.savez(file, names=np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), -1), vectors=part)
     os.replace(temporary, path)
+
+
+class Lines:
+    """JSON objects in a gzip file of lines (`zcat FILE | less`).
+
+    Every batch is appended by one write, so that a killed process loses the batch it was at and processes may share a file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, 0 where there is none."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def read(self, take: Callable[[dict], object] = lambda line: line) -> list:
+        """What `take` makes of each object; from a damaged file, of those before the damage, and the file is mended."""
+        lines, found = [], []
+        try:
+            with gzip.open(self.path, "rt", encoding="utf-8") as file:
+                for line in file:
+                    found.append(take(json.loads(line)))
+                    lines.append(line)
+        except FileNotFoundError:
+            return []
+        except (EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as fault:
+            logging.getLogger().warning(f"{self.path} is damaged ({type(fault).__name__}): {len(lines)} lines of it are taken, the others written again")
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            temporary.write_bytes(gzip.compress("".join(lines).encode()))
+            os.replace(temporary, self.path)
+        return found
+
+    def append(self, objects: Iterable[dict]) -> None:
+        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(gzip.compress(lines.encode()))

@@ -17,6 +17,7 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10] [--index=faiss]
   experiment NAME [--paper] [--dataset=...]          a paper's table or figure; experiment --list names all
+  summarize --dataset=Pet [--summary=recurrent]      LLMTRSR's summaries alone, in a file to read
   prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]    raw data into atomic files; prepare --list names all
   prepare --name=MINE --inter=FILE [--items=FILE] --map="user=…,item=…,time=…,title=…"    your own CSV, Parquet or JSON lines
   prepare --check NAME                               its statistics beside the papers'
@@ -248,6 +249,19 @@ def _experiment(argv: list[str]) -> int:
     return 0
 
 
+def _summarize(argv: list[str]) -> int:
+    args, settings = _arguments(argv, dataset="dataset name")
+    from . import config
+
+    resolved = config.resolve("LLMTRSR", _need(args.dataset, "dataset"), args.config_files.split(), settings)
+    if args.print_config:
+        return _print_config(resolved)
+    from .summarize import summarize
+
+    print("\n".join(summarize(resolved)))
+    return 0
+
+
 def _prepare(argv: list[str]) -> int:
     from .data.prepare.engine import LEAST, MEMORY, MOST
 
@@ -298,7 +312,9 @@ def _prepare(argv: list[str]) -> int:
 
 INDEX = "exact, or faiss for catalogues of millions"
 SEEDS = "seeds, separated by commas: one run for each"
-COMMANDS = {"run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "experiment": _experiment, "prepare": _prepare}
+COMMANDS = {
+    "run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "experiment": _experiment, "summarize": _summarize, "prepare": _prepare,
+}  # fmt: skip
 # Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two
 # cores, training steps took up to 5 times as long; spinning briefly mends that and left the time on idle cores as it was.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -20,10 +20,10 @@ COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mr
 SIGNIFICANT = 0.05
 
 
-def table_of(runs: dict[str, list[Run]]) -> Table:
+def table_of(runs: dict[str, list[Run]], metrics: Sequence[str] = COLUMNS) -> Table:
     """The table of finished runs: one row per key, its runs are seeds of one model.
 
-    Columns are the metrics that every run has. Raises UserError for runs that do not measure the same: other data, split,
+    Columns are those of `metrics` that every run has. Raises UserError for runs that do not measure the same: other data, split,
     evaluation, cases or number of candidates; and for a run that is given twice.
     """
     every = [run for group in runs.values() for run in group]
@@ -31,12 +31,14 @@ def table_of(runs: dict[str, list[Run]]) -> Table:
     _check_same(every)
     tables = _paired_ranks(runs) if len(every) > 1 else {}
     results = {name: [run.values for run in group] for name, group in runs.items()}
-    columns = [column for column in COLUMNS if all(column in run.values for run in every)]
+    columns = [column for column in metrics if all(column in run.values for run in every)]
     bounds = {"Bayes (expected)": {key.removeprefix("bayes_"): value for key, value in every[0].values.items() if key.startswith("bayes_")}}
     mode = first["split"]["mode"]
     if isinstance(mode, dict):
         mode = mode.get(every[0].part, next(iter(mode.values())))
     title = f"{first['dataset']}: {first['cases']} {every[0].part} cases, {mode}"
+    if drawn := _candidates(every):
+        title += f", candidates {drawn}"
     grouped = bool((first.get("evaluation") or {}).get("group_by_user"))
     marks, notes = _significance(results, tables, columns, grouped) if len(runs) > 1 else ({}, [])
     for name, group in runs.items():
@@ -59,6 +61,16 @@ def _check_same(runs: Sequence[Run]) -> None:
         if found := same_measure(first, run.row):
             key, *values = found
             raise UserError(f"one table needs one {key}: {first['run']} has {values[0]}, {run.row['run']} has {values[1]}; evaluate both alike")
+
+
+def _candidates(runs: Sequence[Run]) -> str | None:
+    """The fingerprint of the candidates that all of them ranked; None where that is the catalogue. Raises UserError if they are not the same."""
+    drawn = {run.row["run"]: (run.row.get("candidates") or {}).get(run.part) for run in runs}
+    first, *_ = drawn
+    for run, other in drawn.items():
+        if other != drawn[first]:
+            raise UserError(f"one table needs the same candidates: {first} has {drawn[first]}, {run} has {other}; evaluate both again by this version")
+    return drawn[first]
 
 
 def _paired_ranks(runs: dict[str, list[Run]]) -> dict[str, list]:

@@ -81,8 +81,13 @@ def our_layers(model: str, dataset: str) -> list[dict]:
     folder = resources.properties()
     paths = (folder / "overall.yaml", folder / "model" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml")
     overall, own, data = (copy.deepcopy(_cached_yaml(path)) for path in paths)
+    return [overall, own, *_grouped(data, model)]
+
+
+def _grouped(data: dict, model: str) -> list[dict]:
+    """A dataset's properties: those for all models, and over them its group for this one."""
     models = {name: data.pop(name) for name in list(data) if name in registry.OURS}
-    return [overall, own, data, models.get(model, {})]
+    return [data, models.get(model, {})]
 
 
 def _stock_layers(model: str) -> list[dict]:
@@ -120,7 +125,7 @@ def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | N
     data_path = next((layer["data_path"] for layer in reversed(layers) if "data_path" in layer), settings["data_path"])
     data, prepared = (Path(str(data_path)) / dataset / f"{dataset}.{kind}" for kind in ("inter", "yaml"))
     if data.is_file() and prepared.is_file():  # written when the data was prepared, which may have been killed in between
-        layers.insert(0, {key: value for key, value in read_yaml(prepared).items() if key not in foreign})
+        layers[:0] = [{key: value for key, value in layer.items() if key not in foreign} for layer in _grouped(read_yaml(prepared), model)]
     return _layered(layers, settings)
 
 
@@ -157,6 +162,14 @@ def moved(stored: dict, dataset: str) -> dict:
     features = {key: stored[key] for key in FEATURES if stored[key]}  # which a dataset need not name
     old, new = (resolve(stored["model"], name, [], features | {"data_path": stored["data_path"]}) for name in (stored["dataset"], dataset))
     return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
+
+
+def language_models(settings: dict) -> dict[str, str]:
+    """The language models that a run of these settings loads beside the weights of `init_from`, by the settings that name them."""
+    extracts = settings.get("summary", "none") == "none" or settings["summarizer"].partition(":")[0] in ("extractive", "http", "https")
+    by_text = settings.get("item_features", "id") != "id"
+    read = {"backbone": "backbone" in settings and not settings["init_from"], "text_encoder": by_text, "summarizer": not extracts}
+    return {key: settings[key] for key in read if read[key]}
 
 
 def shown(settings: dict) -> dict:

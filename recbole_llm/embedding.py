@@ -18,15 +18,16 @@ KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()
-def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device) -> np.ndarray:
+def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device, width: int | None = None) -> np.ndarray:
     """float32 [texts, width]: one vector for each encoded text.
 
     Parameters
     ----------
     pooled : collate.Batch -> [rows, width].
     budget : tokens of a pass.
+    width : of a vector; None for that of the backbone's states.
     """
-    vectors = np.zeros((len(tokens), bundle.width), dtype=np.float32)
+    vectors = np.zeros((len(tokens), width or bundle.width), dtype=np.float32)
     for chosen in by_length([len(one) for one in tokens], budget):
         batch = pad([tokens[row] for row in chosen], pad_id=bundle.tokenizer.pad_token_id).to(device)
         vectors[chosen] = pooled(batch).float().cpu().numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from . import config, registry, resources, store
-from .compare import show, table_of, write_table
+from .compare import COLUMNS, show, table_of, write_table
 from .errors import UserError
 from .prepared import Prepared, moved
 from .report.table import make_table
@@ -27,6 +27,7 @@ class Experiment:
     rows: dict[str, dict]
     settings: dict = field(default_factory=dict)
     models: dict[str, dict] = field(default_factory=dict)
+    columns: tuple[str, ...] = COLUMNS  # metrics of its table
     lengths: tuple[int, ...] = ()  # history_length: the shortest history of each column
     cases_per_user: int = 0  # rating: most training cases of a user
     points: int = 0  # projection: most points of a dataset
@@ -91,7 +92,7 @@ def run(experiment: Experiment, datasets: list[str] | None, files: list[str], sh
             told.append(_rating(experiment, dataset, runs, saved))
             continue
         runs = {row: _run(settings, dataset) for row, settings in rows.items()}
-        table = table_of(runs)
+        table = table_of(runs, experiment.columns)
         told.append(f"table: {write_table(table, runs, saved)}")
         show(table)
         if experiment.kind == "history_length":

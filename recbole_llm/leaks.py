@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from . import store
+from .config import language_models
 from .data import samples
 from .data.dataset import load_tables
 from .data.mixture import is_whole
@@ -43,11 +44,9 @@ def of_starts(folders: Sequence[Path]) -> list[Learned]:
 
 
 def starts(settings: dict, saved: Path) -> list[Path]:
-    """The runs whose weights a run of these settings begins with, or whose vectors it reads."""
+    """The runs whose weights a run of these settings begins with, or whose vectors or texts it reads."""
     found = [store.find_run(settings["init_from"], saved)] if settings["init_from"] else []
-    names = [settings["backbone"]] if settings.get("backbone") and not found else []
-    names += [settings["text_encoder"]] if settings.get("item_features", "id") != "id" else []
-    return found + [run for name in names if (run := store.backbone_run(name, saved))]
+    return found + [run for name in language_models(settings).values() if (run := store.backbone_run(name, saved))]
 
 
 def refuse(learned: Sequence[Learned], tables: Tables, split: Split, settings: dict, parts: Sequence[str]) -> None:

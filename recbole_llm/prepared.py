@@ -35,8 +35,7 @@ class Prepared:
         retrieved = store.find_run(settings["rerank_from"], saved) if settings.get("rerank_from") else None
         self.config["rerank_from"] = retrieved and str(retrieved)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
-        read = {"backbone": "backbone" in settings and not initial, "text_encoder": settings["item_features"] != "id"}
-        self.language_models = {key: settings[key] for key in read if read[key]}
+        self.language_models = settings_module.language_models(settings)
         for key, model in self.language_models.items():
             run, folder = store.backbone_run(model, saved), Path(model).expanduser()
             named[key] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else model
@@ -248,17 +247,19 @@ class Prepared:
         load_weights(model, self.run_folder)
         for part in (part for part in data if data[part] is not None and part not in record["parts"]):
             values, spent = self.evaluate(trainer, data[part], self.run_folder, part)
-            record["parts"][part] = {"values": values, "rates": self.rates(model, part), "seconds": spent}
+            record["parts"][part] = {"values": values, "rates": self.rates(model, part), "seconds": spent, "candidates": trainer.drawn}
             memory[part] = store.peak_memory()
             store.write_json(self.run_folder / store.RUN, record)
             forget(self.run_folder, part)
         results = {part: found["values"] for part, found in record["parts"].items()}
+        candidates = {part: found["candidates"] for part, found in record["parts"].items()}
         seconds |= {part: found["seconds"] for part, found in record["parts"].items()}
         return {
             "run": self.run_id, "model": self.settings["model"], "dataset": self.name, "stage": self.settings.get("stage"), **self.measure,
             "seed": self.settings["seed"], "hash": self.hash, "backbone": self.settings.get("backbone"), **results, "best_epoch": trainer.best_epoch,
             "seconds": seconds | {f"fit_{key}": round(value, 2) for key, value in trainer.seconds.items()},
             "memory_mib": memory, "device": str(self.config["device"]), "rates": record["parts"]["test"]["rates"], "cases": len(data["test"]._dataset.cases),
+            "candidates": candidates,
         }  # fmt: skip
 
     def rates(self, model, part: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Prompts as text: what a model reads and writes, with no tokenizer in sight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .data.text import UNKNOWN
@@ -36,6 +36,11 @@ class Example:
     items: tuple[str, ...]
     target: str | None = None
     learned: tuple[bool, ...] | None = None
+
+
+def in_line(attributes: Iterable[tuple[str, str]]) -> str:
+    """`Title: A; Brand: B`: an item in one line, without what is not known."""
+    return "; ".join(f"{name}: {value}" for name, value in attributes if value != UNKNOWN) or UNKNOWN
 
 
 def prefix(template: Template, index: int) -> str:

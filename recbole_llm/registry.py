@@ -13,8 +13,10 @@ from .errors import UserError
 OURS = {
     "CALRec": "recbole_llm.model.calrec",
     "LIR": "recbole_llm.model.lir",
+    "LLMTRSR": "recbole_llm.model.llmtrsr",
     "RecFormer": "recbole_llm.model.recformer",
     "ST5Seq": "recbole_llm.model.st5seq",
+    "TALLRec": "recbole_llm.model.tallrec",
     "UniSRec": "recbole_llm.model.unisrec",
 }
 # stock models that are wrong as they stand; our runner uses the class of these modules

@@ -163,6 +163,7 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
                 "seed": prepared.settings["seed"], "device": str(prepared.config["device"]),
                 "cases": len(trainer.ranked(data).cases), "versions": store.versions(),
                 "seconds": {part: seconds}, "memory_mib": {part: store.peak_memory()}, "rates": prepared.rates(model, part),
+                "candidates": {part: trainer.drawn},
             }  # fmt: skip
             row = {key: value for key, value in row.items() if key not in ("valid", "test")} | {part: values} | ({"part": part} if part == "valid" else {})
             record = {"status": "finished", "settings": settings, "versions": row["versions"], "data": prepared.tables.fingerprint, "row": row}

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from . import optimizers
 from .collate import by_length, pad, shuffled_steps
-from .data.candidates import draw_candidates
+from .data.candidates import draw_candidates, fingerprint
 from .data.splits import draw
 from .errors import UserError
 from .evaluation import metrics
@@ -59,6 +59,7 @@ class Harness:
         self.history: list[dict] = []
         self.position = (0, 0.0, 0)  # of a resumed epoch
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        self.drawn: str | None = None  # fingerprint of the candidates of the last ranking
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
@@ -121,9 +122,10 @@ class Harness:
         dataset, config = self.ranked(eval_data), self.config
         part = part_of(dataset)
         mode = config["eval_args"]["mode"][part]
-        candidates = None
+        candidates = self.drawn = None
         if mode != "full":
             candidates = draw_candidates(dataset.tables, dataset.cases, int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
+            self.drawn = fingerprint(dataset.tables, dataset.cases, candidates)
         try:
             return rank_cases(
                 self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from architectures import FAMILIES, random_model
 
 from recbole_llm.backbone import Backbone, load
 from recbole_llm.errors import UserError
@@ -50,19 +51,6 @@ def test_equals_a_plain_forward_pass(backbone):
             assert logprob == pytest.approx(expected, abs=1e-3)
 
 
-FAMILIES = {
-    "llama": ("Llama", {}),
-    "llama, grouped heads": ("Llama", {"num_key_value_heads": 2}),
-    "qwen2": ("Qwen2", {"num_key_value_heads": 2}),
-    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
-    "gpt2": ("GPT2", {}),
-    "mistral, window": ("Mistral", {"sliding_window": 9, "num_key_value_heads": 2}),
-    "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
-    "gemma2, window, soft caps": ("Gemma2", {"sliding_window": 9, "head_dim": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
-    "gemma3, window": ("Gemma3Text", {"sliding_window": 9, "head_dim": 16}),
-}
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer(["Title: a good dog food. Brand: Bla."] * 10, 300)
@@ -71,22 +59,7 @@ def tokenizer():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_architectures_equal_a_plain_forward_pass(family, tokenizer):
     """To 1e-4 in float32, with continuations longer than a window and prompts shorter and longer than it."""
-    import transformers
-
-    name, own = FAMILIES[family]
-    common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    if name == "GPT2":
-        config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, **common)
-        kind = transformers.GPT2LMHeadModel
-    else:
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
-        kind = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
-        config = getattr(transformers, f"{name}Config")(**(sizes | common | own))
-    torch.manual_seed(0)
-    model = kind(config).eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(2)
-    model.set_attn_implementation("eager")
+    model = random_model(family, tokenizer)
     backbone = Backbone(model, tokenizer)
     rows = prompts(backbone, (3, 20, 11))
     for prompt, generated in zip(rows, draw(backbone, rows, keys(3), max_new=14), strict=True):

@@ -17,7 +17,7 @@ from recbole_llm.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
 PROPERTIES = ROOT / "properties"
-FILES = sorted(path for path in PROPERTIES.rglob("*.yaml") if path.parent.name != "experiment")  # tests/test_experiment.py has those
+FILES = sorted(path for path in PROPERTIES.rglob("*.yaml") if path.parent.name not in ("domain", "experiment"))  # which are no settings
 EXPERIMENTS = sorted((PROPERTIES / "experiment").glob("*.yaml"))
 
 HOLDERS = {"config", "settings", "stage", "stored", "resolved", "final_config_dict", "internal_config_dict"}  # names of dicts of settings

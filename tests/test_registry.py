@@ -54,7 +54,7 @@ def test_an_unknown_name_names_the_nearest(name, near):
 
 
 def test_an_unknown_name_that_is_like_none():
-    with pytest.raises(UserError, match="ours are CALRec, LIR, RecFormer, ST5Seq, UniSRec"):
+    with pytest.raises(UserError, match="ours are CALRec, LIR, LLMTRSR, RecFormer, ST5Seq, TALLRec, UniSRec"):
         registry.canonical("0000000")
 
 
@@ -85,7 +85,7 @@ def test_our_classes_are_where_the_registry_says():
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         assert name in [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
     assert registry.MENDED.keys() <= registry.stock_models().keys()
-    models = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {"__init__", "base", "dense", "encode", "lm", "whitening", "writer"}
+    models = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {"__init__", "base", "dense", "encode", "judge", "lm", "whitening", "writer"}
     assert models == {module.rpartition(".")[2] for module in (registry.OURS | registry.MENDED).values()}  # none is left unregistered
 
 
@@ -203,9 +203,9 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 
 # A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
 # run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
-LAYERS = """errors compat resources registry __init__ checks config store cache data prompts adapters scratch backbone collate losses optimizers embedding
-features generation retrieval summarize engines evaluation model trainer loaders stages personal report runlog leaks prepared runs compare
-recommend experiment tune cli __main__""".split()
+LAYERS = """errors compat resources registry __init__ checks config store cache data prompts wording adapters scratch backbone collate losses optimizers
+embedding features generation judging summaries retrieval evaluation model trainer loaders stages personal report runlog leaks prepared runs compare
+recommend summarize experiment tune cli __main__""".split()
 # Imports inside functions that look ahead: hooks which RecBole calls when everything is there, and the Python front door.
 AHEAD = {("registry", "config"), ("__init__", "runs")}
 

@@ -49,3 +49,14 @@ def draw_candidates(tables: Tables, cases: Cases, count: int, seed: int, exclude
         drawn += np.searchsorted(banned - np.arange(len(banned)), drawn, side="right")
         result[row] = by_token[drawn]
     return result
+
+
+def fingerprint(tables: Tables, cases: Cases, candidates: np.ndarray) -> str:
+    """16 hex digits over who is to be ranked among what, by tokens: equal draws, equal fingerprint.
+
+    candidates : int64 [cases, K] as `draw_candidates` gives them.
+    """
+    position = cases.end - tables.start[cases.user]
+    columns = (tables.users[cases.user], position.astype(str), tables.items[tables.item[cases.end]], *tables.items[candidates].T)
+    lines = sorted("\0".join(map(str, line)) for line in zip(*columns, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

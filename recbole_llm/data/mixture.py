@@ -34,6 +34,10 @@ class Corpus:
         order = np.lexsort([self.cases.end, self.cases.user])
         return np.split(order, np.flatnonzero(np.diff(self.cases.user[order])) + 1)
 
+    def newest(self, targets: str) -> Cases:
+        """Every user's last training case (`one`), or all (`all`), by user and time."""
+        return self.cases[np.concatenate(self.by_user) if targets == "all" else np.array([rows[-1] for rows in self.by_user])]
+
 
 def every_case_once(corpus: Corpus, users: Sequence[int], encode: Callable[[int, np.ndarray], tuple[object, int]]) -> list:
     """Examples by which each training case of some users is learned once, in windows of as many items as fit.

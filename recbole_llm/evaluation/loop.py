@@ -46,7 +46,8 @@ def rank_cases(
     kept : what is ranked so far of the same cases, from which the ranking goes on; the caller removes it.
     """
     model.eval()
-    pairwise = candidates is not None and not _scores_all(model)
+    judges = candidates is not None and hasattr(model, "judge")
+    pairwise = judges or candidates is not None and not _scores_all(model)
     width = dataset.item_num - 1 if not pairwise else candidates.shape[1] + 1
     rows = int(max(1, min(getattr(model, "max_cases", MAX_CASES), memory * 2**20 // (4 * width))))
     tables = dataset.tables
@@ -59,7 +60,9 @@ def rank_cases(
         chosen = None
         if candidates is not None:
             chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin : begin + rows])], dim=1)
-        if pairwise:
+        if judges:
+            scores = model.judged(batch, chosen)
+        elif pairwise:
             scores = _predict(model, dataset, dataset.case_batch(batch), chosen + 1)
         else:
             scores = catalogue_scores(model, dataset, batch)

@@ -144,12 +144,17 @@ _active: list[SharedPrompts] = []  # the cache of the decoding that is running
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, softcap=None, sliding_window=None, s_aux=None, **kwargs):
+    refuse_layer(module, sliding_window, s_aux)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _active[-1].attend(module.layer_idx, query, scaling, softcap, sliding_window), None
+
+
+def refuse_layer(module, sliding_window, s_aux) -> None:
+    """Raise UserError for a layer whose attention is told of less than it does."""
     if s_aux is not None:
         raise UserError(f"{type(module).__name__} has attention sinks, which decoding here does not know; take another backbone")
     if sliding_window is None and _slides(module):
         raise UserError(f"{type(module).__name__} has a sliding window that attention functions are not told of; take another backbone")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _active[-1].attend(module.layer_idx, query, scaling, softcap, sliding_window), None
 
 
 def _slides(module) -> bool:

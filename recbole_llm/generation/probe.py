@@ -1,5 +1,7 @@
 """Whether training and decoding here are right for a backbone: tried on a few tokens against its own forward pass."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -10,26 +12,28 @@ TOLERANCE = 1e-3  # of the largest logit; float32 is a hundred times closer, a w
 
 
 @torch.no_grad()
-def check(backbone, name: str) -> None:
+def check(backbone, name: str, error: Callable[..., float] | None = None) -> None:
     """Raise UserError for a model that hidden states, logits or continuations are wrong of.
 
     Such as attention that sees later tokens or does not go through transformers' attention functions, recurrent layers,
     and logits that are scaled outside of the head in a way that `Backbone.logits` does not know.
+
+    error : of the backbone, by how much what is needed of it differs from its own forward pass; None: what decoding needs.
     """
     model, training = backbone.model, backbone.model.training
     model.eval()
     try:
-        error = _error(backbone)
+        found = (error or _error)(backbone)
     except UserError:
         raise
     except Exception as fault:  # of foreign code, which may raise anything
         reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:120]}"
     else:
-        reason = f"its logits come out otherwise, by {error:.1%}" if not error <= TOLERANCE else None
+        reason = f"its logits come out otherwise, by {found:.1%}" if not found <= TOLERANCE else None
     finally:
         model.train(training)
     if reason:
-        raise UserError(f"backbone {name!r} ({type(model).__name__}) cannot be decoded here ({reason}); take one that docs/backbones.md lists")
+        raise UserError(f"backbone {name!r} ({type(model).__name__}) cannot be used here ({reason}); take one that docs/backbones.md lists")
 
 
 def _error(backbone) -> float:

@@ -42,7 +42,8 @@ def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples: int, temperature: float, max_new: int, budget: int = 8192) -> list[Generated]:
+def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples: int, temperature: float, max_new: int, budget: int = 8192,
+           ends: Sequence[int] = ()) -> list[Generated]:  # fmt: skip
     """Draw `samples` continuations of every prompt at the given temperature.
 
     Each draw takes one uniform number of (key, sample, step), so that a prompt's texts do not depend on who
@@ -51,9 +52,10 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
     Parameters
     ----------
     prompts : int64 token arrays. keys : uint64 [prompts], see `stream_key`. budget : most prompt tokens per pass.
+    ends : tokens that end a continuation; the tokenizer's end token where not given.
     """
-    tokenizer, end = backbone.tokenizer, backbone.tokenizer.eos_token_id
-    cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, max_new, budget)
+    ends = np.array(ends or [backbone.tokenizer.eos_token_id])
+    cache, last = prefill(backbone.model, prompts, backbone.tokenizer.pad_token_id, max_new, budget)
     logits = backbone.logits(last)
     drawn = np.full((len(prompts), samples, max_new), -1, dtype=np.int64)
     logprobs = np.zeros((len(prompts), samples))
@@ -64,7 +66,7 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
             tokens, logprob = _draw(logits, slot, uniform(keys[prompt], number, step), temperature)
             drawn[prompt, number, step] = tokens
             logprobs[prompt, number] += logprob
-            going = tokens != end
+            going = ~np.isin(tokens, ends)
             prompt, number, slot, tokens = (array[going] for array in (prompt, number, slot, tokens))
             if not len(tokens) or step == max_new - 1:
                 break
@@ -73,7 +75,7 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
             slots = cache.advance(parents)
             logits = backbone.logits(read(slots, taken))
             slot = slots[node]
-    return [_collect(*one, end) for one in zip(drawn, logprobs, strict=True)]
+    return [_collect(*one, ends) for one in zip(drawn, logprobs, strict=True)]
 
 
 def _draw(logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -99,10 +101,10 @@ def _draw(logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperatur
     return tokens.cpu().numpy(), logprob.double().cpu().numpy()
 
 
-def _collect(drawn: np.ndarray, logprobs: np.ndarray, end: int) -> Generated:
+def _collect(drawn: np.ndarray, logprobs: np.ndarray, last: np.ndarray) -> Generated:
     ids, ended = [], np.zeros(len(drawn), dtype=bool)
     for row, tokens in enumerate(drawn):
-        stop = np.flatnonzero((tokens == end) | (tokens < 0))
-        ended[row] = len(stop) > 0 and tokens[stop[0]] == end
+        stop = np.flatnonzero(np.isin(tokens, last) | (tokens < 0))
+        ended[row] = len(stop) > 0 and tokens[stop[0]] >= 0
         ids.append(tokens[: stop[0]] if len(stop) else tokens)
     return Generated(ids, logprobs, ended)

@@ -32,6 +32,11 @@ class BackboneModel(TextModel):
         if config["adapter"] == "lora" and config["backbone"].startswith("scratch:") and not config["stage"]:
             refuse_scratch(config["backbone"])
 
+    @property
+    def quantize(self) -> str:
+        """Bits of frozen weights, of models that have the setting."""
+        return self.config["quantize"] or "none"
+
     def load_backbone(self, texts: Sequence[str]) -> None:
         """To be called by constructors: a trained run's weights (`restored`), those of `init_from` or the ones named by `backbone`.
 
@@ -43,11 +48,11 @@ class BackboneModel(TextModel):
             return self.load(Path(config["restored"]))
         if config["init_from"]:
             run = store.find_run(config["init_from"], saved)
-            bundle = load_folder(str(run / store.BACKBONE), self.backbone_kind).merged()
+            bundle = load_folder(str(run / store.BACKBONE), self.backbone_kind, self.quantize).merged()
         else:
             run = store.backbone_run(name, saved)
             vocabulary, kind = config["scratch_vocabulary"], self.backbone_kind
-            bundle = load(name, texts, saved=saved, max_length=config["max_length"], vocabulary=vocabulary, kind=kind)
+            bundle = load(name, texts, saved=saved, max_length=config["max_length"], vocabulary=vocabulary, kind=kind, quantize=self.quantize)
         self.use(bundle)
         if config["adapter"] == "lora":
             if run is not None:  # by what its folder is called beside ours, else by where it is
@@ -83,4 +88,4 @@ class BackboneModel(TextModel):
         self.bundle.save(folder / store.BACKBONE)
 
     def load(self, folder: Path) -> None:
-        self.use(load_folder(str(folder / store.BACKBONE), self.backbone_kind))
+        self.use(load_folder(str(folder / store.BACKBONE), self.backbone_kind, self.quantize))

@@ -142,7 +142,7 @@ class WriterModel(BackboneModel):
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
         self.written = folder and Written(folder / store.TEXTS.format(part=part, key=self.writing_key()))
         if self.written and self.written.known:
-            self.logger.info(f"{part}: the texts of {len(self.written.known)} cases are there already, in {self.written.path}")
+            self.logger.info(f"{part}: the texts of {len(self.written.known)} cases are there already, in {self.written.lines.path}")
         if run := self.config["rerank_from"]:
             self.lists = StoredLists(Path(run), part)
 

@@ -4,7 +4,7 @@ import re
 
 from .engine import delimited
 from .raw import Remote
-from .recipe import Files, Recipe, Source
+from .recipe import Files, Recipe, Source, judged
 
 SOURCE = Source(
     name="MovieLens",
@@ -28,7 +28,7 @@ FIELDS = {"Title": "movie_title", "Year": "release_year", "Genre": "class"}
 
 def recipes() -> list[Recipe]:
     features = {"selected_features": ["class"], "item_attribute": "class"}
-    own = {"source": SOURCE, "settings": {"text_fields": FIELDS} | features, "text": _text, "columns": tuple(FIELDS.values())}
+    own = {"source": SOURCE, "settings": {"text_fields": FIELDS} | features | judged("movies"), "text": _text, "columns": tuple(FIELDS.values())}
     return [
         Recipe(
             name="ml-100k", title="MovieLens 100K", **own, events=_events_100k, items=_items_100k, reads=("u.data", "u.item"),

@@ -19,6 +19,11 @@ class Source:
     reference: str
 
 
+def judged(domain: str) -> dict:
+    """Settings of the models whose prompts have words of their own for a domain."""
+    return {model: {"domain": domain} for model in ("LLMTRSR", "TALLRec")}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One dataset, from raw files to RecBole's atomic files.

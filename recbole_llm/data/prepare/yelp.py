@@ -3,7 +3,7 @@
 from .clean import tokens, values
 from .engine import json_lines
 from .raw import Remote
-from .recipe import Files, Recipe, Source
+from .recipe import Files, Recipe, Source, judged
 
 SOURCE = Source(
     name="Yelp Open Dataset",
@@ -29,11 +29,11 @@ def recipes() -> list[Recipe]:
     return [
         Recipe(
             name="Yelp", title="Yelp, a fifth of the users (TASTE-LoRA)", **own, users=0.2, least=(15, 5), notes=(year,),
-            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}},
+            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}, **judged("places")},
         ),
         Recipe(
             name="Yelp-ST5", title="Yelp, every user (ST5-Seq)", **own, described=True, ascii_only=True, notes=(year,),
-            settings={"text_fields": {"Title": "title", "Description": "description"}},
+            settings={"text_fields": {"Title": "title", "Description": "description"}, **judged("places")},
         ),
     ]  # fmt: skip
 

@@ -1,0 +1,59 @@
+"""21 candidates of a case: one forward pass for each against one for all, which reads what they share once. python bench/score.py [--size=base]"""
+
+from common import arguments, device, finish, timed
+
+LENGTHS = {"Amazon-M2": (600, 140), "MIND": (350, 45)}  # tokens up to the candidate, and of the candidate
+
+
+def main():
+    args = arguments(__doc__, size="small", candidates=21, cases=4, repeats=3)
+    import numpy as np
+    import torch
+
+    import recbole_llm  # noqa: F401
+    from recbole_llm.judging.shared import Layout, parted, unmasked
+    from recbole_llm.scratch import causal_model, train_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer((f"{number} {number * 7919}" for number in range(2000) for _ in range(3)), 1000)
+    model = causal_model("tiny" if args.small else args.size, tokenizer, 1024).eval().to(device())
+    head = model.get_output_embeddings().weight[2:4]
+    rng = np.random.default_rng(0)
+    cases, repeats = (1, 1) if args.small else (args.cases, args.repeats)
+
+    def odds(states):
+        yes, no = (states.float() @ head.float().T).unbind(dim=-1)
+        return torch.sigmoid(yes - no)
+
+    def one_by_one(prefix, suffixes):
+        return torch.stack([odds(model.base_model(torch.cat([prefix, suffix])[None], use_cache=False).last_hidden_state[0, -1]) for suffix in suffixes])
+
+    def together(prefix, suffixes):
+        sizes = [len(prefix), *map(len, suffixes)]
+        layout = Layout([sizes], device())
+        position = torch.cat([torch.arange(len(prefix)), *(len(prefix) + torch.arange(len(suffix)) for suffix in suffixes)])[None].to(device())
+        inputs = {"input_ids": torch.cat([prefix, *suffixes])[None], "position_ids": position, "attention_mask": unmasked(device())}
+        with parted(model, layout):
+            states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        return odds(states[torch.tensor(sizes, device=device()).cumsum(0)[1:] - 1])
+
+    rows = []
+    for data, (shared, own) in LENGTHS.items():
+        prompts = [torch.from_numpy(rng.integers(5, len(tokenizer), size=shared + args.candidates * own)).to(device()) for _ in range(cases)]
+        prompts = [(ids[:shared], list(ids[shared:].split(own))) for ids in prompts]
+        for precision in ("fp32", "bf16"):
+            with torch.no_grad(), torch.autocast(device(), torch.bfloat16, enabled=precision == "bf16"):
+                sides = [lambda side=side, prompts=prompts: torch.cat([side(*prompt) for prompt in prompts]) for side in (one_by_one, together)]
+                differ = float((sides[0]() - sides[1]()).abs().max())
+                runs = [[timed(side)[0] for side in sides] for _ in range(repeats)]
+            theirs, ours = (sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True))
+            count = args.candidates * cases
+            rows.append({"data": data, "shared": shared, "candidate": own, "width": model.config.hidden_size, "precision": precision,
+                         "one_by_one_per_s": round(count / theirs, 1), "ours_per_s": round(count / ours, 1), "ratio": round(theirs / ours, 2),
+                         "probability_difference": differ})  # fmt: skip
+            print(rows[-1])
+    finish(bench="score", ratio=min(row["ratio"] for row in rows), rows=rows, candidates=args.candidates)
+
+
+if __name__ == "__main__":
+    main()

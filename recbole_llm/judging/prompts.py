@@ -1,0 +1,99 @@
+"""Prompts that ask whether a user takes a candidate: read once up to the candidate, with any number of candidates behind."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..collate import IGNORED, WORDS, Pieces, Tokens
+from ..errors import UserError
+from ..wording import Wording, harmless, turn
+
+NOTHING = "NULL"  # what a section without content says, as in the paper's code
+
+
+def answer_tokens(tokenizer, before: str) -> tuple[int, int]:
+    """The tokens that 'Yes' and 'No' begin with behind a text. Raises UserError if that is the same one."""
+    found = []
+    for word in ("Yes", "No"):
+        bare, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + word))
+        same = next((at for at, (one, other) in enumerate(zip(bare, whole)) if one != other), min(len(bare), len(whole)))
+        found.append(whole[same])
+    if found[0] == found[1]:
+        raise UserError(f"backbone: its tokenizer begins 'Yes' and 'No' with the same token, {tokenizer.convert_ids_to_tokens(found[0])!r}; give another")
+    return tuple(found)
+
+
+@dataclass
+class JudgeEncoder(Pieces):
+    """Instruction, summary, newest items | candidate, end of the turn.
+
+    Attributes
+    ----------
+    room : most tokens of a candidate, of all prompts alike, so that what stands before it does not depend on it.
+    """
+
+    wording: Wording | None = None
+    room: int = 0
+
+    @cached_property
+    def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """int64 tokens that open and close the user's turn, and those of the two answers behind it."""
+        before, after = turn(self.tokenizer)
+        opening, closing = (np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64) for text in (before, after))
+        return opening, closing, answer_tokens(self.tokenizer, after)
+
+    @cached_property
+    def heads(self) -> tuple[np.ndarray, ...]:
+        """int64: what opens a prompt, up to the summary; what precedes the items; what precedes the candidate."""
+        summary, items, candidate = self.wording.judge_heads
+        opening = np.concatenate([self.frame[0], self.piece(self.wording.judge), self.piece(f"\n\n{summary}\n")])
+        return opening, self.piece(f"\n\n{items}"), self.piece(f"\n\n{candidate}\n")
+
+    def for_candidates(self, candidates: Iterable[str]) -> "JudgeEncoder":
+        """With room for the longest of these, but at most for a third of a prompt's data. Raises UserError if `max_length` leaves too little for any data."""
+        fixed = sum(map(len, [*self.heads, self.frame[1]]))
+        left = self.max_length - fixed
+        if left < 4 * WORDS:
+            raise UserError(f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}")
+        self.room = max(WORDS, min(left // 3, max(len(self.piece(harmless(text))) for text in candidates)))
+        return self
+
+    def before(self, summary: str | None, items: Sequence[str]) -> tuple[np.ndarray, int]:
+        """(int64 tokens of all that precedes a candidate, how many items were left out: the oldest). The newest is cut at its end if it must be."""
+        opening, items_head, candidate_head = self.heads
+        left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
+        told = self.piece(harmless(summary) if summary else NOTHING)[: left // 2]
+        left -= len(told)
+        kept: list[np.ndarray] = []
+        for item in reversed(items):
+            line = np.concatenate([self.piece("\n"), self.piece(harmless(item))])
+            if len(line) > left and kept:
+                break
+            kept.append(line[:left])
+            left -= len(kept[-1])
+        lines = kept[::-1] or [self.piece(f"\n{NOTHING}")[:left]]
+        return np.concatenate([opening, told, items_head, *lines, candidate_head]), len(items) - len(kept)
+
+    def behind(self, candidate: str) -> np.ndarray:
+        """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
+        return np.concatenate([self.piece(harmless(candidate))[: self.room], self.frame[1]])
+
+    def row(self, before: np.ndarray, candidates: Sequence[np.ndarray], answers: Sequence[bool] = (), whole: bool = False, cut: int = 0) -> Tokens:
+        """Candidates behind what they share. The last shared token stands in each candidate's part, so that every token is told by one before it in its part.
+
+        The roles of a token are its part, 1 for what is shared and 2, 3, … for the candidates, and its position.
+        answers : what is learned at the end of each part; nothing where not given. whole : the prompt's own tokens are learned too.
+        """
+        parts = [before[:-1], *(np.concatenate([before[-1:], candidate]) for candidate in candidates)]
+        sizes = [len(part) for part in parts]
+        starts = [0] + [sizes[0]] * len(candidates)
+        roles = np.stack([np.repeat(np.arange(1, len(parts) + 1), sizes), np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes)])])
+        following = [np.append(parts[0][1:], before[-1]), *(np.append(part[1:], IGNORED) for part in parts[1:])]
+        labels = np.concatenate(following) if whole else np.full(sum(sizes), IGNORED, dtype=np.int64)
+        if len(answers):
+            labels[np.cumsum(sizes)[1:] - 1] = np.array(self.frame[2])[[0 if answer else 1 for answer in answers]]
+        learned = labels != IGNORED
+        weight = np.where(roles[0] == 1, len(candidates), 1)
+        return Tokens(np.concatenate(parts), learned, sum(sizes), int((learned * weight).sum()), cut, labels=labels, roles=roles)

@@ -1,0 +1,1 @@
+"""Long histories condensed to texts by a language model that is not trained."""

@@ -1,0 +1,62 @@
+"""Who writes summaries: by the setting `summarizer`."""
+
+from pathlib import Path
+
+from .. import store
+from ..backbone import check_name, load_folder, model_folder
+from ..config import language_models
+from ..errors import UserError
+from ..wording import Wording
+from .extractive import Extractive
+from .writing import Engine
+
+EXTRACTIVE = "extractive"
+
+
+def is_server(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def check(config) -> None:
+    """Raise UserError for a summarizer that cannot be, as far as that can be seen without asking it."""
+    name = config["summarizer"]
+    if name.startswith("scratch:"):
+        raise UserError(f"summarizer: {name} has random weights and stays as it is; give {EXTRACTIVE}, a hub id, a folder, run:<id> or a server's URL")
+    if is_server(name) and not config["summarizer_model"]:
+        raise UserError(f"summarizer: a server is asked for a model by name; set --summarizer_model (what {name}/models lists)")
+    if "summarizer" in language_models(config["settings"]):
+        check_name(name, Path(config["checkpoint_dir"]))
+    if config["summary_tokens"] * 2 > config["summarizer_length"]:
+        raise UserError(f"summary_tokens: expected at most half of summarizer_length ({config['summarizer_length']}), found {config['summary_tokens']}")
+
+
+def make(config, wording: Wording, extractive: Extractive) -> Engine:
+    """The engine that a run's settings name; a local model is loaded only when there is something to write."""
+    name = config["summarizer"]
+    if name == EXTRACTIVE:
+        return extractive
+    limits = dict(max_length=config["summarizer_length"], max_new=config["summary_tokens"], temperature=config["summarizer_temperature"], seed=config["seed"])
+    if is_server(name):
+        from .server import ServerEngine
+
+        return ServerEngine(name, config["summarizer_model"], wording, parallel=config["summarizer_parallel"], **limits)
+    from .local import LocalEngine
+
+    run = store.backbone_run(name, Path(config["checkpoint_dir"]))
+    folder = run / store.BACKBONE if run else model_folder(name)
+    weights = f"run:{run.name}" if run else store.fingerprint(folder) if folder else name
+
+    def load():
+        bundle = load_folder(str(folder or name), quantize=config["summarizer_quantize"]).merged()
+        bundle.model.to(config["device"]).eval()
+        return bundle
+
+    precision = {"quantize": config["summarizer_quantize"], "precision": config["precision"]}
+    return LocalEngine(load, weights, wording, rows=config["summarizer_parallel"], **precision, **limits)
+
+
+def told(config) -> str:
+    """One line for the log."""
+    if config["summarizer"] == EXTRACTIVE:
+        return "extracts, written by no language model (summarizer: extractive): the most frequent attributes, and the sentences nearest to all others"
+    return f"{config['summary']}, by {config['summarizer_model'] or config['summarizer']}"

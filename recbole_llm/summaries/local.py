@@ -1,0 +1,72 @@
+"""Summaries by a causal LM on this machine: prompts of a level are read and continued together."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..backbone import Backbone
+from ..collate import Pieces, by_length
+from ..generation.probe import check as check_decoding
+from ..generation.sampling import sample, stream_key
+from ..wording import Wording, turn
+from .plan import Request, Text
+from .prompt import LAYOUT, parts
+
+AGAIN = 0.7  # least temperature of a second attempt: a greedy one would write the same
+
+
+class LocalEngine:
+    """A transformers model, in batches.
+
+    Parameters
+    ----------
+    load : gives the model, when the first text is to be written. weights : their name.
+    max_length, max_new : tokens of a prompt and its summary together, and of the summary.
+    temperature : 0 is greedy. rows : prompts that are continued at once.
+    """
+
+    paid = True
+
+    def __init__(self, load: Callable[[], Backbone], weights: str, wording: Wording, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
+                 precision: str, quantize: str):  # fmt: skip
+        self.load, self.wording, self.weights = load, wording, weights
+        self.max_length, self.max_new, self.temperature, self.seed, self.rows, self.precision = max_length, max_new, temperature, seed, rows, precision
+        self.name = repr((LAYOUT, weights, wording, max_length, max_new, temperature, seed if temperature else 0, precision, quantize))
+
+    @cached_property
+    def bundle(self) -> Backbone:
+        bundle = self.load()
+        check_decoding(bundle, self.weights)
+        return bundle
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        return Pieces(self.bundle.tokenizer, self.max_length)
+
+    @cached_property
+    def frame(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 tokens that open and close the user's turn."""
+        return tuple(np.array(self.bundle.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64) for text in turn(self.bundle.tokenizer))
+
+    def prompt(self, request: Request) -> np.ndarray:
+        """int64, at most max_length - max_new tokens."""
+        opening, closing = self.frame
+        room = self.max_length - self.max_new - len(opening) - len(closing)
+        return np.concatenate([opening, *parts(request, self.wording, self.pieces.piece, room), closing])
+
+    def write(self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False) -> None:
+        prompts = [self.prompt(request) for request in requests]
+        keys = np.array([stream_key(self.seed + again, repr(request)) for request in requests], dtype=np.uint64)
+        temperature = max(AGAIN, self.temperature) if again else self.temperature
+        device = next(self.bundle.model.parameters()).device
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        for chosen in by_length([len(prompt) for prompt in prompts], self.rows * self.max_length, self.rows):
+            with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
+                written = sample(
+                    self.bundle, [prompts[row] for row in chosen], keys[chosen], samples=1, temperature=temperature, max_new=self.max_new, ends=self.bundle.ends
+                )
+            for row, one in zip(chosen, written, strict=True):
+                text = self.bundle.tokenizer.decode(one.ids[0], skip_special_tokens=True)
+                take(int(row), Text(text, bool(one.ended[0]), (len(prompts[row]), len(one.ids[0]))))

@@ -1,0 +1,84 @@
+"""Which texts are condensed into which: hierarchical and recurrent summaries of a history (LLM-TRSR, section 3.2), for many users in step."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Item = tuple[tuple[str, str], ...]
+Round = Generator[list["Request"], list[str], str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to be written.
+
+    kind : "block" condenses items, "layer" summaries of earlier parts, "update" a summary and the items since.
+    previous : the summaries it starts from, oldest first. items : names and values of their attributes, oldest first.
+    """
+
+    kind: str
+    previous: tuple[str, ...] = ()
+    items: tuple[Item, ...] = ()
+
+
+class Text(NamedTuple):
+    """What was written; whole : it ended by itself. tokens : how many were read and written."""
+
+    text: str
+    whole: bool = True
+    tokens: tuple[int, int] = (0, 0)
+
+
+def blocks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
+    """Items in blocks of `size`; the last may be shorter."""
+    return [tuple(items[begin : begin + size]) for begin in range(0, len(items), size)]
+
+
+def hierarchical(items: Sequence[Item], size: int, fan_in: int) -> Round:
+    """Every block is summarised, then every `fan_in` summaries are, until one is left. Yields rounds of requests, is sent their texts, returns the last."""
+    texts = yield [Request("block", items=block) for block in blocks(items, size)]
+    while len(texts) > 1:
+        groups = [tuple(texts[begin : begin + fan_in]) for begin in range(0, len(texts), fan_in)]
+        alone = len(groups[-1]) == 1  # a summary without others goes up as it is
+        written = yield [Request("layer", previous=group) for group in (groups[:-1] if alone else groups)]
+        texts = [*written, *(groups[-1] if alone else ())]
+    return texts[0]
+
+
+def recurrent(items: Sequence[Item], size: int) -> Round:
+    """The first block is summarised, and the summary written anew with each further block."""
+    first, *others = blocks(items, size)
+    (text,) = yield [Request("block", items=first)]
+    for block in others:
+        (text,) = yield [Request("update", previous=(text,), items=block)]
+    return text
+
+
+class Summary(NamedTuple):
+    """Of one history; levels : what was written for it on the way, the text itself at the end."""
+
+    text: str
+    levels: list[list[str]]
+
+
+def run(rounds: Iterable[Round], write: Callable[[list[Request], int], list[str]]) -> list[Summary]:
+    """The summary of each user.
+
+    write : (requests, level) -> their texts. All users' requests of a level come together, level 0 being the first.
+    """
+    plans = list(rounds)
+    found = [Summary("", []) for _ in plans]
+    waiting = {number: next(plan) for number, plan in enumerate(plans)}
+    level = 0
+    while waiting:
+        texts = iter(write([request for asked in waiting.values() for request in asked], level))
+        answered = {number: [next(texts) for _ in asked] for number, asked in waiting.items()}
+        waiting = {}
+        for number, own in answered.items():
+            found[number].levels.append(own)
+            try:
+                waiting[number] = plans[number].send(own)
+            except StopIteration as end:
+                found[number] = found[number]._replace(text=end.value)
+        level += 1
+    return found

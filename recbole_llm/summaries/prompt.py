@@ -1,0 +1,20 @@
+"""What an engine is asked for one summary: an instruction, then the items and the earlier summaries under their heads."""
+
+from collections.abc import Sequence
+
+from ..prompts import in_line
+from ..wording import Wording, laid_out
+from .plan import Request
+
+LAYOUT = 1  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
+
+
+def parts(request: Request, wording: Wording, encode, room: int) -> list[Sequence]:
+    """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out."""
+    items = [in_line(item) for item in request.items]
+    sections = {
+        "block": lambda: [(wording.block_head, items)],
+        "layer": lambda: [(wording.layer_head, request.previous)],
+        "update": lambda: [(wording.update_heads[0], request.previous), (wording.update_heads[1], items)],
+    }[request.kind]()
+    return laid_out(getattr(wording, request.kind), sections, encode, room)

@@ -1,0 +1,61 @@
+"""Summaries by a server that speaks OpenAI's protocol: vLLM, Ollama, llama.cpp or OpenAI's own."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from ..errors import UserError
+from ..wording import Wording
+from .plan import Request, Text
+from .prompt import LAYOUT, parts
+
+CHARACTERS = 3  # that a token is taken to be: fewer than in English, so that prompts fit
+
+
+class ServerEngine:
+    """Requests in parallel through OpenAI's client, which waits and tries again where the server is busy, limits its rate or fails.
+
+    The key is read from the environment (OPENAI_API_KEY) and stored nowhere.
+
+    Parameters
+    ----------
+    url : of the server, `http://localhost:8000/v1`. model : its name there. parallel : requests at once.
+    """
+
+    paid = True
+
+    def __init__(self, url: str, model: str, wording: Wording, *, max_length: int, max_new: int, temperature: float, seed: int, parallel: int,
+                 retries: int = 8):  # fmt: skip
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise UserError('summarizer: a server is asked through the package openai, which is not installed: pip install "recbole_llm[openai]"') from None
+        import os
+
+        self.client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=retries)
+        self.model, self.wording, self.url, self.parallel = model, wording, url, parallel
+        self.max_length, self.max_new, self.temperature, self.seed = max_length, max_new, temperature, seed
+        self.name = repr((LAYOUT, url, model, wording, max_length, max_new, temperature, seed))
+
+    def write(self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False) -> None:
+        with ThreadPoolExecutor(self.parallel) as pool:
+            waiting = {pool.submit(self._ask, request, again): number for number, request in enumerate(requests)}
+            try:
+                for done in as_completed(waiting):
+                    take(waiting[done], done.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _ask(self, request: Request, again: bool) -> Text:
+        import openai
+
+        content = "".join(parts(request, self.wording, str, CHARACTERS * (self.max_length - self.max_new)))
+        try:
+            answer = self.client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": content}], max_tokens=self.max_new, temperature=self.temperature,
+                seed=self.seed + again,
+            )  # fmt: skip
+        except openai.OpenAIError as error:
+            raise UserError(f"summarizer: {self.url} gives no answer ({' '.join(str(error).split())[:160]}); what is written is kept, run again") from None
+        choice, used = answer.choices[0], answer.usage
+        return Text(choice.message.content or "", choice.finish_reason != "length", (used.prompt_tokens, used.completion_tokens) if used else (0, 0))

@@ -1,0 +1,58 @@
+"""Summaries of a dataset's histories, written without a recommender: what LLMTRSR then finds, and a file for people to read."""
+
+import csv
+import logging
+import os
+from pathlib import Path
+
+from .config import digest
+from .data.mixture import Corpus
+from .data.splits import Cases, make_split
+from .data.text import ItemText
+from .errors import UserError
+from .prepared import Prepared
+from .runlog import RunLog
+from .summaries.plan import Summary
+from .summaries.summarizer import Summarizer
+
+
+def summarize(settings: dict) -> list[str]:
+    """Write the summaries that runs of these settings of LLMTRSR read. Returns lines that say where they are.
+
+    Raises
+    ------
+    UserError : for settings without summaries, or a summarizer that cannot be.
+    """
+    if settings["summary"] == "none":
+        raise UserError("summarize: expected --summary=hierarchical or recurrent, found none")
+    prepared = Prepared(settings)
+    prepared.check()
+    config, tables = prepared.config, prepared.tables
+    text = ItemText.from_tables(tables, config["text_fields"], config["text_words"])
+    split = make_split(tables, config["eval_args"]["split"], config["eval_args"]["part"])
+    parts = {"train": Corpus(tables, text, split.train).newest(config["targets"]), "valid": split.valid, "test": split.test}
+    with RunLog() as log:
+        log.start()
+        summarizer = Summarizer(config, tables, text, logging.getLogger())
+        log.info(summarizer.forecast(parts.values()))
+        found = {part: summarizer.of(cases) for part, cases in parts.items()}
+        log.info(summarizer.texts.told())
+    deciding = [config[key] for key in ("summary", "block_size", "fan_in", "targets")]
+    key = digest([summarizer.texts.engine.name, prepared.measure["fingerprint"], prepared.measure["split"], *deciding])
+    path = Path(config["checkpoint_dir"]) / "summaries" / f"{prepared.name}-{config['summary']}-{key}.tsv"
+    _write(path, tables.users, parts, found)
+    return [f"summaries of {sum(map(len, parts.values()))} histories: {path}"]
+
+
+def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Summary]]) -> None:
+    """A row for every text: user, part, items of the history, level, text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+        rows.writerow(["user", "part", "items", "level", "text"])
+        for part, cases in parts.items():
+            for user, size, summary in zip(users[cases.user], cases.end - cases.begin, found[part], strict=True):
+                for level, texts in enumerate(summary.levels):
+                    rows.writerows([user, part, size, level, " ".join(text.split())] for text in texts)
+    os.replace(temporary, path)

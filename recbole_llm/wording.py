@@ -1,0 +1,93 @@
+"""What the judge and the summariser are told, by domain; and their prompts, in which what users and items say is data."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import yaml
+
+from . import resources
+from .errors import UserError
+
+USER, ASSISTANT = "### User:\n", "\n\n### Assistant:\n"  # around a turn, where a tokenizer has no chat template
+# What may open a section or a turn, of our own prompts and of chat formats, and what stands in its place.
+BRACKETS = str.maketrans("[]<>", "()()")
+MARKS = [(re.compile(r"#{2,}"), "#"), (re.compile(r"\b(user|human|assistant|system)\s*:", re.IGNORECASE), r"\1 -"), (re.compile(r"\s+"), " ")]
+
+
+def harmless(text: str) -> str:
+    """A text in which nothing looks like the beginning of a section or of a turn. What is harmless stays as it is."""
+    text = text.translate(BRACKETS)
+    for mark, spelled in MARKS:
+        text = mark.sub(spelled, text)
+    return text.strip()
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Instructions and the heads of the sections that follow them, see properties/domain/."""
+
+    block: str
+    block_head: str
+    layer: str
+    layer_head: str
+    update: str
+    update_heads: tuple[str, str]
+    judge: str
+    judge_heads: tuple[str, str, str]
+
+    @classmethod
+    def named(cls, domain: str) -> "Wording":
+        """Raises UserError for a domain without a file."""
+        folder = resources.properties() / "domain"
+        path = folder / f"{domain}.yaml"
+        if not path.is_file():
+            raise UserError(f"domain: expected one of {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}, found {domain!r}")
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return cls(**{field.name: tuple(value) if isinstance(value := read[field.name], list) else value for field in fields(cls)})
+
+
+Cut = Callable[[str], Sequence]
+
+
+def caps(sizes: Sequence[int], room: int) -> int:
+    """The largest size to which all can be cut so that they are `room` together: what is shorter stays whole."""
+    left = sorted(sizes)
+    for number, size in enumerate(left):
+        if size * (len(left) - number) > room:
+            return max(1, room // (len(left) - number))
+        room -= size
+    return max(left, default=0)
+
+
+def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], encode: Cut, room: int) -> list[Sequence]:
+    """The parts of a turn: an instruction, then heads with numbered texts, of which the longest are cut at their ends until all fit.
+
+    encode : a text's tokens, or the text itself where tokens are not known. room : for all of it, in those units.
+    """
+    parts, data = [encode(instruction)], []
+    for head, texts in sections:
+        parts.append(encode(f"\n\n{head}"))
+        for number, text in enumerate(texts, 1):
+            parts.append(encode(f"\n{number}. " if len(texts) > 1 else "\n"))
+            data.append(len(parts))
+            parts.append(encode(harmless(text)))
+    cap = caps([len(parts[at]) for at in data], room - sum(len(part) for at, part in enumerate(parts) if at not in set(data)))
+    for at in data:
+        parts[at] = parts[at][:cap]
+    return parts
+
+
+def turn(tokenizer) -> tuple[str, str]:
+    """What stands before and behind what a user says: by the tokenizer's chat template where it has one."""
+    if not tokenizer.chat_template:
+        return (tokenizer.bos_token or "") * begins(tokenizer) + USER, ASSISTANT
+    place = "WHAT THE USER SAYS"
+    said = tokenizer.apply_chat_template([{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True)
+    before, _, after = said.partition(place)
+    return before, after
+
+
+def begins(tokenizer) -> bool:
+    """Whether the tokenizer puts its begin token before any text."""
+    return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -1,0 +1,143 @@
+"""Summaries by a server that speaks OpenAI's protocol: a real HTTP server here, asked through the real client."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from test_summaries import REQUESTS, SHOPPING, plans, summaries, written
+
+from recbole_llm.errors import UserError
+
+pytest.importorskip("openai")
+from recbole_llm.summaries.server import CHARACTERS, ServerEngine  # noqa: E402
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with the number of words that it was asked; `faults` come first, by status."""
+
+    def __init__(self):
+        self.faults, self.finish, self.bodies, self.keys, self.at_once, self.most = [], "stop", [], [], 0, 0
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.bodies.append(body)
+            server.keys.append(self.headers.get("Authorization"))
+            server.at_once += 1
+            server.most = max(server.most, server.at_once)
+            fault = server.faults.pop(0) if server.faults else None
+        time.sleep(0.05)
+        with server.lock:
+            server.at_once -= 1
+        content = body["messages"][0]["content"]
+        answer = {
+            "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+            "choices": [{"index": 0, "finish_reason": server.finish, "message": {"role": "assistant", "content": f"{len(content.split())} words"}}],
+        }  # fmt: skip
+        data = json.dumps({"error": {"message": "no"}} if fault else answer).encode()
+        self.send_response(fault or 200)
+        if fault == 429:
+            self.send_header("Retry-After", "0.1")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def engine(server, **own):
+    limits = {"max_length": 600, "max_new": 40, "temperature": 0.0, "seed": 5, "parallel": 3, "retries": 2} | own
+    return ServerEngine(server.url, "tiny", SHOPPING, **limits)
+
+
+def test_texts_come_by_their_requests(server):
+    found = written(engine(server), REQUESTS)
+    contents = sorted(body["messages"][0]["content"] for body in server.bodies)
+    assert sorted(f"{len(content.split())} words" for content in contents) == sorted(text.text for text in found)
+    assert [text.tokens for text in found] == [(7, 3)] * len(REQUESTS) and all(text.whole for text in found)
+    assert {(body["model"], body["max_tokens"], body["temperature"], body["seed"]) for body in server.bodies} == {("tiny", 40, 0.0, 5)}
+    assert max(map(len, contents)) <= CHARACTERS * (600 - 40)  # the request with 3,000 words
+    written(engine(server), REQUESTS[:1], again=True)
+    assert server.bodies[-1]["seed"] == 6
+
+
+def test_requests_go_in_parallel_but_no_more_than_asked(server):
+    written(engine(server), REQUESTS * 3)
+    assert server.most == 3
+
+
+def test_a_busy_or_failing_server_is_asked_again(server):
+    server.faults = [429, 500, 503]
+    assert [text.text for text in written(engine(server), REQUESTS)] == [text.text for text in written(engine(server), REQUESTS)]
+    assert len(server.bodies) == 2 * len(REQUESTS) + 3
+
+
+def test_a_server_that_keeps_failing_is_one_line_and_what_came_is_kept(server, tmp_path):
+    server.faults = [None] * 3 + [401] * 99
+    told = summaries(tmp_path, engine(server, parallel=1))
+    with pytest.raises(UserError, match=r"summarizer: http://.*/v1 gives no answer \(.*401.*\); what is written is kept, run again"):
+        told.of(plans(*[1] * 6))
+    server.faults, before = [], len(server.bodies)
+    summaries(tmp_path, engine(server, parallel=1)).of(plans(*[1] * 6))
+    assert len(server.bodies) - before == 3
+
+
+def test_nobody_at_the_address_is_one_line(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="gives no answer"):
+        written(engine(server, retries=0), REQUESTS[:1])
+
+
+def test_a_text_that_was_cut_off_is_too_long(server):
+    server.finish = "length"
+    assert not written(engine(server), REQUESTS[:1])[0].whole
+
+
+def test_the_key_comes_from_the_environment_and_is_stored_nowhere(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-7")
+    made = engine(server)
+    summaries(tmp_path, made).of(plans(2))
+    assert set(server.keys) == {"Bearer secret-7"} and "secret" not in made.name
+    import gzip
+
+    for path in tmp_path.rglob("*"):
+        assert "secret" not in path.name and b"secret" not in (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+
+
+def test_a_server_needs_its_package(monkeypatch, server):
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(UserError, match=r'pip install "recbole_llm\[openai\]"'):
+        engine(server)
+
+
+def test_every_request_is_asked_once(server, tmp_path):
+    told = summaries(tmp_path, engine(server))
+    told.of(plans(12, 7, 12))
+    contents = Counter(body["messages"][0]["content"] for body in server.bodies)
+    assert set(contents.values()) == {1} and told.counts["written"] == 3 * len(server.bodies)
