@@ -11,7 +11,8 @@ def main():
     import torch
 
     import recbole_llm  # noqa: F401
-    from recbole_llm.judging.shared import Layout, parted, unmasked
+    from recbole_llm.attention import attending, unmasked
+    from recbole_llm.judging.shared import Layout
     from recbole_llm.scratch import causal_model, train_tokenizer
 
     torch.manual_seed(0)
@@ -33,7 +34,7 @@ def main():
         layout = Layout([sizes], device())
         position = torch.cat([torch.arange(len(prefix)), *(len(prefix) + torch.arange(len(suffix)) for suffix in suffixes)])[None].to(device())
         inputs = {"input_ids": torch.cat([prefix, *suffixes])[None], "position_ids": position, "attention_mask": unmasked(device())}
-        with parted(model, layout):
+        with attending(model, layout):
             states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
         return odds(states[torch.tensor(sizes, device=device()).cumsum(0)[1:] - 1])
 

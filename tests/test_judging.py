@@ -6,13 +6,14 @@ import torch
 from architectures import FAMILIES, random_model
 from test_generation import REFUSED, tiny
 
+from recbole_llm.attention import attending, unmasked
 from recbole_llm.backbone import Backbone
 from recbole_llm.collate import IGNORED, pad
 from recbole_llm.errors import UserError
 from recbole_llm.generation.probe import check
 from recbole_llm.judging import shared
 from recbole_llm.judging.prompts import JudgeEncoder, answer_tokens
-from recbole_llm.judging.shared import Layout, parted, unmasked
+from recbole_llm.judging.shared import Layout
 from recbole_llm.scratch import train_tokenizer
 from recbole_llm.wording import ASSISTANT, USER, Wording, harmless
 
@@ -54,7 +55,7 @@ def test_equals_plain_passes(family, tokenizer):
     model = random_model(family, tokenizer)
     ids = torch.from_numpy(np.random.default_rng(0).integers(2, len(tokenizer), size=(len(PARTS), max(map(sum, PARTS)))))
     before = model.config._attn_implementation
-    with parted(model, Layout(PARTS, "cpu")):
+    with attending(model, Layout(PARTS, "cpu")):
         states = model.base_model(**laid(PARTS, ids)).last_hidden_state
     assert model.config._attn_implementation == before
     expected = plain(model, PARTS, ids)
@@ -84,7 +85,7 @@ def test_what_would_be_judged_wrong_is_refused(case, tokenizer):
 def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
     backbone = Backbone(random_model("llama", tokenizer), tokenizer)
     attend = Layout.attend
-    monkeypatch.setattr(Layout, "attend", lambda self, query, keys, values, *rest: attend(self, query, keys, values * (values.shape[2] > 0) * 0.9, *rest))
+    monkeypatch.setattr(Layout, "attend", lambda self, module, query, keys, values, *rest: attend(self, module, query, keys, values * 0.9, *rest))
     with pytest.raises(UserError, match="its logits come out otherwise, by"):
         check(backbone, "llama", shared.error)
 

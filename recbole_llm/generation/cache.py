@@ -11,10 +11,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..attention import attending, unmasked
 from ..collate import by_length, roomy
-from ..errors import UserError
 
-ATTENTION = "recbole_llm_shared_prompt"
 FULL = 0.8  # share of the slots in use below which what goes on moves together: copying it costs less than computing empty slots
 
 
@@ -105,9 +104,9 @@ class SharedPrompts:
         self._arrange(slot)
         return slot
 
-    def attend(self, layer: int, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
+    def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
         """query [1, H, slots, d] -> [1, slots, H, d]: attention over each slot's prompt and over its own tokens, merged by their log-sum-exps."""
-        keys, values = self.prompt[layer]
+        keys, values = self.prompt[module.layer_idx]
         (batch, shared), (_, heads, slots, width) = keys.shape[:2], query.shape
         query = (query[0] * scaling).view(shared, heads // shared, slots, width)
         bias = self.padding
@@ -117,7 +116,7 @@ class SharedPrompts:
         parts = _weigh(grid, keys, values, softcap, bias[:, None, None])
         over_prompt = [part.unflatten(2, (-1, self.rows)).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, self.cells] for part in parts]
         first = 0 if window is None else max(0, self.step + 1 - window)
-        keys, values = (part.flatten(0, 1)[:, first : self.step + 1] for part in self.own[layer])
+        keys, values = (part.flatten(0, 1)[:, first : self.step + 1] for part in self.own[module.layer_idx])
         parts = _weigh(query.permute(2, 0, 1, 3).flatten(0, 1), keys, values, softcap, None)
         over_own = [part.unflatten(0, (slots, shared)).permute(1, 2, 0, 3) for part in parts]
         (mixed, total, top), (own_mixed, own_total, own_top) = over_prompt, over_own
@@ -138,30 +137,6 @@ def _weigh(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, softca
     top = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)  # a window may have left the whole prompt behind
     weight = (scores - top).exp_()
     return (weight.to(values.dtype) @ values).to(scores.dtype), weight.sum(dim=-1, keepdim=True), top
-
-
-_active: list[SharedPrompts] = []  # the cache of the decoding that is running
-
-
-def _attention(module, query, key, value, attention_mask, scaling=None, softcap=None, sliding_window=None, s_aux=None, **kwargs):
-    refuse_layer(module, sliding_window, s_aux)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _active[-1].attend(module.layer_idx, query, scaling, softcap, sliding_window), None
-
-
-def refuse_layer(module, sliding_window, s_aux) -> None:
-    """Raise UserError for a layer whose attention is told of less than it does."""
-    if s_aux is not None:
-        raise UserError(f"{type(module).__name__} has attention sinks, which decoding here does not know; take another backbone")
-    if sliding_window is None and _slides(module):
-        raise UserError(f"{type(module).__name__} has a sliding window that attention functions are not told of; take another backbone")
-
-
-def _slides(module) -> bool:
-    """Whether a layer attends to a window alone, by its config: some models put that into their mask and nowhere else."""
-    config = module.config
-    kinds = getattr(config, "layer_types", None)
-    return bool(getattr(config, "sliding_window", None)) and (kinds is None or kinds[module.layer_idx] == "sliding_attention")
 
 
 @torch.no_grad()
@@ -199,27 +174,16 @@ def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, steps: int, budge
 @contextmanager
 def decoding(model, cache: SharedPrompts):
     """Within it, `read` reads the next token of every continuation."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
-    _active.append(cache)
 
     def read(slot: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
         """Last hidden states [slots, width] after each of these slots has taken its token; other slots hold nothing."""
         device = cache.lengths.device
         ids = np.zeros((1, len(cache.owner)), dtype=np.int64)
         ids[0, slot] = tokens
-        unused = torch.zeros(1, 1, 1, 1, device=device, dtype=model.dtype)  # a ready mask keeps transformers from building one
-        output = model.base_model(
-            input_ids=torch.from_numpy(ids).to(device), position_ids=cache.positions[None], attention_mask=unused, past_key_values=cache, use_cache=True
-        )
+        inputs = {"input_ids": torch.from_numpy(ids).to(device), "position_ids": cache.positions[None], "attention_mask": unmasked(device, model.dtype)}
+        output = model.base_model(**inputs, past_key_values=cache, use_cache=True)
         cache.step += 1
         return output.last_hidden_state[0]
 
-    try:
+    with attending(model, cache):
         yield read
-    finally:
-        _active.pop()
-        model.set_attn_implementation(before)

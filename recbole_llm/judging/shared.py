@@ -4,14 +4,10 @@ Each suffix stands at the positions that it would have behind the prefix alone, 
 has in a text of its own. Works for every transformers causal LM that takes its attention from `ALL_ATTENTION_FUNCTIONS`, and gradients flow.
 """
 
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 
-from ..generation.cache import refuse_layer
-
-ATTENTION = "recbole_llm_shared_prefix"
+from ..attention import attending, unmasked
 
 
 class Layout:
@@ -27,8 +23,8 @@ class Layout:
             grid = torch.where(inside, begins[:, None] + place, prefix if suffixes else 0)  # [suffixes, longest] places in the row
             self.rows.append((prefix, sum(suffixes), grid, inside))
 
-    def attend(self, query, keys, values, scaling, softcap, window, dropout) -> torch.Tensor:
-        """[B, H, T, d] -> [B, H, T, d]; padding gets zeros."""
+    def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
+        """As attention.Rule; padding gets zeros."""
         found = []
         for row, (prefix, rest, grid, inside) in enumerate(self.rows):
             q, k, v = query[row], keys[row], values[row]
@@ -41,7 +37,7 @@ class Layout:
                 parts.append(mixed.transpose(0, 1)[:, inside])
             parts.append(q.new_zeros(q.shape[0], q.shape[1] - prefix - rest, values.shape[3]))
             found.append(torch.cat(parts, dim=1))
-        return torch.stack(found)
+        return torch.stack(found).transpose(1, 2)
 
 
 def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tensor:
@@ -62,32 +58,6 @@ def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tens
     return F.dropout(weight, dropout) @ values
 
 
-_active: list[Layout] = []  # of the pass that is running
-
-
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, sliding_window=None, s_aux=None, **kwargs):
-    refuse_layer(module, sliding_window, s_aux)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    dropout = dropout if module.training else 0.0
-    return _active[-1].attend(query, key, value, scaling, softcap, sliding_window, dropout).transpose(1, 2), None
-
-
-@contextmanager
-def parted(model, layout: Layout):
-    """Within it, a forward pass reads rows as the layout says."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
-    _active.append(layout)
-    try:
-        yield
-    finally:
-        _active.pop()
-        model.set_attn_implementation(before)
-
-
 def error(backbone) -> float:
     """For `generation.probe.check`: by how much logits of suffixes behind a prefix that is read once differ from the model's own, as a share of the largest."""
     model = backbone.model
@@ -95,13 +65,9 @@ def error(backbone) -> float:
     token = torch.arange(1, 13, device=device) * 37 % model.get_input_embeddings().num_embeddings
     prefix, *suffixes = token.split([5, 3, 4])
     place = torch.cat([torch.arange(5), torch.arange(5, 8), torch.arange(5, 9)]).to(device)
-    with parted(model, Layout([[5, 3, 4]], device)):
+    with attending(model, Layout([[5, 3, 4]], device)):
         states = model.base_model(input_ids=token[None], position_ids=place[None], attention_mask=unmasked(device), use_cache=False).last_hidden_state[0]
     own = [model(input_ids=torch.cat([prefix, suffix])[None]).logits[0, 5:] for suffix in suffixes]
     ours, theirs = backbone.logits(states[5:]), torch.cat(own)
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
-
-def unmasked(device) -> torch.Tensor:
-    """A mask that says nothing: a ready one keeps transformers from building its own, which the layout makes idle."""
-    return torch.zeros(1, 1, 1, 1, device=device)

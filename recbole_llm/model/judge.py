@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..attention import attending, unmasked
 from ..collate import IGNORED, Tokens
 from ..data.mixture import Corpus
 from ..data.splits import Cases
@@ -15,7 +16,7 @@ from ..evaluation.stored import StoredLists
 from ..generation.probe import check as check_backbone
 from ..judging import shared
 from ..judging.prompts import JudgeEncoder
-from ..judging.shared import Layout, parted, unmasked
+from ..judging.shared import Layout
 from ..prompts import in_line
 from ..wording import Wording
 from .lm import BackboneModel
@@ -82,7 +83,7 @@ class JudgeModel(BackboneModel):
         part, position = batch.roles.unbind(dim=1)
         layout = Layout([np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], self.device)
         inputs = {"input_ids": batch.input_ids, "position_ids": position, "attention_mask": unmasked(self.device)}
-        with parted(self.backbone, layout):
+        with attending(self.backbone, layout):
             return self.backbone.base_model(**inputs, use_cache=False).last_hidden_state
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
