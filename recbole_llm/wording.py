@@ -33,6 +33,7 @@ class Wording:
     layer_head: str
     update: str
     update_heads: tuple[str, str]
+    brief: str
     judge: str
     judge_heads: tuple[str, str, str]
 

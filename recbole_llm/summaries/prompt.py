@@ -9,12 +9,16 @@ from .plan import Request
 LAYOUT = 1  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
 
 
-def parts(request: Request, wording: Wording, encode, room: int) -> list[Sequence]:
-    """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out."""
+WORDS = 0.6  # that a token is taken to be: fewer than in English, so that the text ends in time
+
+
+def parts(request: Request, wording: Wording, encode, room: int, tokens: int) -> list[Sequence]:
+    """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written."""
     items = [in_line(item) for item in request.items]
     sections = {
         "block": lambda: [(wording.block_head, items)],
         "layer": lambda: [(wording.layer_head, request.previous)],
         "update": lambda: [(wording.update_heads[0], request.previous), (wording.update_heads[1], items)],
     }[request.kind]()
-    return laid_out(getattr(wording, request.kind), sections, encode, room)
+    instruction = f"{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
+    return laid_out(instruction, sections, encode, room)

@@ -49,7 +49,7 @@ class ServerEngine:
     def _ask(self, request: Request, again: bool) -> Text:
         import openai
 
-        content = "".join(parts(request, self.wording, str, CHARACTERS * (self.max_length - self.max_new)))
+        content = "".join(parts(request, self.wording, str, CHARACTERS * (self.max_length - self.max_new), self.max_new))
         try:
             answer = self.client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], max_tokens=self.max_new, temperature=self.temperature,
