@@ -177,13 +177,15 @@ def test_negatives_are_new_in_each_epoch_and_no_items_met_so_far(tmp_path):
     assert np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
 
 
+LEARNING = {"LLMTRSR": {"train_batch_size": 8, "epochs": 10, "block_size": 2}, "TALLRec": {"train_batch_size": 16, "epochs": 12}}
+
+
 @needs_muon
-@pytest.mark.parametrize("model", ["TALLRec", "LLMTRSR"])
+@pytest.mark.parametrize("model", ["LLMTRSR", pytest.param("TALLRec", marks=pytest.mark.slow)])
 def test_it_learns_the_cycle(tmp_path, model):
     """The next item is certain: chance among five is 1/5, and no popularity helps."""
-    write_cycle(tmp_path, users=60)
-    own = {"epochs": 8, "train_batch_size": 16, "recent_items": 1, "negatives": 3, "eval_step": 8, "learner": "muon", "learning_rate": 0.003}
-    own |= {"block_size": 2, "epochs": 14, "eval_step": 14} if model == "LLMTRSR" else {}
+    write_cycle(tmp_path)
+    own = {"recent_items": 1, "negatives": 3, "eval_step": 20, "learner": "muon", "learning_rate": 0.003} | LEARNING[model]
     run = run_settings(small(model, tmp_path, **own))
     pop = run_settings(settings_for("Pop", tmp_path, **{"eval_args.mode": "uni4"}))
     assert run.row["test"]["recall@1"] > 0.8 > 0.5 > pop.row["test"]["recall@1"]
