@@ -257,6 +257,7 @@ def test_bf16_agrees(tmp_path):
         model.eval()
         found[precision] = torch.from_numpy(verdicts(model, test._dataset.cases, whole(model, test._dataset.cases))).sigmoid()
     assert 0 < (found["fp32"] - found["bf16"]).abs().max() < 2e-2
+    assert all(len(row.unique()) == len(model.first) for row in found["bf16"])  # no two candidates tie for want of digits
 
 
 def test_lora_and_quantised_weights(tmp_path):

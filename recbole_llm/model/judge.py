@@ -98,7 +98,9 @@ class JudgeModel(BackboneModel):
         """[rows, width]: of each row's candidates, the log of the odds of Yes against No, or the difference of their probabilities; zeros behind them."""
         part = batch.roles[:, 0]
         row, place = ((part > 1) & (part != F.pad(part, (0, 1))[:, 1:])).nonzero(as_tuple=True)
-        logits = self.bundle.logits(self.states(batch)[row, place]).float()
+        states = self.states(batch)[row, place]
+        with torch.autocast(states.device.type, enabled=False):  # of bf16 logits, which have three digits, many tie
+            logits = self.bundle.logits(states.float())
         answers = list(self.encoder.frame[2])
         yes, no = (logits if self.config["score"] == "logits" else logits.softmax(dim=-1))[:, answers].unbind(dim=-1)
         found = logits.new_zeros(len(part), width)
