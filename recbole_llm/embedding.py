@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from . import cache, store
-from .backbone import Backbone, SentenceBackbone, check_name, load_folder, model_folder
+from .backbone import Backbone, SentenceBackbone, check_name, load
 from .collate import SentenceEncoder, Tokens, by_length, pad
 from .config import digest
 from .errors import UserError
+from .precision import KINDS
 from .prompts import TextForm
 
 PASS_TOKENS = 4096  # of a frozen encoder's passes
-KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()
@@ -65,9 +65,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     """
     saved, precision = Path(config["checkpoint_dir"]), config["precision"]
     check_frozen(name, saved)
-    run = store.backbone_run(name, saved)
-    folder = run / store.BACKBONE if run else model_folder(name)
-    bundle = load_folder(str(folder or name), SentenceBackbone).merged()
+    bundle = load(name, (), saved=saved, max_length=0, kind=SentenceBackbone)
     device = torch.device(config["device"])
     bundle.model.to(device, KINDS[precision]).eval()  # nothing is learned: the weights themselves may be short
     longest = min(bundle.model.max_seq_length or 512, bundle.positions or 512)

@@ -36,9 +36,7 @@ class Prepared:
         self.config["rerank_from"] = retrieved and str(retrieved)
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
         self.language_models = settings_module.language_models(settings)
-        for key, model in self.language_models.items():
-            run, folder = store.backbone_run(model, saved), Path(model).expanduser()
-            named[key] = f"run:{run.name}" if run else store.fingerprint(folder) if folder.is_dir() else model
+        named |= {key: store.model_id(model, saved) for key, model in self.language_models.items()}
         if retrieved:
             named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
         if restored:

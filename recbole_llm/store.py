@@ -67,6 +67,12 @@ def backbone_run(name: str, saved: Path) -> Path | None:
     return folder.parent if folder.name == BACKBONE and (folder.parent / RUN).is_file() else None
 
 
+def model_id(name: str, saved: Path) -> str:
+    """A language model by what it is, however it was named: a run's id, the files of a folder, else its name."""
+    run, folder = backbone_run(name, saved), Path(name).expanduser()
+    return f"run:{run.name}" if run else fingerprint(folder) if folder.is_dir() else name
+
+
 def fingerprint(folder: Path) -> str:
     """8 hex digits over the files of a model's folder."""
     return _fingerprint(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()))

@@ -125,7 +125,7 @@ class Harness:
         candidates = self.drawn = None
         if mode != "full":
             candidates = draw_candidates(dataset.tables, dataset.cases, int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
-            self.drawn = fingerprint(dataset.tables, dataset.cases, candidates)
+            self.drawn = kept and fingerprint(dataset.tables, dataset.cases, candidates)  # of a part that is stored
         try:
             return rank_cases(
                 self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
+import numpy as np
 import yaml
 
 from . import resources
@@ -15,6 +17,7 @@ BRACKETS = str.maketrans("[]<>", "()()")
 MARKS = [(re.compile(r"#{2,}"), "#"), (re.compile(r"\b(user|human|assistant|system)\s*:", re.IGNORECASE), r"\1 -"), (re.compile(r"\s+"), " ")]
 
 
+@lru_cache(2**16)
 def harmless(text: str) -> str:
     """A text in which nothing looks like the beginning of a section or of a turn. What is harmless stays as it is."""
     text = text.translate(BRACKETS)
@@ -73,7 +76,8 @@ def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], en
             parts.append(encode(f"\n{number}. " if len(texts) > 1 else "\n"))
             data.append(len(parts))
             parts.append(encode(harmless(text)))
-    cap = caps([len(parts[at]) for at in data], room - sum(len(part) for at, part in enumerate(parts) if at not in set(data)))
+    sizes = [len(parts[at]) for at in data]
+    cap = caps(sizes, room - (sum(map(len, parts)) - sum(sizes)))
     for at in data:
         parts[at] = parts[at][:cap]
     return parts
@@ -87,6 +91,11 @@ def turn(tokenizer) -> tuple[str, str]:
     said = tokenizer.apply_chat_template([{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True)
     before, _, after = said.partition(place)
     return before, after
+
+
+def frame(tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """int64 tokens that open and close what a user says."""
+    return tuple(np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64) for text in turn(tokenizer))
 
 
 def begins(tokenizer) -> bool:

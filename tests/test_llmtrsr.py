@@ -14,7 +14,6 @@ from worlds import needs_muon, prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.backbone import load_folder
 from recbole_llm.collate import IGNORED
-from recbole_llm.config import digest
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.loop import rank_cases
 from recbole_llm.runs import evaluate_run, run_settings
@@ -311,7 +310,6 @@ def test_a_run_writes_the_summaries(tmp_path):
     lines = [json.loads(line) for line in gzip.open(path, "rt")]
     assert len(lines) > 10 and {line.keys() == {"name", "text", "replaced"} for line in lines} == {True}
     assert 0 <= run.row["rates"]["summaries_replaced"] <= 1
-    assert digest([1]) != digest([2])
 
 
 def test_rank_cases_asks_for_the_candidates_alone(judge, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..collate import IGNORED, WORDS, Pieces, Tokens
 from ..errors import UserError
-from ..wording import Wording, harmless, turn
+from ..wording import Wording, frame, harmless, turn
 
 NOTHING = "NULL"  # what a section without content says, as in the paper's code
 
@@ -40,9 +40,7 @@ class JudgeEncoder(Pieces):
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """int64 tokens that open and close the user's turn, and those of the two answers behind it."""
-        before, after = turn(self.tokenizer)
-        opening, closing = (np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64) for text in (before, after))
-        return opening, closing, answer_tokens(self.tokenizer, after)
+        return *frame(self.tokenizer), answer_tokens(self.tokenizer, turn(self.tokenizer)[1])
 
     @cached_property
     def heads(self) -> tuple[np.ndarray, ...]:

@@ -13,6 +13,7 @@ from ..collate import PASS_COST
 from ..data.splits import Cases
 from ..data.text import ItemText
 from ..errors import UserError
+from ..precision import autocast
 
 
 class TextModel(AbstractRecommender):
@@ -81,8 +82,7 @@ class TextModel(AbstractRecommender):
 
     def autocast(self):
         """`precision`: bf16 and fp16 compute in it, with weights in float32."""
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config["precision"])
-        return torch.autocast(torch.device(self.device).type, dtype=kind, enabled=kind is not None)
+        return autocast(self.device, self.config["precision"])
 
     def full_sort_predict(self, interaction) -> torch.Tensor:
         scores = torch.as_tensor(self.scores(self.dataset.cases_of(interaction)))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import store
-from ..backbone import PACKAGED, check_name, load_folder, model_folder
+from ..backbone import check_name, load
 from ..config import language_models
 from ..errors import UserError
 from ..wording import Wording
@@ -42,17 +42,15 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
         return ServerEngine(name, config["summarizer_model"], wording, parallel=config["summarizer_parallel"], **limits)
     from .local import LocalEngine
 
-    run = store.backbone_run(name, Path(config["checkpoint_dir"]))
-    folder = run / store.BACKBONE if run else model_folder(name)
-    weights = f"run:{run.name}" if run else store.fingerprint(folder) if folder and name not in PACKAGED else name
+    saved = Path(config["checkpoint_dir"])
 
-    def load():
-        bundle = load_folder(str(folder or name), quantize=config["summarizer_quantize"]).merged()
+    def read():
+        bundle = load(name, (), saved=saved, max_length=0, quantize=config["summarizer_quantize"])
         bundle.model.to(config["device"]).eval()
         return bundle
 
     precision = {"quantize": config["summarizer_quantize"], "precision": config["precision"]}
-    return LocalEngine(load, weights, wording, rows=config["summarizer_parallel"], **precision, **limits)
+    return LocalEngine(read, store.model_id(name, saved), wording, rows=config["summarizer_parallel"], **precision, **limits)
 
 
 def told(config) -> str:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from ..backbone import Backbone
 from ..collate import Pieces, by_length
 from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
-from ..wording import Wording, turn
+from ..precision import autocast
+from ..wording import Wording, frame
 from .plan import Request, Text
 from .prompt import LAYOUT, parts
 
@@ -42,13 +42,13 @@ class LocalEngine:
         return bundle
 
     @cached_property
-    def pieces(self) -> Pieces:
-        return Pieces(self.bundle.tokenizer, self.max_length)
+    def frame(self) -> tuple[np.ndarray, np.ndarray]:
+        """As wording.frame, of this model."""
+        return frame(self.bundle.tokenizer)
 
     @cached_property
-    def frame(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 tokens that open and close the user's turn."""
-        return tuple(np.array(self.bundle.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64) for text in turn(self.bundle.tokenizer))
+    def pieces(self) -> Pieces:
+        return Pieces(self.bundle.tokenizer, self.max_length)
 
     def prompt(self, request: Request) -> np.ndarray:
         """int64, at most max_length - max_new tokens."""
@@ -61,9 +61,8 @@ class LocalEngine:
         keys = np.array([stream_key(self.seed + again, repr(request)) for request in requests], dtype=np.uint64)
         temperature = max(AGAIN, self.temperature) if again else self.temperature
         device = next(self.bundle.model.parameters()).device
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         for chosen in by_length([len(prompt) for prompt in prompts], self.rows * self.max_length, self.rows):
-            with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
+            with autocast(device, self.precision):
                 written = sample(
                     self.bundle, [prompts[row] for row in chosen], keys[chosen], samples=1, temperature=temperature, max_new=self.max_new, ends=self.bundle.ends
                 )
