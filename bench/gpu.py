@@ -2,9 +2,9 @@
 
     python bench/gpu.py --part=all --data=FOLDER --saved=FOLDER --minutes=20
 
-check: decoding and a training step in fp32 against the CPU. speed: generate.py and train.py. quality: CALRec on Scientific, in the
-order of RUNS until the time is used up; called again with the same --saved it goes on where it stopped. FOLDER of --data holds
-Scientific/, and Office/ and Games-6k/ for the two-stage run. The last line has everything that was found.
+check: decoding, and training steps of CALRec and TALLRec in fp32, against the CPU. speed: generate.py, train.py and score.py. quality: CALRec
+on Scientific, then judges on Office, in the order of RUNS until the time is used up; called again with the same --saved it goes on where it
+stopped. FOLDER of --data holds Scientific/ and Office/, and Games-6k/ for the two-stage run. The last line has everything that was found.
 """
 
 import json
@@ -16,12 +16,19 @@ from pathlib import Path
 
 from common import arguments, device, finish
 
-COMMON = {"precision": "bf16", "train_batch_size": 128, "eval_step": 5, "valid_users": 2000, "alpha": 0.0, "beta": 0.0, "show_progress": False}
+COMMON = {"precision": "bf16", "valid_users": 2000, "show_progress": False}
+WRITER = {"model": "CALRec", "dataset": "Scientific", "train_batch_size": 128, "eval_step": 5, "alpha": 0.0, "beta": 0.0}
+OFFICE = {"dataset": "Office", "text_fields": {"Title": "title", "Description": "description"}, "text_words": {"Title": 25, "Description": 25}}
+JUDGE = OFFICE | {"backbone": "run:base, Office", "recent_items": 5, "negatives": 4, "learning_rate": 0.0003, "pass_tokens": 65536}
 RUNS = {
-    "small": {"backbone": "scratch:small", "epochs": 40, "learning_rate": 0.003},
-    "base": {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001},
-    "base, contrastive": {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001, "alpha": 0.125, "beta": -0.025},
-    "base, two stages": {
+    "small": WRITER | {"backbone": "scratch:small", "epochs": 40, "learning_rate": 0.003},
+    "base": WRITER | {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001},
+    "base, Office": WRITER | OFFICE | {"backbone": "scratch:base", "epochs": 20, "learning_rate": 0.001},
+    "TALLRec": JUDGE | {"model": "TALLRec", "epochs": 4},
+    "LLMTRSR, hierarchical": JUDGE | {"model": "LLMTRSR", "summary": "hierarchical", "epochs": 4},
+    "LLMTRSR, recurrent": JUDGE | {"model": "LLMTRSR", "summary": "recurrent", "epochs": 4},
+    "base, contrastive": WRITER | {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001, "alpha": 0.125, "beta": -0.025},
+    "base, two stages": WRITER | {
         "backbone": "scratch:base", "stages": ["joint", "target"],
         "stage_settings": {
             "joint": {"datasets": ["Scientific", "Office", "Games-6k"], "epochs": 20, "learning_rate": 0.001},
@@ -46,22 +53,24 @@ def check() -> list[dict]:
     from recbole_llm.prepared import Prepared
 
     torch.backends.cuda.matmul.allow_tf32 = False
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         own = {"checkpoint_dir": folder, "show_progress": False, "train_batch_size": 32}
-        _, trainer, _ = Prepared(settings.resolve("CALRec", "Pet", [], own)).build()
-        model = trainer.model
-        groups = model.training_examples(0)[:32]
-        before = copy.deepcopy(model.state_dict())
-        losses, gradients = [], []
-        for where in (device(), "cpu"):
-            model.load_state_dict(before)
-            model.to(where)
-            model.device = trainer.device = torch.device(where)
-            trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-            losses.append(trainer._step(groups))
-            gradients.append([parameter.grad.cpu().clone() for parameter in model.parameters()])
-        largest = max((a - b).abs().max().item() / b.abs().max().item() for a, b in zip(*gradients, strict=True) if b.abs().max() > 0)
-        rows = [{"check": "training step", "loss": abs(losses[0] / losses[1] - 1), "gradient": largest}]
+        for name in ("TALLRec", "CALRec"):
+            _, trainer, _ = Prepared(settings.resolve(name, "Pet", [], own)).build()
+            model = trainer.model
+            groups = model.training_examples(0)[:32]
+            before = copy.deepcopy(model.state_dict())
+            losses, gradients = [], []
+            for where in (device(), "cpu"):
+                model.load_state_dict(before)
+                model.to(where)
+                model.device = trainer.device = torch.device(where)
+                trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+                losses.append(trainer._step(groups))
+                gradients.append([parameter.grad.cpu().clone() for parameter in model.parameters()])
+            largest = max((a - b).abs().max().item() / b.abs().max().item() for a, b in zip(*gradients, strict=True) if b.abs().max() > 0)
+            rows.append({"check": f"training step of {name}", "loss": abs(losses[0] / losses[1] - 1), "gradient": largest})
         catalogue = Catalogue([model.encoder.item(text) for text in model.sentences])
         prompts = [group[0].ids for group in groups[:8]]
         found = []
@@ -82,7 +91,7 @@ def check() -> list[dict]:
 def speed(small: bool) -> list[dict]:
     """The rows of the two benches, each in its own process."""
     rows = []
-    for script in ("generate.py", "train.py"):
+    for script in ("generate.py", "train.py", "score.py"):
         command = [sys.executable, str(Path(__file__).with_name(script)), *["--small"] * small]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         result = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else {"rows": [{"error": done.stderr[-500:]}]}
@@ -95,16 +104,23 @@ def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
     from recbole_llm import config as settings
     from recbole_llm.runs import evaluate_run, run_settings
 
-    rows = []
-    tiny = {"epochs": 1, "test_users": 20, "valid_users": 20, "samples": 4, "valid_samples": 2, "stages": None} if small else {}
-    for name, own in list(RUNS.items())[: 1 if small else None]:
-        given = COMMON | own | tiny | {"data_path": data, "checkpoint_dir": saved}
-        for answer, more in ANSWERS.items():
+    rows, starts = [], {}
+    for name, own in RUNS.items():
+        given = COMMON | own | {"data_path": data, "checkpoint_dir": saved, "backbone": starts.get(own["backbone"], own["backbone"])}
+        model, dataset = given.pop("model"), given.pop("dataset")
+        if small:
+            if own["backbone"] == "scratch:base" and "Office" not in name:
+                continue
+            dataset, given = "Pet", {key: value for key, value in given.items() if key not in OFFICE}
+            given |= {"epochs": 1, "test_users": 20, "valid_users": 20} | ({"samples": 4, "valid_samples": 2} if model == "CALRec" else {"targets": "one"})
+            given |= {"backbone": "scratch:tiny"} if given["backbone"].startswith("scratch:") else {}
+        for answer, more in ANSWERS.items() if model == "CALRec" else [("score", {})]:
             if time.perf_counter() > ends:
                 return rows
             started = time.perf_counter()
-            resolved = settings.resolve("CALRec", "Pet" if small else "Scientific", [], given | more)
-            run = run_settings(resolved | {key: settings.resolve("CALRec", resolved["dataset"], [], given)[key] for key in more})
+            resolved = settings.resolve(model, dataset, [], given | more)
+            run = run_settings(resolved | {key: settings.resolve(model, dataset, [], given)[key] for key in more})
+            starts[f"run:{name}"] = f"run:{run.folder.name}"
             run = evaluate_run(run.folder, resolved) if more else run
             keep = {f"{part} {key}": run.row[part][key] for part in ("valid", "test") for key in ("ndcg@10_opt", "ndcg@10_pes", "recall@1", "recall@10")
                     if part in run.row}  # fmt: skip
