@@ -32,10 +32,12 @@ class JudgeEncoder(Pieces):
     Attributes
     ----------
     room : most tokens of a candidate, of all prompts alike, so that what stands before it does not depend on it.
+    shortened : how many candidates are longer than that.
     """
 
     wording: Wording | None = None
     room: int = 0
+    shortened: int = 0
 
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -55,7 +57,9 @@ class JudgeEncoder(Pieces):
         left = self.max_length - fixed
         if left < 4 * WORDS:
             raise UserError(f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}")
-        self.room = max(WORDS, min(left // 3, max(len(self.piece(harmless(text))) for text in candidates)))
+        lengths = [len(self.piece(harmless(text))) for text in candidates]
+        self.room = max(WORDS, min(left // 3, max(lengths)))
+        self.shortened = sum(length > self.room for length in lengths)
         return self
 
     def before(self, summary: str | None, items: Sequence[str]) -> tuple[np.ndarray, int]:

@@ -56,7 +56,10 @@ class JudgeModel(BackboneModel):
         check_backbone(bundle, self.config["backbone"], shared.error)
 
     def make_encoder(self, bundle):
-        return JudgeEncoder(bundle.tokenizer, self.config["max_length"], wording=self.wording).for_candidates(self.lines)
+        encoder = JudgeEncoder(bundle.tokenizer, self.config["max_length"], wording=self.wording).for_candidates(self.lines)
+        if encoder.shortened:
+            self.logger.info(f"{encoder.shortened} of {len(self.lines)} items are cut to {encoder.room} tokens as candidates, a third of a prompt's data: max_length")
+        return encoder
 
     def prefixes(self, cases: Cases) -> list[tuple[np.ndarray, int]]:
         """(tokens before a candidate, items left out) of each case."""
