@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -273,6 +274,16 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
         return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
     run = store.backbone_run(name, saved)
     return load_folder(str(run / store.BACKBONE) if run else name, kind, quantize).merged()
+
+
+@contextmanager
+def named_by(key: str):
+    """Within it, errors about a language model name this setting instead of `backbone`."""
+    try:
+        yield
+    except UserError as error:
+        about = str(error)
+        raise UserError(key + about.removeprefix("backbone") if about.startswith("backbone") else about) from None
 
 
 def check_name(name: str, saved: Path) -> None:

@@ -322,6 +322,7 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
 # Settings that decide where, how fast and beside whom, not what: they do not make another run of it.
 NOT_IN_HASH = {
     "beside", "gpu_id", "use_gpu", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds",
+    "summarizer_parallel",
 }  # fmt: skip
 
 

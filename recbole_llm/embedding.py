@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from . import cache, store
-from .backbone import Backbone, SentenceBackbone, check_name, load
+from .backbone import Backbone, SentenceBackbone, check_name, load, named_by
 from .collate import SentenceEncoder, Tokens, by_length, pad
 from .config import digest
 from .errors import UserError
@@ -65,7 +65,8 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     """
     saved, precision = Path(config["checkpoint_dir"]), config["precision"]
     check_frozen(name, saved)
-    bundle = load(name, (), saved=saved, max_length=0, kind=SentenceBackbone)
+    with named_by("text_encoder"):
+        bundle = load(name, (), saved=saved, max_length=0, kind=SentenceBackbone)
     device = torch.device(config["device"])
     bundle.model.to(device, KINDS[precision]).eval()  # nothing is learned: the weights themselves may be short
     longest = min(bundle.model.max_seq_length or 512, bundle.positions or 512)
@@ -77,4 +78,5 @@ def check_frozen(name: str, saved: Path) -> None:
     """Raise UserError for a name that no frozen encoder can have."""
     if name.startswith("scratch:"):
         raise UserError(f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>")
-    check_name(name, saved)
+    with named_by("text_encoder"):
+        check_name(name, saved)

@@ -75,7 +75,6 @@ class Prepared:
 
         first : whether this is no later stage, which starts from the one before.
         """
-        import numpy as np
 
         from .data.candidates import draw_candidates
         from .data.dataset import dataset_class
@@ -88,7 +87,6 @@ class Prepared:
             raise UserError(f"{model}, finetune: expected --init_from=RUN, the pre-trained run it starts from; or leave out --stages")
         args = config["eval_args"]
         split = make_split(tables, args["split"], args["part"])
-        met = np.bincount(np.unique(tables.user.astype(np.int64) * len(tables.items) + tables.item) // len(tables.items))
         by_text = config["item_features"] != "id"
         if model in registry.OURS or by_text:
             ItemText.from_tables(tables, config["text_fields"], config["text_words"])
@@ -109,25 +107,37 @@ class Prepared:
                     f"{model} learns labels, and the data has no column {label}: make one by --threshold.{config['RATING_FIELD']}=4 and "
                     f"--load_col.inter='[{config['USER_ID_FIELD']}, {config['ITEM_ID_FIELD']}, {config['RATING_FIELD']}, {config['TIME_FIELD']}]'"
                 )
-            if (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none" and met.max() == len(tables.items):
-                user = tables.users[met.argmax()]
+            if (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none" and tables.met.max() == len(tables.items):
+                user = tables.users[tables.met.argmax()]
                 raise UserError(f"{model} draws negatives, but user {user} has met all {len(tables.items)} items; filter users by user_inter_num_interval")
         for cases, mode in ((split.valid, args["mode"]["valid"]), (split.test, args["mode"]["test"])):
             if mode != "full" and len(cases):  # who met most leaves least to draw from
-                draw_candidates(tables, cases[[met[cases.user].argmax()]], int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
+                draw_candidates(tables, cases[[tables.met[cases.user].argmax()]], int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
         if config["rerank_from"]:
             row = store.finished_run(Path(config["rerank_from"]))["row"]
             if differs := same_measure(row, self.measure):
                 raise UserError("rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(*differs[:2], row["run"], differs[2]))
+            self._check_lists(split)
         from .leaks import starts
 
         saved = Path(self.settings["checkpoint_dir"])
         self.check_unseen(starts(self.settings, saved), ("test", "valid"))
         if first and self.language_models and store.read_run(self.run_folder) is None:  # what has begun has its own
-            from .backbone import reach
+            from .backbone import named_by, reach
 
-            for name in self.language_models.values():
-                reach(name, saved)
+            for key, name in self.language_models.items():
+                with named_by(key):
+                    reach(name, saved)
+
+    def _check_lists(self, split) -> None:
+        """Raise UserError if the run of `rerank_from` has not stored a list for every case of a whole catalogue that is to be ranked."""
+        from .data.splits import draw
+        from .evaluation.stored import StoredLists
+
+        for part, cases in (("valid", split.valid), ("test", split.test)):
+            if self.config["eval_args"]["mode"][part] == "full" and len(cases):
+                cases = draw(cases, self.config[f"{part}_users"] or 0)
+                StoredLists(Path(self.config["rerank_from"]), part).of(self.tables.users[cases.user], cases.end - self.tables.start[cases.user])
 
     def check_unseen(self, folders: Sequence[Path], parts: Sequence[str]) -> None:
         """Raise UserError if one of these runs, one that it started from, or this run's other datasets hold targets of these parts."""

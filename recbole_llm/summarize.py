@@ -31,11 +31,12 @@ def summarize(settings: dict) -> list[str]:
     text = ItemText.from_tables(tables, config["text_fields"], config["text_words"])
     split = make_split(tables, config["eval_args"]["split"], config["eval_args"]["part"])
     parts = {"train": Corpus(tables, text, split.train).newest(config["targets"]), "valid": split.valid, "test": split.test}
+    histories = {part: [tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)] for part, cases in parts.items()}
     with RunLog() as log:
         log.start()
-        summarizer = Summarizer(config, tables, text, logging.getLogger())
-        log.info(summarizer.forecast(parts.values()))
-        found = {part: summarizer.of(cases) for part, cases in parts.items()}
+        summarizer = Summarizer(config, text, logging.getLogger())
+        log.info(summarizer.forecast([history for part in histories.values() for history in part]))
+        found = {part: summarizer.of(own) for part, own in histories.items()}
         log.info(summarizer.texts.told())
     deciding = [config[key] for key in ("summary", "block_size", "fan_in", "targets")]
     key = digest([summarizer.texts.engine.name, prepared.measure["fingerprint"], prepared.measure["split"], *deciding])

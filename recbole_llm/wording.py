@@ -11,6 +11,7 @@ import yaml
 from . import resources
 from .errors import UserError
 
+DAY = "26 Jul 2024"  # for chat templates that say which day it is: a prompt is to be the same on all days
 USER, ASSISTANT = "### User:\n", "\n\n### Assistant:\n"  # around a turn, where a tokenizer has no chat template
 # What may open a section or a turn, of our own prompts and of chat formats, and what stands in its place.
 BRACKETS = str.maketrans("[]<>", "()()")
@@ -19,7 +20,7 @@ MARKS = [(re.compile(r"#{2,}"), "#"), (re.compile(r"\b(user|human|assistant|syst
 
 @lru_cache(2**16)
 def harmless(text: str) -> str:
-    """A text in which nothing looks like the beginning of a section or of a turn. What is harmless stays as it is."""
+    """A text in which nothing looks like the beginning of a section or of a turn; white space is one space."""
     text = text.translate(BRACKETS)
     for mark, spelled in MARKS:
         text = mark.sub(spelled, text)
@@ -39,6 +40,7 @@ class Wording:
     brief: str
     judge: str
     judge_heads: tuple[str, str, str]
+    judge_history: str
 
     @classmethod
     def named(cls, domain: str) -> "Wording":
@@ -84,11 +86,13 @@ def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], en
 
 
 def turn(tokenizer) -> tuple[str, str]:
-    """What stands before and behind what a user says: by the tokenizer's chat template where it has one."""
+    """What stands before and behind what a user says: by the tokenizer's chat template where it has one, on no day of its own and without thoughts."""
     if not tokenizer.chat_template:
         return (tokenizer.bos_token or "") * begins(tokenizer) + USER, ASSISTANT
     place = "WHAT THE USER SAYS"
-    said = tokenizer.apply_chat_template([{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True)
+    template = f"{{% macro strftime_now(format) %}}{DAY}{{% endmacro %}}{tokenizer.get_chat_template()}"  # in place of the clock's
+    fixed = {"chat_template": template, "date_string": DAY, "enable_thinking": False}
+    said = tokenizer.apply_chat_template([{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True, **fixed)
     before, _, after = said.partition(place)
     return before, after
 

@@ -1,5 +1,7 @@
 """Candidates behind a prompt that is read once: equal to plain passes, in what is computed, learned and cut."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from recbole_llm.judging import shared
 from recbole_llm.judging.prompts import JudgeEncoder, answer_tokens
 from recbole_llm.judging.shared import Layout
 from recbole_llm.scratch import train_tokenizer
-from recbole_llm.wording import ASSISTANT, USER, Wording, harmless
+from recbole_llm.wording import ASSISTANT, USER, Wording, harmless, turn
 
 PARTS = [[20, 5, 3, 11], [4, 2], [13, 1, 1, 7, 7]]  # a prefix and its suffixes, for each row
 
@@ -103,7 +105,7 @@ def said(tokenizer, ids):
 
 def test_a_prompt_reads_like_the_papers(tokenizer):
     found = encoder(tokenizer)
-    before, cut = found.before("likes dogs", ["Title: bone", "Title: ball"])
+    before, cut, _ = found.before("likes dogs", ["Title: bone", "Title: ball"])
     text = said(tokenizer, np.concatenate([before, found.behind("Title: leash")]))
     wording = Wording.named("shopping")
     assert cut == 0 and text == (
@@ -115,7 +117,7 @@ def test_a_prompt_reads_like_the_papers(tokenizer):
 def test_a_row_is_its_prompts(tokenizer):
     """Prefix and parts, with the positions, labels and weights that each prompt has in a text of its own."""
     found = encoder(tokenizer)
-    before, _ = found.before("likes dogs", ["Title: bone"])
+    before = found.before("likes dogs", ["Title: bone"]).tokens
     candidates = [found.behind(f"Title: {word}") for word in ("leash", "a good dog food", "cat")]
     yes, no = found.frame[2]
     for whole in (False, True):
@@ -154,18 +156,29 @@ def test_prompts_of_any_history_fit(tokenizer):
     head, _, next_head = (said(tokenizer, part) for part in found.heads)
     for summary in (None, "likes dogs", long):
         for items in (["Title: bone"], [f"Title: toy {number}" for number in range(500)], ["Title: bone", long], [long, "Title: bone"]):
-            before, cut = found.before(summary, items)
+            before, cut, shortened = found.before(summary, items)
             text = said(tokenizer, before)
-            assert text.startswith(head) and text.endswith(next_head)
+            assert text.startswith(head) and text.endswith(next_head) and shortened == (summary == long)
             assert items[-1][:20] in text  # the newest stays, at least its beginning
             assert text.count("\nTitle: toy") == (500 - cut if "toy" in items[0] else 0)
             for candidate in ("Title: bone", long):
                 behind = found.behind(candidate)
                 assert len(before) + len(behind) <= 600 and said(tokenizer, behind)[:10] == candidate[:10] and said(tokenizer, behind).endswith(ASSISTANT)
     few = found.before("x", [f"Title: toy {number}" for number in range(500)])
-    assert f"Title: toy {few[1]}\n" in said(tokenizer, few[0]) and "Title: toy 499" in said(tokenizer, few[0])  # the oldest are left out
+    assert f"Title: toy {few.left_out}\n" in said(tokenizer, few[0]) and "Title: toy 499" in said(tokenizer, few[0])  # the oldest are left out
+    alone, none, shortened = found.before(long, [])  # a summary may have all the room that no item takes
+    assert 600 - found.room - 40 < len(alone) <= 600 - found.room and none == 0 and shortened
     with pytest.raises(UserError, match=r"max_length: what a prompt always says takes \d+ tokens, expected at least \d+, found 90"):
         encoder(tokenizer, 90)
+
+
+def test_a_prompt_is_the_same_on_all_days_and_without_thoughts(tokenizer):
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date_string }} {{ strftime_now('%Y') }}\n"
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    )
+    assert turn(chat) == ("Today: 26 Jul 2024 26 Jul 2024\n", "")
 
 
 FORGED = [

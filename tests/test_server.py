@@ -10,6 +10,7 @@ import pytest
 from test_summaries import REQUESTS, SHOPPING, plans, summaries, written
 
 from recbole_llm.errors import UserError
+from recbole_llm.wording import Wording
 
 pytest.importorskip("openai")
 from recbole_llm.summaries.server import CHARACTERS, ServerEngine  # noqa: E402
@@ -20,6 +21,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         self.faults, self.finish, self.bodies, self.keys, self.at_once, self.most = [], "stop", [], [], 0, 0
+        self.more, self.why, self.page = {}, "no", None
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -31,6 +33,9 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+    def do_GET(self):
+        self.send_error(404)  # as those that list no models
 
     def do_POST(self):
         server = self.server
@@ -50,11 +55,13 @@ class Handler(BaseHTTPRequestHandler):
             "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
             "choices": [{"index": 0, "finish_reason": server.finish, "message": {"role": "assistant", "content": f"{len(content.split())} words"}}],
         }  # fmt: skip
-        data = json.dumps({"error": {"message": "no"}} if fault else answer).encode()
+        answer |= server.more
+        data = json.dumps({"error": {"message": server.why}} if fault else answer).encode()
+        data = self.server.page or data
         self.send_response(fault or 200)
         if fault == 429:
             self.send_header("Retry-After", "0.1")
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/html" if server.page else "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -70,8 +77,11 @@ def server(monkeypatch):
         server.shutdown()
 
 
+LIMITS = {"max_length": 600, "max_new": 40, "temperature": 0.0, "seed": 5, "parallel": 3, "retries": 2}
+
+
 def engine(server, **own):
-    limits = {"max_length": 600, "max_new": 40, "temperature": 0.0, "seed": 5, "parallel": 3, "retries": 2} | own
+    limits = LIMITS | own
     return ServerEngine(server.url, "tiny", SHOPPING, **limits)
 
 
@@ -107,15 +117,50 @@ def test_a_server_that_keeps_failing_is_one_line_and_what_came_is_kept(server, t
     assert len(server.bodies) - before == 3
 
 
-def test_nobody_at_the_address_is_one_line(server):
+def test_nobody_at_the_address_is_one_line_and_soon(server):
+    """Whatever the patience with a server that is busy: no text waits for it."""
     server.shutdown()
     server.server_close()
+    asked = engine(server, retries=99)
     with pytest.raises(UserError, match="gives no answer"):
-        written(engine(server, retries=0), REQUESTS[:1])
+        written(asked, REQUESTS)
+    assert asked.client.max_retries == 99
 
 
-def test_a_text_that_was_cut_off_is_too_long(server):
-    server.finish = "length"
+@pytest.mark.parametrize(
+    "answer", [{"page": b"<html>Welcome to nginx</html>"}, {"more": {"choices": None, "error": {"message": "Welcome to nginx"}}}, {"more": {"choices": []}}]
+)
+def test_what_is_no_chat_completion_is_one_line(server, answer):
+    """A page for browsers, as without /v1; and what proxies say with status 200."""
+    for name, value in answer.items():
+        setattr(server, name, value)
+    with pytest.raises(UserError, match="gives no answer .no chat completion" + ("" if answer.get("more") == {"choices": []} else ".*Welcome to nginx")):
+        written(engine(server), REQUESTS[:1])
+
+
+def test_a_model_that_names_the_limit_otherwise(server):
+    server.faults, server.why = [400], "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    assert written(engine(server, parallel=1), REQUESTS[:2])[1].text
+    assert ["max_tokens" in body for body in server.bodies] == [True, False, False] and server.bodies[-1]["max_completion_tokens"] == 40
+    server.faults, server.why = [400], "no such model"
+    with pytest.raises(UserError, match="no such model"):
+        written(engine(server), REQUESTS[:1])
+
+
+def test_texts_are_stored_by_what_decides_them(server):
+    """Not by where the model is served, nor, where nothing is drawn, by the seed."""
+    name = engine(server).name
+    other = ServerEngine("http://localhost:1/v1", "tiny", SHOPPING, max_length=600, max_new=40, temperature=0.0, seed=6, parallel=9)
+    assert other.name == name
+    drawn = [engine(server, temperature=0.5, seed=seed).name for seed in (1, 2)]
+    others = [engine(server, max_length=500).name, engine(server, max_new=30).name, ServerEngine("http://x/v1", "large", SHOPPING, **LIMITS).name]
+    others += [ServerEngine("http://x/v1", "tiny", Wording.named("news"), **LIMITS).name]
+    assert len({name, *drawn, *others}) == 7
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_text_that_was_cut_off_is_not_whole(server, reason):
+    server.finish = reason
     assert not written(engine(server), REQUESTS[:1])[0].whole
 
 

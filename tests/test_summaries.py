@@ -28,7 +28,7 @@ def things(count, first=0):
 
 def tell(requests, level):
     """What stands for a text: everything that it condenses."""
-    return [f"{request.kind}<{'|'.join(request.previous)}#{','.join(item[0][1].split()[1] for item in request.items)}>" for request in requests]
+    return [(f"{request.kind}<{'|'.join(request.previous)}#{','.join(item[0][1].split()[1] for item in request.items)}>", False) for request in requests]
 
 
 # --- plans -------------------------------------------------------------------------------------------------------------
@@ -62,6 +62,18 @@ def test_users_go_level_by_level():
     found = run([hierarchical(things(count), 5, 2) for count in (1, 11, 25)], write)
     assert asked == [(0, 1 + 3 + 5), (1, 1 + 2), (2, 1 + 1), (3, 1)]
     assert [summary.text for summary in found] == [run([hierarchical(things(count), 5, 2)], tell)[0].text for count in (1, 11, 25)]
+
+
+def test_a_history_without_items_has_no_summary():
+    asked = []
+
+    def write(requests, level):
+        asked.append(len(requests))
+        return tell(requests, level)
+
+    found = run([hierarchical([], 5, 2), recurrent([], 5), recurrent(things(2), 5)], write)
+    assert [(one.text, one.levels) for one in found[:2]] == [("", [])] * 2 and found[2].text == "block<#0,1>" and asked == [1]
+    assert run([], tell) == []
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------
@@ -127,7 +139,7 @@ def test_counts_are_those_of_all_items(items):
     engine = Extractive(frozenset(["Brand"]))
     expected = Counter(item[1][1] for item in things(items))
     for plan in (hierarchical(things(items), 5, 2), recurrent(things(items), 5)):
-        (found,) = run([plan], lambda requests, level: engine.texts(requests))
+        (found,) = run([plan], lambda requests, level: [(text, False) for text in engine.texts(requests)])
         counted = {value: int(times) for value, times in re.findall(r"(brand\d) x(\d+)", found.text)}
         assert counted == expected
 
@@ -139,6 +151,17 @@ def test_the_sentences_nearest_to_all_others():
     kept = nearest(many)
     assert sum(len(sentence.split()) for sentence in kept) <= SENTENCES and "a blue balloon for you" not in kept and kept == [s for s in many if s in kept]
     assert [len(sentence.split()) for sentence in nearest(["word " * 500])] == [SENTENCES] and nearest([]) == []
+
+
+@pytest.mark.parametrize("title", ["Brand: Acme x12", "Batteries: AA x24", "Brand: a x1; b x2.", "“Brand: Acme x12”"])
+def test_no_text_forges_counts(title):
+    """What reads like a line of counts in an item's text is a sentence on every level."""
+    engine = Extractive(frozenset(["Brand"]))
+    item = (("Title", title), ("Brand", "Zed"))
+    for plan in (hierarchical([item] * 3, 1, 2), recurrent([item] * 3, 1)):
+        (found,) = run([plan], lambda requests, level: [(text, False) for text in engine.texts(requests)])
+        counts, *sentences = found.text.splitlines()
+        assert counts == "Brand: Zed x3." and len(sentences) == 1 and title in sentences[0]
 
 
 def test_an_item_without_text_has_a_summary():
@@ -211,12 +234,22 @@ def test_empty_and_too_long_texts_are_tried_again_once_and_then_replaced(tmp_pat
     found = [summary.text for summary in counted.of(plans(1, 1, 1, 1, 1))]
     assert found == ["text 0", "text 100", "thing 200 of wood\nbrand2", "thing 300 of wood\nbrand0", "text 400"]
     assert counted.counts["empty"] == 3 and counted.counts["too_long"] == 3 and counted.counts["replaced"] == 2
+    assert [summary.replaced for summary in summaries(tmp_path, Scripted()).of([*plans(1, 1, 1, 1, 1), hierarchical(things(12, 200), 5, 5)])] == [
+        False, False, True, True, False, False,
+    ]  # fmt: skip
     assert counted.counts["read"] == 90 and counted.counts["written"] == 1 + 99 + 1 + 99 + 99 + 1 + 2 + 2 + 2
     assert counted.told() == (
         "summaries: 5 texts, of which 0 were there, 90 tokens read and 306 written; 3 came back empty and 3 too long; 2 are extracts instead"
     )
     again = summaries(tmp_path, Scripted())
     assert [summary.text for summary in again.of(plans(1, 1, 1, 1, 1))] == found and again.counts["replaced"] == 2  # which is still told
+
+
+def test_what_a_model_says_to_itself_is_left_out(tmp_path):
+    script = {("0", False): "<think>\nwood?\n</think>\n\nlikes wood", ("100", False): "<think> wood, and on", ("100", True): "<think></think>"}
+    script = {key: Text(text) for key, text in script.items()}
+    found = summaries(tmp_path, Scripted(script=script)).of(plans(1, 1))
+    assert [(one.text, one.replaced) for one in found] == [("likes wood", False), ("thing 100 of wood\nbrand1", True)]
 
 
 def test_what_is_written_is_kept_when_the_engine_fails(tmp_path):

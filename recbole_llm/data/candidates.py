@@ -1,4 +1,4 @@
-"""The negatives of uniK evaluation: drawn once per case, the same for every model, run and vocabulary."""
+"""Negatives: of uniK evaluation, drawn once per case, the same for every model, run and vocabulary; and of training."""
 
 import hashlib
 
@@ -44,11 +44,19 @@ def draw_candidates(tables: Tables, cases: Cases, count: int, seed: int, exclude
             )
         key = f"{seed}\0{tables.users[user]}\0{tables.items[tables.item[end]]}\0{end - tables.start[user]}"
         stream = np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")))
-        # the k-th free number = k + how many banned ones lie at or below it
-        drawn = stream.choice(free, size=count, replace=False)
-        drawn += np.searchsorted(banned - np.arange(len(banned)), drawn, side="right")
-        result[row] = by_token[drawn]
+        result[row] = by_token[_draw(len(by_token), banned, count, stream)]
     return result
+
+
+def draw_unmet(tables: Tables, user: int, end: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """int64 [count]: different items that a user had not met when event `end` was over."""
+    return _draw(len(tables.items), np.unique(tables.item[tables.start[user] : end + 1]), count, rng)
+
+
+def _draw(size: int, banned: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` different numbers below `size` that are not banned; banned : int [n], sorted."""
+    drawn = rng.choice(size - len(banned), size=count, replace=False)
+    return drawn + np.searchsorted(banned - np.arange(len(banned)), drawn, side="right")  # the k-th free one = k + how many banned ones lie at or below it
 
 
 def fingerprint(tables: Tables, cases: Cases, candidates: np.ndarray) -> str:

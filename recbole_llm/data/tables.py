@@ -53,6 +53,11 @@ class Tables:
         return np.arange(len(self.item)) - self.start[self.user]
 
     @cached_property
+    def met(self) -> np.ndarray:
+        """[n_users] int64: how many different items each user has met."""
+        return np.bincount(np.unique(self.user.astype(np.int64) * len(self.items) + self.item) // len(self.items), minlength=len(self.users))
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over users, items, order, times and side tables: equal data, equal fingerprint."""
         digest = hashlib.sha256()
@@ -223,11 +228,12 @@ def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
         if not kept.all():
             log.append(f"{int((~kept).sum())} events of items that are not in {source.path('item').name} left out")
         frame = frame[kept]
-    if not 0 < source.user_sample <= 1:
-        raise UserError(f"user_sample: expected a fraction in (0, 1], found {source.user_sample}")
-    if source.user_sample < 1:
+    if source.user_sample <= 0 or source.user_sample > 1 and source.user_sample % 1:
+        raise UserError(f"user_sample: expected a fraction up to 1 or a number of users above it, found {source.user_sample}")
+    if source.user_sample != 1:
         tokens = np.sort(frame[source.user_field].unique().astype(str))
-        chosen = np.random.default_rng(source.sample_seed).permutation(tokens)[: max(1, round(len(tokens) * source.user_sample))]
+        kept = max(1, round(len(tokens) * source.user_sample if source.user_sample < 1 else source.user_sample))
+        chosen = np.random.default_rng(source.sample_seed).permutation(tokens)[:kept]
         frame = frame[frame[source.user_field].isin(chosen)]
         log.append(f"{len(chosen)} of {len(tokens)} users drawn (user_sample: {source.user_sample}, sample_seed: {source.sample_seed})")
     return _k_core(frame, source, log)

@@ -29,14 +29,15 @@ class ItemText:
 
         Parameters
         ----------
-        fields : attribute name -> column. A column the dataset lacks is left out and logged.
+        fields : attribute name -> column, or item_id for the item's own id. A column the dataset lacks is left out and logged.
         words : attribute name -> most words kept (CALRec: 25 / 15 / 15 / 15).
 
         Raises
         ------
         UserError : if no column is there, no item has any text, or the item table is about other items.
         """
-        present = {name: column for name, column in fields.items() if column in tables.item_table}
+        columns = {"item_id": tables.items.astype(str), **tables.item_table}
+        present = {name: column for name, column in fields.items() if column in columns}
         log = [f"no column {fields[name]}: the text has no {name}" for name in fields if name not in present]
         if not present:
             found = ", ".join(tables.item_table) or "no item file"
@@ -47,7 +48,7 @@ class ItemText:
         cells = []
         for name, column in present.items():
             limit = limits.get(name)
-            cells.append([" ".join(cell.split()[:limit]) or UNKNOWN for cell in tables.item_table[column]])
+            cells.append([" ".join(cell.split()[:limit]) or UNKNOWN for cell in columns[column]])
         values = tuple(zip(*cells, strict=True))
         blank = sum(all(value == UNKNOWN for value in row) for row in values)
         if blank == len(values):

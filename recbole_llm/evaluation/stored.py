@@ -1,5 +1,6 @@
 """The lists another run has stored, to rank again what it retrieved."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,17 @@ from .. import store
 from ..errors import UserError
 from .ranks import RankTable
 
+Judge = Callable[[list[int], list[np.ndarray]], list[np.ndarray]]  # (cases, their items) -> float scores of those
+
 
 class StoredLists:
     """Top lists of one part of a finished run, by case."""
 
     def __init__(self, folder: Path, part: str):
-        ranks = RankTable.load(folder / store.RANKS.format(part=part))
+        path = folder / store.RANKS.format(part=part)
+        if not path.is_file():
+            raise UserError(f"rerank_from: {folder.name} has ranked no {part} cases; give a run that has")
+        ranks = RankTable.load(path)
         top = np.load(folder / store.TOP.format(part=part))
         self.folder, self.items, self.values = folder, top["items"], top["scores"]
         self.row = {case: row for row, case in enumerate(zip(ranks.user.tolist(), ranks.position.tolist(), strict=True))}
@@ -26,6 +32,22 @@ class StoredLists:
             if not len(items):
                 kept[case] = 0
         return kept
+
+    def judged(self, users: np.ndarray, positions: np.ndarray, most: int, catalogue: int, judge: Judge) -> np.ndarray:
+        """float64 [cases, catalogue]: the first `most` items of each list by what is said of them, above the rest of the list as it stands, above all others.
+
+        Zeros for a list that is empty.
+        """
+        listed = self.of(users, positions)
+        asked = [case for case, (items, _) in enumerate(listed) if len(items)]
+        first = [listed[case][0][:most] for case in asked]
+        scores = np.zeros((len(listed), catalogue))
+        for case, own, values in zip(asked, first, judge(asked, first) if asked else (), strict=True):
+            items, stored = listed[case]
+            scores[case] = stored.min() - stored.max() - 2
+            scores[case, items] = stored - stored.max() - 1
+            scores[case, own] = values - values.min()
+        return scores
 
     def of(self, users: np.ndarray, positions: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """(items, their scores) of each case, best first."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,17 +26,27 @@ def answer_tokens(tokenizer, before: str) -> tuple[int, int]:
     return tuple(found)
 
 
+class Before(NamedTuple):
+    """What precedes a candidate: int64 tokens, how many items were left out, and whether the summary was cut."""
+
+    tokens: np.ndarray
+    left_out: int
+    cut: bool
+
+
 @dataclass
 class JudgeEncoder(Pieces):
     """Instruction, summary, newest items | candidate, end of the turn.
 
     Attributes
     ----------
+    summarised : whether prompts have a summary; else they are TALLRec's.
     room : most tokens of a candidate, of all prompts alike, so that what stands before it does not depend on it.
     shortened : how many candidates are longer than that.
     """
 
     wording: Wording | None = None
+    summarised: bool = True
     room: int = 0
     shortened: int = 0
 
@@ -46,9 +57,10 @@ class JudgeEncoder(Pieces):
 
     @cached_property
     def heads(self) -> tuple[np.ndarray, ...]:
-        """int64: what opens a prompt, up to the summary; what precedes the items; what precedes the candidate."""
+        """int64: what opens a prompt, up to the summary if there is one; what precedes the items; what precedes the candidate."""
         summary, items, candidate = self.wording.judge_heads
-        opening = np.concatenate([self.frame[0], self.piece(self.wording.judge), self.piece(f"\n\n{summary}\n")])
+        said = [self.wording.judge, f"\n\n{summary}\n"] if self.summarised else [self.wording.judge_history]
+        opening = np.concatenate([self.frame[0], *map(self.piece, said)])
         return opening, self.piece(f"\n\n{items}"), self.piece(f"\n\n{candidate}\n")
 
     def for_candidates(self, candidates: Iterable[str]) -> "JudgeEncoder":
@@ -62,27 +74,28 @@ class JudgeEncoder(Pieces):
         self.shortened = sum(length > self.room for length in lengths)
         return self
 
-    def before(self, summary: str | None, items: Sequence[str]) -> tuple[np.ndarray, int]:
-        """(int64 tokens of all that precedes a candidate, how many items were left out: the oldest). The newest is cut at its end if it must be."""
+    def before(self, summary: str | None, items: Sequence[str]) -> Before:
+        """A summary may have half of the room, and what the items leave. The oldest items are left out first; the newest is cut at its end if it must be."""
         opening, items_head, candidate_head = self.heads
         left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
-        told = self.piece(harmless(summary) if summary else NOTHING)[: left // 2]
+        lines = [np.concatenate([self.piece("\n"), self.piece(harmless(item))]) for item in items] or [self.piece(f"\n{NOTHING}")]
+        whole = self.piece(harmless(summary) if summary else NOTHING) if self.summarised else self.piece("")
+        told = whole[: max(left // 2, left - sum(map(len, lines)))]
         left -= len(told)
         kept: list[np.ndarray] = []
-        for item in reversed(items):
-            line = np.concatenate([self.piece("\n"), self.piece(harmless(item))])
+        for line in reversed(lines):
             if len(line) > left and kept:
                 break
             kept.append(line[:left])
             left -= len(kept[-1])
-        lines = kept[::-1] or [self.piece(f"\n{NOTHING}")[:left]]
-        return np.concatenate([opening, told, items_head, *lines, candidate_head]), len(items) - len(kept)
+        tokens = np.concatenate([opening, told, items_head, *kept[::-1], candidate_head])
+        return Before(tokens, len(lines) - len(kept), len(told) < len(whole))
 
     def behind(self, candidate: str) -> np.ndarray:
         """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
         return np.concatenate([self.piece(harmless(candidate))[: self.room], self.frame[1]])
 
-    def row(self, before: np.ndarray, candidates: Sequence[np.ndarray], answers: Sequence[bool] = (), whole: bool = False, cut: int = 0) -> Tokens:
+    def row(self, before: np.ndarray, candidates: Sequence[np.ndarray], answers: Sequence[bool] = (), whole: bool = False) -> Tokens:
         """Candidates behind what they share. The last shared token stands in each candidate's part, so that every token is told by one before it in its part.
 
         The roles of a token are its part, 1 for what is shared and 2, 3, … for the candidates, and its position.
@@ -98,4 +111,4 @@ class JudgeEncoder(Pieces):
             labels[np.cumsum(sizes)[1:] - 1] = np.array(self.frame[2])[[0 if answer else 1 for answer in answers]]
         learned = labels != IGNORED
         weight = np.where(roles[0] == 1, len(candidates), 1)
-        return Tokens(np.concatenate(parts), learned, sum(sizes), int((learned * weight).sum()), cut, labels=labels, roles=roles)
+        return Tokens(np.concatenate(parts), learned, sum(sizes), int((learned * weight).sum()), 0, labels=labels, roles=roles)

@@ -108,6 +108,6 @@ class TextModel(AbstractRecommender):
         """Tally how many items of each case's history were left out."""
         self.counts.update(cut_items=int(sum(cut)), cut_users=sum(one > 0 for one in cut), items=int((cases.end - cases.begin).sum()))
 
-    def history(self, case: int, cases: Cases) -> np.ndarray:
-        """int32 Tables indices of one case's items, oldest first."""
-        return self.tables.item[cases.begin[case] : cases.end[case]]
+    def histories(self, cases: Cases) -> list[np.ndarray]:
+        """int32 Tables indices of each case's items, oldest first."""
+        return [self.tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ..attention import attending, unmasked
 from ..collate import IGNORED, Tokens
+from ..data.candidates import draw_unmet
 from ..data.mixture import Corpus
 from ..data.splits import Cases
 from ..embedding import embed
@@ -15,7 +16,7 @@ from ..errors import UserError
 from ..evaluation.stored import StoredLists
 from ..generation.probe import check as check_backbone
 from ..judging import shared
-from ..judging.prompts import JudgeEncoder
+from ..judging.prompts import Before, JudgeEncoder
 from ..judging.shared import Layout
 from ..prompts import in_line
 from ..wording import Wording
@@ -23,10 +24,14 @@ from .lm import BackboneModel
 
 
 class JudgeModel(BackboneModel):
-    """Asks a causal LM whether a user takes a candidate. A subclass gives `told`, what the prompt says of a user beside the newest items."""
+    """Asks a causal LM whether a user takes a candidate. A subclass with summaries gives them by `told`.
+
+    summarised : whether its prompts have a summary, beside the newest items.
+    """
 
     max_cases = 256  # per call of `judge`
     contrastive = False
+    summarised = True
     answer_keys = (*BackboneModel.answer_keys, "score", "valid_users", "rerank_from", "rerank_items")
 
     @classmethod
@@ -37,6 +42,10 @@ class JudgeModel(BackboneModel):
             raise UserError(f"quantize: weights of {config['quantize']} are not trained; set --adapter=lora and a pretrained backbone, or quantize: none")
         if config["quantize"] == "4bit" and torch.device(config["device"]).type == "cpu":  # its gradients there are zero
             raise UserError("quantize: bitsandbytes computes no gradients through 4bit on a CPU; set --quantize=8bit, or train on a GPU")
+        if config["rerank_from"] and "full" not in config["eval_args"]["mode"].values():
+            raise UserError("rerank_from: lists of the whole catalogue are judged where it is ranked; set --eval_args.mode=full, or leave it out")
+        if (count := config["negatives"]) > (left := len(tables.items) - tables.met.max()):
+            raise UserError(f"negatives: user {tables.users[tables.met.argmax()]} leaves {left} items to draw from, found {count}; set --negatives to no more")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -45,40 +54,39 @@ class JudgeModel(BackboneModel):
         self.first, self.same = self.text.unique
         self.lines = [in_line(zip(self.text.names, values, strict=True)) for values in self.text.values]
         self.lists: StoredLists | None = None
-        self.load_backbone([*self.lines, *[self.wording.judge] * len(self.lines)])
+        instruction = self.wording.judge if self.summarised else self.wording.judge_history
+        self.load_backbone([*self.lines, *[instruction] * len(self.lines)])
 
-    def told(self, cases: Cases) -> list[str | None]:
-        """The summary of each case's history, or None for a prompt without one."""
-        raise NotImplementedError(f"{type(self).__name__}.told")
+    def told(self, histories: list[np.ndarray]) -> list[str | None]:
+        """The summary of each history, int32 item numbers, or None where there is none."""
+        return [None] * len(histories)
 
     def use(self, bundle):
         super().use(bundle)
         check_backbone(bundle, self.config["backbone"], shared.error)
 
     def make_encoder(self, bundle):
-        encoder = JudgeEncoder(bundle.tokenizer, self.config["max_length"], wording=self.wording).for_candidates(self.lines)
+        encoder = JudgeEncoder(bundle.tokenizer, self.config["max_length"], wording=self.wording, summarised=self.summarised).for_candidates(self.lines)
         if encoder.shortened:
-            self.logger.info(f"{encoder.shortened} of {len(self.lines)} items are cut to {encoder.room} tokens as candidates, a third of a prompt's data: max_length")
+            self.logger.info(f"{encoder.shortened} of {len(self.lines)} items are cut to {encoder.room} tokens as candidates; set --max_length to more")
         return encoder
 
-    def prefixes(self, cases: Cases) -> list[tuple[np.ndarray, int]]:
-        """(tokens before a candidate, items left out) of each case."""
+    def prefixes(self, cases: Cases) -> list[Before]:
+        """What stands before the candidates of each case."""
         recent = self.config["recent_items"]
-        histories = [self.history(case, cases) for case in range(len(cases))]
+        histories = self.histories(cases)
         newest = [[self.lines[item] for item in items[max(0, len(items) - recent) :]] for items in histories]
-        return [self.encoder.before(told, items) for told, items in zip(self.told(cases), newest, strict=True)]
+        return [self.encoder.before(told, items) for told, items in zip(self.told(histories), newest, strict=True)]
 
     def training_examples(self, epoch: int) -> list[tuple[Tokens]]:
         """A case's target and items that its user had not met until then, behind one prompt."""
         config, cases = self.config, self.corpus.newest(self.config["targets"])
         rng = np.random.default_rng([config["seed"], epoch])
         examples = []
-        for user, end, (before, cut) in zip(cases.user, cases.end, self.prefixes(cases), strict=True):
-            met = np.unique(self.tables.item[self.tables.start[user] : end + 1])
-            others = rng.choice(len(self.lines) - len(met), size=config["negatives"], replace=False)
-            others += np.searchsorted(met - np.arange(len(met)), others, side="right")
+        for user, end, (before, *_) in zip(cases.user, cases.end, self.prefixes(cases), strict=True):
+            others = draw_unmet(self.tables, user, end, config["negatives"], rng)
             candidates = [self.encoder.behind(self.lines[item]) for item in [self.tables.item[end], *others]]
-            examples.append((self.encoder.row(before, candidates, [True] + [False] * len(others), config["loss"] == "prompt", cut),))
+            examples.append((self.encoder.row(before, candidates, [True] + [False] * len(others), config["loss"] == "prompt"),))
         return examples
 
     def states(self, batch) -> torch.Tensor:
@@ -90,7 +98,7 @@ class JudgeModel(BackboneModel):
             return self.backbone.base_model(**inputs, use_cache=False).last_hidden_state
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of -log P over what is learned, no vectors); what candidates share counts once for each."""
+        """(sum of -log P over what is learned, states that nothing reads); what candidates share counts once for each."""
         states, learned = self.states(batch), batch.labels != IGNORED
         part = batch.roles[:, 0]
         weight = torch.where(part == 1, part.amax(dim=1, keepdim=True) - 1, 1)[learned]
@@ -120,10 +128,11 @@ class JudgeModel(BackboneModel):
     def judge(self, cases: Cases, items: list[np.ndarray]) -> list[np.ndarray]:
         """float32 verdicts on each case's candidates, int64 item numbers. Equal texts of a case are read once, in an order of their own."""
         prompts = self.prefixes(cases)
-        self.count_cut(cases, [cut for _, cut in prompts])
+        self.count_cut(cases, [one.left_out for one in prompts])
+        self.counts.update(cut_summaries=sum(one.cut for one in prompts))
         behind = {text: self.encoder.behind(self.lines[self.first[text]]) for text in np.unique(self.same[np.concatenate(items)])}
         rows, asked = [], []
-        for case, (before, _) in enumerate(prompts):
+        for case, (before, *_) in enumerate(prompts):
             for texts in self._passes(np.unique(self.same[items[case]]), behind, len(before)):
                 rows.append(self.encoder.row(before, [behind[text] for text in texts]))
                 asked.append((case, texts))
@@ -141,21 +150,13 @@ class JudgeModel(BackboneModel):
         return np.split(texts, np.unique(np.searchsorted(filled, np.arange(room, filled[-1], room), side="right").clip(1)))
 
     def score(self, cases):
-        """Of the whole catalogue; with `rerank_from`, of the first `rerank_items` that another run has listed, above the rest of its list as it stands."""
+        """Of the whole catalogue; with `rerank_from`, of the first `rerank_items` that another run has listed, see StoredLists.judged."""
         if not self.config["rerank_from"]:
             return np.stack(self.judge(cases, np.tile(np.arange(len(self.lines)), (len(cases), 1))))
         if self.lists is None:
             raise UserError("rerank_from ranks the cases again that a run has stored; for anything else, set rerank_from: ~")
-        listed = self.lists.of(self.tables.users[cases.user], cases.end - self.tables.start[cases.user])
-        first = [items[: self.config["rerank_items"]] for items, _ in listed]
-        asked = [case for case, items in enumerate(first) if len(items)]
-        scores = np.zeros((len(cases), len(self.lines)))
-        for case, values in zip(asked, self.judge(cases[asked], [first[case] for case in asked]), strict=True) if asked else ():
-            items, stored = listed[case]
-            scores[case] = stored.min() - stored.max() - 2
-            scores[case, items] = stored - stored.max() - 1
-            scores[case, first[case]] = values - values.min()
-        return scores
+        positions, most = cases.end - self.tables.start[cases.user], self.config["rerank_items"]
+        return self.lists.judged(self.tables.users[cases.user], positions, most, len(self.lines), lambda asked, items: self.judge(cases[asked], items))
 
     def start_ranking(self, part, choosing, folder: Path | None = None):
         super().start_ranking(part, choosing, folder)

@@ -16,5 +16,5 @@ class LIR(TextModel):
         self.index = BM25Index(self.corpus, config["bm25_k1"], config["bm25_b"])
 
     def score(self, cases):
-        newest = (self.history(case, cases)[-self.last_n :] for case in range(len(cases)))
+        newest = (history[-self.last_n :] for history in self.histories(cases))
         return self.index.scores([" ".join(self.corpus[item] for item in items) for items in newest])

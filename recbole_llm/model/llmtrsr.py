@@ -11,23 +11,27 @@ class LLMTRSR(JudgeModel):
     @classmethod
     def check(cls, config, tables):
         super().check(config, tables)
-        engines.check(config)
+        if config["summary"] != "none":
+            engines.check(config)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.summarizer = None if config["summary"] == "none" else Summarizer(config, self.tables, self.text, self.logger)
+        self.summarizer = None if config["summary"] == "none" else Summarizer(config, self.text, self.logger)
 
-    def told(self, cases):
-        return [summary.text for summary in self.summarizer.of(cases)] if self.summarizer else [None] * len(cases)
+    def told(self, histories):
+        if not self.summarizer:
+            return super().told(histories)
+        found = self.summarizer.of(histories)
+        self.counts.update(summaries_replaced=sum(one.replaced for one in found))
+        return [one.text or None for one in found]
 
     def training_examples(self, epoch):
-        examples = super().training_examples(epoch)
-        if self.summarizer and epoch == 0:
-            self.logger.info(self.summarizer.texts.told())
-        return examples
+        if self.summarizer:
+            if epoch == 0:
+                self.summarizer.prepare(self.histories(self.corpus.newest(self.config["targets"])))
+            self.summarizer.release()
+        return super().training_examples(epoch)
 
     def rates(self):
-        if not self.summarizer:
-            return super().rates()
-        counts = self.summarizer.texts.counts
-        return super().rates() | {"summaries_replaced": counts["replaced"] / max(1, counts["asked"])}
+        own = ("cut_summaries", "summaries_replaced") if self.summarizer else ()
+        return super().rates() | {name: self.counts[name] / max(1, self.counts["cases"]) for name in own}

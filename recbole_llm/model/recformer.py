@@ -154,6 +154,6 @@ class RecFormer(EncodeModel, BackboneModel):
         return self.table.cpu().numpy()
 
     def encode_users(self, cases):
-        tokens = [self.sequence(0, self.history(case, cases)) for case in range(len(cases))]
+        tokens = [self.sequence(0, history) for history in self.histories(cases)]
         self.count_cut(cases, [one.cut for one in tokens])
         return self.vectors(tokens)

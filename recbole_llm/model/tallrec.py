@@ -4,7 +4,6 @@ from .judge import JudgeModel
 
 
 class TALLRec(JudgeModel):
-    """The judge without a summary."""
+    """The judge without a summary: its prompt says nothing of one."""
 
-    def told(self, cases):
-        return [None] * len(cases)
+    summarised = False

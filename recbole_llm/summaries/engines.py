@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import store
-from ..backbone import check_name, load
+from ..backbone import check_name, load, named_by
 from ..config import language_models
 from ..errors import UserError
 from ..wording import Wording
@@ -25,7 +25,8 @@ def check(config) -> None:
     if is_server(name) and not config["summarizer_model"]:
         raise UserError(f"summarizer: a server is asked for a model by name; set --summarizer_model (what {name}/models lists)")
     if "summarizer" in language_models(config["settings"]):
-        check_name(name, Path(config["checkpoint_dir"]))
+        with named_by("summarizer"):
+            check_name(name, Path(config["checkpoint_dir"]))
     if config["summary_tokens"] * 2 > config["summarizer_length"]:
         raise UserError(f"summary_tokens: expected at most half of summarizer_length ({config['summarizer_length']}), found {config['summary_tokens']}")
 
@@ -45,7 +46,8 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
     saved = Path(config["checkpoint_dir"])
 
     def read():
-        bundle = load(name, (), saved=saved, max_length=0, quantize=config["summarizer_quantize"])
+        with named_by("summarizer"):
+            bundle = load(name, (), saved=saved, max_length=0, quantize=config["summarizer_quantize"])
         bundle.model.to(config["device"]).eval()
         return bundle
 

@@ -23,7 +23,8 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 class Extractive:
     """Attributes with their most frequent values, then the sentences nearest to the TF-IDF centroid of all.
 
-    A summary of summaries adds up the counts that it finds in them, so that a hierarchical and a recurrent one of the same items agree on those.
+    A summary of summaries adds up the counts that it finds in them: of the VALUES most frequent values of each, so that of a long history a count may be
+    too low.
 
     counted : names of the attributes whose values are counted; the others are read as sentences.
     """
@@ -52,7 +53,7 @@ class Extractive:
         counts: dict[str, Counter] = {}
         sentences: list[str] = []
         for text in request.previous:
-            _read(text, counts, sentences)
+            self._read(text, counts, sentences)
         for item in request.items:
             for name, value in item:
                 if value == UNKNOWN:
@@ -60,26 +61,30 @@ class Extractive:
                 if name in self.counted:
                     counts.setdefault(name, Counter())[value.replace(";", ",")] += 1
                 else:
-                    sentences += _sentences(value)
+                    sentences += [sentence if self._counts(sentence) is None else f"“{sentence}”" for sentence in _sentences(value)]
         lines = [f"{name}: {'; '.join(f'{value} x{times}' for value, times in _most(counter))}." for name, counter in counts.items()]
         return "\n".join([*lines, *nearest(sentences)]) or UNKNOWN
+
+
+    def _read(self, text: str, counts: dict[str, Counter], sentences: list[str]) -> None:
+        """Take a summary of ours apart again."""
+        for line in text.splitlines():
+            if found := self._counts(line):
+                name, values = found
+                counts.setdefault(name, Counter()).update(values)
+            elif line != UNKNOWN:
+                sentences.append(line)
+
+    def _counts(self, line: str) -> tuple[str, dict[str, int]] | None:
+        """(name, value: times) of a line of counts; None for a sentence."""
+        name, _, rest = line.removesuffix(".").partition(": ")
+        found = [TIMES.fullmatch(part) for part in rest.split("; ")]
+        return (name, {match[1]: int(match[2]) for match in found}) if name in self.counted and all(found) else None
 
 
 def _sentences(value: str) -> list[str]:
     """Of what is longer than a title, without fragments."""
     return [value] if len(value.split()) <= TITLE else [part for part in SENTENCE_END.split(value) if len(part.split()) > 2]
-
-
-def _read(text: str, counts: dict[str, Counter], sentences: list[str]) -> None:
-    """Take a summary of ours apart again."""
-    for line in text.splitlines():
-        name, _, rest = line.removesuffix(".").partition(": ")
-        found = [TIMES.fullmatch(part) for part in rest.split("; ")]
-        if all(found):
-            for match in found:
-                counts.setdefault(name, Counter())[match[1]] += int(match[2])
-        elif line != UNKNOWN:
-            sentences.append(line)
 
 
 def _most(counter: Counter) -> list[tuple[str, int]]:

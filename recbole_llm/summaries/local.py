@@ -9,7 +9,7 @@ from ..backbone import Backbone
 from ..collate import Pieces, by_length
 from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
-from ..precision import autocast
+from ..precision import KINDS, autocast
 from ..wording import Wording, frame
 from .plan import Request, Text
 from .prompt import LAYOUT, parts
@@ -33,12 +33,15 @@ class LocalEngine:
                  precision: str, quantize: str):  # fmt: skip
         self.load, self.wording, self.weights = load, wording, weights
         self.max_length, self.max_new, self.temperature, self.seed, self.rows, self.precision = max_length, max_new, temperature, seed, rows, precision
+        self.whole = quantize == "none"
         self.name = repr((LAYOUT, weights, wording, max_length, max_new, temperature, seed if temperature else 0, precision, quantize))
 
     @cached_property
     def bundle(self) -> Backbone:
         bundle = self.load()
         check_decoding(bundle, self.weights)
+        if self.whole:
+            bundle.model.to(KINDS[self.precision])  # nothing is learned: the weights themselves may be short
         return bundle
 
     @cached_property

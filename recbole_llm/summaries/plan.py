@@ -22,7 +22,7 @@ class Request:
 
 
 class Text(NamedTuple):
-    """What was written; whole : it ended by itself. tokens : how many were read and written."""
+    """What an engine wrote; whole : it ended by itself. tokens : how many were read and written."""
 
     text: str
     whole: bool = True
@@ -36,7 +36,7 @@ def blocks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
 
 def hierarchical(items: Sequence[Item], size: int, fan_in: int) -> Round:
     """Every block is summarised, then every `fan_in` summaries are, until one is left. Yields rounds of requests, is sent their texts, returns the last."""
-    texts = yield [Request("block", items=block) for block in blocks(items, size)]
+    texts = (yield [Request("block", items=block) for block in blocks(items, size)]) if items else [""]
     while len(texts) > 1:
         groups = [tuple(texts[begin : begin + fan_in]) for begin in range(0, len(texts), fan_in)]
         alone = len(groups[-1]) == 1  # a summary without others goes up as it is
@@ -47,38 +47,45 @@ def hierarchical(items: Sequence[Item], size: int, fan_in: int) -> Round:
 
 def recurrent(items: Sequence[Item], size: int) -> Round:
     """The first block is summarised, and the summary written anew with each further block."""
-    first, *others = blocks(items, size)
-    (text,) = yield [Request("block", items=first)]
-    for block in others:
-        (text,) = yield [Request("update", previous=(text,), items=block)]
+    text = ""
+    for number, block in enumerate(blocks(items, size)):
+        (text,) = yield [Request("update", previous=(text,), items=block) if number else Request("block", items=block)]
     return text
 
 
 class Summary(NamedTuple):
-    """Of one history; levels : what was written for it on the way, the text itself at the end."""
+    """Of one history; levels : what was written for it on the way, the text itself at the end; none for no items, and no text.
+
+    replaced : one of them is an extract in place of what the engine wrote.
+    """
 
     text: str
     levels: list[list[str]]
+    replaced: bool = False
 
 
-def run(rounds: Iterable[Round], write: Callable[[list[Request], int], list[str]]) -> list[Summary]:
+def run(rounds: Iterable[Round], write: Callable[[list[Request], int], list[tuple[str, bool]]]) -> list[Summary]:
     """The summary of each user.
 
-    write : (requests, level) -> their texts. All users' requests of a level come together, level 0 being the first.
+    write : (requests, level) -> (text, replaced) of each. All users' requests of a level come together, level 0 being the first.
     """
     plans = list(rounds)
     found = [Summary("", []) for _ in plans]
-    waiting = {number: next(plan) for number, plan in enumerate(plans)}
+    answered: dict[int, list[str] | None] = dict.fromkeys(range(len(plans)))  # None starts a plan
     level = 0
-    while waiting:
-        texts = iter(write([request for asked in waiting.values() for request in asked], level))
-        answered = {number: [next(texts) for _ in asked] for number, asked in waiting.items()}
+    while answered:
         waiting = {}
         for number, own in answered.items():
-            found[number].levels.append(own)
             try:
                 waiting[number] = plans[number].send(own)
             except StopIteration as end:
                 found[number] = found[number]._replace(text=end.value)
+        written = iter(write([request for asked in waiting.values() for request in asked], level) if waiting else ())
+        answered = {}
+        for number, asked in waiting.items():
+            texts, replaced = zip(*(next(written) for _ in asked), strict=True)
+            found[number].levels.append(list(texts))
+            found[number] = found[number]._replace(replaced=found[number].replaced or any(replaced))
+            answered[number] = list(texts)
         level += 1
     return found

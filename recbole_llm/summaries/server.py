@@ -1,5 +1,7 @@
-"""Summaries by a server that speaks OpenAI's protocol: vLLM, Ollama, llama.cpp or OpenAI's own."""
+"""Summaries by a server that speaks OpenAI's protocol for chats: vLLM, Ollama, llama.cpp, a proxy, or OpenAI's own."""
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
@@ -29,14 +31,16 @@ class ServerEngine:
             from openai import OpenAI
         except ImportError:
             raise UserError('summarizer: a server is asked through the package openai, which is not installed: pip install "recbole_llm[openai]"') from None
-        import os
-
+        for chatty in ("httpx", "openai"):  # a line for every text, and for every attempt at it
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         self.client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=retries)
         self.model, self.wording, self.url, self.parallel = model, wording, url, parallel
         self.max_length, self.max_new, self.temperature, self.seed = max_length, max_new, temperature, seed
-        self.name = repr((LAYOUT, url, model, wording, max_length, max_new, temperature, seed))
+        self.limit = "max_tokens"
+        self.name = repr((LAYOUT, "server", model, wording, max_length, max_new, temperature, seed if temperature else 0))
 
     def write(self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False) -> None:
+        self._reach()
         with ThreadPoolExecutor(self.parallel) as pool:
             waiting = {pool.submit(self._ask, request, again): number for number, request in enumerate(requests)}
             try:
@@ -44,7 +48,22 @@ class ServerEngine:
                     take(waiting[done], done.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                self.client.close()  # whose threads would else go on asking
                 raise
+
+    def _reach(self) -> None:
+        """Raise UserError at once where nothing listens, before many requests wait for it at the same time."""
+        import openai
+
+        try:
+            self.client.with_options(max_retries=1).models.list()
+        except openai.APIConnectionError as error:
+            raise self._silent(error) from None
+        except openai.OpenAIError:
+            pass  # some that answer list no models
+
+    def _silent(self, why) -> UserError:
+        return UserError(f"summarizer: {self.url} gives no answer ({' '.join(str(why).split())[:160]}); what is written is kept, run again")
 
     def _ask(self, request: Request, again: bool) -> Text:
         import openai
@@ -52,10 +71,17 @@ class ServerEngine:
         content = "".join(parts(request, self.wording, str, CHARACTERS * (self.max_length - self.max_new), self.max_new))
         try:
             answer = self.client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": content}], max_tokens=self.max_new, temperature=self.temperature,
-                seed=self.seed + again,
+                model=self.model, messages=[{"role": "user", "content": content}], temperature=self.temperature, seed=self.seed + again,
+                **{self.limit: self.max_new},
             )  # fmt: skip
+        except openai.BadRequestError as error:
+            if self.limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
+                raise self._silent(error) from None
+            self.limit = "max_completion_tokens"  # as OpenAI's newer models have it
+            return self._ask(request, again)
         except openai.OpenAIError as error:
-            raise UserError(f"summarizer: {self.url} gives no answer ({' '.join(str(error).split())[:160]}); what is written is kept, run again") from None
+            raise self._silent(error) from None
+        if not getattr(answer, "choices", None):
+            raise self._silent(f"no chat completion: {getattr(answer, 'error', None) or answer}")
         choice, used = answer.choices[0], answer.usage
-        return Text(choice.message.content or "", choice.finish_reason != "length", (used.prompt_tokens, used.completion_tokens) if used else (0, 0))
+        return Text(choice.message.content or "", choice.finish_reason in ("stop", None), (used.prompt_tokens, used.completion_tokens) if used else (0, 0))

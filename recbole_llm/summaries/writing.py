@@ -1,6 +1,7 @@
 """Summaries of many users' histories: each text written once, kept on disk, and what went wrong reported."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from ..config import digest
 from .extractive import Extractive
 from .plan import Request, Round, Summary, Text, run
 
+THOUGHT = re.compile(r"^\s*<think>.*?(</think>|$)", re.DOTALL)  # what a reasoning model says to itself first
 FLUSH = 5.0  # seconds between writes to disk of texts that cost nothing
 
 
@@ -68,7 +70,7 @@ class Summaries:
         tokens = f", {counts['read']} tokens read and {counts['written']} written" if counts["read"] else ""
         return f"summaries: {counts['asked']} texts, of which {counts['known']} were there{tokens}{faults}"
 
-    def _write(self, requests: Sequence[Request], level: int) -> list[str]:
+    def _write(self, requests: Sequence[Request], level: int) -> list[tuple[str, bool]]:
         names = [name_of(json.dumps(asdict(request)).encode()).hex() for request in requests]
         missing = {name: request for name, request in zip(names, requests, strict=True) if name not in self.known}
         self.counts.update(asked=len(requests), known=sum(name not in missing for name in names))
@@ -76,7 +78,7 @@ class Summaries:
             self._keep(dict(zip(bad, self.extractive.texts(list(bad.values())), strict=True)), replaced=True)
         found = [self.known[name] for name in names]
         self.counts["replaced"] += sum(replaced for _, replaced in found)
-        return [text for text, _ in found]
+        return found
 
     def _attempt(self, missing: dict[str, Request], level: int, again: bool) -> dict[str, Request]:
         """Write texts and keep those that are good; returns the requests of the others."""
@@ -90,12 +92,13 @@ class Summaries:
         def take(number: int, text: Text) -> None:
             nonlocal saved
             self.counts.update(read=text.tokens[0], written=text.tokens[1])
-            fault = "empty" if not any(char.isalnum() for char in text.text) else None if text.whole else "too_long"
+            said = THOUGHT.sub("", text.text).strip()
+            fault = "empty" if not any(char.isalnum() for char in said) else None if text.whole else "too_long"
             if fault:
                 self.counts[fault] += 1
                 bad[names[number]] = requests[number]
             else:
-                waiting[names[number]] = text.text.strip()
+                waiting[names[number]] = said
             bar.update()
             bar.set_postfix_str(f"{self.counts['written']} tokens written" if self.counts["written"] else "")
             if self.engine.paid or time.monotonic() - saved > FLUSH:
