@@ -153,7 +153,7 @@ def rules(model: str) -> dict[str, Rule]:
 
 
 def checked(key: str, value, known: Mapping[str, Rule], default=None):
-    """A value as it is used: a single one of a list as a list.
+    """A value as it is used: a single one of a list, and `1,5,10`, as a list.
 
     Where no rule is written, a default that is a number or a switch asks for one.
 
@@ -172,7 +172,7 @@ def _checked(key: str, value, rule: Rule, known: Mapping[str, Rule]):
     if value is None and rule.nullable:
         return None
     if rule.kind == "list" and value is not None and not isinstance(value, dict):
-        values = list(value) if isinstance(value, list | tuple) else [value]
+        values = list(value) if isinstance(value, list | tuple) else _parted(value, rule.of)
         for one in values if rule.of else []:
             if not rule.of.holds(one):
                 raise _wrong(key, rule.of, one, many=True)
@@ -182,6 +182,14 @@ def _checked(key: str, value, rule: Rule, known: Mapping[str, Rule]):
     if isinstance(value, dict):
         _check_inside(key, value, rule, known)
     return value
+
+
+def _parted(value, of: Rule | None) -> list:
+    """A value that is no list as one: a text at its commas."""
+    if not isinstance(value, str) or "," not in value:
+        return [value]
+    parts = [part.strip() for part in value.split(",")]
+    return [yaml.safe_load(part) for part in parts] if of and of.kind in ("int", "float") else parts
 
 
 def _check_inside(key: str, group: dict, rule: Rule, known: Mapping[str, Rule]) -> None:

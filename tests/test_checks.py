@@ -99,7 +99,7 @@ RIGHT = [  # model, --key=value, how it is used
     ("LIR", "seed=4294967295", 2**32 - 1), ("LIR", "bm25_b=1", 1), ("CALRec", "temperature=0", 0), ("CALRec", "warmup=0", 0), ("CALRec", "valid_users=0", 0),
     ("LIR", "user_sample=1", 1), ("LIR", "text_words={}", {}), ("CALRec", "clip_grad_norm=", None), ("LIR", "data_name=", None), ("LIR", "init_from=~", None),
     ("LIR", "topk=10", [10]), ("LIR", "beside=Pop", ["Pop"]), ("LIR", "beside=[]", []), ("SASRecF", "selected_features=brand", ["brand"]),
-    ("LIR", "seeds=3", [3]),
+    ("LIR", "seeds=3", [3]), ("LIR", "topk=1, 5,10", [1, 5, 10]), ("LIR", "metrics=Recall,MRR,NDCG", ["Recall", "MRR", "NDCG"]),
     ("LIR", "load_col={inter: '*', item: ~}", {"inter": "*", "item": None}), ("BPR", "val_interval.rating=[3,5]", {"rating": [3, 5]}),
     ("SASRec", "clip_grad_norm.max_norm=5", {"max_norm": 5}), ("LIR", "dedup=none", "none"), ("SASRec", "train_neg_sample_args=", None),
 ]  # fmt: skip
