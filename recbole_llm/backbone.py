@@ -351,8 +351,9 @@ def _unreadable(name: str, error: Exception) -> UserError:
 
 
 def _quiet() -> None:
-    """transformers draws a bar for every file that it reads or writes, and sentence-transformers logs it."""
+    """transformers draws a bar for every file that it reads or writes, sentence-transformers logs it, and bitsandbytes misses kernels that nobody asks for."""
     from transformers.utils import logging as bars
 
     bars.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
