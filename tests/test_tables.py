@@ -171,6 +171,11 @@ def test_user_sample_leaves_at_least_one(tables):
     assert len(tables([("u", "a", 1), ("v", "b", 1)], user_sample=0.01).users) == 1
 
 
+def test_user_sample_above_one_is_a_number_of_users(tables):
+    rows = random_rows(3)
+    assert len(tables(rows, user_sample=4).users) == 4 and len(tables(rows, user_sample=10**6).users) == len(tables(rows).users)
+
+
 @pytest.mark.parametrize(
     ("interval", "expected"), [("[2,4]", [2, 3, 4]), ("(2,4]", [3, 4]), ("[2,4)", [2, 3]), ("(2,4)", [3]), ("[3,inf)", [3, 4, 5]), ("(-inf, 2]", [1, 2])]
 )
