@@ -89,7 +89,7 @@ def check() -> list[dict]:
 
 
 def speed(small: bool) -> list[dict]:
-    """The rows of the two benches, each in its own process."""
+    """The rows of three benches, each in its own process."""
     rows = []
     for script in ("generate.py", "train.py", "score.py"):
         command = [sys.executable, str(Path(__file__).with_name(script)), *["--small"] * small]

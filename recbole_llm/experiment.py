@@ -69,7 +69,8 @@ def read(name: str, paper: bool = False) -> Experiment:
             rows[row] = settings and rows.get(row, {}) | settings
         for model, settings in large.pop("models", {}).items():
             models[model] = models.get(model, {}) | settings
-        content |= large | {"rows": {row: settings for row, settings in rows.items() if settings}, "models": models}
+        settings = content.get("settings", {}) | large.pop("settings", {})
+        content |= large | {"settings": settings, "rows": {row: settings for row, settings in rows.items() if settings}, "models": models}
     if wrong := content.keys() - {part.name for part in fields(Experiment)}:
         raise UserError(f"{path}: unknown key {sorted(wrong)[0]!r}; expected some of {', '.join(part.name for part in fields(Experiment))}")
     return Experiment(name, **content)

@@ -31,7 +31,7 @@ def summarize(settings: dict) -> list[str]:
     text = ItemText.from_tables(tables, config["text_fields"], config["text_words"])
     split = make_split(tables, config["eval_args"]["split"], config["eval_args"]["part"])
     parts = {"train": Corpus(tables, text, split.train).newest(config["targets"]), "valid": split.valid, "test": split.test}
-    histories = {part: [tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)] for part, cases in parts.items()}
+    histories = {part: cases.histories(tables) for part, cases in parts.items()}
     with RunLog() as log:
         log.start()
         summarizer = Summarizer(config, text, logging.getLogger())

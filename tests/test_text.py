@@ -34,6 +34,12 @@ def test_attributes_stand_in_the_order_of_the_fields(tables):
     assert len(text) == 5
 
 
+def test_an_items_own_id_may_be_an_attribute(tables):
+    known = tables()
+    text = ItemText.from_tables(known, {"Id": "item_id", "Title": "title"})
+    assert text.names == ("Id", "Title") and [row[0] for row in text.values] == known.items.tolist()
+
+
 def test_sentence_names_the_attributes(tables):
     text = ItemText.from_tables(tables(), FIELDS)
     assert [text.sentence(item) for item in range(5)] == [

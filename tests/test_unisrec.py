@@ -99,7 +99,7 @@ def test_a_history_is_read_as_far_back_as_max_items(cycle):
         for row in range(3):
             states = []
             for newest in (3, 4, 5):
-                ids = torch.from_numpy(model.histories(cases)[row][-newest:].astype(np.int64) + 1)[None]
+                ids = torch.from_numpy(cases.histories(model.tables)[row][-newest:].astype(np.int64) + 1)[None]
                 states.append(F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy())
             assert np.allclose(found[row], states[1], atol=1e-5)
             assert not np.allclose(found[row], states[0], atol=1e-3) and not np.allclose(found[row], states[2], atol=1e-3)
@@ -114,7 +114,7 @@ def test_a_case_is_scored_as_it_was_learned(cycle):
     with torch.no_grad():
         found = model.encode_users(cases)
         for row in range(3):
-            ids = torch.from_numpy(model.histories(cases)[row][-4:].astype(np.int64) + 1)[None]
+            ids = torch.from_numpy(cases.histories(model.tables)[row][-4:].astype(np.int64) + 1)[None]
             assert np.allclose(found[row], F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy(), atol=1e-5)
 
 

@@ -26,6 +26,10 @@ class Cases:
     def __getitem__(self, index) -> "Cases":
         return Cases(self.user[index], self.begin[index], self.end[index])
 
+    def histories(self, tables: Tables) -> list[np.ndarray]:
+        """int32 item numbers of each case's history, oldest first."""
+        return [tables.item[begin:end] for begin, end in zip(self.begin, self.end, strict=True)]
+
 
 @dataclass(frozen=True)
 class Split:

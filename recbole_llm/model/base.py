@@ -107,7 +107,3 @@ class TextModel(AbstractRecommender):
     def count_cut(self, cases: Cases, cut: Sequence[int]) -> None:
         """Tally how many items of each case's history were left out."""
         self.counts.update(cut_items=int(sum(cut)), cut_users=sum(one > 0 for one in cut), items=int((cases.end - cases.begin).sum()))
-
-    def histories(self, cases: Cases) -> list[np.ndarray]:
-        """int32 Tables indices of each case's items, oldest first."""
-        return [self.tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]

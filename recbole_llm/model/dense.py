@@ -42,6 +42,6 @@ class DenseModel(EncodeModel, BackboneModel):
         return self.vectors([self.encoder.item(self.sentences[0][item]) for item in self.first], self.weights and self.weights.parent)
 
     def encode_users(self, cases: Cases) -> np.ndarray:
-        tokens = [self.encoder.sequence([self.sentences[0][item] for item in history]) for history in self.histories(cases)]
+        tokens = [self.encoder.sequence([self.sentences[0][item] for item in history]) for history in cases.histories(self.tables)]
         self.count_cut(cases, [one.cut for one in tokens])
         return self.vectors(tokens)

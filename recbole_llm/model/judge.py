@@ -74,7 +74,7 @@ class JudgeModel(BackboneModel):
     def prefixes(self, cases: Cases) -> list[Before]:
         """What stands before the candidates of each case."""
         recent = self.config["recent_items"]
-        histories = self.histories(cases)
+        histories = cases.histories(self.tables)
         newest = [[self.lines[item] for item in items[max(0, len(items) - recent) :]] for items in histories]
         return [self.encoder.before(told, items) for told, items in zip(self.told(histories), newest, strict=True)]
 

@@ -16,5 +16,5 @@ class LIR(TextModel):
         self.index = BM25Index(self.corpus, config["bm25_k1"], config["bm25_b"])
 
     def score(self, cases):
-        newest = (history[-self.last_n :] for history in self.histories(cases))
+        newest = (history[-self.last_n :] for history in cases.histories(self.tables))
         return self.index.scores([" ".join(self.corpus[item] for item in items) for items in newest])

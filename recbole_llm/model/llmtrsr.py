@@ -28,7 +28,7 @@ class LLMTRSR(JudgeModel):
     def training_examples(self, epoch):
         if self.summarizer:
             if epoch == 0:
-                self.summarizer.prepare(self.histories(self.corpus.newest(self.config["targets"])))
+                self.summarizer.prepare(self.corpus.newest(self.config["targets"]).histories(self.tables))
             self.summarizer.release()
         return super().training_examples(epoch)
 

@@ -154,6 +154,6 @@ class RecFormer(EncodeModel, BackboneModel):
         return self.table.cpu().numpy()
 
     def encode_users(self, cases):
-        tokens = [self.sequence(0, history) for history in self.histories(cases)]
+        tokens = [self.sequence(0, history) for history in cases.histories(self.tables)]
         self.count_cut(cases, [one.cut for one in tokens])
         return self.vectors(tokens)

@@ -149,7 +149,7 @@ class UniSRec(EncodeModel):
         return F.normalize(vectors, dim=1).cpu().numpy()
 
     def encode_users(self, cases):
-        histories = [history[-self.config["max_items"] :].astype(np.int64) + 1 for history in self.histories(cases)]
+        histories = [history[-self.config["max_items"] :].astype(np.int64) + 1 for history in cases.histories(self.tables)]
         self.count_cut(cases, [max(0, cases.end[case] - cases.begin[case] - len(histories[case])) for case in range(len(cases))])
         found = np.zeros((len(cases), self.config["hidden_size"]), dtype=np.float32)
         for chosen in by_length([len(one) for one in histories], self.config["pass_tokens"]):

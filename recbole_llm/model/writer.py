@@ -65,7 +65,7 @@ class WriterModel(BackboneModel):
 
     def prompts(self, cases: Cases) -> list[Tokens]:
         """The encoded history of each case, with room for what is written after it."""
-        histories = ([self.sentences[item] for item in history] for history in self.histories(cases))
+        histories = ([self.sentences[item] for item in history] for history in cases.histories(self.tables))
         return [self.encoder.encode(Example(self.template, tuple(items)), reserve=self.longest) for items in histories]
 
     def generate(self, cases: Cases, prompts: list[Tokens]) -> list[Answer]:

@@ -6,7 +6,7 @@ from ..prompts import in_line
 from ..wording import Wording, laid_out
 from .plan import Request
 
-LAYOUT = 1  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
+LAYOUT = 2  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
 
 
 WORDS = 0.6  # that a token is taken to be: fewer than in English, so that the text ends in time

@@ -68,14 +68,15 @@ class ServerEngine:
     def _ask(self, request: Request, again: bool) -> Text:
         import openai
 
+        limit = self.limit
         content = "".join(parts(request, self.wording, str, CHARACTERS * (self.max_length - self.max_new), self.max_new))
         try:
             answer = self.client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], temperature=self.temperature, seed=self.seed + again,
-                **{self.limit: self.max_new},
+                **{limit: self.max_new},
             )  # fmt: skip
         except openai.BadRequestError as error:
-            if self.limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
+            if limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
                 raise self._silent(error) from None
             self.limit = "max_completion_tokens"  # as OpenAI's newer models have it
             return self._ask(request, again)
