@@ -11,8 +11,7 @@ def main():
     import torch
 
     import recbole_llm  # noqa: F401
-    from recbole_llm.attention import attending, unmasked
-    from recbole_llm.judging.shared import Layout
+    from recbole_llm.judging.shared import read
     from recbole_llm.scratch import causal_model, train_tokenizer
 
     torch.manual_seed(0)
@@ -30,13 +29,11 @@ def main():
         return torch.stack([odds(model.base_model(torch.cat([prefix, suffix])[None], use_cache=False).last_hidden_state[0, -1]) for suffix in suffixes])
 
     def together(prefix, suffixes):
-        sizes = [len(prefix), *map(len, suffixes)]
-        layout = Layout([sizes], device())
-        position = torch.cat([torch.arange(len(prefix)), *(len(prefix) + torch.arange(len(suffix)) for suffix in suffixes)])[None].to(device())
-        inputs = {"input_ids": torch.cat([prefix, *suffixes])[None], "position_ids": position, "attention_mask": unmasked(device())}
-        with attending(model, layout):
-            states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
-        return odds(states[torch.tensor(sizes, device=device()).cumsum(0)[1:] - 1])
+        sizes = torch.tensor([len(prefix), *map(len, suffixes)])
+        part = torch.arange(1, 1 + len(sizes)).repeat_interleave(sizes)
+        position = torch.cat([torch.arange(len(prefix)), *(len(prefix) + torch.arange(len(suffix)) for suffix in suffixes)])
+        states = read(model, torch.cat([prefix, *suffixes])[None], part[None].to(device()), position[None].to(device()))[0]
+        return odds(states[sizes.cumsum(0)[1:] - 1])
 
     rows = []
     for data, (shared, own) in LENGTHS.items():

@@ -8,7 +8,6 @@ import torch
 from architectures import FAMILIES, random_model
 from test_generation import REFUSED, tiny
 
-from recbole_llm.attention import attending, unmasked
 from recbole_llm.backbone import Backbone
 from recbole_llm.collate import IGNORED, pad
 from recbole_llm.errors import UserError
@@ -27,14 +26,14 @@ def tokenizer():
     return train_tokenizer(["Title: a good dog food. Brand: Bla.", "Yes", "No"] * 10, 300)
 
 
-def laid(parts, ids):
-    """input_ids and positions [rows, longest] of a batch whose rows are laid out like `parts`."""
-    longest = max(map(sum, parts))
-    place = torch.zeros(len(parts), longest, dtype=torch.int64)
+def laid(parts):
+    """The part and the position [rows, longest] of each token of rows that are laid out like `parts`."""
+    part, place = torch.zeros(2, len(parts), max(map(sum, parts)), dtype=torch.int64)
     for row, (prefix, *suffixes) in enumerate(parts):
-        own = torch.cat([torch.arange(prefix), *(torch.arange(prefix, prefix + size) for size in suffixes)])
-        place[row, : len(own)] = own
-    return {"input_ids": ids, "position_ids": place, "attention_mask": unmasked("cpu"), "use_cache": False}
+        sizes = [prefix, *suffixes]
+        part[row, : sum(sizes)] = torch.arange(1, len(sizes) + 1).repeat_interleave(torch.tensor(sizes))
+        place[row, : sum(sizes)] = torch.cat([torch.arange(prefix), *(torch.arange(prefix, prefix + size) for size in suffixes)])
+    return part, place
 
 
 def plain(model, parts, ids):
@@ -51,14 +50,15 @@ def plain(model, parts, ids):
     return found
 
 
+@pytest.mark.parametrize("alike", [0, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_plain_passes(family, tokenizer):
-    """Hidden states, and the gradients of everything, in float32."""
+def test_equals_plain_passes(family, alike, tokenizer):
+    """Hidden states, and the gradients of everything, in float32, of rows whose first tokens are the same: none, some, the whole prefix of one row."""
     model = random_model(family, tokenizer)
     ids = torch.from_numpy(np.random.default_rng(0).integers(2, len(tokenizer), size=(len(PARTS), max(map(sum, PARTS)))))
+    ids[:, :alike] = ids[0, :alike]
     before = model.config._attn_implementation
-    with attending(model, Layout(PARTS, "cpu")):
-        states = model.base_model(**laid(PARTS, ids)).last_hidden_state
+    states = shared.read(model, ids, *laid(PARTS))
     assert model.config._attn_implementation == before
     expected = plain(model, PARTS, ids)
     gradients = []
@@ -70,6 +70,15 @@ def test_equals_plain_passes(family, tokenizer):
         assert torch.allclose(own[: len(other)], other, atol=2e-5 * other.abs().max().item())
     for name, expected in gradients[1].items():
         assert torch.allclose(gradients[0][name], expected, atol=2e-4 * expected.abs().max().item()), name
+
+
+def test_what_rows_begin_with_is_read_once(tokenizer):
+    model, part = random_model("llama", tokenizer), laid(PARTS)
+    ids = torch.arange(2, 2 + part[0].shape[1]).repeat(len(PARTS), 1)
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    shared.read(model, ids, *part)
+    assert seen == [sum(map(sum, PARTS)) - 2 * 4]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,43 +1,66 @@
-"""Texts that begin alike, read once: a row is a prefix and its suffixes, none of which sees another.
+"""Texts that begin alike, read once: a row is a prefix and its suffixes, none of which sees another, and what all rows begin with stands but once.
 
-Each suffix stands at the positions that it would have behind the prefix alone, so that a pass over the row gives every token the hidden state it
-has in a text of its own. Works for every transformers causal LM that takes its attention from `ALL_ATTENTION_FUNCTIONS`, and gradients flow.
+Each token stands at the position that it would have in its prefix with its own suffix alone, so that a pass gives it the hidden state that it has
+in a text of its own. Works for every transformers causal LM that takes its attention from `ALL_ATTENTION_FUNCTIONS`, and gradients flow.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..attention import attending, unmasked
 
 
-class Layout:
-    """Where the parts of a padded batch stand. parts : for every row the lengths of its prefix and of its suffixes."""
+def read(model, input_ids: torch.Tensor, part: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [rows, length, width], each token's as in a text of its prefix and its own suffix alone; anything at padding.
 
-    def __init__(self, parts: list[list[int]], device):
-        self.rows = []
+    input_ids, part, position : int64 [rows, length]; parts are 0 for padding, 1 for the prefix, 2, 3, … for suffixes, each in one piece and in that order;
+        positions count on from the prefix in each suffix.
+    """
+    alike = ((input_ids == input_ids[:1]) & (part == 1)).all(dim=0)
+    common = int(alike.cumprod(dim=0).sum())  # tokens that all rows begin with, read in the first row
+    kept = part > 0
+    kept[1:, :common] = False
+    layout = Layout([np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], common, input_ids.device)
+    with attending(model, layout):
+        inputs = {"input_ids": input_ids[kept][None], "position_ids": position[kept][None], "attention_mask": unmasked(input_ids.device)}
+        states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+    place = kept.flatten().cumsum(dim=0).view(kept.shape) - 1
+    place[:, :common] = place[:1, :common]
+    return states[place]
+
+
+class Layout:
+    """Where the parts of rows stand in one sequence without padding: the tokens that all rows begin with, then the rest of each row.
+
+    parts : for every row the lengths of its prefix, of which the first `common` tokens are those that all rows begin with, and of its suffixes.
+    """
+
+    def __init__(self, parts: list[list[int]], common: int, device):
+        self.common, self.rows, end = common, [], common
         for prefix, *suffixes in parts:
-            longest = max(suffixes, default=0)
-            begins = torch.tensor([prefix + sum(suffixes[:number]) for number in range(len(suffixes))], dtype=torch.int64, device=device)
+            own, longest = prefix - common, max(suffixes, default=0)
+            begins = torch.tensor([end + own + sum(suffixes[:number]) for number in range(len(suffixes))], dtype=torch.int64, device=device)
             place = torch.arange(longest, device=device)
             inside = place < torch.tensor(suffixes, dtype=torch.int64, device=device)[:, None]
-            grid = torch.where(inside, begins[:, None] + place, prefix if suffixes else 0)  # [suffixes, longest] places in the row
-            self.rows.append((prefix, sum(suffixes), grid, inside))
+            grid = torch.where(inside, begins[:, None] + place, 0)  # [suffixes, longest] places in the sequence
+            self.rows.append((slice(end, end + own), grid, inside))
+            end += own + sum(suffixes)
 
     def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
-        """As attention.Rule; padding gets zeros."""
-        found = []
-        for row, (prefix, rest, grid, inside) in enumerate(self.rows):
-            q, k, v = query[row], keys[row], values[row]
-            parts = [_weigh(q[None, :, :prefix], k[None, :, :prefix], v[None, :, :prefix], scaling, softcap, window, dropout)[0]]
-            if rest:
-                size = grid.shape
-                own = [part[:, grid.flatten()].unflatten(1, size).transpose(0, 1) for part in (q, k, v)]  # [suffixes, heads, longest, d]
-                k, v = (torch.cat([part[None, :, :prefix].expand(size[0], -1, -1, -1), mine], dim=2) for part, mine in ((k, own[1]), (v, own[2])))
-                mixed = _weigh(own[0], k, v, scaling, softcap, window, dropout)
-                parts.append(mixed.transpose(0, 1)[:, inside])
-            parts.append(q.new_zeros(q.shape[0], q.shape[1] - prefix - rest, values.shape[3]))
-            found.append(torch.cat(parts, dim=1))
-        return torch.stack(found).transpose(1, 2)
+        """As attention.Rule, of one sequence: [1, N, H, d]."""
+        rule = scaling, softcap, window, dropout
+        before = query[:, :, : self.common], keys[:, :, : self.common], values[:, :, : self.common]
+        found = [_weigh(*before, *rule)] if self.common else []
+        for place, grid, inside in self.rows:
+            k, v = (torch.cat([first, whole[:, :, place]], dim=2) for first, whole in zip(before[1:], (keys, values), strict=True))
+            if place.stop > place.start:
+                found.append(_weigh(query[:, :, place], k, v, *rule))
+            if len(grid):
+                q, *own = (whole[0, :, grid.flatten()].unflatten(1, grid.shape).transpose(0, 1) for whole in (query, keys, values))  # [suffixes, H, longest, d]
+                k, v = (torch.cat([prefix.expand(len(grid), -1, -1, -1), mine], dim=2) for prefix, mine in zip((k, v), own, strict=True))
+                found.append(_weigh(q, k, v, *rule).transpose(0, 1)[None, :, inside])
+        return torch.cat(found, dim=2).transpose(1, 2)
 
 
 def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tensor:
@@ -59,15 +82,20 @@ def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tens
 
 
 def error(backbone) -> float:
-    """For `generation.probe.check`: by how much logits of suffixes behind a prefix that is read once differ from the model's own, as a share of the largest."""
+    """For `generation.probe.check`: by how much logits of texts whose beginnings are read once differ from the model's own, as a share of the largest."""
     model = backbone.model
     device = next(model.parameters()).device
-    token = torch.arange(1, 13, device=device) * 37 % model.get_input_embeddings().num_embeddings
-    prefix, *suffixes = token.split([5, 3, 4])
-    place = torch.cat([torch.arange(5), torch.arange(5, 8), torch.arange(5, 9)]).to(device)
-    with attending(model, Layout([[5, 3, 4]], device)):
-        states = model.base_model(input_ids=token[None], position_ids=place[None], attention_mask=unmasked(device), use_cache=False).last_hidden_state[0]
-    own = [model(input_ids=torch.cat([prefix, suffix])[None]).logits[0, 5:] for suffix in suffixes]
-    ours, theirs = backbone.logits(states[5:]), torch.cat(own)
+    token, part, position = torch.tensor(
+        [
+            [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 11, 12, 13, 14, 0, 0, 0]],
+            [[1, 1, 1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 2, 2, 2, 0, 0, 0]],
+            [[0, 1, 2, 3, 4, 5, 6, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 0, 0, 0]],
+        ],
+        device=device,
+    )
+    token = token * 37 % model.get_input_embeddings().num_embeddings
+    found = backbone.logits(read(model, token, part, position))
+    texts = [(part == 1) | (part == number) for number in (2, 3)]
+    pairs = [(found[row, text[row]], model(input_ids=token[row : row + 1, text[row]]).logits[0]) for text in texts for row in range(len(token))]
+    ours, theirs = map(torch.cat, zip(*pairs, strict=True))
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-

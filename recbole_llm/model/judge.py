@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..attention import attending, unmasked
 from ..collate import IGNORED, Tokens
 from ..data.candidates import draw_unmet
 from ..data.mixture import Corpus
@@ -17,7 +16,6 @@ from ..evaluation.stored import StoredLists
 from ..generation.probe import check as check_backbone
 from ..judging import shared
 from ..judging.prompts import Before, JudgeEncoder
-from ..judging.shared import Layout
 from ..prompts import in_line
 from ..wording import Wording
 from .lm import BackboneModel
@@ -92,10 +90,7 @@ class JudgeModel(BackboneModel):
     def states(self, batch) -> torch.Tensor:
         """Last hidden states [rows, length, width], each token's as in a text of its prompt and its own candidate alone."""
         part, position = batch.roles.unbind(dim=1)
-        layout = Layout([np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], self.device)
-        inputs = {"input_ids": batch.input_ids, "position_ids": position, "attention_mask": unmasked(self.device)}
-        with attending(self.backbone, layout):
-            return self.backbone.base_model(**inputs, use_cache=False).last_hidden_state
+        return shared.read(self.backbone, batch.input_ids, part, position)
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of -log P over what is learned, states that nothing reads); what candidates share counts once for each."""
