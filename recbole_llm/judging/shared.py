@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..attention import attending, unmasked
+from ..collate import roomy
 
 
 def read(model, input_ids: torch.Tensor, part: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -23,15 +24,16 @@ def read(model, input_ids: torch.Tensor, part: torch.Tensor, position: torch.Ten
     kept[1:, :common] = False
     layout = Layout([np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], common, input_ids.device)
     with attending(model, layout):
-        inputs = {"input_ids": input_ids[kept][None], "position_ids": position[kept][None], "attention_mask": unmasked(input_ids.device)}
-        states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        behind = 0, int(roomy(layout.size)) - layout.size
+        inputs = {"input_ids": F.pad(input_ids[kept], behind)[None], "position_ids": F.pad(position[kept], behind)[None]}
+        states = model.base_model(**inputs, attention_mask=unmasked(input_ids.device), use_cache=False).last_hidden_state[0]
     place = kept.flatten().cumsum(dim=0).view(kept.shape) - 1
     place[:, :common] = place[:1, :common]
     return states[place]
 
 
 class Layout:
-    """Where the parts of rows stand in one sequence without padding: the tokens that all rows begin with, then the rest of each row.
+    """Where the parts of rows stand in one sequence: the tokens that all rows begin with, the rest of each row, and padding, which sees nothing.
 
     parts : for every row the lengths of its prefix, of which the first `common` tokens are those that all rows begin with, and of its suffixes.
     """
@@ -46,6 +48,7 @@ class Layout:
             grid = torch.where(inside, begins[:, None] + place, 0)  # [suffixes, longest] places in the sequence
             self.rows.append((slice(end, end + own), grid, inside))
             end += own + sum(suffixes)
+        self.size = end  # without the padding
 
     def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
         """As attention.Rule, of one sequence: [1, N, H, d]."""
@@ -60,6 +63,7 @@ class Layout:
                 q, *own = (whole[0, :, grid.flatten()].unflatten(1, grid.shape).transpose(0, 1) for whole in (query, keys, values))  # [suffixes, H, longest, d]
                 k, v = (torch.cat([prefix.expand(len(grid), -1, -1, -1), mine], dim=2) for prefix, mine in zip((k, v), own, strict=True))
                 found.append(_weigh(q, k, v, *rule).transpose(0, 1)[None, :, inside])
+        found.append(values.new_zeros(1, query.shape[1], query.shape[2] - self.size, values.shape[3]))
         return torch.cat(found, dim=2).transpose(1, 2)
 
 
