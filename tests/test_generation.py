@@ -73,7 +73,7 @@ def test_other_architectures_equal_a_plain_forward_pass(family, tokenizer):
 
 REFUSED = {
     "sees later tokens": ("Roberta", {"intermediate_size": 128, "max_position_embeddings": 128}, "otherwise, by"),
-    "attention of its own": ("GPTJ", {"rotary_dim": 8}, "otherwise, by"),
+    "attention of its own": ("GPTNeoXJapanese", {}, "otherwise, by"),
     "positions in its attention": ("Bloom", {}, "ValueError"),
     "recurrent": ("Mamba", {}, "IndexError"),
     "a window in its mask": ("Phimoe", {"sliding_window": 8, "num_local_experts": 4, "intermediate_size": 64, "num_key_value_heads": 2}, "sliding window"),

@@ -5,6 +5,7 @@ copied per continuation or concatenated; each continuation's own keys and values
 every transformers causal LM that takes its attention from `ALL_ATTENTION_FUNCTIONS`, full or over a sliding window.
 """
 
+import inspect
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -139,6 +140,12 @@ def _weigh(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, softca
     return (weight.to(values.dtype) @ values).to(scores.dtype), weight.sum(dim=-1, keepdim=True), top
 
 
+def _given(model, cache) -> dict:
+    """A cache as the model's forward pass takes it: by the name `cache` since transformers 5.24."""
+    known = inspect.signature(model.base_model.forward).parameters
+    return {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}
+
+
 @torch.no_grad()
 def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, steps: int, budget: int = 8192) -> tuple[SharedPrompts, torch.Tensor]:
     """Read prompts (int64 token arrays) once, in passes of at most `budget` tokens.
@@ -157,7 +164,7 @@ def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, steps: int, budge
             ids[at, : sizes[row]] = torch.from_numpy(prompts[row])
         # without a config no layer drops what its window has left behind: shorter prompts still need it
         read = DynamicCache()
-        hidden = model.base_model(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
+        hidden = model.base_model(input_ids=ids, **_given(model, read)).last_hidden_state
         found = [(layer.keys, layer.values) for layer in read.layers]
         # in the type that products take them in: autocast would turn all of them again at every step
         kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else found[0][0].dtype
@@ -181,7 +188,7 @@ def decoding(model, cache: SharedPrompts):
         ids = np.zeros((1, len(cache.owner)), dtype=np.int64)
         ids[0, slot] = tokens
         inputs = {"input_ids": torch.from_numpy(ids).to(device), "position_ids": cache.positions[None], "attention_mask": unmasked(device, model.dtype)}
-        output = model.base_model(**inputs, past_key_values=cache, use_cache=True)
+        output = model.base_model(**inputs, **_given(model, cache))
         cache.step += 1
         return output.last_hidden_state[0]
 

@@ -36,39 +36,42 @@ class Layout:
     """Where the parts of rows stand in one sequence: the tokens that all rows begin with, the rest of each row, and padding, which sees nothing.
 
     parts : for every row the lengths of its prefix, of which the first `common` tokens are those that all rows begin with, and of its suffixes.
+    size : tokens without the padding.
     """
 
     def __init__(self, parts: list[list[int]], common: int, device):
-        self.common, self.rows, end = common, [], common
+        self.pieces, self.grids = [common], []
         for prefix, *suffixes in parts:
-            own, longest = prefix - common, max(suffixes, default=0)
-            begins = torch.tensor([end + own + sum(suffixes[:number]) for number in range(len(suffixes))], dtype=torch.int64, device=device)
-            place = torch.arange(longest, device=device)
-            inside = place < torch.tensor(suffixes, dtype=torch.int64, device=device)[:, None]
-            grid = torch.where(inside, begins[:, None] + place, 0)  # [suffixes, longest] places in the sequence
-            self.rows.append((slice(end, end + own), grid, inside))
-            end += own + sum(suffixes)
-        self.size = end  # without the padding
+            sizes = torch.tensor(suffixes, dtype=torch.int64, device=device)
+            place = torch.arange(max(suffixes, default=0), device=device)
+            inside = place < sizes[:, None]
+            self.pieces += [prefix - common, sum(suffixes)]
+            self.grids.append((torch.where(inside, (sizes.cumsum(0) - sizes)[:, None] + place, 0), inside))  # [suffixes, longest] places among the row's suffixes
+        self.size = sum(self.pieces)
 
     def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
-        """As attention.Rule, of one sequence: [1, N, H, d]."""
+        """As attention.Rule, of one sequence: [1, N, H, d]. It is cut in one go, since each slice of its own would have a gradient as long as the sequence."""
         rule = scaling, softcap, window, dropout
-        before = query[:, :, : self.common], keys[:, :, : self.common], values[:, :, : self.common]
-        found = [_weigh(*before, *rule)] if self.common else []
-        for place, grid, inside in self.rows:
-            k, v = (torch.cat([first, whole[:, :, place]], dim=2) for first, whole in zip(before[1:], (keys, values), strict=True))
-            if place.stop > place.start:
-                found.append(_weigh(query[:, :, place], k, v, *rule))
+        behind = query.shape[2] - self.size
+        common, *rows, _ = zip(*(whole.split([*self.pieces, behind], dim=2) for whole in (query, keys, values)), strict=True)
+        found = [_weigh(*common, *rule)] if self.pieces[0] else []
+        for prefix, suffixes, (grid, inside) in zip(rows[::2], rows[1::2], self.grids, strict=True):
+            k, v = (torch.cat(both, dim=2) for both in zip(common[1:], prefix[1:], strict=True))
+            if prefix[0].shape[2]:
+                found.append(_weigh(prefix[0], k, v, *rule))
             if len(grid):
-                q, *own = (whole[0, :, grid.flatten()].unflatten(1, grid.shape).transpose(0, 1) for whole in (query, keys, values))  # [suffixes, H, longest, d]
-                k, v = (torch.cat([prefix.expand(len(grid), -1, -1, -1), mine], dim=2) for prefix, mine in zip((k, v), own, strict=True))
+                q, *own = (part[0, :, grid.flatten()].unflatten(1, grid.shape).transpose(0, 1) for part in suffixes)  # [suffixes, H, longest, d]
+                k, v = (torch.cat([first.expand(len(grid), -1, -1, -1), mine], dim=2) for first, mine in zip((k, v), own, strict=True))
                 found.append(_weigh(q, k, v, *rule).transpose(0, 1)[None, :, inside])
-        found.append(values.new_zeros(1, query.shape[1], query.shape[2] - self.size, values.shape[3]))
+        found.append(values.new_zeros(1, query.shape[1], behind, values.shape[3]))
         return torch.cat(found, dim=2).transpose(1, 2)
 
 
 def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tensor:
     """Causal attention of the last tokens [n, H, L, d] over all [n, H', P + L, d]."""
+    if query.requires_grad and query.device.type == "cpu" and values.dtype != torch.float32:  # whose gradients are slower there in short types
+        with torch.autocast("cpu", enabled=False):
+            return _weigh(query.float(), keys.float(), values.float(), scaling, softcap, window, dropout).to(values.dtype)
     length, total = query.shape[2], keys.shape[2]
     grouped = query.shape[1] != keys.shape[1]
     if not softcap and length == total and (window is None or window >= total):
