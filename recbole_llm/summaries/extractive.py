@@ -65,7 +65,6 @@ class Extractive:
         lines = [f"{name}: {'; '.join(f'{value} x{times}' for value, times in _most(counter))}." for name, counter in counts.items()]
         return "\n".join([*lines, *nearest(sentences)]) or UNKNOWN
 
-
     def _read(self, text: str, counts: dict[str, Counter], sentences: list[str]) -> None:
         """Take a summary of ours apart again."""
         for line in text.splitlines():
