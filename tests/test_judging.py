@@ -72,6 +72,21 @@ def test_equals_plain_passes(family, alike, tokenizer):
         assert torch.allclose(gradients[0][name], expected, atol=2e-4 * expected.abs().max().item()), name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_learns_the_same(family, tokenizer):
+    """Gradients point where those of float32 do: under autocast, and of weights that are bf16 themselves."""
+    gradients = []
+    for kind in ("float32", "autocast", "bfloat16"):
+        model = random_model(family, tokenizer).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+        ids = torch.arange(2, 2 + max(map(sum, PARTS))).repeat(len(PARTS), 1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            states = shared.read(model, ids, *laid(PARTS))
+            (states * torch.linspace(-1, 1, states.shape[1])[:, None]).sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten().double() for _, parameter in sorted(model.named_parameters()) if parameter.grad is not None]))
+    for short in gradients[1:]:
+        assert torch.cosine_similarity(gradients[0], short, dim=0) > 0.99
+
+
 def test_what_rows_begin_with_is_read_once(tokenizer):
     model, part = random_model("llama", tokenizer), laid(PARTS)
     ids = torch.arange(2, 2 + part[0].shape[1]).repeat(len(PARTS), 1)
