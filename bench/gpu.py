@@ -112,7 +112,8 @@ def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
             if own["backbone"] == "scratch:base" and "Office" not in name:
                 continue
             dataset, given = "Pet", {key: value for key, value in given.items() if key not in OFFICE}
-            given |= {"user_sample": 60, "epochs": 1, "test_users": 20, "valid_users": 20} | ({"samples": 4, "valid_samples": 2} if model == "CALRec" else {"targets": "one"})
+            given |= {"user_sample": 60, "epochs": 1, "test_users": 20, "valid_users": 20}
+            given |= {"samples": 4, "valid_samples": 2} if model == "CALRec" else {"targets": "one"}
             given |= {"backbone": "scratch:tiny"} if given["backbone"].startswith("scratch:") else {}
         for answer, more in ANSWERS.items() if model == "CALRec" else [("score", {})]:
             if time.perf_counter() > ends:

@@ -46,7 +46,8 @@ class Layout:
             place = torch.arange(max(suffixes, default=0), device=device)
             inside = place < sizes[:, None]
             self.pieces += [prefix - common, sum(suffixes)]
-            self.grids.append((torch.where(inside, (sizes.cumsum(0) - sizes)[:, None] + place, 0), inside))  # [suffixes, longest] places among the row's suffixes
+            grid = torch.where(inside, (sizes.cumsum(0) - sizes)[:, None] + place, 0)  # [suffixes, longest] places among the row's suffixes
+            self.grids.append((grid, inside))
         self.size = sum(self.pieces)
 
     def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
