@@ -19,14 +19,15 @@ from common import arguments, device, finish
 COMMON = {"precision": "bf16", "valid_users": 2000, "show_progress": False}
 WRITER = {"model": "CALRec", "dataset": "Scientific", "train_batch_size": 128, "eval_step": 5, "alpha": 0.0, "beta": 0.0}
 OFFICE = {"dataset": "Office", "text_fields": {"Title": "title", "Description": "description"}, "text_words": {"Title": 25, "Description": 25}}
-JUDGE = OFFICE | {"backbone": "run:base, Office", "recent_items": 5, "negatives": 4, "learning_rate": 0.0003, "pass_tokens": 65536}
+JUDGE = {"dataset": "Office", "text_fields": {"Title": "title"}, "backbone": "run:base, Office", "negatives": 4, "learner": "muon", "learning_rate": 0.001,
+         "train_batch_size": 32, "pass_tokens": 65536, "epochs": 4}  # fmt: skip
 RUNS = {
     "small": WRITER | {"backbone": "scratch:small", "epochs": 40, "learning_rate": 0.003},
     "base": WRITER | {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001},
     "base, Office": WRITER | OFFICE | {"backbone": "scratch:base", "epochs": 20, "learning_rate": 0.001},
-    "TALLRec": JUDGE | {"model": "TALLRec", "epochs": 4},
-    "LLMTRSR, hierarchical": JUDGE | {"model": "LLMTRSR", "summary": "hierarchical", "epochs": 4},
-    "LLMTRSR, recurrent": JUDGE | {"model": "LLMTRSR", "summary": "recurrent", "epochs": 4},
+    "TALLRec": JUDGE | {"model": "TALLRec", "recent_items": 10},
+    "LLMTRSR, hierarchical": JUDGE | {"model": "LLMTRSR", "summary": "hierarchical", "summary_tokens": 96},
+    "LLMTRSR, recurrent": JUDGE | {"model": "LLMTRSR", "summary": "recurrent", "summary_tokens": 96},
     "base, contrastive": WRITER | {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001, "alpha": 0.125, "beta": -0.025},
     "base, two stages": WRITER | {
         "backbone": "scratch:base", "stages": ["joint", "target"],
