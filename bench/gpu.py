@@ -37,6 +37,7 @@ RUNS = {
         },
     },
 }  # fmt: skip
+SMALL = ("small", "base, Office", "TALLRec", "LLMTRSR, hierarchical")
 ANSWERS = {"sample": {}, "constrained": {"decoding": "constrained"}, "constrained, blend 1": {"decoding": "constrained", "blend": 1.0}}
 
 
@@ -106,12 +107,11 @@ def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
     from recbole_llm.runs import evaluate_run, run_settings
 
     rows, starts = [], {}
-    for name, own in RUNS.items():
+    for name in SMALL if small else RUNS:
+        own = RUNS[name]
         given = COMMON | own | {"data_path": data, "checkpoint_dir": saved, "backbone": starts.get(own["backbone"], own["backbone"])}
         model, dataset = given.pop("model"), given.pop("dataset")
         if small:
-            if own["backbone"] == "scratch:base" and "Office" not in name:
-                continue
             dataset, given = "Pet", {key: value for key, value in given.items() if key not in OFFICE}
             given |= {"user_sample": 60, "epochs": 1, "test_users": 20, "valid_users": 20}
             given |= {"samples": 4, "valid_samples": 2} if model == "CALRec" else {"targets": "one"}
