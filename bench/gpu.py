@@ -26,8 +26,8 @@ RUNS = {
     "base": WRITER | {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001},
     "base, Office": WRITER | OFFICE | {"backbone": "scratch:base", "epochs": 20, "learning_rate": 0.001},
     "TALLRec": JUDGE | {"model": "TALLRec", "recent_items": 10},
-    "LLMTRSR, hierarchical": JUDGE | {"model": "LLMTRSR", "summary": "hierarchical", "summary_tokens": 96},
-    "LLMTRSR, recurrent": JUDGE | {"model": "LLMTRSR", "summary": "recurrent", "summary_tokens": 96},
+    "LLMTRSR, hierarchical": JUDGE | {"model": "LLMTRSR", "summary": "hierarchical"},
+    "LLMTRSR, recurrent": JUDGE | {"model": "LLMTRSR", "summary": "recurrent"},
     "base, contrastive": WRITER | {"backbone": "scratch:base", "epochs": 40, "learning_rate": 0.001, "alpha": 0.125, "beta": -0.025},
     "base, two stages": WRITER | {
         "backbone": "scratch:base", "stages": ["joint", "target"],

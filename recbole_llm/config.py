@@ -164,9 +164,14 @@ def moved(stored: dict, dataset: str) -> dict:
     return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
 
 
+def asks_server(settings: dict) -> bool:
+    """Whether summaries are written by a server, whose model `summarizer_model` names."""
+    return settings.get("summary", "none") != "none" and settings["summarizer"].startswith(("http://", "https://"))
+
+
 def language_models(settings: dict) -> dict[str, str]:
     """The language models that a run of these settings loads beside the weights of `init_from`, by the settings that name them."""
-    extracts = settings.get("summary", "none") == "none" or settings["summarizer"].partition(":")[0] in ("extractive", "http", "https")
+    extracts = settings.get("summary", "none") == "none" or settings["summarizer"] == "extractive" or asks_server(settings)
     by_text = settings.get("item_features", "id") != "id"
     read = {"backbone": "backbone" in settings and not settings["init_from"], "text_encoder": by_text, "summarizer": not extracts}
     return {key: settings[key] for key in read if read[key]}

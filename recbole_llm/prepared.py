@@ -37,6 +37,7 @@ class Prepared:
         named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
         self.language_models = settings_module.language_models(settings)
         named |= {key: store.model_id(model, saved) for key, model in self.language_models.items()}
+        named |= {"summarizer": "a server"} if settings_module.asks_server(settings) else {}  # wherever it is
         if retrieved:
             named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
         if restored:
@@ -66,7 +67,8 @@ class Prepared:
 
     def check_answering(self, done: dict) -> None:
         """Raise UserError if these settings differ from those of the finished run `restored` in something that only training reads."""
-        allowed = answer_keys(self.settings)
+        moved_server = {"summarizer"} if all(map(settings_module.asks_server, (self.settings, done["settings"]))) else set()
+        allowed = {*answer_keys(self.settings), *moved_server}
         if wrong := [key for key in self.settings if self.settings[key] != done["settings"].get(key) and key not in allowed]:
             raise UserError(f"{', '.join(wrong)}: {self.restored.name} is trained already and takes settings of data, evaluation and answering alone")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .config import digest
 from .data.mixture import Corpus
-from .data.splits import Cases, make_split
+from .data.splits import Cases, draw, make_split
 from .data.text import ItemText
 from .errors import UserError
 from .prepared import Prepared
@@ -30,7 +30,11 @@ def summarize(settings: dict) -> list[str]:
     config, tables = prepared.config, prepared.tables
     text = ItemText.from_tables(tables, config["text_fields"], config["text_words"])
     split = make_split(tables, config["eval_args"]["split"], config["eval_args"]["part"])
-    parts = {"train": Corpus(tables, text, split.train).newest(config["targets"]), "valid": split.valid, "test": split.test}
+    parts = {
+        "train": Corpus(tables, text, split.train).newest(config["targets"]),
+        "valid": draw(split.valid, config["valid_users"] or 0),
+        "test": draw(split.test, config["test_users"] or 0),
+    }
     histories = {part: cases.histories(tables) for part, cases in parts.items()}
     with RunLog() as log:
         log.start()
@@ -38,7 +42,7 @@ def summarize(settings: dict) -> list[str]:
         log.info(summarizer.forecast([history for part in histories.values() for history in part]))
         found = {part: summarizer.of(own) for part, own in histories.items()}
         log.info(summarizer.texts.told())
-    deciding = [config[key] for key in ("summary", "block_size", "fan_in", "targets")]
+    deciding = [config[key] for key in ("summary", "block_size", "fan_in", "targets", "valid_users", "test_users", "text_fields", "text_words")]
     key = digest([summarizer.texts.engine.name, prepared.measure["fingerprint"], prepared.measure["split"], *deciding])
     path = Path(config["checkpoint_dir"]) / "summaries" / f"{prepared.name}-{config['summary']}-{key}.tsv"
     _write(path, tables.users, parts, found)

@@ -12,6 +12,7 @@ from . import resources
 from .errors import UserError
 
 DAY = "26 Jul 2024"  # for chat templates that say which day it is: a prompt is to be the same on all days
+LEAST = 16  # tokens or characters of a text that a prompt has room for
 USER, ASSISTANT = "### User:\n", "\n\n### Assistant:\n"  # around a turn, where a tokenizer has no chat template
 # What may open a section or a turn, of our own prompts and of chat formats, and what stands in its place.
 BRACKETS = str.maketrans("[]<>", "()()")
@@ -42,6 +43,11 @@ class Wording:
     judge_heads: tuple[str, str, str]
     judge_history: str
 
+    @property
+    def summaries(self) -> tuple:
+        """All of it that a summariser is told."""
+        return self.block, self.block_head, self.layer, self.layer_head, self.update, self.update_heads, self.brief
+
     @classmethod
     def named(cls, domain: str) -> "Wording":
         """Raises UserError for a domain without a file."""
@@ -70,6 +76,10 @@ def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], en
     """The parts of a turn: an instruction, then heads with numbered texts, of which the longest are cut at their ends until all fit.
 
     encode : a text's tokens, or the text itself where tokens are not known. room : for all of it, in those units.
+
+    Raises
+    ------
+    UserError : where less than LEAST of each text would be left.
     """
     parts, data = [encode(instruction)], []
     for head, texts in sections:
@@ -79,7 +89,13 @@ def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], en
             data.append(len(parts))
             parts.append(encode(harmless(text)))
     sizes = [len(parts[at]) for at in data]
-    cap = caps(sizes, room - (sum(map(len, parts)) - sum(sizes)))
+    fixed = sum(map(len, parts)) - sum(sizes)
+    cap = caps(sizes, room - fixed)
+    if room - fixed < LEAST * len(data):
+        raise UserError(
+            f"summarizer_length: what a prompt always says takes {fixed} of the {room} tokens or characters that summary_tokens leaves, "
+            f"too many for {len(data)} texts; set --summarizer_length to more"
+        )
     for at in data:
         parts[at] = parts[at][:cap]
     return parts

@@ -35,7 +35,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.send_error(404)  # as those that list no models
+        if not self.server.page:
+            return self.send_error(404)  # as those that list no models
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(self.server.page)))
+        self.end_headers()
+        self.wfile.write(self.server.page)
 
     def do_POST(self):
         server = self.server
@@ -90,10 +96,12 @@ def test_texts_come_by_their_requests(server):
     contents = sorted(body["messages"][0]["content"] for body in server.bodies)
     assert sorted(f"{len(content.split())} words" for content in contents) == sorted(text.text for text in found)
     assert [text.tokens for text in found] == [(7, 3)] * len(REQUESTS) and all(text.whole for text in found)
-    assert {(body["model"], body["max_tokens"], body["temperature"], body["seed"]) for body in server.bodies} == {("tiny", 40, 0.0, 5)}
+    assert {(body["model"], body["max_tokens"], body["temperature"], body["seed"]) for body in server.bodies} == {("tiny", 40, 0.0, 0)}
     assert max(map(len, contents)) <= CHARACTERS * (600 - 40)  # the request with 3,000 words
     written(engine(server), REQUESTS[:1], again=True)
-    assert server.bodies[-1]["seed"] == 6
+    assert (server.bodies[-1]["seed"], server.bodies[-1]["temperature"]) == (1, 0.7)  # a greedy one would be the same text
+    written(engine(server, temperature=0.9), REQUESTS[:1], again=True)
+    assert (server.bodies[-1]["seed"], server.bodies[-1]["temperature"]) == (6, 0.9)
 
 
 def test_requests_go_in_parallel_but_no_more_than_asked(server):
@@ -175,6 +183,11 @@ def test_the_key_comes_from_the_environment_and_is_stored_nowhere(server, monkey
 
     for path in tmp_path.rglob("*"):
         assert "secret" not in path.name and b"secret" not in (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+
+
+def test_an_empty_key_is_none(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    assert written(engine(server), REQUESTS[:1])[0].text and set(server.keys) == {"Bearer none"}
 
 
 def test_a_server_needs_its_package(monkeypatch, server):

@@ -16,6 +16,8 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm.backbone import load_folder
 from recbole_llm.errors import UserError
 from recbole_llm.runs import run_settings
+from recbole_llm.summaries.local import LocalEngine
+from recbole_llm.summaries.plan import Text
 
 
 def test_summaries_are_of_what_came_before(tmp_path):
@@ -73,16 +75,50 @@ def test_summarizers_that_cannot_be_are_one_line(tmp_path):
             run_settings(small("LLMTRSR", tmp_path, **own))
 
 
-def test_a_run_writes_the_summaries(tmp_path):
+def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
     """A causal LM that another run has trained, as judge and as summarizer; its texts are of the run's name."""
     write_cycle(tmp_path, users=12)
     first = run_settings(settings_for("CALRec", tmp_path, epochs=1, max_length=1024))
     own = {"backbone": f"run:{first.folder.name}", "summarizer": f"run:{first.folder.name}", "summarizer_length": 900, "summary_tokens": 16, "max_length": 900}
+    monkeypatch.setattr(LocalEngine, "write", lambda self, requests, take, again=False: [take(at, Text(f"by {self.weights}")) for at in range(len(requests))])
     run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
     (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
     lines = [json.loads(line) for line in gzip.open(path, "rt")]
-    assert len(lines) > 10 and {line.keys() == {"name", "text", "replaced"} for line in lines} == {True}
-    assert 0 <= run.row["rates"]["summaries_replaced"] <= 1
+    assert len(lines) > 10 and {line["text"] for line in lines} == {f"by run:{first.folder.name}"} and not any(line["replaced"] for line in lines)
+    assert run.row["rates"]["summaries_replaced"] == 0
+
+
+def test_a_local_model_writes_in_short_weights_while_cases_are_ranked(tmp_path):
+    """Validation and test have histories of their own, whose summaries are written under autocast, by a model that is loaded then."""
+    write_cycle(tmp_path, users=12)
+    folder = save_model("Llama", tmp_path / "llama")
+    own = {"summarizer": folder, "summarizer_length": 500, "summary_tokens": 16, "precision": "bf16", "targets": "one"}
+    run = run_settings(small("LLMTRSR", tmp_path, epochs=1, **own))
+    assert run.row["rates"]["summaries_replaced"] > 0  # random weights do not end
+
+
+def test_what_a_summarizer_cannot_read_is_one_line(tmp_path):
+    write_cycle(tmp_path, users=12)
+    for kind, own, said in (
+        ("GPT2", {"summarizer_length": 4096}, r"summarizer_length: expected at most the \d+ positions of .*, found 4096"),
+        ("Llama", {"summarizer_length": 256, "summary_tokens": 128}, r"summarizer_length: what a prompt always says takes \d+ of the \d+ .*; set"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run_settings(small("LLMTRSR", tmp_path, summarizer=save_model(kind, tmp_path / kind), targets="one", **own))
+
+
+def test_a_run_is_of_its_servers_model_wherever_that_is(tmp_path):
+    """The same run, and one that `evaluate` may ask another address for."""
+    pytest.importorskip("openai")
+    write_cycle(tmp_path, users=12)
+    made_by = [prepared("LLMTRSR", tmp_path, **SMALL, summarizer=url, summarizer_model=name)[0] for url, name in
+               (("http://a:1/v1", "x"), ("https://b:2/v1", "x"), ("http://a:1/v1", "y"))]  # fmt: skip
+    assert made_by[0].run_id == made_by[1].run_id != made_by[2].run_id
+    made_by[1].check_answering({"settings": made_by[0].settings})
+    for other in (made_by[2], prepared("LLMTRSR", tmp_path, **SMALL)[0]):
+        other.restored = tmp_path
+        with pytest.raises(UserError, match="is trained already"):
+            other.check_answering({"settings": made_by[0].settings})
 
 
 def test_a_summarizer_that_has_learned_the_targets_is_refused(tmp_path):
@@ -115,6 +151,8 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     run_settings(small("LLMTRSR", tmp_path, **own))
     asked, known = re.search(r"summaries: (\d+) texts, of which (\d+) were there", caplog.text).groups()
     assert asked == known and int(asked) > 100
+    (few,) = summarize(small("LLMTRSR", tmp_path, **own, test_users=5, valid_users=3))
+    assert few.startswith("summaries of 208 histories: ") and few.partition(": ")[2] != line.partition(": ")[2]
     with pytest.raises(UserError, match="summarize: expected --summary=hierarchical or recurrent, found none"):
         summarize(small("LLMTRSR", tmp_path, summary="none"))
 

@@ -1,6 +1,6 @@
 """Prompts that ask whether a user takes a candidate: read once up to the candidate, with any number of candidates behind."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -43,12 +43,14 @@ class JudgeEncoder(Pieces):
     summarised : whether prompts have a summary; else they are TALLRec's.
     room : most tokens of a candidate, of all prompts alike, so that what stands before it does not depend on it.
     shortened : how many candidates are longer than that.
+    alike : int64 [candidates], the same number for those of the same tokens: of equal texts, and of texts that differ in their marks or behind the cut alone.
     """
 
     wording: Wording | None = None
     summarised: bool = True
     room: int = 0
     shortened: int = 0
+    alike: np.ndarray | None = None
 
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -63,7 +65,7 @@ class JudgeEncoder(Pieces):
         opening = np.concatenate([self.frame[0], *map(self.piece, said)])
         return opening, self.piece(f"\n\n{items}"), self.piece(f"\n\n{candidate}\n")
 
-    def for_candidates(self, candidates: Iterable[str]) -> "JudgeEncoder":
+    def for_candidates(self, candidates: Sequence[str]) -> "JudgeEncoder":
         """With room for the longest of these, but at most for a third of a prompt's data. Raises UserError if `max_length` leaves too little for any data."""
         fixed = sum(map(len, [*self.heads, self.frame[1]]))
         left = self.max_length - fixed
@@ -72,6 +74,9 @@ class JudgeEncoder(Pieces):
         lengths = [len(self.piece(harmless(text))) for text in candidates]
         self.room = max(WORDS, min(left // 3, max(lengths)))
         self.shortened = sum(length > self.room for length in lengths)
+        numbers: dict[str | bytes, int] = {}
+        kept = (harmless(text) if size < self.room else self.behind(text).tobytes() for text, size in zip(candidates, lengths, strict=True))
+        self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
         return self
 
     def before(self, summary: str | None, items: Sequence[str]) -> Before:

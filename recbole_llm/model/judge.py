@@ -49,7 +49,6 @@ class JudgeModel(BackboneModel):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
         self.wording = Wording.named(config["domain"])
-        self.first, self.same = self.text.unique
         self.lines = [in_line(zip(self.text.names, values, strict=True)) for values in self.text.values]
         self.lists: StoredLists | None = None
         instruction = self.wording.judge if self.summarised else self.wording.judge_history
@@ -61,6 +60,7 @@ class JudgeModel(BackboneModel):
 
     def use(self, bundle):
         super().use(bundle)
+        _, self.first, self.same = np.unique(self.encoder.alike, return_index=True, return_inverse=True)
         check_backbone(bundle, self.config["backbone"], shared.error)
 
     def make_encoder(self, bundle):
@@ -121,7 +121,7 @@ class JudgeModel(BackboneModel):
             return torch.from_numpy(np.stack(self.judge(cases, items.numpy())))
 
     def judge(self, cases: Cases, items: list[np.ndarray]) -> list[np.ndarray]:
-        """float32 verdicts on each case's candidates, int64 item numbers. Equal texts of a case are read once, in an order of their own."""
+        """float32 verdicts on each case's candidates, int64 item numbers. What is alike for the model is read once, in an order of its own."""
         prompts = self.prefixes(cases)
         self.count_cut(cases, [one.left_out for one in prompts])
         self.counts.update(cut_summaries=sum(one.cut for one in prompts))

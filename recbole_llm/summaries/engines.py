@@ -4,8 +4,10 @@ from pathlib import Path
 
 from .. import store
 from ..backbone import check_name, load, named_by
-from ..config import language_models
+from ..collate import roomy
+from ..config import asks_server, language_models
 from ..errors import UserError
+from ..generation.probe import check as check_decoding
 from ..wording import Wording
 from .extractive import Extractive
 from .writing import Engine
@@ -13,16 +15,12 @@ from .writing import Engine
 EXTRACTIVE = "extractive"
 
 
-def is_server(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
-
-
 def check(config) -> None:
     """Raise UserError for a summarizer that cannot be, as far as that can be seen without asking it."""
     name = config["summarizer"]
     if name.startswith("scratch:"):
         raise UserError(f"summarizer: {name} has random weights and stays as it is; give {EXTRACTIVE}, a hub id, a folder, run:<id> or a server's URL")
-    if is_server(name) and not config["summarizer_model"]:
+    if asks_server(config["settings"]) and not config["summarizer_model"]:
         raise UserError(f"summarizer: a server is asked for a model by name; set --summarizer_model (what {name}/models lists)")
     if "summarizer" in language_models(config["settings"]):
         with named_by("summarizer"):
@@ -37,7 +35,7 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
     if name == EXTRACTIVE:
         return extractive
     limits = dict(max_length=config["summarizer_length"], max_new=config["summary_tokens"], temperature=config["summarizer_temperature"], seed=config["seed"])
-    if is_server(name):
+    if asks_server(config["settings"]):
         from .server import ServerEngine
 
         return ServerEngine(name, config["summarizer_model"], wording, parallel=config["summarizer_parallel"], **limits)
@@ -48,7 +46,10 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
     def read():
         with named_by("summarizer"):
             bundle = load(name, (), saved=saved, max_length=0, quantize=config["summarizer_quantize"])
-        bundle.model.to(config["device"]).eval()
+            bundle.model.to(config["device"]).eval()
+            check_decoding(bundle, name)
+        if bundle.positions and roomy(config["summarizer_length"]) > bundle.positions:
+            raise UserError(f"summarizer_length: expected at most the {bundle.positions} positions of {name}, found {config['summarizer_length']}")
         return bundle
 
     precision = {"quantize": config["summarizer_quantize"], "precision": config["precision"]}

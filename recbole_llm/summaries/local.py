@@ -7,14 +7,12 @@ import numpy as np
 
 from ..backbone import Backbone
 from ..collate import Pieces, by_length
-from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
 from ..precision import KINDS, autocast
 from ..wording import Wording, frame
 from .plan import Request, Text
 from .prompt import LAYOUT, parts
-
-AGAIN = 0.7  # least temperature of a second attempt: a greedy one would write the same
+from .writing import AGAIN
 
 
 class LocalEngine:
@@ -22,7 +20,7 @@ class LocalEngine:
 
     Parameters
     ----------
-    load : gives the model, when the first text is to be written. weights : their name.
+    load : gives the model, when the first text is to be written. weights : their name. seed : of what is drawn; a greedy one's second attempts have their own.
     max_length, max_new : tokens of a prompt and its summary together, and of the summary.
     temperature : 0 is greedy. rows : prompts that are continued at once.
     """
@@ -32,14 +30,14 @@ class LocalEngine:
     def __init__(self, load: Callable[[], Backbone], weights: str, wording: Wording, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
                  precision: str, quantize: str):  # fmt: skip
         self.load, self.wording, self.weights = load, wording, weights
-        self.max_length, self.max_new, self.temperature, self.seed, self.rows, self.precision = max_length, max_new, temperature, seed, rows, precision
+        self.max_length, self.max_new, self.temperature, self.rows, self.precision = max_length, max_new, temperature, rows, precision
+        self.seed = seed if temperature else 0
         self.whole = quantize == "none"
-        self.name = repr((LAYOUT, weights, wording, max_length, max_new, temperature, seed if temperature else 0, precision, quantize))
+        self.name = repr((LAYOUT, weights, wording.summaries, max_length, max_new, temperature, self.seed, precision, quantize))
 
     @cached_property
     def bundle(self) -> Backbone:
         bundle = self.load()
-        check_decoding(bundle, self.weights)
         if self.whole:
             bundle.model.to(KINDS[self.precision])  # nothing is learned: the weights themselves may be short
         return bundle

@@ -9,6 +9,7 @@ from ..errors import UserError
 from ..wording import Wording
 from .plan import Request, Text
 from .prompt import LAYOUT, parts
+from .writing import AGAIN
 
 CHARACTERS = 3  # that a token is taken to be: fewer than in English, so that prompts fit
 
@@ -33,11 +34,11 @@ class ServerEngine:
             raise UserError('summarizer: a server is asked through the package openai, which is not installed: pip install "recbole_llm[openai]"') from None
         for chatty in ("httpx", "openai"):  # a line for every text, and for every attempt at it
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self.client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=retries)
+        self.client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries)
         self.model, self.wording, self.url, self.parallel = model, wording, url, parallel
-        self.max_length, self.max_new, self.temperature, self.seed = max_length, max_new, temperature, seed
+        self.max_length, self.max_new, self.temperature, self.seed = max_length, max_new, temperature, seed if temperature else 0
         self.limit = "max_tokens"
-        self.name = repr((LAYOUT, "server", model, wording, max_length, max_new, temperature, seed if temperature else 0))
+        self.name = repr((LAYOUT, "server", model, wording.summaries, max_length, max_new, temperature, self.seed))
 
     def write(self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False) -> None:
         self._reach()
@@ -59,8 +60,8 @@ class ServerEngine:
             self.client.with_options(max_retries=1).models.list()
         except openai.APIConnectionError as error:
             raise self._silent(error) from None
-        except openai.OpenAIError:
-            pass  # some that answer list no models
+        except Exception:  # some that answer list no models, or have a page for browsers there, which the client trips over
+            pass
 
     def _silent(self, why) -> UserError:
         return UserError(f"summarizer: {self.url} gives no answer ({' '.join(str(why).split())[:160]}); what is written is kept, run again")
@@ -72,8 +73,8 @@ class ServerEngine:
         content = "".join(parts(request, self.wording, str, CHARACTERS * (self.max_length - self.max_new), self.max_new))
         try:
             answer = self.client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": content}], temperature=self.temperature, seed=self.seed + again,
-                **{limit: self.max_new},
+                model=self.model, messages=[{"role": "user", "content": content}], seed=self.seed + again,
+                temperature=max(AGAIN, self.temperature) if again else self.temperature, **{limit: self.max_new},
             )  # fmt: skip
         except openai.BadRequestError as error:
             if limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):

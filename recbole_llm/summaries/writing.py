@@ -18,6 +18,7 @@ from .extractive import Extractive
 from .plan import Request, Round, Summary, Text, run
 
 THOUGHT = re.compile(r"^\s*<think>.*?(</think>|$)", re.DOTALL)  # what a reasoning model says to itself first
+AGAIN = 0.7  # least temperature of a second attempt: a greedy one would write the same
 FLUSH = 5.0  # seconds between writes to disk of texts that cost nothing
 
 
