@@ -79,7 +79,7 @@ def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], en
 
     Raises
     ------
-    UserError : where less than LEAST of each text would be left.
+    UserError : where less than LEAST of a text would be left, of one that has as much.
     """
     parts, data = [encode(instruction)], []
     for head, texts in sections:
@@ -90,12 +90,12 @@ def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], en
             parts.append(encode(harmless(text)))
     sizes = [len(parts[at]) for at in data]
     fixed = sum(map(len, parts)) - sum(sizes)
-    cap = caps(sizes, room - fixed)
-    if room - fixed < LEAST * len(data):
+    if room - fixed < sum(min(size, LEAST) for size in sizes):
         raise UserError(
             f"summarizer_length: what a prompt always says takes {fixed} of the {room} tokens or characters that summary_tokens leaves, "
             f"too many for {len(data)} texts; set --summarizer_length to more"
         )
+    cap = caps(sizes, room - fixed)
     for at in data:
         parts[at] = parts[at][:cap]
     return parts
