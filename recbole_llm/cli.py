@@ -13,7 +13,7 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
 
   --model=CALRec --dataset=Pet [--key=value ...]     train, evaluate, store, print (beside Pop and LIR)
   compare --models=Pop,LIR,CALRec --dataset=Pet [--CALRec.epochs=3] [--seeds=1,2,3]
-  compare --runs=RUN,RUN                             paired tests between any finished runs
+  compare --runs=RUN,RUN [--columns=mrr@10,recall@3] paired tests between any finished runs
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10] [--index=faiss]
   experiment NAME [--paper] [--dataset=...]          a paper's table or figure; experiment --list names all
@@ -106,10 +106,10 @@ def _report(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> int:
     return _tabulate(run_all(planned, beside), saved)
 
 
-def _tabulate(runs: dict, saved: Path) -> int:
-    from .compare import show, table_of, write_table
+def _tabulate(runs: dict, saved: Path, columns: Sequence[str] = ()) -> int:
+    from .compare import COLUMNS, show, table_of, write_table
 
-    table = table_of(runs)
+    table = table_of(runs, columns or COLUMNS)
     folder = write_table(table, runs, saved)
     show(table)
     print(f"run: {list(runs.values())[-1][-1].folder}   table: {folder}")
@@ -146,8 +146,9 @@ def _print_config(settings: dict) -> int:
 
 def _compare(argv: list[str]) -> int:
     args, settings = _arguments(
-        argv, models="model names, separated by commas", dataset="dataset name", seeds=SEEDS, runs="finished runs to put beside each other instead"
-    )
+        argv, models="model names, separated by commas", dataset="dataset name", seeds=SEEDS, runs="finished runs to put beside each other instead",
+        columns="with --runs: metrics of the table, separated by commas",
+    )  # fmt: skip
     from . import config, registry
 
     if args.runs:
@@ -155,7 +156,10 @@ def _compare(argv: list[str]) -> int:
             raise UserError("--runs compares runs as they are: leave out --models, --dataset and --seeds")
         if others := settings.keys() - {"checkpoint_dir"}:
             raise UserError(f"--runs compares runs as they are: leave out {', '.join(f'--{key}' for key in sorted(others))}")
-        return _compare_runs(args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")))
+        columns = [name.strip().lower() for name in (args.columns or "").split(",") if name.strip()]
+        return _compare_runs(args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")), columns)
+    if args.columns:
+        raise UserError("--columns chooses among what finished runs have measured: it goes with --runs")
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
     own = _own_settings(settings, models)
     planned = config.plan(models, _need(args.dataset, "dataset"), args.config_files.split(), settings, own, _seeds(args.seeds))
@@ -179,7 +183,7 @@ def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
     return own
 
 
-def _compare_runs(names: list[str], saved: Path) -> int:
+def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
     from . import store
     from .runs import Run
 
@@ -187,7 +191,10 @@ def _compare_runs(names: list[str], saved: Path) -> int:
     runs = [Run(folder, store.finished_run(folder)["row"]) for folder in folders]
     if len({run.row["run"] for run in runs}) < len(runs):
         raise UserError("--runs: a run is named twice")
-    return _tabulate({run.row["run"]: [run] for run in runs}, saved)
+    for run in runs:
+        if missing := [name for name in columns if name not in run.values]:
+            raise UserError(f"--columns: {run.row['run']} has no {', '.join(missing)}, but {', '.join(sorted(run.values))}")
+    return _tabulate({run.row["run"]: [run] for run in runs}, saved, columns)
 
 
 def _evaluate(argv: list[str]) -> int:

@@ -93,6 +93,7 @@ def _paired_ranks(runs: dict[str, list[Run]]) -> dict[str, list]:
 def _significance(results: dict[str, list[dict]], tables: dict[str, list], columns: Sequence[str], grouped: bool) -> tuple[dict, list[str]]:
     """† where the best of a column beats the second, and intervals against the best; a model's seeds are averaged by case.
 
+    Two rows have intervals of every column, more rows of one, NDCG@10 where there is that.
     results: metrics per model and seed; tables: paired rank tables alike. grouped: means are over users' means.
     """
     users = next(iter(tables.values()))[0].user
@@ -105,7 +106,7 @@ def _significance(results: dict[str, list[dict]], tables: dict[str, list], colum
         best, second = sorted(results, key=lambda name: -np.mean([run[column] for run in results[name]]))[:2]
         if user_ttest(users, values[best], values[second], grouped).p < SIGNIFICANT:
             marks[best, column] = "†"
-        if column == shown:
+        if column == shown or len(results) == 2:
             for name in [name for name in results if name != best]:
                 gap = user_bootstrap(users, values[best], values[name], grouped)
                 notes.append(f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval over users [{gap.low:+.4f}, {gap.high:+.4f}]")

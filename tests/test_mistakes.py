@@ -183,6 +183,8 @@ CHECKPOINTS = {
     "--resume=half": r"half/run.json: expected the record of a run",
     "compare --runs=GRU,GRU": r"--runs: a run is named twice",
     "compare --runs=GRU,LIR --topk=[1]": r"--runs compares runs as they are: leave out --topk",
+    "compare --runs=GRU,LIR --columns=ndcg@10,recall@7": r"--columns: \S+ has no recall@7, but .*recall@10",
+    "compare --models=Pop,LIR --dataset=tiny --columns=recall@10": r"--columns .* goes with --runs",
     "evaluate --checkpoint=GRU --model=SASRec": r"model: a run keeps its own, which is GRU4Rec",
     "evaluate --checkpoint=GRU --eval_args.mode=uni25": r"uni25: user u\d+ leaves only",
     "evaluate --checkpoint=GRU4Rec": r"run 'GRU4Rec': expected .*, found GRU4Rec-tiny-\w+, GRU4Rec-tiny-",

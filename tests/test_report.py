@@ -187,6 +187,28 @@ def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
     assert not any("†" in note for note in unclear.notes) and len(gaps(unclear)) == 1
 
 
+def test_two_rows_have_intervals_of_every_column_and_more_of_one():
+    """Bounds from the differences themselves: b stands one place before a in half of the cases, one behind in a quarter."""
+    ranks = np.full(400, 3)
+    moved = ranks - np.tile([1, 1, 0, -1], 100)
+    runs = {"a": [FakeRun(ranks, "a")], "b": [FakeRun(moved, "b")]}
+    table = table_of(runs, ["recall@3", "mrr@10", "ndcg@10"])
+    assert table.columns == ("ndcg@10",)  # what the runs have
+    for run in (group[0] for group in runs.values()):
+        run.values = evaluate(run.table, ["recall", "mrr", "ndcg"], [3, 10], False)
+    table = table_of(runs, ["recall@3", "mrr@10", "ndcg@10"])
+    found = {note.partition(":")[0]: [float(number) for number in re.findall(r"[+-]\d+\.\d+", note)] for note in table.notes if "interval" in note}
+    gains = {"recall@3": 0.5, "mrr@10": (1 / 3 - 1 / 4) / 2 - (1 / 4 - 1 / 5) / 4, "ndcg@10": (1 / 2 - 1 / np.log2(5)) / 2 - (1 / np.log2(5) - 1 / np.log2(6)) / 4}
+    assert list(found) == list(gains)
+    for metric, gap in gains.items():
+        difference, low, high = found[metric]
+        assert low < difference < high and difference == pytest.approx(gap, abs=6e-5)
+    difference, low, high = found["recall@3"]  # 0.5 more, of two values: a standard error of 0.025
+    assert high - low == pytest.approx(2 * 1.96 * 0.025, rel=0.1)
+    three = table_of(runs | {"c": [FakeRun(ranks, "c")]})
+    assert all(note.startswith("ndcg@10") for note in three.notes if "interval" in note)
+
+
 def test_the_test_is_over_users_where_they_have_several_cases():
     """Two users of 100 cases each: a gain of one and a loss of the other's are no evidence, however many cases."""
     user = np.repeat(["u", "v"], 100)
