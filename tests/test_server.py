@@ -125,6 +125,16 @@ def test_a_server_that_keeps_failing_is_one_line_and_what_came_is_kept(server, t
     assert len(server.bodies) - before == 3
 
 
+def test_what_is_under_way_when_one_request_fails_is_kept(server, tmp_path):
+    server.faults = [401]
+    with pytest.raises(UserError, match="gives no answer"):
+        summaries(tmp_path, engine(server)).of(plans(*[1] * 6))
+    asked = len(server.bodies)
+    assert 3 <= asked < 6  # the three that were sent at once
+    summaries(tmp_path, engine(server)).of(plans(*[1] * 6))
+    assert len(server.bodies) == asked + 6 - (asked - 1)
+
+
 def test_nobody_at_the_address_is_one_line_and_soon(server):
     """Whatever the patience with a server that is busy: no text waits for it."""
     server.shutdown()

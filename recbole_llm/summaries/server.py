@@ -44,9 +44,16 @@ class ServerEngine:
         self._reach()
         with ThreadPoolExecutor(self.parallel) as pool:
             waiting = {pool.submit(self._ask, request, again): number for number, request in enumerate(requests)}
+            left = dict(waiting)
             try:
                 for done in as_completed(waiting):
-                    take(waiting[done], done.result())
+                    take(left.pop(done), done.result())
+            except UserError:
+                pool.shutdown(cancel_futures=True)  # what is under way is paid for
+                for done, number in left.items():
+                    if not done.cancelled() and not done.exception():
+                        take(number, done.result())
+                raise
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.client.close()  # whose threads would else go on asking
