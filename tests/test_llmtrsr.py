@@ -282,9 +282,10 @@ def test_lists_that_are_not_there_are_told_before_training(tmp_path):
             run_settings(small("TALLRec", tmp_path, **own, rerank_from=str(run.folder)))
 
 
-def test_a_small_catalogue_is_judged_whole(tmp_path):
+def test_a_small_catalogue_is_judged_whole(tmp_path, caplog):
     write_cycle(tmp_path)
     _, model, _, (_, _, test) = made("TALLRec", tmp_path, **{"eval_args.mode": "full"})
+    assert f"each case is asked of all {len(model.lines)} items; --rerank_from=RUN" in caplog.text
     cases = test._dataset.cases[np.arange(3)]
     assert np.allclose(scores_of(model, test._dataset, cases), verdicts(model, cases, whole(model, cases)), atol=1e-5)
 

@@ -53,6 +53,8 @@ class JudgeModel(BackboneModel):
         self.lists: StoredLists | None = None
         instruction = self.wording.judge if self.summarised else self.wording.judge_history
         self.load_backbone([*self.lines, *[instruction] * len(self.lines)])
+        if "full" in config["eval_args"]["mode"].values() and not config["rerank_from"]:
+            self.logger.warning(f"each case is asked of all {len(self.lines)} items; --rerank_from=RUN asks of the first that another run has listed")
 
     def told(self, histories: list[np.ndarray]) -> list[str | None]:
         """The summary of each history, int32 item numbers, or None where there is none."""
