@@ -130,7 +130,7 @@ def test_what_repeats_is_counted_and_the_rest_is_read():
     engine = Extractive.of(catalogue(things(9)))
     assert engine.counted == {"Brand"}
     (text,) = engine.texts([Request("block", items=tuple(things(4)))])
-    assert text.splitlines() == ["Brand: brand0 x2; brand1 x1; brand2 x1.", *(f"thing {number} of wood" for number in range(4))]
+    assert text.splitlines() == ["Brand: brand0 x2; brand1 x1; brand2 x1.", *(f"thing {number} of wood." for number in range(4))]
 
 
 @pytest.mark.parametrize("items", [1, 7, 40])
@@ -232,7 +232,7 @@ def test_empty_and_too_long_texts_are_tried_again_once_and_then_replaced(tmp_pat
     engine = Scripted(script=script)
     counted = summaries(tmp_path, engine)
     found = [summary.text for summary in counted.of(plans(1, 1, 1, 1, 1))]
-    assert found == ["text 0", "text 100", "thing 200 of wood\nbrand2", "thing 300 of wood\nbrand0", "text 400"]
+    assert found == ["text 0", "text 100", "thing 200 of wood.\nbrand2.", "thing 300 of wood.\nbrand0.", "text 400"]
     assert counted.counts["empty"] == 3 and counted.counts["too_long"] == 3 and counted.counts["replaced"] == 2
     assert [summary.replaced for summary in summaries(tmp_path, Scripted()).of([*plans(1, 1, 1, 1, 1), hierarchical(things(12, 200), 5, 5)])] == [
         False, False, True, True, False, False,
@@ -249,7 +249,7 @@ def test_what_a_model_says_to_itself_is_left_out(tmp_path):
     script = {("0", False): "<think>\nwood?\n</think>\n\nlikes wood", ("100", False): "<think> wood, and on", ("100", True): "<think></think>"}
     script = {key: Text(text) for key, text in script.items()}
     found = summaries(tmp_path, Scripted(script=script)).of(plans(1, 1))
-    assert [(one.text, one.replaced) for one in found] == [("likes wood", False), ("thing 100 of wood\nbrand1", True)]
+    assert [(one.text, one.replaced) for one in found] == [("likes wood", False), ("thing 100 of wood.\nbrand1.", True)]
 
 
 def test_what_is_written_is_kept_when_the_engine_fails(tmp_path):

@@ -82,8 +82,9 @@ class Extractive:
 
 
 def _sentences(value: str) -> list[str]:
-    """Of what is longer than a title, without fragments."""
-    return [value] if len(value.split()) <= TITLE else [part for part in SENTENCE_END.split(value) if len(part.split()) > 2]
+    """Of what is longer than a title, without fragments. Each ends like one, since a prompt has them in one line, and titles would run together."""
+    found = [value] if len(value.split()) <= TITLE else [part for part in SENTENCE_END.split(value) if len(part.split()) > 2]
+    return [part if part.endswith((".", "!", "?")) else f"{part}." for part in map(str.strip, found) if part]
 
 
 def _most(counter: Counter) -> list[tuple[str, int]]:
