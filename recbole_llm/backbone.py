@@ -71,7 +71,7 @@ class Backbone:
             kind = {"dtype": torch.float32} | own | quantized(quantize)
             model, found = AutoModelForCausalLM.from_pretrained(name, **kind, output_loading_info=True)
         except (*UNREADABLE, ImportError) as error:
-            raise _unreadable(name, error) from None
+            raise unreadable(name, error) from None
         if own:  # its weights are float32 now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if missing := sorted(found["missing_keys"]):
@@ -166,7 +166,7 @@ class SentenceBackbone(Backbone):
         try:
             model = SentenceTransformer(name, device="cpu", model_kwargs={"dtype": torch.float32})
         except UNREADABLE as error:
-            raise _unreadable(name, error) from None
+            raise unreadable(name, error) from None
         if not isinstance(model[0], Transformer):
             raise UserError(f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence encoder that is a transformer of texts")
         if model.tokenizer.pad_token_id is None:
@@ -318,7 +318,7 @@ def reach(name: str, saved: Path) -> None:
             except EntryNotFoundError:
                 continue
     except UNREADABLE as error:
-        raise _unreadable(name, error) from None
+        raise unreadable(name, error) from None
     raise UserError(f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before")
 
 
@@ -346,7 +346,7 @@ def load_folder(name: str, kind: type[Backbone] = Backbone, quantize: str = "non
     return kind.read(str(folder or name), **({} if quantize == "none" else {"quantize": quantize}))
 
 
-def _unreadable(name: str, error: Exception) -> UserError:
+def unreadable(name: str, error: Exception) -> UserError:
     return UserError(f"backbone {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}")
 
 

@@ -38,7 +38,7 @@ def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: 
 
 def embed_once(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device, precision: str, saved: Path | None) -> np.ndarray:
     """`embed`, with equal texts once, and what is stored below `saved` for these weights, this precision and these libraries not at all."""
-    names = [cache.name_of(one.ids.tobytes()) for one in tokens]
+    names = [cache.name_of(one.ids.tobytes() + (b"" if one.roles is None else one.roles.tobytes())) for one in tokens]
 
     def compute(rows: np.ndarray) -> np.ndarray:
         return embed([tokens[row] for row in rows], pooled, bundle, budget, device)

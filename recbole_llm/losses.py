@@ -38,6 +38,17 @@ def over_catalogue(states: torch.Tensor, items: torch.Tensor, same: torch.Tensor
         return F.cross_entropy(cosines / temperature, labels, reduction="sum")
 
 
+def over_candidates(users: torch.Tensor, items: torch.Tensor, target: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+    """Mean over [users] of -log [ exp(u · v_target) / sum_j exp(u · v_j) ] in float32, j over the items that are not `wrong` negatives (TASTE).
+
+    users, items : [users, width] and [items, width]. target : int64 [users]. wrong : bool [users, items], never looked at for the target itself.
+    """
+    with torch.autocast(users.device.type, enabled=False):
+        products = users.float() @ items.float().T
+        wrong = wrong.scatter(1, target[:, None], False)
+        return F.cross_entropy(products.masked_fill(wrong, -torch.inf), target)
+
+
 def backward(forward: Forward, batches: Sequence, join: Join | None, scale: Callable = lambda loss: loss, whole: bool = False) -> float:
     """Gradients of sum(own losses of the batches) + join(vectors of all batches), with one batch's graph in memory at a time unless `whole`.
 

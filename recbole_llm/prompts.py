@@ -48,6 +48,13 @@ def prefix(template: Template, index: int) -> str:
     return (template.first and f" {template.first}") if index == 0 else template.next
 
 
+def named(attributes: Iterable[tuple[str, str]]) -> str:
+    """`id: 12 title: A`: an item as TASTE writes it, without what is not known."""
+    return " ".join(f"{name.lower()}: {value}" for name, value in attributes if value != UNKNOWN) or UNKNOWN
+
+
+VISITS = ("Here is the visit history list of user: ", " recommend next item ")  # what stands around the newest items (TASTE's released code)
+
 INSTRUCTION = (
     "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
 )

@@ -17,6 +17,7 @@ OURS = {
     "RecFormer": "recbole_llm.model.recformer",
     "ST5Seq": "recbole_llm.model.st5seq",
     "TALLRec": "recbole_llm.model.tallrec",
+    "TASTELoRA": "recbole_llm.model.tastelora",
     "UniSRec": "recbole_llm.model.unisrec",
 }
 # stock models that are wrong as they stand; our runner uses the class of these modules

@@ -44,6 +44,24 @@ def sentence_model(size: str, tokenizer, max_length: int):
         return SentenceTransformer(modules=[Transformer(folder), Pooling(width)], device="cpu")
 
 
+def fusion_model(size: str, tokenizer):
+    """A T5Model of one of SIZES with random weights, as many layers in its encoder as in its decoder.
+
+    T5 normalises its last states so that the product of two of them is up to their width; theirs begin at its root, as a softmax can learn from.
+    """
+    from transformers import T5Config, T5Model
+
+    width, layers = SIZES[size]
+    model = T5Model(
+        T5Config(
+            vocab_size=len(tokenizer), d_model=width, d_kv=HEAD_WIDTH, d_ff=4 * width, num_layers=layers, num_heads=width // HEAD_WIDTH,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.pad_token_id, dropout_rate=0.0,
+        )
+    )  # fmt: skip
+    model.decoder.final_layer_norm.weight.data.fill_(width**-0.25)
+    return model
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int):
     """Byte-level BPE whose tokens may be phrases (SuperBPE, Liu et al. 2025): any text can be written in it.
 

@@ -13,8 +13,8 @@ QUICK = {
     "user_sample": 0.04, "sample_seed": 3, "MAX_ITEM_LIST_LENGTH": 10, "epochs": 1, "train_batch_size": 512, "hidden_size": 16,
     "embedding_size": 16, "inner_size": 16, "mlp_hidden_size": [16], "mf_embedding_size": 8, "mlp_embedding_size": 8, "n_layers": 1, "topk": [10],
 }  # fmt: skip
-FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec", "LIR"]
-FULL += ["CALRec", "ST5Seq", "UniSRec", "RecFormer"]
+FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec"]
+OURS = ["LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "TASTELoRA"]
 PAIRS = ["NeuMF", "DIN", "DIEN", "LLMTRSR", "TALLRec"]
 
 
@@ -31,6 +31,7 @@ def quick(model, folder, **own):
         "CALRec": {"user_sample": 0.012, "scratch_vocabulary": 1500, "max_new_tokens": 24, "train_batch_size": 8},
         "RecFormer": {"user_sample": 0.012, "scratch_vocabulary": 1500, "train_batch_size": 8, "targets": "one"},
         "ST5Seq": {"user_sample": 0.012, "scratch_vocabulary": 1500, "max_length": 64, "targets": "one"},
+        "TASTELoRA": {"user_sample": 0.012, "scratch_vocabulary": 1500, "targets": "one"},
         "UniSRec": {"user_sample": 0.012},
         "LLMTRSR": {"user_sample": 0.012, "scratch_vocabulary": 1500, "targets": "one"},
         "TALLRec": {"user_sample": 0.012, "scratch_vocabulary": 1500, "targets": "one", "recent_items": 10},
@@ -40,7 +41,7 @@ def quick(model, folder, **own):
     return {key: value for key, value in QUICK.items() if key in known} | small | own
 
 
-@pytest.mark.parametrize("name", FULL + PAIRS)
+@pytest.mark.parametrize("name", FULL + OURS + PAIRS)
 def test_train_evaluate_save_load(movies, name):
     own = quick(name, movies, checkpoint_dir=str(movies / f"saved-{name}"))
     if name in PAIRS:
@@ -66,7 +67,7 @@ def test_s3rec_fine_tunes_from_its_pretraining(movies):
     assert run.row["stage"] == "finetune" and 0 < run.row["test"]["ndcg@10"] < 1
 
 
-@pytest.mark.parametrize("name", ["Pop", "BPR", "SASRec", "GRU4Rec", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "DIN", "LLMTRSR", "TALLRec"])
+@pytest.mark.parametrize("name", ["Pop", "BPR", "SASRec", "GRU4Rec", *OURS, "DIN", "LLMTRSR", "TALLRec"])
 def test_scores_do_not_depend_on_the_batch(movies, name):
     """Law of the house: a case's scores are its own, whoever shares the batch and in whatever order."""
     _, model, trainer, (train, valid, test) = prepared(name, movies, "ml-100k", **quick(name, movies, checkpoint_dir=str(movies / "batch")))

@@ -54,7 +54,7 @@ def test_an_unknown_name_names_the_nearest(name, near):
 
 
 def test_an_unknown_name_that_is_like_none():
-    with pytest.raises(UserError, match="ours are CALRec, LIR, LLMTRSR, RecFormer, ST5Seq, TALLRec, UniSRec"):
+    with pytest.raises(UserError, match="ours are CALRec, LIR, LLMTRSR, RecFormer, ST5Seq, TALLRec, TASTELoRA, UniSRec"):
         registry.canonical("0000000")
 
 
@@ -204,7 +204,7 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 # A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
 # run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
 LAYERS = """errors compat resources registry __init__ checks config store cache data prompts wording precision adapters scratch backbone attention
-collate losses optimizers embedding features generation judging summaries retrieval evaluation model trainer loaders stages personal report
+collate fusion losses optimizers embedding features generation judging summaries retrieval evaluation model trainer loaders stages personal report
 runlog leaks prepared runs compare recommend summarize experiment tune cli __main__""".split()
 # Imports inside functions that look ahead: hooks which RecBole calls when everything is there, and the Python front door.
 AHEAD = {("registry", "config"), ("__init__", "runs")}

@@ -198,7 +198,8 @@ def test_two_rows_have_intervals_of_every_column_and_more_of_one():
         run.values = evaluate(run.table, ["recall", "mrr", "ndcg"], [3, 10], False)
     table = table_of(runs, ["recall@3", "mrr@10", "ndcg@10"])
     found = {note.partition(":")[0]: [float(number) for number in re.findall(r"[+-]\d+\.\d+", note)] for note in table.notes if "interval" in note}
-    gains = {"recall@3": 0.5, "mrr@10": (1 / 3 - 1 / 4) / 2 - (1 / 4 - 1 / 5) / 4, "ndcg@10": (1 / 2 - 1 / np.log2(5)) / 2 - (1 / np.log2(5) - 1 / np.log2(6)) / 4}
+    gains = {"recall@3": 0.5, "mrr@10": (1 / 3 - 1 / 4) / 2 - (1 / 4 - 1 / 5) / 4}
+    gains["ndcg@10"] = (1 / 2 - 1 / np.log2(5)) / 2 - (1 / np.log2(5) - 1 / np.log2(6)) / 4
     assert list(found) == list(gains)
     for metric, gap in gains.items():
         difference, low, high = found[metric]

@@ -41,6 +41,7 @@ class Tables:
     log: tuple[str, ...] = ()  # what was read, filtered and left out, one line each
     cases: dict[str, np.ndarray] | None = None  # benchmark files: split name -> (begin, end) rows, [n, 2] int64
     strangers: str | None = None  # where no item of an event has a row in .item: that, in words
+    item_row: np.ndarray | None = None  # [n_items] int64: row of .item, whatever is filtered, -1 for none; None without that file
 
     @cached_property
     def user(self) -> np.ndarray:
@@ -148,6 +149,7 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
         item_table=_align(item_table, items, source.path("item"), log), item_types=item_types,
         user_table=None if user_table is None else _align(user_table, users, source.path("user"), log),
         user_types=user_types, log=tuple(log), strangers=strangers,
+        item_row=None if item_table is None else item_table.index.get_indexer(items),
     )  # fmt: skip
     return tables
 

@@ -1,7 +1,7 @@
 """Item texts: named attributes in a fixed order, read from the item table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -56,6 +56,12 @@ class ItemText:
         if blank:
             log.append(f"{blank} of {len(values)} items have no text at all: all their attributes are {UNKNOWN}")
         return cls(tuple(present), values, tuple(log))
+
+    def numbered(self, tables: Tables) -> "ItemText":
+        """With each item's number before its other attributes, `id`: its row in .item from 1 on, which no filter changes; without a row, its own id."""
+        rows = np.full(len(self), -1) if tables.item_row is None else tables.item_row
+        numbers = [str(row + 1) if row >= 0 else str(item) for row, item in zip(rows, tables.items, strict=True)]
+        return replace(self, names=("id", *self.names), values=tuple((number, *row) for number, row in zip(numbers, self.values, strict=True)))
 
     def __len__(self) -> int:
         return len(self.values)

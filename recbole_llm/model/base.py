@@ -50,13 +50,16 @@ class TextModel(AbstractRecommender):
             raise UserError(f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one model on one dataset. Use recbole_llm.run")
         self.config, self.dataset, self.tables = config, dataset, dataset.tables
         self.device = config["device"]
-        self.text = ItemText.from_tables(self.tables, config["text_fields"], config["text_words"])
+        self.text = self.read_text()
         for line in self.text.log:
             self.logger.info(f"{self.tables.name}: {line}")
         self.choosing = False
         self.fallback: np.ndarray | None = None
         self.unmatched: np.ndarray | None = None
         self.counts: Counter = Counter()
+
+    def read_text(self) -> ItemText:
+        return ItemText.from_tables(self.tables, self.config["text_fields"], self.config["text_words"])
 
     def start_ranking(self, part: str, choosing: bool, folder: Path | None = None) -> None:
         """Called before the cases of a part, "valid" or "test", are ranked.

@@ -1,0 +1,106 @@
+"""Histories in segments: an encoder reads each on its own, and a decoder all of them from one start token (fusion in decoder; TASTE, CIKM '23)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from . import scratch
+from .backbone import UNREADABLE, Backbone, unreadable
+from .collate import Pieces, Tokens, roomy
+from .errors import UserError
+from .prompts import VISITS
+
+
+@dataclass
+class SegmentEncoder(Pieces):
+    """Encodes items and histories. The roles of a token are the number of its segment, from 1 on, and its place in it; 0 and 0 in the padding.
+
+    Parameters
+    ----------
+    max_length : most tokens of a segment. item_length : of an item. segments : of a history.
+    """
+
+    item_length: int = 32
+    segments: int = 2
+
+    @cached_property
+    def between(self) -> np.ndarray:
+        return self.piece(", ")
+
+    @property
+    def least(self) -> int:
+        """Tokens of a first segment that holds one item of any length."""
+        return self.item_length + sum(map(len, [*self.around, *map(self.piece, VISITS)]))
+
+    def item(self, text: str) -> Tokens:
+        """An item alone, cut at its end if it is too long."""
+        return self._whole([[self._item(text)]], 0)
+
+    def history(self, texts: Sequence[str]) -> Tokens:
+        """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
+        opening, closing = (self.piece(sentence) for sentence in VISITS)
+        segments, left = [], list(map(self._item, texts))
+        while left and len(segments) < self.segments:
+            parts, room = [left.pop()], self.max_length - len(self.around[0]) - len(self.around[1])
+            room -= len(parts[0]) + (0 if segments else len(opening) + len(closing))
+            while left and len(self.between) + len(left[-1]) <= room:
+                parts += [self.between, left.pop()]
+                room -= len(self.between) + len(parts[-1])
+            segments.append(parts if segments else [opening, *parts, closing])
+        return self._whole(segments, len(left))
+
+    def _item(self, text: str) -> np.ndarray:
+        return self.piece(text)[: self.item_length]
+
+    def _whole(self, segments: Sequence[Sequence[np.ndarray]], cut: int) -> Tokens:
+        found = [np.concatenate([self.around[0], *parts, self.around[1]]) for parts in segments]
+        ids, sizes = np.concatenate(found), [len(one) for one in found]
+        roles = np.stack([np.repeat(np.arange(1, len(sizes) + 1), sizes), np.concatenate([np.arange(size) for size in sizes])])
+        return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, cut, roles=roles)
+
+
+class FusionBackbone(Backbone):
+    """An encoder-decoder such as T5, without a head: the decoder's last state at its start token is the vector of a text."""
+
+    kind = "encoder-decoder"
+
+    @classmethod
+    def from_scratch(cls, size, tokenizer, max_length):
+        return cls(scratch.fusion_model(size, tokenizer), tokenizer)
+
+    @classmethod
+    def read(cls, name):
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        try:
+            if not AutoConfig.from_pretrained(name).is_encoder_decoder:
+                raise UserError(f"backbone {name!r} has no decoder beside an encoder: give T5 or another encoder-decoder")
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        except UNREADABLE as error:
+            raise unreadable(name, error) from None
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(f"backbone {name!r} is no whole encoder-decoder: {len(missing)} of its weights are missing, the first is {missing[0]}")
+        return cls(model, tokenizer)
+
+    def vectors(self, batch) -> torch.Tensor:
+        """[rows, width] of a collate.Batch whose roles are a SegmentEncoder's."""
+        segment, place = batch.roles.unbind(dim=1)  # [rows, length]
+        inside = segment > 0
+        counts = segment.amax(dim=1)
+        number = (counts.cumsum(0) - counts)[:, None] + segment - 1  # of a token's segment among those of all rows
+        length = int(roomy(int(place.max()) + 1))
+        where = (number[inside], place[inside])
+        ids = batch.input_ids.new_full((int(counts.sum()), length), self.tokenizer.pad_token_id)
+        read = torch.zeros_like(ids)
+        ids[where], read[where] = batch.input_ids[inside], 1
+        states = self.model.get_encoder()(input_ids=ids, attention_mask=read).last_hidden_state
+        fused = states.new_zeros(*segment.shape, states.shape[-1])
+        fused[inside] = states[where]
+        start = batch.input_ids.new_full((len(segment), 1), self.model.config.decoder_start_token_id)
+        decoder = self.model.get_decoder()
+        found = decoder(input_ids=start, encoder_hidden_states=fused, encoder_attention_mask=inside.long(), use_cache=False)
+        return found.last_hidden_state[:, 0]
