@@ -86,16 +86,20 @@ class FusionBackbone(Backbone):
             raise UserError(f"backbone {name!r} is no whole encoder-decoder: {len(missing)} of its weights are missing, the first is {missing[0]}")
         return cls(model, tokenizer)
 
-    def vectors(self, batch) -> torch.Tensor:
-        """[rows, width] of a collate.Batch whose roles are a SegmentEncoder's."""
+    def vectors(self, batch, shares: int = 1) -> torch.Tensor:
+        """[rows, width] of a collate.Batch whose roles are a SegmentEncoder's.
+
+        shares : equal shares of the rows, of which each is to have as many segments as any other in the encoder (stacked adapters).
+        """
         segment, place = batch.roles.unbind(dim=1)  # [rows, length]
         inside = segment > 0
-        counts = segment.amax(dim=1)
-        number = (counts.cumsum(0) - counts)[:, None] + segment - 1  # of a token's segment among those of all rows
-        length = int(roomy(int(place.max()) + 1))
-        where = (number[inside], place[inside])
-        ids = batch.input_ids.new_full((int(counts.sum()), length), self.tokenizer.pad_token_id)
+        counts = segment.amax(dim=1).view(shares, -1)
+        most = int(counts.sum(dim=1).max())
+        first = (counts.cumsum(dim=1) - counts + most * torch.arange(shares, device=counts.device)[:, None]).view(-1, 1)
+        where = ((first + segment - 1)[inside], place[inside])
+        ids = batch.input_ids.new_full((shares * most, int(roomy(int(place.max()) + 1))), self.tokenizer.pad_token_id)
         read = torch.zeros_like(ids)
+        read[:, 0] = 1  # what fills up a share has a token to look at
         ids[where], read[where] = batch.input_ids[inside], 1
         states = self.model.get_encoder()(input_ids=ids, attention_mask=read).last_hidden_state
         fused = states.new_zeros(*segment.shape, states.shape[-1])

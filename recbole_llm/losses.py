@@ -39,14 +39,16 @@ def over_catalogue(states: torch.Tensor, items: torch.Tensor, same: torch.Tensor
 
 
 def over_candidates(users: torch.Tensor, items: torch.Tensor, target: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
-    """Mean over [users] of -log [ exp(u · v_target) / sum_j exp(u · v_j) ] in float32, j over the items that are not `wrong` negatives (TASTE).
+    """[..., users] in float32, or float64 as the vectors: -log [ exp(u · v_target) / sum_j exp(u · v_j) ], j over items that are not `wrong` (TASTE).
 
-    users, items : [users, width] and [items, width]. target : int64 [users]. wrong : bool [users, items], never looked at for the target itself.
+    users, items : [..., users, width] and [..., items, width]. target : int64 [users]. wrong : bool [..., users, items], not looked at for the target.
     """
     with torch.autocast(users.device.type, enabled=False):
-        products = users.float() @ items.float().T
-        wrong = wrong.scatter(1, target[:, None], False)
-        return F.cross_entropy(products.masked_fill(wrong, -torch.inf), target)
+        users, items = (one if one.dtype == torch.float64 else one.float() for one in (users, items))
+        products = users @ items.transpose(-1, -2)
+        own = F.one_hot(target, products.shape[-1]).bool()
+        products = products.masked_fill(wrong & ~own, -torch.inf)
+        return products.logsumexp(dim=-1) - products.masked_fill(~own, 0).sum(dim=-1)
 
 
 def backward(forward: Forward, batches: Sequence, join: Join | None, scale: Callable = lambda loss: loss, whole: bool = False) -> float:

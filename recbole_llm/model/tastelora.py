@@ -29,10 +29,20 @@ class Choice(tuple):
         return made
 
 
+def targets_and_others(targets: np.ndarray, met: np.ndarray, pool: np.ndarray, negatives: int, rng: np.random.Generator) -> np.ndarray:
+    """int64 [cases, 1 + negatives]: each target, and others at random out of a pool, but of what is met, if there are any."""
+    free = pool[~np.isin(pool, met)]
+    return np.column_stack([targets, rng.choice(free if len(free) else pool, (len(targets), negatives))])
+
+
 class TASTELoRA(EncodeModel, BackboneModel):
     """Ranks by the product of a history's vector and each item's, both by one encoder-decoder.
 
     The negatives of a case are all items of its step but those of its target's text.
+
+    Attributes
+    ----------
+    events : int64 [n_events], the distinct text of each event's item. pool : int64, those that negatives are drawn from.
     """
 
     backbone_kind = FusionBackbone
@@ -41,8 +51,17 @@ class TASTELoRA(EncodeModel, BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
+        self.events, self.pool = self.same[self.tables.item], self.met_in_training()
         self.sentences = [named(zip(self.text.names, row, strict=True)) for row in self.text.values]
         self.load_backbone([*self.sentences, *VISITS])
+
+    def met_in_training(self) -> np.ndarray:
+        """int64: the distinct texts of all events of training and before, by their items' ids: neither what nor in which order is met later shows."""
+        cases = self.corpus.cases
+        rows = np.concatenate([np.arange(cases.begin[own].min(), cases.end[own].max() + 1) for own in self.corpus.by_user])
+        known = np.unique(self.tables.item[rows])
+        texts = self.same[known[np.argsort(self.tables.items[known].astype(str))]]
+        return texts[np.sort(np.unique(texts, return_index=True)[1])]
 
     def read_text(self):
         text = super().read_text()
@@ -65,10 +84,8 @@ class TASTELoRA(EncodeModel, BackboneModel):
 
     def choices(self, cases: Cases, known: Cases, rng: np.random.Generator) -> list[Choice]:
         """Of cases of one user, each with its target and `negatives` other items, of those that the user does not meet in `known` cases, if there are any."""
-        events, every = self.tables.item, np.arange(len(self.first))
-        free = np.setdiff1d(every, self.same[events[known.begin.min() : known.end.max() + 1]])
-        others = rng.choice(free if len(free) else every, (len(cases), self.config["negatives"]))
-        texts = np.column_stack([self.same[events[cases.end]], others])
+        met = self.events[known.begin.min() : known.end.max() + 1]
+        texts = targets_and_others(self.events[cases.end], met, self.pool, self.config["negatives"], rng)
         return [Choice([self.history(history), *map(self.item, row)], row) for history, row in zip(cases.histories(self.tables), texts, strict=True)]
 
     def item(self, text: int) -> Tokens:
@@ -89,7 +106,7 @@ class TASTELoRA(EncodeModel, BackboneModel):
         texts = np.stack([group.texts for group in groups])
         wrong = torch.from_numpy(texts.ravel() == texts[:, :1]).to(vectors.device)
         target = torch.arange(len(groups), device=vectors.device) * texts.shape[1]
-        return over_candidates(vectors[:, 0], vectors[:, 1:].flatten(0, 1), target, wrong)
+        return over_candidates(vectors[:, 0], vectors[:, 1:].flatten(0, 1), target, wrong).mean()
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width]; stored below `saved` if that is given."""

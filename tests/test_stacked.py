@@ -1,0 +1,171 @@
+"""Many adapters at once are what each of them would be alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+from worlds import prepared, write_cycle
+
+from recbole_llm.data.splits import make_split
+from recbole_llm.personal import training
+from recbole_llm.personal.training import Learner, Recipe, freeze, train
+from recbole_llm.stacked import Stack, StackedLinear, linear_layers
+
+SPLIT = {"temporal": [0.5, 0.3, 0.2]}
+RECIPE = {"lora_dropout": 0.0, "epochs": 4, "patience": 9, "negatives": 2, "learning_rate": 0.01, "train_batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(model, tables, continue part) of users with three to seven cases to learn from."""
+    folder = write_cycle(tmp_path_factory.mktemp("stacked"), users=16, length=24)
+    path = folder / "cycle" / "cycle.inter"
+    head, *rows = path.read_text().splitlines()
+    kept = [row for number, row in enumerate(rows) if number % 24 < 14 + number // 24 % 9]  # of unequal length
+    path.write_text("\n".join([head, *kept]) + "\n")
+    torch.manual_seed(0)
+    _, model, _, _ = prepared("TASTELoRA", folder, scratch_vocabulary=400, max_length=64, item_length=10, segments=3, **{"eval_args.split": SPLIT})
+    return model, make_split(model.tables, SPLIT, "continue")
+
+
+def learners_of(world, count=16):
+    model, part = world
+    return [
+        Learner(str(token), part.train[part.train.user == user], part.valid[part.valid.user == user])
+        for user, token in enumerate(model.tables.users[:count])
+    ]  # fmt: skip
+
+
+def frozen_of(world, dtype=torch.float32):
+    model, part = world
+    model = copy.deepcopy(model)
+    model.bundle.model = model.backbone = model.backbone.to(dtype)
+    return freeze(model, part.train, part.valid)
+
+
+def test_a_layer_is_its_base_and_each_shares_adapter():
+    torch.manual_seed(0)
+    base = torch.nn.Linear(5, 7)
+    a, b = torch.nn.Parameter(torch.randn(3, 2, 5)), torch.nn.Parameter(torch.randn(3, 7, 2))
+    x = torch.randn(6, 4, 5)
+    found = StackedLinear(base, a, b, 0.5, 0.0)(x)
+    for row in range(6):
+        assert torch.allclose(found[row], base(x[row]) + 0.5 * x[row] @ a[row // 2].T @ b[row // 2].T, atol=1e-6)
+
+
+def alone(frozen, learner, recipe):
+    """Oracle: one user by PEFT and torch's AdamW, its texts one by one; returns the adapter of the best validation."""
+    from peft import LoraConfig
+
+    model, rng = copy.deepcopy(frozen.bundle.model), training._rng
+    model.add_adapter(LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=0.0, target_modules="all-linear"))
+    model.to(frozen.bundle.model.dtype)
+    start = Stack.fresh(frozen.bundle.model, [training._seed(recipe, learner.name, 1)], rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=0.0)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in start.a.items():
+            parameters[f"{name}.lora_A.default.weight"].copy_(value[0])
+    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+
+    def vector(tokens):
+        parts = [torch.from_numpy(tokens.ids[tokens.roles[0] == number])[None] for number in range(1, tokens.roles[0].max() + 1)]
+        states = torch.cat([model.encoder(input_ids=part).last_hidden_state for part in parts], dim=1)
+        return model.decoder(input_ids=torch.tensor([[model.config.decoder_start_token_id]]), encoder_hidden_states=states).last_hidden_state[0, 0]
+
+    def loss(groups, shared):
+        items, total = [(text, vector(tokens)) for group in groups for text, tokens in zip(group.texts, group[1:], strict=True)], 0.0
+        for number, group in enumerate(groups):
+            user, own = vector(group[0]), number * len(group.texts)
+            among = range(len(items)) if shared else range(own, own + len(group.texts))
+            logits = [user @ items[one][1] for one in among if one == own or items[one][0] != items[own][0]]
+            total = total + torch.stack(logits).logsumexp(dim=0) - user @ items[own][1]
+        return total / len(groups)
+
+    def state():
+        return {name: parameter.detach().clone() for name, parameter in parameters.items() if "lora_" in name}
+
+    checks = training._choices(frozen, learner.valid, learner, recipe, rng(recipe, learner.name, 2))
+    with torch.no_grad():
+        losses = [float(loss(checks, False))]
+    best = state()
+    for epoch in range(recipe.epochs):
+        examples = training._choices(frozen, learner.train, learner, recipe, rng(recipe, learner.name, 3, epoch))
+        steps = training.shuffled_steps([sum(map(len, group)) for group in examples], recipe.train_batch_size, rng(recipe, learner.name, 4, epoch))
+        for number, rows in enumerate(steps):
+            done = (epoch + (number + 1) / len(steps)) / recipe.epochs
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate * (done / 0.1 if done < 0.1 else 0.55 + 0.45 * np.cos(np.pi * (done - 0.1) / 0.9))
+            optimizer.zero_grad()
+            loss([examples[row] for row in rows], True).backward()
+            torch.nn.utils.clip_grad_norm_(trained, recipe.max_norm)
+            optimizer.step()
+        with torch.no_grad():
+            now = float(loss(checks, False))
+        if now < min(losses):
+            best = state()
+        losses.append(now)
+        if len(losses) - 1 - int(np.argmin(losses)) > recipe.patience:
+            break
+    return best, losses
+
+
+def norm(self, x):
+    """T5's normalisation in the type that the model computes in: transformers' own is float32 always."""
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
+    monkeypatch.setattr(T5LayerNorm, "forward", norm)
+    frozen, recipe, learners = frozen_of(world, torch.float64), Recipe(**RECIPE | {"patience": 0, "lora_rank": 4}), learners_of(world)
+    assert len({len(one.train) for one in learners}) > 3
+    stacks = training.together(learners, recipe.train_batch_size, 16)
+    assert sorted(one.name for own in stacks for one in own) == sorted(one.name for one in learners) and max(map(len, stacks)) > 3
+    stopped = set()
+    for own in stacks:
+        found = train(frozen, own, recipe)
+        for number, learner in enumerate(own):
+            expected, losses = alone(frozen, learner, recipe)
+            assert found.losses[number] == pytest.approx(losses, rel=1e-9)
+            stopped.add(len(losses))
+            for name in found.stack.a:
+                for kind, value in (("A", found.stack.a[name][number]), ("B", found.stack.b[name][number])):
+                    assert (value - expected[f"{name}.lora_{kind}.default.weight"]).abs().max() <= 1e-8
+    assert len(stopped) > 1
+
+
+def test_peft_loads_a_saved_adapter(world, tmp_path):
+    from peft import PeftModel
+
+    frozen, recipe = frozen_of(world), Recipe(**RECIPE)
+    learners = training.together(learners_of(world), 3, 4)[0]
+    stack = train(frozen, learners, recipe).stack
+    texts = [[frozen.items[0], frozen.histories[int(one.train.end[0])]] for one in learners]
+    with stack.on(frozen.bundle.model), torch.no_grad():
+        ours = training.stacked_vectors(frozen.bundle, texts, 4096)
+    for number in range(len(learners)):
+        stack.save(number, tmp_path / str(number), "run:base")
+        bundle = copy.copy(frozen.bundle)
+        bundle.model = PeftModel.from_pretrained(copy.deepcopy(frozen.bundle.model), tmp_path / str(number)).base_model.model.eval()
+        with torch.no_grad():
+            theirs = training.stacked_vectors(bundle, texts[number : number + 1], 4096)
+        assert torch.allclose(ours[number], theirs[0], atol=1e-5)
+    plain = linear_layers(frozen.bundle.model)
+    assert not any(isinstance(layer, StackedLinear) for layer in frozen.bundle.model.modules()) and len(plain) == len(stack.a)
+
+
+def test_in_float32_vectors_and_ranks_agree(world):
+    frozen, recipe = frozen_of(world), Recipe(**RECIPE | {"learning_rate": 0.001, "epochs": 3})
+    own = max(training.together(learners_of(world), recipe.train_batch_size, 6), key=len)
+    together = train(frozen, own, recipe).stack
+    for number, learner in enumerate(own):
+        single = train(frozen, [learner], recipe).stack
+        texts = [[*frozen.items, *(frozen.histories[int(end)] for end in learner.valid.end)]]
+        vectors = []
+        for stack in (together[[number]], single):
+            with stack.on(frozen.bundle.model), torch.no_grad():
+                vectors.append(training.stacked_vectors(frozen.bundle, texts, 4096)[0])
+        assert (vectors[0] - vectors[1]).abs().max() <= 1e-5
+        scores = [one[-1] @ one[:-1].T for one in vectors]
+        assert torch.equal(scores[0].argsort(), scores[1].argsort())
