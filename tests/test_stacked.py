@@ -169,3 +169,56 @@ def test_in_float32_vectors_and_ranks_agree(world):
         assert (vectors[0] - vectors[1]).abs().max() <= 1e-5
         scores = [one[-1] @ one[:-1].T for one in vectors]
         assert torch.equal(scores[0].argsort(), scores[1].argsort())
+
+
+def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
+    """Without anything learned the ranks are the frozen model's own; with B set they are those of the model with PEFT's adapter."""
+    from recbole_llm.evaluation.loop import catalogue_scores
+    from recbole_llm.personal.ranking import rank
+
+    model, part = world
+    frozen, recipe = freeze(copy.deepcopy(model), part.train, part.valid, part.test), Recipe(**RECIPE)
+    users = range(4)
+    tests = [part.test[part.test.user == user] for user in users]
+    assert len({len(cases) for cases in tests}) > 1
+    stack = Stack.fresh(frozen.bundle.model, [[user] for user in users], rank=4, alpha=8, dropout=0.0)
+    for number, cases in enumerate(tests):
+        scores = catalogue_scores(model.eval(), model.dataset, cases)
+        own = scores.gather(1, torch.from_numpy(model.tables.item[cases.end].astype(np.int64))[:, None])
+        table = rank(frozen, stack, tests, recipe)[number]
+        assert table.above.tolist() == (scores > own).sum(dim=1).tolist() and table.tied.tolist() == ((scores == own).sum(dim=1) - 1).tolist()
+        assert table.n_candidates.tolist() == [len(model.tables.items)] * len(cases)
+        assert table.target.tolist() == model.tables.items[model.tables.item[cases.end]].tolist()
+    torch.manual_seed(0)
+    for value in stack.b.values():
+        value.data.normal_(std=0.1)
+    changed = rank(frozen, stack, tests, recipe)
+    assert any((one.above != other.above).any() for one, other in zip(changed, rank(frozen, stack[[1, 0, 3, 2]], tests, recipe), strict=True))
+    for number, cases in enumerate(tests):
+        (single,) = rank(frozen, stack[[number]], [cases], recipe)
+        assert single.above.tolist() == changed[number].above.tolist()
+
+
+def test_a_units_files_are_adapters_ranks_and_a_record_whole_or_not_at_all(world, tmp_path):
+    import json
+
+    from recbole_llm.evaluation.ranks import RankTable
+    from recbole_llm.personal.units import Unit, done, keep, unit_folder, work
+
+    model, part = world
+    frozen, learners = freeze(copy.deepcopy(model), part.train, part.valid, part.test), learners_of(world, 5)
+    learners = [Learner(f"a/{one.name} é", one.train, one.valid) for one in learners]
+    tests = [part.test[part.test.user == user] for user in range(5)]
+    unit = Unit("users 1/2", learners, tests, Recipe(**RECIPE | {"epochs": 2}), stack=2, base="run:base")
+    files = work(frozen, unit)
+    assert not done(tmp_path, unit.name)
+    keep(tmp_path, unit.name, files)
+    folder = unit_folder(tmp_path, unit.name)
+    assert done(tmp_path, unit.name) and [path.name for path in (tmp_path / "units").iterdir()] == [folder.name]
+    assert len(list((folder / "adapters").iterdir())) == 5 and all((path / "adapter_config.json").is_file() for path in (folder / "adapters").iterdir())
+    record = json.loads((folder / "unit.json").read_text())
+    assert record["losses"].keys() == {one.name for one in learners} and record["samples"][learners[0].name] == len(learners[0].train)
+    table = RankTable.load(folder / "ranks.npz")
+    assert sorted(table.user) == sorted(np.concatenate([model.tables.users[cases.user] for cases in tests]))
+    again = work(frozen, unit)
+    assert {path: content for path, content in again.items() if path.endswith((".npz", ".safetensors"))}.items() <= files.items()

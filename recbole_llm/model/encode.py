@@ -18,6 +18,13 @@ def check_datasets(config, stages: str) -> None:
         raise UserError(f"datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages='{stages}'")
 
 
+def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(vectors without repetition, int64 [n] which of them each is): texts may differ in what an encoder does not see."""
+    number: dict[bytes, int] = {}
+    row = np.array([number.setdefault(vector.tobytes(), len(number)) for vector in vectors])
+    return vectors[np.unique(row, return_index=True)[1]], row
+
+
 class EncodeModel(TextModel):
     """A text model for which users and items are vectors, and a score their inner product. Subclasses give `encode_users` and `encode_items`.
 
@@ -50,11 +57,8 @@ class EncodeModel(TextModel):
     def catalogue_vectors(self) -> torch.Tensor:
         """Distinct vectors of `encode_items`, once for all rankings by the same weights; `column` says which is each item's."""
         if self.item_vectors is None:
-            vectors = self.encode_items()
-            number: dict[bytes, int] = {}  # texts may differ in what an encoder does not see
-            row = np.array([number.setdefault(vector.tobytes(), len(number)) for vector in vectors])
-            self.item_vectors = torch.from_numpy(vectors[np.unique(row, return_index=True)[1]]).to(self.device)
-            self.column = row[self.same]
+            vectors, row = distinct(self.encode_items())
+            self.item_vectors, self.column = torch.from_numpy(vectors).to(self.device), row[self.same]
         return self.item_vectors
 
     def score(self, cases):

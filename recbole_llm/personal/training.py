@@ -28,7 +28,8 @@ class Frozen:
 
     Attributes
     ----------
-    items : tokens of each distinct item text. events : int64 [n_events], the text of each event's item. pool : int64, those that negatives are drawn from.
+    items : tokens of each distinct item text. events, same : int64 [n_events] and [n_items], the text of each event's item, and of each item.
+    pool : int64, the texts that negatives are drawn from.
     histories : tokens of what comes before an event, by the event's row in `tables`.
     """
 
@@ -36,6 +37,7 @@ class Frozen:
     tables: Tables
     items: list[Tokens]
     events: np.ndarray
+    same: np.ndarray
     pool: np.ndarray
     histories: dict[int, Tokens]
 
@@ -81,7 +83,7 @@ def freeze(model, *parts: Cases) -> Frozen:
     """What units need of a TASTELoRA model and of these cases."""
     model.requires_grad_(False).eval()
     histories = {int(end): model.history(model.tables.item[begin:end]) for cases in parts for begin, end in zip(cases.begin, cases.end, strict=True)}
-    return Frozen(model.bundle, model.tables, [model.item(text) for text in range(len(model.first))], model.events, model.pool, histories)
+    return Frozen(model.bundle, model.tables, [model.item(text) for text in range(len(model.first))], model.events, model.same, model.pool, histories)
 
 
 def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Trained:

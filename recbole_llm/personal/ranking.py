@@ -1,0 +1,57 @@
+"""Test cases ranked by each user's adapter, through the evaluation loop that ranks for every other model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..data.splits import Cases
+from ..data.tables import Tables
+from ..evaluation.loop import rank_cases
+from ..evaluation.ranks import RankTable
+from ..model.encode import distinct
+from ..precision import autocast
+from ..stacked import Stack
+from .training import FILL, Frozen, Recipe, stacked_vectors
+
+
+class Vectors:
+    """Users and items as vectors: what the evaluation loop asks of a model, and of its data.
+
+    users : [cases, width]. items : [distinct, width], and column, int64 [n_items], which of them is each item's.
+    """
+
+    def __init__(self, tables: Tables, cases: Cases, users: torch.Tensor, items: torch.Tensor, column: np.ndarray):
+        self.tables, self.users, self.items, self.column, self.device = tables, users, items, column, users.device
+        self.row = {int(end): row for row, end in enumerate(cases.end)}
+        self.item_num = len(tables.items) + 1
+
+    def eval(self) -> None:
+        """Nothing of it is trained."""
+
+    def case_batch(self, cases: Cases) -> torch.Tensor:
+        return self.users[[self.row[int(end)] for end in cases.end]]
+
+    def full_sort_predict(self, users: torch.Tensor) -> torch.Tensor:
+        return F.pad((users @ self.items.T)[:, self.column], (1, 0), value=-torch.inf)
+
+
+@torch.no_grad()
+def rank(frozen: Frozen, stack: Stack, tests: Sequence[Cases], recipe: Recipe, mask_history: bool = False, memory: float = 128) -> list[RankTable]:
+    """The ranks of each adapter's cases over the whole catalogue.
+
+    tests : of each adapter of the stack.
+    """
+    frozen.bundle.model.eval()
+    most = max(map(len, tests))
+    histories = [[*(frozen.histories[int(end)] for end in cases.end), *[FILL] * (most - len(cases))] for cases in tests]
+    with stack.on(frozen.bundle.model), autocast(frozen.bundle.model.device, recipe.precision):
+        users = stacked_vectors(frozen.bundle, histories, recipe.pass_tokens).float()
+        items = stacked_vectors(frozen.bundle, [frozen.items] * len(tests), recipe.pass_tokens).float()
+    tables = []
+    for cases, own, theirs in zip(tests, users, items, strict=True):
+        apart, row = distinct(theirs.cpu().numpy())
+        facade = Vectors(frozen.tables, cases, own, torch.from_numpy(apart).to(own.device), row[frozen.same])
+        tables.append(rank_cases(facade, facade, cases, mask_history=mask_history, memory=memory)[0])
+    return tables

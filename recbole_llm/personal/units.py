@@ -1,0 +1,79 @@
+"""Units of work: some adapters trained, ranked and written, the same wherever it is done."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from .. import store
+from ..data.splits import Cases
+from ..evaluation.ranks import RankTable
+from .ranking import rank
+from .training import Frozen, Learner, Recipe, together, train
+
+RECORD, RANKS, ADAPTERS = "unit.json", "ranks.npz", "adapters"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Adapters that are trained in one go.
+
+    tests : the Future-Test cases of each learner. stack : most adapters in one pass. base : how their frozen weights are found, see Stack.save.
+    """
+
+    name: str
+    learners: Sequence[Learner]
+    tests: Sequence[Cases]
+    recipe: Recipe
+    stack: int = 16
+    base: str = ""
+    mask_history: bool = False
+
+
+def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
+    """Do a unit: path -> content of its files, which are the adapters as PEFT has them, `ranks.npz` and `unit.json`."""
+    started, tests = time.perf_counter(), {learner.name: cases for learner, cases in zip(unit.learners, unit.tests, strict=True)}
+    tables, losses = [], {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for own in together(unit.learners, unit.recipe.train_batch_size, unit.stack):
+            trained = train(frozen, own, unit.recipe)
+            tables += rank(frozen, trained.stack, [tests[learner.name] for learner in own], unit.recipe, unit.mask_history)
+            for number, learner in enumerate(own):
+                trained.stack.save(number, folder / adapter_path(learner.name), unit.base)
+            losses |= {learner.name: found for learner, found in zip(own, trained.losses, strict=True)}
+        RankTable.concat(tables).save(folder / RANKS)
+        sizes = {learner.name: len(learner.train) for learner in unit.learners}
+        record = {"unit": unit.name, "losses": losses, "samples": sizes, "seconds": time.perf_counter() - started, "memory_mib": store.peak_memory()}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def adapter_path(name: str) -> str:
+    """Where an adapter lies in its unit's folder."""
+    return f"{ADAPTERS}/{quote(name, safe=' ')}"
+
+
+def done(folder: Path, unit: str) -> bool:
+    return (unit_folder(folder, unit) / RECORD).is_file()
+
+
+def unit_folder(folder: Path, unit: str) -> Path:
+    return folder / "units" / quote(unit, safe=" ")
+
+
+def keep(folder: Path, unit: str, files: dict[str, bytes]) -> None:
+    """Write a unit's files; a reader sees all of them or none."""
+    target = unit_folder(folder, unit)
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for path, content in files.items():
+        (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+        (temporary / path).write_bytes(content)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
