@@ -1,5 +1,6 @@
 """Many LoRA adapters on one frozen model at once: each layer's rows come adapter by adapter, and one batched product serves them all."""
 
+import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .adapters import CONFIG
 
 
 class StackedLinear(nn.Module):
@@ -95,6 +98,10 @@ class Stack:
         tensors = {f"base_model.model.{name}.{kind}.weight": part[name].detach()[number].cpu().contiguous() for kind, part in kinds.items() for name in part}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
+        path = folder / CONFIG
+        written = json.loads(path.read_text(encoding="utf-8"))
+        written["target_modules"] = sorted(written["target_modules"])  # PEFT has a set, in another order in each process
+        path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
