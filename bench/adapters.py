@@ -52,9 +52,9 @@ def main():
                 found.stack.save(number, folder / learner.name, "bench")
 
     def one_by_one(recipe, folder):
-        model, config = bundle.model, LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout, target_modules="all-linear")
+        model, sizes = bundle.model, {"r": recipe.lora_rank, "lora_alpha": recipe.lora_alpha, "lora_dropout": recipe.lora_dropout}
         for learner in learners[:alone]:
-            model.add_adapter(config)
+            model.add_adapter(LoraConfig(**sizes, target_modules="all-linear"))
             trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
             optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
             check = training._choices(frozen, learner.valid, learner, recipe, np.random.default_rng(0))

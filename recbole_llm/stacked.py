@@ -10,17 +10,69 @@ import torch.nn.functional as F
 from torch import nn
 
 from .adapters import CONFIG
+from .precision import KINDS
+
+
+class _Adapted(torch.autograd.Function):
+    """x [rows, ..., in] -> W x + bias + scale B_k A_k (keep x), in the type of W. The update is added in place, and nothing is kept twice for the way back."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, scale, keep):
+        ctx.kinds, ctx.scale, kind = (x.dtype, a.dtype), scale, weight.dtype
+        x, a, b = x.to(kind), a.to(kind), b.to(kind)
+        y = F.linear(x, weight, bias)
+        seen = (x if keep is None else x * keep).reshape(len(a), -1, x.shape[-1])
+        low = seen @ a.transpose(1, 2)
+        y.view(len(a), -1, y.shape[-1]).baddbmm_(low, b.transpose(1, 2), alpha=scale)
+        ctx.save_for_backward(seen, low, weight, a, b, keep)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        seen, low, weight, a, b, keep = ctx.saved_tensors
+        outer, own = ctx.kinds
+        dy = dy.to(weight.dtype)
+        rows = dy.reshape(len(a), -1, dy.shape[-1])
+        up = (rows @ b).mul_(ctx.scale)
+        da, db = up.transpose(1, 2) @ seen, (rows.transpose(1, 2) @ low).mul_(ctx.scale)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ weight
+            if keep is None:
+                dx.view(seen.shape).baddbmm_(up, a)
+            else:
+                dx.addcmul_((up @ a).view(dx.shape), keep)
+            dx = dx.to(outer)
+        return dx, None, None, da.to(own), db.to(own), None, None
+
+
+class Noise:
+    """Dropout's masks of one step: windows, at random places, of numbers that are drawn once. A mask for each layer would cost as much as its products."""
+
+    def __init__(self, share: float):
+        self.share, self.drawn = share, None
+
+    def mask(self, like: torch.Tensor, kind: torch.dtype) -> torch.Tensor | None:
+        """0 for a `share` of a tensor's elements, at random, and 1 / (1 - share) for the others; None if none is to be 0."""
+        if not self.share:
+            return None
+        need = like.numel()
+        if self.drawn is None or len(self.drawn) < need + need // 8:
+            self.drawn = (torch.rand(need + need // 8 + 1, device=like.device) >= self.share).to(kind).div_(1 - self.share)
+        begin = int(torch.randint(len(self.drawn) - need + 1, ()))
+        return self.drawn[begin : begin + need].view(like.shape)
 
 
 class StackedLinear(nn.Module):
     """A frozen linear layer with K adapters: y = W x + scale B_k A_k dropout(x), for the k-th of K equal shares of the rows.
 
-    a, b : [K, rank, in] and [K, out, rank].
+    a, b : [K, rank, in] and [K, out, rank]. kind : what it computes in.
     """
 
-    def __init__(self, base: nn.Linear, a: nn.Parameter, b: nn.Parameter, scale: float, dropout: float):
+    def __init__(self, base: nn.Linear, a: nn.Parameter, b: nn.Parameter, scale: float, noise: Noise, kind: torch.dtype):
         super().__init__()
-        self.base, self.a, self.b, self.scale, self.dropout = base, a, b, scale, dropout
+        self.base, self.a, self.b, self.scale, self.noise, self.kind = base, a, b, scale, noise, kind
+        self.short, self.bias = base.weight.detach().to(kind), None if base.bias is None else base.bias.detach().to(kind)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -28,9 +80,8 @@ class StackedLinear(nn.Module):
         return self.base.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y, count = self.base(x), len(self.a)
-        low = F.dropout(x, self.dropout, self.training).reshape(count, -1, x.shape[-1]) @ self.a.transpose(1, 2)
-        return torch.baddbmm(y.view(count, -1, y.shape[-1]), low, self.b.transpose(1, 2), alpha=self.scale).view(y.shape)
+        keep = self.noise.mask(x, self.kind) if self.training else None
+        return _Adapted.apply(x, self.short, self.bias, self.a, self.b, self.scale, keep)
 
 
 class Stack:
@@ -75,11 +126,12 @@ class Stack:
                 own[number] = theirs[place]
 
     @contextmanager
-    def on(self, model: nn.Module):
-        """Within it, the model's rows pass through these adapters."""
-        layers = linear_layers(model)
+    def on(self, model: nn.Module, precision: str = "fp32"):
+        """Within it, the model's rows pass through these adapters, by precision fp32 in the type of their weights."""
+        layers, noise, scale = linear_layers(model), Noise(self.dropout), self.alpha / self.rank
         for name, layer in layers.items():
-            _put(model, name, StackedLinear(layer, self.a[name], self.b[name], self.alpha / self.rank, self.dropout).train(model.training))
+            kind = layer.weight.dtype if precision == "fp32" else KINDS[precision]
+            _put(model, name, StackedLinear(layer, self.a[name], self.b[name], scale, noise, kind).train(model.training))
         try:
             yield
         finally:

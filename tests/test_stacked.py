@@ -11,7 +11,7 @@ from worlds import prepared, write_cycle
 from recbole_llm.data.splits import make_split
 from recbole_llm.personal import training
 from recbole_llm.personal.training import Learner, Recipe, freeze, train
-from recbole_llm.stacked import Stack, StackedLinear, linear_layers
+from recbole_llm.stacked import Noise, Stack, StackedLinear, _Adapted, linear_layers
 
 SPLIT = {"temporal": [0.5, 0.3, 0.2]}
 RECIPE = {"lora_dropout": 0.0, "epochs": 4, "patience": 9, "negatives": 2, "learning_rate": 0.01, "train_batch_size": 3}
@@ -45,14 +45,36 @@ def frozen_of(world, dtype=torch.float32):
     return freeze(model, part.train, part.valid)
 
 
-def test_a_layer_is_its_base_and_each_shares_adapter():
+def layer_of(count=3, dropout=0.0):
     torch.manual_seed(0)
-    base = torch.nn.Linear(5, 7)
-    a, b = torch.nn.Parameter(torch.randn(3, 2, 5)), torch.nn.Parameter(torch.randn(3, 7, 2))
-    x = torch.randn(6, 4, 5)
-    found = StackedLinear(base, a, b, 0.5, 0.0)(x)
+    base = torch.nn.Linear(5, 7).double().requires_grad_(False)
+    a, b = (torch.nn.Parameter(torch.randn(count, *shape, dtype=torch.float64)) for shape in ((2, 5), (7, 2)))
+    return base, a, b, StackedLinear(base, a, b, 0.5, Noise(dropout), torch.float64)
+
+
+def test_a_layer_is_its_base_and_each_shares_adapter():
+    base, a, b, layer = layer_of()
+    x = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
+    found = layer(x)
     for row in range(6):
-        assert torch.allclose(found[row], base(x[row]) + 0.5 * x[row] @ a[row // 2].T @ b[row // 2].T, atol=1e-6)
+        assert torch.allclose(found[row], base(x[row]) + 0.5 * x[row] @ a[row // 2].T @ b[row // 2].T)
+    assert torch.autograd.gradcheck(lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, None), (x, a, b))
+    keep = (torch.rand(6, 4, 5, dtype=torch.float64) > 0.4) * 1.7
+    assert torch.autograd.gradcheck(lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, keep), (x, a, b))
+
+
+def test_dropout_is_of_the_update_alone_at_its_rate():
+    base, a, b, layer = layer_of(dropout=0.25)
+    x = torch.randn(300, 40, 5, dtype=torch.float64)
+    first, second = layer(x), layer(x)
+    assert not torch.equal(first, second)
+    exact = layer.eval()(x)
+    assert torch.allclose(exact, layer_of()[3](x))
+    assert float((first - exact).mean()) == pytest.approx(0, abs=0.05)  # of the size of 5
+    masks = torch.stack([layer.noise.mask(x, torch.float64) for _ in range(20)])
+    assert set(masks.unique().tolist()) == {0.0, 1 / 0.75} and float((masks == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+    together = ((masks[:-1] == 0) & (masks[1:] == 0)).double().mean()
+    assert float(together) == pytest.approx(0.0625, abs=0.01)  # one layer's mask tells nothing of the next's
 
 
 def alone(frozen, learner, recipe):

@@ -91,7 +91,7 @@ def _on_ray(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluste
                 ),
             )  # fmt: skip
             results = tuner.fit()
-        errors = {result.config["unit"]: result.error for result in results if result.config and result.error}
+        errors = {_asked(result.config): result.error for result in results if result.config and result.error}
         return {name: _in_line(errors.get(name) or "no result") for name in by_name if not done(folder, name)}
     finally:
         if own:
@@ -133,10 +133,10 @@ def _trainable() -> type:
             torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
             if ray.get_gpu_ids():
                 frozen.bundle.model.to("cuda")
-            self.frozen, self.units, self.keeper, self.unit = frozen, units, keeper, config["unit"]
+            self.frozen, self.units, self.keeper, self.unit = frozen, units, keeper, _asked(config)
 
         def reset_config(self, new_config):
-            self.unit = new_config["unit"]
+            self.unit = _asked(new_config)
             return True
 
         def step(self):
@@ -158,12 +158,18 @@ def _teller(told: Callable[[str], None], count: int):
 
         def on_trial_complete(self, iteration, trials, trial, **info):
             self.ended += 1
-            told(f"unit {trial.config['unit']} is done ({self.ended} of {count})")
+            told(f"unit {_asked(trial.config)} is done ({self.ended} of {count})")
 
         def on_trial_error(self, iteration, trials, trial, **info):
-            told(f"unit {trial.config['unit']} failed in {ATTEMPTS} attempts")
+            told(f"unit {_asked(trial.config)} failed in {ATTEMPTS} attempts")
 
     return Teller()
+
+
+def _asked(space: dict) -> str:
+    """The unit that a trial is about: its search space has no other dimension."""
+    (unit,) = space.values()
+    return unit
 
 
 def _in_line(error: object) -> str:

@@ -46,7 +46,7 @@ def rank(frozen: Frozen, stack: Stack, tests: Sequence[Cases], recipe: Recipe, m
     frozen.bundle.model.eval()
     most = max(map(len, tests))
     histories = [[*(frozen.histories[int(end)] for end in cases.end), *[FILL] * (most - len(cases))] for cases in tests]
-    with stack.on(frozen.bundle.model), autocast(frozen.bundle.model.device, recipe.precision):
+    with stack.on(frozen.bundle.model, recipe.precision), autocast(frozen.bundle.model.device, recipe.precision):
         users = stacked_vectors(frozen.bundle, histories, recipe.pass_tokens).float()
         items = stacked_vectors(frozen.bundle, [frozen.items] * len(tests), recipe.pass_tokens).float()
     tables = []

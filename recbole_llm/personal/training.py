@@ -112,7 +112,7 @@ def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Traine
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _share((epoch + (step + 1) / len(plans[0])) / recipe.epochs, recipe.warmup)
             optimizer.zero_grad()
-            with stack.on(model):
+            with stack.on(model, recipe.precision):
                 step_losses(frozen.bundle, [[own[row] for row in rows] for own, rows in zip(examples, chosen, strict=True)], recipe).sum().backward()
             _clip(stack, recipe.max_norm)
             optimizer.step()
@@ -202,7 +202,7 @@ def _validate(frozen: Frozen, stack: Stack, checks: Sequence[Sequence[Choice]], 
     """Mean loss of each adapter's validation cases, each against its own items."""
     frozen.bundle.model.eval()
     sums, most = np.zeros(len(checks)), max(map(len, checks))
-    with stack.on(frozen.bundle.model):
+    with stack.on(frozen.bundle.model, recipe.precision):
         for begin in range(0, most, recipe.train_batch_size):
             some = [own[begin : begin + recipe.train_batch_size] for own in checks]
             sizes = np.array(list(map(len, some)))
