@@ -69,7 +69,7 @@ class FusionBackbone(Backbone):
 
     @classmethod
     def from_scratch(cls, size, tokenizer, max_length):
-        return cls(scratch.fusion_model(size, tokenizer), tokenizer)
+        return cls(scratch.fusion_model(size, tokenizer), tokenizer).with_plain_attention()
 
     @classmethod
     def read(cls, name):
@@ -84,7 +84,12 @@ class FusionBackbone(Backbone):
             raise unreadable(name, error) from None
         if missing := sorted(found["missing_keys"]):
             raise UserError(f"backbone {name!r} is no whole encoder-decoder: {len(missing)} of its weights are missing, the first is {missing[0]}")
-        return cls(model, tokenizer)
+        return cls(model, tokenizer).with_plain_attention()
+
+    def with_plain_attention(self) -> "FusionBackbone":
+        """Products and a softmax: of short segments with T5's bias, the gradient of torch's fused attention is the dearest of all on a CPU."""
+        self.model.set_attn_implementation("eager")
+        return self
 
     def vectors(self, batch, shares: int = 1) -> torch.Tensor:
         """[rows, width] of a collate.Batch whose roles are a SegmentEncoder's.
