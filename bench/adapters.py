@@ -57,7 +57,7 @@ def main():
             model.add_adapter(LoraConfig(**sizes, target_modules="all-linear"))
             trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
             optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
-            check = training._choices(frozen, learner.valid, learner, recipe, np.random.default_rng(0))
+            check = training.choices(frozen, learner.valid, learner, recipe, np.random.default_rng(0))
 
             def validate(check=check):
                 model.eval()
@@ -68,7 +68,7 @@ def main():
             for epoch in range(recipe.epochs):
                 model.train()
                 optimizer.zero_grad()
-                training.step_losses(bundle, [training._choices(frozen, learner.train, learner, recipe, np.random.default_rng(epoch))], recipe).sum().backward()
+                training.step_losses(bundle, [training.choices(frozen, learner.train, learner, recipe, np.random.default_rng(epoch))], recipe).sum().backward()
                 torch.nn.utils.clip_grad_norm_(trained, recipe.max_norm)
                 optimizer.step()
                 validate()

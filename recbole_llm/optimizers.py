@@ -1,10 +1,18 @@
 """Optimizers of our models: AdamW, and Muon for what is learned from nothing."""
 
+import math
 from itertools import chain
 
 import torch
 
 from .errors import UserError
+
+BETAS = (0.9, 0.95)  # of AdamW
+
+
+def rate(done: float, warmup: float) -> float:
+    """Share of the learning rate after a share `done` of all steps: linear warm-up, then a cosine to a tenth."""
+    return done / warmup if done < warmup else 0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup))
 
 
 class Together:
@@ -50,7 +58,7 @@ def build(model: torch.nn.Module, learner: str, learning_rate: float, weight_dec
     that learning rates and decays of AdamW hold (Liu et al. 2025), and the rest by AdamW.
     """
     parameters = trained(model)
-    adam = {"lr": learning_rate, "weight_decay": weight_decay, "betas": (0.9, 0.95)}
+    adam = {"lr": learning_rate, "weight_decay": weight_decay, "betas": BETAS}
     if learner == "adam":
         return torch.optim.AdamW(parameters or [torch.zeros(1)], **adam)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import os
 import random
 import time
@@ -287,13 +286,6 @@ class LLMTrainer(Harness, stock.Trainer):
     def _build_optimizer(self, **kwargs):
         return optimizers.build(self.model, self.config["learner"], self.learning_rate, self.weight_decay)
 
-    def _rate(self, done: float) -> float:
-        """Learning rate after a share `done` of all steps: linear warm-up, then a cosine to a tenth."""
-        warmup = self.config["warmup"] or 0.0
-        if done < warmup:
-            return self.learning_rate * done / warmup
-        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
         config = self.config
@@ -308,7 +300,7 @@ class LLMTrainer(Harness, stock.Trainer):
             if step < begin:
                 continue
             for group in self.optimizer.param_groups:
-                group["lr"] = self._rate((epoch_idx + (step + 1) / len(steps)) / self.epochs)
+                group["lr"] = self.learning_rate * optimizers.rate((epoch_idx + (step + 1) / len(steps)) / self.epochs, config["warmup"] or 0.0)
             total += self._step([examples[row] for row in rows]) * len(rows)
             groups += len(rows)
             if epoch_idx == self.start_epoch and step == min(begin + FORECAST_STEPS, len(steps) - 1):

@@ -109,12 +109,12 @@ def alone(frozen, learner, recipe):
     def state():
         return {name: parameter.detach().clone() for name, parameter in parameters.items() if "lora_" in name}
 
-    checks = training._choices(frozen, learner.valid, learner, recipe, rng(recipe, learner.name, 2))
+    checks = training.choices(frozen, learner.valid, learner, recipe, rng(recipe, learner.name, 2))
     with torch.no_grad():
         losses = [float(loss(checks, False))]
     best = state()
     for epoch in range(recipe.epochs):
-        examples = training._choices(frozen, learner.train, learner, recipe, rng(recipe, learner.name, 3, epoch))
+        examples = training.choices(frozen, learner.train, learner, recipe, rng(recipe, learner.name, 3, epoch))
         steps = training.shuffled_steps([sum(map(len, group)) for group in examples], recipe.train_batch_size, rng(recipe, learner.name, 4, epoch))
         for number, rows in enumerate(steps):
             done = (epoch + (number + 1) / len(steps)) / recipe.epochs

@@ -3,13 +3,13 @@
 An adapter of one user has a handful of cases, so that alone its steps are mostly overhead. Here one pass reads the texts of many adapters, in equal shares.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from .. import optimizers
 from ..collate import PASS_COST, Tokens, by_length, pad, shuffled_steps
 from ..data.splits import Cases
 from ..data.tables import Tables
@@ -97,12 +97,12 @@ def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Traine
     names = [_seed(recipe, learner.name, 1) for learner in learners]
     stack = Stack.fresh(model, names, rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout)
     best, living = stack[:], np.arange(len(learners))
-    checks = [_choices(frozen, learner.valid, learner, recipe, _rng(recipe, learner.name, 2)) for learner in learners]
+    checks = [choices(frozen, learner.valid, learner, recipe, _rng(recipe, learner.name, 2)) for learner in learners]
     losses = [[loss] for loss in _validate(frozen, stack, checks, recipe)]
     worse = np.zeros(len(learners), dtype=int)
-    optimizer = torch.optim.AdamW(stack.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(stack.parameters(), lr=recipe.learning_rate, betas=optimizers.BETAS, weight_decay=recipe.weight_decay)
     for epoch in range(recipe.epochs):
-        examples = [_choices(frozen, learners[one].train, learners[one], recipe, _rng(recipe, learners[one].name, 3, epoch)) for one in living]
+        examples = [choices(frozen, learners[one].train, learners[one], recipe, _rng(recipe, learners[one].name, 3, epoch)) for one in living]
         plans = [
             shuffled_steps([sum(map(len, group)) for group in own], recipe.train_batch_size, _rng(recipe, learners[one].name, 4, epoch))
             for one, own in zip(living, examples, strict=True)
@@ -110,7 +110,7 @@ def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Traine
         model.train()
         for step, chosen in enumerate(zip(*plans, strict=True)):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * _share((epoch + (step + 1) / len(plans[0])) / recipe.epochs, recipe.warmup)
+                group["lr"] = recipe.learning_rate * optimizers.rate((epoch + (step + 1) / len(plans[0])) / recipe.epochs, recipe.warmup)
             optimizer.zero_grad()
             with stack.on(model, recipe.precision):
                 step_losses(frozen.bundle, [[own[row] for row in rows] for own, rows in zip(examples, chosen, strict=True)], recipe).sum().backward()
@@ -186,7 +186,7 @@ def stacked_vectors(bundle: FusionBackbone, texts: Sequence[Sequence[Tokens]], b
     return vectors.gather(1, torch.from_numpy(back).to(vectors.device)[..., None].expand_as(vectors))
 
 
-def _choices(frozen: Frozen, cases: Cases, learner: Learner, recipe: Recipe, rng: np.random.Generator) -> list[Choice]:
+def choices(frozen: Frozen, cases: Cases, learner: Learner, recipe: Recipe, rng: np.random.Generator) -> list[Choice]:
     """Cases with their targets and other items at random, none of them met by the user in what trains the learner."""
     found, items = [], frozen.events
     for user in np.unique(cases.user):
@@ -210,11 +210,6 @@ def _validate(frozen: Frozen, stack: Stack, checks: Sequence[Sequence[Choice]], 
             now = step_losses(frozen.bundle, some, recipe, alone=True).double().cpu().numpy()
             sums += now * sizes
     return (sums / [len(own) for own in checks]).tolist()
-
-
-def _share(done: float, warmup: float) -> float:
-    """Of the learning rate, after a share of all steps: linear warm-up, then a cosine to a tenth."""
-    return done / warmup if done < warmup else 0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup))
 
 
 def _clip(stack: Stack, most: float) -> None:
