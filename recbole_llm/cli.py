@@ -17,6 +17,8 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10] [--index=faiss]
   experiment NAME [--paper] [--dataset=...]          a paper's table or figure; experiment --list names all
+  personalize --dataset=ml-100k [--models=2,3,4.text,5,7] [--cohorts=low+5,5] [--jobs=serial]    one model for all, for cohorts, for each user
+  tune --model=SASRec --dataset=ml-100k --space.learning_rate="{log: [1e-4, 1e-2]}" [--search=asha|random|grid] [--trials=8]
   summarize --dataset=Pet [--summary=recurrent]      LLMTRSR's summaries alone, in a file to read
   prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]    raw data into atomic files; prepare --list names all
   prepare --name=MINE --inter=FILE [--items=FILE] --map="user=…,item=…,time=…,title=…"    your own CSV, Parquet or JSON lines
@@ -256,6 +258,34 @@ def _experiment(argv: list[str]) -> int:
     return 0
 
 
+def _personalize(argv: list[str]) -> int:
+    args, settings = _arguments(argv, dataset="dataset name")
+    from . import config
+
+    own, layers = config.of_command("personalize", args.config_files.split(), settings)
+    resolved = config.resolve("TASTELoRA", _need(args.dataset, "dataset"), layers)
+    if args.print_config:
+        return _print_config(resolved | own)
+    from .personalize import personalize
+
+    print("\n".join(personalize(resolved, own)))
+    return 0
+
+
+def _tune(argv: list[str]) -> int:
+    args, settings = _arguments(argv, model="model name", dataset="dataset name")
+    from . import config, registry
+
+    model, dataset = registry.canonical(_need(args.model, "model")), _need(args.dataset, "dataset")
+    own, layers = config.of_command("tune", args.config_files.split(), settings)
+    if args.print_config:
+        return _print_config(config.resolve(model, dataset, layers) | own)
+    from .tune import tune
+
+    print("\n".join(tune(model, dataset, layers, own)))
+    return 0
+
+
 def _summarize(argv: list[str]) -> int:
     args, settings = _arguments(argv, dataset="dataset name")
     from . import config
@@ -320,7 +350,8 @@ def _prepare(argv: list[str]) -> int:
 INDEX = "exact, or faiss for catalogues of millions"
 SEEDS = "seeds, separated by commas: one run for each"
 COMMANDS = {
-    "run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "experiment": _experiment, "summarize": _summarize, "prepare": _prepare,
+    "run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "experiment": _experiment, "personalize": _personalize,
+    "tune": _tune, "summarize": _summarize, "prepare": _prepare,
 }  # fmt: skip
 # Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two
 # cores, training steps took up to 5 times as long; spinning briefly mends that and left the time on idle cores as it was.

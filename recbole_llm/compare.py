@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from .data import samples
 from .errors import UserError
 from .evaluation.metrics import case_values
 from .evaluation.significance import pair, same_measure, user_bootstrap, user_ttest
-from .report.table import Table, make_table, to_csv, to_latex, to_markdown, to_screen
+from .report.table import Table, make_table, to_screen, write, write_text
 from .runs import Run
 
 COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mrr")
@@ -121,12 +120,8 @@ def write_table(table: Table, runs: dict[str, list[Run]], saved: Path, name: str
     first = next(iter(runs.values()))[0].row
     name = (name or f"{first['dataset']}-{'-'.join(runs)}").replace("/", "-")[:111]
     folder = saved / "tables" / f"{name}-{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"table.md": to_markdown(table), "table.tex": to_latex(table), "table.csv": to_csv(table), "runs.json": json.dumps(ids, indent=1)}
-    for name, text in content.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-        os.replace(temporary, folder / name)
+    write(table, folder)
+    write_text(folder / "runs.json", json.dumps(ids, indent=1))
     return folder
 
 

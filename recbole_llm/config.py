@@ -101,12 +101,12 @@ def _stock_layers(model: str) -> list[dict]:
     return [copy.deepcopy(_cached_yaml(path)) for path in paths]
 
 
-def resolve(model: str, dataset: str, files: list[str] = (), overrides: dict | None = None) -> dict:
+def resolve(model: str, dataset: str, files: Sequence[str | dict] = (), overrides: dict | None = None) -> dict:
     """All settings of one run.
 
     Parameters
     ----------
-    overrides : dotted keys reach into dicts (`eval_args.mode`).
+    files : YAML files, or what they would hold. overrides : dotted keys reach into dicts (`eval_args.mode`).
 
     Raises
     ------
@@ -145,6 +145,21 @@ def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: 
         chosen = seeds or resolved["seeds"]
         planned[model] = [resolve(model, dataset, files, settings | {"seed": seed}) for seed in chosen] if chosen else [resolved]
     return planned
+
+
+def of_command(command: str, files: list[str], overrides: dict) -> tuple[dict, list[dict]]:
+    """What a command of several runs is told: its own settings, over those of properties/<command>.yaml, and the layers of settings for its runs."""
+    path = resources.properties() / f"{command}.yaml"
+    own, rules = copy.deepcopy(_cached_yaml(path)), checks.parse_file(path.read_text(encoding="utf-8"))
+    default, left = copy.deepcopy(own), []
+    for layer in [*map(read_yaml, map(Path, files)), overrides]:
+        mine = {key: value for key, value in layer.items() if key.partition(".")[0] in own}
+        left.append({key: value for key, value in layer.items() if key not in mine})
+        _check_keys(mine, set(own), default)
+        _merge(own, mine)
+        for key in dict.fromkeys(key.partition(".")[0] for key in mine):
+            own[key] = checks.checked(key, own[key], rules)
+    return own, [own.pop("run", {}), *left]
 
 
 def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
@@ -193,9 +208,9 @@ def shared_settings(settings: dict) -> dict:
     return shared | {"valid_metric": re.sub("(?i)_(opt|pes)$", "", settings["valid_metric"])}
 
 
-def _read_settings(file: str, model: str, dataset: str) -> dict:
-    """A user's settings file; it may name the model and the dataset, as --print_config does."""
-    layer = read_yaml(Path(file))
+def _read_settings(file: str | dict, model: str, dataset: str) -> dict:
+    """A user's settings file, or what it would hold; it may name the model and the dataset, as --print_config does."""
+    layer = dict(file) if isinstance(file, dict) else read_yaml(Path(file))
     for key, own in (("model", model), ("dataset", dataset)):
         named = str(layer.pop(key, own))
         if (registry.canonical(named) if key == "model" else named) != own:

@@ -1,7 +1,7 @@
 """Settings with their data: what is checked before a run, and the run itself."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import config as settings_module
@@ -67,6 +67,8 @@ class Prepared:
 
     def check_answering(self, done: dict) -> None:
         """Raise UserError if these settings differ from those of the finished run `restored` in something that only training reads."""
+        if "routes" in done:
+            raise UserError(f"{self.restored.name} holds the adapters of many: ask it by recommend, and look at its models by compare --runs")
         moved_server = {"summarizer"} if all(map(settings_module.asks_server, (self.settings, done["settings"]))) else set()
         allowed = {*answer_keys(self.settings), *moved_server}
         if wrong := [key for key in self.settings if self.settings[key] != done["settings"].get(key) and key not in allowed]:
@@ -198,8 +200,11 @@ class Prepared:
             know_by_text(model, loaders[0]._dataset, config)
         return model, loaders
 
-    def train(self, log: RunLog) -> dict:
-        """Train, evaluate and store: the run's row. A run that was interrupted is gone on with."""
+    def train(self, log: RunLog, watch: Callable[[int, float], None] | None = None) -> dict:
+        """Train, evaluate and store: the run's row. A run that was interrupted is gone on with.
+
+        watch : told of each validation, with its epoch and score.
+        """
         if loud := samples.warning(self.name):
             log.info(loud)
         for line in self.tables.log:
@@ -236,13 +241,13 @@ class Prepared:
             elif before:
                 log.info("this run was stopped before its first state was stored: it starts over")
             data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
-            row = self._fit(trainer, model, train_data, data, started, record) | {"versions": record["versions"]}
+            row = self._fit(trainer, model, train_data, data, started, record, watch) | {"versions": record["versions"]}
             del record["parts"]  # the row has them
             store.write_json(self.run_folder / store.RUN, record | {"status": "finished", "row": row})
             store.append_result(self.run_folder.parent, row)
         return row
 
-    def _fit(self, trainer, model, train_data, data: dict, started: float, record: dict) -> dict:
+    def _fit(self, trainer, model, train_data, data: dict, started: float, record: dict, watch) -> dict:
         """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again."""
         from .evaluation.kept import forget
         from .trainer import load_weights
@@ -250,7 +255,7 @@ class Prepared:
         seconds, memory = {"load": round(time.perf_counter() - started, 2)}, {"load": store.peak_memory()}
         if self.settings.get("train_stage") == "pretrain":
             data = data | {"valid": None}
-        trainer.fit(train_data, data["valid"], show_progress=self.config["show_progress"])
+        trainer.fit(train_data, data["valid"], show_progress=self.config["show_progress"], callback_fn=watch)
         memory["fit"] = store.peak_memory()
         trainer.optimizer = None  # twice the weights, and the gradients once more
         model.zero_grad(set_to_none=True)

@@ -26,7 +26,10 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     ------
     UserError : unknown user, a history that nothing matches, or a model that knows only the users it was trained on.
     """
-    done = store.finished_run(folder)
+    done, adapters = store.finished_run(folder), folder
+    if routes := done.get("routes"):  # adapters of personalize, and the run whose weights they are put on
+        folder = store.find_run(routes["base"], folder.parent)
+        done = store.finished_run(folder)
     prepared = Prepared(settings | {"stages": None}, restored=folder)
     prepared.check_answering(done)
     with RunLog():  # never started: what a model logs about its data has been told when it was trained
@@ -50,13 +53,19 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
         items = tables.item[cases.begin[0] : cases.end[0]].tolist()
     model.eval()
     from .evaluation.loop import catalogue_scores
+    from .personal.routing import Router
 
     if hasattr(model, "encode_items"):
         model.weights = folder  # whose stored item vectors are taken
     elif index == "faiss":
         raise UserError(f"--index: {settings['model']} has no vectors of items to put into an index; leave it out")
+    router = Router.over(model, adapters, routes) if routes else None
     with torch.no_grad():
-        if index == "faiss":
+        if router:
+            if index == "faiss":
+                raise UserError("--index: every adapter has item vectors of its own; leave it out, or ask the run of Model 2: " + folder.name)
+            scores = router.scores([user], [model.history(np.array(items))])[0][model.same]
+        elif index == "faiss":
             with model.autocast():
                 scores = model.found(cases, k, folder.parent / "cache")[0]
         else:
@@ -65,6 +74,7 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     best = best[~np.isneginf(scores[best])]
     name = (lambda item: f"{tables.items[item]}  {text.sentence(item)}") if text else (lambda item: str(tables.items[item]))
     lines = [loud] if (loud := samples.warning(prepared.name)) else []
+    lines += [f"served by: {router.of(user).name}"] if router else []
     lines += [f"history ({len(items)} items, newest last):", *(f"      {name(item)}" for item in items[-10:]), "recommended:"]
     return lines + [f"{rank:4d}  {scores[item]:10.4f}  {name(item)}" for rank, item in enumerate(best, start=1)]
 

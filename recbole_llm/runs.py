@@ -1,7 +1,7 @@
 """One run: settings and data in; a folder, a result row and a rank table out."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,11 +92,11 @@ def stages_of(settings: dict) -> list[dict]:
     return found
 
 
-def run_settings(settings: dict) -> Run:
-    """`run_model` for settings that are resolved."""
+def run_settings(settings: dict, watch: Callable[[int, float], None] | None = None) -> Run:
+    """`run_model` for settings that are resolved. watch : told of each validation, with its epoch and score."""
     result = None
     for stage in stages_of(settings):
-        result = _run(stage if result is None else stage | {"init_from": str(result.folder)})
+        result = _run(stage if result is None else stage | {"init_from": str(result.folder)}, watch)
     return result
 
 
@@ -111,13 +111,13 @@ def resume_run(folder: Path, settings: dict) -> Run:
     return _run(prepared.settings)
 
 
-def _run(settings: dict) -> Run:
+def _run(settings: dict, watch: Callable[[int, float], None] | None = None) -> Run:
     prepared = Prepared(settings)
     with RunLog() as log:
         done = store.read_run(prepared.run_folder)
         if done and done["status"] == "finished":
             return _already(log, prepared.run_folder, done)
-        return Run(prepared.run_folder, prepared.train(log))
+        return Run(prepared.run_folder, prepared.train(log, watch))
 
 
 def _already(log: RunLog, folder: Path, done: dict) -> Run:

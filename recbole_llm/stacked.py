@@ -12,6 +12,8 @@ from torch import nn
 from .adapters import CONFIG
 from .precision import KINDS
 
+WEIGHTS = "adapter_model.safetensors"
+
 
 class _Adapted(torch.autograd.Function):
     """x [rows, ..., in] -> W x + bias + scale B_k A_k (keep x), in the type of W. The update is added in place, and nothing is kept twice for the way back."""
@@ -109,6 +111,25 @@ class Stack:
         b = {name: torch.zeros(len(seeds), layer.out_features, rank) for name, layer in layers.items()}
         return cls(rank, alpha, dropout, *({name: value.to(device, dtype) for name, value in part.items()} for part in (a, b)))
 
+    @classmethod
+    def load(cls, model: nn.Module, folders: Sequence[Path | None]) -> "Stack":
+        """Adapters of any ranks by the folders of PEFT's files; None for one that adds nothing. Their scales are taken into B."""
+        from safetensors.torch import load_file
+
+        layers, device, dtype = linear_layers(model), model.device, model.dtype
+        configs = [folder and json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in folders]
+        rank = max([config["r"] for config in configs if config], default=1)
+        a = {name: torch.zeros(len(folders), rank, layer.in_features) for name, layer in layers.items()}
+        b = {name: torch.zeros(len(folders), layer.out_features, rank) for name, layer in layers.items()}
+        for number, (folder, config) in enumerate(zip(folders, configs, strict=True)):
+            if folder is None:
+                continue
+            tensors, scale, own = load_file(folder / WEIGHTS), config["lora_alpha"] / config["r"], config["r"]
+            for name in layers:
+                a[name][number, :own] = tensors[f"base_model.model.{name}.lora_A.weight"]
+                b[name][number, :, :own] = tensors[f"base_model.model.{name}.lora_B.weight"] * scale
+        return cls(rank, rank, 0.0, *({name: value.to(device, dtype) for name, value in part.items()} for part in (a, b)))
+
     def __len__(self) -> int:
         return len(next(iter(self.a.values())))
 
@@ -148,7 +169,7 @@ class Stack:
         folder.mkdir(parents=True, exist_ok=True)
         kinds = {"lora_A": self.a, "lora_B": self.b}
         tensors = {f"base_model.model.{name}.{kind}.weight": part[name].detach()[number].cpu().contiguous() for kind, part in kinds.items() for name in part}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(folder)
         path = folder / CONFIG
         written = json.loads(path.read_text(encoding="utf-8"))

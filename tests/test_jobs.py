@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_stacked import RECIPE, learners_of, world  # noqa: F401
 
+from recbole_llm.cluster import Cluster
 from recbole_llm.personal import jobs
 from recbole_llm.personal.training import Learner, Recipe, freeze
 from recbole_llm.personal.units import Unit, unit_folder
@@ -56,7 +57,7 @@ def test_ray_gives_the_same_files(frozen, units, tmp_path):
     pytest.importorskip("ray")
     told = []
     assert jobs.run(frozen, units, tmp_path / "here", None, told.append) == {}
-    failed = jobs.run(frozen, [*units, broken(units[0])], tmp_path / "ray", jobs.Cluster(), told.append)
+    failed = jobs.run(frozen, [*units, broken(units[0])], tmp_path / "ray", Cluster(), told.append)
     assert list(failed) == ["broken"] and failed["broken"] != "no result"
     here, ray = (contents(tmp_path / name, units) for name in ("here", "ray"))
     assert here == ray

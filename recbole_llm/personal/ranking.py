@@ -6,10 +6,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..collate import Tokens
 from ..data.splits import Cases
 from ..data.tables import Tables
 from ..evaluation.loop import rank_cases
 from ..evaluation.ranks import RankTable
+from ..fusion import FusionBackbone
 from ..model.encode import distinct
 from ..precision import autocast
 from ..stacked import Stack
@@ -38,17 +40,25 @@ class Vectors:
 
 
 @torch.no_grad()
+def adapted(bundle: FusionBackbone, stack: Stack, histories: Sequence[list[Tokens]], items: list[Tokens], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """(float32 [adapters, most histories, width], [adapters, items, width]): the histories of each adapter and all items, by it.
+
+    Of recipe its precision and pass_tokens are read.
+    """
+    bundle.model.eval()
+    most = max(map(len, histories))
+    filled = [[*own, *[FILL] * (most - len(own))] for own in histories]
+    with stack.on(bundle.model, recipe.precision), autocast(bundle.model.device, recipe.precision):
+        return tuple(stacked_vectors(bundle, texts, recipe.pass_tokens).float() for texts in (filled, [items] * len(histories)))
+
+
 def rank(frozen: Frozen, stack: Stack, tests: Sequence[Cases], recipe: Recipe, mask_history: bool = False, memory: float = 128) -> list[RankTable]:
     """The ranks of each adapter's cases over the whole catalogue.
 
     tests : of each adapter of the stack.
     """
-    frozen.bundle.model.eval()
-    most = max(map(len, tests))
-    histories = [[*(frozen.histories[int(end)] for end in cases.end), *[FILL] * (most - len(cases))] for cases in tests]
-    with stack.on(frozen.bundle.model, recipe.precision), autocast(frozen.bundle.model.device, recipe.precision):
-        users = stacked_vectors(frozen.bundle, histories, recipe.pass_tokens).float()
-        items = stacked_vectors(frozen.bundle, [frozen.items] * len(tests), recipe.pass_tokens).float()
+    histories = [[frozen.histories[int(end)] for end in cases.end] for cases in tests]
+    users, items = adapted(frozen.bundle, stack, histories, frozen.items, recipe)
     tables = []
     for cases, own, theirs in zip(tests, users, items, strict=True):
         apart, row = distinct(theirs.cpu().numpy())

@@ -2,8 +2,10 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +23,7 @@ class Cell:
     sd: float | None = None
     place: int = 0
     mark: str = ""  # significance against the best of the others
+    digits: int = 4  # after the point
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
 def _number(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    return f"{cell.mean:.4f}" + (f" ± {cell.sd:.4f}" if cell.sd is not None else "") + cell.mark
+    return f"{cell.mean:.{cell.digits}f}" + (f" ± {cell.sd:.4f}" if cell.sd is not None else "") + cell.mark
 
 
 def to_screen(table: Table) -> str:
@@ -115,3 +118,17 @@ def to_csv(table: Table) -> str:
     for name, cells in table.rows:
         writer.writerow([name, *(value for cell in cells for value in ((cell.mean, cell.sd) if cell else (None, None)))])
     return out.getvalue()
+
+
+def write(table: Table, folder: Path, name: str = "table") -> None:
+    """As <name>.md, .tex and .csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, made in (("md", to_markdown), ("tex", to_latex), ("csv", to_csv)):
+        write_text(folder / f"{name}.{suffix}", made(table))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A reader sees all of it, or what was there before."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    os.replace(temporary, path)

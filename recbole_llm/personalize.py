@@ -1,0 +1,120 @@
+"""The personalization spectrum of a dataset, run, shown and stored."""
+
+from pathlib import Path
+
+import numpy as np
+
+from . import store
+from .config import digest
+from .evaluation import metrics
+from .personal.findings import Findings
+from .personal.outcomes import OUTCOMES
+from .personal.spectrum import Personal, Spectrum, own_name
+from .personal.units import adapter_path, done, unit_folder
+from .report.table import Table, to_markdown, to_screen, write, write_text
+
+
+def personalize(settings: dict, own: dict) -> list[str]:
+    """Run what is not there yet. Returns lines to be shown: tables, answers, and where everything is stored.
+
+    Parameters
+    ----------
+    settings : of Model 2. own : those of properties/personalize.yaml.
+    """
+    asked = Personal(settings, own)
+    folder, found = asked.run()
+    findings = Findings(found, own["threshold"])
+    tables, answers = findings.tables(), findings.answers()
+    target = folder / f"report-{digest({key: own[key] for key in DECIDING})}"
+    for name, table in tables.items():
+        write(table, target, name)
+    parts = [*map(to_markdown, tables.values()), "**Questions** (differences with 95 % intervals over users)", "```\n" + "\n".join(answers) + "\n```"]
+    if "outcomes" in tables:
+        draw(tables["outcomes"], target / "outcomes.png")
+        parts.insert(list(tables).index("outcomes") + 1, "![outcomes](outcomes.png)")
+    write_text(target / "report.md", "\n\n".join(parts))
+    _write_cohorts(found, target)
+    _keep_models(asked, found, target)
+    store.write_json(folder / store.RUN, _record(asked, found, folder))
+    shown = [line for table in tables.values() for line in (to_screen(table), "")]
+    return ["", *shown, *answers, "", f"report: {target / 'report.md'}", f"adapters: {folder} (recommend --checkpoint={folder.name} --user=…)"]
+
+
+DECIDING = ("models", "cohorts", "low_activity", "item_clusters", "feature_columns", "user_columns", "cohort_file", "own_users", "frequent", "threshold")
+
+
+def _write_cohorts(found: Spectrum, target: Path) -> None:
+    """A table for each model 4 and 6: user, cohort. Each can be given back by --cohort_file."""
+    for model, cohorts in found.groupings.items():
+        lines = [f"{user}\t{cohorts.names[of]}" for user, of in zip(found.tables.users, cohorts.of, strict=True) if of >= 0]
+        write_text(target / f"cohorts-{model.replace(' ', '-')}.tsv", "\n".join(lines))
+
+
+def _keep_models(asked: Personal, found: Spectrum, target: Path) -> None:
+    """Models from 3 on that have every user, as finished runs for `compare --runs`; they have learned from both parts."""
+    prepared, settings = asked.prepared, asked.settings
+    split = settings["eval_args"] | {"part": "both"}
+    for model in [model for model in found.models if model not in "12" and found.covered[model].all()]:
+        folder = target / model
+        if store.read_run(folder):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        ranks = found.ranks[model]
+        values = metrics.evaluate(ranks, settings["metrics"], settings["topk"], bool(settings["group_by_user"]))
+        row = found.runs["2"].row | prepared.measure | {
+            "run": f"{target.parent.name}/{target.name}/{model}", "personal": model, "split": split, "hash": digest([target.parent.name, target.name, model]),
+            "test": values, "cases": len(ranks), "versions": store.versions(), "seconds": {}, "memory_mib": {}, "rates": {}, "candidates": {},
+        }  # fmt: skip
+        row = {key: value for key, value in row.items() if key not in ("valid", "best_epoch")}
+        ranks.save(folder / store.RANKS.format(part="test"))
+        store.write_json(folder / store.RUN, _finished(asked, row))
+        store.append_result(target.parent.parent, row)
+
+
+def _finished(asked: Personal, row: dict) -> dict:
+    return {"status": "finished", "settings": asked.prepared.settings, "versions": store.versions(), "data": asked.tables.fingerprint, "row": row}
+
+
+def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
+    """run.json of the adapters: which of them serves whom, see personal/routing.py."""
+    users, names = found.tables.users, [model for model in found.models if model.startswith("4.")]
+
+    def adapter(unit: str, name: str) -> str:
+        return (unit_folder(folder, unit) / adapter_path(name)).relative_to(folder).as_posix()
+
+    (everybody,) = found.served["3"].units
+    cohorts = {}
+    for unit, members in found.served[names[0]].units.items() if names else ():
+        if done(folder, unit):
+            name = found.groupings[names[0]].names[found.groupings[names[0]].of[members[0]]]
+            cohorts |= dict.fromkeys(users[members].tolist(), [name, adapter(unit, unit)])
+    own = {}
+    for model in ("5", "7"):
+        served = found.served.get(model)
+        for unit, members in served.units.items() if served else ():
+            if done(folder, unit):
+                own |= {user: adapter(unit, own_name(user)) for user in users[members].tolist()}
+    routes = {"base": found.runs["2"].folder.name, "everybody": adapter(everybody, everybody), "cohorts": cohorts, "users": own}
+    return _finished(asked, {"run": folder.name}) | {"routes": routes}
+
+
+def draw(table: Table, path: Path) -> None:
+    """Shares of users by outcome, a bar for each quarter by activity."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plot
+
+    rows = [(name, [cell.mean for cell in cells]) for name, cells in table.rows if name != "all"]
+    figure, axis = plot.subplots(figsize=(7, 4))
+    left = np.zeros(len(rows))
+    for number, outcome in enumerate(OUTCOMES, start=3):
+        share = np.array([values[number] / values[0] for _, values in rows])
+        axis.barh([f"{name}\n{values[1]:.0f} to {values[2]:.0f}" for name, values in rows], share, left=left, label=outcome)
+        left += share
+    axis.set(xlabel="share of users", title=table.title, xlim=(0, 1))
+    axis.invert_yaxis()
+    figure.legend(loc="lower center", ncols=len(OUTCOMES), frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=110)
+    plot.close(figure)

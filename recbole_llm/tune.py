@@ -1,0 +1,176 @@
+"""A search for settings by validation: trials are runs, in parallel by Ray Tune."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from . import config, store
+from .cluster import Cluster, asked, connected, need_ray, teller, trials
+from .errors import UserError
+from .prepared import Prepared
+from .report.table import write_text
+from .runs import Run, run_settings, stages_of
+
+TRIALS, BEST = "trials.jsonl", "best.yaml"
+RANGES = {
+    "uniform": lambda rng, low, high: float(rng.uniform(low, high)),
+    "log": lambda rng, low, high: float(np.exp(rng.uniform(np.log(low), np.log(high)))),
+    "int": lambda rng, low, high: int(rng.integers(low, high + 1)),
+}
+
+
+def points(space: dict, search: str, count: int, seed: int) -> list[dict]:
+    """The settings of each trial, all different: a whole grid, or so many drawn.
+
+    Raises
+    ------
+    UserError : for a space that is none.
+    """
+    if not space:
+        raise UserError("space: expected settings with their values, such as --space.learning_rate='{log: [1e-4, 1e-2]}', found none")
+    for key, values in space.items():
+        if isinstance(values, dict):
+            (kind, bounds), = values.items() if len(values) == 1 else [(None, None)]
+            numbers = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(one, int | float) for one in bounds)
+            if kind not in RANGES or not numbers or bounds[0] > bounds[1] or kind == "log" and bounds[0] <= 0:
+                raise UserError(f"space.{key}: expected a list of values, or uniform, log or int with [low, high], found {values!r}")
+            if search == "grid":
+                raise UserError(f"space.{key}: a grid needs values, found the range {values!r}; give a list, or --search=random")
+        elif not isinstance(values, list) or not values:
+            raise UserError(f"space.{key}: expected a list of values or a range such as {{log: [1e-4, 1e-2]}}, found {values!r}")
+    if search == "grid":
+        return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    rng, found = np.random.default_rng(seed), {}
+    for _ in range(100 * count):  # few values have few different settings
+        drawn = {key: values[rng.integers(len(values))] if isinstance(values, list) else _drawn(rng, values) for key, values in space.items()}
+        found.setdefault(json.dumps(drawn), drawn)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def _drawn(rng: np.random.Generator, values: dict):
+    (kind, bounds), = values.items()
+    value = RANGES[kind](rng, *bounds)
+    return value if kind == "int" else float(f"{value:.4g}")  # what a person would write
+
+
+class Search:
+    """Trials of one model on one dataset. Raises UserError for what could not be run before anything is.
+
+    layers : of the user's settings. own : those of properties/tune.yaml.
+    """
+
+    def __init__(self, model: str, dataset: str, layers: list[dict], own: dict):
+        self.own = own
+        self.points = points(own["space"], own["search"], own["trials"], own["search_seed"])
+        plain = config.resolve(model, dataset, layers)
+        self.settings = [config.resolve(model, dataset, layers, point) for point in self.points]
+        if plain["seeds"]:
+            raise UserError("seeds: a search runs one seed; leave it out, or search over --space.seed=[1, 2]")
+        for number, stage in enumerate(stages_of(self.settings[0])):
+            prepared = Prepared(stage)
+            prepared.check(first=number == 0)
+        from .data.splits import make_split
+
+        args = prepared.config["eval_args"]
+        if not len(make_split(prepared.tables, args["split"], args["part"]).valid):
+            raise UserError(f"tune chooses by validation, and the split {args['split']} has no valid case; set --eval_args.split")
+        need_ray("tune")
+        self.metric = plain["valid_metric"].lower()
+        saved = Path(plain["checkpoint_dir"])
+        key = config.digest([config.settings_hash(plain, data=prepared.tables.fingerprint, version=store.__version__), own["search"], own["space"]])
+        self.folder = saved / f"tune-{plain['model']}-{prepared.name}-{key}"
+
+    def run(self, told=print) -> list[dict]:
+        """Do the trials that have not ended yet; every trial's record, see TRIALS, in the order of the points."""
+        with store.locked(self.folder, told):
+            ended = self._ended()
+            left = [number for number in range(len(self.points)) if json.dumps(self.points[number]) not in ended]
+            if ended:
+                told(f"trials: {len(self.points) - len(left)} of {len(self.points)} have ended already")
+            if left:
+                self._try(left, told)
+            ended = self._ended()
+        return [ended[json.dumps(point)] for point in self.points if json.dumps(point) in ended]
+
+    def _ended(self) -> dict[str, dict]:
+        path = self.folder / TRIALS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        records = [json.loads(line) for line in lines if line.endswith("}")]  # a last line may be cut off
+        return {json.dumps(record["point"]): record for record in records}
+
+    def _try(self, numbers: list[int], told) -> None:
+        own = self.own
+        cluster = Cluster(own["ray_address"], own["trial_cpus"], own["trial_gpus"], own["dashboard"])
+
+        def ended(number, result) -> None:
+            """One line of the record, written when a trial ends, so that a killed search goes on with the others."""
+            record = {"point": self.points[number], "status": "failed", "score": None, "validations": 0, "run": None}
+            if result:
+                status = "finished" if result.get("run") else "stopped"
+                record |= {"status": status, "score": result["score"], "validations": result["validations"], "run": result.get("run")}
+            with open(self.folder / TRIALS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            score = "" if record["score"] is None else f", valid {self.metric} {record['score']:.4f}"
+            told(f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}")
+
+        with connected(cluster) as resources:
+            from ray import tune
+
+            how = {}
+            if own["search"] == "asha":
+                most = max(settings["epochs"] for settings in self.settings) + 1  # validations and the end
+                how["scheduler"] = tune.schedulers.ASHAScheduler(
+                    time_attr="validations", metric="score", mode="max", max_t=most + own["grace"], grace_period=own["grace"],
+                    reduction_factor=own["reduction"],
+                )  # fmt: skip
+            trainable = tune.with_resources(tune.with_parameters(trial, settings=self.settings, metric=self.metric), resources)
+            trials(trainable, "trial", numbers, teller(ended), **how)
+
+
+def trial(space: dict, settings: list[dict], metric: str) -> None:
+    """One run, in a process of Ray's, that reports each validation, and at its end the run and its value over all validation cases."""
+    import torch
+    from ray import tune
+
+    import recbole_llm  # noqa: F401  in a new process
+
+    torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1))))
+    seen = 0
+
+    def watch(epoch: int, score: float) -> None:
+        nonlocal seen
+        seen += 1
+        tune.report({"score": score, "validations": seen})
+
+    run = run_settings(settings[asked(space)], watch)
+    tune.report({"score": run.row["valid"][metric], "validations": seen + 1, "run": run.folder.name})
+
+
+def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
+    """Search, and write the best settings as a properties file. Returns lines to be shown."""
+    search = Search(model, dataset, layers, own)
+    records = search.run()
+    finished = [record for record in records if record["status"] == "finished"]
+    if not finished:
+        raise UserError(f"tune: no trial came to its end; see {search.folder / TRIALS}")
+    best = max(finished, key=lambda record: record["score"])
+    path = search.folder / BEST
+    command = f"# python run_recbole_llm.py --model={model} --dataset={dataset} --config_files={path}"
+    why = f"# the best of {len(records)} trials by validation {search.metric} ({best['score']:.4f}), {own['search']}"
+    write_text(path, "\n".join([command, why, yaml.safe_dump(best["point"], sort_keys=False)]))
+    lines = [f"{'valid ' + search.metric:>16s}  {'validations':>11s}  status    settings"]
+    for record in sorted(records, key=lambda record: -(record["score"] if record["score"] is not None else -np.inf)):
+        score = "-" if record["score"] is None else f"{record['score']:.4f}"
+        lines.append(f"{score:>16s}  {record['validations']:11d}  {record['status']:9s} {_told(record['point'])}")
+    row = Run(search.folder.parent / best["run"], store.finished_run(search.folder.parent / best["run"])["row"]).row
+    lines += ["", f"best: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}"]
+    return [*lines, f"run: {search.folder.parent / best['run']}   settings: {path}   trials: {search.folder / TRIALS}"]
+
+
+def _told(point: dict) -> str:
+    return ", ".join(f"{key}={value}" for key, value in point.items())

@@ -1,0 +1,335 @@
+"""The personalization spectrum by its command: seven models, their tables, and who is served by what."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_cohorts import tables_of
+
+from recbole_llm import cli, config, store
+from recbole_llm.data.splits import make_split
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation.metrics import case_values
+from recbole_llm.evaluation.ranks import RankTable
+from recbole_llm.personal import plan
+from recbole_llm.personal.outcomes import OUTCOMES
+from recbole_llm.personal.routing import Router
+from recbole_llm.personal.spectrum import Personal
+from recbole_llm.prepared import Prepared
+
+MODELS = "1,2,3,4.feat,6.feat,4.file,5,7"
+
+
+def command(folder, *more):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = cli.main([
+            "personalize", "--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", f"--models={MODELS}",
+            "--cohorts=low+2,low+high", "--low_activity=4", f"--cohort_file={folder / 'mine.tsv'}", "--jobs=serial", "--unit_users=8", "--own_users=16",
+            "--epochs=2", "--adapter_epochs=1", "--scratch_vocabulary=300", "--show_progress=false", "--max_length=64", "--item_length=12", *more,
+        ])  # fmt: skip
+    return code, said.getvalue()
+
+
+def world(folder, changes=()):
+    folder.mkdir(exist_ok=True)
+    tables_of(folder / "shop", changes)
+    (folder / "mine.tsv").write_text("u3\tmine\nu4\tmine\nu5\ttheirs\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spectrum(tmp_path_factory):
+    """(folder, what the command said, the folder of the adapters)."""
+    folder = world(tmp_path_factory.mktemp("spectrum"))
+    code, said = command(folder)
+    assert code == 0
+    (adapters,) = (folder / "saved").glob("personal-shop-*")
+    return folder, said, adapters
+
+
+def report(adapters):
+    (found,) = adapters.glob("report-*")
+    return found
+
+
+def ranks(adapters, model):
+    return RankTable.load(report(adapters) / model / "test.ranks.npz")
+
+
+def row(said, table, name):
+    """The numbers of a row of a printed table."""
+    lines = said[said.index(table) :].splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{name} ")][:1]
+    return [float(cell.strip("*'")) for cell in line.removeprefix(name).split() if re.match(r"[-\d]", cell)]
+
+
+def served(adapters):
+    return json.loads((adapters / "run.json").read_text())["routes"]
+
+
+def test_tables_are_the_means_of_the_stored_ranks(spectrum):
+    folder, said, adapters = spectrum
+    for model, name in (("3", "3. Low-Full"), ("4.feat", "4. Cohorts, features"), ("6.feat", "6. Random cohorts, features"), ("7", "7. Frequent users")):
+        kept = ranks(adapters, model)
+        expected = [case_values(kept, metric).mean() for metric in ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")]
+        assert row(said, "shop: 20 users", name) == pytest.approx(expected, abs=5e-5)
+    assert (report(adapters) / "report.md").read_text().count("**shop: ") == 6 and (report(adapters) / "outcomes.png").stat().st_size > 5000
+    for name in ("models", "cohorts-4.feat", "cohorts-6.feat", "cohorts-4.file", "number", "outcomes"):
+        assert all((report(adapters) / f"{name}.{suffix}").stat().st_size for suffix in ("md", "tex", "csv"))
+
+
+def test_each_user_is_ranked_by_the_adapter_that_serves_it(spectrum):
+    """Model 4 by the units of its cohorts, Model 7 by own adapters and Model 3, an own file's strangers by Model 3."""
+    _, said, adapters = spectrum
+    units = {}
+    for path in adapters.glob("units/*/ranks.npz"):
+        table = RankTable.load(path)
+        for user in np.unique(table.user):
+            units.setdefault(str(user), []).append((path.parent.name, table.take(table.user == user)))
+    third, seventh = ranks(adapters, "3"), ranks(adapters, "7")
+    frequent = [user for user in np.unique(seventh.user) if not same(seventh, third, user)]
+    assert 0 < len(frequent) <= 4  # a fifth of 20
+    for user in frequent:
+        assert any(name.startswith("users") and same(found, seventh, user) for name, found in units[user])
+    cohorts = dict(line.split("\t") for line in (report(adapters) / "cohorts-4.feat.tsv").read_text().splitlines())
+    assert len(cohorts) == 20 and set(cohorts.values()) == {"low activity", "feature 1", "feature 2"}
+    fourth, file = ranks(adapters, "4.feat"), ranks(adapters, "4.file")
+    sizes = {name: list(cohorts.values()).count(name) for name in set(cohorts.values())}
+    for user, name in cohorts.items():
+        assert any(unit.startswith(f"cohort of {sizes[name]} ") and same(found, fourth, user) for unit, found in units[user])
+    strangers = [user for user in cohorts if user not in ("u3", "u4", "u5")]
+    assert all(same(file, third, user) for user in strangers) and not all(same(file, third, user) for user in ("u3", "u4", "u5"))
+
+
+def same(one, other, user):
+    return np.array_equal(one.take(one.user == user).above, other.take(other.user == user).above)
+
+
+def test_a_model_that_lacks_users_competes_for_nothing(spectrum):
+    _, said, adapters = spectrum
+    assert "5. Users has 16 of 20 users; Recall@10 of the same users: 1. Very Low" in said and not (report(adapters) / "5").exists()
+    line = next(line for line in said.splitlines() if line.startswith("5. Users "))
+    assert "*" not in line and "'" not in line
+    outcome = row(said, "by their own adapter", "all")
+    assert outcome[0] == 16 == sum(outcome[3:]) and len(outcome) == 3 + len(OUTCOMES)
+
+
+def test_weights_are_numbers_of_future_test_cases(spectrum):
+    """The weighted average over cohorts is the model's row, and each cohort's gain is over Model 2 on the same users."""
+    folder, said, adapters = spectrum
+    table = "shop: 4. Cohorts, features, 3 cohorts"
+    parts = [row(said, table, f"4. {name}") for name in ("low activity", "feature 1", "feature 2")]
+    cases = {name: 0 for name in ("low activity", "feature 1", "feature 2")}
+    cohorts = dict(line.split("\t") for line in (report(adapters) / "cohorts-4.feat.tsv").read_text().splitlines())
+    kept = ranks(adapters, "4.feat")
+    for user in kept.user:
+        cases[cohorts[str(user)]] += 1
+    average = row(said, table, "4. weighted average")
+    assert average[4] == pytest.approx(np.average([part[4] for part in parts], weights=list(cases.values())), abs=1e-4)
+    assert average[0] == sum(part[0] for part in parts) == 20 and average[1] == sum(part[1] for part in parts)
+    base = RankTable.load(next((folder / "saved").glob("TASTELoRA-shop-*")) / "test.ranks.npz")
+    assert {part[6] for part in parts} and len(base) == len(kept)
+
+
+def test_answers_are_six_with_intervals(spectrum):
+    _, said, adapters = spectrum
+    third, fourth = (case_values(ranks(adapters, model), "ndcg@10") for model in ("3", "4.feat"))
+    (line,) = [line for line in said.splitlines() if line.strip().startswith("4.feat - 3: ")]
+    gap, low, high = map(float, re.search(r"ndcg@10 (\S+) \[(\S+), (\S+)\]", line).groups())
+    assert gap == pytest.approx((fourth - third).mean(), abs=5e-5) and low <= gap <= high
+    assert [line[:2] for line in said.splitlines() if re.match(r"\d\. (Does|Clus|Cohorts against|Users)", line)][-6:] == ["1.", "2.", "3.", "4.", "5.", "6."]
+
+
+def test_models_stand_beside_finished_runs(spectrum, capsys):
+    folder, _, adapters = spectrum
+    names = [f"{adapters.name}/{report(adapters).name}/{model}" for model in ("3", "4.feat")]
+    assert cli.main(["compare", f"--runs={','.join(names)}", f"--checkpoint_dir={folder / 'saved'}"]) == 0
+    assert "ndcg@10" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (folder / "saved" / "results.jsonl").read_text().splitlines()]
+    assert [row.get("personal") for row in rows][2:] == ["3", "4.feat", "6.feat", "4.file", "7"]
+    assert cli.main(["evaluate", f"--checkpoint={adapters.name}", f"--checkpoint_dir={folder / 'saved'}"]) == 2
+    assert "holds the adapters of many" in capsys.readouterr().err
+
+
+def test_the_same_command_trains_nothing_and_a_lost_unit_is_done_again(spectrum, monkeypatch):
+    from recbole_llm.personal import jobs
+
+    folder, said, adapters = spectrum
+    done, real = [], jobs.work
+    monkeypatch.setattr(jobs, "work", lambda frozen, unit: done.append(unit.name) or real(frozen, unit))
+    before = (adapters / "run.json").read_bytes()
+    code, again = command(folder)
+    assert code == 0 and not done and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
+    lost = next(path for path in adapters.glob("units/*") if path.name.startswith("users 002"))
+    shutil.rmtree(lost)
+    code, again = command(folder)
+    assert [name.split()[:2] for name in done] == [["users", "002"]] and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
+    assert (adapters / "run.json").read_bytes() == before
+
+
+# --- routing ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def router(spectrum):
+    """(router, model, tables)."""
+    folder, _, adapters = spectrum
+    record = store.finished_run(adapters)
+    base = folder / "saved" / record["routes"]["base"]
+    prepared = Prepared(record["settings"], restored=base)
+    model, _ = prepared.restore(store.finished_run(base))
+    return Router.over(model, adapters, record["routes"]), model, prepared.tables
+
+
+def test_own_adapter_then_cohort_then_model_3_then_model_2(spectrum, router):
+    _, _, adapters = spectrum
+    own, _, tables = router
+    names = {user: own.of(user).name for user in tables.users}
+    assert sorted(names.values()).count("own adapter") == len(served(adapters)["users"]) >= 16
+    others = {name for user, name in names.items() if user not in served(adapters)["users"]}
+    assert others <= {"cohort low activity", "cohort feature 1", "cohort feature 2"}
+    assert own.of("stranger").name == own.of(None).name == "Model 3"
+    bare = Router(adapters, served(adapters) | {"everybody": "lost"}, own.bundle, own.items, own.recipe)
+    assert bare.of("stranger").name == "Model 2" and bare.of("stranger").folder is None
+
+
+def test_a_mixed_batch_is_one_stacked_pass_and_scores_as_each_adapter_alone(router, monkeypatch):
+    """PEFT with the merged or bare model is the oracle."""
+    from peft import PeftModel
+
+    own, model, tables = router
+    users = [*tables.users[:6].tolist(), None, "stranger"]
+    histories = [model.history(tables.item[tables.start[row] : tables.start[row] + 6 + row]) for row in range(len(users))]
+    passes = []
+    real = own.bundle.vectors
+    monkeypatch.setattr(own.bundle, "vectors", lambda batch, shares=1: passes.append(shares) or real(batch, shares))
+    found = own.scores(users, histories)
+    distinct = len({own.of(user).folder for user in users})
+    assert len(passes) == 2 and set(passes) == {distinct} and distinct > 3  # the histories, and the catalogue
+    from copy import deepcopy
+
+    from recbole_llm.collate import pad
+
+    monkeypatch.undo()
+    for row, user in enumerate(users):
+        core = PeftModel.from_pretrained(deepcopy(own.bundle.model), own.of(user).folder).eval()
+        bundle = type(own.bundle)(core.base_model.model, own.bundle.tokenizer)
+        with torch.no_grad():
+            mine, items = (bundle.vectors(pad(texts, pad_id=own.bundle.tokenizer.pad_token_id)) for texts in ([histories[row]], own.items))
+        assert np.allclose(found[row], (mine @ items.T)[0].numpy(), atol=2e-5)
+
+
+def test_recommend_says_who_serves(spectrum, router, capsys):
+    folder, _, adapters = spectrum
+    ask = ["recommend", f"--checkpoint={adapters.name}", f"--checkpoint_dir={folder / 'saved'}", "--k=3"]
+    user = next(iter(served(adapters)["users"]))
+    assert cli.main([*ask, f"--user={user}"]) == 0
+    said = capsys.readouterr().out
+    assert "served by: own adapter" in said
+    own, model, tables = router
+    at = int(np.flatnonzero(tables.users == user)[0])
+    scores = own.scores([user], [model.history(tables.item[tables.start[at] : tables.start[at + 1]])])[0][model.same]
+    assert f"   1  {scores.max():10.4f}  {tables.items[scores.argmax()]} " in said
+    assert cli.main([*ask, "--history=drink 2; food 3"]) == 0
+    assert "served by: Model 3" in capsys.readouterr().out
+    assert cli.main([*ask, f"--user={user}", "--index=faiss"]) == 2
+    assert "every adapter has item vectors of its own" in capsys.readouterr().err
+
+
+# --- what is asked for --------------------------------------------------------------------------------------------------
+
+
+def test_models_and_groupings_that_are_not_there():
+    assert plan.models_of([5, "4", "6.feat"]) == ["2", "3", "4.text", "6.feat", "5"]
+    assert plan.groupings_of([5, "low+5", "low+high", "5"]) == ["5", "low+5", "low+high"]
+    for asked in (["8"], ["4.age"]):
+        with pytest.raises(UserError, match="models: expected some of 1, 2, 3, 4.text"):
+            plan.models_of(asked)
+    for asked in (["five"], ["low+"], [0], []):
+        with pytest.raises(UserError, match="cohorts: expected numbers"):
+            plan.groupings_of(asked)
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--low_activity=99"], "low_activity: every user has fewer than 99 interactions in Continue Train, where the median is 4"),
+    (["--low_activity=0"], "low_activity: no user has fewer than 0"),
+    (["--cohort_file=nowhere.tsv"], "cohorts: nowhere.tsv cannot be read"),
+    (["--cohorts=low+2,40"], "expected at least 40 different users or items to cluster"),
+    (["--models=4.attr", "--user_columns=shoe"], "expected the columns shoe of users"),
+    (["--eval_args.split={LS: valid_and_test}"], "expected --eval_args.split='{temporal: [0.6, 0.2, 0.2]}'"),
+    (["--eval_args.mode=uni9"], "personalize ranks the whole catalogue"),
+    (["--adapter=lora"], "adapter: personalize sets it itself"),
+    (["--user_inter_num_interval=[99,inf)"], "nothing"),
+    (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
+    (["--frequent=2"], "frequent: expected"),
+    (["--models=4.text", "--text_encoder=scratch:tiny"], "text_encoder: scratch:tiny has random weights"),
+])  # fmt: skip
+def test_mistakes_are_one_line_before_anything_is_written(tmp_path, capsys, more, message):
+    world(tmp_path)
+    code, _ = command(tmp_path, *more)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and (message in line or message == "nothing") and not (tmp_path / "saved").exists()
+
+
+def test_settings_of_the_command_and_of_its_models_are_told_apart(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("adapter_epochs: 3\nepochs: 4\nrun: {topk: [10, 3]}\n")
+    own, layers = config.of_command("personalize", [str(path)], {"adapter_patience": 1, "eval_args.split": {"temporal": [0.5, 0.3, 0.2]}})
+    assert (own["adapter_epochs"], own["adapter_patience"], own["own_users"]) == (3, 1, 0) and "run" not in own
+    settings = config.resolve("TASTELoRA", "any", layers)
+    assert settings["epochs"] == 4 and settings["eval_args"]["split"] == {"temporal": [0.5, 0.3, 0.2]} and settings["topk"] == [10, 3]
+
+
+def test_own_adapters_are_drawn_evenly_by_activity(tmp_path):
+    tests = np.repeat([2, 4, 8, 16], 10)
+    users = np.arange(40)[::-1]
+    found = plan.drawn(users, tests[users], 8, seed=1)
+    assert np.bincount(tests[found])[[2, 4, 8, 16]].tolist() == [2, 2, 2, 2] and (np.diff(found) < 0).all()
+    assert len(plan.drawn(users, tests[users], 0, 1)) == 40 and not np.array_equal(found, plan.drawn(users, tests[users], 8, seed=2))
+
+
+# --- what must not leak -------------------------------------------------------------------------------------------------
+
+
+def asked(folder):
+    own, layers = config.of_command("personalize", [], {"models": "4.feat,6.feat,5,7", "cohorts": "low+2", "low_activity": 4})
+    told = {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "scratch_vocabulary": 300}
+    return Personal(config.resolve("TASTELoRA", "shop", [*layers, told]), own)
+
+
+def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
+    """Continue Train samples + 1 = Future-Test items, of every user; and three interactions are in no part."""
+    own = asked(world(tmp_path))
+    count = len(own.tables.users)
+    samples, tests = (np.bincount(cases.user, minlength=count) for cases in (own.part.train, own.part.test))
+    first = np.bincount(make_split(own.tables, own.settings["eval_args"]["split"], "pretrain").train.user, minlength=count)
+    assert (samples + 1 == tests).all() and (first + samples + tests + 3 == np.diff(own.tables.start)).all()
+
+
+def test_future_test_changes_no_model_and_no_cohort(tmp_path):
+    """The whole command on data whose Future-Test is another: the same bytes of Model 2 and of every adapter, the same cohorts, other ranks."""
+    one, two = world(tmp_path / "one"), tmp_path / "two"
+    own = asked(one)
+    changes = {}
+    for end in own.part.test.end:
+        user, step = own.tables.users[own.tables.user[end]], int(own.tables.position[end])
+        changes[int(user[1:]), step] = 11 - int(own.tables.items[own.tables.item[end]][1:])
+    assert len(changes) == len(own.part.test)
+    world(two, changes)
+    found = []
+    for folder in (one, two):
+        code, _ = command(folder, "--models=4.feat,6.feat,5,7")
+        assert code == 0
+        (adapters,), (base,) = (list((folder / "saved").glob(pattern)) for pattern in ("personal-*", "TASTELoRA-*"))
+        weights = {path.relative_to(adapters).as_posix(): path.read_bytes() for path in adapters.rglob("adapter_model.safetensors")}
+        weights |= {"base": (base / "backbone" / "model.safetensors").read_bytes()}
+        found.append((weights, (report(adapters) / "cohorts-4.feat.tsv").read_text(), ranks(adapters, "7").above))
+    (weights, cohorts, above), (other, others, elsewhere) = found
+    assert weights.keys() == other.keys() and len(weights) > 20 and [name for name in weights if weights[name] != other[name]] == []
+    assert cohorts == others and not np.array_equal(above, elsewhere)
