@@ -2,9 +2,10 @@
 
     python bench/gpu.py --part=all --data=FOLDER --saved=FOLDER --minutes=20
 
-check: decoding, and training steps of CALRec and TALLRec in fp32, against the CPU. speed: generate.py, train.py and score.py. quality: CALRec
-on Scientific, then judges on Office, in the order of RUNS until the time is used up; called again with the same --saved it goes on where it
-stopped. FOLDER of --data holds Scientific/ and Office/, and Games-6k/ for the two-stage run. The last line has everything that was found.
+check: decoding, and training steps of CALRec and TALLRec in fp32, against the CPU. speed: generate.py, train.py, adapters.py and score.py.
+personal: the personalization spectrum of Games-6k by scratch:base. quality: CALRec on Scientific, then judges on Office, in the order of RUNS until
+the time is used up. Called again with the same --saved both go on where they stopped. FOLDER of --data holds Scientific/, Office/ and Games-6k/. The
+last line has everything that was found.
 """
 
 import json
@@ -91,9 +92,9 @@ def check() -> list[dict]:
 
 
 def speed(small: bool) -> list[dict]:
-    """The rows of three benches, each in its own process; small: of the last, since each has a check of its own."""
+    """The rows of four benches, each in its own process; small: of the last, since each has a check of its own."""
     rows = []
-    for script in ("generate.py", "train.py", "score.py")[-1 if small else 0 :]:
+    for script in ("generate.py", "train.py", "adapters.py", "score.py")[-1 if small else 0 :]:
         command = [sys.executable, str(Path(__file__).with_name(script)), *["--small"] * small]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         result = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else {"rows": [{"error": done.stderr[-500:]}]}
@@ -131,14 +132,33 @@ def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
     return rows
 
 
+def personal(data: str, saved: str, small: bool) -> dict:
+    """The tables and answers of the personalization spectrum, and its seconds; adapters are trained in this process."""
+    from recbole_llm import config as settings
+    from recbole_llm.personalize import personalize
+
+    own = {"data_path": data, "checkpoint_dir": saved, "show_progress": False, "precision": "bf16", "jobs": "serial"}
+    if small:
+        own |= {"user_sample": 25, "epochs": 1, "adapter_epochs": 1, "models": "2,3,4.feat,5", "cohorts": "low+2", "low_activity": 9, "unit_users": 8}
+    else:
+        own |= {"backbone": "scratch:base", "learner": "muon", "train_batch_size": 64, "epochs": 6, "max_length": 256, "segments": 2, "pass_tokens": 65536,
+                "low_activity": 4, "adapter_batch_size": 32, "adapter_learning_rate": 0.0003}  # fmt: skip
+    told, layers = settings.of_command("personalize", [], own)
+    started = time.perf_counter()
+    lines = personalize(settings.resolve("TASTELoRA", "ml-100k" if small else "Games-6k", layers), told)
+    return {"seconds": round(time.perf_counter() - started), "lines": lines}
+
+
 def main():
     args = arguments(__doc__, part="all", data="dataset", saved="", minutes=20.0)
     ends = time.perf_counter() + 60 * args.minutes
     import recbole_llm  # noqa: F401
 
-    wanted = ("check", "speed", "quality") if args.part == "all" else (args.part,)
+    wanted = ("check", "speed", "personal", "quality") if args.part == "all" else (args.part,)
     with tempfile.TemporaryDirectory() as temporary:
-        parts = {"check": check, "speed": lambda: speed(args.small), "quality": lambda: quality(args.data, args.saved or temporary, ends, args.small)}
+        saved = args.saved or temporary
+        parts = {"check": check, "speed": lambda: speed(args.small), "personal": lambda: personal(args.data, saved, args.small),
+                 "quality": lambda: quality(args.data, saved, ends, args.small)}  # fmt: skip
         found = {}
         for part in wanted:
             found[part] = parts[part]()

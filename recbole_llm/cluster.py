@@ -44,6 +44,7 @@ def connected(cluster: Cluster):
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # work without a GPU sees none, as Ray is going to have it
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks whatever `verbose` says
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of settings mean what they mean here
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would print the whole trace of every attempt
@@ -92,13 +93,19 @@ def teller(ended: Callable[[object, dict | None], None]):
     from ray import tune
 
     class Teller(tune.Callback):
+        def __init__(self, ended=None):
+            self.ended = ended
+
+        def __getstate__(self):
+            return {}  # Ray stores callbacks, and this one holds what cannot be stored
+
         def on_trial_complete(self, iteration, trials, trial, **info):
-            ended(asked(trial.config), trial.last_result)
+            self.ended(asked(trial.config), trial.last_result)
 
         def on_trial_error(self, iteration, trials, trial, **info):
-            ended(asked(trial.config), None)
+            self.ended(asked(trial.config), None)
 
-    return Teller()
+    return Teller(ended)
 
 
 def in_line(error: object) -> str:

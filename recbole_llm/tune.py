@@ -68,6 +68,8 @@ class Search:
         self.own = own
         self.points = points(own["space"], own["search"], own["trials"], own["search_seed"])
         plain = config.resolve(model, dataset, layers)
+        places = {key: str(Path(plain[key]).absolute()) for key in ("data_path", "checkpoint_dir")}  # for processes elsewhere
+        layers = [*layers, places]
         self.settings = [config.resolve(model, dataset, layers, point) for point in self.points]
         if plain["seeds"]:
             raise UserError("seeds: a search runs one seed; leave it out, or search over --space.seed=[1, 2]")
@@ -89,8 +91,8 @@ class Search:
         """Do the trials that have not ended yet; every trial's record, see TRIALS, in the order of the points."""
         with store.locked(self.folder, told):
             ended = self._ended()
-            left = [number for number in range(len(self.points)) if json.dumps(self.points[number]) not in ended]
-            if ended:
+            left = [number for number, point in enumerate(self.points) if ended.get(json.dumps(point), {"status": "failed"})["status"] == "failed"]
+            if len(left) < len(self.points):
                 told(f"trials: {len(self.points) - len(left)} of {len(self.points)} have ended already")
             if left:
                 self._try(left, told)
@@ -99,8 +101,7 @@ class Search:
 
     def _ended(self) -> dict[str, dict]:
         path = self.folder / TRIALS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        records = [json.loads(line) for line in lines if line.endswith("}")]  # a last line may be cut off
+        records = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
         return {json.dumps(record["point"]): record for record in records}
 
     def _try(self, numbers: list[int], told) -> None:
@@ -108,13 +109,13 @@ class Search:
         cluster = Cluster(own["ray_address"], own["trial_cpus"], own["trial_gpus"], own["dashboard"])
 
         def ended(number, result) -> None:
-            """One line of the record, written when a trial ends, so that a killed search goes on with the others."""
+            """The record of a trial is written when it ends, so that a killed search goes on with the others."""
             record = {"point": self.points[number], "status": "failed", "score": None, "validations": 0, "run": None}
             if result:
                 status = "finished" if result.get("run") else "stopped"
                 record |= {"status": status, "score": result["score"], "validations": result["validations"], "run": result.get("run")}
-            with open(self.folder / TRIALS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            known = self._ended() | {json.dumps(record["point"]): record}
+            write_text(self.folder / TRIALS, "\n".join(map(json.dumps, known.values())))
             score = "" if record["score"] is None else f", valid {self.metric} {record['score']:.4f}"
             told(f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}")
 

@@ -2,6 +2,12 @@
 
 import copy
 import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -32,6 +38,21 @@ def contents(folder, units):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+@dataclass(frozen=True)
+class Deadly(Unit):
+    """A unit that kills the process which asks for its learners, the first time."""
+
+    mark: str = ""
+
+    def __getattribute__(self, name):
+        if name == "learners" and "ray" in sys.modules and sys.modules["ray"].get_runtime_context().get_actor_id():
+            mark = Path(object.__getattribute__(self, "mark"))
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return object.__getattribute__(self, name)
+
+
 def broken(unit):
     """A unit whose work fails: its cases are unknown."""
     learner = unit.learners[0]
@@ -53,11 +74,47 @@ def test_what_is_there_is_not_done_again_and_a_failure_leaves_the_others(frozen,
     assert np.isfinite(list(record["losses"].values())).all()
 
 
-def test_ray_gives_the_same_files(frozen, units, tmp_path):
+class Lost:
+    """Takes a machine of a cluster away once a unit is done, while others are under way."""
+
+    def __init__(self, cluster, node):
+        self.cluster, self.node, self.lines = cluster, node, []
+
+    def __call__(self, line):
+        self.lines.append(line)
+        if self.node is not None and line.startswith("unit "):
+            self.cluster.remove_node(self.node, allow_graceful=False)
+            self.node = None
+
+
+def test_a_machine_that_dies_half_way_loses_nothing(frozen, units, tmp_path, monkeypatch):
+    """Two raylets on one machine; one is killed after the first unit. The files are those of one process, and what cannot be done is told."""
     pytest.importorskip("ray")
-    told = []
-    assert jobs.run(frozen, units, tmp_path / "here", None, told.append) == {}
-    failed = jobs.run(frozen, [*units, broken(units[0])], tmp_path / "ray", Cluster(), told.append)
-    assert list(failed) == ["broken"] and failed["broken"] != "no result"
-    here, ray = (contents(tmp_path / name, units) for name in ("here", "ray"))
-    assert here == ray
+    import ray
+    from ray.cluster_utils import Cluster as Machines
+
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    assert jobs.run(frozen, units, tmp_path / "here", None, print) == {}
+    machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = Lost(machines, machines.add_node(num_cpus=1))
+    machines.wait_for_nodes()
+    try:
+        failed = jobs.run(frozen, [*units, broken(units[0])], tmp_path / "ray", Cluster(address=machines.address), lost)
+        assert list(failed) == ["broken"] and failed["broken"] != "no result" and lost.node is None and not ray.is_initialized()
+    finally:
+        machines.shutdown()
+    assert sum(line.startswith("unit users") for line in lost.lines) == len(units)
+    assert contents(tmp_path / "here", units) == contents(tmp_path / "ray", units)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(frozen, units, tmp_path):
+    """Each worker kills itself in its first unit, wherever that is: the second attempt does it."""
+    ray = pytest.importorskip("ray")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    assert jobs.run(frozen, units, tmp_path / "here", None, print) == {}
+    deadly = [Deadly(**vars(unit), mark=str(tmp_path / quote(unit.name))) for unit in units]
+    assert jobs.run(frozen, deadly, tmp_path / "ray", Cluster(), print) == {}
+    assert all((tmp_path / quote(unit.name)).exists() for unit in units)
+    assert contents(tmp_path / "here", units) == contents(tmp_path / "ray", units)
