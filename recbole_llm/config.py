@@ -159,7 +159,7 @@ def of_command(command: str, files: list[str], overrides: dict) -> tuple[dict, l
         _merge(own, mine)
         for key in dict.fromkeys(key.partition(".")[0] for key in mine):
             own[key] = checks.checked(key, own[key], rules)
-    return own, [own.pop("run", {}), *left]
+    return {key: value for key, value in own.items() if key != "run"}, [own.get("run", {}), *left]
 
 
 def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:

@@ -117,14 +117,14 @@ class Stack:
         from safetensors.torch import load_file
 
         layers, device, dtype = linear_layers(model), model.device, model.dtype
-        configs = [folder and json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in folders]
-        rank = max([config["r"] for config in configs if config], default=1)
+        said = [folder and json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in folders]
+        rank = max([one["r"] for one in said if one], default=1)
         a = {name: torch.zeros(len(folders), rank, layer.in_features) for name, layer in layers.items()}
         b = {name: torch.zeros(len(folders), layer.out_features, rank) for name, layer in layers.items()}
-        for number, (folder, config) in enumerate(zip(folders, configs, strict=True)):
+        for number, (folder, one) in enumerate(zip(folders, said, strict=True)):
             if folder is None:
                 continue
-            tensors, scale, own = load_file(folder / WEIGHTS), config["lora_alpha"] / config["r"], config["r"]
+            tensors, scale, own = load_file(folder / WEIGHTS), one["lora_alpha"] / one["r"], one["r"]
             for name in layers:
                 a[name][number, :own] = tensors[f"base_model.model.{name}.lora_A.weight"]
                 b[name][number, :, :own] = tensors[f"base_model.model.{name}.lora_B.weight"] * scale

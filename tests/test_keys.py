@@ -20,7 +20,7 @@ PROPERTIES = ROOT / "properties"
 FILES = sorted(path for path in PROPERTIES.rglob("*.yaml") if path.parent.name not in ("domain", "experiment"))  # which are no settings
 EXPERIMENTS = sorted((PROPERTIES / "experiment").glob("*.yaml"))
 
-HOLDERS = {"config", "settings", "stage", "stored", "resolved", "final_config_dict", "internal_config_dict"}  # names of dicts of settings
+HOLDERS = {"config", "settings", "stage", "stored", "resolved", "final_config_dict", "internal_config_dict", "own"}  # names of dicts of settings
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
 MADE = {
     "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",

@@ -75,7 +75,7 @@ class Personal:
         if self.tables.cases is not None:
             raise UserError(f"personalize cuts whole sequences in time, and {self.tables.name} comes split already; set --benchmark_filename=~")
         self.part = make_split(self.tables, settings["eval_args"]["split"], "continue")
-        self.recipes = [_recipe(settings, own, settings["lora_rank"], settings["lora_alpha"]), _recipe(settings, own, own["user_rank"], own["user_alpha"])]
+        self.recipes = [_recipe(settings, own, own[f"{whose}_rank"], own[f"{whose}_alpha"]) for whose in ("cohort", "user")]
         self.grouper = plan.Grouper(self.tables, self.part, own, settings["RATING_FIELD"], settings["seed"], self._text_vectors)
         self.groupings = self._groupings()
         if own["jobs"] == "ray":
@@ -193,10 +193,11 @@ def _check(settings: dict) -> None:
 
 
 def _recipe(settings: dict, own: dict, rank: int, alpha: float) -> Recipe:
-    names = ("lora_dropout", "negatives", "weight_decay", "warmup", "pass_tokens", "precision", "seed")
+    names = ("negatives", "weight_decay", "warmup", "pass_tokens", "precision", "seed")
     return Recipe(
-        lora_rank=rank, lora_alpha=alpha, epochs=own["adapter_epochs"], patience=own["adapter_patience"], train_batch_size=own["adapter_batch_size"],
-        learning_rate=own["adapter_learning_rate"], max_norm=(settings["clip_grad_norm"] or {"max_norm": float("inf")})["max_norm"],
+        lora_rank=rank, lora_alpha=alpha, lora_dropout=own["adapter_dropout"], epochs=own["adapter_epochs"], patience=own["adapter_patience"],
+        train_batch_size=own["adapter_batch_size"], learning_rate=own["adapter_learning_rate"],
+        max_norm=(settings["clip_grad_norm"] or {"max_norm": float("inf")})["max_norm"],
         **{name: settings[name] for name in names},
     )  # fmt: skip
 
