@@ -4,7 +4,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from common import arguments, device, finish, timed
+from common import arguments, device, finish, peak, timed
 
 CASES, HISTORY, ITEM = 3, 104, 14  # cases of a user to learn from, and tokens: what Games-6k has with one segment of 128
 
@@ -75,7 +75,15 @@ def main():
             model.save_pretrained(folder / learner.name)
             model.delete_adapter("default")
 
-    rows = []
+    def memory(count):
+        """MiB held at most, on the GPU if there is one, once so many users have been trained at once."""
+        training.train(frozen, learners[:count], training.Recipe(epochs=1))
+        return torch.cuda.max_memory_allocated() / 2**20 if device() == "cuda" else peak()
+
+    rows, most = [], min(64, users)
+    alone_mib = memory(1)
+    per_user = (memory(most) - alone_mib) / (most - 1)
+    print({"memory_mib_per_extra_user": round(per_user, 1)})
     for precision in ("fp32", "bf16"):
         recipe = training.Recipe(epochs=epochs, patience=epochs, precision=precision)
         with tempfile.TemporaryDirectory() as name:
@@ -88,7 +96,7 @@ def main():
             rows.append({"users_stacked": count, "precision": precision, "peft_users_per_hour": round(3600 * alone / theirs),
                          "ours_users_per_hour": round(3600 * users / seconds), "ratio": round(theirs / alone / (seconds / users), 2)})  # fmt: skip
             print(rows[-1])
-    finish(bench="adapters", ratio=rows[-1]["ratio"], rows=rows)
+    finish(bench="adapters", ratio=rows[-1]["ratio"], memory_mib_per_extra_user=round(per_user, 1), rows=rows)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def asked(space: dict):
 
 
 def teller(ended: Callable[[object, dict | None], None]):
-    """A tune.Callback that tells of each trial that has come to its end: its value, and its last result, None if it failed."""
+    """A tune.Callback that tells of each trial that has come to its end: its value and its last result, None if it failed."""
     from ray import tune
 
     class Teller(tune.Callback):

@@ -43,7 +43,8 @@ def command(folder, *more):
         code = cli.main([
             "personalize", "--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", f"--models={MODELS}",
             "--cohorts=low+2,low+high", "--low_activity=4", f"--cohort_file={folder / 'mine.tsv'}", "--jobs=serial", "--unit_users=8", "--own_users=16",
-            "--epochs=2", "--adapter_epochs=2", "--adapter_learning_rate=0.03", "--scratch_vocabulary=300", "--show_progress=false", "--max_length=64", "--item_length=12", *more,
+            "--adapter_epochs=2", "--adapter_learning_rate=0.03", "--epochs=2", "--scratch_vocabulary=300", "--show_progress=false",
+            "--max_length=64", "--item_length=12", *more,
         ])  # fmt: skip
     return code, said.getvalue()
 

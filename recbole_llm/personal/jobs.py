@@ -1,5 +1,6 @@
 """Units done one after another in this process, or in parallel by Ray Tune on this machine or a cluster: the same function, the same files."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,33 +26,41 @@ def run(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster | 
         told(f"units: {len(units) - len(missing)} of {len(units)} are there already")
     if not missing:
         return {}
-    return _here(frozen, missing, folder, told) if cluster is None else _on_ray(frozen, missing, folder, cluster, told)
+    progress = Progress(missing, told)
+    return _here(frozen, missing, folder, progress) if cluster is None else _on_ray(frozen, missing, folder, cluster, progress)
 
 
-def _here(frozen: Frozen, units: Sequence[Unit], folder: Path, told: Callable[[str], None]) -> dict[str, str]:
+class Progress:
+    """Tells of each unit that has come to its end, and how long the others are going to take."""
+
+    def __init__(self, units: Sequence[Unit], told: Callable[[str], None]):
+        self.cost, self.told, self.started, self.done = {unit.name: unit.cost for unit in units}, told, time.perf_counter(), []
+
+    def ended(self, unit: str, error: str | None = None) -> None:
+        self.done.append(unit)
+        spent, past = time.perf_counter() - self.started, sum(self.cost[one] for one in self.done)
+        left = spent / past * (sum(self.cost.values()) - past) / 60
+        what = "is done" if error is None else f"failed in {ATTEMPTS} attempts: {error}"
+        self.told(f"unit {unit} {what} ({len(self.done)} of {len(self.cost)}, about {left:.0f} minutes left)")
+
+
+def _here(frozen: Frozen, units: Sequence[Unit], folder: Path, progress: Progress) -> dict[str, str]:
     failed = {}
-    for number, unit in enumerate(units, start=1):
+    for unit in units:
         for attempt in range(ATTEMPTS):
             try:
                 keep(folder, unit.name, work(frozen, unit))
-                told(f"unit {unit.name} is done ({number} of {len(units)})")
+                progress.ended(unit.name)
                 break
             except Exception as error:  # whatever it is, the others go on
                 if attempt + 1 == ATTEMPTS:
                     failed[unit.name] = in_line(error)
-                    told(f"unit {unit.name} failed in {ATTEMPTS} attempts: {failed[unit.name]}")
+                    progress.ended(unit.name, failed[unit.name])
     return failed
 
 
-def _on_ray(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster, told: Callable[[str], None]) -> dict[str, str]:
+def _on_ray(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster, progress: Progress) -> dict[str, str]:
     """One trial for each unit. What all of them read is put into the object store once; an actor on this machine writes what they send."""
-    ended = 0
-
-    def tell(unit, result) -> None:
-        nonlocal ended
-        ended += result is not None
-        told(f"unit {unit} is done ({ended} of {len(units)})" if result else f"unit {unit} failed in {ATTEMPTS} attempts")
-
     with connected(cluster) as resources:
         import ray
         from ray import tune
@@ -62,7 +71,8 @@ def _on_ray(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluste
         keeper = ray.remote(num_cpus=0)(Keeper).options(scheduling_strategy=here).remote(str(folder.absolute()))
         frozen.bundle.model.to("cpu")  # what a machine without a GPU can read
         trainable = tune.with_resources(tune.with_parameters(_trainable(), frozen=frozen, units=by_name, keeper=keeper), resources)
-        results = trials(trainable, "unit", by_name, teller(tell), reuse_actors=True)
+        tell = teller(lambda unit, result: progress.ended(unit, None if result else "its error stands below the table"))
+        results = trials(trainable, "unit", by_name, tell, reuse_actors=True)
         errors = {asked(result.config): result.error for result in results if result.config and result.error}
         return {name: in_line(errors.get(name) or "no result") for name in by_name if not done(folder, name)}
 

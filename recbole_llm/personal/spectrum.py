@@ -1,7 +1,7 @@
 """Models 1 to 7 on one dataset: what is trained, and the ranks that it gives."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ class Personal:
         if self.tables.cases is not None:
             raise UserError(f"personalize cuts whole sequences in time, and {self.tables.name} comes split already; set --benchmark_filename=~")
         self.part = make_split(self.tables, settings["eval_args"]["split"], "continue")
-        self.recipes = [_recipe(settings, own, own[f"{whose}_rank"], own[f"{whose}_alpha"]) for whose in ("cohort", "user")]
+        self.recipes = [_recipe(settings, own, own["cohort_rank"], own["cohort_alpha"]), _recipe(settings, own, own["user_rank"], own["user_alpha"])]
         self.grouper = plan.Grouper(self.tables, self.part, own, settings["RATING_FIELD"], settings["seed"], self._text_vectors)
         self.groupings = self._groupings()
         if own["jobs"] == "ray":
@@ -115,7 +115,8 @@ class Personal:
         frozen = self._frozen(base)
         units, served = self._units(frozen, f"run:{base.folder.name}")
         with store.locked(folder, told):
-            told(f"{len(units)} units: {sum(len(unit.learners) for unit in units.values())} adapters")
+            adapters, tokens = sum(len(unit.learners) for unit in units.values()), sum(unit.cost for unit in units.values())
+            told(f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M tokens, those of training counted three times")
             failed = jobs.run(frozen, list(units.values()), folder, self._cluster(), told)
         reference = base.ranks()
         number = {token: user for user, token in enumerate(self.tables.users)}
@@ -171,7 +172,8 @@ class Personal:
                 units[name] = Unit(name, learners, tests, self.recipes[1], stack=stack, **more)
                 shards[name] = users
             served |= {model: Served(shards, users, others=model == "7") for model, users in mine.items()}
-        return dict(sorted(units.items(), key=lambda one: -_tokens(frozen, one[1]))), served
+        units = {name: replace(unit, cost=_tokens(frozen, unit)) for name, unit in units.items()}
+        return dict(sorted(units.items(), key=lambda one: -one[1].cost)), served
 
     def _cluster(self) -> Cluster | None:
         own = self.own

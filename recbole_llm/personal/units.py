@@ -24,6 +24,7 @@ class Unit:
     """Adapters that are trained in one go.
 
     tests : the Future-Test cases of each learner. stack : most adapters in one pass. base : how their frozen weights are found, see Stack.save.
+    cost : beside that of other units.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Unit:
     stack: int = 16
     base: str = ""
     mask_history: bool = False
+    cost: float = 1.0
 
 
 def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
