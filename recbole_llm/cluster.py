@@ -26,11 +26,15 @@ class Cluster:
     dashboard: bool = False
 
 
-def need_ray(key: str) -> None:
-    """Raise UserError, naming the setting that asks for it, where there is no Ray."""
+def has_ray() -> bool:
     from importlib.util import find_spec
 
-    if find_spec("ray") is None or find_spec("ray.tune") is None:
+    return find_spec("ray") is not None and find_spec("ray.tune") is not None
+
+
+def need_ray(key: str) -> None:
+    """Raise UserError, naming the setting that asks for it, where there is no Ray."""
+    if not has_ray():
         raise UserError(f"{key}: ray is not installed; pip install 'ray[tune]'")
 
 
@@ -40,9 +44,12 @@ def connected(cluster: Cluster):
 
     Raises
     ------
-    UserError : if no cluster answers.
+    UserError : if no cluster answers, or none of its machines has what one piece of work asks for.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # work without a GPU sees none, as Ray is going to have it
+    if (cluster.address or "").startswith("ray://"):
+        raise UserError(f"ray_address: expected HOST:PORT of a cluster that this machine belongs to, found {cluster.address}; start this command on its head")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # work that asks for no GPU sees none
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command, and not its trials one by one
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks whatever `verbose` says
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of settings mean what they mean here
     import ray
@@ -58,7 +65,12 @@ def connected(cluster: Cluster):
         except (ConnectionError, ValueError) as error:
             raise UserError(f"ray_address: no Ray cluster answers at {cluster.address}: {in_line(error)}") from None
     try:
-        yield {"cpu": cluster.cpus, "gpu": float("GPU" in ray.cluster_resources()) if cluster.gpus is None else cluster.gpus}
+        gpus = float("GPU" in ray.cluster_resources()) if cluster.gpus is None else cluster.gpus
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(machine.get("CPU", 0) >= cluster.cpus and machine.get("GPU", 0) >= gpus for machine in machines):
+            there = "; ".join(f"{machine.get('CPU', 0):g} cores and {machine.get('GPU', 0):g} GPUs" for machine in machines)
+            raise UserError(f"expected a machine with {cluster.cpus:g} cores and {gpus:g} GPUs for each piece of work, found {there}; ask for less")
+        yield {"cpu": cluster.cpus, "gpu": gpus}
     finally:
         if own:
             ray.shutdown()
@@ -88,8 +100,8 @@ def asked(space: dict):
     return value
 
 
-def teller(ended: Callable[[object, dict | None], None]):
-    """A tune.Callback that tells of each trial that has come to its end: its value and its last result, None if it failed."""
+def teller(ended: Callable[[object, dict | None, str | None], None]):
+    """A tune.Callback that tells of each trial that has come to its end: its value, and its last result or its error."""
     from ray import tune
 
     class Teller(tune.Callback):
@@ -100,10 +112,10 @@ def teller(ended: Callable[[object, dict | None], None]):
             return {}  # Ray stores callbacks, and this one holds what cannot be stored
 
         def on_trial_complete(self, iteration, trials, trial, **info):
-            self.ended(asked(trial.config), trial.last_result)
+            self.ended(asked(trial.config), trial.last_result, None)
 
         def on_trial_error(self, iteration, trials, trial, **info):
-            self.ended(asked(trial.config), None)
+            self.ended(asked(trial.config), None, in_line(trial.get_error() or "its process died"))
 
     return Teller(ended)
 

@@ -23,9 +23,12 @@ def personalize(settings: dict, own: dict) -> list[str]:
     """
     asked = Personal(settings, own)
     folder, found = asked.run()
+    record = _record(asked, found, folder)
+    store.write_json(folder / store.RUN, record)
     findings = Findings(found, own["threshold"])
     tables, answers = findings.tables(), findings.answers()
-    target = folder / f"report-{digest({key: own[key] for key in DECIDING})}"
+    who = {model: [found.tables.users[served.users].tolist(), sorted(served.units)] for model, served in found.served.items()}
+    target = folder / f"report-{digest([found.models, who])}"
     for name, table in tables.items():
         write(table, target, name)
     parts = [*map(to_markdown, tables.values()), "**Questions** (differences with 95 % intervals over users)", "```\n" + "\n".join(answers) + "\n```"]
@@ -35,12 +38,14 @@ def personalize(settings: dict, own: dict) -> list[str]:
     write_text(target / "report.md", "\n\n".join(parts))
     _write_cohorts(found, target)
     _keep_models(asked, found, target)
-    store.write_json(folder / store.RUN, _record(asked, found, folder))
     shown = [line for table in tables.values() for line in (to_screen(table), "")]
-    return ["", *shown, *answers, "", f"report: {target / 'report.md'}", f"adapters: {folder} (recommend --checkpoint={folder.name} --user=…)"]
+    return ["", *shown, *answers, "", f"report: {target / 'report.md'}", _serving(folder, record["routes"])]
 
 
-DECIDING = ("models", "cohorts", "low_activity", "item_clusters", "feature_columns", "user_columns", "cohort_file", "own_users", "frequent", "threshold")
+def _serving(folder: Path, routes: dict) -> str:
+    """Whom recommend serves by what."""
+    who = f"{len(routes['users'])} users by their own, {len(routes['cohorts'])} by a cohort's of {routes['cohorts_of'] or 'none'}, others by Model 3's"
+    return f"adapters: {folder} (recommend --checkpoint={folder.name} --user=… serves {who})"
 
 
 def _write_cohorts(found: Spectrum, target: Path) -> None:
@@ -76,25 +81,30 @@ def _finished(asked: Personal, row: dict) -> dict:
 
 
 def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
-    """run.json of the adapters: which of them serves whom, see personal/routing.py."""
-    users, names = found.tables.users, [model for model in found.models if model.startswith("4.")]
+    """run.json of the adapters: which of them serves whom, see personal/routing.py. What an earlier command has trained and this one not stays in it.
+
+    Cohorts are those of the user's own file, else of the first Model 4 that was asked for.
+    """
+    users, before = found.tables.users, (store.read_run(folder) or {}).get("routes", {"cohorts": {}, "cohorts_of": None, "users": {}})
+    model = next((model for model in ("4.file", *found.models) if model.startswith("4.") and model in found.groupings), None)
 
     def adapter(unit: str, name: str) -> str:
         return (unit_folder(folder, unit) / adapter_path(name)).relative_to(folder).as_posix()
 
     (everybody,) = found.served["3"].units
-    cohorts = {}
-    for unit, members in found.served[names[0]].units.items() if names else ():
+    cohorts = {} if model else before["cohorts"]
+    for unit, members in found.served[model].units.items() if model else ():
         if done(folder, unit):
-            name = found.groupings[names[0]].names[found.groupings[names[0]].of[members[0]]]
+            name = found.groupings[model].names[found.groupings[model].of[members[0]]]
             cohorts |= dict.fromkeys(users[members].tolist(), [name, adapter(unit, unit)])
-    own = {}
-    for model in ("5", "7"):
-        served = found.served.get(model)
+    own = dict(before["users"])
+    for number in ("5", "7"):
+        served = found.served.get(number)
         for unit, members in served.units.items() if served else ():
             if done(folder, unit):
                 own |= {user: adapter(unit, own_name(user)) for user in users[members].tolist()}
-    routes = {"base": found.runs["2"].folder.name, "everybody": adapter(everybody, everybody), "cohorts": cohorts, "users": own}
+    routes = {"base": found.runs["2"].folder.name, "everybody": adapter(everybody, everybody), "cohorts": cohorts, "cohorts_of": model or before["cohorts_of"]}
+    routes |= {"users": own}
     return _finished(asked, {"run": folder.name}) | {"routes": routes}
 
 

@@ -93,10 +93,10 @@ def stages_of(settings: dict) -> list[dict]:
 
 
 def run_settings(settings: dict, watch: Callable[[int, float], None] | None = None) -> Run:
-    """`run_model` for settings that are resolved. watch : told of each validation, with its epoch and score."""
-    result = None
-    for stage in stages_of(settings):
-        result = _run(stage if result is None else stage | {"init_from": str(result.folder)}, watch)
+    """`run_model` for settings that are resolved. watch : told of each validation of the last stage, with its epoch and score."""
+    result, stages = None, stages_of(settings)
+    for stage in stages:
+        result = _run(stage if result is None else stage | {"init_from": str(result.folder)}, watch if stage is stages[-1] else None)
     return result
 
 

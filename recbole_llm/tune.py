@@ -61,7 +61,7 @@ def _drawn(rng: np.random.Generator, values: dict):
 class Search:
     """Trials of one model on one dataset. Raises UserError for what could not be run before anything is.
 
-    layers : of the user's settings. own : those of properties/tune.yaml.
+    layers : the user's settings. own : those of properties/tune.yaml.
     """
 
     def __init__(self, model: str, dataset: str, layers: list[dict], own: dict):
@@ -73,9 +73,10 @@ class Search:
         self.settings = [config.resolve(model, dataset, layers, point) for point in self.points]
         if plain["seeds"]:
             raise UserError("seeds: a search runs one seed; leave it out, or search over --space.seed=[1, 2]")
-        for number, stage in enumerate(stages_of(self.settings[0])):
-            prepared = Prepared(stage)
-            prepared.check(first=number == 0)
+        for settings in self.settings:
+            for number, stage in enumerate(stages_of(settings)):
+                prepared = Prepared(stage)
+                prepared.check(first=number == 0)
         from .data.splits import make_split
 
         args = prepared.config["eval_args"]
@@ -84,12 +85,13 @@ class Search:
         need_ray("tune")
         self.metric = plain["valid_metric"].lower()
         saved = Path(plain["checkpoint_dir"])
-        key = config.digest([config.settings_hash(plain, data=prepared.tables.fingerprint, version=store.__version__), own["search"], own["space"]])
-        self.folder = saved / f"tune-{plain['model']}-{prepared.name}-{key}"
+        asha = [own["grace"], own["reduction"]] if own["search"] == "asha" else []
+        key = [config.settings_hash(plain, data=prepared.tables.fingerprint, version=store.__version__), own["search"], own["space"], own["search_seed"], asha]
+        self.folder = saved / f"tune-{plain['model']}-{prepared.name}-{config.digest(key)}"
 
     def run(self, told=print) -> list[dict]:
         """Do the trials that have not ended yet; every trial's record, see TRIALS, in the order of the points."""
-        with store.locked(self.folder, told):
+        with store.locked(self.folder, told):  # asha's comparisons start afresh in a search that goes on
             ended = self._ended()
             left = [number for number, point in enumerate(self.points) if ended.get(json.dumps(point), {"status": "failed"})["status"] == "failed"]
             if len(left) < len(self.points):
@@ -108,15 +110,15 @@ class Search:
         own = self.own
         cluster = Cluster(own["ray_address"], own["trial_cpus"], own["trial_gpus"], own["dashboard"])
 
-        def ended(number, result) -> None:
+        def ended(number, result, error) -> None:
             """The record of a trial is written when it ends, so that a killed search goes on with the others."""
-            record = {"point": self.points[number], "status": "failed", "score": None, "validations": 0, "run": None}
+            record = {"point": self.points[number], "status": "failed", "score": None, "epochs": 0, "run": None, "error": error}
             if result:
                 status = "finished" if result.get("run") else "stopped"
-                record |= {"status": status, "score": result["score"], "validations": result["validations"], "run": result.get("run")}
+                record |= {"status": status, "score": result["score"], "epochs": result["epochs"], "run": result.get("run")}
             known = self._ended() | {json.dumps(record["point"]): record}
             write_text(self.folder / TRIALS, "\n".join(map(json.dumps, known.values())))
-            score = "" if record["score"] is None else f", valid {self.metric} {record['score']:.4f}"
+            score = f": {error}" if error else f", valid {self.metric} {record['score']:.4f}"
             told(f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}")
 
         with connected(cluster) as resources:
@@ -124,32 +126,32 @@ class Search:
 
             how = {}
             if own["search"] == "asha":
-                most = max(settings["epochs"] for settings in self.settings) + 1  # validations and the end
+                last = [stages_of(settings)[-1] for settings in self.settings]
+                most, grace = max(one["epochs"] for one in last), own["grace"] * max(1, max(one["eval_step"] for one in last))
                 how["scheduler"] = tune.schedulers.ASHAScheduler(
-                    time_attr="validations", metric="score", mode="max", max_t=most + own["grace"], grace_period=own["grace"],
-                    reduction_factor=own["reduction"],
-                )  # fmt: skip
+                    time_attr="epochs", metric="score", mode="max", max_t=most + grace + 1, grace_period=grace, reduction_factor=own["reduction"]
+                )
             trainable = tune.with_resources(tune.with_parameters(trial, settings=self.settings, metric=self.metric), resources)
             trials(trainable, "trial", numbers, teller(ended), **how)
 
 
 def trial(space: dict, settings: list[dict], metric: str) -> None:
-    """One run, in a process of Ray's, that reports each validation, and at its end the run and its value over all validation cases."""
+    """One run, in a process of Ray's, that reports each validation of its last stage, and at its end the run and its value over all validation cases."""
     import torch
     from ray import tune
 
     import recbole_llm  # noqa: F401  in a new process
 
     torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1))))
-    seen = 0
+    done = 0
 
     def watch(epoch: int, score: float) -> None:
-        nonlocal seen
-        seen += 1
-        tune.report({"score": score, "validations": seen})
+        nonlocal done
+        done = epoch + 1
+        tune.report({"score": score, "epochs": done})
 
     run = run_settings(settings[asked(space)], watch)
-    tune.report({"score": run.row["valid"][metric], "validations": seen + 1, "run": run.folder.name})
+    tune.report({"score": run.row["valid"][metric], "epochs": done, "run": run.folder.name})
 
 
 def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
@@ -162,12 +164,13 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
     best = max(finished, key=lambda record: record["score"])
     path = search.folder / BEST
     command = f"# python run_recbole_llm.py --model={model} --dataset={dataset} --config_files={path}"
+    best_settings = {key: value for layer in layers for key, value in layer.items()} | best["point"]
     why = f"# the best of {len(records)} trials by validation {search.metric} ({best['score']:.4f}), {own['search']}"
-    write_text(path, "\n".join([command, why, yaml.safe_dump(best["point"], sort_keys=False)]))
-    lines = [f"{'valid ' + search.metric:>16s}  {'validations':>11s}  status    settings"]
+    write_text(path, "\n".join([command, why, yaml.safe_dump(best_settings, sort_keys=False)]))
+    lines = [f"{'valid ' + search.metric:>16s}  {'epochs':>6s}  status    settings"]
     for record in sorted(records, key=lambda record: -(record["score"] if record["score"] is not None else -np.inf)):
         score = "-" if record["score"] is None else f"{record['score']:.4f}"
-        lines.append(f"{score:>16s}  {record['validations']:11d}  {record['status']:9s} {_told(record['point'])}")
+        lines.append(f"{score:>16s}  {record['epochs']:6d}  {record['status']:9s} {_told(record['point'])}")
     row = Run(search.folder.parent / best["run"], store.finished_run(search.folder.parent / best["run"])["row"]).row
     lines += ["", f"best: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}"]
     return [*lines, f"run: {search.folder.parent / best['run']}   settings: {path}   trials: {search.folder / TRIALS}"]

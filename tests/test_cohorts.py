@@ -187,3 +187,20 @@ def test_activity_buckets_hold_like_numbers_of_users_and_equal_users_stay_togeth
     skewed = np.array([3] * 70 + [4] * 10 + [5] * 10 + [9] * 10)
     found = by_activity(skewed)
     assert all(len(set(found[skewed == size])) == 1 for size in (3, 4, 5, 9)) and (np.diff(found) >= 0).all() and found[-1] == 3
+
+
+def test_low_activity_stays_apart_in_a_file_that_was_written_by_the_command(tmp_path):
+    tables = tables_of(tmp_path / "shop")
+    path = tmp_path / "mine.tsv"
+    lines = [f"u{user}\t{LOW if user < 6 else f'feature {user % 2}'}" for user in range(20)]
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    mine = cohorts.from_file(tables, path)
+    drawn = cohorts.at_random(mine, 1)
+    low = mine.names.index(LOW)
+    assert mine.names == ("feature 0", "feature 1", LOW) and (mine.of >= 0).all()
+    assert ((drawn.of == low) == (mine.of == low)).all() and (drawn.of != mine.of).any() and drawn.sizes.tolist() == mine.sizes.tolist()
+    path.write_text("user\tcohort\nu1\tmine\nu99\tother\n")
+    assert cohorts.from_file(tables, path).names == ("mine",)
+    path.write_text("u1\tmine\nu2\tmine\nu1\tother\n")
+    with pytest.raises(UserError, match="names user u1 more than once"):
+        cohorts.from_file(tables, path)

@@ -14,9 +14,10 @@ import pytest
 from test_stacked import RECIPE, learners_of, world  # noqa: F401
 
 from recbole_llm.cluster import Cluster
+from recbole_llm.errors import UserError
 from recbole_llm.personal import jobs
 from recbole_llm.personal.training import Learner, Recipe, freeze
-from recbole_llm.personal.units import Unit, unit_folder
+from recbole_llm.personal.units import Unit, adapter_path, unit_folder
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,8 @@ def test_a_machine_that_dies_half_way_loses_nothing(frozen, units, tmp_path, mon
     lost = Lost(machines, machines.add_node(num_cpus=1))
     machines.wait_for_nodes()
     try:
+        with pytest.raises(UserError, match="expected a machine with 9 cores and 0 GPUs for each piece of work, found 1 cores and 0 GPUs; 1 cores"):
+            jobs.run(frozen, units, tmp_path / "never", Cluster(address=machines.address, cpus=9))
         failed = jobs.run(frozen, [*units, broken(units[0])], tmp_path / "ray", Cluster(address=machines.address), lost)
         assert list(failed) == ["broken"] and failed["broken"] != "no result" and lost.node is None and not ray.is_initialized()
     finally:
@@ -118,3 +121,10 @@ def test_a_worker_that_is_killed_is_replaced(frozen, units, tmp_path):
     assert jobs.run(frozen, deadly, tmp_path / "ray", Cluster(), print) == {}
     assert all((tmp_path / quote(unit.name)).exists() for unit in units)
     assert contents(tmp_path / "here", units) == contents(tmp_path / "ray", units)
+
+
+def test_any_id_has_a_file_of_its_own():
+    names = ["user a", "user A", "user " + "ü" * 300, "user " + "ü" * 299, "user ../x", "user " + "漢" * 40]
+    paths = [adapter_path(name) for name in names]
+    assert len({path.lower() for path in paths}) == len(names)
+    assert all(path.isascii() and path.count("/") == 1 and len(path) < 90 for path in paths)

@@ -39,6 +39,8 @@ def t5(folder):
 
 def command(folder, *more):
     said = io.StringIO()
+    if any(part.startswith("--models") and "4.file" not in part for part in more):
+        more = ("--cohort_file=~", *more)
     with contextlib.redirect_stdout(said):
         code = cli.main([
             "personalize", "--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", f"--models={MODELS}",
@@ -110,7 +112,7 @@ def test_each_user_is_ranked_by_the_adapter_that_serves_it(spectrum):
     assert 0 < len(frequent) <= 4  # a fifth of 20
     for user in frequent:
         assert any(name.startswith("users") and same(found, seventh, user) for name, found in units[user])
-    cohorts = dict(line.split("\t") for line in (report(adapters) / "cohorts-4.feat.tsv").read_text().splitlines())
+    cohorts = cohorts_of(adapters)
     assert len(cohorts) == 20 and set(cohorts.values()) == {"low activity", "feature 1", "feature 2"}
     fourth, file = ranks(adapters, "4.feat"), ranks(adapters, "4.file")
     sizes = {name: list(cohorts.values()).count(name) for name in set(cohorts.values())}
@@ -139,7 +141,7 @@ def test_weights_are_numbers_of_future_test_cases(spectrum):
     table = "shop: 4. Cohorts, features, 3 cohorts"
     parts = [row(said, table, f"4. {name}") for name in ("low activity", "feature 1", "feature 2")]
     cases = {name: 0 for name in ("low activity", "feature 1", "feature 2")}
-    cohorts = dict(line.split("\t") for line in (report(adapters) / "cohorts-4.feat.tsv").read_text().splitlines())
+    cohorts = cohorts_of(adapters)
     kept = ranks(adapters, "4.feat")
     for user in kept.user:
         cases[cohorts[str(user)]] += 1
@@ -179,11 +181,53 @@ def test_the_same_command_trains_nothing_and_a_lost_unit_is_done_again(spectrum,
     before = (adapters / "run.json").read_bytes()
     code, again = command(folder, f"--backbone={folder / 't5'}", "--max_length=90")
     assert code == 0 and not done and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
-    lost = next(path for path in adapters.glob("units/*") if path.name.startswith("users 002"))
+    lost = sorted(adapters.glob("units/users *"))[-1]
     shutil.rmtree(lost)
     code, again = command(folder, f"--backbone={folder / 't5'}", "--max_length=90")
-    assert [name.split()[:2] for name in done] == [["users", "002"]] and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
+    assert done == [lost.name] and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
     assert (adapters / "run.json").read_bytes() == before
+
+
+def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(spectrum, tmp_path, monkeypatch):
+    """On a copy: a smaller command leaves who is served by what as it was, a larger one trains whom nobody has trained."""
+    from recbole_llm.personal import jobs
+
+    folder, _, adapters = spectrum
+    shutil.copytree(folder / "saved", tmp_path / "saved")
+    done, real = [], jobs.work
+    monkeypatch.setattr(jobs, "work", lambda frozen, unit: done.append(unit) or real(frozen, unit))
+    how, copy = [f"--backbone={folder / 't5'}", "--max_length=90", f"--checkpoint_dir={tmp_path / 'saved'}"], tmp_path / "saved" / adapters.name
+    code, said = command(folder, *how, "--models=2,3")
+    assert code == 0 and not done and served(copy) == served(adapters) and f"{len(served(adapters)['users'])} users by their own" in said
+    code, said = command(folder, *how, "--own_users=0")
+    (unit,) = done
+    assert code == 0 and {learner.name for learner in unit.learners} == {f"user {user}" for user in set(cohorts_of(adapters)) - set(served(adapters)["users"])}
+    assert served(copy)["users"].items() > served(adapters)["users"].items() and len(served(copy)["users"]) == 20
+    assert (report(adapters) / "3" / "test.ranks.npz").read_bytes() == next(copy.glob("report-*/5")).with_name("3").joinpath("test.ranks.npz").read_bytes()
+
+
+def cohorts_of(adapters):
+    return dict(line.split("\t") for line in (report(adapters) / "cohorts-4.feat.tsv").read_text().splitlines())
+
+
+def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypatch):
+    from recbole_llm.personal import jobs
+
+    folder, _, adapters = spectrum
+    shutil.copytree(folder / "saved", tmp_path / "saved")
+    copy = tmp_path / "saved" / adapters.name
+    gone = [path for path in copy.glob("units/*") if path.name.startswith(("users", "cohort of 7"))]
+    for path in gone:
+        shutil.rmtree(path)
+
+    def broken(frozen, unit):
+        raise ValueError(f"no {unit.name} today")
+
+    monkeypatch.setattr(jobs, "work", broken)
+    code, said = command(folder, f"--backbone={folder / 't5'}", "--max_length=90", f"--checkpoint_dir={tmp_path / 'saved'}")
+    assert code == 0 and "5. Users has no user" in said and "by their own adapter against" not in said
+    assert re.search(r"4. Cohorts, features has (6|13) of 20 users; Recall@10 of the same users: ", said)
+    assert re.search(r"failed: cohort of 7 \w{8}, of 4.feat, .*low activity: no cohort of 7 \w{8} today", said)
 
 
 # --- routing ------------------------------------------------------------------------------------------------------------
@@ -205,8 +249,9 @@ def test_own_adapter_then_cohort_then_model_3_then_model_2(spectrum, router):
     own, _, tables = router
     names = {user: own.of(user).name for user in tables.users}
     assert sorted(names.values()).count("own adapter") == len(served(adapters)["users"]) >= 16
-    others = {name for user, name in names.items() if user not in served(adapters)["users"]}
-    assert others <= {"cohort low activity", "cohort feature 1", "cohort feature 2"}
+    others = {user: name for user, name in names.items() if user not in served(adapters)["users"]}
+    assert {"cohort mine", "Model 3"} >= set(others.values()) and served(adapters)["cohorts_of"] == "4.file"  # the user's own file comes first
+    assert all(own.of(user).name == ("cohort mine" if user in ("u3", "u4") else "Model 3") for user in others)
     assert own.of("stranger").name == own.of(None).name == "Model 3"
     bare = Router(adapters, served(adapters) | {"everybody": "lost"}, own.bundle, own.items, own.recipe)
     assert bare.of("stranger").name == "Model 2" and bare.of("stranger").folder is None
@@ -273,6 +318,10 @@ def test_models_and_groupings_that_are_not_there():
     (["--low_activity=99"], "low_activity: every user has fewer than 99 interactions in Continue Train, where the median is 4"),
     (["--low_activity=0"], "low_activity: no user has fewer than 0"),
     (["--cohort_file=nowhere.tsv"], "cohorts: nowhere.tsv cannot be read"),
+    (["--models=4.feat", "--cohort_file=mine.tsv"], "4.file among --models and --cohort_file=FILE"),
+    (["--cohorts=low+high"], "cohorts: low+high has nobody to draw at random for 6.feat"),
+    (["--eval_args.part=both"], "eval_args.part: personalize sets it itself"),
+    (["--init_from=RUN"], "init_from"),
     (["--cohorts=low+2,40"], "expected at least 40 different users or items to cluster"),
     (["--models=4.attr", "--user_columns=shoe"], "expected the columns shoe of users"),
     (["--eval_args.split={LS: valid_and_test}"], "expected --eval_args.split='{temporal: [0.6, 0.2, 0.2]}'"),

@@ -131,7 +131,9 @@ def by_attributes(tables: Tables, users: np.ndarray, columns: Sequence[str], cou
 
 def at_random(like: Cohorts, seed: int) -> Cohorts:
     """The control: cohorts of the same names and sizes, the same Low Activity cohort, all other members drawn."""
-    drawn = like.of >= (1 if like.names[0] == LOW else 0)
+    drawn = like.of >= 0
+    if LOW in like.names:
+        drawn &= like.of != like.names.index(LOW)
     of = like.of.copy()
     of[drawn] = np.random.default_rng([seed, 4]).permutation(of[drawn])
     names = tuple(name if name == LOW else f"random {name}" for name in like.names)
@@ -139,15 +141,23 @@ def at_random(like: Cohorts, seed: int) -> Cohorts:
 
 
 def from_file(tables: Tables, path: Path) -> Cohorts:
-    """Lines `user<TAB>cohort`. Users that are not named are in no cohort. Raises UserError for a file without any user of the dataset."""
+    """Lines `user<TAB>cohort`. Users that are not named are in no cohort, and cohorts of strangers alone are none.
+
+    Raises
+    ------
+    UserError : for a file without any user of the dataset, or with a user twice.
+    """
     try:
-        lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cohorts: {path} cannot be read: {error}") from None
     if wrong := next((number for number, line in enumerate(lines, start=1) if len(line) != 2), None):
         raise UserError(f"cohorts: {path}, entry {wrong}: expected a user, a tab and the name of a cohort")
     told = dict(lines)
-    names = tuple(sorted(set(told.values())))
+    if len(told) < len(lines):
+        twice = next(user for number, (user, _) in enumerate(lines) if user in dict(lines[:number]))
+        raise UserError(f"cohorts: {path} names user {twice} more than once; a user belongs to one cohort")
+    names = tuple(sorted({told[user] for user in tables.users if user in told}))
     of = np.array([names.index(told[user]) if user in told else -1 for user in tables.users])
     if (of < 0).all():
         raise UserError(f"cohorts: {path} names no user of {tables.name}, whose users are such as {', '.join(map(str, tables.users[:3]))}")

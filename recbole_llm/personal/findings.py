@@ -32,9 +32,13 @@ class Findings:
         found |= {f"cohorts-{model}": self.cohorts(model) for model in self.found.groupings if " " not in model}
         if any(" " in model for model in self.found.groupings):
             found["number"] = self.number()
-        if "5" in self.found.ranks:
+        if self.has("5"):
             found["outcomes"] = self.outcomes()
         return found
+
+    def has(self, model: str) -> bool:
+        """Whether there is such a model, with a case at least."""
+        return model in self.found.ranks and bool(self.found.covered[model].any())
 
     def mean(self, model: str, metric: str, where: np.ndarray) -> float:
         return float(self.values[model][metric][where].mean())
@@ -45,6 +49,9 @@ class Findings:
         users, trained = len(np.unique(found.user)), int(found.samples.sum())
         for model in found.models:
             has = found.covered[model]
+            if not has.any():
+                notes.append(f"{name_of(model)} has no user")
+                continue
             own = {metric: self.mean(model, metric, has) for metric in COLUMNS}
             if has.all():
                 rows[name_of(model)] = [own]
@@ -52,16 +59,30 @@ class Findings:
             apart[name_of(model)] = own
             same = ", ".join(f"{name_of(other)} {self.mean(other, 'recall@10', has):.4f}" for other in found.models if (found.covered[other] >= has).all())
             notes.append(f"{name_of(model)} has {len(np.unique(found.user[has]))} of {users} users; Recall@10 of the same users: {same}")
-        gains = [f"{name_of(model)} {self.gain(model, '2', found.covered[model]):+.1f} %" for model in found.models if model not in "12"]
-        notes = [f"Recall@10 against {name_of('2')}: {', '.join(gains)}", *notes, *(f"failed: {unit}: {error}" for unit, error in found.failed.items())]
+        gains = {model: self.gain(model, "2", found.covered[model]) for model in found.models if model not in "12" and self.has(model)}
+        told = ", ".join(f"{name_of(model)} {gain.mean:+.1f} %" for model, gain in gains.items() if gain)
+        notes = [*([f"Recall@10 against {name_of('2')}: {told}"] if told else []), *notes]
+        notes += [f"failed: {self._whose(unit)}: {error}" for unit, error in found.failed.items()]
         loud = samples.warning(found.tables.name)
         title = f"{found.tables.name}: {users} users, {trained} samples of Continue Train, {len(found.user)} Future-Test cases, full"
         return make_table(title, rows, COLUMNS, bounds=apart, notes=[*([loud] if loud else []), *notes])
 
-    def gain(self, model: str, other: str, where: np.ndarray) -> float:
-        """% of Recall@10; nan where the other has none."""
+    def _whose(self, unit: str) -> str:
+        """A unit by the models and cohorts that it is for."""
+        found = self.found
+        models = [model for model, served in found.served.items() if unit in served.units]
+        names = {found.groupings[model].names[found.groupings[model].of[found.served[model].units[unit][0]]] for model in models if model in found.groupings}
+        return f"{unit}, of {', '.join([*models, *sorted(names)])}"
+
+    def trained(self, model: str) -> list[int]:
+        """Cohorts of a model, by number, that have an adapter, or were to have one."""
+        cohorts = self.found.groupings[model]
+        return [number for number in range(len(cohorts.names)) if np.isin(np.flatnonzero(cohorts.of == number), self.found.served[model].users).any()]
+
+    def gain(self, model: str, other: str, where: np.ndarray) -> Cell | None:
+        """% of Recall@10; None where the other has none."""
         base = self.mean(other, "recall@10", where)
-        return 100 * (self.mean(model, "recall@10", where) / base - 1) if base else float("nan")
+        return Cell(100 * (self.mean(model, "recall@10", where) / base - 1), digits=1) if base else None
 
     def _row(self, model: str, where: np.ndarray, columns: Sequence[str], *more: Cell | None) -> tuple[Cell | None, ...]:
         users = np.unique(self.found.user[where])
@@ -74,38 +95,38 @@ class Findings:
         values, rows, notes = cohorts.silhouettes(), [], []
         of, has = cohorts.of[found.user], found.covered[model]
         everybody = np.ones(len(of), dtype=bool)
-        rows.append((name_of("3"), self._row("3", everybody, METRICS, Cell(self.gain("3", "2", everybody), digits=1), None)))
-        for number, name in enumerate(cohorts.names):
+        rows.append((name_of("3"), self._row("3", everybody, METRICS, self.gain("3", "2", everybody), None)))
+        for number in self.trained(model):
+            name = cohorts.names[number]
             if (where := has & (of == number)).any():
                 shape = Cell(values[name], digits=2) if name in values else None
-                rows.append((f"{model[0]}. {name}", self._row(model, where, METRICS, Cell(self.gain(model, "2", where), digits=1), shape)))
+                rows.append((f"{model[0]}. {name}", self._row(model, where, METRICS, self.gain(model, "2", where), shape)))
         shape = Cell(values["all"], digits=2) if "all" in values else None
-        rows.append((f"{model[0]}. weighted average", self._row(model, has, METRICS, Cell(self.gain(model, "2", has), digits=1), shape)))
-        if others := len(np.unique(found.user[of < 0])):
-            notes.append(f"{others} users are in no cohort: Model 3 serves them, and the average has them")
+        rows.append((f"{model[0]}. weighted average", self._row(model, has, METRICS, self.gain(model, "2", has), shape)))
+        if others := len(np.unique(found.user[~np.isin(found.user, found.served[model].users)])):
+            notes.append(f"{others} users are in no cohort with anything to train, validate and test on: Model 3 serves them, and the average has them")
         columns = ("users", "samples", *METRICS, "gain %", "silhouette")
         notes.append("gain %: of Recall@10 over Model 2 on the same users")
-        return Table(f"{found.tables.name}: {name_of(model)}, {len(cohorts.names)} cohorts", columns, tuple(rows), tuple(notes))
+        return Table(f"{found.tables.name}: {name_of(model)}, {len(self.trained(model))} cohorts", columns, tuple(rows), tuple(notes))
 
     def number(self) -> Table:
         """The weighted average of each number of cohorts, and its difference to Model 3."""
         found, rows = self.found, []
         everybody = np.ones(len(found.user), dtype=bool)
-        rows.append((name_of("3"), (None, *(Cell(self.mean("3", metric, everybody)) for metric in METRICS), None)))
+        users = Cell(len(np.unique(found.user)), digits=0)
+        rows.append((name_of("3"), (None, users, *(Cell(self.mean("3", metric, everybody)) for metric in METRICS), None)))
         first = next(model for model in found.groupings if " " in model).partition(" ")[0].partition(".")[2]
-        for model, cohorts in found.groupings.items():
+        for model in found.groupings:
             label, _, grouping = model.partition(" ")
-            if label.partition(".")[2] == first:
-                has = found.covered[model]
-                cells = (Cell(len(cohorts.names), digits=0), *(Cell(self.mean(model, metric, has)) for metric in METRICS))
-                rows.append((f"{name_of(label)}, {grouping or self._first(cohorts)}", (*cells, Cell(self.gain(model, "3", has), digits=1))))
-        notes = ("against 3 %: of Recall@10 to Model 3", f"{HIGH} has nobody to draw at random: it is in Model 4 alone")
-        return Table(f"{found.tables.name}: by number of cohorts", ("cohorts", *METRICS, "against 3 %"), tuple(rows), notes)
-
-    @staticmethod
-    def _first(cohorts) -> str:
-        low = "low activity" in cohorts.names
-        return f"low+{len(cohorts.names) - 1}" if low else str(len(cohorts.names))
+            has = found.covered[model]
+            if label.partition(".")[2] == first and has.any():
+                counts = [Cell(len(self.trained(model)), digits=0), Cell(len(np.unique(found.user[has])), digits=0)]
+                cells = (*counts, *(Cell(self.mean(model, metric, has)) for metric in METRICS))
+                rows.append((f"{name_of(label)}, {grouping or found.first}", (*cells, self.gain(model, "3", has))))
+        notes = ["against 3 %: of Recall@10 to Model 3 on the same users"]
+        if any(model.endswith(f" {HIGH}") for model in found.groupings):
+            notes.append(f"{HIGH} has nobody to draw at random: it is in Model 4 alone")
+        return Table(f"{found.tables.name}: by number of cohorts", ("cohorts", "users", *METRICS, "against 3 %"), tuple(rows), tuple(notes))
 
     def own_users(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Of users with an own adapter: (cases of each [n], float64 [n, 4] by it, float64 [n, 4] by Model 3, bucket by activity [n])."""
@@ -141,7 +162,7 @@ class Findings:
 
     def answers(self) -> list[str]:
         """A question and the differences that answer it, line by line."""
-        models = [model for model in self.found.models if model in self.found.ranks]
+        models = [model for model in self.found.models if self.has(model)]
         text, ranks = [model for model in models if model.startswith("4.")], self.found.ranks
         random = [(model, f"6{model[1:]}") for model in ranks if model[0] == "4"]
         pairs = [

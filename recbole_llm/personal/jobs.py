@@ -71,7 +71,7 @@ def _on_ray(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluste
         keeper = ray.remote(num_cpus=0)(Keeper).options(scheduling_strategy=here).remote(str(folder.absolute()))
         frozen.bundle.model.to("cpu")  # what a machine without a GPU can read
         trainable = tune.with_resources(tune.with_parameters(_trainable(), frozen=frozen, units=by_name, keeper=keeper), resources)
-        tell = teller(lambda unit, result: progress.ended(unit, None if result else "its error stands below the table"))
+        tell = teller(lambda unit, result, error: progress.ended(unit, error))
         results = trials(trainable, "unit", by_name, tell, reuse_actors=True)
         errors = {asked(result.config): result.error for result in results if result.config and result.error}
         return {name: in_line(errors.get(name) or "no result") for name in by_name if not done(folder, name)}

@@ -78,7 +78,8 @@ class Grouper:
         if kind == "attr":
             return cohorts.by_attributes(self.tables, users, self.own["user_columns"], count, self.seed)
         if kind == "feat":
-            columns = [name for name in self.own["feature_columns"] if name in self.tables.item_table]
+            columns, rated = [name for name in self.own["feature_columns"] if name in self.tables.item_table], self.rating in self.tables.columns
+            print(f"feature cohorts: by columns {', '.join(columns) or '(none)'} of .item{f' and {self.rating}' if rated else ''}")
             return cohorts.by_features(self.tables, self.rows, users, columns, self.rating, count, self.seed)
         if self.vectors is None:
             self.vectors = self.make_vectors()

@@ -55,13 +55,16 @@ def adapted(bundle: FusionBackbone, stack: Stack, histories: Sequence[list[Token
 def rank(frozen: Frozen, stack: Stack, tests: Sequence[Cases], recipe: Recipe, mask_history: bool = False, memory: float = 128) -> list[RankTable]:
     """The ranks of each adapter's cases over the whole catalogue.
 
-    tests : of each adapter of the stack.
+    tests : of each adapter of the stack. memory : MiB of item vectors, and of scores, held at once.
     """
-    histories = [[frozen.histories[int(end)] for end in cases.end] for cases in tests]
-    users, items = adapted(frozen.bundle, stack, histories, frozen.items, recipe)
-    tables = []
-    for cases, own, theirs in zip(tests, users, items, strict=True):
-        apart, row = distinct(theirs.cpu().numpy())
-        facade = Vectors(frozen.tables, cases, own, torch.from_numpy(apart).to(own.device), row[frozen.same])
-        tables.append(rank_cases(facade, facade, cases, mask_history=mask_history, memory=memory)[0])
+    tables, catalogue = [], 4 * len(frozen.items) * frozen.bundle.width
+    step = max(1, int(memory * 2**20 // catalogue))
+    for begin in range(0, len(tests), step):
+        some = tests[begin : begin + step]
+        histories = [[frozen.histories[int(end)] for end in cases.end] for cases in some]
+        users, items = adapted(frozen.bundle, stack[begin : begin + step], histories, frozen.items, recipe)
+        for cases, own, theirs in zip(some, users, items, strict=True):
+            apart, row = distinct(theirs.cpu().numpy())
+            facade = Vectors(frozen.tables, cases, own, torch.from_numpy(apart).to(own.device), row[frozen.same])
+            tables.append(rank_cases(facade, facade, cases, mask_history=mask_history, memory=memory)[0])
     return tables

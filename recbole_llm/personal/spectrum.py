@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import store
-from ..cluster import Cluster, need_ray
+from ..cluster import Cluster, has_ray, need_ray
 from ..config import digest
 from ..data.splits import Cases, make_split
 from ..data.tables import Tables
@@ -18,14 +18,16 @@ from ..runs import Run, run_settings
 from . import jobs, plan
 from .cohorts import Cohorts, activity, at_random
 from .training import Frozen, Learner, Recipe, freeze
-from .units import RANKS, Unit, done, unit_folder
+from .units import RANKS, Unit, done, finished, unit_folder
+
+USERS = "users"  # what the names of units with adapters of single users begin with
 
 
 @dataclass(frozen=True)
 class Served:
     """Whom a model serves by adapters of its own.
 
-    units : unit -> int64, whose adapters it trains. users : int64, whom the model serves by them. others : whether Model 3 serves the others.
+    units : unit -> int64, for whom it trains adapters. users : int64, whom the model serves by them. others : whether Model 3 serves the others.
     """
 
     units: dict[str, np.ndarray]
@@ -43,7 +45,7 @@ class Spectrum:
     ranks, covered : model -> ranks of the same Future-Test cases, and bool [cases], which of them it has. Models of the table are called by number and
         kind of cohorts (`4.text`), those with another number of cohorts by that too (`4.text 5`).
     groupings : model 4 or 6 -> its cohorts. served : model from 3 on -> whom it serves by which units. user : int64 [cases].
-    samples : int64 [users], training cases in Continue Train. failed : unit -> error.
+    first : the grouping of the models of the table. samples : int64 [users], training cases in Continue Train. failed : unit -> error.
     """
 
     tables: Tables
@@ -53,6 +55,7 @@ class Spectrum:
     covered: dict[str, np.ndarray]
     groupings: dict[str, Cohorts]
     served: dict[str, Served]
+    first: str
     user: np.ndarray
     samples: np.ndarray
     failed: dict[str, str]
@@ -78,13 +81,15 @@ class Personal:
         self.recipes = [_recipe(settings, own, own["cohort_rank"], own["cohort_alpha"]), _recipe(settings, own, own["user_rank"], own["user_alpha"])]
         self.grouper = plan.Grouper(self.tables, self.part, own, settings["RATING_FIELD"], settings["seed"], self._text_vectors)
         self.groupings = self._groupings()
-        if own["jobs"] == "ray":
-            need_ray("jobs")
+        if own["ray_address"] and own["jobs"] == "ray":
+            need_ray("ray_address")
 
     def _groupings(self) -> dict[str, Cohorts]:
         """Models 4 and 6, and those of the table by number of cohorts, with who belongs where."""
-        if "file" in self.kinds and not self.own["cohort_file"]:
-            raise UserError("4.file needs --cohort_file=FILE with lines `user<TAB>cohort`")
+        if ("file" in self.kinds) != bool(self.own["cohort_file"]):
+            raise UserError("4.file among --models and --cohort_file=FILE, with lines `user<TAB>cohort`, go together; leave both out or none")
+        if self.asked[0] == plan.HIGH and (random := [one for one in self.models if one[0] == "6" and one != "6.file"]):
+            raise UserError(f"cohorts: {plan.HIGH} has nobody to draw at random for {random[0]}; put another first, or leave it out of --models")
         if set(self.kinds) - {"file"}:
             plan.check_low(self.grouper.low, self.grouper.amount, self.asked, self.own["low_activity"])
         found, numbered = {}, next((kind for kind in self.kinds if kind != "file"), None)
@@ -94,7 +99,7 @@ class Personal:
                     break
                 cohorts, more = self.grouper.cohorts(kind, grouping), f" {grouping}" if place else ""
                 found[f"4.{kind}{more}"] = cohorts
-                if f"6.{kind}" in self.models and grouping != plan.HIGH:
+                if f"6.{kind}" in self.models and (kind == "file" or grouping != plan.HIGH):
                     found[f"6.{kind}{more}"] = at_random(cohorts, self.settings["seed"])
         return {model: cohorts for model, cohorts in found.items() if model.partition(" ")[0] in self.models}
 
@@ -113,8 +118,8 @@ class Personal:
         key = digest([base.row["run"], *map(asdict, self.recipes), store.__version__])
         folder = Path(self.settings["checkpoint_dir"]).absolute() / f"personal-{self.prepared.name}-{key}"
         frozen = self._frozen(base)
-        units, served = self._units(frozen, f"run:{base.folder.name}")
         with store.locked(folder, told):
+            units, served = self._units(frozen, f"run:{base.folder.name}", folder)
             adapters, tokens = sum(len(unit.learners) for unit in units.values()), sum(unit.cost for unit in units.values())
             told(f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M tokens, those of training counted three times")
             failed = jobs.run(frozen, list(units.values()), folder, self._cluster(), told)
@@ -131,7 +136,7 @@ class Personal:
             if model == "3" and not has.all():
                 raise UserError(f"Model 3, which all others are compared with, failed: {'; '.join(failed.values())}")
         samples = np.bincount(self.part.train.user, minlength=len(self.tables.users))
-        return folder, Spectrum(self.tables, self.models, runs, ranks, covered, self.groupings, served, user, samples, failed)
+        return folder, Spectrum(self.tables, self.models, runs, ranks, covered, self.groupings, served, self.asked[0], user, samples, failed)
 
     def _frozen(self, base: Run) -> Frozen:
         """Model 2 with the texts of Continue Train and Future-Test."""
@@ -139,8 +144,8 @@ class Personal:
         model, _ = prepared.restore(store.finished_run(base.folder))
         return freeze(model, self.part.train, self.part.valid, self.part.test)
 
-    def _units(self, frozen: Frozen, base: str) -> tuple[dict[str, Unit], dict[str, Served]]:
-        """All units by name, the largest first, and whom each model serves by which."""
+    def _units(self, frozen: Frozen, base: str, folder: Path) -> tuple[dict[str, Unit], dict[str, Served]]:
+        """All units by name, the largest first, but those of users whose adapters are in a unit that is done; and whom each model serves by which."""
         units, everybody = {}, np.arange(len(self.tables.users))
         more = {"base": base, "mask_history": self.settings["mask_history"]}
 
@@ -163,11 +168,13 @@ class Personal:
         mine = {model: users for model, users in mine.items() if model in self.models}
         if mine:
             trained = able[np.isin(able, np.concatenate(list(mine.values())))]
-            shards = {}
-            for shard, begin in enumerate(range(0, len(trained), self.own["unit_users"])):
-                users = trained[begin : begin + self.own["unit_users"]]
-                name = f"users {shard + 1:03d} {digest(self.tables.users[users].tolist())}"
-                learners = [Learner(own_name(self.tables.users[one]), _of(self.part.train, [one]), _of(self.part.valid, [one])) for one in users]
+            names = np.array([own_name(user) for user in self.tables.users])
+            shards = {name: trained[np.isin(names[trained], learners)] for name, learners in finished(folder, USERS).items()}
+            left = trained[~np.isin(trained, np.concatenate([everybody[:0], *shards.values()]))]
+            for begin in range(0, len(left), self.own["unit_users"]):
+                users = left[begin : begin + self.own["unit_users"]]
+                name = f"{USERS} {len(users)} {digest(self.tables.users[users].tolist())}"
+                learners = [Learner(names[one], _of(self.part.train, [one]), _of(self.part.valid, [one])) for one in users]
                 tests, stack = [_of(self.part.test, [one]) for one in users], _stack(frozen, learners, self.recipes[1])
                 units[name] = Unit(name, learners, tests, self.recipes[1], stack=stack, **more)
                 shards[name] = users
@@ -177,7 +184,7 @@ class Personal:
 
     def _cluster(self) -> Cluster | None:
         own = self.own
-        if own["jobs"] == "serial":
+        if own["jobs"] == "serial" or not has_ray():
             return None
         return Cluster(own["ray_address"], own["unit_cpus"], own["unit_gpus"], own["dashboard"])
 
@@ -189,8 +196,9 @@ def _check(settings: dict) -> None:
         raise UserError(f"personalize: expected --eval_args.split='{{temporal: [0.6, 0.2, 0.2]}}', found {split}")
     if mode not in ("full", {"test": "full"}, {"valid": "full", "test": "full"}):
         raise UserError(f"personalize ranks the whole catalogue: expected --eval_args.mode=full, found {mode}")
-    for key, plain in (("adapter", "none"), ("stages", None), ("test_users", 0), ("seeds", None)):
-        if settings[key] != plain:
+    told = settings | {"eval_args.part": settings["eval_args"]["part"]}
+    for key, plain in (("adapter", "none"), ("stages", None), ("init_from", None), ("test_users", 0), ("seeds", None), ("eval_args.part", "pretrain")):
+        if told[key] != plain:
             raise UserError(f"{key}: personalize sets it itself; leave it out")
 
 

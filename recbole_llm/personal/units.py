@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from .. import store
+from ..config import digest
 from ..data.splits import Cases
 from ..evaluation.ranks import RankTable
 from .ranking import rank
@@ -58,15 +59,24 @@ def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
 
 def adapter_path(name: str) -> str:
     """Where an adapter lies in its unit's folder."""
-    return f"{ADAPTERS}/{quote(name, safe=' ')}"
+    return f"{ADAPTERS}/{quote(name, safe=' ')[:60]}-{digest(name)}"  # however long it is, and where a and A are one file
 
 
 def done(folder: Path, unit: str) -> bool:
     return (unit_folder(folder, unit) / RECORD).is_file()
 
 
+def finished(folder: Path, beginning: str) -> dict[str, list[str]]:
+    """The units that are done and whose names begin with this word: name -> its learners."""
+    found = {}
+    for path in sorted(folder.glob(f"units/{beginning} */{RECORD}")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found[record["unit"]] = list(record["losses"])
+    return found
+
+
 def unit_folder(folder: Path, unit: str) -> Path:
-    return folder / "units" / quote(unit, safe=" ")
+    return folder / "units" / unit
 
 
 def keep(folder: Path, unit: str, files: dict[str, bytes]) -> None:
