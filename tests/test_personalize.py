@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from test_cohorts import tables_of
+from worlds import t5
 
-from recbole_llm import cli, config, scratch, store
+from recbole_llm import cli, config, store
 from recbole_llm.data.splits import make_split
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
@@ -22,19 +23,8 @@ from recbole_llm.personal.routing import Router
 from recbole_llm.personal.spectrum import Personal
 from recbole_llm.prepared import Prepared
 
+TEXTS = [f"id: {number} title: {kind} {number}" for number in range(12) for kind in ("drink", "food")]
 MODELS = "1,2,3,4.feat,6.feat,4.file,5,7"
-
-
-def t5(folder):
-    """A T5 of one layer with random weights, as a folder of transformers."""
-    from transformers import T5Config, T5Model
-
-    tokenizer = scratch.train_tokenizer([f"id: {number} title: {kind} {number}" for number in range(12) for kind in ("drink", "food")] * 4, 300)
-    tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    T5Model(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, **tokens)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def command(folder, *more):
@@ -62,7 +52,7 @@ def world(folder, changes=()):
 def spectrum(tmp_path_factory):
     """(folder, what the command said, the folder of the adapters)."""
     folder = world(tmp_path_factory.mktemp("spectrum"))
-    code, said = command(folder, f"--backbone={t5(folder / 't5')}", "--max_length=90")
+    code, said = command(folder, f"--backbone={t5(folder / 't5', TEXTS)}", "--max_length=90")
     assert code == 0
     (adapters,) = (folder / "saved").glob("personal-shop-*")
     return folder, said, adapters
@@ -374,8 +364,13 @@ def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
     assert (samples + 1 == tests).all() and (first + samples + tests + 3 == np.diff(own.tables.start)).all()
 
 
-def test_future_test_changes_no_model_and_no_cohort(tmp_path):
-    """The whole command on data whose Future-Test is another: the same bytes of Model 2 and of every adapter, the same cohorts, other ranks."""
+@pytest.mark.parametrize("backbone", ["t5", pytest.param("scratch:tiny", marks=pytest.mark.slow)])
+def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
+    """The whole command on data whose Future-Test is another: the same bytes of Model 2 and of every adapter, the same cohorts, other ranks.
+
+    backbone : from scratch its tokenizer is trained on the items' texts.
+    """
+    how = [f"--backbone={t5(tmp_path / 't5', TEXTS) if backbone == 't5' else backbone}", "--max_length=90"]
     one, two = world(tmp_path / "one"), tmp_path / "two"
     own = asked(one)
     changes = {}
@@ -386,7 +381,7 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path):
     world(two, changes)
     found = []
     for folder in (one, two):
-        code, _ = command(folder, "--models=4.feat,6.feat,5,7", "--epochs=1", "--unit_users=20", "--cohorts=low+2")
+        code, _ = command(folder, "--models=4.feat,6.feat,5,7", "--epochs=1", "--unit_users=20", "--cohorts=low+2", *how)
         assert code == 0
         (adapters,), (base,) = (list((folder / "saved").glob(pattern)) for pattern in ("personal-*", "TASTELoRA-*"))
         weights = {path.relative_to(adapters).as_posix(): path.read_bytes() for path in adapters.rglob("adapter_model.safetensors")}

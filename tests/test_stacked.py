@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5LayerNorm
-from worlds import prepared, write_cycle
+from worlds import FRUIT, prepared, t5, write_cycle
 
 from recbole_llm.data.splits import make_split
 from recbole_llm.personal import training
@@ -26,7 +26,8 @@ def world(tmp_path_factory):
     kept = [row for number, row in enumerate(rows) if number % 24 < 14 + number // 24 % 9]  # of unequal length
     path.write_text("\n".join([head, *kept]) + "\n")
     torch.manual_seed(0)
-    _, model, _, _ = prepared("TASTELoRA", folder, scratch_vocabulary=400, max_length=64, item_length=10, segments=3, **{"eval_args.split": SPLIT})
+    backbone = str(t5(folder / "t5", [f"id: {number} title: {word} juice" for number, word in enumerate(FRUIT)], layers=2))
+    _, model, _, _ = prepared("TASTELoRA", folder, backbone=backbone, max_length=64, item_length=10, segments=3, **{"eval_args.split": SPLIT})
     return model, make_split(model.tables, SPLIT, "continue")
 
 

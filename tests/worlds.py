@@ -56,3 +56,18 @@ def scores_of(model, dataset, cases) -> torch.Tensor:
     with torch.no_grad():
         model.eval()
         return catalogue_scores(model, dataset, cases).float()
+
+
+def t5(folder: Path, texts: list[str], layers: int = 1) -> Path:
+    """A narrow T5 with random weights, as a folder of transformers, whose tokenizer knows these texts."""
+    from transformers import T5Config, T5Model
+
+    from recbole_llm.scratch import train_tokenizer
+
+    tokenizer = train_tokenizer(texts * 4, 320)
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": layers, "num_heads": 2, "dropout_rate": 0.0}
+    T5Model(T5Config(vocab_size=len(tokenizer), **sizes, **tokens)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -76,7 +76,7 @@ def finished(folder: Path, beginning: str) -> dict[str, list[str]]:
 
 
 def unit_folder(folder: Path, unit: str) -> Path:
-    return folder / "units" / unit
+    return folder / "units" / quote(unit, safe=" ")
 
 
 def keep(folder: Path, unit: str, files: dict[str, bytes]) -> None:
