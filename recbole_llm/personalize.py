@@ -108,6 +108,9 @@ def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
     return _finished(asked, {"run": folder.name}) | {"routes": routes}
 
 
+COLOURS = {"win": "tab:green", "draw": "tab:blue", "loss": "tab:red", "mixed": "tab:orange", "inconclusive": "lightgrey"}
+
+
 def draw(table: Table, path: Path) -> None:
     """Shares of users by outcome, a bar for each quarter by activity."""
     import matplotlib
@@ -120,7 +123,7 @@ def draw(table: Table, path: Path) -> None:
     left = np.zeros(len(rows))
     for number, outcome in enumerate(OUTCOMES, start=3):
         share = np.array([values[number] / values[0] for _, values in rows])
-        axis.barh([f"{name}\n{values[1]:.0f} to {values[2]:.0f}" for name, values in rows], share, left=left, label=outcome)
+        axis.barh([f"{name}\n{values[1]:.0f} to {values[2]:.0f}" for name, values in rows], share, left=left, label=outcome, color=COLOURS[outcome])
         left += share
     axis.set(xlabel="share of users", title=table.title, xlim=(0, 1))
     axis.invert_yaxis()
