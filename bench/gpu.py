@@ -139,7 +139,7 @@ def personal(data: str, saved: str, small: bool) -> dict:
 
     own = {"data_path": data, "checkpoint_dir": saved, "show_progress": False, "precision": "bf16", "jobs": "serial"}
     if small:
-        own |= {"user_sample": 8, "epochs": 1, "adapter_epochs": 1, "models": "2,3,5", "own_users": 4, "scratch_vocabulary": 600}
+        own |= {"user_sample": 4, "epochs": 1, "adapter_epochs": 1, "models": "2,3,5", "own_users": 2, "scratch_vocabulary": 600}
     else:
         own |= {"backbone": "scratch:base", "learner": "muon", "train_batch_size": 64, "epochs": 6, "max_length": 256, "segments": 2, "pass_tokens": 65536,
                 "low_activity": 4, "adapter_batch_size": 32, "adapter_learning_rate": 0.0003}  # fmt: skip
