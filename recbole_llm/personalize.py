@@ -103,8 +103,8 @@ def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
         for unit, members in served.units.items() if served else ():
             if done(folder, unit):
                 own |= {user: adapter(unit, own_name(user)) for user in users[members].tolist()}
-    routes = {"base": found.runs["2"].folder.name, "everybody": adapter(everybody, everybody), "cohorts": cohorts, "cohorts_of": model or before["cohorts_of"]}
-    routes |= {"users": own}
+    base, kind = found.runs["2"].folder.name, model or before["cohorts_of"]
+    routes = {"base": base, "everybody": adapter(everybody, everybody), "cohorts": cohorts, "cohorts_of": kind, "users": own}
     return _finished(asked, {"run": folder.name}) | {"routes": routes}
 
 

@@ -12,7 +12,7 @@ from .cluster import Cluster, asked, connected, need_ray, teller, trials
 from .errors import UserError
 from .prepared import Prepared
 from .report.table import write_text
-from .runs import Run, run_settings, stages_of
+from .runs import run_settings, stages_of
 
 TRIALS, BEST = "trials.jsonl", "best.yaml"
 RANGES = {
@@ -171,9 +171,10 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
     for record in sorted(records, key=lambda record: -(record["score"] if record["score"] is not None else -np.inf)):
         score = "-" if record["score"] is None else f"{record['score']:.4f}"
         lines.append(f"{score:>16s}  {record['epochs']:6d}  {record['status']:9s} {_told(record['point'])}")
-    row = Run(search.folder.parent / best["run"], store.finished_run(search.folder.parent / best["run"])["row"]).row
+    run = search.folder.parent / best["run"]
+    row = store.finished_run(run)["row"]
     lines += ["", f"best: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}"]
-    return [*lines, f"run: {search.folder.parent / best['run']}   settings: {path}   trials: {search.folder / TRIALS}"]
+    return [*lines, f"run: {run}   settings: {path}   trials: {search.folder / TRIALS}"]
 
 
 def _told(point: dict) -> str:

@@ -122,7 +122,7 @@ class Personal:
             units, served = self._units(frozen, f"run:{base.folder.name}", folder)
             adapters, tokens = sum(len(unit.learners) for unit in units.values()), sum(unit.cost for unit in units.values())
             told(f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M tokens, those of training counted three times")
-            failed = jobs.run(frozen, list(units.values()), folder, self._cluster(), told)
+            failed = jobs.run(frozen, list(units.values()), folder, self._cluster(told), told)
         reference = base.ranks()
         number = {token: user for user, token in enumerate(self.tables.users)}
         user = np.array([number[token] for token in reference.user])
@@ -182,9 +182,12 @@ class Personal:
         units = {name: replace(unit, cost=_tokens(frozen, unit)) for name, unit in units.items()}
         return dict(sorted(units.items(), key=lambda one: -one[1].cost)), served
 
-    def _cluster(self) -> Cluster | None:
+    def _cluster(self, told) -> Cluster | None:
         own = self.own
-        if own["jobs"] == "serial" or not has_ray():
+        if own["jobs"] == "serial":
+            return None
+        if not has_ray():
+            told("ray is not installed: the units are done one after another")
             return None
         return Cluster(own["ray_address"], own["unit_cpus"], own["unit_gpus"], own["dashboard"])
 
