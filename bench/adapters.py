@@ -6,7 +6,11 @@ from pathlib import Path
 
 from common import arguments, device, finish, peak, timed
 
-CASES, HISTORY, ITEM = 3, 104, 14  # cases of a user to learn from, and tokens: what Games-6k has with one segment of 128
+CASES, HISTORY, ITEM = (
+    3,
+    104,
+    14,
+)  # cases of a user to learn from, and tokens: what Games-6k has with one segment of 128
 
 
 def main():
@@ -24,25 +28,43 @@ def main():
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    users, alone, epochs, repeats = (4, 2, 1, 1) if args.small else (args.users, args.alone, args.epochs, args.repeats)
-    tokenizer = train_tokenizer((f"{number} {number * 7919}" for number in range(2000) for _ in range(3)), 1000)
+    users, alone, epochs, repeats = (
+        (4, 2, 1, 1) if args.small else (args.users, args.alone, args.epochs, args.repeats)
+    )
+    tokenizer = train_tokenizer(
+        (f"{number} {number * 7919}" for number in range(2000) for _ in range(3)), 1000
+    )
     bundle = FusionBackbone.from_scratch("tiny" if args.small else args.size, tokenizer, 0)
     bundle.model.to(device()).requires_grad_(False)
 
     def text(length):
         ids = rng.integers(5, len(tokenizer), size=max(2, int(rng.normal(length, length / 5))))
-        return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, 0, roles=np.stack([np.ones(len(ids), dtype=np.int64), np.arange(len(ids))]))
+        return Tokens(
+            ids,
+            np.zeros(len(ids), dtype=bool),
+            len(ids),
+            0,
+            0,
+            roles=np.stack([np.ones(len(ids), dtype=np.int64), np.arange(len(ids))]),
+        )
 
     own = CASES + 1
-    histories = {user * (own + 1) + row: text(HISTORY) for user in range(users) for row in range(1, own + 1)}
+    histories = {
+        user * (own + 1) + row: text(HISTORY) for user in range(users) for row in range(1, own + 1)
+    }
     items, events = [text(ITEM) for _ in range(2000)], rng.integers(2000, size=users * (own + 1))
-    frozen = training.Frozen(bundle, None, items, events, np.arange(2000), np.arange(2000), histories)
+    frozen = training.Frozen(
+        bundle, None, items, events, np.arange(2000), np.arange(2000), histories
+    )
 
     def cases(user, rows):
         end = user * (own + 1) + np.array(rows)
         return Cases(np.full(len(end), user), np.full(len(end), user * (own + 1)), end)
 
-    learners = [training.Learner(f"u{user}", cases(user, range(1, own)), cases(user, [own])) for user in range(users)]
+    learners = [
+        training.Learner(f"u{user}", cases(user, range(1, own)), cases(user, [own]))
+        for user in range(users)
+    ]
 
     def stacked(count, recipe, folder):
         for begin in range(0, users, count):
@@ -52,12 +74,26 @@ def main():
                 found.stack.save(number, folder / learner.name, "bench")
 
     def one_by_one(recipe, folder):
-        model, sizes = bundle.model, {"r": recipe.lora_rank, "lora_alpha": recipe.lora_alpha, "lora_dropout": recipe.lora_dropout}
+        model, sizes = (
+            bundle.model,
+            {
+                "r": recipe.lora_rank,
+                "lora_alpha": recipe.lora_alpha,
+                "lora_dropout": recipe.lora_dropout,
+            },
+        )
         for learner in learners[:alone]:
             model.add_adapter(LoraConfig(**sizes, target_modules="all-linear"))
             trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
-            optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
-            check = training.choices(frozen, learner.valid, learner, recipe, np.random.default_rng(0))
+            optimizer = torch.optim.AdamW(
+                trained,
+                lr=recipe.learning_rate,
+                betas=(0.9, 0.95),
+                weight_decay=recipe.weight_decay,
+            )
+            check = training.choices(
+                frozen, learner.valid, learner, recipe, np.random.default_rng(0)
+            )
 
             def validate(check=check):
                 model.eval()
@@ -68,7 +104,15 @@ def main():
             for epoch in range(recipe.epochs):
                 model.train()
                 optimizer.zero_grad()
-                training.step_losses(bundle, [training.choices(frozen, learner.train, learner, recipe, np.random.default_rng(epoch))], recipe).sum().backward()
+                training.step_losses(
+                    bundle,
+                    [
+                        training.choices(
+                            frozen, learner.train, learner, recipe, np.random.default_rng(epoch)
+                        )
+                    ],
+                    recipe,
+                ).sum().backward()
                 torch.nn.utils.clip_grad_norm_(trained, recipe.max_norm)
                 optimizer.step()
                 validate()
@@ -96,7 +140,12 @@ def main():
             rows.append({"users_stacked": count, "precision": precision, "peft_users_per_hour": round(3600 * alone / theirs),
                          "ours_users_per_hour": round(3600 * users / seconds), "ratio": round(theirs / alone / (seconds / users), 2)})  # fmt: skip
             print(rows[-1])
-    finish(bench="adapters", ratio=rows[-1]["ratio"], memory_mib_per_extra_user=round(per_user, 1), rows=rows)
+    finish(
+        bench="adapters",
+        ratio=rows[-1]["ratio"],
+        memory_mib_per_extra_user=round(per_user, 1),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from pathlib import Path
 def arguments(text: str, **defaults):
     """--small and one option per default."""
     parser = argparse.ArgumentParser(description=text)
-    parser.add_argument("--small", action="store_true", help="small sizes, for a check that the bench runs")
+    parser.add_argument(
+        "--small", action="store_true", help="small sizes, for a check that the bench runs"
+    )
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args()
@@ -23,7 +25,12 @@ def machine() -> dict:
     import torch
 
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__} | gpu
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    } | gpu
 
 
 def device() -> str:
@@ -76,11 +83,18 @@ def random_events(folder: Path, users: int, items: int, length: int, name: str =
     import numpy as np
 
     rng = np.random.default_rng(0)
-    drawn = np.concatenate([rng.permutation(items), rng.integers(0, items, size=max(0, users * length - items))])[: users * length]
+    drawn = np.concatenate(
+        [rng.permutation(items), rng.integers(0, items, size=max(0, users * length - items))]
+    )[: users * length]
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     with open(target / f"{name}.inter", "w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        rows = zip(np.repeat(np.arange(users), length).tolist(), rng.permutation(drawn).tolist(), range(users * length), strict=True)
+        rows = zip(
+            np.repeat(np.arange(users), length).tolist(),
+            rng.permutation(drawn).tolist(),
+            range(users * length),
+            strict=True,
+        )
         file.writelines(f"u{user}\ti{item}\t{time}\n" for user, item, time in rows)
     return folder

@@ -11,7 +11,9 @@ def read(path: str) -> list[str]:
     """The texts of an .item file, every column but the id; the bundled sample's where none is named."""
     from recbole_llm.data.samples import locate
 
-    file = Path(path) if path else locate("Pet", "nowhere")[1] / f"{locate('Pet', 'nowhere')[0]}.item"
+    file = (
+        Path(path) if path else locate("Pet", "nowhere")[1] / f"{locate('Pet', 'nowhere')[0]}.item"
+    )
     rows = [line.split("\t")[1:] for line in file.read_text(encoding="utf-8").splitlines()[1:]]
     return [" ".join(cell for cell in row if cell) for row in rows]
 
@@ -34,7 +36,11 @@ def measure(side: str, texts: list[str]):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:  # nothing is stored of an earlier time
-        config = {"checkpoint_dir": folder, "device": device, "precision": "bf16" if side == "bf16" else "fp32"}
+        config = {
+            "checkpoint_dir": folder,
+            "device": device,
+            "precision": "bf16" if side == "bf16" else "fp32",
+        }
         frozen_vectors("minilm", texts[:64], config)
         seconds, vectors = timed(frozen_vectors, "minilm", texts, config)
     return seconds, np.asarray(vectors)
@@ -59,12 +65,19 @@ def main():
         for _ in range(1 if args.small else args.repeats):
             for side in ("theirs", "fp32", "bf16"):
                 path = f"{folder}/{side}.npy"
-                found.setdefault(side, []).append(in_child(__file__, side=side, items=args.items, most=most, vectors=path)["seconds"])
+                found.setdefault(side, []).append(
+                    in_child(__file__, side=side, items=args.items, most=most, vectors=path)[
+                        "seconds"
+                    ]
+                )
         vectors = {side: np.load(f"{folder}/{side}.npy") for side in found}
     seconds = {side: sorted(times)[len(times) // 2] for side, times in found.items()}
     rows = []
     for side in ("fp32", "bf16"):
-        ours, theirs = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (vectors[side], vectors["theirs"]))
+        ours, theirs = (
+            part / np.linalg.norm(part, axis=1, keepdims=True)
+            for part in (vectors[side], vectors["theirs"])
+        )
         least = float((ours * theirs).sum(axis=1).min())
         if least < 0.999:
             raise SystemExit(f"{side}: the vectors differ, the least cosine is {least}")

@@ -26,7 +26,11 @@ def stock(folder: str, cases: int) -> dict:
     from recbole.utils import get_model, get_trainer, init_seed
 
     os.chdir(folder)  # where its tensorboard goes
-    config = Config(model="GRU4Rec", dataset="random", config_dict=STOCK | {"data_path": folder, "checkpoint_dir": folder})
+    config = Config(
+        model="GRU4Rec",
+        dataset="random",
+        config_dict=STOCK | {"data_path": folder, "checkpoint_dir": folder},
+    )
     dataset = create_dataset(config)
     train, _, test = data_preparation(config, dataset)
     init_seed(1, True)
@@ -37,7 +41,11 @@ def stock(folder: str, cases: int) -> dict:
     test = type(test)(config, test._dataset, None, shuffle=False)
     before = resident()
     seconds, result = timed(lambda: trainer.evaluate(test, load_best_model=False))
-    return {"seconds": seconds, "peak_mib": peak() - before, "result": {key: float(value) for key, value in result.items()}}
+    return {
+        "seconds": seconds,
+        "peak_mib": peak() - before,
+        "result": {key: float(value) for key, value in result.items()},
+    }
 
 
 def ours(folder: str, cases: int, topk: int = 0) -> dict:
@@ -47,7 +55,14 @@ def ours(folder: str, cases: int, topk: int = 0) -> dict:
     from recbole_llm.evaluation import metrics
     from recbole_llm.prepared import Prepared
 
-    own = {"data_path": folder, "checkpoint_dir": folder, "seed": 1, "topk": [10], "dedup": "none", "MAX_ITEM_LIST_LENGTH": LENGTH}
+    own = {
+        "data_path": folder,
+        "checkpoint_dir": folder,
+        "seed": 1,
+        "topk": [10],
+        "dedup": "none",
+        "MAX_ITEM_LIST_LENGTH": LENGTH,
+    }
     resolved = settings.resolve("GRU4Rec", "random", [], own)
     _, trainer, (_, _, test) = Prepared(resolved).build()
     test._dataset.cases = test._dataset.cases[np.arange(cases)]
@@ -57,13 +72,19 @@ def ours(folder: str, cases: int, topk: int = 0) -> dict:
         table, lists = trainer.rank(test, topk=topk)
         values = metrics.evaluate(table, ["Recall", "NDCG", "MRR"], [10])
         if topk:
-            counts = np.bincount(tables.item[test._dataset.split.train_events] + 1, minlength=len(tables.items) + 1)
+            counts = np.bincount(
+                tables.item[test._dataset.split.train_events] + 1, minlength=len(tables.items) + 1
+            )
             values |= metrics.list_metrics(lists.items + 1, counts, [10])
         return values
 
     before = resident()
     seconds, values = timed(evaluate)
-    return {"seconds": seconds, "peak_mib": peak() - before, "result": {key: values[key] for key in ("recall@10", "ndcg@10", "mrr@10")}}
+    return {
+        "seconds": seconds,
+        "peak_mib": peak() - before,
+        "result": {key: values[key] for key in ("recall@10", "ndcg@10", "mrr@10")},
+    }
 
 
 def final(folder: str, cases: int) -> dict:
@@ -82,9 +103,22 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             random_events(Path(folder), max(cases, items // 5), items, LENGTH)
             repeats = 1 if args.small else args.repeats
-            runs = [{side: in_child(__file__, side=side, folder=folder, cases=cases) for side in sides} for _ in range(repeats)]
-        median = {side: sorted((run[side] for run in runs), key=lambda one: one["seconds"])[len(runs) // 2] for side in sides}
-        difference = max(abs(run["stock"]["result"][key] - run[side]["result"][key]) for run in runs for side in sides for key in run["ours"]["result"])
+            runs = [
+                {side: in_child(__file__, side=side, folder=folder, cases=cases) for side in sides}
+                for _ in range(repeats)
+            ]
+        median = {
+            side: sorted((run[side] for run in runs), key=lambda one: one["seconds"])[
+                len(runs) // 2
+            ]
+            for side in sides
+        }
+        difference = max(
+            abs(run["stock"]["result"][key] - run[side]["result"][key])
+            for run in runs
+            for side in sides
+            for key in run["ours"]["result"]
+        )
         assert difference < 1e-9, f"not the same metrics: {runs}"
         row = {"items": items, "cases": cases}
         for side, one in median.items():
@@ -94,7 +128,11 @@ def main():
             row[name] = round(median["stock"]["seconds"] / median[side]["seconds"], 2)
         print(row)
         rows.append(row)
-    finish(bench="evaluate", **{name: min(row[name] for row in rows) for name in ("ratio", "final_ratio")}, rows=rows)
+    finish(
+        bench="evaluate",
+        **{name: min(row[name] for row in rows) for name in ("ratio", "final_ratio")},
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def main():
 
     torch.manual_seed(0)
     new, repeats = (8, 1) if args.small else (args.new, args.repeats)
-    tokenizer = train_tokenizer((f"{number} {number * 7919}" for number in range(40_000) for _ in range(10)), VOCABULARY)
+    tokenizer = train_tokenizer(
+        (f"{number} {number * 7919}" for number in range(40_000) for _ in range(10)), VOCABULARY
+    )
     assert len(tokenizer) == VOCABULARY
     model = causal_model("small", tokenizer, 1024).eval().to(device())
     model.get_output_embeddings().weight.data[tokenizer.eos_token_id] = 0.0
@@ -42,7 +44,9 @@ def main():
             )  # fmt: skip
 
     def ours():
-        (generated,) = sample(backbone, [prompt], keys, samples=args.samples, temperature=0.5, max_new=new)
+        (generated,) = sample(
+            backbone, [prompt], keys, samples=args.samples, temperature=0.5, max_new=new
+        )
         assert {len(ids) for ids in generated.ids} == {new}
 
     rows = []
@@ -52,10 +56,25 @@ def main():
                 side()
             runs = [(timed(theirs)[0], timed(ours)[0]) for _ in range(repeats)]
         theirs_s, ours_s = (sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True))
-        rows.append({"precision": precision, "generate_s": round(theirs_s, 3), "ours_s": round(ours_s, 3), "ratio": round(theirs_s / ours_s, 2)})
+        rows.append(
+            {
+                "precision": precision,
+                "generate_s": round(theirs_s, 3),
+                "ours_s": round(ours_s, 3),
+                "ratio": round(theirs_s / ours_s, 2),
+            }
+        )
         print(rows[-1])
     best = round(rows[0]["generate_s"] / min(row["ours_s"] for row in rows), 2)
-    finish(bench="generate", ratio=rows[0]["ratio"], best_against_fp32=best, rows=rows, prompt=args.prompt, new=new, samples=args.samples)
+    finish(
+        bench="generate",
+        ratio=rows[0]["ratio"],
+        best_against_fp32=best,
+        rows=rows,
+        prompt=args.prompt,
+        new=new,
+        samples=args.samples,
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,19 @@ from pathlib import Path
 from common import arguments, device, finish
 
 COMMON = {"precision": "bf16", "valid_users": 2000, "show_progress": False}
-WRITER = {"model": "CALRec", "dataset": "Scientific", "train_batch_size": 128, "eval_step": 5, "alpha": 0.0, "beta": 0.0}
-OFFICE = {"dataset": "Office", "text_fields": {"Title": "title", "Description": "description"}, "text_words": {"Title": 25, "Description": 25}}
+WRITER = {
+    "model": "CALRec",
+    "dataset": "Scientific",
+    "train_batch_size": 128,
+    "eval_step": 5,
+    "alpha": 0.0,
+    "beta": 0.0,
+}
+OFFICE = {
+    "dataset": "Office",
+    "text_fields": {"Title": "title", "Description": "description"},
+    "text_words": {"Title": 25, "Description": 25},
+}
 JUDGE = {"dataset": "Office", "text_fields": {"Title": "title"}, "backbone": "run:base, Office", "negatives": 4, "learner": "muon", "learning_rate": 0.001,
          "train_batch_size": 32, "pass_tokens": 65536, "epochs": 4}  # fmt: skip
 RUNS = {
@@ -39,7 +50,11 @@ RUNS = {
     },
 }  # fmt: skip
 SMALL = ("small", "base, Office", "TALLRec", "LLMTRSR, hierarchical")
-ANSWERS = {"sample": {}, "constrained": {"decoding": "constrained"}, "constrained, blend 1": {"decoding": "constrained", "blend": 1.0}}
+ANSWERS = {
+    "sample": {},
+    "constrained": {"decoding": "constrained"},
+    "constrained, blend 1": {"decoding": "constrained", "blend": 1.0},
+}
 
 
 def check() -> list[dict]:
@@ -72,8 +87,18 @@ def check() -> list[dict]:
                 trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
                 losses.append(trainer._step(groups))
                 gradients.append([parameter.grad.cpu().clone() for parameter in model.parameters()])
-            largest = max((a - b).abs().max().item() / b.abs().max().item() for a, b in zip(*gradients, strict=True) if b.abs().max() > 0)
-            rows.append({"check": f"training step of {name}", "loss": abs(losses[0] / losses[1] - 1), "gradient": largest})
+            largest = max(
+                (a - b).abs().max().item() / b.abs().max().item()
+                for a, b in zip(*gradients, strict=True)
+                if b.abs().max() > 0
+            )
+            rows.append(
+                {
+                    "check": f"training step of {name}",
+                    "loss": abs(losses[0] / losses[1] - 1),
+                    "gradient": largest,
+                }
+            )
         catalogue = Catalogue([model.encoder.item(text) for text in model.sentences])
         prompts = [group[0].ids for group in groups[:8]]
         found = []
@@ -86,7 +111,13 @@ def check() -> list[dict]:
                           np.concatenate([one.logprobs for one in reached])))  # fmt: skip
         (texts, logprobs, beams), (texts_cpu, logprobs_cpu, beams_cpu) = found
         same = np.array([a == b for a, b in zip(texts, texts_cpu, strict=True)])
-        rows.append({"check": "sampling", "same_texts": float(same.mean()), "logprob": float(np.abs(logprobs - logprobs_cpu)[same].max())})
+        rows.append(
+            {
+                "check": "sampling",
+                "same_texts": float(same.mean()),
+                "logprob": float(np.abs(logprobs - logprobs_cpu)[same].max()),
+            }
+        )
         rows.append({"check": "beams", "logprob": float(np.abs(beams - beams_cpu).max())})
     return rows
 
@@ -97,7 +128,11 @@ def speed(small: bool) -> list[dict]:
     for script in ("generate.py", "train.py", "adapters.py", "score.py")[-1 if small else 0 :]:
         command = [sys.executable, str(Path(__file__).with_name(script)), *["--small"] * small]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        result = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else {"rows": [{"error": done.stderr[-500:]}]}
+        result = (
+            json.loads(done.stdout.strip().splitlines()[-1])
+            if done.returncode == 0
+            else {"rows": [{"error": done.stderr[-500:]}]}
+        )
         rows += [{"bench": script} | row for row in result["rows"]]
     return rows
 
@@ -110,24 +145,47 @@ def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
     rows, starts = [], {}
     for name in SMALL if small else RUNS:
         own = RUNS[name]
-        given = COMMON | own | {"data_path": data, "checkpoint_dir": saved, "backbone": starts.get(own["backbone"], own["backbone"])}
+        given = (
+            COMMON
+            | own
+            | {
+                "data_path": data,
+                "checkpoint_dir": saved,
+                "backbone": starts.get(own["backbone"], own["backbone"]),
+            }
+        )
         model, dataset = given.pop("model"), given.pop("dataset")
         if small:
-            dataset, given = "Pet", {key: value for key, value in given.items() if key not in OFFICE}
+            dataset, given = (
+                "Pet",
+                {key: value for key, value in given.items() if key not in OFFICE},
+            )
             given |= {"user_sample": 60, "epochs": 1, "test_users": 20, "valid_users": 20}
             given |= {"samples": 4, "valid_samples": 2} if model == "CALRec" else {"targets": "one"}
-            given |= {"backbone": "scratch:tiny"} if given["backbone"].startswith("scratch:") else {}
+            given |= (
+                {"backbone": "scratch:tiny"} if given["backbone"].startswith("scratch:") else {}
+            )
         for answer, more in ANSWERS.items() if model == "CALRec" else [("score", {})]:
             if time.perf_counter() > ends:
                 return rows
             started = time.perf_counter()
             resolved = settings.resolve(model, dataset, [], given | more)
-            run = run_settings(resolved | {key: settings.resolve(model, dataset, [], given)[key] for key in more})
+            run = run_settings(
+                resolved | {key: settings.resolve(model, dataset, [], given)[key] for key in more}
+            )
             starts[f"run:{name}"] = f"run:{run.folder.name}"
             run = evaluate_run(run.folder, resolved) if more else run
             keep = {f"{part} {key}": run.row[part][key] for part in ("valid", "test") for key in ("ndcg@10_opt", "ndcg@10_pes", "recall@1", "recall@10")
                     if part in run.row}  # fmt: skip
-            rows.append({"run": name, "decoding": answer, "seconds": round(time.perf_counter() - started), "best_epoch": run.row["best_epoch"]} | keep)
+            rows.append(
+                {
+                    "run": name,
+                    "decoding": answer,
+                    "seconds": round(time.perf_counter() - started),
+                    "best_epoch": run.row["best_epoch"],
+                }
+                | keep
+            )
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -137,15 +195,30 @@ def personal(data: str, saved: str, small: bool) -> dict:
     from recbole_llm import config as settings
     from recbole_llm.personalize import personalize
 
-    own = {"data_path": data, "checkpoint_dir": saved, "show_progress": False, "precision": "bf16", "jobs": "serial"}
+    own = {
+        "data_path": data,
+        "checkpoint_dir": saved,
+        "show_progress": False,
+        "precision": "bf16",
+        "jobs": "serial",
+    }
     if small:
-        own |= {"user_sample": 4, "epochs": 1, "adapter_epochs": 1, "models": "2,3,5", "own_users": 2, "scratch_vocabulary": 600}
+        own |= {
+            "user_sample": 4,
+            "epochs": 1,
+            "adapter_epochs": 1,
+            "models": "2,3,5",
+            "own_users": 2,
+            "scratch_vocabulary": 600,
+        }
     else:
         own |= {"backbone": "scratch:base", "learner": "muon", "train_batch_size": 64, "epochs": 6, "max_length": 256, "segments": 2, "pass_tokens": 65536,
                 "low_activity": 4, "adapter_batch_size": 32, "adapter_learning_rate": 0.0003}  # fmt: skip
     told, layers = settings.of_command("personalize", [], own)
     started = time.perf_counter()
-    lines = personalize(settings.resolve("TASTELoRA", "ml-100k" if small else "Games-6k", layers), told)
+    lines = personalize(
+        settings.resolve("TASTELoRA", "ml-100k" if small else "Games-6k", layers), told
+    )
     return {"seconds": round(time.perf_counter() - started), "lines": lines}
 
 

@@ -21,7 +21,9 @@ def main():
 
     def drawn(count):
         """Vectors of length 1 around common centres, as items of one kind are."""
-        vectors = kinds[rng.integers(len(kinds), size=count)] + rng.standard_normal((count, args.width), dtype=np.float32)
+        vectors = kinds[rng.integers(len(kinds), size=count)] + rng.standard_normal(
+            (count, args.width), dtype=np.float32
+        )
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     vectors, asked = drawn(items), drawn(queries)

@@ -22,11 +22,18 @@ def generate(folder: Path, rows: int) -> None:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, size=int(size))) for size in rng.integers(5, 120, size=2000)]
-    users, items = (np.minimum(rng.lognormal(0, 1.5, rows) / 60 * most, most - 1).astype(int) for most in (rows // 8 + 1, rows // 20 + 1))
+    texts = [
+        " ".join(rng.choice(WORDS, size=int(size))) for size in rng.integers(5, 120, size=2000)
+    ]
+    users, items = (
+        np.minimum(rng.lognormal(0, 1.5, rows) / 60 * most, most - 1).astype(int)
+        for most in (rows // 8 + 1, rows // 20 + 1)
+    )
     times = 1400000000 + rng.integers(0, 1500, rows) * 86400
     with gzip.open(folder / "Toys_and_Games_5.json.gz", "wt", compresslevel=1) as file:
-        for row, (user, item, moment) in enumerate(zip(users.tolist(), items.tolist(), times.tolist(), strict=True)):
+        for row, (user, item, moment) in enumerate(
+            zip(users.tolist(), items.tolist(), times.tolist(), strict=True)
+        ):
             file.write(
                 f'{{"overall": {row % 5 + 1}.0, "vote": "3", "verified": true, "reviewTime": "09 1, 2016", "reviewerID": "A{user:013d}", '
                 f'"asin": "B{item:09d}", "style": {{"Size:": " 7.0 oz"}}, "reviewerName": "J. Doe", "reviewText": "{texts[row % 2000]}", '
@@ -42,7 +49,10 @@ def generate(folder: Path, rows: int) -> None:
             }) + "\n")  # fmt: skip
 
 
-KEYS, TEXTS = ("reviewerID", "asin", "overall", "unixReviewTime"), ("title", "category", "brand", "price", "description")
+KEYS, TEXTS = (
+    ("reviewerID", "asin", "overall", "unixReviewTime"),
+    ("title", "category", "brand", "price", "description"),
+)
 
 
 def usual(folder: Path) -> None:
@@ -66,8 +76,16 @@ def careful(folder: Path) -> None:
         with gzip.open(path, "rt") as file:
             yield from map(json.loads, file)
 
-    reviews = pd.DataFrame([tuple(row[key] for key in KEYS) for row in lines(folder / "Toys_and_Games_5.json.gz")])
-    _write(folder, reviews, lambda met: [row for row in lines(folder / "meta_Toys_and_Games.json.gz") if row["asin"] in met])
+    reviews = pd.DataFrame(
+        [tuple(row[key] for key in KEYS) for row in lines(folder / "Toys_and_Games_5.json.gz")]
+    )
+    _write(
+        folder,
+        reviews,
+        lambda met: [
+            row for row in lines(folder / "meta_Toys_and_Games.json.gz") if row["asin"] in met
+        ],
+    )
 
 
 def _write(folder: Path, events, described) -> None:
@@ -88,10 +106,17 @@ def _write(folder: Path, events, described) -> None:
             events, new = events[kept], new[kept]
         if len(events) == before:
             break
-    items = {row["asin"]: [clean(row[name]) for name in TEXTS] for row in described(set(events["item_id:token"]))}
-    events.sort_values(["user_id:token", "timestamp:float"], kind="stable").to_csv(folder / "script.inter", sep="\t", index=False)
+    items = {
+        row["asin"]: [clean(row[name]) for name in TEXTS]
+        for row in described(set(events["item_id:token"]))
+    }
+    events.sort_values(["user_id:token", "timestamp:float"], kind="stable").to_csv(
+        folder / "script.inter", sep="\t", index=False
+    )
     columns = [f"{name}:token_seq" for name in TEXTS]
-    pd.DataFrame.from_dict(items, orient="index", columns=columns).sort_index().to_csv(folder / "script.item", sep="\t", index_label="item_id:token")
+    pd.DataFrame.from_dict(items, orient="index", columns=columns).sort_index().to_csv(
+        folder / "script.item", sep="\t", index_label="item_id:token"
+    )
 
 
 def ours(folder: Path) -> None:
@@ -108,7 +133,9 @@ SIDES = {"usual": usual, "careful": careful, "ours": ours}
 def lines(path: Path) -> list[str]:
     """Lines of a file, numbers as numbers."""
     cells = (line.split("\t") for line in path.read_text().splitlines()[1:])
-    return [f"{user} {item} {float(rating)} {float(moment)}" for user, item, rating, moment in cells]
+    return [
+        f"{user} {item} {float(rating)} {float(moment)}" for user, item, rating, moment in cells
+    ]
 
 
 def main():
@@ -119,7 +146,9 @@ def main():
     found = []
     for rows in [args.rows] if args.rows else [10**5] if args.small else [10**5, 10**6, 10**7]:
         folder = Path(tempfile.mkdtemp())
-        sides = [side for side in SIDES if side != "usual" or rows < 10**7]  # it would take some 25 GiB
+        sides = [
+            side for side in SIDES if side != "usual" or rows < 10**7
+        ]  # it would take some 25 GiB
         try:
             generate(folder, rows)
             runs = {side: [] for side in sides}
@@ -129,12 +158,20 @@ def main():
                     runs[side].append(in_child(__file__, side=side, folder=folder))
                     if side != "ours":
                         expected = lines(folder / "script.inter")
-            assert expected == lines(folder / "data" / "Toys" / "Toys.inter"), "all give the same events in the same order"
+            assert expected == lines(folder / "data" / "Toys" / "Toys.inter"), (
+                "all give the same events in the same order"
+            )
         finally:
             shutil.rmtree(folder)
-        best = {side: sorted(run["seconds"] for run in own)[len(own) // 2] for side, own in runs.items()}
+        best = {
+            side: sorted(run["seconds"] for run in own)[len(own) // 2] for side, own in runs.items()
+        }
         most = {side: max(run["peak"] for run in own) for side, own in runs.items()}
-        row = {"reviews": rows, "ratio": round(best[sides[0]] / best["ours"], 2), "rows_s": round(rows / best["ours"])}
+        row = {
+            "reviews": rows,
+            "ratio": round(best[sides[0]] / best["ours"], 2),
+            "rows_s": round(rows / best["ours"]),
+        }
         for side in sides:
             row |= {f"{side}_s": round(best[side], 2), f"{side}_mib": most[side]}
         print(row)

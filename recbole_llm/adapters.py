@@ -23,20 +23,30 @@ def add_lora(model, core, base: str, *, rank: int, alpha: float, dropout: float)
 
     if base.startswith("scratch:"):
         refuse_scratch(base)
-    core.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear"))
-    core.peft_config["default"].base_model_name_or_path = base  # transformers puts the path the model was read from
+    core.add_adapter(
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    )
+    core.peft_config[
+        "default"
+    ].base_model_name_or_path = base  # transformers puts the path the model was read from
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
 
 def refuse_scratch(base: str) -> None:
-    raise UserError(f"adapter: lora needs trained weights, found backbone {base}; give --init_from=RUN or a pretrained backbone, or set adapter: none")
+    raise UserError(
+        f"adapter: lora needs trained weights, found backbone {base}; give --init_from=RUN or a pretrained backbone, or set adapter: none"
+    )
 
 
 def base_of(folder: Path) -> str | None:
     """What the adapters in a folder were trained on; None if the folder holds whole weights."""
     path = folder / CONFIG
-    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
+    return (
+        json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if path.is_file()
+        else None
+    )
 
 
 def merge(model):

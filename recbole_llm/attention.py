@@ -16,7 +16,17 @@ NAME = "recbole_llm"
 class Rule(Protocol):
     """Says what each token attends to."""
 
-    def attend(self, module, query, keys, values, scaling: float, softcap: float | None, window: int | None, dropout: float) -> torch.Tensor:
+    def attend(
+        self,
+        module,
+        query,
+        keys,
+        values,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+        dropout: float,
+    ) -> torch.Tensor:
         """[B, T, H, d] from query [B, H, T, d] and the keys and values of the same tokens, [B, H', T, d], in one layer, `module`."""
 
 
@@ -44,17 +54,44 @@ def unmasked(device, dtype=torch.float32) -> torch.Tensor:
     return torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, sliding_window=None, s_aux=None, **kwargs):
+def _attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    softcap=None,
+    sliding_window=None,
+    s_aux=None,
+    **kwargs,
+):
     if s_aux is not None:
-        raise UserError(f"{type(module).__name__} has attention sinks, which shared prompts here do not know; take another backbone")
+        raise UserError(
+            f"{type(module).__name__} has attention sinks, which shared prompts here do not know; take another backbone"
+        )
     if sliding_window is None and _slides(module):
-        raise UserError(f"{type(module).__name__} has a sliding window that attention functions are not told of; take another backbone")
+        raise UserError(
+            f"{type(module).__name__} has a sliding window that attention functions are not told of; take another backbone"
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _active[-1].attend(module, query, key, value, scaling, softcap, sliding_window, dropout if module.training else 0.0), None
+    return _active[-1].attend(
+        module,
+        query,
+        key,
+        value,
+        scaling,
+        softcap,
+        sliding_window,
+        dropout if module.training else 0.0,
+    ), None
 
 
 def _slides(module) -> bool:
     """Whether a layer attends to a window alone, by its config: some models put that into their mask and nowhere else."""
     config = module.config
     kinds = getattr(config, "layer_types", None)
-    return bool(getattr(config, "sliding_window", None)) and (kinds is None or kinds[module.layer_idx] == "sliding_attention")
+    return bool(getattr(config, "sliding_window", None)) and (
+        kinds is None or kinds[module.layer_idx] == "sliding_attention"
+    )

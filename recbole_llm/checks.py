@@ -1,10 +1,10 @@
 """What a value may be: told by the comment of its line in our YAML files, and refused in one line where it is not that.
 
-    # (int, >= 1)   (float, > 0, <= 1)   (int, 0 to 10)     whole numbers and numbers with their bounds
-    # (str: last | all)   (str)   (text)   (bool)           one of these words; a text, which only `text` lets be empty
-    # (list of int, >= 1)   (dict of str)   (dict)          a single value is taken for a list of one; lines below a dict name its keys
-    # (group of text)                                       a dict with the names of its default, no more and no less
-    # (dict or null)                                        null is allowed where the default is ~, and here
+# (int, >= 1)   (float, > 0, <= 1)   (int, 0 to 10)     whole numbers and numbers with their bounds
+# (str: last | all)   (str)   (text)   (bool)           one of these words; a text, which only `text` lets be empty
+# (list of int, >= 1)   (dict of str)   (dict)          a single value is taken for a list of one; lines below a dict name its keys
+# (group of text)                                       a dict with the names of its default, no more and no less
+# (dict or null)                                        null is allowed where the default is ~, and here
 """
 
 import difflib
@@ -60,7 +60,11 @@ _RULE = re.compile(
 )
 _FITS = {
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,  # and so no NaN
+    "float": lambda value: (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    ),  # and so no NaN
     "bool": lambda value: isinstance(value, bool),
     "str": lambda value: isinstance(value, str | os.PathLike) and str(value).strip() != "",
     "text": lambda value: isinstance(value, str),
@@ -92,7 +96,9 @@ class Rule:
     def holds(self, value) -> bool:
         if not _FITS[self.kind](value):
             return False
-        return (not self.words or value in self.words) and all(_COMPARED[sign](value, float(bound)) for sign, bound in self.bounds)
+        return (not self.words or value in self.words) and all(
+            _COMPARED[sign](value, float(bound)) for sign, bound in self.bounds
+        )
 
     def expected(self, value, many: bool = False) -> str:
         """What is said to a value that is not this; what is no number at all need not hear of bounds."""
@@ -125,9 +131,18 @@ def parse(text: str, default=None) -> Rule:
     for bound in found["bounds"].split(", ")[1:]:
         first, _, last = bound.partition(" to ")
         bounds += [(">=", first), ("<=", last)] if last else [tuple(bound.split())]
-    own = {"words": tuple(found["words"].split(" | ")) if found["words"] else (), "bounds": tuple(bounds)}
+    own = {
+        "words": tuple(found["words"].split(" | ")) if found["words"] else (),
+        "bounds": tuple(bounds),
+    }
     names = tuple(default) if kind == "group" else ()
-    return Rule(kind, of=Rule(of, **own) if of else None, **({} if of else own), names=names, nullable=default is None or bool(found["null"]))
+    return Rule(
+        kind,
+        of=Rule(of, **own) if of else None,
+        **({} if of else own),
+        names=names,
+        nullable=default is None or bool(found["null"]),
+    )
 
 
 @functools.lru_cache
@@ -148,8 +163,15 @@ def parse_file(text: str) -> dict[str, Rule]:
 def rules(model: str) -> dict[str, Rule]:
     """The rules for a model's settings: RecBole's, the harness's, the model's own."""
     folder = resources.properties()
-    files = [path for path in (folder / "overall.yaml", folder / "model" / f"{model}.yaml") if path.is_file()]
-    return functools.reduce(operator.or_, map(parse_file, [RECBOLE, *(path.read_text(encoding="utf-8") for path in files)]))
+    files = [
+        path
+        for path in (folder / "overall.yaml", folder / "model" / f"{model}.yaml")
+        if path.is_file()
+    ]
+    return functools.reduce(
+        operator.or_,
+        map(parse_file, [RECBOLE, *(path.read_text(encoding="utf-8") for path in files)]),
+    )
 
 
 def checked(key: str, value, known: Mapping[str, Rule], default=None):
@@ -193,29 +215,45 @@ def _parted(value, of: Rule | None) -> list:
 
 
 def _check_inside(key: str, group: dict, rule: Rule, known: Mapping[str, Rule]) -> None:
-    inner = {name.removeprefix(f"{key}."): own for name, own in known.items() if name.startswith(f"{key}.")}
+    inner = {
+        name.removeprefix(f"{key}."): own
+        for name, own in known.items()
+        if name.startswith(f"{key}.")
+    }
     names = rule.names or tuple(inner)
     for name, value in group.items():
         if not isinstance(name, str):
-            raise UserError(f"{key}: expected names that are texts, found {name!r}; put it in quotes")
+            raise UserError(
+                f"{key}: expected names that are texts, found {name!r}; put it in quotes"
+            )
         if names and name not in names:
-            raise UserError(f"unknown key '{key}.{name}': expected one of {', '.join(sorted(names))}")
+            raise UserError(
+                f"unknown key '{key}.{name}': expected one of {', '.join(sorted(names))}"
+            )
         if own := inner.get(name, rule.of):
             _checked(f"{key}.{name}", value, own, known)
     if missing := [name for name in rule.names if name not in group]:
-        raise UserError(f"{key}: expected {', '.join(rule.names)}, found no {', '.join(missing)}; to change one and keep the rest: --{key}.{missing[0]}=…")
+        raise UserError(
+            f"{key}: expected {', '.join(rule.names)}, found no {', '.join(missing)}; to change one and keep the rest: --{key}.{missing[0]}=…"
+        )
 
 
 def _wrong(key: str, rule: Rule, value, many: bool = False) -> UserError:
     found = "null" if value is None else repr(value)
-    quote = "; put it in quotes" if rule.kind in ("str", "text") and not rule.words and isinstance(value, int | float) else ""
+    quote = (
+        "; put it in quotes"
+        if rule.kind in ("str", "text") and not rule.words and isinstance(value, int | float)
+        else ""
+    )
     return UserError(f"{key}: expected {rule.expected(value, many)}, found {found}{quote}")
 
 
 def check_name(name: str, key: str = "dataset") -> None:
     """Raise UserError for a name of files that would lead out of their folder."""
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise UserError(f"{key} {name!r}: expected the name of a folder below data_path, without / or \\; set --data_path to where that folder is")
+        raise UserError(
+            f"{key} {name!r}: expected the name of a folder below data_path, without / or \\; set --data_path to where that folder is"
+        )
 
 
 def check_evaluation(settings: dict) -> None:
@@ -223,34 +261,52 @@ def check_evaluation(settings: dict) -> None:
     args, topk, metrics = settings["eval_args"], settings["topk"], settings["metrics"]
     mode = args["mode"]
     if isinstance(mode, dict) and (not mode or mode.keys() - {"valid", "test"}):
-        raise UserError(f"eval_args.mode: expected one mode, or one for valid and one for test, found {mode!r}")
+        raise UserError(
+            f"eval_args.mode: expected one mode, or one for valid and one for test, found {mode!r}"
+        )
     for part in mode.values() if isinstance(mode, dict) else [mode]:
         if not re.fullmatch(r"full|uni[1-9]\d*", str(part)):
             raise UserError(f"eval_args.mode: expected full or uniK such as uni20, found {part!r}")
     if (args["order"], args["group_by"]) != ("TO", "user"):
-        raise UserError(f"eval_args: order is always TO and group_by always user here, found {args['order']} and {args['group_by']}")
+        raise UserError(
+            f"eval_args: order is always TO and group_by always user here, found {args['order']} and {args['group_by']}"
+        )
     for key in ("topk", "metrics"):
         if not settings[key]:
             raise UserError(f"{key}: expected one at least, found []")
     for metric in metrics:
         if metric.lower() not in ("recall", "hit", "ndcg", "mrr"):
             raise UserError(f"metrics: expected some of Recall, Hit, NDCG, MRR, found {metric!r}")
-    computed = {f"{metric.lower()}@{k}" for metric in metrics for k in topk} | {metric.lower() for metric in metrics} & {"mrr"}
+    computed = {f"{metric.lower()}@{k}" for metric in metrics for k in topk} | {
+        metric.lower() for metric in metrics
+    } & {"mrr"}
     if re.sub("_(opt|pes)$", "", settings["valid_metric"].lower()) not in computed:
-        raise UserError(f"valid_metric: expected one of {', '.join(sorted(computed))}, found {settings['valid_metric']!r}; change it, metrics or topk")
+        raise UserError(
+            f"valid_metric: expected one of {', '.join(sorted(computed))}, found {settings['valid_metric']!r}; change it, metrics or topk"
+        )
 
 
 def check_columns(settings: dict, default: dict) -> None:
     """Raise UserError for names of texts and columns that nothing would read."""
     fields = settings["text_fields"]
     if not fields:
-        raise UserError("text_fields: expected attribute names with their columns, such as {Title: title}, found none")
-    for name, words in settings["text_words"].items():  # a default may be about a dataset with more attributes
+        raise UserError(
+            "text_fields: expected attribute names with their columns, such as {Title: title}, found none"
+        )
+    for name, words in settings[
+        "text_words"
+    ].items():  # a default may be about a dataset with more attributes
         if name not in fields and default["text_words"].get(name) != words:
-            raise UserError(f"text_words.{name}: expected a name of text_fields, which has {', '.join(fields)}{nearest(name, fields)}")
+            raise UserError(
+                f"text_words.{name}: expected a name of text_fields, which has {', '.join(fields)}{nearest(name, fields)}"
+            )
     for suffix, columns in (settings["load_col"] or {}).items():
-        if columns not in (None, "*") and not (isinstance(columns, list) and all(isinstance(column, str) for column in columns)):
-            raise UserError(f"load_col.{suffix}: expected a list of columns such as [user_id, item_id], or '*', found {columns!r}")
+        if columns not in (None, "*") and not (
+            isinstance(columns, list) and all(isinstance(column, str) for column in columns)
+        ):
+            raise UserError(
+                f"load_col.{suffix}: expected a list of columns such as [user_id, item_id], or '*', found {columns!r}"
+            )
 
 
 def nearest(name: str, names) -> str:

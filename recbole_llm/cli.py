@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     command = argv.pop(0) if argv and not argv[0].startswith("-") else "run"
     try:
         if command not in COMMANDS:
-            raise UserError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… --dataset=…")
+            raise UserError(
+                f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… --dataset=…"
+            )
         return COMMANDS[command](argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,7 +59,12 @@ def _arguments(argv: list[str], **known: str) -> tuple[argparse.Namespace, dict]
     """Named arguments, and everything else as settings."""
     from .config import parse_value
 
-    parser = Parser(prog="run_recbole_llm.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        prog="run_recbole_llm.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     for name, text in known.items():
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
@@ -79,12 +86,20 @@ def _need(value: str | None, name: str) -> str:
 
 
 def _run(argv: list[str]) -> int:
-    args, settings = _arguments(argv, model="model name", dataset="dataset name", seeds=SEEDS, resume="run to go on with, by folder or id")
+    args, settings = _arguments(
+        argv,
+        model="model name",
+        dataset="dataset name",
+        seeds=SEEDS,
+        resume="run to go on with, by folder or id",
+    )
     from . import config, registry
 
     if args.resume:
         if args.model or args.dataset or args.seeds:
-            raise UserError("--resume goes on with a run as it is: leave out --model, --dataset and --seeds")
+            raise UserError(
+                "--resume goes on with a run as it is: leave out --model, --dataset and --seeds"
+            )
         folder, stored = _stored(args.resume, args.config_files.split(), settings)
         if args.print_config:
             return _print_config(stored)
@@ -92,12 +107,26 @@ def _run(argv: list[str]) -> int:
 
         return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
     dataset = _need(args.dataset, "dataset")
-    planned = config.plan([registry.canonical(_need(args.model, "model"))], dataset, args.config_files.split(), settings, seeds=_seeds(args.seeds))
+    planned = config.plan(
+        [registry.canonical(_need(args.model, "model"))],
+        dataset,
+        args.config_files.split(),
+        settings,
+        seeds=_seeds(args.seeds),
+    )
     ((resolved, *_),) = planned.values()
     if args.print_config:
         return _print_config(resolved)
-    names = [name for name in map(registry.canonical, resolved["beside"] or []) if name != resolved["model"]]
-    return _report(config.plan(names, dataset, [], config.shared_settings(resolved), seeds=_seeds(args.seeds)) | planned, beside=names)
+    names = [
+        name
+        for name in map(registry.canonical, resolved["beside"] or [])
+        if name != resolved["model"]
+    ]
+    return _report(
+        config.plan(names, dataset, [], config.shared_settings(resolved), seeds=_seeds(args.seeds))
+        | planned,
+        beside=names,
+    )
 
 
 def _report(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> int:
@@ -124,7 +153,9 @@ def _seeds(text: str | None) -> list | None:
     return [parse_value(seed) for seed in text.split(",")] if text else None
 
 
-def _stored(name: str, files: list[str], settings: dict, dataset: str | None = None) -> tuple[Path, dict]:
+def _stored(
+    name: str, files: list[str], settings: dict, dataset: str | None = None
+) -> tuple[Path, dict]:
     """The folder of a run, and its settings with those changes; on another dataset, that one's defaults but in what training alone reads."""
     from . import config, store
 
@@ -155,16 +186,31 @@ def _compare(argv: list[str]) -> int:
 
     if args.runs:
         if args.models or args.dataset or args.seeds:
-            raise UserError("--runs compares runs as they are: leave out --models, --dataset and --seeds")
+            raise UserError(
+                "--runs compares runs as they are: leave out --models, --dataset and --seeds"
+            )
         if others := settings.keys() - {"checkpoint_dir"}:
-            raise UserError(f"--runs compares runs as they are: leave out {', '.join(f'--{key}' for key in sorted(others))}")
+            raise UserError(
+                f"--runs compares runs as they are: leave out {', '.join(f'--{key}' for key in sorted(others))}"
+            )
         columns = [name.strip().lower() for name in (args.columns or "").split(",") if name.strip()]
-        return _compare_runs(args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")), columns)
+        return _compare_runs(
+            args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")), columns
+        )
     if args.columns:
-        raise UserError("--columns chooses among what finished runs have measured: it goes with --runs")
+        raise UserError(
+            "--columns chooses among what finished runs have measured: it goes with --runs"
+        )
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
     own = _own_settings(settings, models)
-    planned = config.plan(models, _need(args.dataset, "dataset"), args.config_files.split(), settings, own, _seeds(args.seeds))
+    planned = config.plan(
+        models,
+        _need(args.dataset, "dataset"),
+        args.config_files.split(),
+        settings,
+        own,
+        _seeds(args.seeds),
+    )
     if args.print_config:
         return _print_config({model: config.shown(group[0]) for model, group in planned.items()})
     return _report(planned)
@@ -180,7 +226,9 @@ def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
         if rest and head not in config.GROUPS:
             name = registry.canonical(head)
             if name not in own:
-                raise UserError(f"--{key}: {name} is not among the models, which are {', '.join(models)}")
+                raise UserError(
+                    f"--{key}: {name} is not among the models, which are {', '.join(models)}"
+                )
             own[name][rest] = settings.pop(key)
     return own
 
@@ -195,15 +243,24 @@ def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
         raise UserError("--runs: a run is named twice")
     for run in runs:
         if missing := [name for name in columns if name not in run.values]:
-            raise UserError(f"--columns: {run.row['run']} has no {', '.join(missing)}, but {', '.join(sorted(run.values))}")
+            raise UserError(
+                f"--columns: {run.row['run']} has no {', '.join(missing)}, but {', '.join(sorted(run.values))}"
+            )
     return _tabulate({run.row["run"]: [run] for run in runs}, saved, columns)
 
 
 def _evaluate(argv: list[str]) -> int:
-    args, settings = _arguments(argv, checkpoint="run to evaluate, by folder or id", dataset="another dataset", on="test, or valid to choose settings")
+    args, settings = _arguments(
+        argv,
+        checkpoint="run to evaluate, by folder or id",
+        dataset="another dataset",
+        on="test, or valid to choose settings",
+    )
     if args.on not in (None, "test", "valid"):
         raise UserError(f"--on: expected test or valid, found {args.on!r}")
-    folder, stored = _stored(_need(args.checkpoint, "checkpoint"), args.config_files.split(), settings, args.dataset)
+    folder, stored = _stored(
+        _need(args.checkpoint, "checkpoint"), args.config_files.split(), settings, args.dataset
+    )
     if args.print_config:
         return _print_config(stored)
     from .compare import show, table_of
@@ -217,11 +274,18 @@ def _evaluate(argv: list[str]) -> int:
 
 def _recommend(argv: list[str]) -> int:
     args, settings = _arguments(
-        argv, checkpoint="run to ask, by folder or id", user="user id", history="item titles, separated by ;", k="how many items", index=INDEX
+        argv,
+        checkpoint="run to ask, by folder or id",
+        user="user id",
+        history="item titles, separated by ;",
+        k="how many items",
+        index=INDEX,
     )
-    folder, stored = _stored(_need(args.checkpoint, "checkpoint"), args.config_files.split(), settings)
+    folder, stored = _stored(
+        _need(args.checkpoint, "checkpoint"), args.config_files.split(), settings
+    )
     if bool(args.user) == bool(args.history):
-        raise UserError("recommend: expected either --user=ID or --history=\"title; title\"")
+        raise UserError('recommend: expected either --user=ID or --history="title; title"')
     if not (args.k or "10").isdecimal() or args.k == "0":
         raise UserError(f"--k: expected a positive whole number, found {args.k!r}")
     if args.index not in (None, "exact", "faiss"):
@@ -230,7 +294,14 @@ def _recommend(argv: list[str]) -> int:
         return _print_config(stored)
     from .recommend import recommend
 
-    for line in recommend(folder, stored, user=args.user, history=args.history, k=int(args.k or 10), index=args.index or "exact"):
+    for line in recommend(
+        folder,
+        stored,
+        user=args.user,
+        history=args.history,
+        k=int(args.k or 10),
+        index=args.index or "exact",
+    ):
         print(line)
     return 0
 
@@ -241,7 +312,9 @@ def _experiment(argv: list[str]) -> int:
         argv.remove("--list")
         name = name or "--list"
     paper = "--paper" in argv
-    args, settings = _arguments([part for part in argv if part != "--paper"], dataset="datasets, separated by commas")
+    args, settings = _arguments(
+        [part for part in argv if part != "--paper"], dataset="datasets, separated by commas"
+    )
     from . import experiment, registry
 
     if name == "--list":
@@ -249,11 +322,21 @@ def _experiment(argv: list[str]) -> int:
         return 0
     chosen = experiment.read(_need(name, "list, or the NAME of an experiment"), paper)
     datasets, files = args.dataset.split(",") if args.dataset else None, args.config_files.split()
-    own = _own_settings(settings, list(dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())))
+    own = _own_settings(
+        settings,
+        list(dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())),
+    )
     if args.print_config:
         from .config import shown
 
-        return _print_config({row: shown(chosen.resolved(row, (datasets or chosen.datasets)[0], files, settings, own)) for row in chosen.rows})
+        return _print_config(
+            {
+                row: shown(
+                    chosen.resolved(row, (datasets or chosen.datasets)[0], files, settings, own)
+                )
+                for row in chosen.rows
+            }
+        )
     print("\n".join(experiment.run(chosen, datasets, files, settings, own)))
     return 0
 
@@ -290,7 +373,9 @@ def _summarize(argv: list[str]) -> int:
     args, settings = _arguments(argv, dataset="dataset name")
     from . import config
 
-    resolved = config.resolve("LLMTRSR", _need(args.dataset, "dataset"), args.config_files.split(), settings)
+    resolved = config.resolve(
+        "LLMTRSR", _need(args.dataset, "dataset"), args.config_files.split(), settings
+    )
     if args.print_config:
         return _print_config(resolved)
     from .summarize import summarize
@@ -302,16 +387,46 @@ def _summarize(argv: list[str]) -> int:
 def _prepare(argv: list[str]) -> int:
     from .data.prepare.engine import LEAST, MEMORY, MOST
 
-    parser = Parser(prog="run_recbole_llm.py prepare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        prog="run_recbole_llm.py prepare",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("dataset", nargs="?", metavar="NAME", help="a dataset that --list names")
     parser.add_argument("--list", action="store_true", help="name all that can be prepared")
-    parser.add_argument("--check", action="store_true", help="print the statistics of a prepared dataset beside the papers'")
-    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of the datasets (dataset)")
-    parser.add_argument("--raw", type=Path, help="folder with raw files that were fetched by hand (DATA_PATH/raw/NAME)")
-    parser.add_argument("--mirror", help="address below which the raw files lie as below the source's own, asked first")
-    parser.add_argument("--proxy", help="proxy for downloads; without it those of HTTPS_PROXY and HTTP_PROXY")
-    parser.add_argument("--memory", type=int, default=MEMORY, help=f"MiB of tables held before they go to disk ({MEMORY})")
-    for name, meaning in (("name", "what your own dataset is to be called"), ("inter", "your events"), ("items", "your items"), ("map", "role=column,…")):
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="print the statistics of a prepared dataset beside the papers'",
+    )
+    parser.add_argument(
+        "--data_path", type=Path, default=Path("dataset"), help="folder of the datasets (dataset)"
+    )
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        help="folder with raw files that were fetched by hand (DATA_PATH/raw/NAME)",
+    )
+    parser.add_argument(
+        "--mirror",
+        help="address below which the raw files lie as below the source's own, asked first",
+    )
+    parser.add_argument(
+        "--proxy", help="proxy for downloads; without it those of HTTPS_PROXY and HTTP_PROXY"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=MEMORY,
+        help=f"MiB of tables held before they go to disk ({MEMORY})",
+    )
+    for name, meaning in (
+        ("name", "what your own dataset is to be called"),
+        ("inter", "your events"),
+        ("items", "your items"),
+        ("map", "role=column,…"),
+    ):
         parser.add_argument(f"--{name}", help=meaning)
     args = parser.parse_args(argv)
     from .checks import check_name
@@ -331,11 +446,17 @@ def _prepare(argv: list[str]) -> int:
         if args.dataset or args.raw or args.mirror:
             raise UserError("prepare: expected either NAME or --name with --inter")
         check_name(_need(args.name, "name"), "--name")
-        files = {role: Path(file).expanduser() for role, file in (("inter", _need(args.inter, "inter")), ("items", args.items)) if file}
+        files = {
+            role: Path(file).expanduser()
+            for role, file in (("inter", _need(args.inter, "inter")), ("items", args.items))
+            if file
+        }
         recipe, net = own.recipe(args.name, files, _need(args.map, "map")), None
     else:
         if args.items or args.map:
-            raise UserError("prepare: --items and --map are of your own tables, which --name and --inter name")
+            raise UserError(
+                "prepare: --items and --map are of your own tables, which --name and --inter name"
+            )
         recipe, files = catalogue.find(_need(args.dataset, "list, or the NAME of a dataset")), None
         net = Net(args.mirror, args.proxy, sys.stderr.isatty())
     if args.check:
@@ -356,4 +477,6 @@ COMMANDS = {
 # Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two
 # cores, training steps took up to 5 times as long; spinning briefly mends that and left the time on idle cores as it was.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning after a fork says nothing to a user
+os.environ.setdefault(
+    "TOKENIZERS_PARALLELISM", "false"
+)  # its warning after a fork says nothing to a user

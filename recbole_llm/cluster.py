@@ -47,14 +47,24 @@ def connected(cluster: Cluster):
     UserError : if no cluster answers, or none of its machines has what one piece of work asks for.
     """
     if (cluster.address or "").startswith("ray://"):
-        raise UserError(f"ray_address: expected HOST:PORT of a cluster that this machine belongs to, found {cluster.address}; start this command on its head")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # work that asks for no GPU sees none
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command, and not its trials one by one
+        raise UserError(
+            f"ray_address: expected HOST:PORT of a cluster that this machine belongs to, found {cluster.address}; start this command on its head"
+        )
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
+    )  # work that asks for no GPU sees none
+    os.environ.setdefault(
+        "TUNE_DISABLE_SIGINT_HANDLER", "1"
+    )  # Ctrl-C ends the command, and not its trials one by one
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks whatever `verbose` says
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of settings mean what they mean here
+    os.environ.setdefault(
+        "RAY_CHDIR_TO_TRIAL_DIR", "0"
+    )  # relative paths of settings mean what they mean here
     import ray
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would print the whole trace of every attempt
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # it would print the whole trace of every attempt
     own = not ray.is_initialized()
     if own:
         try:
@@ -63,13 +73,23 @@ def connected(cluster: Cluster):
                 log_to_driver=False, logging_level=logging.ERROR,
             )  # fmt: skip
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"ray_address: no Ray cluster answers at {cluster.address}: {in_line(error)}") from None
+            raise UserError(
+                f"ray_address: no Ray cluster answers at {cluster.address}: {in_line(error)}"
+            ) from None
     try:
         gpus = float("GPU" in ray.cluster_resources()) if cluster.gpus is None else cluster.gpus
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(machine.get("CPU", 0) >= cluster.cpus and machine.get("GPU", 0) >= gpus for machine in machines):
-            there = "; ".join(f"{machine.get('CPU', 0):g} cores and {machine.get('GPU', 0):g} GPUs" for machine in machines)
-            raise UserError(f"expected a machine with {cluster.cpus:g} cores and {gpus:g} GPUs for each piece of work, found {there}; ask for less")
+        if not any(
+            machine.get("CPU", 0) >= cluster.cpus and machine.get("GPU", 0) >= gpus
+            for machine in machines
+        ):
+            there = "; ".join(
+                f"{machine.get('CPU', 0):g} cores and {machine.get('GPU', 0):g} GPUs"
+                for machine in machines
+            )
+            raise UserError(
+                f"expected a machine with {cluster.cpus:g} cores and {gpus:g} GPUs for each piece of work, found {there}; ask for less"
+            )
         yield {"cpu": cluster.cpus, "gpu": gpus}
     finally:
         if own:

@@ -24,7 +24,9 @@ class Tokens:
     target: int  # index of the target's first token
     items: int  # how many items are learned
     cut: int  # how many items were left out
-    labels: np.ndarray | None = None  # int64 [length], what is learned at a token; None: the token itself
+    labels: np.ndarray | None = (
+        None  # int64 [length], what is learned at a token; None: the token itself
+    )
     roles: np.ndarray | None = None  # int64 [2, length], see AttributeEncoder; None for all others
 
     def __len__(self) -> int:
@@ -38,7 +40,9 @@ def _after_space(item: str) -> str:
 def pieces(template: Template, items: Sequence[str]) -> list[str]:
     """What an Encoder tokenises piece by piece, for a tokenizer to be trained on: every sentence of the template counts as much as all items together."""
     sentences = [template.head, prefix(template, 0), prefix(template, 1), template.target]
-    return [_after_space(item) for item in items] + [sentence for sentence in sentences if sentence] * len(items)
+    return [_after_space(item) for item in items] + [
+        sentence for sentence in sentences if sentence
+    ] * len(items)
 
 
 @dataclass
@@ -57,16 +61,23 @@ class Pieces:
         """int64 tokens of a text, tokenised once; with the end token behind it if asked."""
         key = (text, end)
         if key not in self.pieces:
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            ids = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
             self.pieces[key] = np.array(ids + [self.tokenizer.eos_token_id] * end, dtype=np.int64)
         return self.pieces[key]
 
     @cached_property
     def around(self) -> tuple[np.ndarray, np.ndarray]:
         """int64: what the tokenizer puts before and behind any text."""
-        bare, whole = self.tokenizer("a", add_special_tokens=False)["input_ids"], self.tokenizer("a")["input_ids"]
+        bare, whole = (
+            self.tokenizer("a", add_special_tokens=False)["input_ids"],
+            self.tokenizer("a")["input_ids"],
+        )
         at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
-        return np.array(whole[:at], dtype=np.int64), np.array(whole[at + len(bare) :], dtype=np.int64)
+        return np.array(whole[:at], dtype=np.int64), np.array(
+            whole[at + len(bare) :], dtype=np.int64
+        )
 
 
 class Encoder(Pieces):
@@ -76,7 +87,9 @@ class Encoder(Pieces):
     def opening(self) -> np.ndarray:
         """int64: what the tokenizer puts before any text (the begin token of Llama's and Gemma's)."""
         bare = self.tokenizer("")["input_ids"]
-        return np.array([token for token in bare if token != self.tokenizer.eos_token_id], dtype=np.int64)
+        return np.array(
+            [token for token in bare if token != self.tokenizer.eos_token_id], dtype=np.int64
+        )
 
     def item(self, text: str) -> np.ndarray:
         return self.piece(_after_space(text), end=True)
@@ -95,7 +108,9 @@ class Encoder(Pieces):
         template = example.template
         head = np.concatenate([self.opening, self.piece(template.head)])
         before = self.piece(template.target)
-        target = self.item(example.target) if example.target is not None else np.zeros(0, dtype=np.int64)
+        target = (
+            self.item(example.target) if example.target is not None else np.zeros(0, dtype=np.int64)
+        )
         first, following = (self.piece(prefix(template, index)) for index in (0, 1))
         items = [self.item(text) for text in example.items]
         room = self.max_length - reserve - len(head) - len(first) - len(before) - len(target)
@@ -111,7 +126,13 @@ class Encoder(Pieces):
         learned += [False, True]
         sizes = [len(part) for part in parts]
         ids = np.concatenate(parts)
-        return Tokens(ids, np.repeat(learned, sizes), len(ids) - len(target), int(sum(learned[2::2])) - (len(target) == 0), cut)
+        return Tokens(
+            ids,
+            np.repeat(learned, sizes),
+            len(ids) - len(target),
+            int(sum(learned[2::2])) - (len(target) == 0),
+            cut,
+        )
 
 
 @dataclass
@@ -127,9 +148,17 @@ class SentenceEncoder(Pieces):
     @cached_property
     def frame(self) -> tuple[np.ndarray, ...]:
         """int64: what opens a sequence, precedes an item, follows it, stands between two, and closes the sequence."""
-        start, before, after, close = (np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks)
+        start, before, after, close = (
+            np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks
+        )
         between = self.piece(self.form.between)
-        return np.concatenate([self.piece(self.form.instruction), start]), before, after, between, close
+        return (
+            np.concatenate([self.piece(self.form.instruction), start]),
+            before,
+            after,
+            between,
+            close,
+        )
 
     @property
     def least(self) -> int:
@@ -209,7 +238,9 @@ class AttributeEncoder(Pieces):
     @property
     def mask(self) -> int:
         """The token that hides another."""
-        return self.marks[1] if self.tokenizer.mask_token_id is None else self.tokenizer.mask_token_id
+        return (
+            self.marks[1] if self.tokenizer.mask_token_id is None else self.tokenizer.mask_token_id
+        )
 
     def item(self, item: Item) -> np.ndarray:
         """int64 [2, length]: tokens of an item and their types, put together once."""
@@ -236,14 +267,23 @@ class AttributeEncoder(Pieces):
         start = np.stack([self.opening, np.full(len(self.opening), self.OPENING)])
         ids, types = np.concatenate([start, *parts], axis=1)
         number = np.repeat(np.arange(len(parts) + 1), [part.shape[1] for part in [start, *parts]])
-        return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, len(items) - len(parts), roles=np.stack([types, number]))
+        return Tokens(
+            ids,
+            np.zeros(len(ids), dtype=bool),
+            len(ids),
+            0,
+            len(items) - len(parts),
+            roles=np.stack([types, number]),
+        )
 
     def masked(self, tokens: Tokens, share: float, rng: np.random.Generator) -> Tokens:
         """A text with a share of its items' tokens to be found again: of those, 80 % are masked, 10 % are others and 10 % stay (BERT, section 3.1)."""
         learned = (rng.random(len(tokens)) < share) & (tokens.roles[1] > 0)
         how, other = rng.random(len(tokens)), rng.integers(len(self.tokenizer), size=len(tokens))
         ids = np.where(learned & (how < 0.9), np.where(how < 0.8, self.mask, other), tokens.ids)
-        return replace(tokens, ids=ids, learned=learned, items=int(learned.sum()), labels=tokens.ids)
+        return replace(
+            tokens, ids=ids, learned=learned, items=int(learned.sum()), labels=tokens.ids
+        )
 
 
 @dataclass(frozen=True)
@@ -257,13 +297,17 @@ class Batch:
     roles: torch.Tensor | None = None  # int64 [rows, 2, length], 0 in the padding
 
     def to(self, device) -> "Batch":
-        return Batch(*(value if value is None else value.to(device) for value in vars(self).values()))
+        return Batch(
+            *(value if value is None else value.to(device) for value in vars(self).values())
+        )
 
     def means(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [rows, 2, width] from hidden states [rows, length, width]: the mean over the history and over the target; 0 where there is none."""
         place = torch.arange(hidden.shape[1], device=hidden.device)
         target, length = self.target[:, None], self.lengths[:, None]
-        return means(hidden, torch.stack([place < target, (place >= target) & (place < length)], dim=1))
+        return means(
+            hidden, torch.stack([place < target, (place >= target) & (place < length)], dim=1)
+        )
 
 
 def means(hidden: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
@@ -289,14 +333,26 @@ def pad(rows: Sequence[Tokens], *, pad_id: int) -> Batch:
     roles = None if rows[0].roles is None else np.zeros((len(rows), 2, length), dtype=np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row.ids
-        labels[index, : len(row)] = np.where(row.learned, row.ids if row.labels is None else row.labels, IGNORED)
+        labels[index, : len(row)] = np.where(
+            row.learned, row.ids if row.labels is None else row.labels, IGNORED
+        )
         if roles is not None:
             roles[index, :, : len(row)] = row.roles
-    lengths, targets = (np.array([value(row) for row in rows], dtype=np.int64) for value in (len, lambda row: row.target))
-    return Batch(*(array if array is None else torch.from_numpy(array) for array in (ids, labels, lengths, targets, roles)))
+    lengths, targets = (
+        np.array([value(row) for row in rows], dtype=np.int64)
+        for value in (len, lambda row: row.target)
+    )
+    return Batch(
+        *(
+            array if array is None else torch.from_numpy(array)
+            for array in (ids, labels, lengths, targets, roles)
+        )
+    )
 
 
-def by_length(lengths: Sequence[int], budget: int, most: int | None = None, cost: int = PASS_COST) -> list[np.ndarray]:
+def by_length(
+    lengths: Sequence[int], budget: int, most: int | None = None, cost: int = PASS_COST
+) -> list[np.ndarray]:
     """Indices in groups of similar length, longest first, for passes that cost as little as can be.
 
     A padded group stays within `budget` tokens (one row may exceed it) and `most` rows. A pass costs its padded
@@ -307,11 +363,17 @@ def by_length(lengths: Sequence[int], budget: int, most: int | None = None, cost
     order = np.argsort(lengths, kind="stable")[::-1]
     longest = roomy(np.maximum(lengths[order], 1))
     unit = 8 if len(order) and 8 * longest[0] <= budget and (most or 8) >= 8 else 1
-    begins, ends = np.arange(0, len(order), unit), np.minimum(np.arange(0, len(order), unit) + unit, len(order))
+    begins, ends = (
+        np.arange(0, len(order), unit),
+        np.minimum(np.arange(0, len(order), unit) + unit, len(order)),
+    )
     least, start = np.zeros(len(begins) + 1), np.zeros(len(begins) + 1, dtype=np.int64)
     lowest = 0  # the first unit that a group ending with this one may begin with: it only moves on
     for last, end in enumerate(ends):
-        while lowest < last and (longest[begins[lowest]] * (end - begins[lowest]) > budget or end - begins[lowest] > (most or end)):
+        while lowest < last and (
+            longest[begins[lowest]] * (end - begins[lowest]) > budget
+            or end - begins[lowest] > (most or end)
+        ):
             lowest += 1
         first = begins[lowest : last + 1]
         own = least[lowest : last + 1] + longest[first] * (end - first) + cost
@@ -324,11 +386,17 @@ def by_length(lengths: Sequence[int], budget: int, most: int | None = None, cost
     return groups[::-1]
 
 
-def shuffled_steps(lengths: Sequence[int], size: int, rng: np.random.Generator, near: int = 16) -> list[np.ndarray]:
+def shuffled_steps(
+    lengths: Sequence[int], size: int, rng: np.random.Generator, near: int = 16
+) -> list[np.ndarray]:
     """An epoch's steps of `size` indices in random order. Each holds like lengths: every `near` steps are drawn at random and dealt out by length."""
     lengths = np.asarray(lengths)
     order = rng.permutation(len(lengths))
     drawn = [order[at : at + near * size] for at in range(0, len(order), near * size)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in drawn]) if drawn else order
+    order = (
+        np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in drawn])
+        if drawn
+        else order
+    )
     steps = [order[at : at + size] for at in range(0, len(order), size)]
     return [steps[index] for index in rng.permutation(len(steps))]

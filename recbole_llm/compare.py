@@ -31,7 +31,13 @@ def table_of(runs: dict[str, list[Run]], metrics: Sequence[str] = COLUMNS) -> Ta
     tables = _paired_ranks(runs) if len(every) > 1 else {}
     results = {name: [run.values for run in group] for name, group in runs.items()}
     columns = [column for column in metrics if all(column in run.values for run in every)]
-    bounds = {"Bayes (expected)": {key.removeprefix("bayes_"): value for key, value in every[0].values.items() if key.startswith("bayes_")}}
+    bounds = {
+        "Bayes (expected)": {
+            key.removeprefix("bayes_"): value
+            for key, value in every[0].values.items()
+            if key.startswith("bayes_")
+        }
+    }
     mode = first["split"]["mode"]
     if isinstance(mode, dict):
         mode = mode.get(every[0].part, next(iter(mode.values())))
@@ -43,10 +49,17 @@ def table_of(runs: dict[str, list[Run]], metrics: Sequence[str] = COLUMNS) -> Ta
     for name, group in runs.items():
         rates = {key: value for key, value in group[0].row["rates"].items()}
         if rates:
-            notes.append(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in rates.items()))
+            notes.append(
+                f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in rates.items())
+            )
     loud = samples.warning(first["dataset"])
     return make_table(
-        title, results, columns, bounds={name: values for name, values in bounds.items() if values}, marks=marks, notes=[*([loud] if loud else []), *notes]
+        title,
+        results,
+        columns,
+        bounds={name: values for name, values in bounds.items() if values},
+        marks=marks,
+        notes=[*([loud] if loud else []), *notes],
     )
 
 
@@ -59,7 +72,9 @@ def _check_same(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         if found := same_measure(first, run.row):
             key, *values = found
-            raise UserError(f"one table needs one {key}: {first['run']} has {values[0]}, {run.row['run']} has {values[1]}; evaluate both alike")
+            raise UserError(
+                f"one table needs one {key}: {first['run']} has {values[0]}, {run.row['run']} has {values[1]}; evaluate both alike"
+            )
 
 
 def _candidates(runs: Sequence[Run]) -> str | None:
@@ -68,7 +83,9 @@ def _candidates(runs: Sequence[Run]) -> str | None:
     first, *_ = drawn
     for run, other in drawn.items():
         if other != drawn[first]:
-            raise UserError(f"one table needs the same candidates: {first} has {drawn[first]}, {run} has {other}; evaluate both again by this version")
+            raise UserError(
+                f"one table needs the same candidates: {first} has {drawn[first]}, {run} has {other}; evaluate both again by this version"
+            )
     return drawn[first]
 
 
@@ -76,7 +93,9 @@ def _paired_ranks(runs: dict[str, list[Run]]) -> dict[str, list]:
     """The rank tables with their cases in one order. Raises UserError for other cases, or other numbers of candidates."""
     first, *_ = (run for group in runs.values() for run in group)
     reference = first.ranks()
-    tables = {name: [pair(reference, run.ranks())[1] for run in group] for name, group in runs.items()}
+    tables = {
+        name: [pair(reference, run.ranks())[1] for run in group] for name, group in runs.items()
+    }
     for name, group in runs.items():
         for run, table in zip(group, tables[name], strict=True):
             other = np.flatnonzero(table.n_candidates != reference.n_candidates)
@@ -89,7 +108,9 @@ def _paired_ranks(runs: dict[str, list[Run]]) -> dict[str, list]:
     return tables
 
 
-def _significance(results: dict[str, list[dict]], tables: dict[str, list], columns: Sequence[str], grouped: bool) -> tuple[dict, list[str]]:
+def _significance(
+    results: dict[str, list[dict]], tables: dict[str, list], columns: Sequence[str], grouped: bool
+) -> tuple[dict, list[str]]:
     """† where the best of a column beats the second, and intervals against the best; a model's seeds are averaged by case.
 
     Two rows have intervals of every column, more rows of one, NDCG@10 where there is that.
@@ -101,20 +122,29 @@ def _significance(results: dict[str, list[dict]], tables: dict[str, list], colum
     marks, notes = {}, []
     shown = "ndcg@10" if "ndcg@10" in columns else columns[0]
     for column in columns:
-        values = {name: np.mean([case_values(table, column) for table in group], axis=0) for name, group in tables.items()}
-        best, second = sorted(results, key=lambda name: -np.mean([run[column] for run in results[name]]))[:2]
+        values = {
+            name: np.mean([case_values(table, column) for table in group], axis=0)
+            for name, group in tables.items()
+        }
+        best, second = sorted(
+            results, key=lambda name: -np.mean([run[column] for run in results[name]])
+        )[:2]
         if user_ttest(users, values[best], values[second], grouped).p < SIGNIFICANT:
             marks[best, column] = "†"
         if column == shown or len(results) == 2:
             for name in [name for name in results if name != best]:
                 gap = user_bootstrap(users, values[best], values[name], grouped)
-                notes.append(f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval over users [{gap.low:+.4f}, {gap.high:+.4f}]")
+                notes.append(
+                    f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval over users [{gap.low:+.4f}, {gap.high:+.4f}]"
+                )
     if marks:
         notes.insert(0, f"† better than the second: p < {SIGNIFICANT}, paired t-test over users")
     return marks, notes
 
 
-def write_table(table: Table, runs: dict[str, list[Run]], saved: Path, name: str | None = None) -> Path:
+def write_table(
+    table: Table, runs: dict[str, list[Run]], saved: Path, name: str | None = None
+) -> Path:
     """Markdown, LaTeX, CSV and the runs' ids, in a folder of saved/tables that is these runs' own. name : what it begins with, in place of theirs."""
     ids = [run.row["run"] for group in runs.values() for run in group]
     first = next(iter(runs.values()))[0].row

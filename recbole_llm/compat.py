@@ -253,7 +253,9 @@ def install():
         return
     for module in _EDITS:
         if module in sys.modules:
-            raise ImportError(f"import recbole_llm before recbole: {module} is already loaded, without its edits")
+            raise ImportError(
+                f"import recbole_llm before recbole: {module} is already loaded, without its edits"
+            )
     sys.meta_path.insert(0, _FINDER)
     for module, functions in _HOOKS.items():
         if module in sys.modules:
@@ -272,7 +274,9 @@ def require_recbole():
 def after_import(module_name, function):
     """Call ``function(module)`` once a module of RecBole has been executed; at once if it already has."""
     module = sys.modules.get(module_name)
-    if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
+    if module is not None and not getattr(
+        getattr(module, "__spec__", None), "_initializing", False
+    ):
         function(module)
     else:
         _HOOKS.setdefault(module_name, []).append(function)

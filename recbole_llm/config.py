@@ -31,13 +31,25 @@ REPLACED = {
     "alias_of_item_id": "lists and targets share one numbering", "alias_of_user_id": "not used", "additional_feat_suffix": "not read",
     "unload_col": "use load_col", "encoding": "atomic files are UTF-8", "eval_batch_size": "use eval_memory",
 }  # fmt: skip
-MERGED = ("eval_args", "stage_settings")  # given in part, the rest stays; any other dict is replaced whole
+MERGED = (
+    "eval_args",
+    "stage_settings",
+)  # given in part, the rest stays; any other dict is replaced whole
 GROUPS = {  # keys that take dotted names
     "eval_args", "stage_settings", "text_fields", "text_words", "template", "clip_grad_norm", "train_neg_sample_args", "load_col", "val_interval",
     "seq_len", "threshold", "description_fields", "augmentation",
 }  # fmt: skip
 FEATURES = ("selected_features", "item_attribute")
-WHOLE = ("model", "dataset", "variant", "variants", "stages", "stage_settings", "seeds", "beside")  # of a run with stages, never of one stage
+WHOLE = (
+    "model",
+    "dataset",
+    "variant",
+    "variants",
+    "stages",
+    "stage_settings",
+    "seeds",
+    "beside",
+)  # of a run with stages, never of one stage
 
 
 class Loader(yaml.SafeLoader):
@@ -46,7 +58,9 @@ class Loader(yaml.SafeLoader):
 
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -79,7 +93,11 @@ def _cached_yaml(path: Path) -> dict:
 def our_layers(model: str, dataset: str) -> list[dict]:
     """Our overall, model and dataset properties; a dataset's may hold a group for one model under its name."""
     folder = resources.properties()
-    paths = (folder / "overall.yaml", folder / "model" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml")
+    paths = (
+        folder / "overall.yaml",
+        folder / "model" / f"{model}.yaml",
+        folder / "dataset" / f"{dataset}.yaml",
+    )
     overall, own, data = (copy.deepcopy(_cached_yaml(path)) for path in paths)
     return [overall, own, *_grouped(data, model)]
 
@@ -95,13 +113,19 @@ def _stock_layers(model: str) -> list[dict]:
     folder = registry.recbole_folder() / "properties"
     family = registry.stock_models().get(model, "sequential")
     by_type = {"sequential": "sequential", "context_aware": "context-aware"}.get(family)
-    paths = [folder / "overall.yaml", folder / "model" / f"{model}.yaml", folder / "dataset" / "sample.yaml"]
+    paths = [
+        folder / "overall.yaml",
+        folder / "model" / f"{model}.yaml",
+        folder / "dataset" / "sample.yaml",
+    ]
     if by_type:
         paths.append(folder / "quick_start_config" / f"{by_type}.yaml")
     return [copy.deepcopy(_cached_yaml(path)) for path in paths]
 
 
-def resolve(model: str, dataset: str, files: Sequence[str | dict] = (), overrides: dict | None = None) -> dict:
+def resolve(
+    model: str, dataset: str, files: Sequence[str | dict] = (), overrides: dict | None = None
+) -> dict:
     """All settings of one run.
 
     Parameters
@@ -118,14 +142,26 @@ def resolve(model: str, dataset: str, files: Sequence[str | dict] = (), override
     for layer in [*_stock_layers(model), *our_layers(model, dataset)]:
         _merge(settings, layer)
     if registry.stock_models().get(model) == "general":
-        settings["repeatable"] = False  # it would let RecBole draw training negatives among the positives
+        settings["repeatable"] = (
+            False  # it would let RecBole draw training negatives among the positives
+        )
     foreign = _foreign_features(model)
     settings |= dict.fromkeys(foreign) | {"model": model, "dataset": dataset}
     layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
-    data_path = next((layer["data_path"] for layer in reversed(layers) if "data_path" in layer), settings["data_path"])
-    data, prepared = (Path(str(data_path)) / dataset / f"{dataset}.{kind}" for kind in ("inter", "yaml"))
-    if data.is_file() and prepared.is_file():  # written when the data was prepared, which may have been killed in between
-        layers[:0] = [{key: value for key, value in layer.items() if key not in foreign} for layer in _grouped(read_yaml(prepared), model)]
+    data_path = next(
+        (layer["data_path"] for layer in reversed(layers) if "data_path" in layer),
+        settings["data_path"],
+    )
+    data, prepared = (
+        Path(str(data_path)) / dataset / f"{dataset}.{kind}" for kind in ("inter", "yaml")
+    )
+    if (
+        data.is_file() and prepared.is_file()
+    ):  # written when the data was prepared, which may have been killed in between
+        layers[:0] = [
+            {key: value for key, value in layer.items() if key not in foreign}
+            for layer in _grouped(read_yaml(prepared), model)
+        ]
     return _layered(layers, settings)
 
 
@@ -143,14 +179,21 @@ def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: 
         settings = (overrides or {}) | (own or {}).get(model, {})
         resolved = resolve(model, dataset, files, settings)
         chosen = seeds or resolved["seeds"]
-        planned[model] = [resolve(model, dataset, files, settings | {"seed": seed}) for seed in chosen] if chosen else [resolved]
+        planned[model] = (
+            [resolve(model, dataset, files, settings | {"seed": seed}) for seed in chosen]
+            if chosen
+            else [resolved]
+        )
     return planned
 
 
 def of_command(command: str, files: list[str], overrides: dict) -> tuple[dict, list[dict]]:
     """What a command of several runs is told: its own settings, over those of properties/<command>.yaml, and the layers of settings for its runs."""
     path = resources.properties() / f"{command}.yaml"
-    own, rules = copy.deepcopy(_cached_yaml(path)), checks.parse_file(path.read_text(encoding="utf-8"))
+    own, rules = (
+        copy.deepcopy(_cached_yaml(path)),
+        checks.parse_file(path.read_text(encoding="utf-8")),
+    )
     default, left = copy.deepcopy(own), []
     for layer in [*map(read_yaml, map(Path, files)), overrides]:
         mine = {key: value for key, value in layer.items() if key.partition(".")[0] in own}
@@ -165,7 +208,10 @@ def of_command(command: str, files: list[str], overrides: dict) -> tuple[dict, l
 def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
     """The settings of a stored run with some of them changed."""
     settings = copy.deepcopy(stored)
-    layers = [*(_read_settings(file, stored["model"], stored["dataset"]) for file in files), overrides]
+    layers = [
+        *(_read_settings(file, stored["model"], stored["dataset"]) for file in files),
+        overrides,
+    ]
     for name in ("model", "dataset"):
         if any(name in layer for layer in layers):
             raise UserError(f"{name}: a run keeps its own, which is {stored[name]}")
@@ -174,21 +220,36 @@ def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
 
 def moved(stored: dict, dataset: str) -> dict:
     """The settings of a stored run for another dataset: what was the old dataset's default becomes the new one's."""
-    features = {key: stored[key] for key in FEATURES if stored[key]}  # which a dataset need not name
-    old, new = (resolve(stored["model"], name, [], features | {"data_path": stored["data_path"]}) for name in (stored["dataset"], dataset))
+    features = {
+        key: stored[key] for key in FEATURES if stored[key]
+    }  # which a dataset need not name
+    old, new = (
+        resolve(stored["model"], name, [], features | {"data_path": stored["data_path"]})
+        for name in (stored["dataset"], dataset)
+    )
     return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
 
 
 def asks_server(settings: dict) -> bool:
     """Whether summaries are written by a server, whose model `summarizer_model` names."""
-    return settings.get("summary", "none") != "none" and settings["summarizer"].startswith(("http://", "https://"))
+    return settings.get("summary", "none") != "none" and settings["summarizer"].startswith(
+        ("http://", "https://")
+    )
 
 
 def language_models(settings: dict) -> dict[str, str]:
     """The language models that a run of these settings loads beside the weights of `init_from`, by the settings that name them."""
-    extracts = settings.get("summary", "none") == "none" or settings["summarizer"] == "extractive" or asks_server(settings)
+    extracts = (
+        settings.get("summary", "none") == "none"
+        or settings["summarizer"] == "extractive"
+        or asks_server(settings)
+    )
     by_text = settings.get("item_features", "id") != "id"
-    read = {"backbone": "backbone" in settings and not settings["init_from"], "text_encoder": by_text, "summarizer": not extracts}
+    read = {
+        "backbone": "backbone" in settings and not settings["init_from"],
+        "text_encoder": by_text,
+        "summarizer": not extracts,
+    }
     return {key: settings[key] for key in read if read[key]}
 
 
@@ -199,11 +260,19 @@ def shown(settings: dict) -> dict:
 
 def shared_settings(settings: dict) -> dict:
     """Those settings of a run that another model beside it must share: data, split, evaluation, seed."""
-    overall = set(_cached_yaml(resources.properties() / "overall.yaml")) - {"stages", "stage_settings", "init_from", "precision", "stopping_step"}
+    overall = set(_cached_yaml(resources.properties() / "overall.yaml")) - {
+        "stages",
+        "stage_settings",
+        "init_from",
+        "precision",
+        "stopping_step",
+    }
     data = {"data_path", "checkpoint_dir", "show_progress", "seed", "use_gpu", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD",
             "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "MAX_ITEM_LIST_LENGTH"}  # fmt: skip
     left = ("selected_features", "item_attribute", "item_features", "text_encoder", "repeatable")
-    shared = {key: value for key, value in settings.items() if key in (overall | data) and key not in left}
+    shared = {
+        key: value for key, value in settings.items() if key in (overall | data) and key not in left
+    }
     # which cut-offs there are is shared, so the choice among them must be; its treatment of ties is the model's
     return shared | {"valid_metric": re.sub("(?i)_(opt|pes)$", "", settings["valid_metric"])}
 
@@ -233,12 +302,16 @@ def _layered(layers: list[dict], default: dict) -> dict:
     known = list(dict.fromkeys([*(default["stage_settings"] or {}), *stages]))
     for name, stage in (settings["stage_settings"] or {}).items():
         if name not in known:
-            raise UserError(f"stage_settings.{name}: expected one of the stages {', '.join(known) or '(there is none)'}{checks.nearest(name, known)}")
+            raise UserError(
+                f"stage_settings.{name}: expected one of the stages {', '.join(known) or '(there is none)'}{checks.nearest(name, known)}"
+            )
         settings["stage_settings"][name] = _stage(name, stage, whole, settings)
     for name in stages:
         if name not in (settings["stage_settings"] or {}):
             have = ", ".join(settings["stage_settings"] or {}) or "none"
-            raise UserError(f"stages: expected some of {have}, which have stage_settings, found {name!r}")
+            raise UserError(
+                f"stages: expected some of {have}, which have stage_settings, found {name!r}"
+            )
     return settings
 
 
@@ -248,19 +321,29 @@ def _stage(name: str, layer: dict, whole: dict, settings: dict) -> dict:
         raise UserError(f"stage_settings.{name}: expected a group of settings, found {layer!r}")
     heads = {str(key).partition(".")[0] for key in layer}
     if own := heads.intersection(WHOLE):
-        raise UserError(f"stage_settings.{name}: {', '.join(sorted(own))} belongs to the whole run; set it outside the stage")
+        raise UserError(
+            f"stage_settings.{name}: {', '.join(sorted(own))} belongs to the whole run; set it outside the stage"
+        )
     full = copy.deepcopy(whole)
     try:
         _apply([layer], full)
         _finish(full, [layer])
     except UserError as error:
         raise UserError(f"stage_settings.{name}: {error}") from None
-    return {key: value for key, value in full.items() if key not in WHOLE and (key in heads or value != settings[key])}
+    return {
+        key: value
+        for key, value in full.items()
+        if key not in WHOLE and (key in heads or value != settings[key])
+    }
 
 
 def _apply(layers: list[dict], settings: dict) -> None:
     """Put the user's layers over settings, which name the keys there are and their kinds."""
-    known, default, rules = (set(settings) | UNLISTED) - {"model", "dataset"}, copy.deepcopy(settings), checks.rules(settings["model"])
+    known, default, rules = (
+        (set(settings) | UNLISTED) - {"model", "dataset"},
+        copy.deepcopy(settings),
+        checks.rules(settings["model"]),
+    )
     for layer in layers:
         _check_keys(layer, known, default)
         _merge(settings, layer)
@@ -272,15 +355,31 @@ def _apply(layers: list[dict], settings: dict) -> None:
 def _finish(settings: dict, layers: list[dict]) -> None:
     """What follows from all layers together, and whether they fit each other."""
     model = settings["model"]
-    _cross_entropy(settings, model, asked=any(str(key).partition(".")[0] == "train_neg_sample_args" for layer in layers for key in layer))
+    _cross_entropy(
+        settings,
+        model,
+        asked=any(
+            str(key).partition(".")[0] == "train_neg_sample_args"
+            for layer in layers
+            for key in layer
+        ),
+    )
     if model not in registry.OURS:
-        settings["precision"] = "fp32"  # whatever was asked for: it is of LLM backbones, and must not name another run
+        settings["precision"] = (
+            "fp32"  # whatever was asked for: it is of LLM backbones, and must not name another run
+        )
         if settings["learner"] == "muon":  # RecBole would warn and train by Adam
-            raise UserError(f"learner: muon is for text models; {model} is trained by RecBole's learners (adam, sgd, adagrad, rmsprop, …)")
+            raise UserError(
+                f"learner: muon is for text models; {model} is trained by RecBole's learners (adam, sgd, adagrad, rmsprop, …)"
+            )
     elif settings["learner"] not in ("adam", "muon"):
-        raise UserError(f"learner: {model} and the other text models know adam (AdamW) and muon, found {settings['learner']!r}; give it to stock models only")
+        raise UserError(
+            f"learner: {model} and the other text models know adam (AdamW) and muon, found {settings['learner']!r}; give it to stock models only"
+        )
     if settings["item_features"] != "id" and model not in registry.BY_TEXT:
-        raise UserError(f"item_features: expected id for {model}, found {settings['item_features']!r}; give it to {', '.join(registry.BY_TEXT)} only")
+        raise UserError(
+            f"item_features: expected id for {model}, found {settings['item_features']!r}; give it to {', '.join(registry.BY_TEXT)} only"
+        )
     checks.check_evaluation(settings)
 
 
@@ -297,8 +396,12 @@ def _merge(settings: dict, layer: dict, inside: str = "") -> None:
         if reaches and head != "split" and isinstance(value, dict):
             inner = settings.get(head)
             settings[head] = copy.deepcopy(inner) if isinstance(inner, dict) else {}
-            if inside == "stage_settings":  # a layer itself: its dotted keys reach into the settings that it is put over
-                settings[head] = {name: old for name, old in settings[head].items() if name not in value} | copy.deepcopy(value)
+            if (
+                inside == "stage_settings"
+            ):  # a layer itself: its dotted keys reach into the settings that it is put over
+                settings[head] = {
+                    name: old for name, old in settings[head].items() if name not in value
+                } | copy.deepcopy(value)
             else:
                 _merge(settings[head], value, inside=head)
         else:
@@ -315,15 +418,22 @@ def _need_features(settings: dict, model: str) -> None:
     own = _stock_layers(model)[1]
     for key in FEATURES:
         if key in own and not settings[key]:
-            raise UserError(f"{model} reads item columns and the dataset names none: set --{key} to columns of its .item file")
+            raise UserError(
+                f"{model} reads item columns and the dataset names none: set --{key} to columns of its .item file"
+            )
 
 
 def _cross_entropy(settings: dict, model: str, asked: bool) -> None:
     """A sequential model with cross-entropy takes no sampled negatives: RecBole asks the user to say so, we say it."""
-    if registry.stock_models().get(model, "sequential") != "sequential" or settings.get("loss_type") != "CE":
+    if (
+        registry.stock_models().get(model, "sequential") != "sequential"
+        or settings.get("loss_type") != "CE"
+    ):
         return
     if asked and settings["train_neg_sample_args"]:
-        raise UserError(f"train_neg_sample_args: {model} with loss_type CE draws no negatives; leave it out or set another loss_type")
+        raise UserError(
+            f"train_neg_sample_args: {model} with loss_type CE draws no negatives; leave it out or set another loss_type"
+        )
     settings["train_neg_sample_args"] = None
 
 
@@ -333,10 +443,15 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
         if head in REPLACED:
             raise UserError(f"key {head!r} has no effect here: {REPLACED[head]}")
         if head not in known:
-            hint = checks.nearest(head, known - REPLACED.keys()).removeprefix("; ") or "run with --print_config to see all keys"
+            hint = (
+                checks.nearest(head, known - REPLACED.keys()).removeprefix("; ")
+                or "run with --print_config to see all keys"
+            )
             raise UserError(f"unknown key {head!r}: {hint}")
         if rest and not isinstance(default.get(head), dict | None):
-            raise UserError(f"key {key!r}: {head} is a {type(default[head]).__name__}, not a group of keys")
+            raise UserError(
+                f"key {key!r}: {head} is a {type(default[head]).__name__}, not a group of keys"
+            )
 
 
 # Settings that decide where, how fast and beside whom, not what: they do not make another run of it.
@@ -348,7 +463,9 @@ NOT_IN_HASH = {
 
 def settings_hash(settings: dict, **extra) -> str:
     """8 hex digits over everything that can change a result."""
-    left = NOT_IN_HASH | ({"MAX_ITEM_LIST_LENGTH"} if settings["model"] in registry.OURS else set())  # ours read whole histories
+    left = NOT_IN_HASH | (
+        {"MAX_ITEM_LIST_LENGTH"} if settings["model"] in registry.OURS else set()
+    )  # ours read whole histories
     left |= {"text_encoder"} if settings["item_features"] == "id" else set()
     return digest({key: value for key, value in settings.items() if key not in left} | extra)
 
@@ -388,7 +505,9 @@ def recbole_config(settings: dict, data_path: str | Path):
 
     defaults = {"metric_decimal_place": 10}
     config = HarnessConfig(
-        model=registry.model_class(settings["model"]), dataset=settings["dataset"], config_dict=copy.deepcopy(settings) | defaults
+        model=registry.model_class(settings["model"]),
+        dataset=settings["dataset"],
+        config_dict=copy.deepcopy(settings) | defaults,
     )
     config["data_path"] = str(data_path)
     return config

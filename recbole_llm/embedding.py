@@ -18,7 +18,14 @@ PASS_TOKENS = 4096  # of a frozen encoder's passes
 
 
 @torch.no_grad()
-def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device, width: int | None = None) -> np.ndarray:
+def embed(
+    tokens: Sequence[Tokens],
+    pooled: Callable,
+    bundle: Backbone,
+    budget: int,
+    device,
+    width: int | None = None,
+) -> np.ndarray:
     """float32 [texts, width]: one vector for each encoded text.
 
     Parameters
@@ -29,16 +36,31 @@ def embed(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: 
     """
     vectors = np.zeros((len(tokens), width or bundle.width), dtype=np.float32)
     for chosen in by_length([len(one) for one in tokens], budget):
-        batch = pad([tokens[row] for row in chosen], pad_id=bundle.tokenizer.pad_token_id).to(device)
+        batch = pad([tokens[row] for row in chosen], pad_id=bundle.tokenizer.pad_token_id).to(
+            device
+        )
         vectors[chosen] = pooled(batch).float().cpu().numpy()
     if not np.isfinite(vectors).all():
-        raise UserError("the encoder gives vectors that are no numbers: it diverged in training, or needs precision fp32 or bf16 in place of fp16")
+        raise UserError(
+            "the encoder gives vectors that are no numbers: it diverged in training, or needs precision fp32 or bf16 in place of fp16"
+        )
     return vectors
 
 
-def embed_once(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, budget: int, device, precision: str, saved: Path | None) -> np.ndarray:
+def embed_once(
+    tokens: Sequence[Tokens],
+    pooled: Callable,
+    bundle: Backbone,
+    budget: int,
+    device,
+    precision: str,
+    saved: Path | None,
+) -> np.ndarray:
     """`embed`, with equal texts once, and what is stored below `saved` for these weights, this precision and these libraries not at all."""
-    names = [cache.name_of(one.ids.tobytes() + (b"" if one.roles is None else one.roles.tobytes())) for one in tokens]
+    names = [
+        cache.name_of(one.ids.tobytes() + (b"" if one.roles is None else one.roles.tobytes()))
+        for one in tokens
+    ]
 
     def compute(rows: np.ndarray) -> np.ndarray:
         return embed([tokens[row] for row in rows], pooled, bundle, budget, device)
@@ -46,8 +68,12 @@ def embed_once(tokens: Sequence[Tokens], pooled: Callable, bundle: Backbone, bud
     if saved is None:
         first = {name: index for index, name in enumerate(names)}
         place = {name: number for number, name in enumerate(first)}
-        return compute(np.array(list(first.values()), dtype=np.int64))[[place[name] for name in names]]
-    versions = [store.versions()[name] for name in ("torch", "transformers", "sentence-transformers")]
+        return compute(np.array(list(first.values()), dtype=np.int64))[
+            [place[name] for name in names]
+        ]
+    versions = [
+        store.versions()[name] for name in ("torch", "transformers", "sentence-transformers")
+    ]
     key = digest([bundle.fingerprint(), precision, torch.device(device).type, versions])
     return cache.vectors(saved / "cache" / f"vectors-{key}", names, compute)
 
@@ -68,15 +94,29 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     with named_by("text_encoder"):
         bundle = load(name, (), saved=saved, max_length=0, kind=SentenceBackbone)
     device = torch.device(config["device"])
-    bundle.model.to(device, KINDS[precision]).eval()  # nothing is learned: the weights themselves may be short
+    bundle.model.to(
+        device, KINDS[precision]
+    ).eval()  # nothing is learned: the weights themselves may be short
     longest = min(bundle.model.max_seq_length or 512, bundle.positions or 512)
-    encoder = SentenceEncoder(bundle.tokenizer, longest, form=TextForm(marked=False), marks=bundle.marks)
-    return embed_once([encoder.item(text) for text in texts], bundle.pooled, bundle, PASS_TOKENS, device, precision, saved)
+    encoder = SentenceEncoder(
+        bundle.tokenizer, longest, form=TextForm(marked=False), marks=bundle.marks
+    )
+    return embed_once(
+        [encoder.item(text) for text in texts],
+        bundle.pooled,
+        bundle,
+        PASS_TOKENS,
+        device,
+        precision,
+        saved,
+    )
 
 
 def check_frozen(name: str, saved: Path) -> None:
     """Raise UserError for a name that no frozen encoder can have."""
     if name.startswith("scratch:"):
-        raise UserError(f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>")
+        raise UserError(
+            f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>"
+        )
     with named_by("text_encoder"):
         check_name(name, saved)

@@ -32,7 +32,9 @@ class Experiment:
     cases_per_user: int = 0  # rating: most training cases of a user
     points: int = 0  # projection: most points of a dataset
 
-    def resolved(self, row: str, dataset: str, files: list[str], shared: dict, own: dict[str, dict]) -> dict:
+    def resolved(
+        self, row: str, dataset: str, files: list[str], shared: dict, own: dict[str, dict]
+    ) -> dict:
         """The settings of one row's run on a dataset.
 
         shared, own : the user's, for all rows and by model.
@@ -40,7 +42,12 @@ class Experiment:
         settings = dict(self.rows[row])
         model = registry.canonical(settings.pop("model"))
         dataset = settings.pop("trained_on", dataset)
-        return config.resolve(model, dataset, files, self.settings | self.models.get(model, {}) | settings | shared | own.get(model, {}))
+        return config.resolve(
+            model,
+            dataset,
+            files,
+            self.settings | self.models.get(model, {}) | settings | shared | own.get(model, {}),
+        )
 
 
 def folder_of_experiments() -> Path:
@@ -60,7 +67,9 @@ def read(name: str, paper: bool = False) -> Experiment:
     """An experiment by name, at the size that runs anywhere or at the paper's. Raises UserError if there is none of this name."""
     path = folder_of_experiments() / f"{name}.yaml"
     if Path(name).name != name or not path.is_file():
-        raise UserError(f"unknown experiment {name!r}: expected one of {', '.join(line.split()[0] for line in listed())}")
+        raise UserError(
+            f"unknown experiment {name!r}: expected one of {', '.join(line.split()[0] for line in listed())}"
+        )
     content = config.read_yaml(path)
     large = content.pop("paper", {})
     if paper:
@@ -70,16 +79,33 @@ def read(name: str, paper: bool = False) -> Experiment:
         for model, settings in large.pop("models", {}).items():
             models[model] = models.get(model, {}) | settings
         settings = content.get("settings", {}) | large.pop("settings", {})
-        content |= large | {"settings": settings, "rows": {row: settings for row, settings in rows.items() if settings}, "models": models}
+        content |= large | {
+            "settings": settings,
+            "rows": {row: settings for row, settings in rows.items() if settings},
+            "models": models,
+        }
     if wrong := content.keys() - {part.name for part in fields(Experiment)}:
-        raise UserError(f"{path}: unknown key {sorted(wrong)[0]!r}; expected some of {', '.join(part.name for part in fields(Experiment))}")
+        raise UserError(
+            f"{path}: unknown key {sorted(wrong)[0]!r}; expected some of {', '.join(part.name for part in fields(Experiment))}"
+        )
     return Experiment(name, **content)
 
 
-def run(experiment: Experiment, datasets: list[str] | None, files: list[str], shared: dict, own: dict[str, dict]) -> list[str]:
+def run(
+    experiment: Experiment,
+    datasets: list[str] | None,
+    files: list[str],
+    shared: dict,
+    own: dict[str, dict],
+) -> list[str]:
     """Run what is not there yet, print tables, write files. Returns lines that say where they are. Mistakes are told before anything is trained."""
     datasets = datasets or experiment.datasets
-    planned = {dataset: {row: experiment.resolved(row, dataset, files, shared, own) for row in experiment.rows} for dataset in datasets}
+    planned = {
+        dataset: {
+            row: experiment.resolved(row, dataset, files, shared, own) for row in experiment.rows
+        }
+        for dataset in datasets
+    }
     saved = Path(next(iter(next(iter(planned.values())).values()))["checkpoint_dir"])
     for dataset, rows in planned.items():
         for row, settings in rows.items():
@@ -105,25 +131,39 @@ def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> No
     """Raise UserError for a row that cannot be."""
     model = registry.model_class(settings["model"])
     if settings["seeds"]:
-        raise UserError(f"experiment {experiment.name} runs one seed at a time; set --seed in place of --seeds")
+        raise UserError(
+            f"experiment {experiment.name} runs one seed at a time; set --seed in place of --seeds"
+        )
     if experiment.kind in ("rating", "projection") and not hasattr(model, "encode_items"):
-        raise UserError(f"{row}: {settings['model']} has no vectors of users and items, which experiment {experiment.name} reads; take another model")
+        raise UserError(
+            f"{row}: {settings['model']} has no vectors of users and items, which experiment {experiment.name} reads; take another model"
+        )
     elsewhere = settings["dataset"] != dataset or experiment.kind == "projection"
     if elsewhere and not (settings["model"] in registry.OURS and model.moves(settings)):
-        raise UserError(f"{row}: {settings['model']} knows items by number and cannot change data; leave its trained_on out, or take another model")
+        raise UserError(
+            f"{row}: {settings['model']} knows items by number and cannot change data; leave its trained_on out, or take another model"
+        )
     for number, stage in enumerate(stages_of(settings)):
         prepared = Prepared(stage)
         prepared.check(first=number == 0)
     if experiment.kind == "rating" and settings["RATING_FIELD"] not in prepared.tables.columns:
-        raise UserError(f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of its .inter file that holds ratings")
+        raise UserError(
+            f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of its .inter file that holds ratings"
+        )
     if elsewhere:
-        Prepared(moved(settings, dataset) | {"stages": None}).check(first=False)  # ranked there, by weights that another run has
+        Prepared(moved(settings, dataset) | {"stages": None}).check(
+            first=False
+        )  # ranked there, by weights that another run has
 
 
 def _run(settings: dict, dataset: str) -> list[Run]:
     """The run of a row, evaluated on the dataset if it was trained on another."""
     run = run_settings(settings)
-    return [run if settings["dataset"] == dataset else evaluate_run(run.folder, moved(_stored(run), dataset))]
+    return [
+        run
+        if settings["dataset"] == dataset
+        else evaluate_run(run.folder, moved(_stored(run), dataset))
+    ]
 
 
 def _stored(run: Run) -> dict:
@@ -136,7 +176,9 @@ def _write(name: str, table, runs: dict[str, list[Run]], saved: Path) -> str:
     return f"table: {write_table(table, runs, saved, name)}"
 
 
-def _by_length(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], saved: Path) -> list[str]:
+def _by_length(
+    experiment: Experiment, dataset: str, runs: dict[str, list[Run]], saved: Path
+) -> list[str]:
     """NDCG@10 and Recall@10 of the cases whose users have met so many items before."""
     from .evaluation.metrics import case_values
 
@@ -147,11 +189,20 @@ def _by_length(experiment: Experiment, dataset: str, runs: dict[str, list[Run]],
             ranks = run.ranks()
             which = np.searchsorted(edges, ranks.position, side="right") - 1
             values = case_values(ranks, metric)
-            sizes = {_bucket(edges, number): which == number for number in range(len(edges)) if (which == number).any()}
+            sizes = {
+                _bucket(edges, number): which == number
+                for number in range(len(edges))
+                if (which == number).any()
+            }
             columns, counts = list(sizes), [int(chosen.sum()) for chosen in sizes.values()]
             results[row] = [{name: float(values[chosen].mean()) for name, chosen in sizes.items()}]
-        notes = ["cases: " + ", ".join(f"{name}: {count}" for name, count in zip(columns, counts, strict=True))]
-        table = make_table(f"{dataset}: {metric} by items met before", results, columns, notes=notes)
+        notes = [
+            "cases: "
+            + ", ".join(f"{name}: {count}" for name, count in zip(columns, counts, strict=True))
+        ]
+        table = make_table(
+            f"{dataset}: {metric} by items met before", results, columns, notes=notes
+        )
         told.append(_write(f"{experiment.name}-{dataset}-{metric}", table, runs, saved))
     return told
 
@@ -166,7 +217,10 @@ def _bucket(edges: tuple[int, ...], number: int) -> str:
 def _restored(run: Run, dataset: str):
     """(model, [train, valid and test dataset]) of a finished run, on a dataset that need not be its own."""
     stored = _stored(run)
-    prepared = Prepared((stored if stored["dataset"] == dataset else moved(stored, dataset)) | {"stages": None}, restored=run.folder)
+    prepared = Prepared(
+        (stored if stored["dataset"] == dataset else moved(stored, dataset)) | {"stages": None},
+        restored=run.folder,
+    )
     model, loaders = prepared.restore(store.finished_run(run.folder))
     model.weights = run.folder  # whose stored item vectors are taken
     return model.eval(), [loader._dataset for loader in loaders]
@@ -186,19 +240,41 @@ def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], sa
         drawn = _at_most(train.cases, experiment.cases_per_user, seed)
         cases: dict[str, Cases] = {"train": drawn, "valid": valid.cases, "test": test.cases}
         if empty := [part for part, own in cases.items() if not len(own)]:
-            raise UserError(f"experiment rating needs cases to train, validate and test on, and {dataset} has no {empty[0]} case; set eval_args.split")
-        ratings = {part: rating.Ratings.of_rows(tables, own.end, column) for part, own in cases.items()}
+            raise UserError(
+                f"experiment rating needs cases to train, validate and test on, and {dataset} has no {empty[0]} case; set eval_args.split"
+            )
+        ratings = {
+            part: rating.Ratings.of_rows(tables, own.end, column) for part, own in cases.items()
+        }
         if not results:  # the baselines learn from every training event
             known = rating.Ratings.of_rows(tables, np.flatnonzero(train.split.train_events), column)
-            results["item mean"] = [rating.errors(rating.item_mean(known, ratings["test"]), ratings["test"].value)]
-            results["PMF"] = [rating.errors(rating.pmf(known, ratings["valid"], ratings["test"], seed), ratings["test"].value)]
+            results["item mean"] = [
+                rating.errors(rating.item_mean(known, ratings["test"]), ratings["test"].value)
+            ]
+            results["PMF"] = [
+                rating.errors(
+                    rating.pmf(known, ratings["valid"], ratings["test"], seed),
+                    ratings["test"].value,
+                )
+            ]
         with torch.no_grad(), model.autocast():
             items = model.encode_items()[model.same]
-            vectors = {part: np.concatenate([model.encode_users(own), items[tables.item[own.end]]], axis=1) for part, own in cases.items()}
+            vectors = {
+                part: np.concatenate([model.encode_users(own), items[tables.item[own.end]]], axis=1)
+                for part, own in cases.items()
+            }
         predicted = rating.by_vectors(vectors, ratings["train"], ratings["valid"], seed)
         results[row] = [rating.errors(predicted, ratings["test"].value)]
-    notes = [f"{len(drawn)} training cases, at most {experiment.cases_per_user} of a user; the baselines learn from all {len(known)} training ratings"]
-    table = make_table(f"{dataset}: {len(ratings['test'])} test ratings, lower is better", results, ["rmse", "mae"], notes=notes, lower=True)
+    notes = [
+        f"{len(drawn)} training cases, at most {experiment.cases_per_user} of a user; the baselines learn from all {len(known)} training ratings"
+    ]
+    table = make_table(
+        f"{dataset}: {len(ratings['test'])} test ratings, lower is better",
+        results,
+        ["rmse", "mae"],
+        notes=notes,
+        lower=True,
+    )
     return _write(f"{experiment.name}-{dataset}", table, runs, saved)
 
 
@@ -212,13 +288,17 @@ def _at_most(cases, most: int, seed: int):
     return cases[np.sort(order[by_user[place < most]])]
 
 
-def _projection(experiment: Experiment, planned: dict[str, dict[str, dict]], saved: Path) -> list[str]:
+def _projection(
+    experiment: Experiment, planned: dict[str, dict[str, dict]], saved: Path
+) -> list[str]:
     """Items and users of all datasets on one plane for each row, coloured by dataset."""
     import torch
 
     from .report.projection import draw, tsne
 
-    panels: dict[str, dict[str, list]] = {kind: {row: [] for row in experiment.rows} for kind in ("items", "users")}
+    panels: dict[str, dict[str, list]] = {
+        kind: {row: [] for row in experiment.rows} for kind in ("items", "users")
+    }
     names: dict[str, list[str]] = {kind: [] for kind in panels}
     texts: dict[str, list[str]] = {kind: [] for kind in panels}
     first, ids = next(iter(experiment.rows)), []
@@ -227,7 +307,10 @@ def _projection(experiment: Experiment, planned: dict[str, dict[str, dict]], sav
         ids.append(run.folder.name)
         for dataset in planned:
             model, (_, _, test) = _restored(run, dataset)
-            chosen = {"items": _drawn(len(model.first), experiment.points, rng), "users": _drawn(len(test.cases), experiment.points, rng)}
+            chosen = {
+                "items": _drawn(len(model.first), experiment.points, rng),
+                "users": _drawn(len(test.cases), experiment.points, rng),
+            }
             with torch.no_grad(), model.autocast():
                 panels["items"][row].append(model.encode_items()[chosen["items"]])
                 panels["users"][row].append(model.encode_users(test.cases[chosen["users"]]))
@@ -235,12 +318,24 @@ def _projection(experiment: Experiment, planned: dict[str, dict[str, dict]], sav
                 for kind, rows in chosen.items():
                     names[kind] += [dataset] * len(rows)
                 texts["items"] += [model.text.plain(item) for item in model.first[chosen["items"]]]
-                texts["users"] += [f"user {user}" for user in test.tables.users[test.cases.user[chosen["users"]]]]
+                texts["users"] += [
+                    f"user {user}" for user in test.tables.users[test.cases.user[chosen["users"]]]
+                ]
     told = []
     for kind, by_row in panels.items():
         points = {row: tsne(np.concatenate(parts), seed=0) for row, parts in by_row.items()}
-        folder = saved / "projections" / f"{experiment.name}-{kind}-{'-'.join(planned)}-{config.digest(ids)}"
-        files = draw(points, dict.fromkeys(points, names[kind]), dict.fromkeys(points, texts[kind]), f"{kind} of {', '.join(planned)}", folder)
+        folder = (
+            saved
+            / "projections"
+            / f"{experiment.name}-{kind}-{'-'.join(planned)}-{config.digest(ids)}"
+        )
+        files = draw(
+            points,
+            dict.fromkeys(points, names[kind]),
+            dict.fromkeys(points, texts[kind]),
+            f"{kind} of {', '.join(planned)}",
+            folder,
+        )
         told += [f"{kind}: {file}" for file in files]
     return told
 

@@ -27,7 +27,10 @@ class Vectors(NamedTuple):
         rows = F.pad(rows, (0, 0, 1, 0)).numpy()
         first: dict[bytes, int] = {}
         number = np.array([first.setdefault(row.tobytes(), len(first)) for row in rows])
-        return cls(torch.from_numpy(rows[np.unique(number, return_index=True)[1]]), torch.from_numpy(number))
+        return cls(
+            torch.from_numpy(rows[np.unique(number, return_index=True)[1]]),
+            torch.from_numpy(number),
+        )
 
 
 class TextEmbedding(nn.Module):
@@ -39,13 +42,17 @@ class TextEmbedding(nn.Module):
     projection : another's, which is shared.
     """
 
-    def __init__(self, ids: nn.Embedding, vectors: Vectors, keep: bool, projection: nn.Linear | None = None):
+    def __init__(
+        self, ids: nn.Embedding, vectors: Vectors, keep: bool, projection: nn.Linear | None = None
+    ):
         super().__init__()
         if projection is None:
             projection = nn.Linear(vectors.distinct.shape[1], ids.embedding_dim, bias=False)
             nn.init.normal_(projection.weight, std=ids.weight.detach().std().item())
         self.projection, self.by_id = projection, ids if keep else None
-        self.register_buffer("vectors", vectors.distinct, persistent=False)  # computed again from the texts, wherever the weights are loaded
+        self.register_buffer(
+            "vectors", vectors.distinct, persistent=False
+        )  # computed again from the texts, wherever the weights are loaded
         self.register_buffer("number", vectors.number, persistent=False)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -67,18 +74,32 @@ class Fields(nn.Module):
     def __init__(self, glued: FMEmbedding, sizes: list[int]):
         super().__init__()
         tables = glued.embedding.weight.detach().split(sizes)
-        self.tables = nn.ModuleList(nn.Embedding.from_pretrained(table.clone(), freeze=False) for table in tables)
+        self.tables = nn.ModuleList(
+            nn.Embedding.from_pretrained(table.clone(), freeze=False) for table in tables
+        )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [rows, fields] -> float32 [rows, fields, size]."""
-        return torch.stack([table(column) for table, column in zip(self.tables, tokens.unbind(dim=1), strict=True)], dim=1)
+        return torch.stack(
+            [
+                table(column)
+                for table, column in zip(self.tables, tokens.unbind(dim=1), strict=True)
+            ],
+            dim=1,
+        )
 
 
 def item_vectors(text: ItemText, config) -> Vectors:
     """Of every item's text, centred and of squared length 1 on average, both over the catalogue."""
-    vectors = torch.from_numpy(frozen_vectors(config["text_encoder"], [text.plain(item) for item in range(len(text))], config))
+    vectors = torch.from_numpy(
+        frozen_vectors(
+            config["text_encoder"], [text.plain(item) for item in range(len(text))], config
+        )
+    )
     vectors = vectors - vectors.mean(dim=0)
-    return Vectors.of(vectors / vectors.square().sum(dim=1).mean().sqrt().clamp(min=1e-12))  # zero where all texts are equal
+    return Vectors.of(
+        vectors / vectors.square().sum(dim=1).mean().sqrt().clamp(min=1e-12)
+    )  # zero where all texts are equal
 
 
 def user_means(items: Vectors, dataset) -> Vectors:
@@ -98,7 +119,9 @@ def _neumf(model, dataset, vectors: Vectors, keep: bool) -> None:
     means = user_means(vectors, dataset)
     for part in ("mf", "mlp"):
         items = TextEmbedding(getattr(model, f"item_{part}_embedding"), vectors, keep)
-        users = TextEmbedding(getattr(model, f"user_{part}_embedding"), means, keep, items.projection)
+        users = TextEmbedding(
+            getattr(model, f"user_{part}_embedding"), means, keep, items.projection
+        )
         setattr(model, f"item_{part}_embedding", items)
         setattr(model, f"user_{part}_embedding", users)
 
@@ -112,7 +135,11 @@ def _item_field(model, dataset, vectors: Vectors, keep: bool) -> None:
 
 
 # stock model -> where it keeps its item embeddings
-ADAPTERS = dict.fromkeys(("SASRec", "GRU4Rec", "NARM", "CORE"), _item_embedding) | {"NeuMF": _neumf} | dict.fromkeys(("DIN", "DIEN"), _item_field)
+ADAPTERS = (
+    dict.fromkeys(("SASRec", "GRU4Rec", "NARM", "CORE"), _item_embedding)
+    | {"NeuMF": _neumf}
+    | dict.fromkeys(("DIN", "DIEN"), _item_field)
+)
 
 
 def know_by_text(model, dataset, config) -> None:
@@ -130,7 +157,9 @@ def know_by_text(model, dataset, config) -> None:
     vectors, keep = item_vectors(text, config), config["item_features"] == "both"
     ADAPTERS[config["model"]](model, dataset, vectors, keep)
     if not keep and dataset.item_feat is None:  # by their columns, items of one text may differ
-        _, first, number = np.unique(vectors.number[1:].numpy(), return_index=True, return_inverse=True)
+        _, first, number = np.unique(
+            vectors.number[1:].numpy(), return_index=True, return_inverse=True
+        )
         if len(first) < len(number):
             model.register_buffer("alike", torch.from_numpy(first[number]), persistent=False)
     model.to(config["device"])

@@ -58,7 +58,12 @@ class SegmentEncoder(Pieces):
     def _whole(self, segments: Sequence[Sequence[np.ndarray]], cut: int) -> Tokens:
         found = [np.concatenate([self.around[0], *parts, self.around[1]]) for parts in segments]
         ids, sizes = np.concatenate(found), [len(one) for one in found]
-        roles = np.stack([np.repeat(np.arange(1, len(sizes) + 1), sizes), np.concatenate([np.arange(size) for size in sizes])])
+        roles = np.stack(
+            [
+                np.repeat(np.arange(1, len(sizes) + 1), sizes),
+                np.concatenate([np.arange(size) for size in sizes]),
+            ]
+        )
         return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, cut, roles=roles)
 
 
@@ -77,13 +82,19 @@ class FusionBackbone(Backbone):
 
         try:
             if not AutoConfig.from_pretrained(name).is_encoder_decoder:
-                raise UserError(f"backbone {name!r} has no decoder beside an encoder: give T5 or another encoder-decoder")
+                raise UserError(
+                    f"backbone {name!r} has no decoder beside an encoder: give T5 or another encoder-decoder"
+                )
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            model, found = AutoModel.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True
+            )
         except UNREADABLE as error:
             raise unreadable(name, error) from None
         if missing := sorted(found["missing_keys"]):
-            raise UserError(f"backbone {name!r} is no whole encoder-decoder: {len(missing)} of its weights are missing, the first is {missing[0]}")
+            raise UserError(
+                f"backbone {name!r} is no whole encoder-decoder: {len(missing)} of its weights are missing, the first is {missing[0]}"
+            )
         return cls(model, tokenizer).with_plain_attention()
 
     def with_plain_attention(self) -> "FusionBackbone":
@@ -100,16 +111,29 @@ class FusionBackbone(Backbone):
         inside = segment > 0
         counts = segment.amax(dim=1).view(shares, -1)
         most = int(counts.sum(dim=1).max())
-        first = (counts.cumsum(dim=1) - counts + most * torch.arange(shares, device=counts.device)[:, None]).view(-1, 1)
+        first = (
+            counts.cumsum(dim=1)
+            - counts
+            + most * torch.arange(shares, device=counts.device)[:, None]
+        ).view(-1, 1)
         where = ((first + segment - 1)[inside], place[inside])
-        ids = batch.input_ids.new_full((shares * most, int(roomy(int(place.max()) + 1))), self.tokenizer.pad_token_id)
+        ids = batch.input_ids.new_full(
+            (shares * most, int(roomy(int(place.max()) + 1))), self.tokenizer.pad_token_id
+        )
         read = torch.zeros_like(ids)
         read[:, 0] = 1  # what fills up a share has a token to look at
         ids[where], read[where] = batch.input_ids[inside], 1
         states = self.model.get_encoder()(input_ids=ids, attention_mask=read).last_hidden_state
         fused = states.new_zeros(*segment.shape, states.shape[-1])
         fused[inside] = states[where]
-        start = batch.input_ids.new_full((len(segment), 1), self.model.config.decoder_start_token_id)
+        start = batch.input_ids.new_full(
+            (len(segment), 1), self.model.config.decoder_start_token_id
+        )
         decoder = self.model.get_decoder()
-        found = decoder(input_ids=start, encoder_hidden_states=fused, encoder_attention_mask=inside.long(), use_cache=False)
+        found = decoder(
+            input_ids=start,
+            encoder_hidden_states=fused,
+            encoder_attention_mask=inside.long(),
+            use_cache=False,
+        )
         return found.last_hidden_state[:, 0]

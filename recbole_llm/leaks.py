@@ -29,7 +29,10 @@ class Learned(NamedTuple):
 
 def of_run(run: str, settings: dict, joint: Sequence[dict]) -> list[Learned]:
     """What a run of these settings learns; joint: the datasets beside its own, as run.json has them."""
-    return [Learned(run, one, is_whole(settings, one["dataset"])) for one in (settings, *(other["settings"] for other in joint))]
+    return [
+        Learned(run, one, is_whole(settings, one["dataset"]))
+        for one in (settings, *(other["settings"] for other in joint))
+    ]
 
 
 def of_starts(folders: Sequence[Path]) -> list[Learned]:
@@ -46,24 +49,45 @@ def of_starts(folders: Sequence[Path]) -> list[Learned]:
 def starts(settings: dict, saved: Path) -> list[Path]:
     """The runs whose weights a run of these settings begins with, or whose vectors or texts it reads."""
     found = [store.find_run(settings["init_from"], saved)] if settings["init_from"] else []
-    return found + [run for name in language_models(settings).values() if (run := store.backbone_run(name, saved))]
+    return found + [
+        run
+        for name in language_models(settings).values()
+        if (run := store.backbone_run(name, saved))
+    ]
 
 
-def refuse(learned: Sequence[Learned], tables: Tables, split: Split, settings: dict, parts: Sequence[str]) -> None:
+def refuse(
+    learned: Sequence[Learned], tables: Tables, split: Split, settings: dict, parts: Sequence[str]
+) -> None:
     """Raise UserError if targets of these parts of a dataset, loaded and split by its settings, were learned."""
     for one in learned:
         same = _name(one.settings) == _name(settings)
         try:
-            old = load_tables(samples.configured(one.settings | {"data_path": settings["data_path"]})[1])
+            old = load_tables(
+                samples.configured(one.settings | {"data_path": settings["data_path"]})[1]
+            )
         except UserError:
             if same:
                 raise
             continue  # a dataset of another name that is not here to be looked at
         rule = one.settings["eval_args"]
-        if same and not one.whole and old.fingerprint == tables.fingerprint and all(rule[key] == settings["eval_args"][key] for key in ("split", "part")):
+        if (
+            same
+            and not one.whole
+            and old.fingerprint == tables.fingerprint
+            and all(rule[key] == settings["eval_args"][key] for key in ("split", "part"))
+        ):
             continue
-        rows = np.arange(len(old.item)) if one.whole else make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
-        timed = old.has_time and tables.has_time and one.settings["TIME_FIELD"] == settings["TIME_FIELD"]
+        rows = (
+            np.arange(len(old.item))
+            if one.whole
+            else make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
+        )
+        timed = (
+            old.has_time
+            and tables.has_time
+            and one.settings["TIME_FIELD"] == settings["TIME_FIELD"]
+        )
         there = _events(old, rows, timed)
         who = one.run if same else f"{one.run} learns {one.settings['dataset']}, and"
         way = "all of its events" if one.whole else f"the split {rule['split']}"
@@ -82,5 +106,10 @@ def _name(settings: dict) -> str:
 def _events(tables: Tables, rows: np.ndarray, timed: bool) -> pd.MultiIndex:
     """Events by user, item and time; without times on both sides, by how often the user had met the item before."""
     users, items = tables.users[tables.user[rows]], tables.items[tables.item[rows]]
-    met = pd.DataFrame({"user": tables.user, "item": tables.item}).groupby(["user", "item"]).cumcount().to_numpy()
+    met = (
+        pd.DataFrame({"user": tables.user, "item": tables.item})
+        .groupby(["user", "item"])
+        .cumcount()
+        .to_numpy()
+    )
     return pd.MultiIndex.from_arrays([users, items, tables.time[rows] if timed else met[rows]])

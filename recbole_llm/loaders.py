@@ -12,7 +12,9 @@ from .data.dataset import TextDataset, dataset_class
 def make_loaders(config) -> tuple:
     """(train, valid, test): `_dataset` of each carries its cases."""
     ours = config["model"] in registry.OURS
-    dataset = (TextDataset if ours else dataset_class(config["model"], config["MODEL_TYPE"]))(config)
+    dataset = (TextDataset if ours else dataset_class(config["model"], config["MODEL_TYPE"]))(
+        config
+    )
     parts = dataset.build()
     if ours:
         train = CaseLoader(parts[0], config["seed"])
@@ -20,7 +22,9 @@ def make_loaders(config) -> tuple:
         # stock code makes samplers for evaluation too, and cannot where a user has met every item
         draws = (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none"
         sampler = create_samplers(config, dataset, parts)[0] if draws else None
-        train = get_dataloader(config, "train")(config, parts[0], sampler, shuffle=config["shuffle"])
+        train = get_dataloader(config, "train")(
+            config, parts[0], sampler, shuffle=config["shuffle"]
+        )
     return train, SimpleNamespace(_dataset=parts[1]), SimpleNamespace(_dataset=parts[2])
 
 

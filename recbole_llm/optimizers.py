@@ -12,7 +12,11 @@ BETAS = (0.9, 0.95)  # of AdamW
 
 def rate(done: float, warmup: float) -> float:
     """Share of the learning rate after a share `done` of all steps: linear warm-up, then a cosine to a tenth."""
-    return done / warmup if done < warmup else 0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup))
+    return (
+        done / warmup
+        if done < warmup
+        else 0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup))
+    )
 
 
 class Together:
@@ -48,7 +52,9 @@ def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def check(learner: str) -> None:
     """Raise UserError where torch does not have the optimizer."""
     if learner == "muon" and not hasattr(torch.optim, "Muon"):
-        raise UserError(f"learner: muon needs torch 2.9 or later, found {torch.__version__}; update torch, or take learner: adam")
+        raise UserError(
+            f"learner: muon needs torch 2.9 or later, found {torch.__version__}; update torch, or take learner: adam"
+        )
 
 
 def build(model: torch.nn.Module, learner: str, learning_rate: float, weight_decay: float):
@@ -61,10 +67,25 @@ def build(model: torch.nn.Module, learner: str, learning_rate: float, weight_dec
     adam = {"lr": learning_rate, "weight_decay": weight_decay, "betas": BETAS}
     if learner == "adam":
         return torch.optim.AdamW(parameters or [torch.zeros(1)], **adam)
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    heads = (module.get_output_embeddings() for module in model.modules() if hasattr(module, "get_output_embeddings"))
+    tables = {
+        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
+    }
+    heads = (
+        module.get_output_embeddings()
+        for module in model.modules()
+        if hasattr(module, "get_output_embeddings")
+    )
     tables |= {id(head.weight) for head in heads if head is not None}
-    matrices = [parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in tables]
-    others = [parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in tables]
-    muon = torch.optim.Muon(matrices or [torch.zeros(1, 1)], lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    matrices = [
+        parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in tables
+    ]
+    others = [
+        parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in tables
+    ]
+    muon = torch.optim.Muon(
+        matrices or [torch.zeros(1, 1)],
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
     return Together(muon, torch.optim.AdamW(others or [torch.zeros(1)], **adam))

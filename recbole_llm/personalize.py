@@ -27,11 +27,18 @@ def personalize(settings: dict, own: dict) -> list[str]:
     store.write_json(folder / store.RUN, record)
     findings = Findings(found, own["threshold"])
     tables, answers = findings.tables(), findings.answers()
-    who = {model: [found.tables.users[served.users].tolist(), sorted(served.units)] for model, served in found.served.items()}
+    who = {
+        model: [found.tables.users[served.users].tolist(), sorted(served.units)]
+        for model, served in found.served.items()
+    }
     target = folder / f"report-{digest([found.models, who])}"
     for name, table in tables.items():
         write(table, target, name)
-    parts = [*map(to_markdown, tables.values()), "**Questions** (differences with 95 % intervals over users)", "```\n" + "\n".join(answers) + "\n```"]
+    parts = [
+        *map(to_markdown, tables.values()),
+        "**Questions** (differences with 95 % intervals over users)",
+        "```\n" + "\n".join(answers) + "\n```",
+    ]
     if "outcomes" in tables:
         draw(tables["outcomes"], target / "outcomes.png")
         parts.insert(list(tables).index("outcomes") + 1, "![outcomes](outcomes.png)")
@@ -39,7 +46,14 @@ def personalize(settings: dict, own: dict) -> list[str]:
     _write_cohorts(found, target)
     _keep_models(asked, found, target)
     shown = [line for table in tables.values() for line in (to_screen(table), "")]
-    return ["", *shown, *answers, "", f"report: {target / 'report.md'}", _serving(folder, record["routes"])]
+    return [
+        "",
+        *shown,
+        *answers,
+        "",
+        f"report: {target / 'report.md'}",
+        _serving(folder, record["routes"]),
+    ]
 
 
 def _serving(folder: Path, routes: dict) -> str:
@@ -51,7 +65,11 @@ def _serving(folder: Path, routes: dict) -> str:
 def _write_cohorts(found: Spectrum, target: Path) -> None:
     """A table for each model 4 and 6: user, cohort. Each can be given back by --cohort_file."""
     for model, cohorts in found.groupings.items():
-        lines = [f"{user}\t{cohorts.names[of]}" for user, of in zip(found.tables.users, cohorts.of, strict=True) if of >= 0]
+        lines = [
+            f"{user}\t{cohorts.names[of]}"
+            for user, of in zip(found.tables.users, cohorts.of, strict=True)
+            if of >= 0
+        ]
         write_text(target / f"cohorts-{model.replace(' ', '-')}.tsv", "\n".join(lines))
 
 
@@ -59,13 +77,17 @@ def _keep_models(asked: Personal, found: Spectrum, target: Path) -> None:
     """Models from 3 on that have every user, as finished runs for `compare --runs`; they have learned from both parts."""
     prepared, settings = asked.prepared, asked.settings
     split = settings["eval_args"] | {"part": "both"}
-    for model in [model for model in found.models if model not in "12" and found.covered[model].all()]:
+    for model in [
+        model for model in found.models if model not in "12" and found.covered[model].all()
+    ]:
         folder = target / model
         if store.read_run(folder):
             continue
         folder.mkdir(parents=True, exist_ok=True)
         ranks = found.ranks[model]
-        values = metrics.evaluate(ranks, settings["metrics"], settings["topk"], bool(settings["group_by_user"]))
+        values = metrics.evaluate(
+            ranks, settings["metrics"], settings["topk"], bool(settings["group_by_user"])
+        )
         row = found.runs["2"].row | prepared.measure | {
             "run": f"{target.parent.name}/{target.name}/{model}", "personal": model, "split": split, "hash": digest([target.parent.name, target.name, model]),
             "test": values, "cases": len(ranks), "versions": store.versions(), "seconds": {}, "memory_mib": {}, "rates": {}, "candidates": {},
@@ -77,7 +99,13 @@ def _keep_models(asked: Personal, found: Spectrum, target: Path) -> None:
 
 
 def _finished(asked: Personal, row: dict) -> dict:
-    return {"status": "finished", "settings": asked.prepared.settings, "versions": store.versions(), "data": asked.tables.fingerprint, "row": row}
+    return {
+        "status": "finished",
+        "settings": asked.prepared.settings,
+        "versions": store.versions(),
+        "data": asked.tables.fingerprint,
+        "row": row,
+    }
 
 
 def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
@@ -85,8 +113,20 @@ def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
 
     Cohorts are those of the user's own file, else of the first Model 4 that was asked for.
     """
-    users, before = found.tables.users, (store.read_run(folder) or {}).get("routes", {"cohorts": {}, "cohorts_of": None, "users": {}})
-    model = next((model for model in ("4.file", *found.models) if model.startswith("4.") and model in found.groupings), None)
+    users, before = (
+        found.tables.users,
+        (store.read_run(folder) or {}).get(
+            "routes", {"cohorts": {}, "cohorts_of": None, "users": {}}
+        ),
+    )
+    model = next(
+        (
+            model
+            for model in ("4.file", *found.models)
+            if model.startswith("4.") and model in found.groupings
+        ),
+        None,
+    )
 
     def adapter(unit: str, name: str) -> str:
         return (unit_folder(folder, unit) / adapter_path(name)).relative_to(folder).as_posix()
@@ -104,11 +144,23 @@ def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
             if done(folder, unit):
                 own |= {user: adapter(unit, own_name(user)) for user in users[members].tolist()}
     base, kind = found.runs["2"].folder.name, model or before["cohorts_of"]
-    routes = {"base": base, "everybody": adapter(everybody, everybody), "cohorts": cohorts, "cohorts_of": kind, "users": own}
+    routes = {
+        "base": base,
+        "everybody": adapter(everybody, everybody),
+        "cohorts": cohorts,
+        "cohorts_of": kind,
+        "users": own,
+    }
     return _finished(asked, {"run": folder.name}) | {"routes": routes}
 
 
-COLOURS = {"win": "tab:green", "draw": "tab:blue", "loss": "tab:red", "mixed": "tab:orange", "inconclusive": "lightgrey"}
+COLOURS = {
+    "win": "tab:green",
+    "draw": "tab:blue",
+    "loss": "tab:red",
+    "mixed": "tab:orange",
+    "inconclusive": "lightgrey",
+}
 
 
 def draw(table: Table, path: Path) -> None:
@@ -123,7 +175,13 @@ def draw(table: Table, path: Path) -> None:
     left = np.zeros(len(rows))
     for number, outcome in enumerate(OUTCOMES, start=3):
         share = np.array([values[number] / values[0] for _, values in rows])
-        axis.barh([f"{name}\n{values[1]:.0f} to {values[2]:.0f}" for name, values in rows], share, left=left, label=outcome, color=COLOURS[outcome])
+        axis.barh(
+            [f"{name}\n{values[1]:.0f} to {values[2]:.0f}" for name, values in rows],
+            share,
+            left=left,
+            label=outcome,
+            color=COLOURS[outcome],
+        )
         left += share
     axis.set(xlabel="share of users", title=table.title, xlim=(0, 1))
     axis.invert_yaxis()

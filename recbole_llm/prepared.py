@@ -24,33 +24,55 @@ class Prepared:
         if initial and "backbone" in settings:
             stored = store.finished_run(initial)["settings"]
             if "backbone" not in stored:
-                raise UserError(f"init_from: {initial.name} is a run of {stored['model']}, which has no backbone; give a run of a model that has one")
+                raise UserError(
+                    f"init_from: {initial.name} is a run of {stored['model']}, which has no backbone; give a run of a model that has one"
+                )
             settings = settings | {"backbone": stored["backbone"]}
         self.settings, self.restored = settings, restored
-        self.name, self.config = samples.configured(settings | {"init_from": initial and str(initial)})
-        from .data.dataset import load_tables  # and torch with it, now that the dataset is known to be there
+        self.name, self.config = samples.configured(
+            settings | {"init_from": initial and str(initial)}
+        )
+        from .data.dataset import (
+            load_tables,
+        )  # and torch with it, now that the dataset is known to be there
 
         self.config["settings"], self.config["restored"] = settings, restored and str(restored)
         self.tables = load_tables(self.config)
-        retrieved = store.find_run(settings["rerank_from"], saved) if settings.get("rerank_from") else None
+        retrieved = (
+            store.find_run(settings["rerank_from"], saved) if settings.get("rerank_from") else None
+        )
         self.config["rerank_from"] = retrieved and str(retrieved)
-        named = {"init_from": initial and store.finished_run(initial)["row"]["run"]}  # runs by their id, however they were named
+        named = {
+            "init_from": initial and store.finished_run(initial)["row"]["run"]
+        }  # runs by their id, however they were named
         self.language_models = settings_module.language_models(settings)
         named |= {key: store.model_id(model, saved) for key, model in self.language_models.items()}
-        named |= {"summarizer": "a server"} if settings_module.asks_server(settings) else {}  # wherever it is
+        named |= (
+            {"summarizer": "a server"} if settings_module.asks_server(settings) else {}
+        )  # wherever it is
         if retrieved:
             named["rerank_from"] = store.finished_run(retrieved)["row"]["run"]
         if restored:
             stored = store.read_run(restored)
-            self.joint, same = stored.get("joint", []), stored["settings"]["dataset"] == settings["dataset"]
+            self.joint, same = (
+                stored.get("joint", []),
+                stored["settings"]["dataset"] == settings["dataset"],
+            )
         else:
             others, same = mixture.joint(self.config), True
-            self.joint = [{"settings": other, "data": load_tables(samples.configured(other)[1]).fingerprint} for other in others]
+            self.joint = [
+                {"settings": other, "data": load_tables(samples.configured(other)[1]).fingerprint}
+                for other in others
+            ]
             self.config["joint"] = others
         if self.joint and same:
             read = ("text_fields", "text_words", "eval_args")
-            named["datasets"] = [[one["data"], *(one["settings"][key] for key in read)] for one in self.joint]
-        self.hash = settings_module.settings_hash(settings | named, data=self.tables.fingerprint, version=store.__version__)
+            named["datasets"] = [
+                [one["data"], *(one["settings"][key] for key in read)] for one in self.joint
+            ]
+        self.hash = settings_module.settings_hash(
+            settings | named, data=self.tables.fingerprint, version=store.__version__
+        )
         stage = f"-{settings['stage']}" if settings.get("stage") else ""
         self.run_id = f"{settings['model']}-{self.name}{stage}-{self.hash}"
         self.run_folder = saved / self.run_id
@@ -63,16 +85,32 @@ class Prepared:
         mode = self.config["eval_args"]["mode"]["test"]
         keys += ["candidates_exclude", "candidate_seed"] if mode != "full" else []
         keys += ["test_users"] if self.settings["test_users"] else []
-        return {"fingerprint": self.tables.fingerprint, "split": self.settings["eval_args"], "evaluation": {key: self.settings[key] for key in keys}}
+        return {
+            "fingerprint": self.tables.fingerprint,
+            "split": self.settings["eval_args"],
+            "evaluation": {key: self.settings[key] for key in keys},
+        }
 
     def check_answering(self, done: dict) -> None:
         """Raise UserError if these settings differ from those of the finished run `restored` in something that only training reads."""
         if "routes" in done:
-            raise UserError(f"{self.restored.name} holds the adapters of many: ask it by recommend, and look at its models by compare --runs")
-        moved_server = {"summarizer"} if all(map(settings_module.asks_server, (self.settings, done["settings"]))) else set()
+            raise UserError(
+                f"{self.restored.name} holds the adapters of many: ask it by recommend, and look at its models by compare --runs"
+            )
+        moved_server = (
+            {"summarizer"}
+            if all(map(settings_module.asks_server, (self.settings, done["settings"])))
+            else set()
+        )
         allowed = {*answer_keys(self.settings), *moved_server}
-        if wrong := [key for key in self.settings if self.settings[key] != done["settings"].get(key) and key not in allowed]:
-            raise UserError(f"{', '.join(wrong)}: {self.restored.name} is trained already and takes settings of data, evaluation and answering alone")
+        if wrong := [
+            key
+            for key in self.settings
+            if self.settings[key] != done["settings"].get(key) and key not in allowed
+        ]:
+            raise UserError(
+                f"{', '.join(wrong)}: {self.restored.name} is trained already and takes settings of data, evaluation and answering alone"
+            )
 
     def check(self, first: bool = True) -> None:
         """Raise what would come up only later, after another model or an epoch has been trained. Writes nothing.
@@ -88,7 +126,9 @@ class Prepared:
 
         config, tables, model = self.config, self.tables, self.config["model"]
         if first and config["train_stage"] == "finetune" and not config["init_from"]:
-            raise UserError(f"{model}, finetune: expected --init_from=RUN, the pre-trained run it starts from; or leave out --stages")
+            raise UserError(
+                f"{model}, finetune: expected --init_from=RUN, the pre-trained run it starts from; or leave out --stages"
+            )
         args = config["eval_args"]
         split = make_split(tables, args["split"], args["part"])
         by_text = config["item_features"] != "id"
@@ -106,27 +146,50 @@ class Prepared:
             dataset_class(model, config["MODEL_TYPE"])
             trainer_class(model, config["MODEL_TYPE"])
             label = config["LABEL_FIELD"]
-            if registry.stock_models()[model] == "context_aware" and label not in tables.columns and not config["threshold"]:
+            if (
+                registry.stock_models()[model] == "context_aware"
+                and label not in tables.columns
+                and not config["threshold"]
+            ):
                 raise UserError(
                     f"{model} learns labels, and the data has no column {label}: make one by --threshold.{config['RATING_FIELD']}=4 and "
                     f"--load_col.inter='[{config['USER_ID_FIELD']}, {config['ITEM_ID_FIELD']}, {config['RATING_FIELD']}, {config['TIME_FIELD']}]'"
                 )
-            if (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none" and tables.met.max() == len(tables.items):
+            if (config["train_neg_sample_args"] or {}).get(
+                "distribution", "none"
+            ) != "none" and tables.met.max() == len(tables.items):
                 user = tables.users[tables.met.argmax()]
-                raise UserError(f"{model} draws negatives, but user {user} has met all {len(tables.items)} items; filter users by user_inter_num_interval")
-        for cases, mode in ((split.valid, args["mode"]["valid"]), (split.test, args["mode"]["test"])):
+                raise UserError(
+                    f"{model} draws negatives, but user {user} has met all {len(tables.items)} items; filter users by user_inter_num_interval"
+                )
+        for cases, mode in (
+            (split.valid, args["mode"]["valid"]),
+            (split.test, args["mode"]["test"]),
+        ):
             if mode != "full" and len(cases):  # who met most leaves least to draw from
-                draw_candidates(tables, cases[[tables.met[cases.user].argmax()]], int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
+                draw_candidates(
+                    tables,
+                    cases[[tables.met[cases.user].argmax()]],
+                    int(mode[3:]),
+                    config["candidate_seed"],
+                    config["candidates_exclude"],
+                )
         if config["rerank_from"]:
             row = store.finished_run(Path(config["rerank_from"]))["row"]
             if differs := same_measure(row, self.measure):
-                raise UserError("rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(*differs[:2], row["run"], differs[2]))
+                raise UserError(
+                    "rerank_from: {} is {} in {} and {} here; give a run over the same cases".format(
+                        *differs[:2], row["run"], differs[2]
+                    )
+                )
             self._check_lists(split)
         from .leaks import starts
 
         saved = Path(self.settings["checkpoint_dir"])
         self.check_unseen(starts(self.settings, saved), ("test", "valid"))
-        if first and self.language_models and store.read_run(self.run_folder) is None:  # what has begun has its own
+        if (
+            first and self.language_models and store.read_run(self.run_folder) is None
+        ):  # what has begun has its own
             from .backbone import named_by, reach
 
             for key, name in self.language_models.items():
@@ -141,7 +204,9 @@ class Prepared:
         for part, cases in (("valid", split.valid), ("test", split.test)):
             if self.config["eval_args"]["mode"][part] == "full" and len(cases):
                 cases = draw(cases, self.config[f"{part}_users"] or 0)
-                StoredLists(Path(self.config["rerank_from"]), part).of(self.tables.users[cases.user], cases.end - self.tables.start[cases.user])
+                StoredLists(Path(self.config["rerank_from"]), part).of(
+                    self.tables.users[cases.user], cases.end - self.tables.start[cases.user]
+                )
 
     def check_unseen(self, folders: Sequence[Path], parts: Sequence[str]) -> None:
         """Raise UserError if one of these runs, one that it started from, or this run's other datasets hold targets of these parts."""
@@ -150,7 +215,13 @@ class Prepared:
 
         args = self.config["eval_args"]
         others = [] if self.restored else leaks.of_run(self.run_id, self.settings, self.joint)[1:]
-        leaks.refuse([*leaks.of_starts(folders), *others], self.tables, make_split(self.tables, args["split"], args["part"]), self.settings, parts)
+        leaks.refuse(
+            [*leaks.of_starts(folders), *others],
+            self.tables,
+            make_split(self.tables, args["split"], args["part"]),
+            self.settings,
+            parts,
+        )
 
     def build(self):
         """(model, trainer, [train loader, valid loader, test loader]) with RecBole's own seeding order."""
@@ -161,9 +232,15 @@ class Prepared:
         """`make_model` with the weights of the finished run `restored`. Raises UserError if they belong to other data, or have seen the targets of `part`."""
         from .trainer import load_tensors
 
-        moves = self.settings["model"] in registry.OURS and registry.model_class(self.settings["model"]).moves(self.settings)
+        moves = self.settings["model"] in registry.OURS and registry.model_class(
+            self.settings["model"]
+        ).moves(self.settings)
         if not moves and self.tables.fingerprint != done["data"]:
-            features = f" with item_features {self.settings['item_features']}" if "item_features" in self.settings else ""
+            features = (
+                f" with item_features {self.settings['item_features']}"
+                if "item_features" in self.settings
+                else ""
+            )
             raise UserError(
                 f"{self.restored.name} was trained on {done['row']['dataset']} ({done['data']}), not on {self.name} ({self.tables.fingerprint}): "
                 f"{self.settings['model']}{features} knows items by number and cannot change data"
@@ -189,11 +266,24 @@ class Prepared:
         loaders = make_loaders(config)
         init_seed(config["seed"], config["reproducibility"])
         try:
-            model = registry.model_class(config["model"])(config, loaders[0]._dataset).to(config["device"])
-        except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            model = registry.model_class(config["model"])(config, loaders[0]._dataset).to(
+                config["device"]
+            )
+        except (
+            AssertionError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             if config["model"] in registry.OURS:
                 raise
-            raise UserError(f"RecBole cannot build {config['model']} from these settings: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"RecBole cannot build {config['model']} from these settings: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         if config["model"] not in registry.OURS and config["item_features"] != "id":
             from .features import know_by_text
 
@@ -215,8 +305,13 @@ class Prepared:
         from .trainer import STATE, load_tensors
 
         model, (train_data, valid_data, test_data) = self.make_model()
-        if initial := self.config["init_from"]:  # a backbone is loaded by its model, and may be another model's
-            if not hasattr(model, "load") or store.finished_run(Path(initial))["settings"]["model"] == self.settings["model"]:
+        if initial := self.config[
+            "init_from"
+        ]:  # a backbone is loaded by its model, and may be another model's
+            if (
+                not hasattr(model, "load")
+                or store.finished_run(Path(initial))["settings"]["model"] == self.settings["model"]
+            ):
                 load_tensors(model, Path(initial), getattr(model, "not_handed_over", ()))
         split = train_data._dataset.split
         log.info(
@@ -229,7 +324,12 @@ class Prepared:
                 return before["row"]
             log.start(self.run_folder)
             trainer = self.make_trainer(model)
-            record = {"status": "running", "settings": self.settings, "versions": store.versions(), "data": self.tables.fingerprint}
+            record = {
+                "status": "running",
+                "settings": self.settings,
+                "versions": store.versions(),
+                "data": self.tables.fingerprint,
+            }
             record |= {"joint": self.joint, "parts": {}}
             if not (self.run_folder / STATE).is_file() and trainer.epochs:
                 start_over(self.run_folder)
@@ -241,28 +341,46 @@ class Prepared:
             elif before:
                 log.info("this run was stopped before its first state was stored: it starts over")
             data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
-            row = self._fit(trainer, model, train_data, data, started, record, watch) | {"versions": record["versions"]}
+            row = self._fit(trainer, model, train_data, data, started, record, watch) | {
+                "versions": record["versions"]
+            }
             del record["parts"]  # the row has them
-            store.write_json(self.run_folder / store.RUN, record | {"status": "finished", "row": row})
+            store.write_json(
+                self.run_folder / store.RUN, record | {"status": "finished", "row": row}
+            )
             store.append_result(self.run_folder.parent, row)
         return row
 
-    def _fit(self, trainer, model, train_data, data: dict, started: float, record: dict, watch) -> dict:
+    def _fit(
+        self, trainer, model, train_data, data: dict, started: float, record: dict, watch
+    ) -> dict:
         """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again."""
         from .evaluation.kept import forget
         from .trainer import load_weights
 
-        seconds, memory = {"load": round(time.perf_counter() - started, 2)}, {"load": store.peak_memory()}
+        seconds, memory = (
+            {"load": round(time.perf_counter() - started, 2)},
+            {"load": store.peak_memory()},
+        )
         if self.settings.get("train_stage") == "pretrain":
             data = data | {"valid": None}
-        trainer.fit(train_data, data["valid"], show_progress=self.config["show_progress"], callback_fn=watch)
+        trainer.fit(
+            train_data, data["valid"], show_progress=self.config["show_progress"], callback_fn=watch
+        )
         memory["fit"] = store.peak_memory()
         trainer.optimizer = None  # twice the weights, and the gradients once more
         model.zero_grad(set_to_none=True)
         load_weights(model, self.run_folder)
-        for part in (part for part in data if data[part] is not None and part not in record["parts"]):
+        for part in (
+            part for part in data if data[part] is not None and part not in record["parts"]
+        ):
             values, spent = self.evaluate(trainer, data[part], self.run_folder, part)
-            record["parts"][part] = {"values": values, "rates": self.rates(model, part), "seconds": spent, "candidates": trainer.drawn}
+            record["parts"][part] = {
+                "values": values,
+                "rates": self.rates(model, part),
+                "seconds": spent,
+                "candidates": trainer.drawn,
+            }
             memory[part] = store.peak_memory()
             store.write_json(self.run_folder / store.RUN, record)
             forget(self.run_folder, part)
@@ -297,28 +415,61 @@ class Prepared:
 
         config, dataset = self.config, trainer.ranked(data)
         kept = Kept(folder, part, trainer.model, weights=self.restored)
-        table, top = trainer.rank(data, topk=config["topk_saved"], show_progress=config["show_progress"], kept=kept)
+        table, top = trainer.rank(
+            data, topk=config["topk_saved"], show_progress=config["show_progress"], kept=kept
+        )
         table.save(folder / store.RANKS.format(part=part))
-        np.savez_compressed(folder / store.TOP.format(part=part), items=top.items, scores=top.scores)
+        np.savez_compressed(
+            folder / store.TOP.format(part=part), items=top.items, scores=top.scores
+        )
         tables, cases = self.tables, dataset.cases
-        counts = np.bincount(tables.item[dataset.split.train_events] + 1, minlength=len(tables.items) + 1)
-        values = metrics.evaluate(table, config["metrics"], config["topk"], bool(config["group_by_user"]))
+        counts = np.bincount(
+            tables.item[dataset.split.train_events] + 1, minlength=len(tables.items) + 1
+        )
+        values = metrics.evaluate(
+            table, config["metrics"], config["topk"], bool(config["group_by_user"])
+        )
         if cutoffs := [k for k in config["topk"] if k <= top.items.shape[1]]:
             values |= metrics.list_metrics(top.items + 1, counts, cutoffs)
-        met = [tables.item[end] in tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]
+        met = [
+            tables.item[end] in tables.item[begin:end]
+            for begin, end in zip(cases.begin, cases.end, strict=True)
+        ]
         values["targets_in_history"] = float(np.mean(met))
         cold = counts[tables.item[cases.end] + 1] == 0  # nothing in training told of them
         values["cold_targets"] = float(np.mean(cold))
         if cold.any():
-            values |= {f"cold_{key}": value for key, value in metrics.evaluate(table.take(cold), ["Recall"], config["topk"]).items()}
-        if config["eval_args"]["mode"][part] == "full" and not config["mask_history"] and not config["group_by_user"]:
-            values |= {f"bayes_{key}": value for key, value in samples.bayes_bound(self.name, tables, cases, config["topk"]).items()}
+            values |= {
+                f"cold_{key}": value
+                for key, value in metrics.evaluate(
+                    table.take(cold), ["Recall"], config["topk"]
+                ).items()
+            }
+        if (
+            config["eval_args"]["mode"][part] == "full"
+            and not config["mask_history"]
+            and not config["group_by_user"]
+        ):
+            values |= {
+                f"bayes_{key}": value
+                for key, value in samples.bayes_bound(
+                    self.name, tables, cases, config["topk"]
+                ).items()
+            }
         return {key: float(value) for key, value in values.items()}, round(kept.seconds, 2)
 
 
 def moved(stored: dict, dataset: str) -> dict:
     """A run's settings for its evaluation on another dataset: that one's defaults but in what training alone reads."""
-    return stored | {key: value for key, value in settings_module.moved(stored, dataset).items() if key in answer_keys(stored)} | {"dataset": dataset}
+    return (
+        stored
+        | {
+            key: value
+            for key, value in settings_module.moved(stored, dataset).items()
+            if key in answer_keys(stored)
+        }
+        | {"dataset": dataset}
+    )
 
 
 def answer_keys(settings: dict) -> set[str]:
@@ -326,4 +477,3 @@ def answer_keys(settings: dict) -> set[str]:
     own = getattr(registry.model_class(settings["model"]), "answer_keys", ())
     shared = settings_module.shared_settings(settings).keys() - {"seed", "MAX_ITEM_LIST_LENGTH"}
     return shared | {"dataset", "precision", "valid_metric", *own} | settings_module.NOT_IN_HASH
-

@@ -40,7 +40,9 @@ class Example:
 
 def in_line(attributes: Iterable[tuple[str, str]]) -> str:
     """`Title: A; Brand: B`: an item in one line, without what is not known."""
-    return "; ".join(f"{name}: {value}" for name, value in attributes if value != UNKNOWN) or UNKNOWN
+    return (
+        "; ".join(f"{name}: {value}" for name, value in attributes if value != UNKNOWN) or UNKNOWN
+    )
 
 
 def prefix(template: Template, index: int) -> str:
@@ -50,14 +52,18 @@ def prefix(template: Template, index: int) -> str:
 
 def named(attributes: Iterable[tuple[str, str]]) -> str:
     """`id: 12 title: A`: an item as TASTE writes it, without what is not known."""
-    return " ".join(f"{name.lower()}: {value}" for name, value in attributes if value != UNKNOWN) or UNKNOWN
+    return (
+        " ".join(f"{name.lower()}: {value}" for name, value in attributes if value != UNKNOWN)
+        or UNKNOWN
+    )
 
 
-VISITS = ("Here is the visit history list of user: ", " recommend next item ")  # what stands around the newest items (TASTE's released code)
+VISITS = (
+    "Here is the visit history list of user: ",
+    " recommend next item ",
+)  # what stands around the newest items (TASTE's released code)
 
-INSTRUCTION = (
-    "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
-)
+INSTRUCTION = "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,10 @@ class TextForm:
     @classmethod
     def named(cls, name: str) -> "TextForm":
         """`structured`, `unstructured`, or one of them behind `instruction_`."""
-        return cls(name.removeprefix("instruction_") == "structured", INSTRUCTION if name.startswith("instruction_") else "")
+        return cls(
+            name.removeprefix("instruction_") == "structured",
+            INSTRUCTION if name.startswith("instruction_") else "",
+        )
 
     @property
     def between(self) -> str:
@@ -82,5 +91,11 @@ class TextForm:
 
     def item(self, names: Sequence[str], values: Sequence[str]) -> str:
         """`TITLE: … DESCRIPTION: …`, or the values alone; of what is not known, that it is not."""
-        known = [f"{name.lower()} not available" if value == UNKNOWN else value for name, value in zip(names, values, strict=True)]
-        return " ".join(f"{name.upper()}: {value}" if self.marked else value for name, value in zip(names, known, strict=True))
+        known = [
+            f"{name.lower()} not available" if value == UNKNOWN else value
+            for name, value in zip(names, values, strict=True)
+        ]
+        return " ".join(
+            f"{name.upper()}: {value}" if self.marked else value
+            for name, value in zip(names, known, strict=True)
+        )

@@ -13,7 +13,14 @@ from .prepared import Prepared
 from .runlog import RunLog
 
 
-def recommend(folder: Path, settings: dict, user: str | None = None, history: str | None = None, k: int = 10, index: str = "exact") -> list[str]:
+def recommend(
+    folder: Path,
+    settings: dict,
+    user: str | None = None,
+    history: str | None = None,
+    k: int = 10,
+    index: str = "exact",
+) -> list[str]:
     """Lines with rank, score, item id and text; the history first.
 
     Parameters
@@ -27,19 +34,31 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     UserError : unknown user, a history that nothing matches, or a model that knows only the users it was trained on.
     """
     done, adapters = store.finished_run(folder), folder
-    if routes := done.get("routes"):  # adapters of personalize, and the run whose weights they are put on
+    if routes := done.get(
+        "routes"
+    ):  # adapters of personalize, and the run whose weights they are put on
         folder = store.find_run(routes["base"], folder.parent)
         done = store.finished_run(folder)
     prepared = Prepared(settings | {"stages": None}, restored=folder)
     prepared.check_answering(done)
-    with RunLog():  # never started: what a model logs about its data has been told when it was trained
+    with (
+        RunLog()
+    ):  # never started: what a model logs about its data has been told when it was trained
         model, (_, _, test_data) = prepared.restore(done)
     dataset, tables = test_data._dataset, prepared.tables
-    text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"]) if len(tables.item_table.columns) else None
+    text = (
+        ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
+        if len(tables.item_table.columns)
+        else None
+    )
     if history is not None:
         if type(model).type.name.lower() != "sequential":
-            raise UserError(f"{settings['model']} knows users by number: give --user; a --history needs a sequential model")
-        items = [_match(entry.strip(), tables, text) for entry in history.split(";") if entry.strip()]
+            raise UserError(
+                f"{settings['model']} knows users by number: give --user; a --history needs a sequential model"
+            )
+        items = [
+            _match(entry.strip(), tables, text) for entry in history.split(";") if entry.strip()
+        ]
         if not items:
             raise UserError("--history is empty: give item titles or ids separated by ;")
         dataset, cases = dataset.extended(np.array(items))
@@ -48,7 +67,9 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     else:
         found = np.flatnonzero(tables.users == user)
         if not len(found):
-            raise UserError(f"unknown user {user!r}: the data has {len(tables.users)} users such as {', '.join(map(str, tables.users[:3]))}")
+            raise UserError(
+                f"unknown user {user!r}: the data has {len(tables.users)} users such as {', '.join(map(str, tables.users[:3]))}"
+            )
         cases = dataset.case_after(int(found[0]))
         items = tables.item[cases.begin[0] : cases.end[0]].tolist()
     model.eval()
@@ -58,12 +79,17 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
     if hasattr(model, "encode_items"):
         model.weights = folder  # whose stored item vectors are taken
     elif index == "faiss":
-        raise UserError(f"--index: {settings['model']} has no vectors of items to put into an index; leave it out")
+        raise UserError(
+            f"--index: {settings['model']} has no vectors of items to put into an index; leave it out"
+        )
     router = Router.over(model, adapters, routes) if routes else None
     with torch.no_grad():
         if router:
             if index == "faiss":
-                raise UserError("--index: every adapter has item vectors of its own; leave it out, or ask the run of Model 2: " + folder.name)
+                raise UserError(
+                    "--index: every adapter has item vectors of its own; leave it out, or ask the run of Model 2: "
+                    + folder.name
+                )
             scores = router.scores([user], [model.history(np.array(items))])[0][model.same]
         elif index == "faiss":
             with model.autocast():
@@ -72,11 +98,21 @@ def recommend(folder: Path, settings: dict, user: str | None = None, history: st
             scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:k]
     best = best[~np.isneginf(scores[best])]
-    name = (lambda item: f"{tables.items[item]}  {text.sentence(item)}") if text else (lambda item: str(tables.items[item]))
+    name = (
+        (lambda item: f"{tables.items[item]}  {text.sentence(item)}")
+        if text
+        else (lambda item: str(tables.items[item]))
+    )
     lines = [loud] if (loud := samples.warning(prepared.name)) else []
     lines += [f"served by: {router.of(user).name}"] if router else []
-    lines += [f"history ({len(items)} items, newest last):", *(f"      {name(item)}" for item in items[-10:]), "recommended:"]
-    return lines + [f"{rank:4d}  {scores[item]:10.4f}  {name(item)}" for rank, item in enumerate(best, start=1)]
+    lines += [
+        f"history ({len(items)} items, newest last):",
+        *(f"      {name(item)}" for item in items[-10:]),
+        "recommended:",
+    ]
+    return lines + [
+        f"{rank:4d}  {scores[item]:10.4f}  {name(item)}" for rank, item in enumerate(best, start=1)
+    ]
 
 
 def _match(entry: str, tables, text: ItemText | None) -> int:

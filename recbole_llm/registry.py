@@ -22,9 +22,21 @@ OURS = {
 }
 # stock models that are wrong as they stand; our runner uses the class of these modules
 MENDED = {"Pop": "recbole_llm.model.pop", "S3Rec": "recbole_llm.model.s3rec"}
-TREES = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}  # RecBole names their files unlike their classes
+TREES = {
+    "lightgbm": "LightGBM",
+    "xgboost": "XGBoost",
+}  # RecBole names their files unlike their classes
 ALIASES = {"ncf": "NeuMF"}  # the papers' names of stock models
-BY_TEXT = ("UniSRec", "SASRec", "GRU4Rec", "NARM", "CORE", "NeuMF", "DIN", "DIEN")  # that item_features is for; stock ones by features.py
+BY_TEXT = (
+    "UniSRec",
+    "SASRec",
+    "GRU4Rec",
+    "NARM",
+    "CORE",
+    "NeuMF",
+    "DIN",
+    "DIEN",
+)  # that item_features is for; stock ones by features.py
 
 
 @lru_cache
@@ -51,7 +63,11 @@ def canonical(name: str) -> str:
     plain = _plain(name)
     if plain not in known:
         near = [known[match] for match in difflib.get_close_matches(plain, known, n=3, cutoff=0.5)]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"ours are {', '.join(OURS)}; stock ones are RecBole's"
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"ours are {', '.join(OURS)}; stock ones are RecBole's"
+        )
         raise UserError(f"unknown model {name!r}: {hint}")
     return known[plain]
 
@@ -63,7 +79,9 @@ def _plain(name: str) -> str:
 def model_class(name: str) -> type:
     """The class of a canonical name (imports torch)."""
     if name in TREES.values():
-        raise UserError(f"{name}: tree models are not run by this harness; use recbole.quick_start.run_recbole")
+        raise UserError(
+            f"{name}: tree models are not run by this harness; use recbole.quick_start.run_recbole"
+        )
     if module := (OURS | MENDED).get(name):
         return getattr(importlib.import_module(module), name)
     from recbole.utils import get_model
@@ -79,10 +97,19 @@ def register() -> None:
             f"recbole.model.sequential_recommender.{name.lower()}",
             lambda name=name, module=module: {name: getattr(importlib.import_module(module), name)},
         )
-    compat.after_import("recbole.data.dataset", lambda module: _serve(module, "Dataset", "recbole_llm.data.dataset", "TextDataset"))
-    compat.after_import("recbole.trainer", lambda module: _serve(module, "Trainer", "recbole_llm.trainer", "LLMTrainer"))
+    compat.after_import(
+        "recbole.data.dataset",
+        lambda module: _serve(module, "Dataset", "recbole_llm.data.dataset", "TextDataset"),
+    )
+    compat.after_import(
+        "recbole.trainer",
+        lambda module: _serve(module, "Trainer", "recbole_llm.trainer", "LLMTrainer"),
+    )
     compat.after_import("recbole.config.configurator", _extend_config)
-    compat.after_import("recbole.evaluator.register", lambda module: importlib.import_module("recbole_llm.evaluation.metrics").register())
+    compat.after_import(
+        "recbole.evaluator.register",
+        lambda module: importlib.import_module("recbole_llm.evaluation.metrics").register(),
+    )
 
 
 def _serve(package, suffix: str, module: str, attribute: str) -> None:

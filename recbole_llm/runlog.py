@@ -43,7 +43,11 @@ class RunLog:
         return self
 
     def __exit__(self, kind, *error):
-        if kind and not issubclass(kind, UserError) and isinstance(self.handlers[0], logging.handlers.BufferingHandler):
+        if (
+            kind
+            and not issubclass(kind, UserError)
+            and isinstance(self.handlers[0], logging.handlers.BufferingHandler)
+        ):
             self.start()
         self.logger.setLevel(self.before)
         for handler in self.handlers:

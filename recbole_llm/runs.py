@@ -21,7 +21,7 @@ class Run:
 
     @property
     def part(self) -> str:
-        """"test", or "valid" for an evaluation on validation cases alone."""
+        """ "test", or "valid" for an evaluation on validation cases alone."""
         return self.row.get("part", "test")
 
     @property
@@ -35,7 +35,9 @@ class Run:
         return RankTable.load(self.folder / store.RANKS.format(part=self.part))
 
 
-def run_model(model: str, dataset: str, files: list[str] = (), overrides: dict | None = None) -> Run:
+def run_model(
+    model: str, dataset: str, files: list[str] = (), overrides: dict | None = None
+) -> Run:
     """Train, evaluate and store one model; a run of the same settings and data that is there is taken as it is.
 
     An unfinished run of the same settings is resumed. With `stages`, each stage is a run of its own that starts
@@ -56,7 +58,9 @@ def run_all(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> dict[
     measures = {}
     for model in sorted(planned, key=lambda model: model in beside):  # what was asked for first
         try:
-            for number, stage in enumerate(stages_of(planned[model][0])):  # the group differs in its seeds
+            for number, stage in enumerate(
+                stages_of(planned[model][0])
+            ):  # the group differs in its seeds
                 prepared = Prepared(stage)
                 prepared.check(first=number == 0)
             measures[model] = prepared.measure
@@ -68,25 +72,41 @@ def run_all(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> dict[
         first = next(iter(measures))
         if differs := same_measure(measures[first], measure):
             key, one, other = differs
-            raise UserError(f"the models of a table are measured alike: {key} is {one} for {first} and {other} for {model}")
-    return {model: [run_settings(settings) for settings in group] for model, group in planned.items() if model in measures}
+            raise UserError(
+                f"the models of a table are measured alike: {key} is {one} for {first} and {other} for {model}"
+            )
+    return {
+        model: [run_settings(settings) for settings in group]
+        for model, group in planned.items()
+        if model in measures
+    }
 
 
 def stages_of(settings: dict) -> list[dict]:
     """The settings of each run that a run with `stages` consists of; one that trains on `datasets` is a run on `select_on`."""
     if not settings["stages"]:
         if settings.get("select_on") not in (None, settings["dataset"]):
-            raise UserError(f"select_on is of a stage; a run without stages is chosen and tested on its own dataset: --dataset={settings['select_on']}")
+            raise UserError(
+                f"select_on is of a stage; a run without stages is chosen and tested on its own dataset: --dataset={settings['select_on']}"
+            )
         return [settings]
     found = []
     for name in settings["stages"]:
-        whole = {"stages": None, "stage_settings": None, "stage": name} | ({"variant": None} if "variant" in settings else {})
-        stage = settings | whole | settings["stage_settings"][name]  # so that a stage which two variants share is one run
+        whole = {"stages": None, "stage_settings": None, "stage": name} | (
+            {"variant": None} if "variant" in settings else {}
+        )
+        stage = (
+            settings | whole | settings["stage_settings"][name]
+        )  # so that a stage which two variants share is one run
         if name == "joint" and not stage["datasets"]:
-            raise UserError("stages: joint trains on several datasets together, and found none; name them by --datasets=[…]")
+            raise UserError(
+                "stages: joint trains on several datasets together, and found none; name them by --datasets=[…]"
+            )
         if chosen := stage.get("select_on"):
             if not stage["datasets"]:
-                raise UserError(f"select_on: {chosen} is to be one of --datasets=[…], and found none; name them, or leave it out")
+                raise UserError(
+                    f"select_on: {chosen} is to be one of --datasets=[…], and found none; name them, or leave it out"
+                )
             stage = settings_module.moved(stage, chosen) | {"dataset": chosen}
         found.append(stage)
     return found
@@ -96,7 +116,10 @@ def run_settings(settings: dict, watch: Callable[[int, float], None] | None = No
     """`run_model` for settings that are resolved. watch : told of each validation of the last stage, with its epoch and score."""
     result, stages = None, stages_of(settings)
     for stage in stages:
-        result = _run(stage if result is None else stage | {"init_from": str(result.folder)}, watch if stage is stages[-1] else None)
+        result = _run(
+            stage if result is None else stage | {"init_from": str(result.folder)},
+            watch if stage is stages[-1] else None,
+        )
     return result
 
 
@@ -105,9 +128,19 @@ def resume_run(folder: Path, settings: dict) -> Run:
     stored = store.read_run(folder)["settings"]
     prepared = Prepared(settings | {"checkpoint_dir": str(folder.absolute().parent)})
     if prepared.run_id != folder.name:
-        changed = [key for key in settings if settings[key] != stored.get(key) and key not in settings_module.NOT_IN_HASH]
-        reason = f"{', '.join(changed)} would make it another one" if changed else "its data or the version of recbole_llm has changed since"
-        raise UserError(f"--resume={folder.name} goes on with a run as it is, but {reason}; start {prepared.run_id} by --model and --dataset")
+        changed = [
+            key
+            for key in settings
+            if settings[key] != stored.get(key) and key not in settings_module.NOT_IN_HASH
+        ]
+        reason = (
+            f"{', '.join(changed)} would make it another one"
+            if changed
+            else "its data or the version of recbole_llm has changed since"
+        )
+        raise UserError(
+            f"--resume={folder.name} goes on with a run as it is, but {reason}; start {prepared.run_id} by --model and --dataset"
+        )
     return _run(prepared.settings)
 
 
@@ -122,7 +155,11 @@ def _run(settings: dict, watch: Callable[[int, float], None] | None = None) -> R
 
 def _already(log: RunLog, folder: Path, done: dict) -> Run:
     log.start()
-    other = "" if done["row"]["versions"].get("code") == store.code() else ", by other code than today's"
+    other = (
+        ""
+        if done["row"]["versions"].get("code") == store.code()
+        else ", by other code than today's"
+    )
     log.info(f"already there{other}: {folder} (remove it to run again)")
     return Run(folder, done["row"])
 
@@ -140,7 +177,9 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
     done = store.finished_run(folder)
     prepared = Prepared(settings | {"stages": None}, restored=folder)
     prepared.check_answering(done)
-    target = folder / (f"evaluate-{prepared.hash}" if part == "test" else f"evaluate-{part}-{prepared.hash}")
+    target = folder / (
+        f"evaluate-{prepared.hash}" if part == "test" else f"evaluate-{part}-{prepared.hash}"
+    )
     with RunLog() as log:
         if prepared.hash == done["row"]["hash"] and part == "test":
             return _already(log, folder, done)
@@ -165,8 +204,18 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
                 "seconds": {part: seconds}, "memory_mib": {part: store.peak_memory()}, "rates": prepared.rates(model, part),
                 "candidates": {part: trainer.drawn},
             }  # fmt: skip
-            row = {key: value for key, value in row.items() if key not in ("valid", "test")} | {part: values} | ({"part": part} if part == "valid" else {})
-            record = {"status": "finished", "settings": settings, "versions": row["versions"], "data": prepared.tables.fingerprint, "row": row}
+            row = (
+                {key: value for key, value in row.items() if key not in ("valid", "test")}
+                | {part: values}
+                | ({"part": part} if part == "valid" else {})
+            )
+            record = {
+                "status": "finished",
+                "settings": settings,
+                "versions": row["versions"],
+                "data": prepared.tables.fingerprint,
+                "row": row,
+            }
             store.write_json(target / store.RUN, record)
             store.append_result(folder.parent, row)
             forget(target, part)

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 SIZES = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
 HEAD_WIDTH = 64
 PAD, END = "<|pad|>", "<|end|>"
-PHRASE_USES = 10  # a phrase that fewer texts share would be an item's name rather than its description
+PHRASE_USES = (
+    10  # a phrase that fewer texts share would be an item's name rather than its description
+)
 
 
 def causal_model(size: str, tokenizer, max_length: int):
@@ -81,10 +83,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int):
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fewest = len(special) + len(alphabet)
-    trainer = trainers.BpeTrainer(vocab_size=(fewest + vocabulary) // 2, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=(fewest + vocabulary) // 2,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     words.train_from_iterator(texts.elements(), trainer)
     vocab, merges = _model(words)
-    for left, right in _phrases([(words.encode(text).ids, count) for text, count in texts.items()], vocab, vocabulary):
+    for left, right in _phrases(
+        [(words.encode(text).ids, count) for text, count in texts.items()], vocab, vocabulary
+    ):
         merges.append((left, right))
         vocab.setdefault(left + right, len(vocab))
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
@@ -99,14 +108,28 @@ def _model(tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return dict(model["vocab"]), [tuple(pair) for pair in model["merges"]]
 
 
-def _phrases(texts: Sequence[tuple[list[int], int]], vocab: dict[str, int], vocabulary: int) -> list[tuple[str, str]]:
+def _phrases(
+    texts: Sequence[tuple[list[int], int]], vocab: dict[str, int], vocabulary: int
+) -> list[tuple[str, str]]:
     """The merges across words, most frequent first: BPE again, over texts whose letters are the tokens of words."""
     from tokenizers import Tokenizer, models, trainers
 
     first = 0x10000  # no code point from here on is taken apart or put together by anything
     letters = Tokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, min_frequency=PHRASE_USES, show_progress=False)
-    letters.train_from_iterator(("".join(chr(first + token) for token in ids) for ids, count in texts for _ in range(count)), trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, min_frequency=PHRASE_USES, show_progress=False
+    )
+    letters.train_from_iterator(
+        (
+            "".join(chr(first + token) for token in ids)
+            for ids, count in texts
+            for _ in range(count)
+        ),
+        trainer,
+    )
     names = {index: token for token, index in vocab.items()}
-    merges = [tuple("".join(names[ord(letter) - first] for letter in part) for part in pair) for pair in _model(letters)[1]]
+    merges = [
+        tuple("".join(names[ord(letter) - first] for letter in part) for part in pair)
+        for pair in _model(letters)[1]
+    ]
     return merges[: max(0, vocabulary - len(vocab))]

@@ -60,7 +60,11 @@ class Noise:
             return None
         need = like.numel()
         if self.drawn is None or len(self.drawn) < need + need // 8:
-            self.drawn = (torch.rand(need + need // 8 + 1, device=like.device) >= self.share).to(kind).div_(1 - self.share)
+            self.drawn = (
+                (torch.rand(need + need // 8 + 1, device=like.device) >= self.share)
+                .to(kind)
+                .div_(1 - self.share)
+            )
         begin = int(torch.randint(len(self.drawn) - need + 1, ()))
         return self.drawn[begin : begin + need].view(like.shape)
 
@@ -71,10 +75,28 @@ class StackedLinear(nn.Module):
     a, b : [K, rank, in] and [K, out, rank]. kind : what it computes in.
     """
 
-    def __init__(self, base: nn.Linear, a: nn.Parameter, b: nn.Parameter, scale: float, noise: Noise, kind: torch.dtype):
+    def __init__(
+        self,
+        base: nn.Linear,
+        a: nn.Parameter,
+        b: nn.Parameter,
+        scale: float,
+        noise: Noise,
+        kind: torch.dtype,
+    ):
         super().__init__()
-        self.base, self.a, self.b, self.scale, self.noise, self.kind = base, a, b, scale, noise, kind
-        self.short, self.bias = base.weight.detach().to(kind), None if base.bias is None else base.bias.detach().to(kind)
+        self.base, self.a, self.b, self.scale, self.noise, self.kind = (
+            base,
+            a,
+            b,
+            scale,
+            noise,
+            kind,
+        )
+        self.short, self.bias = (
+            base.weight.detach().to(kind),
+            None if base.bias is None else base.bias.detach().to(kind),
+        )
 
     @property
     def weight(self) -> torch.Tensor:
@@ -94,22 +116,51 @@ class Stack:
     a, b : layer -> Parameter [K, rank, in] and [K, out, rank].
     """
 
-    def __init__(self, rank: int, alpha: float, dropout: float, a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]):
+    def __init__(
+        self,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        a: dict[str, torch.Tensor],
+        b: dict[str, torch.Tensor],
+    ):
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        self.a, self.b = ({name: nn.Parameter(value) for name, value in part.items()} for part in (a, b))
+        self.a, self.b = (
+            {name: nn.Parameter(value) for name, value in part.items()} for part in (a, b)
+        )
 
     @classmethod
-    def fresh(cls, model: nn.Module, seeds: Sequence[Sequence[int]], *, rank: int, alpha: float, dropout: float) -> "Stack":
+    def fresh(
+        cls,
+        model: nn.Module,
+        seeds: Sequence[Sequence[int]],
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+    ) -> "Stack":
         """One adapter for each seed, as PEFT begins: A uniform within 1 / sqrt(in), B zero. What one begins with does not depend on the others."""
         layers = linear_layers(model)
         device, dtype = model.device, model.dtype
-        a = {name: torch.empty(len(seeds), rank, layer.in_features) for name, layer in layers.items()}
+        a = {
+            name: torch.empty(len(seeds), rank, layer.in_features) for name, layer in layers.items()
+        }
         for number, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(hash_of(seed))
             for name, layer in layers.items():
-                a[name][number].uniform_(-(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
-        b = {name: torch.zeros(len(seeds), layer.out_features, rank) for name, layer in layers.items()}
-        return cls(rank, alpha, dropout, *({name: value.to(device, dtype) for name, value in part.items()} for part in (a, b)))
+                a[name][number].uniform_(
+                    -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator
+                )
+        b = {
+            name: torch.zeros(len(seeds), layer.out_features, rank)
+            for name, layer in layers.items()
+        }
+        return cls(
+            rank,
+            alpha,
+            dropout,
+            *({name: value.to(device, dtype) for name, value in part.items()} for part in (a, b)),
+        )
 
     @classmethod
     def load(cls, model: nn.Module, folders: Sequence[Path | None]) -> "Stack":
@@ -117,18 +168,36 @@ class Stack:
         from safetensors.torch import load_file
 
         layers, device, dtype = linear_layers(model), model.device, model.dtype
-        said = [folder and json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in folders]
+        said = [
+            folder and json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            for folder in folders
+        ]
         rank = max([one["r"] for one in said if one], default=1)
-        a = {name: torch.zeros(len(folders), rank, layer.in_features) for name, layer in layers.items()}
-        b = {name: torch.zeros(len(folders), layer.out_features, rank) for name, layer in layers.items()}
+        a = {
+            name: torch.zeros(len(folders), rank, layer.in_features)
+            for name, layer in layers.items()
+        }
+        b = {
+            name: torch.zeros(len(folders), layer.out_features, rank)
+            for name, layer in layers.items()
+        }
         for number, (folder, one) in enumerate(zip(folders, said, strict=True)):
             if folder is None:
                 continue
-            tensors, scale, own = load_file(folder / WEIGHTS), one["lora_alpha"] / one["r"], one["r"]
+            tensors, scale, own = (
+                load_file(folder / WEIGHTS),
+                one["lora_alpha"] / one["r"],
+                one["r"],
+            )
             for name in layers:
                 a[name][number, :own] = tensors[f"base_model.model.{name}.lora_A.weight"]
                 b[name][number, :, :own] = tensors[f"base_model.model.{name}.lora_B.weight"] * scale
-        return cls(rank, rank, 0.0, *({name: value.to(device, dtype) for name, value in part.items()} for part in (a, b)))
+        return cls(
+            rank,
+            rank,
+            0.0,
+            *({name: value.to(device, dtype) for name, value in part.items()} for part in (a, b)),
+        )
 
     def __len__(self) -> int:
         return len(next(iter(self.a.values())))
@@ -138,7 +207,15 @@ class Stack:
 
     def __getitem__(self, which) -> "Stack":
         """Copies of some of them: a slice or indices."""
-        return Stack(self.rank, self.alpha, self.dropout, *({name: value.detach()[which].clone() for name, value in part.items()} for part in (self.a, self.b)))
+        return Stack(
+            self.rank,
+            self.alpha,
+            self.dropout,
+            *(
+                {name: value.detach()[which].clone() for name, value in part.items()}
+                for part in (self.a, self.b)
+            ),
+        )
 
     def put(self, number: int, other: "Stack", place: int) -> None:
         """Overwrite one adapter by one of another stack."""
@@ -152,7 +229,13 @@ class Stack:
         layers, noise, scale = linear_layers(model), Noise(self.dropout), self.alpha / self.rank
         for name, layer in layers.items():
             kind = layer.weight.dtype if precision == "fp32" else KINDS[precision]
-            _put(model, name, StackedLinear(layer, self.a[name], self.b[name], scale, noise, kind).train(model.training))
+            _put(
+                model,
+                name,
+                StackedLinear(layer, self.a[name], self.b[name], scale, noise, kind).train(
+                    model.training
+                ),
+            )
         try:
             yield
         finally:
@@ -164,16 +247,27 @@ class Stack:
         from peft import LoraConfig
         from safetensors.torch import save_file
 
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=sorted({name.rpartition(".")[2] for name in self.a}))
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=sorted({name.rpartition(".")[2] for name in self.a}),
+        )
         config.base_model_name_or_path, config.inference_mode = base, True
         folder.mkdir(parents=True, exist_ok=True)
         kinds = {"lora_A": self.a, "lora_B": self.b}
-        tensors = {f"base_model.model.{name}.{kind}.weight": part[name].detach()[number].cpu().contiguous() for kind, part in kinds.items() for name in part}
+        tensors = {
+            f"base_model.model.{name}.{kind}.weight": part[name].detach()[number].cpu().contiguous()
+            for kind, part in kinds.items()
+            for name in part
+        }
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(folder)
         path = folder / CONFIG
         written = json.loads(path.read_text(encoding="utf-8"))
-        written["target_modules"] = sorted(written["target_modules"])  # PEFT has a set, in another order in each process
+        written["target_modules"] = sorted(
+            written["target_modules"]
+        )  # PEFT has a set, in another order in each process
         path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 

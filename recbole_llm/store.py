@@ -20,7 +20,9 @@ BACKBONE = "backbone"  # the folder of a run with its language model
 
 def write_json(path: Path, content: dict) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(
+        json.dumps(content, indent=1, default=str, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     os.replace(temporary, path)
 
 
@@ -33,8 +35,14 @@ def read_run(folder: Path) -> dict | None:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         run = None
-    if not isinstance(run, dict) or not {"status", "settings", "data"} <= run.keys() or not {"model", "dataset"} <= run["settings"].keys():
-        raise UserError(f"{path}: expected the record of a run, found another or a damaged file; remove {folder} and run again")
+    if (
+        not isinstance(run, dict)
+        or not {"status", "settings", "data"} <= run.keys()
+        or not {"model", "dataset"} <= run["settings"].keys()
+    ):
+        raise UserError(
+            f"{path}: expected the record of a run, found another or a damaged file; remove {folder} and run again"
+        )
     return run
 
 
@@ -75,7 +83,14 @@ def model_id(name: str, saved: Path) -> str:
 
 def fingerprint(folder: Path) -> str:
     """8 hex digits over the files of a model's folder."""
-    return _fingerprint(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()))
+    return _fingerprint(
+        folder,
+        tuple(
+            (path, path.stat().st_size, path.stat().st_mtime_ns)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ),
+    )
 
 
 @lru_cache
@@ -102,7 +117,15 @@ def append_result(saved: Path, row: dict) -> None:
 def versions() -> dict[str, str]:
     """Versions of what a number can depend on."""
     found = {"python": platform.python_version(), "recbole_llm": __version__, "code": code()}
-    for package in ("recbole", "torch", "transformers", "sentence-transformers", "numpy", "pandas", "bm25s"):
+    for package in (
+        "recbole",
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "numpy",
+        "pandas",
+        "bm25s",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -122,9 +145,13 @@ def code() -> str:
 
 def check_writable(folder: Path, key: str = "checkpoint_dir") -> None:
     """Raise UserError, naming the setting `key`, if nothing can be written below a folder that may not be there yet. Writes nothing."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    there = next(
+        parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists()
+    )
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{key} {folder}: expected a folder to write to, but {there} is {'not writable' if there.is_dir() else 'a file'}")
+        raise UserError(
+            f"{key} {folder}: expected a folder to write to, but {there} is {'not writable' if there.is_dir() else 'a file'}"
+        )
 
 
 @contextmanager
@@ -150,14 +177,18 @@ def locked(folder: Path, waiting=print):
 
 def peak_memory() -> float:
     """MiB of main memory: the most this process has held so far."""
-    with suppress(OSError):  # Linux: getrusage would count what the parent held when it started this process
+    with suppress(
+        OSError
+    ):  # Linux: getrusage would count what the parent held when it started this process
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 2**10, 1)
     try:
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+            2**20 if sys.platform == "darwin" else 2**10
+        )
     except ImportError:  # Windows
         import psutil
 

@@ -42,9 +42,32 @@ def summarize(settings: dict) -> list[str]:
         log.info(summarizer.forecast([history for part in histories.values() for history in part]))
         found = {part: summarizer.of(own) for part, own in histories.items()}
         log.info(summarizer.texts.told())
-    deciding = [config[key] for key in ("summary", "block_size", "fan_in", "targets", "valid_users", "test_users", "text_fields", "text_words")]
-    key = digest([summarizer.texts.engine.name, prepared.measure["fingerprint"], prepared.measure["split"], *deciding])
-    path = Path(config["checkpoint_dir"]) / "summaries" / f"{prepared.name}-{config['summary']}-{key}.tsv"
+    deciding = [
+        config[key]
+        for key in (
+            "summary",
+            "block_size",
+            "fan_in",
+            "targets",
+            "valid_users",
+            "test_users",
+            "text_fields",
+            "text_words",
+        )
+    ]
+    key = digest(
+        [
+            summarizer.texts.engine.name,
+            prepared.measure["fingerprint"],
+            prepared.measure["split"],
+            *deciding,
+        ]
+    )
+    path = (
+        Path(config["checkpoint_dir"])
+        / "summaries"
+        / f"{prepared.name}-{config['summary']}-{key}.tsv"
+    )
     _write(path, tables.users, parts, found)
     return [f"summaries of {sum(map(len, parts.values()))} histories: {path}"]
 
@@ -57,7 +80,11 @@ def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Sum
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["user", "part", "items", "level", "text"])
         for part, cases in parts.items():
-            for user, size, summary in zip(users[cases.user], cases.end - cases.begin, found[part], strict=True):
+            for user, size, summary in zip(
+                users[cases.user], cases.end - cases.begin, found[part], strict=True
+            ):
                 for level, texts in enumerate(summary.levels):
-                    rows.writerows([user, part, size, level, " ".join(text.split())] for text in texts)
+                    rows.writerows(
+                        [user, part, size, level, " ".join(text.split())] for text in texts
+                    )
     os.replace(temporary, path)

@@ -44,9 +44,15 @@ class Harness:
     """
 
     def __init__(self, config, model):
-        self.folder = Path(config["run_folder"] or Path(config["checkpoint_dir"]) / f"{config['model']}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.folder = Path(
+            config["run_folder"]
+            or Path(config["checkpoint_dir"])
+            / f"{config['model']}-{time.strftime('%Y%m%d-%H%M%S')}"
+        )
         with (
-            patch.object(stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / "tensorboard")),
+            patch.object(
+                stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / "tensorboard")
+            ),
             patch.object(stock, "ensure_dir", lambda folder: None),
             patch.object(stock, "Collector", lambda config: None),
             patch.object(stock, "Evaluator", lambda config: None),
@@ -60,7 +66,15 @@ class Harness:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.drawn: str | None = None  # fingerprint of the candidates of the last ranking
 
-    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+    def fit(
+        self,
+        train_data,
+        valid_data=None,
+        verbose=True,
+        saved=True,
+        show_progress=False,
+        callback_fn=None,
+    ):
         """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
 
         Returns the best validation score and its metrics, as RecBole's trainers do.
@@ -79,8 +93,16 @@ class Harness:
             self.seconds["train"] += time.perf_counter() - started
             self.train_loss_dict[epoch] = loss
             self.tensorboard.add_scalar("loss", loss, epoch)
-            line = {"epoch": epoch, "loss": loss, "seconds": round(time.perf_counter() - started, 2)}
-            if valid_data and self.eval_step > 0 and ((epoch + 1) % self.eval_step == 0 or epoch + 1 == self.epochs):
+            line = {
+                "epoch": epoch,
+                "loss": loss,
+                "seconds": round(time.perf_counter() - started, 2),
+            }
+            if (
+                valid_data
+                and self.eval_step > 0
+                and ((epoch + 1) % self.eval_step == 0 or epoch + 1 == self.epochs)
+            ):
                 line |= self._validate(valid_data, epoch, show_progress)
                 if callback_fn:
                     callback_fn(epoch, line["valid_score"])
@@ -98,7 +120,11 @@ class Harness:
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         self.seconds["valid"] += time.perf_counter() - started
         self.tensorboard.add_scalar(self.valid_metric, score, epoch)
-        better = score > self.best_valid_score if self.valid_metric_bigger else score < self.best_valid_score
+        better = (
+            score > self.best_valid_score
+            if self.valid_metric_bigger
+            else score < self.best_valid_score
+        )
         self.cur_step = 0 if better else self.cur_step + 1
         if better:
             self.best_valid_score, self.best_valid_result, self.best_epoch = score, result, epoch
@@ -114,28 +140,44 @@ class Harness:
         if load_best_model:
             load_weights(self.model, Path(model_file or self.folder))
         table, _ = self.rank(eval_data, show_progress=show_progress)
-        return metrics.evaluate(table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"]))
+        return metrics.evaluate(
+            table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"])
+        )
 
-    def rank(self, eval_data, topk: int = 0, show_progress: bool = False, kept: Kept | None = None) -> tuple[RankTable, TopLists | None]:
+    def rank(
+        self, eval_data, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
+    ) -> tuple[RankTable, TopLists | None]:
         """The rank of every case's target in one part of the data. kept: see rank_cases."""
         dataset, config = self.ranked(eval_data), self.config
         part = part_of(dataset)
         mode = config["eval_args"]["mode"][part]
         candidates = self.drawn = None
         if mode != "full":
-            candidates = draw_candidates(dataset.tables, dataset.cases, int(mode[3:]), config["candidate_seed"], config["candidates_exclude"])
-            self.drawn = kept and fingerprint(dataset.tables, dataset.cases, candidates)  # of a part that is stored
+            candidates = draw_candidates(
+                dataset.tables,
+                dataset.cases,
+                int(mode[3:]),
+                config["candidate_seed"],
+                config["candidates_exclude"],
+            )
+            self.drawn = kept and fingerprint(
+                dataset.tables, dataset.cases, candidates
+            )  # of a part that is stored
         try:
             return rank_cases(
                 self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),
                 memory=config["eval_memory"], topk=topk, progress=f"Evaluate {part}" if show_progress else None, kept=kept,
             )  # fmt: skip
         except FloatingPointError as error:
-            raise UserError(f"{config['model']} gives no numbers to rank by ({error}): it diverged; lower learning_rate, or set precision: fp32") from None
+            raise UserError(
+                f"{config['model']} gives no numbers to rank by ({error}): it diverged; lower learning_rate, or set precision: fp32"
+            ) from None
 
     def _check_nan(self, loss):
         if not torch.isfinite(loss):
-            raise UserError(f"{self.config['model']} diverged: its loss is {loss.item()}; lower learning_rate, or set precision: fp32")
+            raise UserError(
+                f"{self.config['model']} diverged: its loss is {loss.item()}; lower learning_rate, or set precision: fp32"
+            )
 
     def ranked(self, eval_data):
         """The dataset whose cases `rank` ranks."""
@@ -162,15 +204,28 @@ class Harness:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises whatever its zip, pickle and struct readers raise
-            raise UserError(f"{path} is damaged ({type(error).__name__}); remove it, and the run starts over") from None
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}); remove it, and the run starts over"
+            ) from None
         self.model.load_state_dict(state["model"])
         for name, value in state["other"].items():
             setattr(self.model, name, value.to(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.start_epoch, self.cur_step, self.best_epoch = state["epoch"] + 1, state["cur_step"], state["best_epoch"]
-        self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
-        self.seconds, self.history, self.position = state["seconds"], state["history"], state["position"]
+        self.start_epoch, self.cur_step, self.best_epoch = (
+            state["epoch"] + 1,
+            state["cur_step"],
+            state["best_epoch"],
+        )
+        self.best_valid_score, self.best_valid_result = (
+            state["best_valid_score"],
+            state["best_valid_result"],
+        )
+        self.seconds, self.history, self.position = (
+            state["seconds"],
+            state["history"],
+            state["position"],
+        )
         self._generators = state
         self.logger.info(f"resumed after epoch {state['epoch']} and {self.position[0]} steps")
 
@@ -190,12 +245,16 @@ class Harness:
 
 
 def part_of(dataset) -> str:
-    """"test" or "valid": whose cases these are (a draw of validation cases is still validation)."""
+    """ "test" or "valid": whose cases these are (a draw of validation cases is still validation)."""
     return "test" if dataset.cases is dataset.split.test else "valid"
 
 
 def _told(line: dict, best: bool) -> str:
-    valid = f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} s{' (best)' if best else ''}" if "valid_score" in line else ""
+    valid = (
+        f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} s{' (best)' if best else ''}"
+        if "valid_score" in line
+        else ""
+    )
     return f"epoch {line['epoch']}: loss {line['loss']:.6f} in {line['seconds']:.1f} s{valid}"
 
 
@@ -212,12 +271,22 @@ def _other_tensors(model) -> dict[str, torch.Tensor]:
 
 def save_weights(model, folder: Path) -> None:
     """A model with a `save` method (LLM backbones) writes its own files; the rest go to model.safetensors."""
-    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(getattr(model, "saved_apart", ()))}
+    tensors = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(getattr(model, "saved_apart", ()))
+    }
     tensors |= {OTHER + name: value for name, value in _other_tensors(model).items()}
     if hasattr(model, "save"):
         model.save(folder)
     # clone: tensors that share memory (tied weights) are refused otherwise
-    _atomic(folder / WEIGHTS, lambda path: save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path))
+    _atomic(
+        folder / WEIGHTS,
+        lambda path: save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+            path,
+        ),
+    )
 
 
 def load_weights(model, folder: Path) -> None:
@@ -234,7 +303,9 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished run")
+        raise UserError(
+            f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished run"
+        )
     try:
         tensors = load_file(path, device=str(model.device))
     except SafetensorError as error:
@@ -244,9 +315,13 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
     left += getattr(model, "saved_apart", ())
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(left)}
     tensors = {name: value for name, value in tensors.items() if not name.startswith(left)}
-    wrong = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
+    wrong = sorted(own.keys() ^ tensors.keys()) or [
+        name for name in own if own[name].shape != tensors[name].shape
+    ]
     if wrong:
-        raise UserError(f"{folder} is a checkpoint of another model, dataset or setting: {len(wrong)} tensors differ, the first is {wrong[0]}")
+        raise UserError(
+            f"{folder} is a checkpoint of another model, dataset or setting: {len(wrong)} tensors differ, the first is {wrong[0]}"
+        )
     model.load_state_dict(tensors, strict=False)
 
 
@@ -263,9 +338,16 @@ def trainer_class(name: str, model_type: ModelType) -> type:
     if issubclass(base, Harness):
         return base
     if not issubclass(base, stock.Trainer):
-        raise UserError(f"{name}: trained by {base.__name__}, which this harness does not run; use recbole.quick_start.run_recbole")
-    if next(kind for kind in base.__mro__ if "fit" in vars(kind)) not in (stock.Trainer, stock.S3RecTrainer):  # S3Rec's stages are runs here
-        raise UserError(f"{name}: {base.__name__} has a training loop of its own, which this harness does not run; use recbole.quick_start.run_recbole")
+        raise UserError(
+            f"{name}: trained by {base.__name__}, which this harness does not run; use recbole.quick_start.run_recbole"
+        )
+    if next(kind for kind in base.__mro__ if "fit" in vars(kind)) not in (
+        stock.Trainer,
+        stock.S3RecTrainer,
+    ):  # S3Rec's stages are runs here
+        raise UserError(
+            f"{name}: {base.__name__} has a training loop of its own, which this harness does not run; use recbole.quick_start.run_recbole"
+        )
     return type(f"Harness{base.__name__}", (Harness, base), {})
 
 
@@ -284,14 +366,18 @@ class LLMTrainer(Harness, stock.Trainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
 
     def _build_optimizer(self, **kwargs):
-        return optimizers.build(self.model, self.config["learner"], self.learning_rate, self.weight_decay)
+        return optimizers.build(
+            self.model, self.config["learner"], self.learning_rate, self.weight_decay
+        )
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
         config = self.config
         examples = self.model.training_examples(epoch_idx)
         size = [sum(map(len, group)) for group in examples]
-        steps = shuffled_steps(size, config["train_batch_size"], np.random.default_rng([config["seed"], epoch_idx, 1]))
+        steps = shuffled_steps(
+            size, config["train_batch_size"], np.random.default_rng([config["seed"], epoch_idx, 1])
+        )
         begin, total, groups = self.position
         self.position = (0, 0.0, 0)
         started = saved = time.perf_counter()
@@ -300,10 +386,14 @@ class LLMTrainer(Harness, stock.Trainer):
             if step < begin:
                 continue
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * optimizers.rate((epoch_idx + (step + 1) / len(steps)) / self.epochs, config["warmup"] or 0.0)
+                group["lr"] = self.learning_rate * optimizers.rate(
+                    (epoch_idx + (step + 1) / len(steps)) / self.epochs, config["warmup"] or 0.0
+                )
             total += self._step([examples[row] for row in rows]) * len(rows)
             groups += len(rows)
-            if epoch_idx == self.start_epoch and step == min(begin + FORECAST_STEPS, len(steps) - 1):
+            if epoch_idx == self.start_epoch and step == min(
+                begin + FORECAST_STEPS, len(steps) - 1
+            ):
                 done = sum(size[row] for rows in steps[begin : step + 1] for row in rows)
                 self._forecast(time.perf_counter() - started, done, sum(size))
             if time.perf_counter() - saved > SAVE_SECONDS:
@@ -316,9 +406,13 @@ class LLMTrainer(Harness, stock.Trainer):
         """One update from groups of texts that belong together; the loss per learned item, and what the model joins over the groups."""
         model, flat = self.model, [tokens for group in groups for tokens in group]
         learned = max(1, sum(tokens.items for tokens in flat))
-        parts = by_length([len(tokens) for tokens in flat], self.config["pass_tokens"], cost=model.pass_cost)
+        parts = by_length(
+            [len(tokens) for tokens in flat], self.config["pass_tokens"], cost=model.pass_cost
+        )
         place = torch.from_numpy(np.argsort(np.concatenate(parts))).to(self.device)
-        batches = [pad([flat[row] for row in part], pad_id=model.pad_id).to(self.device) for part in parts]
+        batches = [
+            pad([flat[row] for row in part], pad_id=model.pad_id).to(self.device) for part in parts
+        ]
 
         def forward(batch, own: bool):
             with model.autocast():
@@ -330,7 +424,9 @@ class LLMTrainer(Harness, stock.Trainer):
 
         self.optimizer.zero_grad()
         whole = sum(batch.input_ids.numel() for batch in batches) <= self.config["pass_tokens"]
-        loss = backward(forward, batches, join if model.contrastive else None, self.scaler.scale, whole)
+        loss = backward(
+            forward, batches, join if model.contrastive else None, self.scaler.scale, whole
+        )
         self._check_nan(torch.tensor(loss))
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_norm:

@@ -30,22 +30,45 @@ def points(space: dict, search: str, count: int, seed: int) -> list[dict]:
     UserError : for a space that is none.
     """
     if not space:
-        raise UserError("space: expected settings with their values, such as --space.learning_rate='{log: [1e-4, 1e-2]}', found none")
+        raise UserError(
+            "space: expected settings with their values, such as --space.learning_rate='{log: [1e-4, 1e-2]}', found none"
+        )
     for key, values in space.items():
         if isinstance(values, dict):
-            (kind, bounds), = values.items() if len(values) == 1 else [(None, None)]
-            numbers = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(one, int | float) for one in bounds)
-            if kind not in RANGES or not numbers or bounds[0] > bounds[1] or kind == "log" and bounds[0] <= 0:
-                raise UserError(f"space.{key}: expected a list of values, or uniform, log or int with [low, high], found {values!r}")
+            ((kind, bounds),) = values.items() if len(values) == 1 else [(None, None)]
+            numbers = (
+                isinstance(bounds, list)
+                and len(bounds) == 2
+                and all(isinstance(one, int | float) for one in bounds)
+            )
+            if (
+                kind not in RANGES
+                or not numbers
+                or bounds[0] > bounds[1]
+                or kind == "log"
+                and bounds[0] <= 0
+            ):
+                raise UserError(
+                    f"space.{key}: expected a list of values, or uniform, log or int with [low, high], found {values!r}"
+                )
             if search == "grid":
-                raise UserError(f"space.{key}: a grid needs values, found the range {values!r}; give a list, or --search=random")
+                raise UserError(
+                    f"space.{key}: a grid needs values, found the range {values!r}; give a list, or --search=random"
+                )
         elif not isinstance(values, list) or not values:
-            raise UserError(f"space.{key}: expected a list of values or a range such as {{log: [1e-4, 1e-2]}}, found {values!r}")
+            raise UserError(
+                f"space.{key}: expected a list of values or a range such as {{log: [1e-4, 1e-2]}}, found {values!r}"
+            )
     if search == "grid":
         return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
     rng, found = np.random.default_rng(seed), {}
     for _ in range(100 * count):  # few values have few different settings
-        drawn = {key: values[rng.integers(len(values))] if isinstance(values, list) else _drawn(rng, values) for key, values in space.items()}
+        drawn = {
+            key: values[rng.integers(len(values))]
+            if isinstance(values, list)
+            else _drawn(rng, values)
+            for key, values in space.items()
+        }
         found.setdefault(json.dumps(drawn), drawn)
         if len(found) == count:
             break
@@ -53,7 +76,7 @@ def points(space: dict, search: str, count: int, seed: int) -> list[dict]:
 
 
 def _drawn(rng: np.random.Generator, values: dict):
-    (kind, bounds), = values.items()
+    ((kind, bounds),) = values.items()
     value = RANGES[kind](rng, *bounds)
     return value if kind == "int" else float(f"{value:.4g}")  # what a person would write
 
@@ -68,11 +91,15 @@ class Search:
         self.own = own
         self.points = points(own["space"], own["search"], own["trials"], own["search_seed"])
         plain = config.resolve(model, dataset, layers)
-        places = {key: str(Path(plain[key]).absolute()) for key in ("data_path", "checkpoint_dir")}  # for processes elsewhere
+        places = {
+            key: str(Path(plain[key]).absolute()) for key in ("data_path", "checkpoint_dir")
+        }  # for processes elsewhere
         layers = [*layers, places]
         self.settings = [config.resolve(model, dataset, layers, point) for point in self.points]
         if plain["seeds"]:
-            raise UserError("seeds: a search runs one seed; leave it out, or search over --space.seed=[1, 2]")
+            raise UserError(
+                "seeds: a search runs one seed; leave it out, or search over --space.seed=[1, 2]"
+            )
         for settings in self.settings:
             for number, stage in enumerate(stages_of(settings)):
                 prepared = Prepared(stage)
@@ -81,21 +108,39 @@ class Search:
 
         args = prepared.config["eval_args"]
         if not len(make_split(prepared.tables, args["split"], args["part"]).valid):
-            raise UserError(f"tune chooses by validation, and the split {args['split']} has no valid case; set --eval_args.split")
+            raise UserError(
+                f"tune chooses by validation, and the split {args['split']} has no valid case; set --eval_args.split"
+            )
         need_ray("tune")
         self.metric = plain["valid_metric"].lower()
         saved = Path(plain["checkpoint_dir"])
         asha = [own["grace"], own["reduction"]] if own["search"] == "asha" else []
-        key = [config.settings_hash(plain, data=prepared.tables.fingerprint, version=store.__version__), own["search"], own["space"], own["search_seed"], asha]
+        key = [
+            config.settings_hash(
+                plain, data=prepared.tables.fingerprint, version=store.__version__
+            ),
+            own["search"],
+            own["space"],
+            own["search_seed"],
+            asha,
+        ]
         self.folder = saved / f"tune-{plain['model']}-{prepared.name}-{config.digest(key)}"
 
     def run(self, told=print) -> list[dict]:
         """Do the trials that have not ended yet; every trial's record, see TRIALS, in the order of the points."""
-        with store.locked(self.folder, told):  # asha's comparisons start afresh in a search that goes on
+        with store.locked(
+            self.folder, told
+        ):  # asha's comparisons start afresh in a search that goes on
             ended = self._ended()
-            left = [number for number, point in enumerate(self.points) if ended.get(json.dumps(point), {"status": "failed"})["status"] == "failed"]
+            left = [
+                number
+                for number, point in enumerate(self.points)
+                if ended.get(json.dumps(point), {"status": "failed"})["status"] == "failed"
+            ]
             if len(left) < len(self.points):
-                told(f"trials: {len(self.points) - len(left)} of {len(self.points)} have ended already")
+                told(
+                    f"trials: {len(self.points) - len(left)} of {len(self.points)} have ended already"
+                )
             if left:
                 self._try(left, told)
             ended = self._ended()
@@ -103,23 +148,41 @@ class Search:
 
     def _ended(self) -> dict[str, dict]:
         path = self.folder / TRIALS
-        records = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
+        records = map(
+            json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        )
         return {json.dumps(record["point"]): record for record in records}
 
     def _try(self, numbers: list[int], told) -> None:
         own = self.own
-        cluster = Cluster(own["ray_address"], own["trial_cpus"], own["trial_gpus"], own["dashboard"])
+        cluster = Cluster(
+            own["ray_address"], own["trial_cpus"], own["trial_gpus"], own["dashboard"]
+        )
 
         def ended(number, result, error) -> None:
             """The record of a trial is written when it ends, so that a killed search goes on with the others."""
-            record = {"point": self.points[number], "status": "failed", "score": None, "epochs": 0, "run": None, "error": error}
+            record = {
+                "point": self.points[number],
+                "status": "failed",
+                "score": None,
+                "epochs": 0,
+                "run": None,
+                "error": error,
+            }
             if result:
                 status = "finished" if result.get("run") else "stopped"
-                record |= {"status": status, "score": result["score"], "epochs": result["epochs"], "run": result.get("run")}
+                record |= {
+                    "status": status,
+                    "score": result["score"],
+                    "epochs": result["epochs"],
+                    "run": result.get("run"),
+                }
             known = self._ended() | {json.dumps(record["point"]): record}
             write_text(self.folder / TRIALS, "\n".join(map(json.dumps, known.values())))
             score = f": {error}" if error else f", valid {self.metric} {record['score']:.4f}"
-            told(f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}")
+            told(
+                f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}"
+            )
 
         with connected(cluster) as resources:
             from ray import tune
@@ -127,11 +190,21 @@ class Search:
             how = {}
             if own["search"] == "asha":
                 last = [stages_of(settings)[-1] for settings in self.settings]
-                most, grace = max(one["epochs"] for one in last), own["grace"] * max(1, max(one["eval_step"] for one in last))
-                how["scheduler"] = tune.schedulers.ASHAScheduler(
-                    time_attr="epochs", metric="score", mode="max", max_t=most + grace + 1, grace_period=grace, reduction_factor=own["reduction"]
+                most, grace = (
+                    max(one["epochs"] for one in last),
+                    own["grace"] * max(1, max(one["eval_step"] for one in last)),
                 )
-            trainable = tune.with_resources(tune.with_parameters(trial, settings=self.settings, metric=self.metric), resources)
+                how["scheduler"] = tune.schedulers.ASHAScheduler(
+                    time_attr="epochs",
+                    metric="score",
+                    mode="max",
+                    max_t=most + grace + 1,
+                    grace_period=grace,
+                    reduction_factor=own["reduction"],
+                )
+            trainable = tune.with_resources(
+                tune.with_parameters(trial, settings=self.settings, metric=self.metric), resources
+            )
             trials(trainable, "trial", numbers, teller(ended), **how)
 
 
@@ -142,7 +215,9 @@ def trial(space: dict, settings: list[dict], metric: str) -> None:
 
     import recbole_llm  # noqa: F401  in a new process
 
-    torch.set_num_threads(max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1))))
+    torch.set_num_threads(
+        max(1, int(tune.get_context().get_trial_resources().required_resources.get("CPU", 1)))
+    )
     done = 0
 
     def watch(epoch: int, score: float) -> None:
@@ -163,17 +238,26 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
         raise UserError(f"tune: no trial came to its end; see {search.folder / TRIALS}")
     best = max(finished, key=lambda record: record["score"])
     path = search.folder / BEST
-    command = f"# python run_recbole_llm.py --model={model} --dataset={dataset} --config_files={path}"
+    command = (
+        f"# python run_recbole_llm.py --model={model} --dataset={dataset} --config_files={path}"
+    )
     best_settings = {key: value for layer in layers for key, value in layer.items()} | best["point"]
     why = f"# the best of {len(records)} trials by validation {search.metric} ({best['score']:.4f}), {own['search']}"
     write_text(path, "\n".join([command, why, yaml.safe_dump(best_settings, sort_keys=False)]))
     lines = [f"{'valid ' + search.metric:>16s}  {'epochs':>6s}  status    settings"]
-    for record in sorted(records, key=lambda record: -(record["score"] if record["score"] is not None else -np.inf)):
+    for record in sorted(
+        records, key=lambda record: -(record["score"] if record["score"] is not None else -np.inf)
+    ):
         score = "-" if record["score"] is None else f"{record['score']:.4f}"
-        lines.append(f"{score:>16s}  {record['epochs']:6d}  {record['status']:9s} {_told(record['point'])}")
+        lines.append(
+            f"{score:>16s}  {record['epochs']:6d}  {record['status']:9s} {_told(record['point'])}"
+        )
     run = search.folder.parent / best["run"]
     row = store.finished_run(run)["row"]
-    lines += ["", f"best: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}"]
+    lines += [
+        "",
+        f"best: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}",
+    ]
     return [*lines, f"run: {run}   settings: {path}   trials: {search.folder / TRIALS}"]
 
 

@@ -13,10 +13,17 @@ from .errors import UserError
 
 DAY = "26 Jul 2024"  # for chat templates that say which day it is: a prompt is to be the same on all days
 LEAST = 16  # tokens or characters of a text that a prompt has room for
-USER, ASSISTANT = "### User:\n", "\n\n### Assistant:\n"  # around a turn, where a tokenizer has no chat template
+USER, ASSISTANT = (
+    "### User:\n",
+    "\n\n### Assistant:\n",
+)  # around a turn, where a tokenizer has no chat template
 # What may open a section or a turn, of our own prompts and of chat formats, and what stands in its place.
 BRACKETS = str.maketrans("[]<>", "()()")
-MARKS = [(re.compile(r"#{2,}"), "#"), (re.compile(r"\b(user|human|assistant|system)\s*:", re.IGNORECASE), r"\1 -"), (re.compile(r"\s+"), " ")]
+MARKS = [
+    (re.compile(r"#{2,}"), "#"),
+    (re.compile(r"\b(user|human|assistant|system)\s*:", re.IGNORECASE), r"\1 -"),
+    (re.compile(r"\s+"), " "),
+]
 
 
 @lru_cache(2**16)
@@ -46,7 +53,15 @@ class Wording:
     @property
     def summaries(self) -> tuple:
         """All of it that a summariser is told."""
-        return self.block, self.block_head, self.layer, self.layer_head, self.update, self.update_heads, self.brief
+        return (
+            self.block,
+            self.block_head,
+            self.layer,
+            self.layer_head,
+            self.update,
+            self.update_heads,
+            self.brief,
+        )
 
     @classmethod
     def named(cls, domain: str) -> "Wording":
@@ -54,9 +69,16 @@ class Wording:
         folder = resources.properties() / "domain"
         path = folder / f"{domain}.yaml"
         if not path.is_file():
-            raise UserError(f"domain: expected one of {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}, found {domain!r}")
+            raise UserError(
+                f"domain: expected one of {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}, found {domain!r}"
+            )
         read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return cls(**{field.name: tuple(value) if isinstance(value := read[field.name], list) else value for field in fields(cls)})
+        return cls(
+            **{
+                field.name: tuple(value) if isinstance(value := read[field.name], list) else value
+                for field in fields(cls)
+            }
+        )
 
 
 Cut = Callable[[str], Sequence]
@@ -72,7 +94,9 @@ def caps(sizes: Sequence[int], room: int) -> int:
     return max(left, default=0)
 
 
-def laid_out(instruction: str, sections: Sequence[tuple[str, Sequence[str]]], encode: Cut, room: int) -> list[Sequence]:
+def laid_out(
+    instruction: str, sections: Sequence[tuple[str, Sequence[str]]], encode: Cut, room: int
+) -> list[Sequence]:
     """The parts of a turn: an instruction, then heads with numbered texts, of which the longest are cut at their ends until all fit.
 
     encode : a text's tokens, or the text itself where tokens are not known. room : for all of it, in those units.
@@ -108,16 +132,23 @@ def turn(tokenizer) -> tuple[str, str]:
     place = "WHAT THE USER SAYS"
     template = f"{{% macro strftime_now(format) %}}{DAY}{{% endmacro %}}{tokenizer.get_chat_template()}"  # in place of the clock's
     fixed = {"chat_template": template, "date_string": DAY, "enable_thinking": False}
-    said = tokenizer.apply_chat_template([{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True, **fixed)
+    said = tokenizer.apply_chat_template(
+        [{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True, **fixed
+    )
     before, _, after = said.partition(place)
     return before, after
 
 
 def frame(tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """int64 tokens that open and close what a user says."""
-    return tuple(np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64) for text in turn(tokenizer))
+    return tuple(
+        np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        for text in turn(tokenizer)
+    )
 
 
 def begins(tokenizer) -> bool:
     """Whether the tokenizer puts its begin token before any text."""
-    return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [
+        tokenizer.bos_token_id
+    ]

@@ -63,12 +63,33 @@ def stock(monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv[:1])  # RecBole's Config reads it
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # and sets this
 
-    def build(model, folder, columns=("user_id", "item_id", "timestamp"), split=None, mode="full", **settings):
+    def build(
+        model,
+        folder,
+        columns=("user_id", "item_id", "timestamp"),
+        split=None,
+        mode="full",
+        **settings,
+    ):
         from recbole.config import Config
         from recbole.data import create_dataset
 
-        args = {"split": split or {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
-        base = {"data_path": str(folder.parent), "load_col": {"inter": list(columns)}, "eval_args": args, "train_neg_sample_args": None}
-        return create_dataset(Config(model=model, dataset=folder.name, config_dict={**base, "use_gpu": False, **settings}))
+        args = {
+            "split": split or {"LS": "valid_and_test"},
+            "order": "TO",
+            "group_by": "user",
+            "mode": mode,
+        }
+        base = {
+            "data_path": str(folder.parent),
+            "load_col": {"inter": list(columns)},
+            "eval_args": args,
+            "train_neg_sample_args": None,
+        }
+        return create_dataset(
+            Config(
+                model=model, dataset=folder.name, config_dict={**base, "use_gpu": False, **settings}
+            )
+        )
 
     return build

@@ -15,6 +15,11 @@ def make_table(above, tied=None, n_candidates=None, user=None, target=None):
         position=np.arange(n),
         above=np.asarray(above),
         tied=np.asarray(tied),
-        n_candidates=np.full(n, 1 + max((a + t for a, t in zip(above, tied)), default=0) if n_candidates is None else n_candidates),
+        n_candidates=np.full(
+            n,
+            1 + max((a + t for a, t in zip(above, tied)), default=0)
+            if n_candidates is None
+            else n_candidates,
+        ),
         fallback=np.zeros(n, bool),
     )

@@ -24,7 +24,10 @@ def tables(folder, name):
 
 def unsigned(recipe):
     """Without the sums of the real files."""
-    return replace(recipe, files=tuple(replace(remote, size=None, md5=None, sha256=None) for remote in recipe.files))
+    return replace(
+        recipe,
+        files=tuple(replace(remote, size=None, md5=None, sha256=None) for remote in recipe.files),
+    )
 
 
 def walks(users: int = USERS, events: int = EVENTS):
@@ -37,7 +40,10 @@ def walks(users: int = USERS, events: int = EVENTS):
 
 
 def lines(rows) -> bytes:
-    return "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows).encode()
+    return "".join(
+        (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n"
+        for row in rows
+    ).encode()
 
 
 def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
@@ -51,20 +57,35 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
     events.insert(5, '{"overall": 5.0, "reviewerID": "A1", "asi')
     events.insert(7, {"overall": 5.0, "asin": "B1", "unixReviewTime": 1472688000})
     events += [events[0] | {"reviewerID": f"A{user}", "asin": "BUNKNOWN"} for user in range(6)]
-    events += [events[0] | {"reviewerID": "ATWICE", "asin": f"B{item % 12}", "overall": item % 3} for item in range(14)] * 2  # fourteen, each of them twice
+    events += [
+        events[0] | {"reviewerID": "ATWICE", "asin": f"B{item % 12}", "overall": item % 3}
+        for item in range(14)
+    ] * 2  # fourteen, each of them twice
     items = [
         {"category": ["Toys & Games", "Puzzles &amp; Games", "Puzzles", "3-D Puzzles", "Includes many more words than any level's name could have, so </span>"],
          "description": ["", f"A <b>fresh</b> {word}.<br />Really&nbsp;fresh.", "<style>.a{b:c}</style>"], "title": f"{word} juice, 3&quot; tall",
          "brand": "by\n    Acme", "feature": [], "price": f"${number}.50", "asin": f"B{number}"}
         for number, word in enumerate(FRUIT)
     ]  # fmt: skip
-    items[0] |= {"brand": "Visit Amazon's J. Doe Page", "price": "$1,234.00", "title": "\"Apple\" &amp;amp; \t juice \u200b🍎", "description": "plain"}
+    items[0] |= {
+        "brand": "Visit Amazon's J. Doe Page",
+        "price": "$1,234.00",
+        "title": '"Apple" &amp;amp; \t juice \u200b🍎',
+        "description": "plain",
+    }
     items[1] |= {"price": "$3.00 - $9.50", "category": []}
-    items[2] |= {"price": ".a-box-inner{background-color:#fff}#alohaBuyBoxWidget{float:left}", "brand": None}
+    items[2] |= {
+        "price": ".a-box-inner{background-color:#fff}#alohaBuyBoxWidget{float:left}",
+        "brand": None,
+    }
     items[3] = {"asin": "B3", "title": "var aPageStart = (new Date()).getTime();"}
     items.insert(0, {"asin": "B4", "title": "", "brand": "None of it"})
     items.insert(0, {"asin": "B6", "title": "<style>.a{b:c}</style>"})
-    items += [items[7] | {"title": "another title of it"}, {"asin": "BNOBODY", "title": "unmet"}, "no json"]
+    items += [
+        items[7] | {"title": "another title of it"},
+        {"asin": "BNOBODY", "title": "unmet"},
+        "no json",
+    ]
     (folder / f"{category}_5.json.gz").write_bytes(gzip.compress(lines(events)))
     (folder / f"meta_{category}.json.gz").write_bytes(gzip.compress(lines(items)))
 
@@ -75,9 +96,17 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
     with gzip.open(folder / f"{category}.csv.gz", "wt", encoding="utf-8") as file:
         file.write("user_id,parent_asin,rating,timestamp\n")
         for user, place, item in walks():
-            time = begin - 10**9 + place if place < 12 else begin + place if place < 14 else end + place
+            time = (
+                begin - 10**9 + place
+                if place < 12
+                else begin + place
+                if place < 14
+                else end + place
+            )
             file.write(f"U{user},P{item},{1 + item % 5}.0,{time}\n")
-        file.write("U0,PUNKNOWN,5.0,1628643414042\nU0,PBLANK,5.0,1628643414043\nU0,PSCRIPT,5.0,1628643414043\nU1,P1,5.0\n")
+        file.write(
+            "U0,PUNKNOWN,5.0,1628643414042\nU0,PBLANK,5.0,1628643414043\nU0,PSCRIPT,5.0,1628643414043\nU1,P1,5.0\n"
+        )
     items = [
         {"main_category": None, "title": f"{word} crème", "average_rating": 4.4, "features": ["Glass"], "description": ["One.", "Two – three."],
          "price": 12.5, "images": [], "store": "Acme", "categories": ["Beauty", "Skin", "Face"], "details": {"Brand": "Acme", "Ranks": {"a": 1}},
@@ -87,7 +116,11 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
     ]  # fmt: skip
     items[1] |= {"price": None, "store": None, "categories": [], "description": []}
     items[2] |= {"price": "from 12.99"}
-    items += [items[0] | {"parent_asin": "PBLANK", "title": None}, items[0] | {"parent_asin": "PSCRIPT", "title": "<b>–</b>"}, items[0]]
+    items += [
+        items[0] | {"parent_asin": "PBLANK", "title": None},
+        items[0] | {"parent_asin": "PSCRIPT", "title": "<b>–</b>"},
+        items[0],
+    ]
     (folder / f"meta_{category}.jsonl.gz").write_bytes(gzip.compress(lines(items)))
 
 
@@ -131,7 +164,19 @@ def m2(folder: Path) -> None:
                 out.writerow([printed(ids[:-1]), ids[-1], locale])
         out.writerow(["['B1']", "", "UK"])
         out.writerow(["['B1']"])
-    columns = ["id", "locale", "title", "price", "brand", "color", "size", "model", "material", "author", "desc"]
+    columns = [
+        "id",
+        "locale",
+        "title",
+        "price",
+        "brand",
+        "color",
+        "size",
+        "model",
+        "material",
+        "author",
+        "desc",
+    ]
     with open(folder / "products_train.csv", "w", encoding="utf-8", newline="") as file:
         out = csv.writer(file)
         out.writerow(columns)
@@ -139,7 +184,21 @@ def m2(folder: Path) -> None:
             price = "40000000.07" if number == 1 else f"{number + 1}.99"
             out.writerow([f"B{number}", "DE", f"{word} Saft", "1.0", *[""] * 7])
             text = f'A "made up" {word},\nover two lines.' if number else ""
-            out.writerow([f"B{number}", "UK", f"{word} mug, blue", price, "NA" if number == 2 else "Acme", "Blue", "", "M-1", "Ceramic", "", text])
+            out.writerow(
+                [
+                    f"B{number}",
+                    "UK",
+                    f"{word} mug, blue",
+                    price,
+                    "NA" if number == 2 else "Acme",
+                    "Blue",
+                    "",
+                    "M-1",
+                    "Ceramic",
+                    "",
+                    text,
+                ]
+            )
 
 
 def mind(folder: Path, size: str = "small") -> None:
@@ -147,9 +206,15 @@ def mind(folder: Path, size: str = "small") -> None:
     behaviors, number = [], 0
     for user in range(USERS):
         history = " ".join(f"N{(user + place) % len(FRUIT)}" for place in range(12 + user % 3))
-        for own in ("", history, "N1 N2 N3 N4 N5 N6 N7 N8 N9 N10 N11 N0") if user == 3 else (history, history):
+        for own in (
+            ("", history, "N1 N2 N3 N4 N5 N6 N7 N8 N9 N10 N11 N0")
+            if user == 3
+            else (history, history)
+        ):
             number += 1
-            behaviors.append(f"{number}\tU{user}\t11/15/2019 {1 + user % 12}:55:22 PM\t{own}\tN1-0 N2-1")
+            behaviors.append(
+                f"{number}\tU{user}\t11/15/2019 {1 + user % 12}:55:22 PM\t{own}\tN1-0 N2-1"
+            )
     behaviors.append(f"{number + 1}\tU999\t11/15/2019 8:55:22 AM\tN1 N2\tN300-0")
     behaviors += ["cut", f"{number + 2}\tU3\t11/15/2019 8:55:22 AM\tN1 N2"]
     news = [
@@ -163,9 +228,15 @@ def mind(folder: Path, size: str = "small") -> None:
 
 def ml_100k(folder: Path) -> None:
     """latin-1; a film without a year."""
-    ratings = "".join(f"{user + 1}\t{item + 1}\t{1 + item % 5}\t{880000000 + place}\n" for user, place, item in walks())
+    ratings = "".join(
+        f"{user + 1}\t{item + 1}\t{1 + item % 5}\t{880000000 + place}\n"
+        for user, place, item in walks()
+    )
     genres = ["0", "1", "0", "0", "1"] + ["0"] * 14
-    films = [f"{number + 1}|{word.title()}é, The (19{70 + number})|01-Jan-1995||http://x|{'|'.join(genres)}" for number, word in enumerate(FRUIT)]
+    films = [
+        f"{number + 1}|{word.title()}é, The (19{70 + number})|01-Jan-1995||http://x|{'|'.join(genres)}"
+        for number, word in enumerate(FRUIT)
+    ]
     films[2] = f"3|unknown||||{'|'.join(['1'] + ['0'] * 18)}"
     with zipfile.ZipFile(folder / "ml-100k.zip", "w") as holder:
         holder.writestr("ml-100k/u.data", ratings)
@@ -174,8 +245,14 @@ def ml_100k(folder: Path) -> None:
 
 def ml_1m(folder: Path) -> None:
     """`::` between the cells, a colon within one."""
-    ratings = "".join(f"{user + 1}::{item + 1}::{1 + item % 5}::{970000000 + place}\n" for user, place, item in walks())
-    films = [f"{number + 1}::{word.title()}: The Film é (19{70 + number})::Animation|Children's" for number, word in enumerate(FRUIT)]
+    ratings = "".join(
+        f"{user + 1}::{item + 1}::{1 + item % 5}::{970000000 + place}\n"
+        for user, place, item in walks()
+    )
+    films = [
+        f"{number + 1}::{word.title()}: The Film é (19{70 + number})::Animation|Children's"
+        for number, word in enumerate(FRUIT)
+    ]
     with zipfile.ZipFile(folder / "ml-1m.zip", "w") as holder:
         holder.writestr("ml-1m/ratings.dat", ratings)
         holder.writestr("ml-1m/movies.dat", ("\n".join(films) + "\n").encode("latin-1"))

@@ -15,15 +15,25 @@ WORDS = "red blue green small large dog cat bird fish toy bowl leash bed food tr
 def write_shop(folder, name="tiny", seed=0):
     """dataset/<name> with 40 users, 30 items, titles and times; returns each user's items in order."""
     rng = random.Random(seed)
-    items = [f"i{number}\t{' '.join(rng.sample(WORDS, 4))} n{number}\t{rng.choice(WORDS)}" for number in range(30)]
+    items = [
+        f"i{number}\t{' '.join(rng.sample(WORDS, 4))} n{number}\t{rng.choice(WORDS)}"
+        for number in range(30)
+    ]
     events, bought = [], {}
     for user in range(40):
         bought[f"u{user}"] = [f"i{rng.randrange(30)}" for _ in range(rng.randint(5, 9))]
-        events += [f"u{user}\t{item}\t{rng.randint(1, 5)}\t{1_600_000_000 + 100 * len(events) + time}" for time, item in enumerate(bought[f"u{user}"])]
+        events += [
+            f"u{user}\t{item}\t{rng.randint(1, 5)}\t{1_600_000_000 + 100 * len(events) + time}"
+            for time, item in enumerate(bought[f"u{user}"])
+        ]
     target = folder / "dataset" / name
     target.mkdir(parents=True)
-    (target / f"{name}.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tcategories:token_seq", *items, ""]))
-    (target / f"{name}.inter").write_text("\n".join(["user_id:token\titem_id:token\trating:float\ttimestamp:float", *events, ""]))
+    (target / f"{name}.item").write_text(
+        "\n".join(["item_id:token\ttitle:token_seq\tcategories:token_seq", *items, ""])
+    )
+    (target / f"{name}.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token\trating:float\ttimestamp:float", *events, ""])
+    )
     return bought
 
 
@@ -35,17 +45,30 @@ def edit(folder, suffix, change):
 def process(folder, *args, code=None, **env):
     """A finished process: the command with these arguments, or this code."""
     call = ["-c", code] if code else ["-m", "recbole_llm", *args]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env}
-    return subprocess.run([sys.executable, *call], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        **env,
+    }
+    return subprocess.run(
+        [sys.executable, *call], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def there(folder):
     """Every path below a folder, files with their size."""
-    return {str(path.relative_to(folder)): path.stat().st_size if path.is_file() else "folder" for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.stat().st_size if path.is_file() else "folder"
+        for path in folder.rglob("*")
+    }
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in (folder / "saved" / "results.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "saved" / "results.jsonl").read_text().splitlines()
+    ]
 
 
 def only(folder, beginning):
@@ -59,7 +82,15 @@ def table_line(text, name):
 
 
 LIR = ["--model=LIR", "--dataset=tiny", "--beside=[Pop]", "--show_progress=false"]
-COMPARE = ["compare", "--models=Pop,LIR,GRU4Rec", "--dataset=tiny", "--epochs=1", "--seeds=1,2", "--GRU4Rec.hidden_size=16", "--show_progress=false"]
+COMPARE = [
+    "compare",
+    "--models=Pop,LIR,GRU4Rec",
+    "--dataset=tiny",
+    "--epochs=1",
+    "--seeds=1,2",
+    "--GRU4Rec.hidden_size=16",
+    "--show_progress=false",
+]
 LEFT_ALONE = """
 import os, sys
 import recbole_llm
@@ -96,9 +127,23 @@ class Shop:
     def run_second(self):
         self.compare = process(self.second, *COMPARE)
         self.compare_rows = rows_of(self.second)
-        gru, lir = (sorted((self.second / "saved").glob(name))[0] for name in ("GRU4Rec-*", "LIR-*"))
-        self.uni = process(self.second, "evaluate", f"--checkpoint={gru.name}", "--eval_args.mode=uni5", "--show_progress=false")
-        self.other = process(self.second, "evaluate", f"--checkpoint={lir}", "--dataset=other", "--show_progress=false")
+        gru, lir = (
+            sorted((self.second / "saved").glob(name))[0] for name in ("GRU4Rec-*", "LIR-*")
+        )
+        self.uni = process(
+            self.second,
+            "evaluate",
+            f"--checkpoint={gru.name}",
+            "--eval_args.mode=uni5",
+            "--show_progress=false",
+        )
+        self.other = process(
+            self.second,
+            "evaluate",
+            f"--checkpoint={lir}",
+            "--dataset=other",
+            "--show_progress=false",
+        )
         self.evaluate_rows = rows_of(self.second)[len(self.compare_rows) :]
         self.gru = gru
 

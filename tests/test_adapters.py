@@ -18,7 +18,18 @@ def trained(tmp_path_factory):
     write_cycle(folder)
     runs = [run_settings(settings_for("CALRec", folder, epochs=2))]
     for _ in range(2):
-        runs.append(run_settings(settings_for("CALRec", folder, epochs=2, adapter="lora", lora_dropout=0.1, init_from=runs[-1].folder.name)))
+        runs.append(
+            run_settings(
+                settings_for(
+                    "CALRec",
+                    folder,
+                    epochs=2,
+                    adapter="lora",
+                    lora_dropout=0.1,
+                    init_from=runs[-1].folder.name,
+                )
+            )
+        )
     return folder, runs
 
 
@@ -32,7 +43,12 @@ def test_adapters_alone_are_stored_and_name_their_base(trained):
     folder, (full, first, second) = trained
     files = {path.name for path in (first.folder / "backbone").iterdir()}
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files
-    bases = [json.loads((run.folder / "backbone" / "adapter_config.json").read_text())["base_model_name_or_path"] for run in (first, second)]
+    bases = [
+        json.loads((run.folder / "backbone" / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ]
+        for run in (first, second)
+    ]
     assert bases == [f"run:{full.folder.name}", f"run:{first.folder.name}"]
 
 
@@ -48,14 +64,18 @@ def test_merged_equals_live(trained):
         assert all(parameter.requires_grad for parameter in merged.model.parameters())
         outputs.append(expected)
     base = logits(load_folder(str(runs[0].folder / "backbone")))
-    assert not torch.allclose(outputs[0], base, atol=1e-3) and not torch.allclose(outputs[1], outputs[0], atol=1e-3)
+    assert not torch.allclose(outputs[0], base, atol=1e-3) and not torch.allclose(
+        outputs[1], outputs[0], atol=1e-3
+    )
 
 
 def test_peft_reads_them(trained):
     from peft import PeftModel
 
     _, (full, first, _) = trained
-    theirs = PeftModel.from_pretrained(load_folder(str(full.folder / "backbone")).model, str(first.folder / "backbone")).eval()
+    theirs = PeftModel.from_pretrained(
+        load_folder(str(full.folder / "backbone")).model, str(first.folder / "backbone")
+    ).eval()
     with torch.no_grad():
         output = theirs(input_ids=torch.arange(2, 22)[None]).logits
     assert torch.allclose(output, logits(load_folder(str(first.folder / "backbone"))), atol=1e-5)
@@ -78,12 +98,17 @@ def test_a_stored_run_gives_its_numbers_again(trained):
     for run in (first, second):
         settings = json.loads((run.folder / "run.json").read_text())["settings"]
         again = evaluate_run(run.folder, settings | {"metrics": ["NDCG"], "topk": [10]})
-        assert again.folder != run.folder and again.row["test"]["ndcg@10"] == pytest.approx(run.row["test"]["ndcg@10"])
+        assert again.folder != run.folder and again.row["test"]["ndcg@10"] == pytest.approx(
+            run.row["test"]["ndcg@10"]
+        )
 
 
 def test_lora_on_random_weights_is_refused(tmp_path):
     write_cycle(tmp_path)
-    with pytest.raises(UserError, match="adapter: lora needs trained weights, found backbone scratch:tiny; give --init_from=RUN"):
+    with pytest.raises(
+        UserError,
+        match="adapter: lora needs trained weights, found backbone scratch:tiny; give --init_from=RUN",
+    ):
         run_settings(settings_for("CALRec", tmp_path, adapter="lora"))
     assert not (tmp_path / "saved").exists()
 
@@ -92,4 +117,6 @@ def test_a_backbone_of_a_lora_run_is_merged(trained):
     folder, (_, first, _) = trained
     _, model, _, _ = prepared("CALRec", folder, backbone=f"run:{first.folder.name}")
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
-    assert torch.allclose(logits(model.bundle), logits(load_folder(str(first.folder / "backbone"))), atol=1e-4)
+    assert torch.allclose(
+        logits(model.bundle), logits(load_folder(str(first.folder / "backbone"))), atol=1e-4
+    )

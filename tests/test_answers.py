@@ -14,7 +14,15 @@ from recbole_llm.prepared import Prepared
 from recbole_llm.retrieval.matching import BM25Match, HierarchicalMatch
 from recbole_llm.runs import evaluate_run, run_settings
 
-LEARNED = {"epochs": 12, "train_batch_size": 4, "scratch_vocabulary": 700, "eval_step": 0, "samples": 2, "alpha": 0, "beta": 0}
+LEARNED = {
+    "epochs": 12,
+    "train_batch_size": 4,
+    "scratch_vocabulary": 700,
+    "eval_step": 0,
+    "samples": 2,
+    "alpha": 0,
+    "beta": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,9 @@ def asked(monkeypatch):
     return seen
 
 
-def test_a_checkpoint_is_chosen_by_valid_samples_and_everything_else_by_samples(tmp_path, monkeypatch):
+def test_a_checkpoint_is_chosen_by_valid_samples_and_everything_else_by_samples(
+    tmp_path, monkeypatch
+):
     write_cycle(tmp_path)
     _, _, trainer, (_, valid, test) = prepared("CALRec", tmp_path, samples=5, valid_samples=2)
     seen = asked(monkeypatch)
@@ -76,7 +86,9 @@ def test_as_many_texts_are_matched_as_asked(answering):
         model, cases = answering(texts_kept=kept, samples=16, temperature=2.0)
         answers = model.generate(cases, model.prompts(cases))
         assert max(len(answer.texts) for answer in answers) > 3
-        expected = [model.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers]
+        expected = [
+            model.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers
+        ]
         assert (model.score(cases) == np.stack(expected)).all()
 
 
@@ -84,14 +96,22 @@ def test_as_many_texts_are_matched_as_asked(answering):
 def test_blend_weighs_what_a_search_reached(answering):
     model, cases = answering(decoding="constrained", beams=4)
     prompts = model.prompts(cases)
-    answers, plain, histories = model.generate(cases, prompts), model.score(cases), model.vectors(prompts, 0)
+    answers, plain, histories = (
+        model.generate(cases, prompts),
+        model.score(cases),
+        model.vectors(prompts, 0),
+    )
     model.config["blend"] = 3.0
     blended = model.score(cases)
     for answer, before, after, history in zip(answers, plain, blended, histories, strict=True):
         items, logprobs = model.first[answer.reached], np.array(answer.logprobs)
         expected = logprobs + 3.0 * history @ model.item_vectors[answer.reached].T
-        assert after[items] - after[items].min() == pytest.approx(expected - expected.min(), abs=1e-4)
-        assert before[items] - before[items].min() == pytest.approx(logprobs - logprobs.min(), abs=1e-6)
+        assert after[items] - after[items].min() == pytest.approx(
+            expected - expected.min(), abs=1e-4
+        )
+        assert before[items] - before[items].min() == pytest.approx(
+            logprobs - logprobs.min(), abs=1e-6
+        )
         assert after[items].min() > np.delete(after, items).max()
 
 
@@ -110,15 +130,27 @@ def test_half_precision_is_used_and_gives_the_same_metrics(learned, answering, d
     folder, run = learned
     values, kinds = {}, {}
     for precision in ("fp32", "bf16"):
-        own = LEARNED | {"precision": precision, "decoding": decoding, "beams": 6, "samples": 16, "topk_saved": 10}
+        own = LEARNED | {
+            "precision": precision,
+            "decoding": decoding,
+            "beams": 6,
+            "samples": 16,
+            "topk_saved": 10,
+        }
         values[precision] = evaluate_run(run.folder, settings_for("CALRec", folder, **own)).values
         model, cases = answering(precision=precision)
         head = model.backbone.get_output_embeddings()
-        head.register_forward_hook(lambda module, inputs, output, precision=precision: kinds.update({precision: output.dtype}))
+        head.register_forward_hook(
+            lambda module, inputs, output, precision=precision: kinds.update(
+                {precision: output.dtype}
+            )
+        )
         model.scores(cases[:2])
     assert kinds == {"fp32": torch.float32, "bf16": torch.bfloat16}
     assert values["fp32"]["ndcg@10"] > 0.6, "the world is learned"
-    assert values["bf16"]["ndcg@10"] == pytest.approx(values["fp32"]["ndcg@10"], abs=0.002 if decoding == "constrained" else 0.02)
+    assert values["bf16"]["ndcg@10"] == pytest.approx(
+        values["fp32"]["ndcg@10"], abs=0.002 if decoding == "constrained" else 0.02
+    )
 
 
 def test_a_rerun_of_lists_and_a_blend_do_not_hide_garbage(tmp_path):
@@ -154,13 +186,17 @@ def text(tmp_path):
     path = tmp_path / "cycle" / "cycle.item"
     path.write_text(path.read_text().replace("lemon juice", "title brand category"))
     ready = Prepared(settings_for("LIR", tmp_path))
-    return ItemText.from_tables(ready.tables, ready.config["text_fields"], ready.config["text_words"])
+    return ItemText.from_tables(
+        ready.tables, ready.config["text_fields"], ready.config["text_words"]
+    )
 
 
 def test_attribute_names_are_no_query_words(text):
     """One item is called after them: a text's own names must not find it."""
     match = BM25Match(text, {"epsilon": 0.0002, "bm25_k1": 1.5, "bm25_b": 0.75})
-    scores = match.scores(["Title: kiwi juice. Category: drinks k. Brand: brand1."], np.array([-1.0]))
+    scores = match.scores(
+        ["Title: kiwi juice. Category: drinks k. Brand: brand1."], np.array([-1.0])
+    )
     item = text.values.index(next(row for row in text.values if row[0].startswith("kiwi")))
     named = next(index for index, row in enumerate(text.values) if row[0].startswith("title"))
     assert scores.argmax() == item and scores[named] == pytest.approx(0, abs=0.3)
@@ -178,12 +214,16 @@ def test_epsilon_weighs_texts_by_their_probability(text, epsilon):
 @torch.no_grad()
 def test_the_match_is_the_one_that_is_asked_for(answering):
     model, cases = answering(match="hierarchical", samples=8)
-    assert isinstance(model.match, HierarchicalMatch) and set(np.unique(model.score(cases))) <= set(range(9))
+    assert isinstance(model.match, HierarchicalMatch) and set(np.unique(model.score(cases))) <= set(
+        range(9)
+    )
     model, cases = answering(match="bm25", samples=8)
     assert isinstance(model.match, BM25Match) and model.score(cases).max() < 1
 
 
 def test_shares_of_outputs_are_over_all_of_them(text):
     good, other = text.sentence(0), "Title: kiwi juice. Category: meat. Brand: brand9."
-    counts = HierarchicalMatch(text).tally([good, other, "Title: meat.", good.removesuffix(".")], [3, 1, 1, 1])
+    counts = HierarchicalMatch(text).tally(
+        [good, other, "Title: meat.", good.removesuffix(".")], [3, 1, 1, 1]
+    )
     assert counts == {"formatted": 4, "matched_all": 4, "matched_first": 5}

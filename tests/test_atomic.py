@@ -63,27 +63,66 @@ def test_quoted_cells_may_hold_tabs_and_line_ends(read):
 
 
 def test_a_quote_excuses_no_ragged_line(complaint):
-    assert complaint(HEADER + '1\tfine\t3\n2\t"c" d\te\t4\n').startswith("line 3: expected 3 cells, found 4")
+    assert complaint(HEADER + '1\tfine\t3\n2\t"c" d\te\t4\n').startswith(
+        "line 3: expected 3 cells, found 4"
+    )
     assert complaint(HEADER + '1\t"a\tb" c\t3\n').startswith("line 2: expected 3 cells, found 4")
-    assert complaint(HEADER + '1\t"never\tshut\t3\n2\tx\t4\n').startswith("line 2: expected 3 cells, found 4")
-    assert complaint(HEADER + '1\t"a\tb"\t3\n2\tx\ty\t4\n').startswith("line 2: expected 3 cells, found 4")
+    assert complaint(HEADER + '1\t"never\tshut\t3\n2\tx\t4\n').startswith(
+        "line 2: expected 3 cells, found 4"
+    )
+    assert complaint(HEADER + '1\t"a\tb"\t3\n2\tx\ty\t4\n').startswith(
+        "line 2: expected 3 cells, found 4"
+    )
 
 
 # Words that other readers take for a missing value, and ids that look like numbers
 
-WORDS = ["NA", "N/A", "#N/A", "null", "NULL", "nan", "NaN", "-nan", "None", "<NA>", "n/a", "1.#IND", "", " ", "True"]
+WORDS = [
+    "NA",
+    "N/A",
+    "#N/A",
+    "null",
+    "NULL",
+    "nan",
+    "NaN",
+    "-nan",
+    "None",
+    "<NA>",
+    "n/a",
+    "1.#IND",
+    "",
+    " ",
+    "True",
+]
 
 
 def test_words_for_nothing_are_words(read, tmp_path):
     frame = read(HEADER + "".join(f"{word}\t{word}\t1\n" for word in WORDS))
     assert frame["item_id"].tolist() == WORDS
     assert frame["title"].tolist() == WORDS
-    stock = pd.read_csv(tmp_path / "toy.item", sep="\t", engine="python", dtype={"item_id:token": str})  # as RecBole reads
+    stock = pd.read_csv(
+        tmp_path / "toy.item", sep="\t", engine="python", dtype={"item_id:token": str}
+    )  # as RecBole reads
     assert stock["item_id:token"].isna().sum() >= 10
 
 
 def test_ids_are_kept_as_they_are_written(read):
-    ids = ["007", "0", "00", "1.0", "1.50", "1e5", "0x10", "+1", "-0", "1_000", "123456789012345678901234567890", " 1", "é", "名前"]
+    ids = [
+        "007",
+        "0",
+        "00",
+        "1.0",
+        "1.50",
+        "1e5",
+        "0x10",
+        "+1",
+        "-0",
+        "1_000",
+        "123456789012345678901234567890",
+        " 1",
+        "é",
+        "名前",
+    ]
     assert read(HEADER + "".join(f"{item}\tx\t1\n" for item in ids))["item_id"].tolist() == ids
 
 
@@ -108,20 +147,30 @@ def test_odd_characters_are_no_line_ends(read, char):
 
 
 def test_not_utf8_is_told_with_its_line(complaint):
-    assert complaint(HEADER.encode() + b"1\tfine\t1\n2\tcaf\xe9\t2\n").startswith("line 3: the bytes are not UTF-8")
-    assert complaint(b"\xef\xbb\xbf" + HEADER.replace("\n", "\r\n").encode() + b"1\t\xff\t1\r\n").startswith("line 2: ")
+    assert complaint(HEADER.encode() + b"1\tfine\t1\n2\tcaf\xe9\t2\n").startswith(
+        "line 3: the bytes are not UTF-8"
+    )
+    assert complaint(
+        b"\xef\xbb\xbf" + HEADER.replace("\n", "\r\n").encode() + b"1\t\xff\t1\r\n"
+    ).startswith("line 2: ")
 
 
 # Broken files
 
 
 def test_a_tab_in_a_text_is_told_with_its_line(complaint):
-    assert complaint(HEADER + "1\ta\t1\n2\tb\tc\t2\n3\td\t3\n").startswith("line 3: expected 3 cells, found 4")
+    assert complaint(HEADER + "1\ta\t1\n2\tb\tc\t2\n3\td\t3\n").startswith(
+        "line 3: expected 3 cells, found 4"
+    )
 
 
 def test_a_line_end_in_a_text_is_told_with_its_line(complaint):
-    assert complaint(HEADER + "1\ta\t1\n2\tb\nc\t2\n").startswith("line 3: expected 3 cells, found 2")
-    assert complaint(HEADER + "1\ta\t1\n\n2\tb\t2\n").startswith("line 3: expected 3 cells, found 1")
+    assert complaint(HEADER + "1\ta\t1\n2\tb\nc\t2\n").startswith(
+        "line 3: expected 3 cells, found 2"
+    )
+    assert complaint(HEADER + "1\ta\t1\n\n2\tb\t2\n").startswith(
+        "line 3: expected 3 cells, found 1"
+    )
 
 
 @pytest.mark.parametrize("rest", ["2", "2\tb"])
@@ -129,14 +178,26 @@ def test_a_cut_file_is_told_with_its_line(complaint, rest):
     assert complaint(HEADER + "1\ta\t1\n" + rest).startswith("line 3: expected 3 cells")
 
 
-@pytest.mark.parametrize("cell", ["12a", "NA", "nan", "1_000", "0x10", "1,5", "$3", "\uff11", '"5"', "-"])
+@pytest.mark.parametrize(
+    "cell", ["12a", "NA", "nan", "1_000", "0x10", "1,5", "$3", "\uff11", '"5"', "-"]
+)
 def test_a_bad_number_is_told_with_its_line(complaint, cell):
     message = complaint(f"{HEADER}1\ta\t1\n2\tb\t\n3\tc\t{cell}\n4\td\t4\n")
     assert message == f"line 4: expected a number or an empty cell in column price, found {cell!r}"
 
 
 @pytest.mark.parametrize(
-    "header", ["", "user_id", "user_id\titem_id", "a:token\tb:int", ":token", "a:token\t", "a:token\ta:float", "user_id:token item_id:tokens"]
+    "header",
+    [
+        "",
+        "user_id",
+        "user_id\titem_id",
+        "a:token\tb:int",
+        ":token",
+        "a:token\t",
+        "a:token\ta:float",
+        "user_id:token item_id:tokens",
+    ],
 )
 def test_a_bad_header_is_told(complaint, header):
     assert complaint(f"{header}\n1\t2\n").startswith("line 1: ")
@@ -153,7 +214,15 @@ def test_times_are_exact(read):
     """pandas' default parser is off by one bit here and there; float32, RecBole's choice, by 64 seconds."""
     rng = np.random.default_rng(0)
     scattered = rng.standard_normal(500) * 10.0 ** rng.integers(-20, 20, 500)
-    values = [0.1, 1e-300, 123456789012345678.0, 1600000000.1234567, -5.0, *(1.6e9 + rng.random(500)), *scattered]
+    values = [
+        0.1,
+        1e-300,
+        123456789012345678.0,
+        1600000000.1234567,
+        -5.0,
+        *(1.6e9 + rng.random(500)),
+        *scattered,
+    ]
     cells = [repr(float(value)) for value in values]
     price = read(HEADER + "".join(f"{row}\tx\t{cell}\n" for row, cell in enumerate(cells)))["price"]
     assert price.dtype == np.float64

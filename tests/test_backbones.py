@@ -11,7 +11,14 @@ from recbole_llm.backbone import SentenceBackbone, load_folder
 from recbole_llm.runs import run_settings
 from recbole_llm.scratch import PAD, train_tokenizer
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+}
 KINDS = {
     "Llama": SIZES,
     "Qwen2": SIZES,
@@ -25,17 +32,28 @@ def save_model(kind, folder):
     import transformers
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = train_tokenizer([f"Title: {word} juice. Category: drinks. Brand: brand." for word in FRUIT], 300)
+    tokenizer = train_tokenizer(
+        [f"Title: {word} juice. Category: drinks. Brand: brand." for word in FRUIT], 300
+    )
     if kind in ("Llama", "Gemma2"):
         tokenizer.add_special_tokens({"bos_token": "<s>"})
-        single = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+        single = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
         tokenizer.backend_tokenizer.post_processor = single
     if kind == "GPT2":
         tokenizer.pad_token = None
-    own = KINDS[kind] | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": None}
+    own = KINDS[kind] | {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": None,
+    }
     torch.manual_seed(0)
     name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
-    getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**own)).save_pretrained(folder)
+    getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**own)).save_pretrained(
+        folder
+    )
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -48,25 +66,45 @@ def test_a_model_in_a_folder_is_trained_and_loaded_again(kind, tmp_path):
     lora = run_settings(settings_for("CALRec", tmp_path, backbone=folder, adapter="lora"))
     for run in (full, lora):
         stored = load_folder(str(run.folder / "backbone"))
-        assert type(stored.model).__name__.startswith(kind) and stored.tokenizer.pad_token_id is not None
+        assert (
+            type(stored.model).__name__.startswith(kind)
+            and stored.tokenizer.pad_token_id is not None
+        )
         assert 0 <= run.row["test"]["ndcg@10"] <= 1
     assert (stored.tokenizer.pad_token == PAD) == (kind != "GPT2")  # GPT-2 pads with its end token
-    assert {path.name for path in (lora.folder / "backbone").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert {path.name for path in (lora.folder / "backbone").glob("*.safetensors")} == {
+        "adapter_model.safetensors"
+    }
     assert stored.model.peft_config["default"].base_model_name_or_path == folder
 
 
 def test_a_backbone_that_is_nowhere_is_told_before_what_stands_beside_it_is_trained(tmp_path):
     """And one that was downloaded before runs without the network."""
     write_shop(tmp_path)
-    command = ("--model=ST5Seq", "--dataset=tiny", "--epochs=0", "--show_progress=false", "--max_length=128", "--backbone=org/tiny")
+    command = (
+        "--model=ST5Seq",
+        "--dataset=tiny",
+        "--epochs=0",
+        "--show_progress=false",
+        "--max_length=128",
+        "--backbone=org/tiny",
+    )
     at_home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = process(tmp_path, *command, **at_home)
     assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "saved").exists()
-    assert re.match(r"error: backbone 'org/tiny': expected one of config.json[^\n]+\n$", done.stderr)
+    assert re.match(
+        r"error: backbone 'org/tiny': expected one of config.json[^\n]+\n$", done.stderr
+    )
     folder = tmp_path / "hub" / "hub" / "models--org--tiny"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots").mkdir()
-    SentenceBackbone.from_scratch("tiny", train_tokenizer(["red shoes", "blue tea"], 100), 128).save(folder / "snapshots" / "abc")
+    SentenceBackbone.from_scratch(
+        "tiny", train_tokenizer(["red shoes", "blue tea"], 100), 128
+    ).save(folder / "snapshots" / "abc")
     done = process(tmp_path, *command, **at_home)
-    assert done.returncode == 0 and [row["model"] for row in rows_of(tmp_path)] == ["Pop", "LIR", "ST5Seq"], done.stderr
+    assert done.returncode == 0 and [row["model"] for row in rows_of(tmp_path)] == [
+        "Pop",
+        "LIR",
+        "ST5Seq",
+    ], done.stderr

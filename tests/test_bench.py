@@ -11,16 +11,30 @@ import pytest
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 SCRIPTS = sorted(path.name for path in BENCH.glob("*.py") if path.name != "common.py")
-SIZES = {"evaluate.py": ("stock_s", "ours_s", "final_s", "final_ratio", "final_mib"), "load.py": ("stock_seconds", "ours_seconds", "ours_peak_mib")}
+SIZES = {
+    "evaluate.py": ("stock_s", "ours_s", "final_s", "final_ratio", "final_mib"),
+    "load.py": ("stock_seconds", "ours_seconds", "ours_peak_mib"),
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_bench_ends_with_its_figures(script, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, str(BENCH / script), "--small"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(BENCH / script), "--small"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
-    assert last["bench"] == script.removesuffix(".py") and last["ratio"] > 0 and last["machine"]["threads"] == 1
+    assert (
+        last["bench"] == script.removesuffix(".py")
+        and last["ratio"] > 0
+        and last["machine"]["threads"] == 1
+    )
     for row in last["rows"]:
         assert all(row[name] > 0 for name in (*SIZES.get(script, ()), "ratio"))
         assert row.get("largest_difference", 0) < 1e-9  # both sides measure the same
@@ -32,5 +46,7 @@ def test_a_peak_is_of_the_process_itself():
     """Not of the one that started it, which held 400 MiB."""
     held = np.ones(50 * 2**20)
     script = "from recbole_llm.store import peak_memory; print(peak_memory())"
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert 5 < float(child.stdout) < held.nbytes / 2**20 / 2

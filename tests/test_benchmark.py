@@ -12,14 +12,21 @@ SPLIT = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 def sequences(tables):
     """user token -> item tokens in order."""
-    return {user: tables.items[tables.item[a:b]].tolist() for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)}
+    return {
+        user: tables.items[tables.item[a:b]].tolist()
+        for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)
+    }
 
 
 def case_tokens(tables, cases, longest=None):
     """(user, history, target) of every case, by tokens."""
     token = tables.items[tables.item]
     return [
-        (tables.users[user], tuple(token[begin:end][-longest:] if longest else token[begin:end]), token[end])
+        (
+            tables.users[user],
+            tuple(token[begin:end][-longest:] if longest else token[begin:end]),
+            token[end],
+        )
         for user, begin, end in zip(cases.user, cases.begin, cases.end, strict=True)
     ]
 
@@ -27,7 +34,9 @@ def case_tokens(tables, cases, longest=None):
 @pytest.fixture
 def presplit(write):
     def presplit(**parts):
-        files = {f"{part}.inter": [SPLIT, *parts.get(part, [])] for part in ("train", "valid", "test")}
+        files = {
+            f"{part}.inter": [SPLIT, *parts.get(part, [])] for part in ("train", "valid", "test")
+        }
         return load(Source(write(files), "toy", benchmark=("train", "valid", "test")))
 
     return presplit
@@ -41,7 +50,10 @@ def test_published_splits_are_leave_one_out(shared):
     assert sequences(split) == sequences(whole)
     mine, theirs = make_split(whole, {"LS": "valid_and_test"}), make_split(split, {})
     for part in ("train", "valid", "test"):
-        expected, found = case_tokens(whole, getattr(mine, part), 50), case_tokens(split, getattr(theirs, part))
+        expected, found = (
+            case_tokens(whole, getattr(mine, part), 50),
+            case_tokens(split, getattr(theirs, part)),
+        )
         assert sorted(found) == sorted(expected)
         assert len(found) == {"train": 34101}.get(part, 8442)
     held_out = mine.train_events.sum()
@@ -51,13 +63,18 @@ def test_published_splits_are_leave_one_out(shared):
 def test_every_row_is_a_case_with_its_own_history(presplit):
     rows = {
         "train": [("u", "a b", "c"), ("v", "a", "b"), ("u", "a", "b"), ("w", "", "c")],
-        "valid": [("u", "a b c", "d"), ("v", "z y", "x")],  # v's list does not continue its training row
+        "valid": [
+            ("u", "a b c", "d"),
+            ("v", "z y", "x"),
+        ],  # v's list does not continue its training row
         "test": [("u", "c d", "e"), ("v", "y x", "y"), ("w", "q", "a")],  # windows that were cut
     }
     read = presplit(**rows)
     split = make_split(read, {})
     for part, expected in rows.items():
-        assert case_tokens(read, getattr(split, part)) == [(user, tuple(items.split()), target) for user, items, target in expected]
+        assert case_tokens(read, getattr(split, part)) == [
+            (user, tuple(items.split()), target) for user, items, target in expected
+        ]
 
 
 def test_windows_of_one_length_are_joined(presplit):
@@ -66,7 +83,9 @@ def test_windows_of_one_length_are_joined(presplit):
     read = presplit(train=windows, valid=[("u", "a b", "d")], test=[("u", "b d", "e")])
     split = make_split(read, {})
     assert case_tokens(read, split.test) == [("u", ("b", "d"), "e")]
-    assert not (split.train_events[split.test.end].any() or split.train_events[split.valid.end].any())
+    assert not (
+        split.train_events[split.test.end].any() or split.train_events[split.valid.end].any()
+    )
 
 
 def test_lists_and_targets_share_one_numbering(presplit):
@@ -93,7 +112,11 @@ def test_mistakes_in_split_files(presplit, parts, message):
 @pytest.mark.parametrize(
     ("files", "suffixes", "message"),
     [
-        ({"train.inter": [SPLIT], "valid.inter": [SPLIT]}, ("train", "valid", "test"), "toy.test.inter not found"),
+        (
+            {"train.inter": [SPLIT], "valid.inter": [SPLIT]},
+            ("train", "valid", "test"),
+            "toy.test.inter not found",
+        ),
         ({"train.inter": [SPLIT]}, ("train",), "expected three suffixes"),
         ({"train.inter": [INTER]}, ("train", "valid", "test"), "expected a column item_id_list"),
     ],

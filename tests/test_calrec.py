@@ -12,11 +12,21 @@ from recbole_llm.runs import run_settings
 def learned_rows(model, epoch=0):
     """Event rows whose texts are learned, each as often as it is; the cycle's titles are distinct within a user's eight events."""
     rows = []
-    for (tokens, *_), case in zip(model.training_examples(epoch), windows(model, epoch), strict=True):
+    for (tokens, *_), case in zip(
+        model.training_examples(epoch), windows(model, epoch), strict=True
+    ):
         spans = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
         for begin, end in spans:
-            text = model.bundle.tokenizer.decode(tokens.ids[begin:end]).strip().removesuffix("<|end|>")
-            rows.append(max(row for row in range(case[0], case[1] + 1) if model.sentences[model.tables.item[row]] == text))
+            text = (
+                model.bundle.tokenizer.decode(tokens.ids[begin:end]).strip().removesuffix("<|end|>")
+            )
+            rows.append(
+                max(
+                    row
+                    for row in range(case[0], case[1] + 1)
+                    if model.sentences[model.tables.item[row]] == text
+                )
+            )
     return rows
 
 
@@ -37,7 +47,10 @@ def windows(model, epoch):
 SPLITS = {
     "leave one out": {},
     "ratios": {"eval_args.split": {"RS": [5, 2, 3]}},
-    "the later part of a temporal split": {"eval_args.split": {"temporal": [0.4, 0.3, 0.3]}, "eval_args.part": "continue"},
+    "the later part of a temporal split": {
+        "eval_args.split": {"temporal": [0.4, 0.3, 0.3]},
+        "eval_args.part": "continue",
+    },
     "both parts": {"eval_args.split": {"temporal": [0.5, 0.3, 0.2]}, "eval_args.part": "both"},
 }
 
@@ -46,7 +59,9 @@ SPLITS = {
 @pytest.mark.parametrize("name", SPLITS)
 def test_every_training_case_is_learned_once_and_nothing_else(tmp_path, name, length):
     write_cycle(tmp_path)
-    _, model, _, (train, *_) = prepared("CALRec", tmp_path, nig_targets="all", max_length=length, **SPLITS[name])
+    _, model, _, (train, *_) = prepared(
+        "CALRec", tmp_path, nig_targets="all", max_length=length, **SPLITS[name]
+    )
     assert sorted(learned_rows(model)) == sorted(train._dataset.cases.end)
 
 
@@ -55,13 +70,25 @@ def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path):
     folder.mkdir()
     items = [f"i{number}" for number in range(len(FRUIT))]
     head = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
-    train = [f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n" for size in (5, 2, 4, 1, 3) for user in (3, 0, 2, 1)]
+    train = [
+        f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n"
+        for size in (5, 2, 4, 1, 3)
+        for user in (3, 0, 2, 1)
+    ]
     (folder / "cut.train.inter").write_text(head + "".join(train))
     for part, size in (("valid", 6), ("test", 7)):
-        rows = [f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n" for user in range(4)]
+        rows = [
+            f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n"
+            for user in range(4)
+        ]
         (folder / f"cut.{part}.inter").write_text(head + "".join(rows))
-    (folder / "cut.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{items[at]}\t{word}\n" for at, word in enumerate(FRUIT)))
-    _, model, _, (loader, *_) = prepared("CALRec", tmp_path, "cut", benchmark_filename=["train", "valid", "test"])
+    (folder / "cut.item").write_text(
+        "item_id:token\ttitle:token_seq\n"
+        + "".join(f"{items[at]}\t{word}\n" for at, word in enumerate(FRUIT))
+    )
+    _, model, _, (loader, *_) = prepared(
+        "CALRec", tmp_path, "cut", benchmark_filename=["train", "valid", "test"]
+    )
     assert len(train) == 20 and sorted(learned_rows(model)) == sorted(loader._dataset.cases.end)
 
 
@@ -73,19 +100,25 @@ def test_the_papers_augmentation_cuts_up_to_four_off(tmp_path):
     rows = learned_rows(model)
     cut = [last[model.tables.user[row]] - row for row in rows]
     counts = np.bincount(cut, minlength=5)
-    assert len(rows) == 400 and len(counts) == 5 and counts.min() > 50  # uniform over 0 .. 4: 80 each
+    assert (
+        len(rows) == 400 and len(counts) == 5 and counts.min() > 50
+    )  # uniform over 0 .. 4: 80 each
     assert rows != learned_rows(model, epoch=1) and rows == learned_rows(model)
 
 
 def test_rates_are_of_one_ranking(tmp_path):
     write_cycle(tmp_path)
-    _, model, trainer, (_, valid, test) = prepared("CALRec", tmp_path, max_length=100, max_new_tokens=8)
+    _, model, trainer, (_, valid, test) = prepared(
+        "CALRec", tmp_path, max_length=100, max_new_tokens=8
+    )
     trainer.rank(test)
     alone = model.rates()
     trainer.rank(valid)
     trainer.rank(test)
     assert model.rates() == alone
-    assert 0 < alone["cut_items"] < 1 and alone["cut_users"] == 1  # the untrained model's texts are garbage, its prompts too long
+    assert (
+        0 < alone["cut_items"] < 1 and alone["cut_users"] == 1
+    )  # the untrained model's texts are garbage, its prompts too long
 
 
 def test_what_a_search_reached_stands_above_the_rest(tmp_path):
@@ -95,7 +128,9 @@ def test_what_a_search_reached_stands_above_the_rest(tmp_path):
     answers, scores = model.eval().generate(cases, model.prompts(cases)), model.score(cases)
     for answer, row in zip(answers, scores, strict=True):
         assert np.argsort(-row, kind="stable")[:3].tolist() == model.first[answer.reached].tolist()
-        assert np.diff(np.sort(row)[-3:]) == pytest.approx(-np.diff(answer.logprobs)[::-1], abs=1e-6)
+        assert np.diff(np.sort(row)[-3:]) == pytest.approx(
+            -np.diff(answer.logprobs)[::-1], abs=1e-6
+        )
 
 
 @torch.no_grad()
@@ -106,19 +141,37 @@ def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
     plain = model.eval().double().score(cases)
     model.config["blend"] = 0.5
     added = (model.score(cases) - plain) / 0.5
-    alone = [model.backbone.base_model(torch.from_numpy(model.encoder.alone(text).ids)[None]).last_hidden_state[0].mean(0) for text in model.sentences]
+    alone = [
+        model.backbone.base_model(torch.from_numpy(model.encoder.alone(text).ids)[None])
+        .last_hidden_state[0]
+        .mean(0)
+        for text in model.sentences
+    ]
     for tokens, row in zip(model.prompts(cases), added, strict=True):
-        prompt = model.backbone.base_model(torch.from_numpy(tokens.ids)[None]).last_hidden_state[0].mean(0)
-        assert row == pytest.approx([torch.cosine_similarity(prompt, item, dim=0).item() for item in alone], abs=1e-5)
+        prompt = (
+            model.backbone.base_model(torch.from_numpy(tokens.ids)[None])
+            .last_hidden_state[0]
+            .mean(0)
+        )
+        assert row == pytest.approx(
+            [torch.cosine_similarity(prompt, item, dim=0).item() for item in alone], abs=1e-5
+        )
 
 
 def test_garbage_is_scored_as_ties_and_said_loudly(tmp_path, caplog):
     """Untrained weights write nothing that reads like an item."""
     write_cycle(tmp_path)
     run = run_settings(settings_for("CALRec", tmp_path, epochs=0, max_new_tokens=3))
-    assert run.row["rates"]["formatted"] == 0 and "no text it wrote has the format of an item" in caplog.text
+    assert (
+        run.row["rates"]["formatted"] == 0
+        and "no text it wrote has the format of an item" in caplog.text
+    )
     ranks = run.ranks()
-    assert ranks.fallback.any() and (ranks.tied[ranks.fallback] == len(FRUIT) - 1).all() and (ranks.above[ranks.fallback] == 0).all()
+    assert (
+        ranks.fallback.any()
+        and (ranks.tied[ranks.fallback] == len(FRUIT) - 1).all()
+        and (ranks.above[ranks.fallback] == 0).all()
+    )
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
@@ -127,8 +180,18 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
 
     from recbole_llm.errors import UserError
 
-    LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(tmp_path)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))).save_pretrained(tmp_path)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
+    ).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    ).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its tokenizer has no end token"):
         load_folder(str(tmp_path))
 

@@ -18,8 +18,16 @@ ITEMS = 30
 def random_rows(users=12, length=6, items=ITEMS, seed=0):
     """Every item is met; users repeat items."""
     rng = np.random.default_rng(seed)
-    rows = [(f"u{user}", f"i{rng.integers(items)}", time) for user in range(users) for time in range(length)]
-    return rows + [("everything", f"i{item}", item) for item in range(items - 8)] + [("rest", f"i{item}", item) for item in range(items - 8, items)]
+    rows = [
+        (f"u{user}", f"i{rng.integers(items)}", time)
+        for user in range(users)
+        for time in range(length)
+    ]
+    return (
+        rows
+        + [("everything", f"i{item}", item) for item in range(items - 8)]
+        + [("rest", f"i{item}", item) for item in range(items - 8, items)]
+    )
 
 
 @pytest.fixture
@@ -60,9 +68,14 @@ def test_all_that_is_left_can_be_drawn(world):
     tables, cases = world(random_rows())
     case = cases[tables.users[cases.user] == "everything"]
     drawn = tokens(tables, case, draw_candidates(tables, case, 8, 0))
-    assert {key: sorted(row) for key, row in drawn.items()} == {("everything", "i21"): sorted(f"i{item}" for item in range(22, 30))}
+    assert {key: sorted(row) for key, row in drawn.items()} == {
+        ("everything", "i21"): sorted(f"i{item}" for item in range(22, 30))
+    }
     drawn = draw_candidates(tables, cases, ITEMS - 1, 0, "target")
-    assert all(sorted([*row, tables.item[end]]) == list(range(ITEMS)) for row, end in zip(drawn, cases.end, strict=True))
+    assert all(
+        sorted([*row, tables.item[end]]) == list(range(ITEMS))
+        for row, end in zip(drawn, cases.end, strict=True)
+    )
 
 
 def test_too_few_items_are_told(world):
@@ -80,7 +93,9 @@ def test_a_draw_knows_only_its_case_and_the_seed(world):
     drawn = draw_candidates(tables, cases, 8, 3)
     np.random.seed(0)
     np.testing.assert_array_equal(drawn, draw_candidates(tables, cases, 8, 3))
-    np.testing.assert_array_equal(drawn[[7, 2]], draw_candidates(tables, cases[np.array([7, 2])], 8, 3))
+    np.testing.assert_array_equal(
+        drawn[[7, 2]], draw_candidates(tables, cases[np.array([7, 2])], 8, 3)
+    )
     other = draw_candidates(tables, cases, 8, 4)
     assert sum(set(a) != set(b) for a, b in zip(drawn, other, strict=True)) > len(cases) / 2
     assert len({tuple(row) for row in draw_candidates(tables, cases, 8, 3, "target")}) == len(cases)
@@ -88,7 +103,10 @@ def test_a_draw_knows_only_its_case_and_the_seed(world):
 
 def test_two_cases_of_one_user_and_target_differ(world):
     """A user who takes an item twice is two cases."""
-    tables, _ = world([("u", item, time) for time, item in enumerate("abababab")] + [("v", f"i{item}", item) for item in range(40)])
+    tables, _ = world(
+        [("u", item, time) for time, item in enumerate("abababab")]
+        + [("v", f"i{item}", item) for item in range(40)]
+    )
     cases = make_split(tables, {"timestamp": [2, 4]}).test
     drawn = draw_candidates(tables, cases[tables.users[cases.user] == "u"], 8, 0)
     assert len({tuple(row) for row in drawn}) == 4
@@ -98,7 +116,11 @@ def test_two_cases_of_one_user_and_target_differ(world):
 def test_another_numbering_gives_the_same_items(world, exclude):
     rows = random_rows()
     expected = None
-    for order in (slice(None), slice(None, None, -1), np.random.default_rng(1).permutation(len(rows))):
+    for order in (
+        slice(None),
+        slice(None, None, -1),
+        np.random.default_rng(1).permutation(len(rows)),
+    ):
         tables, cases = world(np.array(rows, dtype=object)[order].tolist(), dedup="none")
         found = tokens(tables, cases, draw_candidates(tables, cases, 8, 5, exclude))
         expected = expected or (found, tables.items.tolist())
@@ -107,17 +129,29 @@ def test_another_numbering_gives_the_same_items(world, exclude):
 
 
 def test_every_model_has_the_same_candidates(write, parts):
-    item = [("item_id:token", "title:token_seq"), *((f"i{item}", f"word{item}") for item in range(60))]
+    item = [
+        ("item_id:token", "title:token_seq"),
+        *((f"i{item}", f"word{item}") for item in range(60)),
+    ]
     folder = write({"inter": [INTER, *random_rows()], "item": item})
     columns = {"inter": ["user_id", "item_id"], "item": ["item_id", "title"]}
-    settings = {"SASRec": {}, "BPR": {}, "CALRec": {}, "FDSA": {"selected_features": ["title"]}, "FM": {"load_col": columns}}
+    settings = {
+        "SASRec": {},
+        "BPR": {},
+        "CALRec": {},
+        "FDSA": {"selected_features": ["title"]},
+        "FM": {"load_col": columns},
+    }
     for catalogue, size in (("met", 30), ("all", 60)):
         expected = None
         for model, own in settings.items():
             test = parts(model, folder, catalogue=catalogue, **own)[2]
             drawn = draw_candidates(test.tables, test.cases, 8, 2020)
             assert len(test.tables.items) == size == test.item_num - 1
-            found = {user: test.id2token("item_id", row + 1).tolist() for user, row in zip(test.tables.users[test.cases.user], drawn, strict=True)}
+            found = {
+                user: test.id2token("item_id", row + 1).tolist()
+                for user, row in zip(test.tables.users[test.cases.user], drawn, strict=True)
+            }
             expected = expected or found
             assert found == expected
 
@@ -132,7 +166,9 @@ def test_uniform_over_the_free_items(world):
         count = Counter(item for draw in draws for item in draw[key])
         assert set(count) == set(free)
         observed = np.array([count[item] for item in free])
-        statistic = chisquare(observed).statistic / (1 - 6 / len(free)) * (len(free) - 1) / len(free)
+        statistic = (
+            chisquare(observed).statistic / (1 - 6 / len(free)) * (len(free) - 1) / len(free)
+        )
         assert statistic < chi2.ppf(0.9999, len(free) - 1)
         first = Counter(draw[key][0] for draw in draws)
         assert chisquare([first[item] for item in free]).pvalue > 1e-4
@@ -140,9 +176,14 @@ def test_uniform_over_the_free_items(world):
 
 def test_draws_of_cases_are_independent(world):
     """The overlap of two users' candidates is that of chance."""
-    tables, _ = world([("u", "a", 0), ("v", "b", 0)] + [("w", f"i{item}", item) for item in range(50)])
+    tables, _ = world(
+        [("u", "a", 0), ("v", "b", 0)] + [("w", f"i{item}", item) for item in range(50)]
+    )
     cases = Cases(np.array([0, 1], np.int32), np.array([0, 1]), np.array([0, 1]))
-    overlap = [len(set(a) & set(b)) for a, b in (draw_candidates(tables, cases, 10, seed) for seed in range(300))]
+    overlap = [
+        len(set(a) & set(b))
+        for a, b in (draw_candidates(tables, cases, 10, seed) for seed in range(300))
+    ]
     assert abs(np.mean(overlap) - 100 / 51) < 0.35  # standard error 0.07
 
 
@@ -164,7 +205,10 @@ def test_recboles_own_candidates(write, stock):
         return found
 
     first, second = one_pass(), one_pass()
-    history = {user: set(dataset.inter_feat["item_id"][dataset.inter_feat["user_id"] == user].tolist()) for user in first}
+    history = {
+        user: set(dataset.inter_feat["item_id"][dataset.inter_feat["user_id"] == user].tolist())
+        for user in first
+    }
     assert {len(row) for row in first.values()} == {8}
     assert first != second
     assert any(len(set(row)) < 8 for row in first.values())

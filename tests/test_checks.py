@@ -18,20 +18,60 @@ WRONG = [  # model, --key=value, what is said
     ("LIR", "text_words.Title=-1", "text_words.Title: expected a whole number from 1 up, found -1"),
     ("LIR", "text_words.Title=abc", "text_words.Title: expected a number, found 'abc'"),
     ("LIR", "text_words.Title.a=3", "text_words.Title: expected a number, found {'a': 3}"),
-    ("LIR", "text_words.Titel=3", "text_words.Titel: expected a name of text_fields, which has Title, Category, Brand, Price; did you mean Title?"),
+    (
+        "LIR",
+        "text_words.Titel=3",
+        "text_words.Titel: expected a name of text_fields, which has Title, Category, Brand, Price; did you mean Title?",
+    ),
     ("LIR", "text_words=5", "text_words: expected a group such as {name: value}, found 5"),
     ("LIR", "text_words=", "text_words: expected a group such as {name: value}, found null"),
-    ("LIR", "text_fields=title", "text_fields: expected a group such as {name: value}, found 'title'"),
+    (
+        "LIR",
+        "text_fields=title",
+        "text_fields: expected a group such as {name: value}, found 'title'",
+    ),
     ("LIR", "text_fields=", "text_fields: expected a group such as {name: value}, found null"),
-    ("LIR", "text_fields={}", "text_fields: expected attribute names with their columns, such as {Title: title}, found none"),
+    (
+        "LIR",
+        "text_fields={}",
+        "text_fields: expected attribute names with their columns, such as {Title: title}, found none",
+    ),
     ("LIR", "text_fields.Title=", "text_fields.Title: expected a text, found null"),
-    ("LIR", "text_fields.Year=1999", "text_fields.Year: expected a text, found 1999; put it in quotes"),
-    ("LIR", "text_fields={1999: year}", "text_fields: expected names that are texts, found 1999; put it in quotes"),
-    ("LIR", "eval_args.part=foo", "eval_args.part: expected pretrain, continue or both, found 'foo'"),
-    ("LIR", "eval_args.part.x=1", "eval_args.part: expected pretrain, continue or both, found {'x': 1}"),
-    ("LIR", "eval_args.split=LS", "eval_args.split: expected a group such as {name: value}, found 'LS'"),
-    ("LIR", "eval_args={mod: full}", "unknown key 'eval_args.mod': expected one of group_by, mode, order, part, split"),
-    ("GRU4Rec", "candidates_exclude=foo", "candidates_exclude: expected user or target, found 'foo'"),
+    (
+        "LIR",
+        "text_fields.Year=1999",
+        "text_fields.Year: expected a text, found 1999; put it in quotes",
+    ),
+    (
+        "LIR",
+        "text_fields={1999: year}",
+        "text_fields: expected names that are texts, found 1999; put it in quotes",
+    ),
+    (
+        "LIR",
+        "eval_args.part=foo",
+        "eval_args.part: expected pretrain, continue or both, found 'foo'",
+    ),
+    (
+        "LIR",
+        "eval_args.part.x=1",
+        "eval_args.part: expected pretrain, continue or both, found {'x': 1}",
+    ),
+    (
+        "LIR",
+        "eval_args.split=LS",
+        "eval_args.split: expected a group such as {name: value}, found 'LS'",
+    ),
+    (
+        "LIR",
+        "eval_args={mod: full}",
+        "unknown key 'eval_args.mod': expected one of group_by, mode, order, part, split",
+    ),
+    (
+        "GRU4Rec",
+        "candidates_exclude=foo",
+        "candidates_exclude: expected user or target, found 'foo'",
+    ),
     ("GRU4Rec", "dedup=foo", "dedup: expected event, consecutive or none, found 'foo'"),
     ("GRU4Rec", "catalogue=foo", "catalogue: expected met or all, found 'foo'"),
     ("LIR", "bm25_b=7", "bm25_b: expected a number from 0 to 1, found 7"),
@@ -48,7 +88,11 @@ WRONG = [  # model, --key=value, what is said
     ("GRU4Rec", "user_sample=0", "user_sample: expected a number above 0, found 0"),
     ("GRU4Rec", "user_sample=null", "user_sample: expected a number above 0, found null"),
     ("GRU4Rec", "user_sample=-2", "user_sample: expected a number above 0, found -2"),
-    ("GRU4Rec", "seed=99999999999999", "seed: expected a whole number from 0 to 4294967295, found 99999999999999"),
+    (
+        "GRU4Rec",
+        "seed=99999999999999",
+        "seed: expected a whole number from 0 to 4294967295, found 99999999999999",
+    ),
     ("GRU4Rec", "seeds=[1, -1]", "seeds: expected whole numbers from 0 to 4294967295, found -1"),
     ("CALRec", "template=abc", "template: expected a group such as {name: value}, found 'abc'"),
     ("CALRec", "template.foo=x", "unknown key 'template.foo': expected one of "),
@@ -56,22 +100,62 @@ WRONG = [  # model, --key=value, what is said
     ("CALRec", "template={head: x}", "template: expected head, first, next"),
     ("CALRec", "backbone=", "backbone: expected a text, found null"),
     ("CALRec", "backbone=''", "backbone: expected a text, found ''"),
-    ("CALRec", "clip_grad_norm=5", "clip_grad_norm: expected a group such as {name: value}, found 5"),
-    ("SASRec", "clip_grad_norm.foo=5", "unknown key 'clip_grad_norm.foo': expected one of max_norm, norm_type"),
-    ("SASRec", "clip_grad_norm.max_norm=x", "clip_grad_norm.max_norm: expected a number, found 'x'"),
-    ("BPR", "train_neg_sample_args=4", "train_neg_sample_args: expected a group such as {name: value}, found 4"),
-    ("CALRec", "train_neg_sample_args=4", "train_neg_sample_args: expected a group such as {name: value}, found 4"),
-    ("BPR", "train_neg_sample_args.sample_num=0", "train_neg_sample_args.sample_num: expected a whole number from 1 up, found 0"),
-    ("BPR", "train_neg_sample_args.num=1", "unknown key 'train_neg_sample_args.num': expected one of alpha, candidate_num, distribution, dynamic"),
-    ("BPR", "val_interval=abc", "val_interval: expected a group such as {name: value}, found 'abc'"),
+    (
+        "CALRec",
+        "clip_grad_norm=5",
+        "clip_grad_norm: expected a group such as {name: value}, found 5",
+    ),
+    (
+        "SASRec",
+        "clip_grad_norm.foo=5",
+        "unknown key 'clip_grad_norm.foo': expected one of max_norm, norm_type",
+    ),
+    (
+        "SASRec",
+        "clip_grad_norm.max_norm=x",
+        "clip_grad_norm.max_norm: expected a number, found 'x'",
+    ),
+    (
+        "BPR",
+        "train_neg_sample_args=4",
+        "train_neg_sample_args: expected a group such as {name: value}, found 4",
+    ),
+    (
+        "CALRec",
+        "train_neg_sample_args=4",
+        "train_neg_sample_args: expected a group such as {name: value}, found 4",
+    ),
+    (
+        "BPR",
+        "train_neg_sample_args.sample_num=0",
+        "train_neg_sample_args.sample_num: expected a whole number from 1 up, found 0",
+    ),
+    (
+        "BPR",
+        "train_neg_sample_args.num=1",
+        "unknown key 'train_neg_sample_args.num': expected one of alpha, candidate_num, distribution, dynamic",
+    ),
+    (
+        "BPR",
+        "val_interval=abc",
+        "val_interval: expected a group such as {name: value}, found 'abc'",
+    ),
     ("BPR", "load_col=abc", "load_col: expected a group such as {name: value}, found 'abc'"),
-    ("BPR", "load_col.inter=5", "load_col.inter: expected a list of columns such as [user_id, item_id], or '*', found 5"),
+    (
+        "BPR",
+        "load_col.inter=5",
+        "load_col.inter: expected a list of columns such as [user_id, item_id], or '*', found 5",
+    ),
     ("BPR", "threshold.rating=high", "threshold.rating: expected a number, found 'high'"),
     ("BPR", "rm_dup_inter=some", "rm_dup_inter: expected first or last, found 'some'"),
     ("BPR", "checkpoint_dir=", "checkpoint_dir: expected a text, found null"),
     ("BPR", "data_path=", "data_path: expected a text, found null"),
     ("BPR", "data_name=2024", "data_name: expected a text, found 2024; put it in quotes"),
-    ("SASRec", "MAX_ITEM_LIST_LENGTH=0", "MAX_ITEM_LIST_LENGTH: expected a whole number from 1 up, found 0"),
+    (
+        "SASRec",
+        "MAX_ITEM_LIST_LENGTH=0",
+        "MAX_ITEM_LIST_LENGTH: expected a whole number from 1 up, found 0",
+    ),
     ("SASRec", "hidden_size=1.5", "hidden_size: expected a whole number from 1 up, found 1.5"),
     ("BPR", "embedding_size=-3", "embedding_size: expected a whole number from 1 up, found -3"),
     ("BPR", "learning_rate=0", "learning_rate: expected a number above 0, found 0"),
@@ -81,12 +165,20 @@ WRONG = [  # model, --key=value, what is said
     ("LIR", "beside=5", "beside: expected texts, found 5; put it in quotes"),
     ("LIR", "beside=", "beside: expected a list such as [a, b], found null"),
     ("LIR", "stage_settings=1", "stage_settings: expected a group such as {name: value}, found 1"),
-    ("LIR", "stage_settings.a.epochs=1", "stage_settings.a: expected one of the stages (there is none)"),
+    (
+        "LIR",
+        "stage_settings.a.epochs=1",
+        "stage_settings.a: expected one of the stages (there is none)",
+    ),
     ("LIR", "model=Pop", "unknown key 'model'"),
 ]
 
 
-@pytest.mark.parametrize(("model", "argument", "said"), WRONG, ids=[f"{model} {argument}" for model, argument, _ in WRONG])
+@pytest.mark.parametrize(
+    ("model", "argument", "said"),
+    WRONG,
+    ids=[f"{model} {argument}" for model, argument, _ in WRONG],
+)
 def test_a_value_that_cannot_be_is_told(model, argument, said):
     key, _, value = argument.partition("=")
     with pytest.raises(UserError) as caught:
@@ -105,11 +197,20 @@ RIGHT = [  # model, --key=value, how it is used
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "argument", "used"), RIGHT, ids=[f"{model} {argument}" for model, argument, _ in RIGHT])
+@pytest.mark.parametrize(
+    ("model", "argument", "used"),
+    RIGHT,
+    ids=[f"{model} {argument}" for model, argument, _ in RIGHT],
+)
 def test_a_value_that_can_be_is_used(model, argument, used):
     key, _, value = argument.partition("=")
     features = {"selected_features": ["brand"]} if model == "SASRecF" else {}
-    assert config.resolve(model, "any", [], features | {key: config.parse_value(value)})[key.partition(".")[0]] == used
+    assert (
+        config.resolve(model, "any", [], features | {key: config.parse_value(value)})[
+            key.partition(".")[0]
+        ]
+        == used
+    )
 
 
 def test_a_text_of_the_template_may_be_empty():
@@ -118,16 +219,32 @@ def test_a_text_of_the_template_may_be_empty():
 
 def test_words_for_attributes_of_another_dataset():
     """Pet's defaults name a Brand, which ml-100k has not: they may stay, but nobody may set them there."""
-    assert config.resolve("LIR", "ml-100k", [], {"text_words": config.resolve("LIR", "ml-100k")["text_words"]})["text_words"]["Brand"] == 15
-    with pytest.raises(UserError, match="text_words.Brand: expected a name of text_fields, which has Title, Year, Genre"):
+    assert (
+        config.resolve(
+            "LIR", "ml-100k", [], {"text_words": config.resolve("LIR", "ml-100k")["text_words"]}
+        )["text_words"]["Brand"]
+        == 15
+    )
+    with pytest.raises(
+        UserError,
+        match="text_words.Brand: expected a name of text_fields, which has Title, Year, Genre",
+    ):
         config.resolve("LIR", "ml-100k", [], {"text_words.Brand": 3})
-    assert config.resolve("LIR", "any", [], {"text_fields.Maker": "maker", "text_words.Maker": 3})["text_words"]["Maker"] == 3
+    assert (
+        config.resolve("LIR", "any", [], {"text_fields.Maker": "maker", "text_words.Maker": 3})[
+            "text_words"
+        ]["Maker"]
+        == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["/tmp/x", "../Pet", "a\\b", "..", ".", "", "a\nb"])
 def test_a_dataset_is_a_name_and_no_path(name):
     """It would name a settings file outside properties/ and data outside data_path."""
-    with pytest.raises(UserError, match=r"^dataset .*: expected the name of a folder below data_path[^\n]*set --data_path"):
+    with pytest.raises(
+        UserError,
+        match=r"^dataset .*: expected the name of a folder below data_path[^\n]*set --data_path",
+    ):
         config.resolve("LIR", name)
 
 
@@ -135,7 +252,9 @@ def test_a_stored_run_is_checked_too():
     stored = config.resolve("LIR", "any", [], {"init_from": "x"})
     with pytest.raises(UserError, match="last_n: expected a whole number"):
         config.changed(stored, {"last_n": 0})
-    assert config.changed(stored, {"init_from": None, "last_n": 2}) == config.resolve("LIR", "any", [], {"last_n": 2})
+    assert config.changed(stored, {"init_from": None, "last_n": 2}) == config.resolve(
+        "LIR", "any", [], {"last_n": 2}
+    )
 
 
 # The rules themselves
@@ -171,8 +290,12 @@ def test_a_rule_takes_what_it_says(rule, right, wrong):
 
 
 def test_null_where_the_default_is_null():
-    rules = checks.parse_file("a: ~  # (int)\nb: 1  # (int)\ng:  # (dict)\n  c: ~  # (str) and so on\n  d: x  # of no rule\n")
-    assert set(rules) == {"a", "b", "g", "g.c"} and [rules[key].nullable for key in ("a", "b", "g", "g.c")] == [True, False, False, True]
+    rules = checks.parse_file(
+        "a: ~  # (int)\nb: 1  # (int)\ng:  # (dict)\n  c: ~  # (str) and so on\n  d: x  # of no rule\n"
+    )
+    assert set(rules) == {"a", "b", "g", "g.c"} and [
+        rules[key].nullable for key in ("a", "b", "g", "g.c")
+    ] == [True, False, False, True]
     checks.checked("g", {"c": None}, rules)
     with pytest.raises(UserError, match="unknown key 'g.d': expected one of c"):
         checks.checked("g", {"d": None}, rules)
@@ -181,19 +304,38 @@ def test_null_where_the_default_is_null():
 def test_a_group_has_the_names_of_its_default():
     rules = checks.parse_file("g: {b: x, a: y}  # (group of text)\n")
     assert checks.checked("g", {"a": "", "b": "z"}, rules) == {"a": "", "b": "z"}
-    wrong = [({"a": ""}, "g: expected b, a, found no b; "), ({"a": "", "b": "", "c": ""}, "unknown key 'g.c': expected one of a, b"), ({"a": 1}, "g.a: ")]
+    wrong = [
+        ({"a": ""}, "g: expected b, a, found no b; "),
+        ({"a": "", "b": "", "c": ""}, "unknown key 'g.c': expected one of a, b"),
+        ({"a": 1}, "g.a: "),
+    ]
     for value, said in wrong:
         with pytest.raises(UserError, match=said):
             checks.checked("g", value, rules)
 
 
-@pytest.mark.parametrize("rule", ["number", "int >= 1", "int, >=1", "int, from 1", "str: a, b", "int, >= x", "dict of dict", "", "null"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "number",
+        "int >= 1",
+        "int, >=1",
+        "int, from 1",
+        "str: a, b",
+        "int, >= x",
+        "dict of dict",
+        "",
+        "null",
+    ],
+)
 def test_a_rule_that_is_none_is_a_mistake_of_ours(rule):
     with pytest.raises(ValueError):
         checks.parse(rule, 1)
 
 
 def test_tuples_are_lists():
-    assert config.resolve("LIR", "any", [], {"topk": (5, 10), "valid_metric": "NDCG@5"})["topk"] == [5, 10]
+    assert config.resolve("LIR", "any", [], {"topk": (5, 10), "valid_metric": "NDCG@5"})[
+        "topk"
+    ] == [5, 10]
     with pytest.raises(UserError, match="topk: expected"):
         config.resolve("LIR", "any", [], {"topk": np.array([5, 10])})

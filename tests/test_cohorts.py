@@ -26,10 +26,17 @@ def tables_of(folder, changes=()):
             item = dict(changes).get((user, step), item)
             rows.append(f"u{user}\ti{item}\t{step}\t{1 + user % 2 * 4}")
     (folder / "shop.inter").write_text("\n".join(rows) + "\n")
-    items = [f"i{item}\t{'drink' if item % 2 == 0 else 'food'} {item}\t{'drinks' if item % 2 == 0 else 'foods'}" for item in range(12)]
-    (folder / "shop.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tcategories:token", *items]) + "\n")
+    items = [
+        f"i{item}\t{'drink' if item % 2 == 0 else 'food'} {item}\t{'drinks' if item % 2 == 0 else 'foods'}"
+        for item in range(12)
+    ]
+    (folder / "shop.item").write_text(
+        "\n".join(["item_id:token\ttitle:token_seq\tcategories:token", *items]) + "\n"
+    )
     people = [f"u{user}\t{20 + user % 2 * 40}\t{'F' if user % 2 else 'M'}" for user in range(20)]
-    (folder / "shop.user").write_text("\n".join(["user_id:token\tage:float\tgender:token", *people]) + "\n")
+    (folder / "shop.user").write_text(
+        "\n".join(["user_id:token\tage:float\tgender:token", *people]) + "\n"
+    )
     return load(Source(folder, "shop"))
 
 
@@ -45,7 +52,12 @@ def kinds(found, tables):
 
 
 def vectors_of(tables):
-    return np.array([[1.0, 0.0] if title.startswith("drink") else [0.0, 1.0] for title in tables.item_table["title"]])
+    return np.array(
+        [
+            [1.0, 0.0] if title.startswith("drink") else [0.0, 1.0]
+            for title in tables.item_table["title"]
+        ]
+    )
 
 
 def made(kind, tables, count=2):
@@ -70,9 +82,14 @@ def test_users_of_one_kind_are_one_cohort(tmp_path, kind):
 def test_future_test_decides_nothing_and_continue_train_does(tmp_path, kind):
     tables = tables_of(tmp_path / "one")
     future = make_split(tables, SPLIT, "continue").test.end
-    other = {key: 11 - int(tables.items[tables.item[row]][1:]) for key, row in zip(_keys(tables, future), future, strict=True)}
+    other = {
+        key: 11 - int(tables.items[tables.item[row]][1:])
+        for key, row in zip(_keys(tables, future), future, strict=True)
+    }
     moved = tables_of(tmp_path / "two", other)
-    assert (moved.items[moved.item] != tables.items[tables.item]).sum() == len(future) and (made(kind, moved).of == made(kind, tables).of).all()
+    assert (moved.items[moved.item] != tables.items[tables.item]).sum() == len(future) and (
+        made(kind, moved).of == made(kind, tables).of
+    ).all()
     own = [row for row in rows_of(tables) if tables.users[tables.user[row]] == "u0"]
     switched = tables_of(tmp_path / "three", dict.fromkeys(_keys(tables, own), 1))
     assert kinds(made(kind, tables), tables) and not kinds(made(kind, switched), switched)
@@ -89,10 +106,16 @@ def test_random_cohorts_have_the_same_sizes_and_the_same_low_activity_users(tmp_
     assert 0 < low.sum() < 18
     text = cohorts.by_text(tables, rows, ~low, vectors_of(tables), 2, 2, 0).with_low_activity(low)
     drawn = cohorts.at_random(text, 0)
-    assert text.names[0] == drawn.names[0] == LOW and (text.of[low] == 0).all() and (drawn.of[low] == 0).all()
+    assert (
+        text.names[0] == drawn.names[0] == LOW
+        and (text.of[low] == 0).all()
+        and (drawn.of[low] == 0).all()
+    )
     assert drawn.sizes.tolist() == text.sizes.tolist() and (drawn.of != text.of).any()
     assert set(text.silhouettes()) == {*text.names[1:], "all"} and drawn.silhouettes() == {}
-    assert (cohorts.at_random(text, 0).of == drawn.of).all() and (cohorts.at_random(text, 1).of != drawn.of).any()
+    assert (cohorts.at_random(text, 0).of == drawn.of).all() and (
+        cohorts.at_random(text, 1).of != drawn.of
+    ).any()
 
 
 def test_a_users_own_file(tmp_path):
@@ -100,7 +123,11 @@ def test_a_users_own_file(tmp_path):
     path = tmp_path / "mine.tsv"
     path.write_text("u0\tlate\nu3\tearly\nu4\tlate\nnobody\tlate\n")
     found = cohorts.from_file(tables, path)
-    assert found.names == ("early", "late") and found.sizes.tolist() == [1, 2] and (found.of >= 0).sum() == 3
+    assert (
+        found.names == ("early", "late")
+        and found.sizes.tolist() == [1, 2]
+        and (found.of >= 0).sum() == 3
+    )
     path.write_text("nobody\tlate\n")
     with pytest.raises(UserError, match="names no user of shop"):
         cohorts.from_file(tables, path)
@@ -113,7 +140,9 @@ def test_too_few_to_cluster_is_said(tmp_path):
     tables = tables_of(tmp_path)
     with pytest.raises(UserError, match="at least 5 different users or items to cluster, found 2"):
         made("attributes", tables, 5)
-    with pytest.raises(UserError, match="expected the columns height of users, found the columns age, gender"):
+    with pytest.raises(
+        UserError, match="expected the columns height of users, found the columns age, gender"
+    ):
         cohorts.by_attributes(tables, np.ones(20, dtype=bool), ["height"], 2, 0)
     with pytest.raises(UserError, match="no .user file"):
         bare = load(Source(write_cycle(tmp_path) / "cycle", "cycle"))
@@ -128,7 +157,9 @@ def test_silhouettes_are_sklearns_over_those_who_were_clustered():
     of = np.array([0] * 4 + [1] * 4 + [2] * 3 + [-1])
     space[:4] = np.nan  # a cohort that was not clustered
     found = Cohorts(("low", "a", "b"), of, space).silhouettes()
-    assert found["all"] == pytest.approx(silhouette_score(space[4:11], of[4:11])) and set(found) == {"a", "b", "all"}
+    assert found["all"] == pytest.approx(silhouette_score(space[4:11], of[4:11])) and set(
+        found
+    ) == {"a", "b", "all"}
 
 
 # --- outcomes -----------------------------------------------------------------------------------------------------------
@@ -167,7 +198,9 @@ def test_the_first_four_rules_exclude_each_other():
 
 def test_a_threshold_makes_small_differences_none():
     own, other = np.array([[0.50, 0.50, 0.5, 0.5]]), np.array([[0.49, 0.49, 0.5, 0.5]])
-    assert outcomes(own, other).tolist() == ["win"] and outcomes(own, other, threshold=0.02).tolist() == ["draw"]
+    assert outcomes(own, other).tolist() == ["win"] and outcomes(
+        own, other, threshold=0.02
+    ).tolist() == ["draw"]
 
 
 def test_a_users_metrics_are_means_over_its_cases():
@@ -178,7 +211,9 @@ def test_a_users_metrics_are_means_over_its_cases():
     )  # fmt: skip
     users, cases, values = user_values(table)
     assert users.tolist() == ["a", "b"] and cases.tolist() == [1, 2]
-    assert values[0].tolist() == [0, 0, 0, 0] and values[1] == pytest.approx([1, 1, *[(1 + 1 / np.log2(5)) / 2] * 2])
+    assert values[0].tolist() == [0, 0, 0, 0] and values[1] == pytest.approx(
+        [1, 1, *[(1 + 1 / np.log2(5)) / 2] * 2]
+    )
 
 
 def test_activity_buckets_hold_like_numbers_of_users_and_equal_users_stay_together():
@@ -186,7 +221,11 @@ def test_activity_buckets_hold_like_numbers_of_users_and_equal_users_stay_togeth
     assert np.bincount(by_activity(cases)).tolist() == [20, 20, 20, 20]
     skewed = np.array([3] * 70 + [4] * 10 + [5] * 10 + [9] * 10)
     found = by_activity(skewed)
-    assert all(len(set(found[skewed == size])) == 1 for size in (3, 4, 5, 9)) and (np.diff(found) >= 0).all() and found[-1] == 3
+    assert (
+        all(len(set(found[skewed == size])) == 1 for size in (3, 4, 5, 9))
+        and (np.diff(found) >= 0).all()
+        and found[-1] == 3
+    )
 
 
 def test_low_activity_stays_apart_in_a_file_that_was_written_by_the_command(tmp_path):
@@ -198,7 +237,11 @@ def test_low_activity_stays_apart_in_a_file_that_was_written_by_the_command(tmp_
     drawn = cohorts.at_random(mine, 1)
     low = mine.names.index(LOW)
     assert mine.names == ("feature 0", "feature 1", LOW) and (mine.of >= 0).all()
-    assert ((drawn.of == low) == (mine.of == low)).all() and (drawn.of != mine.of).any() and drawn.sizes.tolist() == mine.sizes.tolist()
+    assert (
+        ((drawn.of == low) == (mine.of == low)).all()
+        and (drawn.of != mine.of).any()
+        and drawn.sizes.tolist() == mine.sizes.tolist()
+    )
     path.write_text("user\tcohort\nu1\tmine\nu99\tother\n")
     assert cohorts.from_file(tables, path).names == ("mine",)
     path.write_text("u1\tmine\nu2\tmine\nu1\tother\n")

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.collate import IGNORED, PASS_COST, Encoder, by_length, means, pad, roomy, shuffled_steps
+from recbole_llm.collate import (
+    IGNORED,
+    PASS_COST,
+    Encoder,
+    by_length,
+    means,
+    pad,
+    roomy,
+    shuffled_steps,
+)
 from recbole_llm.prompts import Example, Template
 from recbole_llm.scratch import train_tokenizer
 
@@ -14,8 +23,17 @@ TEMPLATE = Template(
     next="\n\nThe next item bought is as follows.",
     target="\n\nThe next item bought is as follows.",
 )
-GPT4REC = Template(head="Previously, the customer has bought:", first="", next="", target="\n\nIn the future, the customer wants to buy")
-ITEMS = ("Title: Red Leash. Brand: Bo.", "Title: Blue Bowl. Brand: Ka.", "Title: Green Ball. Brand: Li.")
+GPT4REC = Template(
+    head="Previously, the customer has bought:",
+    first="",
+    next="",
+    target="\n\nIn the future, the customer wants to buy",
+)
+ITEMS = (
+    "Title: Red Leash. Brand: Bo.",
+    "Title: Blue Bowl. Brand: Ka.",
+    "Title: Green Ball. Brand: Li.",
+)
 
 
 def encoder(max_length=1000):
@@ -42,12 +60,16 @@ def test_a_template_without_prefixes():
     )
 
 
-@pytest.mark.parametrize("flags,expected", [(None, (2,)), ((True, True), (1, 2)), ((True, False), (2,))])
+@pytest.mark.parametrize(
+    "flags,expected", [(None, (2,)), ((True, True), (1, 2)), ((True, False), (2,))]
+)
 def test_learned_tokens_are_the_items_with_their_end(flags, expected):
     """The first item never is: nothing stands before it."""
     own = encoder()
     tokens = own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2], flags))
-    assert own.tokenizer.decode(tokens.ids[tokens.learned]) == "".join(f" {ITEMS[index]}<|end|>" for index in expected)
+    assert own.tokenizer.decode(tokens.ids[tokens.learned]) == "".join(
+        f" {ITEMS[index]}<|end|>" for index in expected
+    )
     assert tokens.items == len(expected)
     assert own.tokenizer.decode(tokens.ids[tokens.target :]) == f" {ITEMS[2]}<|end|>"
 
@@ -66,8 +88,13 @@ def test_a_begin_token_comes_first():
     from tokenizers.processors import TemplateProcessing
 
     begin = own.tokenizer.bos_token_id
-    own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
-    assert Encoder(own.tokenizer, 1000).encode(Example(TEMPLATE, ITEMS[:1])).ids.tolist() == [begin, *plain]
+    own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+    assert Encoder(own.tokenizer, 1000).encode(Example(TEMPLATE, ITEMS[:1])).ids.tolist() == [
+        begin,
+        *plain,
+    ]
 
 
 def test_the_oldest_items_are_cut_whole_and_the_frame_stays():
@@ -76,7 +103,9 @@ def test_the_oldest_items_are_cut_whole_and_the_frame_stays():
     for limit in range(len(whole), 60, -7):
         short = Encoder(own.tokenizer, limit).encode(Example(TEMPLATE, ITEMS))
         kept = ITEMS[short.cut :]
-        assert own.tokenizer.decode(short.ids).replace("<|end|>", "") == spelled(Example(TEMPLATE, kept))
+        assert own.tokenizer.decode(short.ids).replace("<|end|>", "") == spelled(
+            Example(TEMPLATE, kept)
+        )
         assert len(short) <= limit or len(kept) == 1
     assert Encoder(own.tokenizer, 10).encode(Example(TEMPLATE, ITEMS)).cut == 2
 
@@ -92,7 +121,9 @@ def test_padding_is_on_the_right_and_not_learned():
     own = encoder()
     rows = [own.encode(Example(TEMPLATE, ITEMS[:n], ITEMS[2])) for n in (1, 2)]
     batch = pad(rows, pad_id=0)
-    assert batch.lengths.tolist() == [len(row) for row in rows] and batch.target.tolist() == [row.target for row in rows]
+    assert batch.lengths.tolist() == [len(row) for row in rows] and batch.target.tolist() == [
+        row.target for row in rows
+    ]
     for index, row in enumerate(rows):
         ids, labels = batch.input_ids[index].numpy(), batch.labels[index].numpy()
         assert (ids[: len(row)] == row.ids).all() and (ids[len(row) :] == 0).all()
@@ -102,7 +133,11 @@ def test_padding_is_on_the_right_and_not_learned():
 
 def test_means_are_over_the_history_and_over_the_target():
     own = encoder()
-    rows = [own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2])), own.alone(ITEMS[0]), own.encode(Example(TEMPLATE, ITEMS[:1]))]
+    rows = [
+        own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2])),
+        own.alone(ITEMS[0]),
+        own.encode(Example(TEMPLATE, ITEMS[:1])),
+    ]
     batch = pad(rows, pad_id=0)
     hidden = torch.randn(3, batch.input_ids.shape[1], 5)
     found = batch.means(hidden)
@@ -116,7 +151,9 @@ def test_means_are_over_the_history_and_over_the_target():
 def test_means_of_long_texts_fit_half_precision(kind):
     """900 times 80 is beyond float16's 65,504."""
     with torch.autocast("cpu", dtype=kind):
-        mean = means(torch.full((1, 900, 4), 80.0, dtype=kind), torch.ones(1, 1, 900, dtype=torch.bool))
+        mean = means(
+            torch.full((1, 900, 4), 80.0, dtype=kind), torch.ones(1, 1, 900, dtype=torch.bool)
+        )
     assert mean.dtype == torch.float32 and torch.allclose(mean, torch.full((1, 1, 4), 80.0))
 
 
@@ -130,7 +167,9 @@ def test_groups_of_like_length_keep_the_budget():
     assert by_length([], 1000) == []
 
 
-@pytest.mark.parametrize(("budget", "most", "unit"), [(10**6, None, 8), (9000, None, 8), (1500, None, 1), (10**6, 3, 1)])
+@pytest.mark.parametrize(
+    ("budget", "most", "unit"), [(10**6, None, 8), (9000, None, 8), (1500, None, 1), (10**6, 3, 1)]
+)
 def test_groups_are_the_cheapest_there_are(budget, most, unit):
     """Against every way to cut a sorted list; eight rows of 900 tokens are not within 1,500."""
     lengths = np.sort(np.random.default_rng(1).integers(1, 900, size=9 * unit - unit // 2))[::-1]
@@ -142,7 +181,11 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
     for cuts in range(2**8):
         ends = [unit * (place + 1) for place in range(8) if cuts >> place & 1] + [len(lengths)]
         groups = [lengths[begin:end] for begin, end in zip([0, *ends], ends)]
-        if all(len(group) <= unit or (roomy(group[0]) * len(group) <= budget and len(group) <= (most or 99)) for group in groups):
+        if all(
+            len(group) <= unit
+            or (roomy(group[0]) * len(group) <= budget and len(group) <= (most or 99))
+            for group in groups
+        ):
             costs.append(sum(map(cost, groups)))
     ours = [lengths[group] for group in by_length(lengths, budget, most)]
     assert sum(map(cost, ours)) == min(costs)
@@ -150,18 +193,31 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
 
 def test_room_is_an_eighth_at_most():
     sizes = np.arange(1, 3000)
-    assert (roomy(sizes) >= sizes).all() and (roomy(sizes) * 8 <= sizes * 9).all() and len(set(roomy(sizes))) < 90
+    assert (
+        (roomy(sizes) >= sizes).all()
+        and (roomy(sizes) * 8 <= sizes * 9).all()
+        and len(set(roomy(sizes))) < 90
+    )
     assert (roomy(roomy(sizes)) == roomy(sizes)).all() and roomy(129) == 144 and int(roomy(1)) == 1
 
 
 def test_steps_hold_every_row_once_and_like_lengths_together():
     lengths = np.random.default_rng(0).integers(1, 400, size=1000)
     steps = shuffled_steps(lengths, 10, np.random.default_rng(1))
-    assert sorted(np.concatenate(steps)) == list(range(1000)) and [len(step) for step in steps].count(10) == 100
+    assert (
+        sorted(np.concatenate(steps)) == list(range(1000))
+        and [len(step) for step in steps].count(10) == 100
+    )
     assert np.mean([np.ptp(lengths[step]) for step in steps]) < 0.2 * np.ptp(lengths)
     means = np.array([lengths[step].mean() for step in steps])
-    assert abs(np.corrcoef(means, np.arange(100))[0, 1]) < 0.3  # the order of the steps does not follow the length
+    assert (
+        abs(np.corrcoef(means, np.arange(100))[0, 1]) < 0.3
+    )  # the order of the steps does not follow the length
     again, other = (shuffled_steps(lengths, 10, np.random.default_rng(seed)) for seed in (1, 2))
-    assert all((a == b).all() for a, b in zip(steps, again, strict=True)) and not all((a == b).all() for a, b in zip(steps, other, strict=True))
-    assert [sorted(step) for step in shuffled_steps([5] * 3, 10, np.random.default_rng(0))] == [[0, 1, 2]]
+    assert all((a == b).all() for a, b in zip(steps, again, strict=True)) and not all(
+        (a == b).all() for a, b in zip(steps, other, strict=True)
+    )
+    assert [sorted(step) for step in shuffled_steps([5] * 3, 10, np.random.default_rng(0))] == [
+        [0, 1, 2]
+    ]
     assert shuffled_steps([], 10, np.random.default_rng(0)) == []

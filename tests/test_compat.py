@@ -20,8 +20,14 @@ PACKAGE = Path(importlib.util.find_spec("recbole").origin).parent
 
 def python(code, cwd, path=()):
     """Run code in a fresh interpreter; ``path`` goes before the repository on its import path."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 def fake_recbole(folder, version=None, **modules):
@@ -33,7 +39,9 @@ def fake_recbole(folder, version=None, **modules):
     if version:
         info = folder / f"recbole-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: recbole\nVersion: {version}\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: recbole\nVersion: {version}\n"
+        )
 
 
 @pytest.fixture
@@ -45,7 +53,11 @@ def config(tmp_path, monkeypatch):
     from recbole.config import Config
 
     def build(model="BPR", dataset="toy", **settings):
-        base = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "saved"), "use_gpu": False}
+        base = {
+            "data_path": str(tmp_path),
+            "checkpoint_dir": str(tmp_path / "saved"),
+            "use_gpu": False,
+        }
         return Config(model=model, dataset=dataset, config_dict={**base, **settings})
 
     return build
@@ -60,9 +72,19 @@ def write(tmp_path, name, *rows):
 def toy(tmp_path):
     """Four items, of which i2 lacks its values and i4 its row; u1 and u2 have three events each."""
     events = ("u1 i1 1", "u1 i2 2", "u1 i4 3", "u2 i3 1", "u2 i1 2", "u2 i2 3")
-    write(tmp_path, "toy.inter", ("user_id:token", "item_id:token", "timestamp:float"), *map(str.split, events))
+    write(
+        tmp_path,
+        "toy.inter",
+        ("user_id:token", "item_id:token", "timestamp:float"),
+        *map(str.split, events),
+    )
     header = ("item_id:token", "brand:token", "price:float", "tags:token_seq")
-    items = [("i1", "b1", "1", "x y z"), ("i2", "", "", ""), ("i3", "b2", "3", "y"), ("i5", "b1", "5", "x")]
+    items = [
+        ("i1", "b1", "1", "x y z"),
+        ("i2", "", "", ""),
+        ("i3", "b2", "3", "y"),
+        ("i5", "b1", "5", "x"),
+    ]
     write(tmp_path, "toy.item", header, *items)
 
 
@@ -95,7 +117,9 @@ print([name for name in {heavy} if name in sys.modules])
 def test_edits_fit_the_installed_recbole(module):
     """Another RecBole is an error, not a half-edited module; tracebacks keep their line numbers."""
     file = PACKAGE.parent / (module.replace(".", "/") + ".py")
-    source = (file if file.exists() else file.with_suffix("") / "__init__.py").read_text(encoding="utf-8")
+    source = (file if file.exists() else file.with_suffix("") / "__init__.py").read_text(
+        encoding="utf-8"
+    )
     edited = compat._edited(module, source)
     compile(edited, module, "exec")
     assert edited != source and edited.count("\n") == source.count("\n")
@@ -123,7 +147,10 @@ def test_other_version_is_one_line(tmp_path):
     fake_recbole(tmp_path, version="1.2.0")
     code = "from recbole_llm import compat; compat.install(); import recbole"
     last = one_line_error(python(code, tmp_path, [tmp_path]))
-    assert "recbole==1.2.1 is required: pip install --no-deps recbole==1.2.1" in last and "1.2.0" in last
+    assert (
+        "recbole==1.2.1 is required: pip install --no-deps recbole==1.2.1" in last
+        and "1.2.0" in last
+    )
 
 
 def test_require_recbole(monkeypatch):
@@ -215,7 +242,10 @@ def test_missing_values_are_filled(tmp_path, config):
     toy(tmp_path)
     dataset = Dataset(config(load_col=TOY_COLUMNS, filter_inter_by_user_or_item=False))
     ids, feat = dataset.field2token_id, dataset.item_feat
-    row = {token: feat.index[feat["item_id"] == ids["item_id"][token]][0] for token in ("i1", "i2", "i3", "i4", "i5")}
+    row = {
+        token: feat.index[feat["item_id"] == ids["item_id"][token]][0]
+        for token in ("i1", "i2", "i3", "i4", "i5")
+    }
     assert [feat["brand"][row[item]] for item in ("i2", "i4")] == [0, 0]
     assert [feat["price"][row[item]] for item in ("i1", "i2", "i4")] == [1.0, 3.0, 3.0]
     dataset._change_feat_format()
@@ -230,7 +260,11 @@ def test_token_lists_keep_their_items(tmp_path, config):
     dataset = Dataset(config(load_col=TOY_COLUMNS, filter_inter_by_user_or_item=False))
     tokens = dataset.field2id_token["tags"]
     items = dataset.field2id_token["item_id"][dataset.item_feat["item_id"]]
-    tags = {item: list(tokens[ids]) for item, ids in zip(items, dataset.item_feat["tags"]) if item != "[PAD]"}
+    tags = {
+        item: list(tokens[ids])
+        for item, ids in zip(items, dataset.item_feat["tags"])
+        if item != "[PAD]"
+    }
     assert tags == {"i1": ["x", "y", "z"], "i2": [], "i3": ["y"], "i4": [], "i5": ["x"]}
 
 
@@ -242,7 +276,11 @@ def test_benchmark_list_lengths(tmp_path, config):
     write(tmp_path, "toy.train.inter", header, ("u1", "a b c", "d"), ("u2", "b", "c"))
     write(tmp_path, "toy.test.inter", header, ("u1", "b d", "a"))
     columns = {"inter": ["user_id", "item_id_list", "item_id"]}
-    settings = {"benchmark_filename": ["train", "test"], "load_col": columns, "alias_of_item_id": ["item_id_list"]}
+    settings = {
+        "benchmark_filename": ["train", "test"],
+        "load_col": columns,
+        "alias_of_item_id": ["item_id_list"],
+    }
     dataset = SequentialDataset(config("SASRec", train_neg_sample_args=None, **settings))
     assert list(dataset.inter_feat[dataset.item_list_length_field]) == [3, 1, 2]
 
@@ -253,7 +291,15 @@ def test_filters_without_inplace(tmp_path, config):
     from recbole.data.dataset import Dataset
 
     toy(tmp_path)
-    write(tmp_path, "toy.user", ("user_id:token", "age:float"), ("u1", "30"), ("u2", "40"), ("u3", "50"), ("u1", "60"))
+    write(
+        tmp_path,
+        "toy.user",
+        ("user_id:token", "age:float"),
+        ("u1", "30"),
+        ("u2", "40"),
+        ("u3", "50"),
+        ("u1", "60"),
+    )
     settings = {
         "load_col": {**TOY_COLUMNS, "user": ["user_id", "age"]},
         "rm_dup_inter": "first",
@@ -262,9 +308,16 @@ def test_filters_without_inplace(tmp_path, config):
     }
     dataset = Dataset(config(**settings))
     tokens = {field: dataset.field2id_token[field] for field in ("user_id", "item_id")}
-    pairs = zip(tokens["user_id"][dataset.inter_feat["user_id"]], tokens["item_id"][dataset.inter_feat["item_id"]])
+    pairs = zip(
+        tokens["user_id"][dataset.inter_feat["user_id"]],
+        tokens["item_id"][dataset.inter_feat["item_id"]],
+    )
     assert sorted(pairs) == [("u1", "i1"), ("u2", "i1"), ("u2", "i3")]
-    assert set(tokens["item_id"]) == {"[PAD]", "i1", "i3"} and set(tokens["user_id"]) == {"[PAD]", "u1", "u2"}
+    assert set(tokens["item_id"]) == {"[PAD]", "i1", "i3"} and set(tokens["user_id"]) == {
+        "[PAD]",
+        "u1",
+        "u2",
+    }
     assert list(dataset.user_feat["age"][1:]) == [30.0, 40.0]
 
 
@@ -330,12 +383,18 @@ def test_gradients_are_unscaled_before_clipping(tmp_path, config, monkeypatch):
 
     def weights(scaled, **settings):
         with monkeypatch.context() as patch:
-            patch.setattr(torch.amp, "GradScaler", lambda device, enabled: cpu_scaler("cpu", enabled=scaled))
-            settings = config(epochs=1, learner="sgd", learning_rate=0.5, show_progress=False, **settings)
+            patch.setattr(
+                torch.amp, "GradScaler", lambda device, enabled: cpu_scaler("cpu", enabled=scaled)
+            )
+            settings = config(
+                epochs=1, learner="sgd", learning_rate=0.5, show_progress=False, **settings
+            )
             init_seed(1, True)
             train, _, _ = data_preparation(settings, create_dataset(settings))
             model = get_model("BPR")(settings, train.dataset)
-            get_trainer(settings["MODEL_TYPE"], "BPR")(settings, model).fit(train, saved=False, verbose=False)
+            get_trainer(settings["MODEL_TYPE"], "BPR")(settings, model).fit(
+                train, saved=False, verbose=False
+            )
         return model.item_embedding.weight.detach()
 
     plain = weights(False)
@@ -348,7 +407,12 @@ def test_run_recbole_is_silent(tmp_path):
     """Stock fails on all four models. Also: no ray needed, FLOPs can be skipped, torch.load is as it was."""
     header, *events = (PACKAGE / "dataset_example/ml-100k/ml-100k.inter").read_text().splitlines()
     events = [line.split("\t") for line in events]
-    write(tmp_path, "toy.inter", header.split("\t"), *(event for event in events if int(event[0]) <= 30))
+    write(
+        tmp_path,
+        "toy.inter",
+        header.split("\t"),
+        *(event for event in events if int(event[0]) <= 30),
+    )
     code = f"""
 import sys, types, warnings
 import pandas, scipy.sparse, torch

@@ -22,7 +22,11 @@ FILES = sorted(PROPERTIES.rglob("*.yaml"))
         ("LIR", "lastn", "did you mean last_n"),
         ("LIR", "text_field", "did you mean text_fields"),
         ("GRU4Rec", "hiden_size", "did you mean hidden_size"),
-        ("GRU4Rec", "batch_size", r"did you mean train_batch_size\?"),  # not eval_batch_size, which has no effect
+        (
+            "GRU4Rec",
+            "batch_size",
+            r"did you mean train_batch_size\?",
+        ),  # not eval_batch_size, which has no effect
         ("LIR", "zzzzzz", "run with --print_config to see all keys"),
         ("LIR", "eval_args.neg", "expected one of group_by, mode, order, part, split"),
         ("LIR", "field_separator", "has no effect here: atomic files are tab-separated"),
@@ -35,7 +39,14 @@ def test_unknown_keys_are_told_with_the_nearest(model, key, said):
 
 
 def test_kinds_of_values():
-    for key, value in (("learning_rate", 1), ("learning_rate", 1e-4), ("weight_decay", 0), ("show_progress", True), ("topk", 10), ("beside", "Pop")):
+    for key, value in (
+        ("learning_rate", 1),
+        ("learning_rate", 1e-4),
+        ("weight_decay", 0),
+        ("show_progress", True),
+        ("topk", 10),
+        ("beside", "Pop"),
+    ):
         config.resolve("GRU4Rec", "any", [], {key: value})
     wrong = (
         ("learning_rate", "1e-4"), ("learning_rate", True), ("show_progress", 1), ("seed", [1]), ("eval_memory", {}), ("seed", -1), ("topk", [5, "a"]),
@@ -44,7 +55,9 @@ def test_kinds_of_values():
     for key, value in wrong:
         with pytest.raises(UserError, match=f"^{key}: expected"):
             config.resolve("GRU4Rec", "any", [], {key: value})
-    assert config.resolve("LIR", "any", [], {"topk": 10})["topk"] == [10] and config.resolve("LIR", "any", [], {"beside": "Pop"})["beside"] == ["Pop"]
+    assert config.resolve("LIR", "any", [], {"topk": 10})["topk"] == [10] and config.resolve(
+        "LIR", "any", [], {"beside": "Pop"}
+    )["beside"] == ["Pop"]
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E4", "-2.5e+3", ".5", "3.", "1_000.5", "-.inf"])
@@ -53,14 +66,37 @@ def test_numbers_as_recbole_reads_them(text):
     assert isinstance(value, float) and value == float(text.replace(".inf", "inf"))
 
 
-@pytest.mark.parametrize("text", ["3-1", "1e", "e5", "__import__('os')", "lambda x", "[1, 2", "{a: b", "uni20", "a: b: c", "!!python/object:os.system"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3-1",
+        "1e",
+        "e5",
+        "__import__('os')",
+        "lambda x",
+        "[1, 2",
+        "{a: b",
+        "uni20",
+        "a: b: c",
+        "!!python/object:os.system",
+    ],
+)
 def test_anything_else_stays_text(text):
     assert config.parse_value(text) == text
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("true", True), ("~", None), ("null", None), ("[1, a]", [1, "a"]), ("{a: 1e-3}", {"a": 0.001}), ("'3'", "3"), ("", None)],
+    [
+        ("3", 3),
+        ("true", True),
+        ("~", None),
+        ("null", None),
+        ("[1, a]", [1, "a"]),
+        ("{a: 1e-3}", {"a": 0.001}),
+        ("'3'", "3"),
+        ("", None),
+    ],
 )
 def test_other_values_are_yaml(text, value):
     assert config.parse_value(text) == value
@@ -104,8 +140,15 @@ def test_each_layer_overrides_the_one_before(world, tmp_path):
     world("dataset/shop.yaml", "learning_rate: 4.0")
     assert rate() == 4.0
     world("dataset/shop.yaml", "LIR: {learning_rate: 4.5}")
-    assert rate() == 4.5 and config.resolve("CALRec", "shop")["learning_rate"] == 4.0 and "LIR" not in config.resolve("CALRec", "shop")
-    assert config.resolve("LIR", "other")["learning_rate"] == 3.0 and config.resolve("Pop", "other")["learning_rate"] == 2.0
+    assert (
+        rate() == 4.5
+        and config.resolve("CALRec", "shop")["learning_rate"] == 4.0
+        and "LIR" not in config.resolve("CALRec", "shop")
+    )
+    assert (
+        config.resolve("LIR", "other")["learning_rate"] == 3.0
+        and config.resolve("Pop", "other")["learning_rate"] == 2.0
+    )
     files.append(world("a.yaml", "learning_rate: 5.0"))
     assert rate() == 5.0
     files.append(world("b.yaml", "learning_rate: 6.0"))
@@ -116,25 +159,49 @@ def test_each_layer_overrides_the_one_before(world, tmp_path):
 
 def test_eval_args_are_given_in_part_but_a_split_is_one_rule(world):
     resolved = config.resolve("LIR", "any", [], {"eval_args.mode": "uni5"})
-    assert resolved["eval_args"] == {"split": {"LS": "valid_and_test"}, "part": "pretrain", "order": "TO", "group_by": "user", "mode": "uni5"}
-    for overrides in ({"eval_args.split": {"RS": [8, 1, 1]}}, {"eval_args.split.RS": [8, 1, 1]}, {"eval_args": {"split": {"RS": [8, 1, 1]}}}):
+    assert resolved["eval_args"] == {
+        "split": {"LS": "valid_and_test"},
+        "part": "pretrain",
+        "order": "TO",
+        "group_by": "user",
+        "mode": "uni5",
+    }
+    for overrides in (
+        {"eval_args.split": {"RS": [8, 1, 1]}},
+        {"eval_args.split.RS": [8, 1, 1]},
+        {"eval_args": {"split": {"RS": [8, 1, 1]}}},
+    ):
         args = config.resolve("LIR", "any", [], overrides)["eval_args"]
         assert args["split"] == {"RS": [8, 1, 1]} and args["mode"] == "full"
     file = world("part.yaml", "eval_args: {mode: uni7}\neval_args.part: both")
-    args = config.resolve("LIR", "any", [file], {"eval_args.split": {"temporal": [6, 2, 2]}})["eval_args"]
+    args = config.resolve("LIR", "any", [file], {"eval_args.split": {"temporal": [6, 2, 2]}})[
+        "eval_args"
+    ]
     assert (args["mode"], args["part"], args["split"]) == ("uni7", "both", {"temporal": [6, 2, 2]})
 
 
 def test_other_groups_are_replaced_whole_or_named_with_dots():
-    assert config.resolve("LIR", "any", [], {"text_fields": {"Name": "name"}})["text_fields"] == {"Name": "name"}
+    assert config.resolve("LIR", "any", [], {"text_fields": {"Name": "name"}})["text_fields"] == {
+        "Name": "name"
+    }
     dotted = config.resolve("LIR", "any", [], {"text_fields.Title": "name", "text_words.Title": 3})
-    assert dotted["text_fields"] == {"Title": "name", "Category": "categories", "Brand": "brand", "Price": "price"} and dotted["text_words"]["Title"] == 3
-    assert config.resolve("LIR", "any")["text_fields"]["Title"] == "title"  # the defaults are not written to
-    assert config.resolve("GRU4Rec", "any", [], {"clip_grad_norm.max_norm": 5})["clip_grad_norm"] == {"max_norm": 5}  # a group that is empty
+    assert (
+        dotted["text_fields"]
+        == {"Title": "name", "Category": "categories", "Brand": "brand", "Price": "price"}
+        and dotted["text_words"]["Title"] == 3
+    )
+    assert (
+        config.resolve("LIR", "any")["text_fields"]["Title"] == "title"
+    )  # the defaults are not written to
+    assert config.resolve("GRU4Rec", "any", [], {"clip_grad_norm.max_norm": 5})[
+        "clip_grad_norm"
+    ] == {"max_norm": 5}  # a group that is empty
 
 
 def test_stages_are_given_in_part():
-    stages = config.resolve("S3Rec", "Pet", [], {"stage_settings.pretrain": {"epochs": 3}})["stage_settings"]
+    stages = config.resolve("S3Rec", "Pet", [], {"stage_settings.pretrain": {"epochs": 3}})[
+        "stage_settings"
+    ]
     assert stages["finetune"] == {"train_stage": "finetune"} and stages["pretrain"]["epochs"] == 3
 
 
@@ -146,11 +213,21 @@ def test_a_stage_is_a_layer_over_the_run():
     }  # fmt: skip
     resolved = config.resolve("S3Rec", "Pet", [], asked)
     stages = resolved["stage_settings"]
-    assert stages["pretrain"]["eval_args"] == resolved["eval_args"] | {"mode": "uni5"} and resolved["eval_args"]["part"] == "both"
+    assert (
+        stages["pretrain"]["eval_args"] == resolved["eval_args"] | {"mode": "uni5"}
+        and resolved["eval_args"]["part"] == "both"
+    )
     assert stages["pretrain"]["text_words"] == resolved["text_words"] | {"Title": 3}
-    assert stages["finetune"]["topk"] == [10] and stages["finetune"]["train_neg_sample_args"]["sample_num"] == 1  # which the run, with CE, has not
+    assert (
+        stages["finetune"]["topk"] == [10]
+        and stages["finetune"]["train_neg_sample_args"]["sample_num"] == 1
+    )  # which the run, with CE, has not
     assert stages["more"] == {"precision": "fp32"} and resolved["train_neg_sample_args"] is None
-    again = {key: value for key, value in config.shown(resolved).items() if key not in ("model", "dataset")}
+    again = {
+        key: value
+        for key, value in config.shown(resolved).items()
+        if key not in ("model", "dataset")
+    }
     assert config.resolve("S3Rec", "Pet", [], again) == resolved
 
 
@@ -158,16 +235,40 @@ def test_a_stage_is_a_layer_over_the_run():
     ("key", "value", "said"),
     [
         ("pretrain.epoch", 5, "stage_settings.pretrain: unknown key 'epoch': did you mean epochs?"),
-        ("finetune.lerning_rate", "x", "stage_settings.finetune: unknown key 'lerning_rate': did you mean learning_rate?"),
-        ("finetune.learning_rate", "x", "stage_settings.finetune: learning_rate: expected a number, found 'x'"),
-        ("finetune", {"epochs": 1.5}, "stage_settings.finetune: epochs: expected a whole number from 0 up, found 1.5"),
+        (
+            "finetune.lerning_rate",
+            "x",
+            "stage_settings.finetune: unknown key 'lerning_rate': did you mean learning_rate?",
+        ),
+        (
+            "finetune.learning_rate",
+            "x",
+            "stage_settings.finetune: learning_rate: expected a number, found 'x'",
+        ),
+        (
+            "finetune",
+            {"epochs": 1.5},
+            "stage_settings.finetune: epochs: expected a whole number from 0 up, found 1.5",
+        ),
         ("finetune.eval_args.mod", "full", "stage_settings.finetune: unknown key 'eval_args.mod'"),
-        ("finetune.eval_args.mode", "uni0", "stage_settings.finetune: eval_args.mode: expected full or uniK"),
+        (
+            "finetune.eval_args.mode",
+            "uni0",
+            "stage_settings.finetune: eval_args.mode: expected full or uniK",
+        ),
         ("finetune.topk", 3, "stage_settings.finetune: valid_metric: expected one of"),
-        ("finetune.train_neg_sample_args.sample_num", 2, "stage_settings.finetune: train_neg_sample_args: S3Rec with loss_type CE draws no negatives"),
+        (
+            "finetune.train_neg_sample_args.sample_num",
+            2,
+            "stage_settings.finetune: train_neg_sample_args: S3Rec with loss_type CE draws no negatives",
+        ),
         ("finetune.seeds", [1], "stage_settings.finetune: seeds belongs to the whole run"),
         ("finetune", 5, "stage_settings.finetune: expected a group of settings, found 5"),
-        ("finetun.epochs", 5, "stage_settings.finetun: expected one of the stages pretrain, finetune; did you mean finetune?"),
+        (
+            "finetun.epochs",
+            5,
+            "stage_settings.finetun: expected one of the stages pretrain, finetune; did you mean finetune?",
+        ),
     ],
 )
 def test_a_stage_is_checked_like_a_run(key, value, said):
@@ -181,7 +282,10 @@ def test_resolving_changes_none_of_its_arguments(tmp_path):
     before = copy.deepcopy(overrides)
     first = config.resolve("LIR", "any", [], overrides)
     first["text_fields"]["Title"] = first["eval_args"]["mode"] = "changed"
-    assert overrides == before and config.resolve("LIR", "any", [], overrides)["eval_args"]["mode"] == "uni5"
+    assert (
+        overrides == before
+        and config.resolve("LIR", "any", [], overrides)["eval_args"]["mode"] == "uni5"
+    )
 
 
 GENERAL = ["BPR", "NeuMF", "ItemKNN", "Pop", "LightGCN"]
@@ -195,25 +299,53 @@ def test_only_general_models_are_not_repeatable(model):
 
 def test_negatives_follow_the_loss():
     assert config.resolve("SASRec", "any")["train_neg_sample_args"] is None  # CE
-    assert config.resolve("SASRec", "any", [], {"loss_type": "BPR"})["train_neg_sample_args"]["sample_num"] == 1
-    assert config.resolve("SASRec", "any", [], {"loss_type": "BPR", "train_neg_sample_args.sample_num": 3})["train_neg_sample_args"]["sample_num"] == 3
-    assert config.resolve("FPMC", "any", [])["train_neg_sample_args"]["sample_num"] == 1  # always pairs
+    assert (
+        config.resolve("SASRec", "any", [], {"loss_type": "BPR"})["train_neg_sample_args"][
+            "sample_num"
+        ]
+        == 1
+    )
+    assert (
+        config.resolve(
+            "SASRec", "any", [], {"loss_type": "BPR", "train_neg_sample_args.sample_num": 3}
+        )["train_neg_sample_args"]["sample_num"]
+        == 3
+    )
+    assert (
+        config.resolve("FPMC", "any", [])["train_neg_sample_args"]["sample_num"] == 1
+    )  # always pairs
     assert config.resolve("BPR", "any")["train_neg_sample_args"]["sample_num"] == 1
-    assert config.resolve("Pop", "any")["train_neg_sample_args"] is None and config.resolve("RepeatNet", "any")["train_neg_sample_args"] is None
-    assert config.resolve("SASRec", "any", [], {"train_neg_sample_args": None})["train_neg_sample_args"] is None
+    assert (
+        config.resolve("Pop", "any")["train_neg_sample_args"] is None
+        and config.resolve("RepeatNet", "any")["train_neg_sample_args"] is None
+    )
+    assert (
+        config.resolve("SASRec", "any", [], {"train_neg_sample_args": None})[
+            "train_neg_sample_args"
+        ]
+        is None
+    )
     with pytest.raises(UserError, match="SASRec with loss_type CE draws no negatives"):
         config.resolve("SASRec", "any", [], {"train_neg_sample_args": {"sample_num": 1}})
 
 
 def test_both_losses_of_a_stock_model_reach_recbole(tmp_path):
     for loss, kind in (("CE", "POINTWISE"), ("BPR", "PAIRWISE")):
-        built = config.recbole_config(config.resolve("GRU4Rec", "any", [], {"loss_type": loss}), tmp_path)
+        built = config.recbole_config(
+            config.resolve("GRU4Rec", "any", [], {"loss_type": loss}), tmp_path
+        )
         assert built["MODEL_INPUT_TYPE"].name == kind
 
 
 def test_a_feature_of_a_dataset_goes_to_the_models_that_read_it():
-    assert config.resolve("SASRecF", "Pet")["selected_features"] == ["categories"] and config.resolve("S3Rec", "Pet")["item_attribute"] == "categories"
-    assert config.resolve("SASRec", "Pet")["selected_features"] is None and config.resolve("LIR", "Pet")["item_attribute"] is None
+    assert (
+        config.resolve("SASRecF", "Pet")["selected_features"] == ["categories"]
+        and config.resolve("S3Rec", "Pet")["item_attribute"] == "categories"
+    )
+    assert (
+        config.resolve("SASRec", "Pet")["selected_features"] is None
+        and config.resolve("LIR", "Pet")["item_attribute"] is None
+    )
 
 
 def test_what_models_beside_a_run_share():
@@ -223,28 +355,51 @@ def test_what_models_beside_a_run_share():
     }  # fmt: skip
     shared = config.shared_settings(config.resolve("CALRec", "ml-100k", [], asked))
     beside = config.resolve("GRU4Rec", "ml-100k", [], shared)
-    assert (beside["eval_args"]["mode"], beside["seed"], beside["topk"], beside["mask_history"]) == ("uni5", 5, [3], True)
+    assert (
+        beside["eval_args"]["mode"],
+        beside["seed"],
+        beside["topk"],
+        beside["mask_history"],
+    ) == ("uni5", 5, [3], True)
     assert beside["valid_metric"] == "NDCG@3"  # the pessimistic choice is CALRec's own
     own = config.resolve("GRU4Rec", "ml-100k")
-    for key in ("learning_rate", "epochs", "train_batch_size", "stopping_step", "repeatable", "train_neg_sample_args", "stages"):
+    for key in (
+        "learning_rate",
+        "epochs",
+        "train_batch_size",
+        "stopping_step",
+        "repeatable",
+        "train_neg_sample_args",
+        "stages",
+    ):
         assert beside[key] == own[key], key
     for model in ("Pop", "LIR", "SASRecF", "S3Rec"):
         config.resolve(model, "ml-100k", [], shared)
 
 
 def test_plan_has_one_dict_per_model_and_seed():
-    planned = config.plan(["LIR", "GRU4Rec"], "any", [], {"topk": [5, 10]}, {"GRU4Rec": {"hidden_size": 8}}, [4, 5])
+    planned = config.plan(
+        ["LIR", "GRU4Rec"], "any", [], {"topk": [5, 10]}, {"GRU4Rec": {"hidden_size": 8}}, [4, 5]
+    )
     found = [(model, one["seed"], one["topk"]) for model, group in planned.items() for one in group]
     assert found == [(model, seed, [5, 10]) for model in ("LIR", "GRU4Rec") for seed in (4, 5)]
-    assert all(one["hidden_size"] == 8 for one in planned["GRU4Rec"]) and "hidden_size" not in planned["LIR"][0]
+    assert (
+        all(one["hidden_size"] == 8 for one in planned["GRU4Rec"])
+        and "hidden_size" not in planned["LIR"][0]
+    )
     assert len(config.plan(["LIR"], "any")["LIR"]) == 1
-    assert [one["seed"] for one in config.plan(["LIR"], "any", [], {"seeds": [1, 2]})["LIR"]] == [1, 2]
+    assert [one["seed"] for one in config.plan(["LIR"], "any", [], {"seeds": [1, 2]})["LIR"]] == [
+        1,
+        2,
+    ]
 
 
 def test_a_run_moves_to_another_dataset_with_that_ones_defaults():
     stored = config.resolve("LIR", "ml-100k", [], {"bm25_k1": 0.9, "text_words": {"Title": 5}})
     moved = config.moved(stored, "Pet")
-    assert moved["dataset"] == "Pet" and moved["text_fields"]["Title"] == "title"  # ml-100k's was movie_title
+    assert (
+        moved["dataset"] == "Pet" and moved["text_fields"]["Title"] == "title"
+    )  # ml-100k's was movie_title
     assert moved["bm25_k1"] == 0.9 and moved["text_words"] == {"Title": 5}  # the user's own stay
     assert config.moved(stored, "ml-100k") == stored
     featured = config.resolve("S3Rec", "any", [], {"item_attribute": "brand"})
@@ -266,23 +421,41 @@ def test_the_hash_changes_with_every_setting_that_matters_and_with_no_other(mode
     settings = config.resolve(model, "any")
     own = config.settings_hash(settings, data="x")
     assert re.fullmatch("[0-9a-f]{8}", own)
-    assert config.settings_hash(dict(reversed(settings.items())), data="x") == own  # the order of the keys is nothing
+    assert (
+        config.settings_hash(dict(reversed(settings.items())), data="x") == own
+    )  # the order of the keys is nothing
     for key in settings:
         other = config.settings_hash(settings | {key: "another value"}, data="x")
-        assert (other == own) is (key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in registry.OURS)), key
+        assert (other == own) is (
+            key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in registry.OURS)
+        ), key
     assert SAME_RUN <= set(settings)
-    assert config.settings_hash(settings, data="y") != own and config.settings_hash(settings, data="x", version="2") != own
+    assert (
+        config.settings_hash(settings, data="y") != own
+        and config.settings_hash(settings, data="x", version="2") != own
+    )
 
 
-@pytest.mark.parametrize(("model", "key", "value"), [("GRU4Rec", "precision", "bf16"), ("LIR", "MAX_ITEM_LIST_LENGTH", 20)])
+@pytest.mark.parametrize(
+    ("model", "key", "value"),
+    [("GRU4Rec", "precision", "bf16"), ("LIR", "MAX_ITEM_LIST_LENGTH", 20)],
+)
 def test_a_setting_that_the_model_does_not_read_makes_no_other_run(model, key, value):
     other = {"GRU4Rec": "CALRec", "LIR": "GRU4Rec"}[model]  # which does
-    hashes = {name: {config.settings_hash(config.resolve(name, "any", [], asked)) for asked in ({}, {key: value})} for name in (model, other)}
+    hashes = {
+        name: {
+            config.settings_hash(config.resolve(name, "any", [], asked))
+            for asked in ({}, {key: value})
+        }
+        for name in (model, other)
+    }
     assert len(hashes[model]) == 1 and len(hashes[other]) == 2
 
 
 def test_the_window_of_the_models_beside_a_text_model():
-    shared = config.shared_settings(config.resolve("LIR", "any", [], {"MAX_ITEM_LIST_LENGTH": 20, "precision": "bf16"}))
+    shared = config.shared_settings(
+        config.resolve("LIR", "any", [], {"MAX_ITEM_LIST_LENGTH": 20, "precision": "bf16"})
+    )
     assert config.resolve("GRU4Rec", "any", [], shared)["MAX_ITEM_LIST_LENGTH"] == 20
 
 
@@ -299,7 +472,12 @@ def test_the_hash_sees_into_groups():
     hashes = {
         config.settings_hash(config.resolve("LIR", "any", [], overrides))
         for overrides in (
-            {}, {"eval_args.mode": "uni5"}, {"text_words.Title": 3}, {"eval_args.split": {"LS": "test_only"}}, {"learning_rate": 1}, {"topk": [10]},
+            {},
+            {"eval_args.mode": "uni5"},
+            {"text_words.Title": 3},
+            {"eval_args.split": {"LS": "test_only"}},
+            {"learning_rate": 1},
+            {"topk": [10]},
         )
     }
     assert len(hashes) == 6
@@ -318,13 +496,30 @@ def test_recboles_config_holds_the_settings_and_evaluates_nothing(tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["run", "--epochs=77", "--model=SASRec"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "keep")
     code = f"__import__('pathlib').Path({str(tmp_path / 'called')!r}).touch()"
-    resolved = config.resolve("GRU4Rec", "any", [], {"wandb_project": "3-1", "data_name": code, "hidden_size": 16, "epochs": 3})
+    resolved = config.resolve(
+        "GRU4Rec",
+        "any",
+        [],
+        {"wandb_project": "3-1", "data_name": code, "hidden_size": 16, "epochs": 3},
+    )
     before, groups = copy.deepcopy(resolved), copy.deepcopy(configurator.general_arguments)
     built = config.recbole_config(resolved, tmp_path)
-    assert (built["wandb_project"], built["data_name"], built["hidden_size"], built["epochs"]) == ("3-1", code, 16, 3)
-    assert str(built["data_path"]) == str(tmp_path) and built["model"] == "GRU4Rec" and built["text_fields"] == resolved["text_fields"]
+    assert (built["wandb_project"], built["data_name"], built["hidden_size"], built["epochs"]) == (
+        "3-1",
+        code,
+        16,
+        3,
+    )
+    assert (
+        str(built["data_path"]) == str(tmp_path)
+        and built["model"] == "GRU4Rec"
+        and built["text_fields"] == resolved["text_fields"]
+    )
     assert not (tmp_path / "called").exists()
-    assert sys.argv == ["run", "--epochs=77", "--model=SASRec"] and os.environ["CUDA_VISIBLE_DEVICES"] == "keep"
+    assert (
+        sys.argv == ["run", "--epochs=77", "--model=SASRec"]
+        and os.environ["CUDA_VISIBLE_DEVICES"] == "keep"
+    )
     assert resolved == before and configurator.general_arguments == groups
 
 
@@ -338,4 +533,7 @@ def test_stock_config_evaluates_strings(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["run"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert Config(model="BPR", dataset="any", config_dict={"wandb_project": "3-1"})["wandb_project"] == 2
+    assert (
+        Config(model="BPR", dataset="any", config_dict={"wandb_project": "3-1"})["wandb_project"]
+        == 2
+    )

@@ -21,13 +21,25 @@ MODELS = {
 def random_rows(lengths=(1, 2, 3, 4, 6, 9, 12, 5), items=10, seed=0):
     """Times are places in the user's sequence, as the harness hands them to RecBole; the file is in no order."""
     rng = np.random.default_rng(seed)
-    rows = [(f"u{user}", f"i{rng.integers(items)}", time, rng.integers(1, 6)) for user, length in enumerate(lengths) for time in range(length)]
+    rows = [
+        (f"u{user}", f"i{rng.integers(items)}", time, rng.integers(1, 6))
+        for user, length in enumerate(lengths)
+        for time in range(length)
+    ]
     return [rows[place] for place in rng.permutation(len(rows))]
 
 
 def side_rows(items=10):
     """Every third item has no brand, every fourth no price; the order is not that of any number."""
-    rows = [(f"i{item}", " ".join(["word"] * (item % 3) + [f"w{item}"]), f"b{item % 2}" if item % 3 else "", item if item % 4 else "") for item in range(items)]
+    rows = [
+        (
+            f"i{item}",
+            " ".join(["word"] * (item % 3) + [f"w{item}"]),
+            f"b{item % 2}" if item % 3 else "",
+            item if item % 4 else "",
+        )
+        for item in range(items)
+    ]
     return rows[::-1]
 
 
@@ -52,7 +64,13 @@ def test_rows_are_recboles(folder, stock, parts, longest):
     """Columns, types, values and the order of the training rows, so that a shuffle gives the same batches."""
     dataset = stock("SASRec", folder, columns=COLUMNS, MAX_ITEM_LIST_LENGTH=longest)
     expected = dataset.build()
-    found = parts("SASRec", folder, dedup="none", load_col={"inter": list(COLUMNS)}, MAX_ITEM_LIST_LENGTH=longest)
+    found = parts(
+        "SASRec",
+        folder,
+        dedup="none",
+        load_col={"inter": list(COLUMNS)},
+        MAX_ITEM_LIST_LENGTH=longest,
+    )
     for mine, theirs in zip(found, expected, strict=True):
         rows = mine.inter_feat
         assert len(rows) == len(theirs.inter_feat) > 0
@@ -74,13 +92,19 @@ def test_the_matrix_of_training_events(write, stock, parts):
 
 def test_rows_are_recboles_on_real_data(shared, write, stock, parts):
     """The first users of Scientific, one of them longer than the 50 items that a model reads."""
-    lines = (shared / "data" / "Scientific" / "Scientific.inter").read_text(encoding="utf-8").split("\n")
+    lines = (
+        (shared / "data" / "Scientific" / "Scientific.inter")
+        .read_text(encoding="utf-8")
+        .split("\n")
+    )
     events = [line.split("\t") for line in lines[1:] if line]
     count = {}
     for user, *_ in events:
         count[user] = count.get(user, 0) + 1
     kept = {*list(count)[:150], max(count, key=count.get)}
-    places = [(user, item, int(place) - 1) for user, item, place in events if user in kept]  # ours begin with 0
+    places = [
+        (user, item, int(place) - 1) for user, item, place in events if user in kept
+    ]  # ours begin with 0
     folder = write({"inter": [lines[0].split("\t"), *places]})
     dataset = stock("SASRec", folder)
     for mine, theirs in zip(parts("SASRec", folder), dataset.build(), strict=True):
@@ -88,12 +112,29 @@ def test_rows_are_recboles_on_real_data(shared, write, stock, parts):
     assert max(count[user] for user in kept) > 50
 
 
-@pytest.mark.parametrize("index", [3, [4, 0, 4], np.array([2, 1]), torch.tensor([5, 5]), slice(2, 9, 3), slice(None), "odd", "tensor"], ids=str)
+@pytest.mark.parametrize(
+    "index",
+    [
+        3,
+        [4, 0, 4],
+        np.array([2, 1]),
+        torch.tensor([5, 5]),
+        slice(2, 9, 3),
+        slice(None),
+        "odd",
+        "tensor",
+    ],
+    ids=str,
+)
 def test_rows_are_read_in_any_way(folder, parts, index):
     lazy = parts("SASRec", folder, dedup="none", MAX_ITEM_LIST_LENGTH=4)[0].inter_feat
     rows = lazy[np.arange(len(lazy))]
     odd = np.arange(len(lazy)) % 2 == 1
-    index = {"odd": odd, "tensor": torch.from_numpy(odd)}.get(index, index) if isinstance(index, str) else index
+    index = (
+        {"odd": odd, "tensor": torch.from_numpy(odd)}.get(index, index)
+        if isinstance(index, str)
+        else index
+    )
     check_equal(lazy[index], rows[index])
 
 
@@ -101,21 +142,46 @@ def test_a_training_loader_gives_whole_rows(folder):
     from recbole_llm import config
     from recbole_llm.loaders import make_loaders
 
-    settings = config.resolve("SASRec", "toy", [], {"use_gpu": False, "dedup": "none", "train_batch_size": 8, "MAX_ITEM_LIST_LENGTH": 4})
+    settings = config.resolve(
+        "SASRec",
+        "toy",
+        [],
+        {"use_gpu": False, "dedup": "none", "train_batch_size": 8, "MAX_ITEM_LIST_LENGTH": 4},
+    )
     train = make_loaders(config.recbole_config(settings, folder))[0]
     rows = train._dataset.inter_feat
     expected = rows[np.arange(len(rows))]
     batches = list(train)
     assert len(batches) == -(-len(rows) // 8)
-    seen = [tuple(row.tolist()) for batch in batches for row in torch.cat([batch["item_id_list"], batch["item_id"][:, None], batch["user_id"][:, None]], 1)]
-    every = [tuple(row.tolist()) for row in torch.cat([expected["item_id_list"], expected["item_id"][:, None], expected["user_id"][:, None]], 1)]
+    seen = [
+        tuple(row.tolist())
+        for batch in batches
+        for row in torch.cat(
+            [batch["item_id_list"], batch["item_id"][:, None], batch["user_id"][:, None]], 1
+        )
+    ]
+    every = [
+        tuple(row.tolist())
+        for row in torch.cat(
+            [expected["item_id_list"], expected["item_id"][:, None], expected["user_id"][:, None]],
+            1,
+        )
+    ]
     assert sorted(seen) == sorted(every) and seen != every
 
 
 def test_times_arrive_as_exact_ranks(write, parts):
     """Trap 3: in RecBole's float32 these four times are one."""
     times = {"a": 1_600_000_000, "b": 1_600_000_010, "c": 1_600_000_020, "d": 1_600_000_030}
-    folder = write({"inter": [INTER, *(("u", item, times[item], 1) for item in "cadb"), *(("v", item, times[item], 1) for item in "dbca")]})
+    folder = write(
+        {
+            "inter": [
+                INTER,
+                *(("u", item, times[item], 1) for item in "cadb"),
+                *(("v", item, times[item], 1) for item in "dbca"),
+            ]
+        }
+    )
     test = parts("SASRec", folder)[2]
     batch = test.case_batch(test.cases)
     assert test.id2token("item_id", batch["item_id_list"][:, :3]).tolist() == [["a", "b", "c"]] * 2
@@ -128,27 +194,51 @@ SPLIT = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_reads_split_files(write, parts, model):
-    rows = {"train": [("u", "a b", "c"), ("v", "b", "a")], "valid": [("u", "a b c", "b")], "test": [("u", "a b c b", "a"), ("v", "b a", "d")]}
+    rows = {
+        "train": [("u", "a b", "c"), ("v", "b", "a")],
+        "valid": [("u", "a b c", "b")],
+        "test": [("u", "a b c b", "a"), ("v", "b a", "d")],
+    }
     files = {f"{part}.inter": [SPLIT, *own] for part, own in rows.items()}
     settings = MODELS[model] | {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id"]}}
     item = [ITEM, *((item, f"w{item}", "b", "1") for item in "abcde")]
-    test = parts(model, write(files | {"item": item}), benchmark_filename=["train", "valid", "test"], **settings)[2]
+    test = parts(
+        model,
+        write(files | {"item": item}),
+        benchmark_filename=["train", "valid", "test"],
+        **settings,
+    )[2]
     tables = test.tables
     token = tables.items[tables.item]
-    found = [(tables.users[user], " ".join(token[a:b]), token[b]) for user, a, b in zip(test.cases.user, test.cases.begin, test.cases.end, strict=True)]
+    found = [
+        (tables.users[user], " ".join(token[a:b]), token[b])
+        for user, a, b in zip(test.cases.user, test.cases.begin, test.cases.end, strict=True)
+    ]
     assert found == rows["test"]
     batch = test.case_batch(test.cases)
     if "item_id_list" in batch:
-        assert test.id2token("item_id", batch["item_id_list"][:, :5]).tolist() == [["a", "b", "c", "b", "[PAD]"], ["b", "a"] + 3 * ["[PAD]"]]
+        assert test.id2token("item_id", batch["item_id_list"][:, :5]).tolist() == [
+            ["a", "b", "c", "b", "[PAD]"],
+            ["b", "a"] + 3 * ["[PAD]"],
+        ]
 
 
 def test_long_lists_of_split_files_keep_their_newest_items(write, parts):
     """RecBole's seq_len keeps the oldest, and without it a long list is an IndexError in the model."""
-    rows = {"train": [("u", "a b", "c")], "valid": [("u", "a b c", "d")], "test": [("u", "a b c d e f", "g"), ("v", "g", "a")]}
+    rows = {
+        "train": [("u", "a b", "c")],
+        "valid": [("u", "a b c", "d")],
+        "test": [("u", "a b c d e f", "g"), ("v", "g", "a")],
+    }
     folder = write({f"{part}.inter": [SPLIT, *own] for part, own in rows.items()})
-    test = parts("SASRec", folder, benchmark_filename=["train", "valid", "test"], MAX_ITEM_LIST_LENGTH=3)[2]
+    test = parts(
+        "SASRec", folder, benchmark_filename=["train", "valid", "test"], MAX_ITEM_LIST_LENGTH=3
+    )[2]
     batch = test.case_batch(test.cases)
-    assert test.id2token("item_id", batch["item_id_list"]).tolist() == [["d", "e", "f"], ["g", "[PAD]", "[PAD]"]]
+    assert test.id2token("item_id", batch["item_id_list"]).tolist() == [
+        ["d", "e", "f"],
+        ["g", "[PAD]", "[PAD]"],
+    ]
     assert batch["item_length"].tolist() == [3, 1]
     assert test.id2token("item_id", test.inter_feat["item_id"]).tolist() == ["g", "a"]
 
@@ -159,10 +249,21 @@ def test_long_lists_of_split_files_keep_their_newest_items(write, parts):
 @pytest.mark.parametrize("model", MODELS)
 def test_no_case_holds_its_target(folder, parts, model):
     """Trap 10: RecBole's evaluation batches hold the target item and all that came with it."""
-    settings = MODELS[model] | {"load_col": {"inter": list(COLUMNS)} | MODELS[model].get("load_col", {})}
+    settings = MODELS[model] | {
+        "load_col": {"inter": list(COLUMNS)} | MODELS[model].get("load_col", {})
+    }
     for part in parts(model, folder, **settings)[1:]:
         batch = part.case_batch(part.cases)
-        allowed = {"user_id", "item_length", "case_begin", "case_end", "item_id_list", "timestamp_list", "rating_list", "neg_item_id_list"}
+        allowed = {
+            "user_id",
+            "item_length",
+            "case_begin",
+            "case_end",
+            "item_id_list",
+            "timestamp_list",
+            "rating_list",
+            "neg_item_id_list",
+        }
         assert set(batch.columns) <= allowed
         assert len(batch) == len(part.cases)
         np.testing.assert_array_equal(batch["user_id"], part.cases.user + 1)
@@ -178,24 +279,40 @@ def test_a_case_does_not_change_with_its_target(write, parts, model):
     known = [("first", f"i{item}", item, 1) for item in range(10)] + [("second", "extra", 0, 1)]
 
     def another(user, item, time, rating):
-        return (user, f"i{(int(item[1:]) + 3) % 10}", time + 50, 6 - rating) if time == last[user] > 1 else (user, item, time, rating)
+        return (
+            (user, f"i{(int(item[1:]) + 3) % 10}", time + 50, 6 - rating)
+            if time == last[user] > 1
+            else (user, item, time, rating)
+        )
 
     batches = []
     for events in (rows, [another(*row) for row in rows]):
         folder = write({"inter": [INTER, *known, *events], "item": [ITEM, *side_rows()]})
-        test = parts(model, folder, dedup="none", **MODELS[model] | {"load_col": {"inter": list(COLUMNS)}})[2]
+        test = parts(
+            model, folder, dedup="none", **MODELS[model] | {"load_col": {"inter": list(COLUMNS)}}
+        )[2]
         batches.append((test.case_batch(test.cases), test.inter_feat["item_id"]))
     check_equal(batches[0][0], batches[1][0])
-    assert (batches[0][1] != batches[1][1]).sum() == len(batches[0][1]) - 1  # all but the first user's target
+    assert (batches[0][1] != batches[1][1]).sum() == len(
+        batches[0][1]
+    ) - 1  # all but the first user's target
 
 
 def test_user_features_are_known(write, parts):
-    files = {"inter": [INTER, *random_rows()], "user": [("user_id:token", "age:token"), *((f"u{user}", f"a{user}") for user in range(7, 0, -1))]}
+    files = {
+        "inter": [INTER, *random_rows()],
+        "user": [
+            ("user_id:token", "age:token"),
+            *((f"u{user}", f"a{user}") for user in range(7, 0, -1)),
+        ],
+    }
     columns = {"inter": ["user_id", "item_id"], "user": ["user_id", "age"]}
     for model in ("SASRec", "BPR", "FM"):
         test = parts(model, write(files), load_col=columns)[2]
         batch = test.case_batch(test.cases)
-        assert test.id2token("age", batch["age"]).tolist() == [f"a{user[1:]}" for user in test.id2token("user_id", batch["user_id"])]
+        assert test.id2token("age", batch["age"]).tolist() == [
+            f"a{user[1:]}" for user in test.id2token("user_id", batch["user_id"])
+        ]
 
 
 @pytest.mark.parametrize("model", ["SASRec", "DIEN", "CALRec"])
@@ -207,7 +324,10 @@ def test_a_case_after_everything(folder, parts, model):
     batch = dataset.case_batch(case)
     if model == "CALRec":
         found = dataset.cases_of(batch)
-        assert [(field := getattr(found, name)).tolist() == getattr(case, name).tolist() and len(field) for name in ("user", "begin", "end")] == [1] * 3
+        assert [
+            (field := getattr(found, name)).tolist() == getattr(case, name).tolist() and len(field)
+            for name in ("user", "begin", "end")
+        ] == [1] * 3
     else:
         history = tables.item[tables.start[3] : tables.start[4]] + 1
         assert batch["item_id_list"][0, : len(history)].tolist() == history.tolist()
@@ -223,7 +343,10 @@ def test_somebody_new(folder, parts, model):
     batch = wider.case_batch(case)
     assert batch["user_id"].tolist() == [0]  # RecBole's padding user
     if model == "CALRec":
-        assert wider.tables.items[wider.tables.item[case.begin[0] : case.end[0]]].tolist() == dataset.tables.items[items].tolist()
+        assert (
+            wider.tables.items[wider.tables.item[case.begin[0] : case.end[0]]].tolist()
+            == dataset.tables.items[items].tolist()
+        )
     else:
         assert batch["item_id_list"][0, :4].tolist() == [5, 1, 5, 0]
         assert batch["timestamp_list"][0, :3].tolist() == [0, 1, 2]
@@ -269,12 +392,22 @@ def test_negative_lists_follow_their_events(folder, parts):
 @pytest.mark.parametrize("catalogue", ["met", "all"])
 def test_the_catalogue_does_not_depend_on_what_is_loaded(write, parts, catalogue):
     """Trap 4: FDSA would rank the four items without events, and lose the events of the item that .item lacks."""
-    folder = write({"inter": [INTER, *random_rows(), ("u9", "stray", 1, 1), ("u9", "i1", 2, 1)], "item": [ITEM, *side_rows(14)]})
+    folder = write(
+        {
+            "inter": [INTER, *random_rows(), ("u9", "stray", 1, 1), ("u9", "i1", 2, 1)],
+            "item": [ITEM, *side_rows(14)],
+        }
+    )
     size = {"met": 11, "all": 15}[catalogue]
     reference = None
     for model, settings in MODELS.items():
         train, _, test = parts(model, folder, catalogue=catalogue, **settings)
-        found = (test.field2id_token["item_id"].tolist(), test.tables.fingerprint, len(test.events), len(test.cases))
+        found = (
+            test.field2id_token["item_id"].tolist(),
+            test.tables.fingerprint,
+            len(test.events),
+            len(test.cases),
+        )
         reference = reference or found
         assert found == reference
         assert train.item_num == test.item_num == size + 1
@@ -283,7 +416,10 @@ def test_the_catalogue_does_not_depend_on_what_is_loaded(write, parts, catalogue
 
 def test_recboles_catalogue_depends_on_what_is_loaded(folder, stock):
     columns = {"inter": ["user_id", "item_id", "timestamp"]}
-    sizes = [stock("SASRec", folder, load_col=own).item_num for own in (columns, columns | {"item": ["item_id", "title"]})]
+    sizes = [
+        stock("SASRec", folder, load_col=own).item_num
+        for own in (columns, columns | {"item": ["item_id", "title"]})
+    ]
     assert sizes[0] == 11 and sizes[1] == 15
 
 
@@ -302,7 +438,16 @@ def test_ids_are_indices_of_the_tables_plus_one(folder, parts, model):
 @pytest.mark.parametrize("model", ["FDSA", "FM"])
 def test_item_features_arrive_at_their_items(folder, parts, model):
     """A missing token is the padding id (pandas 3 made it INT64_MIN), a missing number the mean of the known ones."""
-    settings = FEATURES if model == "FDSA" else {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "title", "brand", "price"]}}
+    settings = (
+        FEATURES
+        if model == "FDSA"
+        else {
+            "load_col": {
+                "inter": ["user_id", "item_id"],
+                "item": ["item_id", "title", "brand", "price"],
+            }
+        }
+    )
     dataset = parts(model, folder, **settings)[0]
     known = {row[0]: row[1:] for row in side_rows()}
     feature = dataset.item_feat
@@ -316,7 +461,9 @@ def test_item_features_arrive_at_their_items(folder, parts, model):
         assert dataset.field2id_token["brand"][feature["brand"][number]] == (brand or "[PAD]")
         assert feature["price"][number] == pytest.approx(mean if price == "" else price)
     assert feature["title"].shape[1] == 3
-    pairs = dataset.add_items(dataset.case_batch(dataset.cases[:2]), torch.tensor([[1, 2, 3], [3, 1, 2]]))
+    pairs = dataset.add_items(
+        dataset.case_batch(dataset.cases[:2]), torch.tensor([[1, 2, 3], [3, 1, 2]])
+    )
     assert pairs["item_id"].tolist() == [1, 2, 3, 3, 1, 2]
     assert pairs["user_id"].tolist() == (dataset.cases.user[:2].repeat(3) + 1).tolist()
     assert torch.equal(pairs["title"], feature["title"][pairs["item_id"]])
@@ -330,10 +477,22 @@ def test_long_sequences_of_a_feature_are_cut(folder, parts):
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        ("FDSA", {"selected_features": ["class"]}, "has no .item column class; it has title, brand, price"),
+        (
+            "FDSA",
+            {"selected_features": ["class"]},
+            "has no .item column class; it has title, brand, price",
+        ),
         ("S3Rec", {"item_attribute": "class"}, "has no .item column class"),
-        ("FM", {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "colour"]}}, "has no .item column colour"),
-        ("FM", {"load_col": {"inter": ["user_id", "item_id"], "user": ["user_id", "age"]}}, "has no .user column age; it has none"),
+        (
+            "FM",
+            {"load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "colour"]}},
+            "has no .item column colour",
+        ),
+        (
+            "FM",
+            {"load_col": {"inter": ["user_id", "item_id"], "user": ["user_id", "age"]}},
+            "has no .user column age; it has none",
+        ),
         ("SASRec", {"load_col": {"inter": ["user_id", "item_id", "stars"]}}, "has no column stars"),
         ("FM", {"threshold": {"stars": 3}}, "has no column stars"),
         ("SASRec", {"val_interval": {"item_id": ["i1"]}}, "item_id"),
@@ -348,15 +507,28 @@ def test_what_is_not_there_is_told_in_one_line(folder, parts, model, settings, m
 
 
 def test_a_feature_that_is_no_number_is_told(write, parts):
-    folder = write({"inter": [INTER, *random_rows()], "item": [ITEM, *((f"i{item}", "w", "b", f"${item}") for item in range(10))]})
+    folder = write(
+        {
+            "inter": [INTER, *random_rows()],
+            "item": [ITEM, *((f"i{item}", "w", "b", f"${item}") for item in range(10))],
+        }
+    )
     with pytest.raises(UserError, match="column price: could not convert"):
         parts("FDSA", folder, **FEATURES)
 
 
 def test_features_of_other_items_are_told(write, parts):
     """Every feature would be padding; a model that reads none does not mind."""
-    folder = write({"inter": [INTER, *random_rows()], "item": [("item_id:token", "brand:token"), ("i0.0", "b")]})
-    with pytest.raises(UserError, match="no item_id of the events has a row in toy.item: 'i[0-9]' is an event's, 'i0.0' a row's; write the ids alike"):
+    folder = write(
+        {
+            "inter": [INTER, *random_rows()],
+            "item": [("item_id:token", "brand:token"), ("i0.0", "b")],
+        }
+    )
+    with pytest.raises(
+        UserError,
+        match="no item_id of the events has a row in toy.item: 'i[0-9]' is an event's, 'i0.0' a row's; write the ids alike",
+    ):
         parts("FDSA", folder, selected_features=["brand"])
     parts("SASRec", folder)
 
@@ -368,7 +540,9 @@ def test_tables_are_read_again_when_a_file_changes(tmp_path, parts, name):
     folder.mkdir()
     for users in (5, 6):
         rows = [INTER, *random_rows([4] * users)]
-        (folder / f"{name}.inter").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+        (folder / f"{name}.inter").write_text(
+            "".join("\t".join(map(str, row)) + "\n" for row in rows)
+        )
         assert len(parts("BPR", folder)[0].tables.users) == users
 
 
@@ -379,7 +553,10 @@ def test_columns_of_events_arrive_with_their_events(write, parts):
     for columns in ([*COLUMNS, "shop"], "*"):
         part = parts("SASRec", folder, dedup="none", load_col={"inter": columns})[0]
         tables = part.tables
-        expected = [known[user, place] for user, place in zip(tables.users[tables.user], tables.position, strict=True)]
+        expected = [
+            known[user, place]
+            for user, place in zip(tables.users[tables.user], tables.position, strict=True)
+        ]
         assert part.events["rating"].tolist() == [rating for rating, _ in expected]
         assert part.id2token("shop", part.events["shop"]).tolist() == [shop for _, shop in expected]
     assert not {"rating", "shop"} & set(parts("SASRec", folder, dedup="none")[0].events.columns)

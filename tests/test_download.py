@@ -48,7 +48,9 @@ class Server:
             if begin >= len(self.data):
                 return request.send_error(416)
             request.send_response(206)
-            request.send_header("Content-Range", f"bytes {begin + self.shift}-{len(self.data) - 1}/{len(self.data)}")
+            request.send_header(
+                "Content-Range", f"bytes {begin + self.shift}-{len(self.data) - 1}/{len(self.data)}"
+            )
         else:
             request.send_response(200)
         body = self.data[begin:]
@@ -83,7 +85,13 @@ def server(monkeypatch):
 
 
 def get(url, folder, **own):
-    return fetch([Remote("file.json.gz", (url,), **own)], folder / "raw", folder / "work", "https://a.page", QUIET)["file.json.gz"]
+    return fetch(
+        [Remote("file.json.gz", (url,), **own)],
+        folder / "raw",
+        folder / "work",
+        "https://a.page",
+        QUIET,
+    )["file.json.gz"]
 
 
 def clean(folder):
@@ -113,18 +121,28 @@ fetch([Remote("file.json.gz", (sys.argv[1],))], Path(sys.argv[2]) / "raw", Path(
 def test_a_killed_download_goes_on_in_the_next_process(server, tmp_path):
     server.cuts = [100_000]
     with served(server) as url:
-        child = subprocess.run([sys.executable, "-c", KILLED, url, str(tmp_path)], capture_output=True, text=True)
+        child = subprocess.run(
+            [sys.executable, "-c", KILLED, url, str(tmp_path)], capture_output=True, text=True
+        )
         assert child.returncode == -signal.SIGKILL, child.stderr
         assert "file.json.gz" not in clean(tmp_path), "what is partial is not taken for whole"
         path = get(url, tmp_path)
-    assert path.read_bytes() == DATA and server.asked == [None, "bytes=100000-"] and clean(tmp_path) == ["file.json.gz"]
+    assert (
+        path.read_bytes() == DATA
+        and server.asked == [None, "bytes=100000-"]
+        and clean(tmp_path) == ["file.json.gz"]
+    )
 
 
 def test_another_version_is_begun_anew(server, tmp_path, monkeypatch):
     server.cuts = [100_000]
     server.data = b"\x1f\x8b" + b"a" * 300_000
     with served(server) as url:
-        monkeypatch.setattr(download.time, "sleep", lambda seconds: (setattr(server, "version", '"2"'), setattr(server, "data", DATA)))
+        monkeypatch.setattr(
+            download.time,
+            "sleep",
+            lambda seconds: (setattr(server, "version", '"2"'), setattr(server, "data", DATA)),
+        )
         assert get(url, tmp_path).read_bytes() == DATA
 
 
@@ -156,7 +174,10 @@ def test_failures_of_a_server_are_waited_out_and_refusals_are_not(server, tmp_pa
     with served(server) as url:
         assert get(url, tmp_path).read_bytes() == DATA
         server.faults, server.asked = [404] * 9, []
-        with pytest.raises(UserError, match="127.0.0.1:.*: HTTP 404.*get what is missing yourself, put it into .*other/raw and run again.*--raw=FOLDER"):
+        with pytest.raises(
+            UserError,
+            match="127.0.0.1:.*: HTTP 404.*get what is missing yourself, put it into .*other/raw and run again.*--raw=FOLDER",
+        ):
             get(url, tmp_path / "other")
     assert len(server.asked) == 1
 
@@ -164,17 +185,28 @@ def test_failures_of_a_server_are_waited_out_and_refusals_are_not(server, tmp_pa
 def test_the_next_address_is_asked(server, tmp_path):
     with served(server) as url:
         remote = Remote("file.json.gz", ("http://127.0.0.1:9/nobody", url))
-        assert fetch([remote], tmp_path / "raw", tmp_path, "p", QUIET)["file.json.gz"].read_bytes() == DATA
+        assert (
+            fetch([remote], tmp_path / "raw", tmp_path, "p", QUIET)["file.json.gz"].read_bytes()
+            == DATA
+        )
         mirrored = Remote("file.json.gz", ("http://127.0.0.1:9/nobody",))
         net = Net(mirror=f"{url}/", show_progress=False)
-        assert fetch([mirrored], tmp_path / "mirrored", tmp_path, "p", net)["file.json.gz"].read_bytes() == DATA
+        assert (
+            fetch([mirrored], tmp_path / "mirrored", tmp_path, "p", net)[
+                "file.json.gz"
+            ].read_bytes()
+            == DATA
+        )
 
 
 def test_a_proxy_is_asked_instead(server, tmp_path):
     with served(server) as url:
         remote = Remote("file.json.gz", ("http://nowhere.invalid",))
         proxied = Net(proxy=url.removesuffix("/raw"), show_progress=False)
-        assert fetch([remote], tmp_path / "raw", tmp_path, "p", proxied)["file.json.gz"].read_bytes() == DATA
+        assert (
+            fetch([remote], tmp_path / "raw", tmp_path, "p", proxied)["file.json.gz"].read_bytes()
+            == DATA
+        )
 
 
 @pytest.mark.parametrize(("data", "own", "message"), [
@@ -204,7 +236,9 @@ def test_files_that_were_fetched_by_hand(tmp_path):
     folder.mkdir(parents=True)
     (folder / "other.json").write_bytes(b"{}")
     remote = Remote("file.json.gz", ("http://127.0.0.1:9",), also=("other.json",))
-    assert fetch([remote], tmp_path / "raw", tmp_path, "p", QUIET) == {"file.json.gz": folder / "other.json"}
+    assert fetch([remote], tmp_path / "raw", tmp_path, "p", QUIET) == {
+        "file.json.gz": folder / "other.json"
+    }
     (folder / "file.json.gz").write_bytes(b"no gzip")
     with pytest.raises(UserError, match="file.json.gz: expected a .gz file"):
         fetch([remote], tmp_path / "raw", tmp_path, "p", QUIET)
@@ -238,11 +272,21 @@ def tarred(**members):
 
 def test_archives_are_told_by_their_content(tmp_path):
     members = {"review": ("short_review",), "place": ()}
-    (tmp_path / "plain.tar").write_bytes(tarred(review=b"r", place=b"p", more=b"m"))  # gzip, whatever its name
-    zipped(tmp_path / "nested.zip", Yelp__JSON__data=b"x", Yelp__short_review=b"r", **{"__MACOSX/._inner.tar": b"no tar", "inner.tar": tarred(place=b"p")})
+    (tmp_path / "plain.tar").write_bytes(
+        tarred(review=b"r", place=b"p", more=b"m")
+    )  # gzip, whatever its name
+    zipped(
+        tmp_path / "nested.zip",
+        Yelp__JSON__data=b"x",
+        Yelp__short_review=b"r",
+        **{"__MACOSX/._inner.tar": b"no tar", "inner.tar": tarred(place=b"p")},
+    )
     for name in ("plain.tar", "nested.zip"):
         found = unpack(tmp_path / name, members, tmp_path / f"out {name}")
-        assert {key: path.read_bytes() for key, path in found.items()} == {"review": b"r", "place": b"p"}
+        assert {key: path.read_bytes() for key, path in found.items()} == {
+            "review": b"r",
+            "place": b"p",
+        }
         assert len(list((tmp_path / f"out {name}").iterdir())) == 2
     zipped(tmp_path / "poor.zip", review=b"r")
     with pytest.raises(UserError, match="expected it to hold place"):
@@ -256,4 +300,6 @@ def test_members_that_were_unpacked_by_hand_need_no_archive(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "short_review").write_bytes(b"r")
     remote = Remote("archive.zip", members={"review": ("short_review",)})
-    assert fetch([remote], tmp_path / "raw", tmp_path / "work", "p", QUIET) == {"review": tmp_path / "raw" / "short_review"}
+    assert fetch([remote], tmp_path / "raw", tmp_path / "work", "p", QUIET) == {
+        "review": tmp_path / "raw" / "short_review"
+    }

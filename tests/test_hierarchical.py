@@ -18,10 +18,19 @@ ITEMS = [
 @pytest.mark.parametrize(
     "text,values",
     [
-        ("Title: Red Leash. Category: Dogs. Brand: Bo. Price: $5.00.", ("Red Leash", "Dogs", "Bo", "$5.00")),
-        ("  Title: Dr. Who No. 5. Category: A. B. Brand: St. Bo. Price: 1.5.", ("Dr. Who No. 5", "A. B", "St. Bo", "1.5")),
+        (
+            "Title: Red Leash. Category: Dogs. Brand: Bo. Price: $5.00.",
+            ("Red Leash", "Dogs", "Bo", "$5.00"),
+        ),
+        (
+            "  Title: Dr. Who No. 5. Category: A. B. Brand: St. Bo. Price: 1.5.",
+            ("Dr. Who No. 5", "A. B", "St. Bo", "1.5"),
+        ),
         ("Title: Red Leash. Category: Dogs. Brand: Bo", ("Red Leash", "Dogs", "Bo")),
-        ("Title: Red Leash. Brand: Bo. Price: $5.00.", ("Red Leash",)),  # the category is missing: only the title stands in its place
+        (
+            "Title: Red Leash. Brand: Bo. Price: $5.00.",
+            ("Red Leash",),
+        ),  # the category is missing: only the title stands in its place
         ("Category: Dogs. Title: Red Leash.", ()),
         ("", ()),
         ("Title: .", ("",)),

@@ -31,11 +31,25 @@ def units(world):  # noqa: F811
     model, part = world
     recipe, learners = Recipe(**RECIPE | {"epochs": 1}), learners_of(world, 6)
     tests = [part.test[part.test.user == user] for user in range(6)]
-    return [Unit(f"users {number}", learners[2 * number : 2 * number + 2], tests[2 * number : 2 * number + 2], recipe, stack=2) for number in range(3)]
+    return [
+        Unit(
+            f"users {number}",
+            learners[2 * number : 2 * number + 2],
+            tests[2 * number : 2 * number + 2],
+            recipe,
+            stack=2,
+        )
+        for number in range(3)
+    ]
 
 
 def contents(folder, units):
-    paths = [path for unit in units for path in unit_folder(folder, unit.name).rglob("*") if path.is_file() and path.name != "unit.json"]
+    paths = [
+        path
+        for unit in units
+        for path in unit_folder(folder, unit.name).rglob("*")
+        if path.is_file() and path.name != "unit.json"
+    ]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -46,7 +60,11 @@ class Deadly(Unit):
     mark: str = ""
 
     def __getattribute__(self, name):
-        if name == "learners" and "ray" in sys.modules and sys.modules["ray"].get_runtime_context().get_actor_id():
+        if (
+            name == "learners"
+            and "ray" in sys.modules
+            and sys.modules["ray"].get_runtime_context().get_actor_id()
+        ):
             mark = Path(object.__getattribute__(self, "mark"))
             if not mark.exists():
                 mark.touch()
@@ -61,12 +79,20 @@ def broken(unit):
     return Unit("broken", [Learner("nobody", cases, cases)], unit.tests[:1], unit.recipe, stack=1)
 
 
-def test_what_is_there_is_not_done_again_and_a_failure_leaves_the_others(frozen, units, tmp_path, monkeypatch):
+def test_what_is_there_is_not_done_again_and_a_failure_leaves_the_others(
+    frozen, units, tmp_path, monkeypatch
+):
     done, told = [], []
     real = jobs.work
-    monkeypatch.setattr(jobs, "work", lambda frozen, unit: done.append(unit.name) or real(frozen, unit))
+    monkeypatch.setattr(
+        jobs, "work", lambda frozen, unit: done.append(unit.name) or real(frozen, unit)
+    )
     failed = jobs.run(frozen, [units[0], broken(units[0]), units[1]], tmp_path, None, told.append)
-    assert done == ["users 0", *["broken"] * 3, "users 1"] and list(failed) == ["broken"] and failed["broken"]
+    assert (
+        done == ["users 0", *["broken"] * 3, "users 1"]
+        and list(failed) == ["broken"]
+        and failed["broken"]
+    )
     assert any(line.startswith("unit broken failed in 3 attempts: ") for line in told)
     done.clear()
     assert jobs.run(frozen, units, tmp_path, None, told.append) == {} and done == ["users 2"]
@@ -97,14 +123,30 @@ def test_a_machine_that_dies_half_way_loses_nothing(frozen, units, tmp_path, mon
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     assert jobs.run(frozen, units, tmp_path / "here", None, print) == {}
-    machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    machines = Machines(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     lost = Lost(machines, machines.add_node(num_cpus=1))
     machines.wait_for_nodes()
     try:
-        with pytest.raises(UserError, match="expected a machine with 9 cores and 0 GPUs for each piece of work, found 1 cores and 0 GPUs; 1 cores"):
+        with pytest.raises(
+            UserError,
+            match="expected a machine with 9 cores and 0 GPUs for each piece of work, found 1 cores and 0 GPUs; 1 cores",
+        ):
             jobs.run(frozen, units, tmp_path / "never", Cluster(address=machines.address, cpus=9))
-        failed = jobs.run(frozen, [*units, broken(units[0])], tmp_path / "ray", Cluster(address=machines.address), lost)
-        assert list(failed) == ["broken"] and failed["broken"] != "no result" and lost.node is None and not ray.is_initialized()
+        failed = jobs.run(
+            frozen,
+            [*units, broken(units[0])],
+            tmp_path / "ray",
+            Cluster(address=machines.address),
+            lost,
+        )
+        assert (
+            list(failed) == ["broken"]
+            and failed["broken"] != "no result"
+            and lost.node is None
+            and not ray.is_initialized()
+        )
     finally:
         machines.shutdown()
     assert sum(line.startswith("unit users") for line in lost.lines) == len(units)
@@ -124,7 +166,14 @@ def test_a_worker_that_is_killed_is_replaced(frozen, units, tmp_path):
 
 
 def test_any_id_has_a_file_of_its_own():
-    names = ["user a", "user A", "user " + "ü" * 300, "user " + "ü" * 299, "user ../x", "user " + "漢" * 40]
+    names = [
+        "user a",
+        "user A",
+        "user " + "ü" * 300,
+        "user " + "ü" * 299,
+        "user ../x",
+        "user " + "漢" * 40,
+    ]
     paths = [adapter_path(name) for name in names]
     assert len({path.lower() for path in paths}) == len(names)
     assert all(path.isascii() and path.count("/") == 1 and len(path) < 90 for path in paths)

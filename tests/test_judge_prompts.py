@@ -12,7 +12,10 @@ from recbole_llm.wording import harmless
 
 def test_a_prompt_without_summary_or_items_says_so(tmp_path):
     write_cycle(tmp_path)
-    for own, said in (({"summary": "none"}, "[Preference Summary]\nNULL"), ({"recent_items": 0}, "[Historical Items]\nNULL")):
+    for own, said in (
+        ({"summary": "none"}, "[Preference Summary]\nNULL"),
+        ({"recent_items": 0}, "[Historical Items]\nNULL"),
+    ):
         _, model, _, (_, _, test) = made("LLMTRSR", tmp_path, **own)
         (found,) = model.prefixes(test._dataset.cases[[0]])
         text = model.bundle.tokenizer.decode(found.tokens)
@@ -61,12 +64,19 @@ def test_the_prompt_of_a_case(tmp_path, model):
     judge.eval()
     told, seen = [], []
     encode = judge.encoder.row
-    judge.encoder.row = lambda before, candidates, *rest: seen.append(np.concatenate([before, candidates[0]])) or encode(before, candidates, *rest)
+    judge.encoder.row = lambda before, candidates, *rest: (
+        seen.append(np.concatenate([before, candidates[0]])) or encode(before, candidates, *rest)
+    )
     verdicts(judge, cases, np.array([[5]]))
     *_, older, newest = cases.histories(judge.tables)[0]
     if model == "LLMTRSR":
         told = [harmless(judge.summarizer.of(cases.histories(judge.tables))[0].text)]
-    assert judge.bundle.tokenizer.decode(seen[0]) == GOLDEN[model] % (*told, judge.lines[older], judge.lines[newest], judge.lines[5])
+    assert judge.bundle.tokenizer.decode(seen[0]) == GOLDEN[model] % (
+        *told,
+        judge.lines[older],
+        judge.lines[newest],
+        judge.lines[5],
+    )
 
 
 @pytest.mark.parametrize("model", ["LLMTRSR", "TALLRec"])
@@ -74,7 +84,9 @@ def test_the_prompt_of_a_case(tmp_path, model):
 def test_a_case_without_history_is_judged(tmp_path, model, kind):
     """As files that are split already may have."""
     write_cycle(tmp_path)
-    _, judge, _, (_, _, test) = made(model, tmp_path, **({"summary": kind} if model == "LLMTRSR" else {}))
+    _, judge, _, (_, _, test) = made(
+        model, tmp_path, **({"summary": kind} if model == "LLMTRSR" else {})
+    )
     cases = test._dataset.cases[[0, 1]]
     cases.end[0] = cases.begin[0]
     judge.eval()
@@ -88,10 +100,24 @@ def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
     own = {"max_length": 120, "recent_items": 7}
     run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
     rates = run.row["rates"]
-    assert 0 < rates["cut_items"] < 1 and rates["cut_users"] > 0 and rates["cut_summaries"] == 1 and rates["summaries_replaced"] == 0
-    assert run_settings(small("LLMTRSR", tmp_path, epochs=0)).row["rates"] == rates | dict.fromkeys(["cut_items", "cut_users", "cut_summaries"], 0)
-    monkeypatch.setattr("recbole_llm.summaries.engines.make", lambda config, wording, extractive: Mute())
-    assert run_settings(small("LLMTRSR", tmp_path, epochs=0, summarizer_length=2047)).row["rates"]["summaries_replaced"] == 1
+    assert (
+        0 < rates["cut_items"] < 1
+        and rates["cut_users"] > 0
+        and rates["cut_summaries"] == 1
+        and rates["summaries_replaced"] == 0
+    )
+    assert run_settings(small("LLMTRSR", tmp_path, epochs=0)).row["rates"] == rates | dict.fromkeys(
+        ["cut_items", "cut_users", "cut_summaries"], 0
+    )
+    monkeypatch.setattr(
+        "recbole_llm.summaries.engines.make", lambda config, wording, extractive: Mute()
+    )
+    assert (
+        run_settings(small("LLMTRSR", tmp_path, epochs=0, summarizer_length=2047)).row["rates"][
+            "summaries_replaced"
+        ]
+        == 1
+    )
 
 
 class Mute:

@@ -17,10 +17,21 @@ from recbole_llm.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
 PROPERTIES = ROOT / "properties"
-FILES = sorted(path for path in PROPERTIES.rglob("*.yaml") if path.parent.name not in ("domain", "experiment"))  # which are no settings
+FILES = sorted(
+    path for path in PROPERTIES.rglob("*.yaml") if path.parent.name not in ("domain", "experiment")
+)  # which are no settings
 EXPERIMENTS = sorted((PROPERTIES / "experiment").glob("*.yaml"))
 
-HOLDERS = {"config", "settings", "stage", "stored", "resolved", "final_config_dict", "internal_config_dict", "own"}  # names of dicts of settings
+HOLDERS = {
+    "config",
+    "settings",
+    "stage",
+    "stored",
+    "resolved",
+    "final_config_dict",
+    "internal_config_dict",
+    "own",
+}  # names of dicts of settings
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
 MADE = {
     "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
@@ -42,15 +53,41 @@ def keys_read(folder):
             names = []
             if isinstance(node, ast.FunctionDef) and node.name.startswith(("_check", "check_")):
                 checks.update(ast.walk(node))
-            if isinstance(node, ast.Subscript) and holder(node.value) and isinstance(node.ctx, ast.Load):
+            if (
+                isinstance(node, ast.Subscript)
+                and holder(node.value)
+                and isinstance(node.ctx, ast.Load)
+            ):
                 names = [node.slice]
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and holder(node.func.value):
+            elif (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "get"
+                and holder(node.func.value)
+            ):
                 names = node.args[:1]
-            elif isinstance(node, ast.GeneratorExp | ast.DictComp) and isinstance(node.generators[0].iter, ast.Tuple):  # config[key] for key in ("a", "b")
-                read = [part for part in ast.walk(node) if isinstance(part, ast.Subscript) and holder(part.value)]
-                names = node.generators[0].iter.elts if any(getattr(part.slice, "id", "") == node.generators[0].target.id for part in read) else []
+            elif isinstance(node, ast.GeneratorExp | ast.DictComp) and isinstance(
+                node.generators[0].iter, ast.Tuple
+            ):  # config[key] for key in ("a", "b")
+                read = [
+                    part
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Subscript) and holder(part.value)
+                ]
+                names = (
+                    node.generators[0].iter.elts
+                    if any(
+                        getattr(part.slice, "id", "") == node.generators[0].target.id
+                        for part in read
+                    )
+                    else []
+                )
             for name in names:
-                if isinstance(name, ast.Constant) and isinstance(name.value, str) and node not in checks:
+                if (
+                    isinstance(name, ast.Constant)
+                    and isinstance(name.value, str)
+                    and node not in checks
+                ):
                     found.setdefault(name.value, []).append(f"{path.name}:{node.lineno}")
     return found
 
@@ -85,7 +122,15 @@ def test_every_key_of_a_yaml_is_read(path, ours, recboles):
 
 def test_our_models_read_their_own_keys(ours):
     """Keys of a model of ours are read by our code, not by chance by some model of RecBole's."""
-    theirs = set().union(*(content(path) or {} for path in (RECBOLE / "properties" / "overall.yaml", RECBOLE / "properties" / "dataset" / "sample.yaml")))
+    theirs = set().union(
+        *(
+            content(path) or {}
+            for path in (
+                RECBOLE / "properties" / "overall.yaml",
+                RECBOLE / "properties" / "dataset" / "sample.yaml",
+            )
+        )
+    )
     for model in registry.OURS:
         for key in content(PROPERTIES / "model" / f"{model}.yaml"):
             assert key in ours or key in theirs, f"{model}.yaml: nothing of ours reads {key}"
@@ -102,23 +147,38 @@ def test_every_key_that_is_read_has_a_home(ours):
 
 
 def test_the_search_finds_keys(ours, recboles):
-    assert {"text_fields", "bm25_k1", "init_from", "eval_memory", "topk_saved", "beside", "seeds"} <= set(ours) and {"hidden_size", "epochs"} <= set(recboles)
+    assert {
+        "text_fields",
+        "bm25_k1",
+        "init_from",
+        "eval_memory",
+        "topk_saved",
+        "beside",
+        "seeds",
+    } <= set(ours) and {"hidden_size", "epochs"} <= set(recboles)
     assert len(ours) > 50 and len(recboles) > 200
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_opens_with_its_command_and_what_it_shows(path, capsys):
     first, second, *_ = path.read_text(encoding="utf-8").splitlines()
-    assert first == f"# python run_recbole_llm.py experiment {path.stem}" and second.startswith("# ")
+    assert first == f"# python run_recbole_llm.py experiment {path.stem}" and second.startswith(
+        "# "
+    )
     assert main(["experiment", path.stem, "--print_config"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out).keys() == yaml.safe_load(path.read_text(encoding="utf-8"))["rows"].keys()
+    assert (
+        yaml.safe_load(capsys.readouterr().out).keys()
+        == yaml.safe_load(path.read_text(encoding="utf-8"))["rows"].keys()
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
     line = path.read_text(encoding="utf-8").splitlines()[0]
     assert line.startswith("# python run_recbole_llm.py ")
-    assert main([*shlex.split(line)[3:], "--print_config"]) == 0  # model, dataset name and every key are known
+    assert (
+        main([*shlex.split(line)[3:], "--print_config"]) == 0
+    )  # model, dataset name and every key are known
     settings = yaml.safe_load(capsys.readouterr().out)
     from recbole_llm.data.samples import locate
 
@@ -140,7 +200,11 @@ def test_every_model_of_ours_has_a_yaml():
     assert set(registry.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem in ("overall", *registry.OURS)], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.stem in ("overall", *registry.OURS)],
+    ids=lambda path: path.stem,
+)
 def test_every_default_says_what_it_may_be_and_is_that(path):
     """Keys of overall.yaml and of our models' files; the keys of a dict that is described as a whole need not."""
     rules = checks.parse_file(path.read_text(encoding="utf-8"))
@@ -152,11 +216,20 @@ def test_every_default_says_what_it_may_be_and_is_that(path):
 def test_recboles_rules_are_about_recboles_keys():
     rules, known = checks.parse_file(checks.RECBOLE), config.UNLISTED.copy()
     folder = RECBOLE / "properties"
-    for path in (folder / "overall.yaml", folder / "dataset" / "sample.yaml", *folder.glob("model/*.yaml")):
+    for path in (
+        folder / "overall.yaml",
+        folder / "dataset" / "sample.yaml",
+        *folder.glob("model/*.yaml"),
+    ):
         for key, value in (content(path) or {}).items():
             known.add(key)
             checks.checked(key, value, rules)  # RecBole's own defaults can be
-            assert key not in rules or not rules[key].nullable or value is None or isinstance(value, dict), key
+            assert (
+                key not in rules
+                or not rules[key].nullable
+                or value is None
+                or isinstance(value, dict)
+            ), key
     assert {key for key in rules if "." not in key} <= known
 
 

@@ -17,9 +17,18 @@ def repeats(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     target = folder / "repeats"
     target.mkdir()
-    events = [(f"u{user}", f"i{rng.integers(ITEMS)}", 100 * user + time) for user in range(80) for time in range(rng.integers(6, 10))]
-    events += [(f"half{item % 2}", f"i{item}", 9000 + item) for item in range(ITEMS)]  # every item is met
-    (target / "repeats.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "".join(f"{u}\t{i}\t{t}\n" for u, i, t in events))
+    events = [
+        (f"u{user}", f"i{rng.integers(ITEMS)}", 100 * user + time)
+        for user in range(80)
+        for time in range(rng.integers(6, 10))
+    ]
+    events += [
+        (f"half{item % 2}", f"i{item}", 9000 + item) for item in range(ITEMS)
+    ]  # every item is met
+    (target / "repeats.inter").write_text(
+        "user_id:token\titem_id:token\ttimestamp:float\n"
+        + "".join(f"{u}\t{i}\t{t}\n" for u, i, t in events)
+    )
     titles = "".join(f"i{item}\tword{item}\n" for item in range(ITEMS))
     (target / "repeats.item").write_text("item_id:token\ttitle:token_seq\n" + titles)
     return folder
@@ -27,7 +36,11 @@ def repeats(tmp_path_factory):
 
 def ranked(model, folder, mode, masked, **own):
     """(dataset, scores [cases, items] by the model, table, lists)."""
-    settings = {"mask_history": masked, "eval_args.mode": mode, "candidates_exclude": "target"} | own
+    settings = {
+        "mask_history": masked,
+        "eval_args.mode": mode,
+        "candidates_exclude": "target",
+    } | own
     _, net, trainer, (_, _, test) = prepared(model, folder, "repeats", **settings)
     table, lists = trainer.rank(test, topk=ITEMS)
     dataset = test._dataset
@@ -44,12 +57,22 @@ def test_history_is_masked_but_for_the_target(repeats, model, mode, masked):
 
     dataset, scores, table, lists = ranked(model, repeats, mode, masked)
     tables, cases = dataset.tables, dataset.cases
-    chosen = draw_candidates(tables, cases, 8, 2020, "target") if mode == "uni8" else np.tile(np.arange(ITEMS), (len(cases), 1))
+    chosen = (
+        draw_candidates(tables, cases, 8, 2020, "target")
+        if mode == "uni8"
+        else np.tile(np.arange(ITEMS), (len(cases), 1))
+    )
     met_candidates = met_targets = 0
     for row in range(len(cases)):
-        target, met = int(tables.item[cases.end[row]]), set(tables.item[cases.begin[row] : cases.end[row]].tolist())
+        target, met = (
+            int(tables.item[cases.end[row]]),
+            set(tables.item[cases.begin[row] : cases.end[row]].tolist()),
+        )
         others = set(chosen[row].tolist()) - {target}
-        met_candidates, met_targets = met_candidates + len(others & met), met_targets + (target in met)
+        met_candidates, met_targets = (
+            met_candidates + len(others & met),
+            met_targets + (target in met),
+        )
         others -= met if masked else set()
         assert table.n_candidates[row] == 1 + len(others)
         assert set(lists.items[row].tolist()) - {-1} == others | {target}
@@ -77,7 +100,12 @@ def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
     dataset = test._dataset
     free, _ = rank_cases(Repeats(), dataset, dataset.cases)
     masked, lists = rank_cases(Repeats(), dataset, dataset.cases, mask_history=True, topk=3)
-    new = np.array([dataset.tables.item[end] not in dataset.tables.item[begin:end] for begin, end in zip(dataset.cases.begin, dataset.cases.end)])
+    new = np.array(
+        [
+            dataset.tables.item[end] not in dataset.tables.item[begin:end]
+            for begin, end in zip(dataset.cases.begin, dataset.cases.end)
+        ]
+    )
     assert (free.above > masked.above)[new].sum() > 10 and not masked.above[~new].any()
     assert (masked.above < masked.n_candidates).all() and (lists.scores[new] < 1).all()
 
@@ -98,11 +126,17 @@ def test_a_case_that_fell_back_has_no_list(repeats, monkeypatch):
     monkeypatch.setattr(LIR, "score", every_third_unparsed)
     dataset, _, table, lists = ranked("LIR", repeats, "full", False)
     assert table.fallback.sum() > 10 and not whole.fallback.any()
-    assert (table.tied[table.fallback] == ITEMS - 1).all() and table.above[~table.fallback].tolist() == whole.above[~table.fallback].tolist()
-    assert (lists.items[table.fallback] == -1).all() and np.isneginf(lists.scores[table.fallback]).all()
+    assert (table.tied[table.fallback] == ITEMS - 1).all() and table.above[
+        ~table.fallback
+    ].tolist() == whole.above[~table.fallback].tolist()
+    assert (lists.items[table.fallback] == -1).all() and np.isneginf(
+        lists.scores[table.fallback]
+    ).all()
     counts = np.bincount(dataset.tables.item + 1, minlength=ITEMS + 1)
     rest = all_lists.items[~table.fallback]
-    assert metrics.list_metrics(lists.items + 1, counts, [1, 5]) == metrics.list_metrics(rest + 1, counts, [1, 5])
+    assert metrics.list_metrics(lists.items + 1, counts, [1, 5]) == metrics.list_metrics(
+        rest + 1, counts, [1, 5]
+    )
 
 
 def slow_best(scores, k):
@@ -111,17 +145,37 @@ def slow_best(scores, k):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("width", "k"), [(1, 1), (7, 7), (50, 3), (50, 17), (50, 49), (301, 20), (1000, 1), (4000, 1000)])
+@pytest.mark.parametrize(
+    ("width", "k"),
+    [(1, 1), (7, 7), (50, 3), (50, 17), (50, 49), (301, 20), (1000, 1), (4000, 1000)],
+)
 def test_the_best_of_a_row(width, k, dtype):
     """Distinct scores, many ties, all alike, fewer than k above -inf, infinities, and the best all in one group."""
     rng = np.random.default_rng(width)
-    kinds = [rng.normal(size=(5, width)), rng.integers(0, 4, (5, width)), np.zeros((2, width)), np.sort(rng.normal(size=(2, width)), axis=1)]
-    kinds += [np.where(rng.random((5, width)) < share, -np.inf, rng.integers(0, 9, (5, width))) for share in (0.1, 0.97, 1)]
-    kinds += [np.where(rng.random((2, width)) < 0.3, np.inf, 0), np.where(np.arange(width) % max(1, width // (3 * k)) == 0, 1, rng.random((2, width)))]
+    kinds = [
+        rng.normal(size=(5, width)),
+        rng.integers(0, 4, (5, width)),
+        np.zeros((2, width)),
+        np.sort(rng.normal(size=(2, width)), axis=1),
+    ]
+    kinds += [
+        np.where(rng.random((5, width)) < share, -np.inf, rng.integers(0, 9, (5, width)))
+        for share in (0.1, 0.97, 1)
+    ]
+    kinds += [
+        np.where(rng.random((2, width)) < 0.3, np.inf, 0),
+        np.where(np.arange(width) % max(1, width // (3 * k)) == 0, 1, rng.random((2, width))),
+    ]
     scores = np.concatenate(kinds).astype(dtype)
-    padded = np.concatenate([np.full((len(scores), 1), 99, dtype), scores], axis=1)[:, 1:]  # as the padding item is cut off
+    padded = np.concatenate([np.full((len(scores), 1), 99, dtype), scores], axis=1)[
+        :, 1:
+    ]  # as the padding item is cut off
     for given in (scores, padded):
         values, columns = _best(given, k)
         expected, order = slow_best(scores, k)
-        assert np.array_equal(values, expected) and np.array_equal(columns, order) and values.dtype == dtype
+        assert (
+            np.array_equal(values, expected)
+            and np.array_equal(columns, order)
+            and values.dtype == dtype
+        )
     assert np.array_equal(values, torch.from_numpy(scores).topk(k, dim=1).values)

@@ -43,14 +43,18 @@ def test_expectation_over_all_orders_of_ties(name):
     table = make_table(*map(list, zip(*cases)))
     found = np.stack([case_values(table, name + order) for order in ("", "_opt", "_pes")], 1)
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, [enumerated(name, a, t) for a, t in cases], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(
+        found, [enumerated(name, a, t) for a, t in cases], rtol=0, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("base", ["ndcg", "mrr"])
 def test_long_ties_are_exact(base):
     for above, tied in [(0, 99_999), (50_000, 49_999), (99_990, 3), (7, 60_000)]:
         found = rank_values(base, None, "", [above], [tied])[0]
-        wanted = math.fsum(order_value(base, r) for r in range(above + 1, above + tied + 2)) / (tied + 1)
+        wanted = math.fsum(order_value(base, r) for r in range(above + 1, above + tied + 2)) / (
+            tied + 1
+        )
         assert abs(found - wanted) < 1e-12
 
 
@@ -58,7 +62,10 @@ def test_without_ties_the_orders_agree_to_the_last_bit():
     above = np.arange(100_000)
     for base in ("recall", "ndcg", "mrr"):
         for k in (None, 10):
-            values = [rank_values(base, k, order, above, np.zeros_like(above)) for order in ("", "_opt", "_pes")]
+            values = [
+                rank_values(base, k, order, above, np.zeros_like(above))
+                for order in ("", "_opt", "_pes")
+            ]
             assert np.array_equal(values[0], values[1]) and np.array_equal(values[0], values[2])
 
 
@@ -81,10 +88,16 @@ def test_names_and_means():
     by_user = evaluate(table, ["mrr"], [5], group_by_user=True)
     assert by_user["mrr"] == pytest.approx(((0.75 + 0.25) / 2 + 0.5) / 2)
     assert evaluate(table, ["hit"], [2])["hit@2"] == result["recall@2"]
-    assert list(evaluate(table, ["ndcg@3_opt", "ndcg@3"], [])) == ["ndcg@3", "ndcg@3_opt", "ndcg@3_pes"]
+    assert list(evaluate(table, ["ndcg@3_opt", "ndcg@3"], [])) == [
+        "ndcg@3",
+        "ndcg@3_opt",
+        "ndcg@3_pes",
+    ]
 
 
-@pytest.mark.parametrize("name", ["ndgc@10", "ndcg", "ndcg@0", "mrr@", "mrr@-1", "recall@5_mean", "map@3"])
+@pytest.mark.parametrize(
+    "name", ["ndgc@10", "ndcg", "ndcg@0", "mrr@", "mrr@-1", "recall@5_mean", "map@3"]
+)
 def test_unknown_names_are_refused_in_one_line(name):
     with pytest.raises(UserError, match="expected a metric among") as fault:
         case_values(make_table([0], [0]), name)
@@ -117,7 +130,9 @@ def loop_gini(frequency):
 def test_list_metrics_by_hand():
     items = np.array([[1, 2, 3], [1, 4, 0], [1, 0, 0], [0, 0, 0]])
     counts = np.array([99, 10, 5, 0, 1, 7])
-    result = list_metrics(items, counts, [1, 3], tail=0.4)  # the tail is items 3 (never trained) and 4
+    result = list_metrics(
+        items, counts, [1, 3], tail=0.4
+    )  # the tail is items 3 (never trained) and 4
     assert result["item_coverage@1"] == 1 / 5 and result["item_coverage@3"] == 4 / 5
     assert result["average_popularity@1"] == 10
     assert result["average_popularity@3"] == pytest.approx((15 / 3 + 11 / 2 + 10) / 3)
@@ -153,7 +168,12 @@ def recbole():
 
 def settings(metrics, topk=(1, 3, 10), **more):
     """What RecBole's evaluator and collector read of a Config."""
-    common = {"eval_args": {"mode": "full"}, "device": "cpu", "metric_decimal_place": 12, "tail_ratio": None}
+    common = {
+        "eval_args": {"mode": "full"},
+        "device": "cpu",
+        "metric_decimal_place": 12,
+        "tail_ratio": None,
+    }
     return common | {"metrics": list(metrics), "topk": list(topk)} | more
 
 
@@ -175,7 +195,9 @@ def random_batches(n_batches=3, n_rows=20, width=200, ties=False):
         targets = torch.randint(1, width, (n_rows,), generator=generator)
         # Each target gets one of the best 15 places, so that the cut-offs are met.
         places = torch.randint(0, 15, (n_rows,), generator=generator)
-        scores[torch.arange(n_rows), targets] = scores.topk(15).values[torch.arange(n_rows), places] + (0 if ties else 1e-6)
+        scores[torch.arange(n_rows), targets] = scores.topk(15).values[
+            torch.arange(n_rows), places
+        ] + (0 if ties else 1e-6)
         scores[:, 0] = -INF
         batches.append((scores, torch.arange(n_rows), targets))
     return batches
@@ -216,10 +238,16 @@ def test_recbole_counts_candidates_and_starts_every_evaluation_afresh(recbole):
         assert gathered.get("rec.rank").shape == (4 * n_batches, 3)
         assert gathered.get("rec.rank").dtype == torch.int64
         assert "rec.rank" not in collector.data_struct
-    for row, target, found in zip(rows.tolist(), targets.tolist(), gathered.get("rec.rank")[-4:].tolist()):
+    for row, target, found in zip(
+        rows.tolist(), targets.tolist(), gathered.get("rec.rank")[-4:].tolist()
+    ):
         values = [x for x in scores[row].tolist() if x > -INF]
         bound = scores[row, target].item()
-        assert found == [sum(x > bound for x in values), sum(x == bound for x in values) - 1, len(values)]
+        assert found == [
+            sum(x > bound for x in values),
+            sum(x == bound for x in values) - 1,
+            len(values),
+        ]
     assert [len(values) for values in gathered.get("rec.rank").T] == [8, 8, 8]
 
 
@@ -256,7 +284,9 @@ def test_list_metrics_equal_recbole(recbole):
     rng = np.random.default_rng(0)
     n_items, cases = 300, 30
     weights = np.arange(1, n_items + 1) / np.arange(1, n_items + 1).sum()
-    counts = np.concatenate([[0], rng.integers(1, 4, n_items)])  # the tail ends among items that are equally popular
+    counts = np.concatenate(
+        [[0], rng.integers(1, 4, n_items)]
+    )  # the tail ends among items that are equally popular
     items = np.stack([1 + rng.choice(n_items, 10, replace=False, p=weights) for _ in range(cases)])
     struct = recbole.collector.DataStruct()
     struct.set("rec.items", torch.tensor(items))
@@ -270,6 +300,8 @@ def test_list_metrics_equal_recbole(recbole):
         "TailPercentage": "tail_share",
     }
     for stock, name in names.items():
-        values = recbole.metrics_dict[stock.lower()](settings([stock], topk=(3, 10))).calculate_metric(struct)
+        values = recbole.metrics_dict[stock.lower()](
+            settings([stock], topk=(3, 10))
+        ).calculate_metric(struct)
         for k in (3, 10):
             assert ours[f"{name}@{k}"] == pytest.approx(values[f"{stock.lower()}@{k}"], abs=1e-12)

@@ -21,7 +21,12 @@ def refused(tmp_path, monkeypatch, capfd):
         code = main(list(args))
         said = capfd.readouterr()
         assert code == 2 and said.out == "", (code, said)
-        assert said.err.startswith("error: ") and said.err.endswith("\n") and said.err.count("\n") <= 3 and "Traceback" not in said.err
+        assert (
+            said.err.startswith("error: ")
+            and said.err.endswith("\n")
+            and said.err.count("\n") <= 3
+            and "Traceback" not in said.err
+        )
         assert there(folder) == before
         return said.err
 
@@ -92,7 +97,12 @@ def bare(tmp_path_factory):
     """A folder with the dataset and some settings files, and no run."""
     folder = tmp_path_factory.mktemp("bare")
     write_shop(folder)
-    for name, content in {"bytes": b"epochs: \xff", "list": b"- epochs", "key": b"epoch: 1", "model": b"model: Pop"}.items():
+    for name, content in {
+        "bytes": b"epochs: \xff",
+        "list": b"- epochs",
+        "key": b"epoch: 1",
+        "model": b"model: Pop",
+    }.items():
         (folder / f"{name}.yaml").write_bytes(content)
     return folder
 
@@ -221,25 +231,45 @@ def trained(shop, tmp_path_factory):
 
 @pytest.mark.parametrize("line", CHECKPOINTS)
 def test_checkpoints_that_cannot_be(line, shop, trained, refused):
-    names = {model: sorted(path.name for path in (trained / "saved").glob(f"{model}-*"))[0] for model in ("Pop", "LIR")} | {"GRU": shop.gru.name}
-    args = [re.sub(r"(?<=[=,])(GRU|LIR|Pop)\b", lambda found: names[found[0]], arg) for arg in line.split()]
+    names = {
+        model: sorted(path.name for path in (trained / "saved").glob(f"{model}-*"))[0]
+        for model in ("Pop", "LIR")
+    } | {"GRU": shop.gru.name}
+    args = [
+        re.sub(r"(?<=[=,])(GRU|LIR|Pop)\b", lambda found: names[found[0]], arg)
+        for arg in line.split()
+    ]
     assert re.search(CHECKPOINTS[line], refused(*args, folder=trained))
 
 
 def test_a_run_starts_from_another_ones_weights(shop, trained, refused, monkeypatch, capfd):
-    ask = ["--model=GRU4Rec", "--dataset=tiny", "--beside=[]", "--hidden_size=16", "--epochs=0", "--show_progress=false"]
+    ask = [
+        "--model=GRU4Rec",
+        "--dataset=tiny",
+        "--beside=[]",
+        "--hidden_size=16",
+        "--epochs=0",
+        "--show_progress=false",
+    ]
     lir = sorted(path.name for path in (trained / "saved").glob("LIR-*"))[0]
-    assert f"{lir} is a checkpoint of another model" in refused(*ask, f"--init_from={lir}", folder=trained)
+    assert f"{lir} is a checkpoint of another model" in refused(
+        *ask, f"--init_from={lir}", folder=trained
+    )
     monkeypatch.chdir(trained)
     results = []
     for more in ([], [f"--init_from={shop.gru.name}"]):
         assert main([*ask, *more]) == 0
         results.append(rows_of(trained)[-1]["test"])
-    assert results[1] == json.loads((shop.gru / "run.json").read_text())["row"]["test"] != results[0]
+    assert (
+        results[1] == json.loads((shop.gru / "run.json").read_text())["row"]["test"] != results[0]
+    )
 
 
 def test_runs_that_were_measured_otherwise_do_not_share_a_table(shop, trained, refused):
-    lir, pop = (sorted(path.name for path in (trained / "saved").glob(f"{model}-*"))[0] for model in ("LIR", "Pop"))
+    lir, pop = (
+        sorted(path.name for path in (trained / "saved").glob(f"{model}-*"))[0]
+        for model in ("LIR", "Pop")
+    )
     uni = next(path for path in (trained / "saved" / shop.gru.name).glob("evaluate-*"))
     assert re.search(r"split.mode", refused("compare", f"--runs={lir},{uni}", folder=trained))
 
@@ -251,10 +281,18 @@ def test_a_model_beside_it_that_cannot_run_is_left_out(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert main(["--model=GRU4Rec", "--dataset=tiny", "--epochs=0", "--show_progress=false"]) == 0
     said = capfd.readouterr()
-    assert "left out beside it, LIR: dataset tiny has no text" in said.err and [row["model"] for row in rows_of(tmp_path)] == ["Pop", "GRU4Rec"]
+    assert "left out beside it, LIR: dataset tiny has no text" in said.err and [
+        row["model"] for row in rows_of(tmp_path)
+    ] == ["Pop", "GRU4Rec"]
 
 
-@pytest.mark.parametrize("args", [("--model=nobody", "--dataset=tiny"), ("--model=LIR", "--dataset=tiny", "--eval_args.mode=uni999")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--model=nobody", "--dataset=tiny"),
+        ("--model=LIR", "--dataset=tiny", "--eval_args.mode=uni999"),
+    ],
+)
 def test_a_mistake_in_a_process_of_its_own(args, bare):
     """Exit code and streams as a shell sees them, with the libraries' own warnings, before and after torch is loaded."""
     before = there(bare)

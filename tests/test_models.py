@@ -13,7 +13,19 @@ QUICK = {
     "user_sample": 0.04, "sample_seed": 3, "MAX_ITEM_LIST_LENGTH": 10, "epochs": 1, "train_batch_size": 512, "hidden_size": 16,
     "embedding_size": 16, "inner_size": 16, "mlp_hidden_size": [16], "mf_embedding_size": 8, "mlp_embedding_size": 8, "n_layers": 1, "topk": [10],
 }  # fmt: skip
-FULL = ["Pop", "BPR", "ItemKNN", "LightGCN", "GRU4Rec", "NARM", "SASRec", "BERT4Rec", "CORE", "FDSA", "S3Rec"]
+FULL = [
+    "Pop",
+    "BPR",
+    "ItemKNN",
+    "LightGCN",
+    "GRU4Rec",
+    "NARM",
+    "SASRec",
+    "BERT4Rec",
+    "CORE",
+    "FDSA",
+    "S3Rec",
+]
 OURS = ["LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "TASTELoRA"]
 PAIRS = ["NeuMF", "DIN", "DIEN", "LLMTRSR", "TALLRec"]
 
@@ -62,15 +74,23 @@ def test_train_evaluate_save_load(movies, name):
 def test_s3rec_fine_tunes_from_its_pretraining(movies):
     from recbole_llm.runs import run_settings
 
-    own = quick("S3Rec", movies, **{"stage_settings.pretrain.epochs": 1, "stage_settings.finetune.epochs": 1})
+    own = quick(
+        "S3Rec",
+        movies,
+        **{"stage_settings.pretrain.epochs": 1, "stage_settings.finetune.epochs": 1},
+    )
     run = run_settings(settings_for("S3Rec", movies, "ml-100k", **own))
     assert run.row["stage"] == "finetune" and 0 < run.row["test"]["ndcg@10"] < 1
 
 
-@pytest.mark.parametrize("name", ["Pop", "BPR", "SASRec", "GRU4Rec", *OURS, "DIN", "LLMTRSR", "TALLRec"])
+@pytest.mark.parametrize(
+    "name", ["Pop", "BPR", "SASRec", "GRU4Rec", *OURS, "DIN", "LLMTRSR", "TALLRec"]
+)
 def test_scores_do_not_depend_on_the_batch(movies, name):
     """Law of the house: a case's scores are its own, whoever shares the batch and in whatever order."""
-    _, model, trainer, (train, valid, test) = prepared(name, movies, "ml-100k", **quick(name, movies, checkpoint_dir=str(movies / "batch")))
+    _, model, trainer, (train, valid, test) = prepared(
+        name, movies, "ml-100k", **quick(name, movies, checkpoint_dir=str(movies / "batch"))
+    )
     trainer.fit(train)
     dataset = test._dataset
     cases = dataset.cases[np.arange(5)]
@@ -83,7 +103,18 @@ def test_scores_do_not_depend_on_the_batch(movies, name):
 
 def test_the_target_is_never_shown(movies):
     """Other targets, same histories: no model's scores may change."""
-    for name in ("Pop", "SASRec", "FDSA", "LIR", "CALRec", "ST5Seq", "UniSRec", "RecFormer", "LLMTRSR", "TALLRec"):
+    for name in (
+        "Pop",
+        "SASRec",
+        "FDSA",
+        "LIR",
+        "CALRec",
+        "ST5Seq",
+        "UniSRec",
+        "RecFormer",
+        "LLMTRSR",
+        "TALLRec",
+    ):
         _, model, _, (_, _, test) = prepared(name, movies, "ml-100k", **quick(name, movies))
         dataset = test._dataset
         cases = dataset.cases[np.arange(4)]
@@ -97,7 +128,9 @@ def test_the_target_is_never_shown(movies):
         swapped[cases.end] = (swapped[cases.end] + 7) % len(tables.items)
         object.__setattr__(tables, "item", swapped)
         rows = torch.from_numpy(cases.end)
-        dataset.events[dataset.iid_field][rows] = torch.from_numpy(swapped[cases.end].astype(np.int64) + 1)
+        dataset.events[dataset.iid_field][rows] = torch.from_numpy(
+            swapped[cases.end].astype(np.int64) + 1
+        )
         try:
             assert torch.equal(before, scores_of(model, dataset, cases)), name
         finally:
@@ -110,7 +143,9 @@ def test_candidates_are_a_gather_of_the_same_scores(movies):
     from recbole_llm.data.candidates import draw_candidates
     from recbole_llm.evaluation.loop import rank_cases
 
-    _, model, trainer, (train, valid, test) = prepared("GRU4Rec", movies, "ml-100k", **quick("GRU4Rec", movies))
+    _, model, trainer, (train, valid, test) = prepared(
+        "GRU4Rec", movies, "ml-100k", **quick("GRU4Rec", movies)
+    )
     trainer.fit(train)
     dataset, cases = test._dataset, test._dataset.cases
     chosen = draw_candidates(dataset.tables, cases, 20, 0)
@@ -127,19 +162,32 @@ def test_general_and_sequential_models_are_judged_on_the_same_cases(movies):
     """Stock RecBole tests users of length 2 only with general models, and masks history only for them."""
     keys = []
     for name in ("BPR", "SASRec", "CALRec"):
-        _, _, trainer, (_, _, test) = prepared(name, movies, "ml-100k", **quick(name, movies, user_sample=0.012))
+        _, _, trainer, (_, _, test) = prepared(
+            name, movies, "ml-100k", **quick(name, movies, user_sample=0.012)
+        )
         table, _ = trainer.rank(test)
-        keys.append((table.user.tolist(), table.target.tolist(), table.position.tolist(), table.n_candidates.tolist()))
+        keys.append(
+            (
+                table.user.tolist(),
+                table.target.tolist(),
+                table.position.tolist(),
+                table.n_candidates.tolist(),
+            )
+        )
     assert keys[0] == keys[1] == keys[2]
 
 
 def test_mask_history_is_one_policy(movies):
     for name in ("BPR", "GRU4Rec"):
-        _, _, trainer, (_, _, test) = prepared(name, movies, "ml-100k", **quick(name, movies, mask_history=True))
+        _, _, trainer, (_, _, test) = prepared(
+            name, movies, "ml-100k", **quick(name, movies, mask_history=True)
+        )
         table, lists = trainer.rank(test, topk=50)
         tables, cases = test._dataset.tables, test._dataset.cases
         for row in range(len(cases)):
-            met = set(tables.item[cases.begin[row] : cases.end[row]].tolist()) - {int(tables.item[cases.end[row]])}
+            met = set(tables.item[cases.begin[row] : cases.end[row]].tolist()) - {
+                int(tables.item[cases.end[row]])
+            }
             assert not met & set(lists.items[row].tolist())
             assert table.n_candidates[row] == len(tables.items) - len(met)
 
@@ -153,7 +201,10 @@ def test_memory_of_scores_is_bounded(movies):
     inner = model.full_sort_predict
     model_type = type(model)
     original = model_type.full_sort_predict
-    model_type.full_sort_predict = lambda self, batch: (seen.append(len(batch)), original(self, batch))[1]
+    model_type.full_sort_predict = lambda self, batch: (
+        seen.append(len(batch)),
+        original(self, batch),
+    )[1]
     try:
         whole, _ = rank_cases(model, test._dataset, test._dataset.cases)
         tiled, _ = rank_cases(model, test._dataset, test._dataset.cases, memory=0.02)
@@ -161,5 +212,3 @@ def test_memory_of_scores_is_bounded(movies):
         model_type.full_sort_predict = original
     assert inner is not None and seen[0] == len(whole) and max(seen[1:]) <= 0.02 * 2**20 / 4 / 700
     assert whole.above.tolist() == tiled.above.tolist()
-
-

@@ -18,17 +18,30 @@ from recbole_llm.data.atomic import read_atomic
 from recbole_llm.data.prepare import own as own_tables
 from recbole_llm.data.prepare.convert import prepare
 
-OWN = ["prepare", "--name=shop", "--map=user=who, item=what,time=when,rating=stars,title=label,tags=kinds"]
+OWN = [
+    "prepare",
+    "--name=shop",
+    "--map=user=who, item=what,time=when,rating=stars,title=label,tags=kinds",
+]
 
 
 def write_own(folder: Path, kind: str):
     """The same tables as CSV, Parquet or JSON lines."""
     import pandas as pd
 
-    rows = [(f"u{user}", f"i{item}", f"2020-01-{place + 1:02}", 1 + item % 5) for user, place, item in raw.walks()]
+    rows = [
+        (f"u{user}", f"i{item}", f"2020-01-{place + 1:02}", 1 + item % 5)
+        for user, place, item in raw.walks()
+    ]
     events = pd.DataFrame(rows, columns=["who", "what", "when", "stars"])
     labels = [f'{word}, "fresh"' for word in raw.FRUIT]
-    items = pd.DataFrame({"what": [f"i{number}" for number in range(12)], "label": labels, "kinds": [["a", "b"]] * 12})
+    items = pd.DataFrame(
+        {
+            "what": [f"i{number}" for number in range(12)],
+            "label": labels,
+            "kinds": [["a", "b"]] * 12,
+        }
+    )
     paths = [folder / f"{name}.{kind}" for name in ("events", "items")]
     for frame, path in zip((events, items), paths):
         if kind == "csv":
@@ -41,29 +54,58 @@ def write_own(folder: Path, kind: str):
 
 
 def ran(folder):
-    return ["--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", "--show_progress=false", "--beside=[]"]
+    return [
+        "--dataset=shop",
+        f"--data_path={folder}",
+        f"--checkpoint_dir={folder / 'saved'}",
+        "--show_progress=false",
+        "--beside=[]",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
 def test_own_tables(tmp_path, kind, capsys):
     assert cli.main([*OWN, *write_own(tmp_path, kind)]) == 0, capsys.readouterr().err
     inter, item = tables(tmp_path, "shop")
-    assert len(inter) == 24 * 16 and inter.timestamp.min() == 1577836800.0 and item.loc["i1"].tolist() == ['banana, "fresh"', "a b"]
+    assert (
+        len(inter) == 24 * 16
+        and inter.timestamp.min() == 1577836800.0
+        and item.loc["i1"].tolist() == ['banana, "fresh"', "a b"]
+    )
     assert cli.main(["--model=LIR", *ran(tmp_path)]) == 0
     assert "ndcg@10" in capsys.readouterr().out
 
 
 def test_own_events_without_texts(tmp_path, capsys):
     inter, _, path = write_own(tmp_path, "csv")
-    assert cli.main(["prepare", "--name=shop", "--map=user=who,item=what,time=when", inter, path]) == 0
-    assert cli.main(["--model=SASRec", *ran(tmp_path), "--epochs=1"]) == 0 and "ndcg@10" in capsys.readouterr().out
+    assert (
+        cli.main(["prepare", "--name=shop", "--map=user=who,item=what,time=when", inter, path]) == 0
+    )
+    assert (
+        cli.main(["--model=SASRec", *ran(tmp_path), "--epochs=1"]) == 0
+        and "ndcg@10" in capsys.readouterr().out
+    )
 
 
 def test_ids_that_an_atomic_file_cannot_hold(tmp_path, capsys):
     for odd in ("one\ttwo", '"quoted', "two\nlines"):
         (tmp_path / "e.jsonl").write_text(json.dumps({"a": "x", "b": odd, "c": 1}) + "\n")
-        assert cli.main(["prepare", "--name=odd", f"--inter={tmp_path / 'e.jsonl'}", "--map=user=a,item=b,time=c", f"--data_path={tmp_path}"]) == 2
-        assert "expected ids without tabs, line ends and quotes in front" in capsys.readouterr().err and not (tmp_path / "odd").exists()
+        assert (
+            cli.main(
+                [
+                    "prepare",
+                    "--name=odd",
+                    f"--inter={tmp_path / 'e.jsonl'}",
+                    "--map=user=a,item=b,time=c",
+                    f"--data_path={tmp_path}",
+                ]
+            )
+            == 2
+        )
+        assert (
+            "expected ids without tabs, line ends and quotes in front" in capsys.readouterr().err
+            and not (tmp_path / "odd").exists()
+        )
 
 
 def own(folder, events, items=None, mapping="user=u,item=i,time=t", kind="csv"):
@@ -72,7 +114,9 @@ def own(folder, events, items=None, mapping="user=u,item=i,time=t", kind="csv"):
     if items is not None:
         (folder / f"i.{kind}").write_text(items)
         mapping += ",title=ti"
-    tables = [f"--inter={folder / f'e.{kind}'}"] + ([f"--items={folder / f'i.{kind}'}"] if items is not None else [])
+    tables = [f"--inter={folder / f'e.{kind}'}"] + (
+        [f"--items={folder / f'i.{kind}'}"] if items is not None else []
+    )
     return ["prepare", "--name=own", f"--data_path={folder}", f"--map={mapping}", *tables]
 
 
@@ -120,22 +164,35 @@ def test_what_is_passed_over_is_counted(tmp_path, capsys):
     assert tables(tmp_path, "own")[1].title.to_dict() == {"x": "X over two lines", "y": 'a "q" b'}
     for kind in ("jsonl", "jsonl.gz"):
         text = "\ufeff" + "".join(f'{{"u": "u{row}", "i": "x", "t": 1}}\n' for row in range(3))
-        (tmp_path / f"b.{kind}").write_bytes(text.encode() if kind == "jsonl" else gzip.compress(text.encode()))
+        (tmp_path / f"b.{kind}").write_bytes(
+            text.encode() if kind == "jsonl" else gzip.compress(text.encode())
+        )
         name = kind.replace(".", "")
         mapped = ["--map=user=u,item=i,time=t", f"--data_path={tmp_path}"]
-        assert cli.main(["prepare", f"--name={name}", f"--inter={tmp_path / f'b.{kind}'}", *mapped]) == 0
-        assert len(read_atomic(tmp_path / name / f"{name}.inter")) == 3 and "broken" not in capsys.readouterr().out
+        assert (
+            cli.main(["prepare", f"--name={name}", f"--inter={tmp_path / f'b.{kind}'}", *mapped])
+            == 0
+        )
+        assert (
+            len(read_atomic(tmp_path / name / f"{name}.inter")) == 3
+            and "broken" not in capsys.readouterr().out
+        )
 
 
 def test_quoted_cells_of_large_tables(tmp_path):
     """Lines within quoted cells are no rows, in whatever part of a file that threads would share they lie."""
     rows, cell = 40_000, "\n".join(f"ghost{line},gi,{line},zz" for line in range(60))
     with open(tmp_path / "e.csv", "w") as file:
-        file.write("u,i,t,note\n" + "".join(f'u{row % 100},i{row % 7},{row},"{cell}"\n' for row in range(rows)))
+        file.write(
+            "u,i,t,note\n"
+            + "".join(f'u{row % 100},i{row % 7},{row},"{cell}"\n' for row in range(rows))
+        )
     assert (tmp_path / "e.csv").stat().st_size > 2**25
     recipe = own_tables.recipe("own", {"inter": tmp_path / "e.csv"}, "user=u,item=i,time=t")
     prepare(recipe, tmp_path, {"inter": tmp_path / "e.csv"}, None, log=str)
-    assert set(read_atomic(tmp_path / "own" / "own.inter").user_id) == {f"u{user}" for user in range(100)}
+    assert set(read_atomic(tmp_path / "own" / "own.inter").user_id) == {
+        f"u{user}" for user in range(100)
+    }
 
 
 def test_roles_that_are_called_like_anything(tmp_path, capsys):
@@ -145,8 +202,13 @@ def test_roles_that_are_called_like_anything(tmp_path, capsys):
     columns = ("place", "titled", "number", "new", "select", "title_2")
     mapping = "user=u,item=i,time=t,title=ti," + ",".join(f"{name}=p" for name in columns)
     files = [f"--inter={tmp_path / 'e.jsonl'}", f"--items={tmp_path / 'i.jsonl'}"]
-    assert cli.main(["prepare", "--name=own", f"--map={mapping}", f"--data_path={tmp_path}", *files]) == 0, capsys.readouterr().err
-    assert tables(tmp_path, "own")[1].loc["2"].to_dict() == {"title": "two"} | dict.fromkeys(columns, "here")
+    assert (
+        cli.main(["prepare", "--name=own", f"--map={mapping}", f"--data_path={tmp_path}", *files])
+        == 0
+    ), capsys.readouterr().err
+    assert tables(tmp_path, "own")[1].loc["2"].to_dict() == {"title": "two"} | dict.fromkeys(
+        columns, "here"
+    )
 
 
 def test_nothing_is_left_of_an_earlier_dataset(tmp_path):
@@ -154,19 +216,40 @@ def test_nothing_is_left_of_an_earlier_dataset(tmp_path):
     folder.mkdir()
     (folder / "own.item").write_text("item_id:token\ttitle:token_seq\n")
     (tmp_path / "e.csv").write_text(EVENTS)
-    prepare(own_tables.recipe("own", {"inter": tmp_path / "e.csv"}, "user=u,item=i,time=t"), tmp_path, {"inter": tmp_path / "e.csv"}, None, log=str)
+    prepare(
+        own_tables.recipe("own", {"inter": tmp_path / "e.csv"}, "user=u,item=i,time=t"),
+        tmp_path,
+        {"inter": tmp_path / "e.csv"},
+        None,
+        log=str,
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "own.inter", "own.yaml"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak")
 def test_many_items_without_a_title_take_no_memory(tmp_path):
     rows = 300_000
-    (tmp_path / "e.csv").write_text("u,i,t\n" + "".join(f"u{row % 9},i{row},{row}\n" for row in range(rows)))
-    (tmp_path / "i.csv").write_text("i,ti\n" + "".join(f"i{row},\n" for row in range(rows)) * 2 + "i5,five\n")
-    ask = ["prepare", "--name=own", f"--inter={tmp_path / 'e.csv'}", f"--items={tmp_path / 'i.csv'}", f"--data_path={tmp_path}", "--memory=512"]
+    (tmp_path / "e.csv").write_text(
+        "u,i,t\n" + "".join(f"u{row % 9},i{row},{row}\n" for row in range(rows))
+    )
+    (tmp_path / "i.csv").write_text(
+        "i,ti\n" + "".join(f"i{row},\n" for row in range(rows)) * 2 + "i5,five\n"
+    )
+    ask = [
+        "prepare",
+        "--name=own",
+        f"--inter={tmp_path / 'e.csv'}",
+        f"--items={tmp_path / 'i.csv'}",
+        f"--data_path={tmp_path}",
+        "--memory=512",
+    ]
     script = "import re, sys; from recbole_llm import cli; code = cli.main(sys.argv[1:]); " \
         "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"  # fmt: skip
-    child = subprocess.run([sys.executable, "-c", script, *ask, "--map=user=u,item=i,time=t,title=ti"], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", script, *ask, "--map=user=u,item=i,time=t,title=ti"],
+        capture_output=True,
+        text=True,
+    )
     assert child.returncode == 0, child.stderr
     assert int(child.stdout.splitlines()[-1]) < 500_000  # KiB; 190,000 as a rule
     assert tables(tmp_path, "own")[1].loc["i5", "title"] == "five"
@@ -177,14 +260,42 @@ def test_own_cells_are_taken_as_they_are_written(tmp_path, capsys):
     folder = tmp_path / "u=7"
     folder.mkdir()
     ids = ["007", "12345678901234567890123", "2020-1-1"]
-    (folder / "a*b.csv").write_text("who,what,when\n" + "".join(f"{one},i,{place}\n" for place, one in enumerate(ids)) + "x,i,nan\n")
+    (folder / "a*b.csv").write_text(
+        "who,what,when\n"
+        + "".join(f"{one},i,{place}\n" for place, one in enumerate(ids))
+        + "x,i,nan\n"
+    )
     (folder / "aXb.csv").write_text("who,what,when\nother,i,1\n")
-    (folder / "e.jsonl").write_text("".join(json.dumps({"who": one, "what": 7, "when": place}) + "\n" for place, one in enumerate(ids)) + "broken{\n")
+    (folder / "e.jsonl").write_text(
+        "".join(
+            json.dumps({"who": one, "what": 7, "when": place}) + "\n"
+            for place, one in enumerate(ids)
+        )
+        + "broken{\n"
+    )
     for number, name in enumerate(("a*b.csv", "e.jsonl")):
-        ask = ["prepare", f"--name=own{number}", f"--inter={folder / name}", f"--data_path={tmp_path}"]
+        ask = [
+            "prepare",
+            f"--name=own{number}",
+            f"--inter={folder / name}",
+            f"--data_path={tmp_path}",
+        ]
         assert cli.main([*ask, "--map=user=who,item=what,time=when"]) == 0, capsys.readouterr().err
-        assert set(read_atomic(tmp_path / f"own{number}" / f"own{number}.inter").user_id) == set(ids)
+        assert set(read_atomic(tmp_path / f"own{number}" / f"own{number}.inter").user_id) == set(
+            ids
+        )
         assert "1 of 4 events are broken" in capsys.readouterr().out
-    assert cli.main(["prepare", "--name=odd", f"--inter={folder / 'a*b.csv'}", "--map=user=whom,item=what,time=when", f"--data_path={tmp_path}"]) == 2
+    assert (
+        cli.main(
+            [
+                "prepare",
+                "--name=odd",
+                f"--inter={folder / 'a*b.csv'}",
+                "--map=user=whom,item=what,time=when",
+                f"--data_path={tmp_path}",
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert '"whom" not found' in error and '"who"' in error and "cut short" not in error

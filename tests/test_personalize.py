@@ -23,7 +23,9 @@ from recbole_llm.personal.routing import Router
 from recbole_llm.personal.spectrum import Personal
 from recbole_llm.prepared import Prepared
 
-TEXTS = [f"id: {number} title: {kind} {number}" for number in range(12) for kind in ("drink", "food")]
+TEXTS = [
+    f"id: {number} title: {kind} {number}" for number in range(12) for kind in ("drink", "food")
+]
 MODELS = "1,2,3,4.feat,6.feat,4.file,5,7"
 
 
@@ -71,7 +73,11 @@ def row(said, table, name):
     """The numbers of a row of a printed table."""
     lines = said[said.index(table) :].splitlines()
     (line,) = [line for line in lines if line.startswith(f"{name} ")][:1]
-    return [float(cell.strip("*'")) for cell in line.removeprefix(name).split() if re.match(r"[-\d]", cell)]
+    return [
+        float(cell.strip("*'"))
+        for cell in line.removeprefix(name).split()
+        if re.match(r"[-\d]", cell)
+    ]
 
 
 def served(adapters):
@@ -80,13 +86,33 @@ def served(adapters):
 
 def test_tables_are_the_means_of_the_stored_ranks(spectrum):
     folder, said, adapters = spectrum
-    for model, name in (("3", "3. Low-Full"), ("4.feat", "4. Cohorts, features"), ("6.feat", "6. Random cohorts, features"), ("7", "7. Frequent users")):
+    for model, name in (
+        ("3", "3. Low-Full"),
+        ("4.feat", "4. Cohorts, features"),
+        ("6.feat", "6. Random cohorts, features"),
+        ("7", "7. Frequent users"),
+    ):
         kept = ranks(adapters, model)
-        expected = [case_values(kept, metric).mean() for metric in ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")]
+        expected = [
+            case_values(kept, metric).mean()
+            for metric in ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
+        ]
         assert row(said, "shop: 20 users", name) == pytest.approx(expected, abs=5e-5)
-    assert (report(adapters) / "report.md").read_text().count("**shop: ") == 6 and (report(adapters) / "outcomes.png").stat().st_size > 5000
-    for name in ("models", "cohorts-4.feat", "cohorts-6.feat", "cohorts-4.file", "number", "outcomes"):
-        assert all((report(adapters) / f"{name}.{suffix}").stat().st_size for suffix in ("md", "tex", "csv"))
+    assert (report(adapters) / "report.md").read_text().count("**shop: ") == 6 and (
+        report(adapters) / "outcomes.png"
+    ).stat().st_size > 5000
+    for name in (
+        "models",
+        "cohorts-4.feat",
+        "cohorts-6.feat",
+        "cohorts-4.file",
+        "number",
+        "outcomes",
+    ):
+        assert all(
+            (report(adapters) / f"{name}.{suffix}").stat().st_size
+            for suffix in ("md", "tex", "csv")
+        )
 
 
 def test_each_user_is_ranked_by_the_adapter_that_serves_it(spectrum):
@@ -96,20 +122,33 @@ def test_each_user_is_ranked_by_the_adapter_that_serves_it(spectrum):
     for path in adapters.glob("units/*/ranks.npz"):
         table = RankTable.load(path)
         for user in np.unique(table.user):
-            units.setdefault(str(user), []).append((path.parent.name, table.take(table.user == user)))
+            units.setdefault(str(user), []).append(
+                (path.parent.name, table.take(table.user == user))
+            )
     third, seventh = ranks(adapters, "3"), ranks(adapters, "7")
     frequent = [user for user in np.unique(seventh.user) if not same(seventh, third, user)]
     assert 0 < len(frequent) <= 4  # a fifth of 20
     for user in frequent:
-        assert any(name.startswith("users") and same(found, seventh, user) for name, found in units[user])
+        assert any(
+            name.startswith("users") and same(found, seventh, user) for name, found in units[user]
+        )
     cohorts = cohorts_of(adapters)
-    assert len(cohorts) == 20 and set(cohorts.values()) == {"low activity", "feature 1", "feature 2"}
+    assert len(cohorts) == 20 and set(cohorts.values()) == {
+        "low activity",
+        "feature 1",
+        "feature 2",
+    }
     fourth, file = ranks(adapters, "4.feat"), ranks(adapters, "4.file")
     sizes = {name: list(cohorts.values()).count(name) for name in set(cohorts.values())}
     for user, name in cohorts.items():
-        assert any(unit.startswith(f"cohort of {sizes[name]} ") and same(found, fourth, user) for unit, found in units[user])
+        assert any(
+            unit.startswith(f"cohort of {sizes[name]} ") and same(found, fourth, user)
+            for unit, found in units[user]
+        )
     strangers = [user for user in cohorts if user not in ("u3", "u4", "u5")]
-    assert all(same(file, third, user) for user in strangers) and not all(same(file, third, user) for user in ("u3", "u4", "u5"))
+    assert all(same(file, third, user) for user in strangers) and not all(
+        same(file, third, user) for user in ("u3", "u4", "u5")
+    )
 
 
 def same(one, other, user):
@@ -118,7 +157,10 @@ def same(one, other, user):
 
 def test_a_model_that_lacks_users_competes_for_nothing(spectrum):
     _, said, adapters = spectrum
-    assert "5. Users has 16 of 20 users; Recall@10 of the same users: 1. Very Low" in said and not (report(adapters) / "5").exists()
+    assert (
+        "5. Users has 16 of 20 users; Recall@10 of the same users: 1. Very Low" in said
+        and not (report(adapters) / "5").exists()
+    )
     line = next(line for line in said.splitlines() if line.startswith("5. Users "))
     assert "*" not in line and "'" not in line
     outcome = row(said, "by their own adapter", "all")
@@ -136,8 +178,12 @@ def test_weights_are_numbers_of_future_test_cases(spectrum):
     for user in kept.user:
         cases[cohorts[str(user)]] += 1
     average = row(said, table, "4. weighted average")
-    assert average[4] == pytest.approx(np.average([part[4] for part in parts], weights=list(cases.values())), abs=1e-4)
-    assert average[0] == sum(part[0] for part in parts) == 20 and average[1] == sum(part[1] for part in parts)
+    assert average[4] == pytest.approx(
+        np.average([part[4] for part in parts], weights=list(cases.values())), abs=1e-4
+    )
+    assert average[0] == sum(part[0] for part in parts) == 20 and average[1] == sum(
+        part[1] for part in parts
+    )
     base = RankTable.load(next((folder / "saved").glob("TASTELoRA-shop-*")) / "test.ranks.npz")
     assert {part[6] for part in parts} and len(base) == len(kept)
 
@@ -148,17 +194,31 @@ def test_answers_are_six_with_intervals(spectrum):
     (line,) = [line for line in said.splitlines() if line.strip().startswith("4.feat - 3: ")]
     gap, low, high = map(float, re.search(r"ndcg@10 (\S+) \[(\S+), (\S+)\]", line).groups())
     assert gap == pytest.approx((fourth - third).mean(), abs=5e-5) and low <= gap <= high
-    assert [line[:2] for line in said.splitlines() if re.match(r"\d\. (Does|Clus|Cohorts against|Users)", line)][-6:] == ["1.", "2.", "3.", "4.", "5.", "6."]
+    assert [
+        line[:2]
+        for line in said.splitlines()
+        if re.match(r"\d\. (Does|Clus|Cohorts against|Users)", line)
+    ][-6:] == ["1.", "2.", "3.", "4.", "5.", "6."]
 
 
 def test_models_stand_beside_finished_runs(spectrum, capsys):
     folder, _, adapters = spectrum
     names = [f"{adapters.name}/{report(adapters).name}/{model}" for model in ("3", "4.feat")]
-    assert cli.main(["compare", f"--runs={','.join(names)}", f"--checkpoint_dir={folder / 'saved'}"]) == 0
+    assert (
+        cli.main(["compare", f"--runs={','.join(names)}", f"--checkpoint_dir={folder / 'saved'}"])
+        == 0
+    )
     assert "ndcg@10" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (folder / "saved" / "results.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "saved" / "results.jsonl").read_text().splitlines()
+    ]
     assert [row.get("personal") for row in rows][2:] == ["3", "4.feat", "6.feat", "4.file", "7"]
-    assert cli.main(["evaluate", f"--checkpoint={adapters.name}", f"--checkpoint_dir={folder / 'saved'}"]) == 2
+    assert (
+        cli.main(
+            ["evaluate", f"--checkpoint={adapters.name}", f"--checkpoint_dir={folder / 'saved'}"]
+        )
+        == 2
+    )
     assert "holds the adapters of many" in capsys.readouterr().err
 
 
@@ -167,18 +227,29 @@ def test_the_same_command_trains_nothing_and_a_lost_unit_is_done_again(spectrum,
 
     folder, said, adapters = spectrum
     done, real = [], jobs.work
-    monkeypatch.setattr(jobs, "work", lambda frozen, unit: done.append(unit.name) or real(frozen, unit))
+    monkeypatch.setattr(
+        jobs, "work", lambda frozen, unit: done.append(unit.name) or real(frozen, unit)
+    )
     before = (adapters / "run.json").read_bytes()
     code, again = command(folder, f"--backbone={folder / 't5'}", "--max_length=90")
-    assert code == 0 and not done and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
+    assert (
+        code == 0
+        and not done
+        and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
+    )
     lost = sorted(adapters.glob("units/users *"))[-1]
     shutil.rmtree(lost)
     code, again = command(folder, f"--backbone={folder / 't5'}", "--max_length=90")
-    assert done == [lost.name] and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
+    assert (
+        done == [lost.name]
+        and again[again.index("shop: 20 users") :] == said[said.index("shop: 20 users") :]
+    )
     assert (adapters / "run.json").read_bytes() == before
 
 
-def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(spectrum, tmp_path, monkeypatch):
+def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(
+    spectrum, tmp_path, monkeypatch
+):
     """On a copy: a smaller command leaves who is served by what as it was, a larger one trains whom nobody has trained."""
     from recbole_llm.personal import jobs
 
@@ -186,18 +257,40 @@ def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(spec
     shutil.copytree(folder / "saved", tmp_path / "saved")
     done, real = [], jobs.work
     monkeypatch.setattr(jobs, "work", lambda frozen, unit: done.append(unit) or real(frozen, unit))
-    how, copy = [f"--backbone={folder / 't5'}", "--max_length=90", f"--checkpoint_dir={tmp_path / 'saved'}"], tmp_path / "saved" / adapters.name
+    how, copy = (
+        [
+            f"--backbone={folder / 't5'}",
+            "--max_length=90",
+            f"--checkpoint_dir={tmp_path / 'saved'}",
+        ],
+        tmp_path / "saved" / adapters.name,
+    )
     code, said = command(folder, *how, "--models=2,3")
-    assert code == 0 and not done and served(copy) == served(adapters) and f"{len(served(adapters)['users'])} users by their own" in said
+    assert (
+        code == 0
+        and not done
+        and served(copy) == served(adapters)
+        and f"{len(served(adapters)['users'])} users by their own" in said
+    )
     code, said = command(folder, *how, "--own_users=0")
     (unit,) = done
-    assert code == 0 and {learner.name for learner in unit.learners} == {f"user {user}" for user in set(cohorts_of(adapters)) - set(served(adapters)["users"])}
-    assert served(copy)["users"].items() > served(adapters)["users"].items() and len(served(copy)["users"]) == 20
-    assert (report(adapters) / "3" / "test.ranks.npz").read_bytes() == next(copy.glob("report-*/5")).with_name("3").joinpath("test.ranks.npz").read_bytes()
+    assert code == 0 and {learner.name for learner in unit.learners} == {
+        f"user {user}" for user in set(cohorts_of(adapters)) - set(served(adapters)["users"])
+    }
+    assert (
+        served(copy)["users"].items() > served(adapters)["users"].items()
+        and len(served(copy)["users"]) == 20
+    )
+    assert (report(adapters) / "3" / "test.ranks.npz").read_bytes() == next(
+        copy.glob("report-*/5")
+    ).with_name("3").joinpath("test.ranks.npz").read_bytes()
 
 
 def cohorts_of(adapters):
-    return dict(line.split("\t") for line in (report(adapters) / "cohorts-4.feat.tsv").read_text().splitlines())
+    return dict(
+        line.split("\t")
+        for line in (report(adapters) / "cohorts-4.feat.tsv").read_text().splitlines()
+    )
 
 
 def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypatch):
@@ -214,10 +307,21 @@ def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypa
         raise ValueError(f"no {unit.name} today")
 
     monkeypatch.setattr(jobs, "work", broken)
-    code, said = command(folder, f"--backbone={folder / 't5'}", "--max_length=90", f"--checkpoint_dir={tmp_path / 'saved'}")
-    assert code == 0 and "5. Users has no user" in said and "by their own adapter against" not in said
-    assert re.search(r"4. Cohorts, features has (6|13) of 20 users; Recall@10 of the same users: ", said)
-    assert re.search(r"failed: cohort of 7 \w{8}, of 4.feat, .*low activity: no cohort of 7 \w{8} today", said)
+    code, said = command(
+        folder,
+        f"--backbone={folder / 't5'}",
+        "--max_length=90",
+        f"--checkpoint_dir={tmp_path / 'saved'}",
+    )
+    assert (
+        code == 0 and "5. Users has no user" in said and "by their own adapter against" not in said
+    )
+    assert re.search(
+        r"4. Cohorts, features has (6|13) of 20 users; Recall@10 of the same users: ", said
+    )
+    assert re.search(
+        r"failed: cohort of 7 \w{8}, of 4.feat, .*low activity: no cohort of 7 \w{8} today", said
+    )
 
 
 # --- routing ------------------------------------------------------------------------------------------------------------
@@ -240,10 +344,17 @@ def test_own_adapter_then_cohort_then_model_3_then_model_2(spectrum, router):
     names = {user: own.of(user).name for user in tables.users}
     assert sorted(names.values()).count("own adapter") == len(served(adapters)["users"]) >= 16
     others = {user: name for user, name in names.items() if user not in served(adapters)["users"]}
-    assert {"cohort mine", "Model 3"} >= set(others.values()) and served(adapters)["cohorts_of"] == "4.file"  # the user's own file comes first
-    assert all(own.of(user).name == ("cohort mine" if user in ("u3", "u4") else "Model 3") for user in others)
+    assert {"cohort mine", "Model 3"} >= set(others.values()) and served(adapters)[
+        "cohorts_of"
+    ] == "4.file"  # the user's own file comes first
+    assert all(
+        own.of(user).name == ("cohort mine" if user in ("u3", "u4") else "Model 3")
+        for user in others
+    )
     assert own.of("stranger").name == own.of(None).name == "Model 3"
-    bare = Router(adapters, served(adapters) | {"everybody": "lost"}, own.bundle, own.items, own.recipe)
+    bare = Router(
+        adapters, served(adapters) | {"everybody": "lost"}, own.bundle, own.items, own.recipe
+    )
     assert bare.of("stranger").name == "Model 2" and bare.of("stranger").folder is None
 
 
@@ -253,13 +364,20 @@ def test_a_mixed_batch_is_one_stacked_pass_and_scores_as_each_adapter_alone(rout
 
     own, model, tables = router
     users = [*tables.users[:6].tolist(), None, "stranger"]
-    histories = [model.history(tables.item[tables.start[row] : tables.start[row] + 6 + row]) for row in range(len(users))]
+    histories = [
+        model.history(tables.item[tables.start[row] : tables.start[row] + 6 + row])
+        for row in range(len(users))
+    ]
     passes = []
     real = own.bundle.vectors
-    monkeypatch.setattr(own.bundle, "vectors", lambda batch, shares=1: passes.append(shares) or real(batch, shares))
+    monkeypatch.setattr(
+        own.bundle, "vectors", lambda batch, shares=1: passes.append(shares) or real(batch, shares)
+    )
     found = own.scores(users, histories)
     distinct = len({own.of(user).folder for user in users})
-    assert len(passes) == 2 and set(passes) == {distinct} and distinct > 3  # the histories, and the catalogue
+    assert (
+        len(passes) == 2 and set(passes) == {distinct} and distinct > 3
+    )  # the histories, and the catalogue
     from copy import deepcopy
 
     from recbole_llm.collate import pad
@@ -269,20 +387,30 @@ def test_a_mixed_batch_is_one_stacked_pass_and_scores_as_each_adapter_alone(rout
         core = PeftModel.from_pretrained(deepcopy(own.bundle.model), own.of(user).folder).eval()
         bundle = type(own.bundle)(core.base_model.model, own.bundle.tokenizer)
         with torch.no_grad():
-            mine, items = (bundle.vectors(pad(texts, pad_id=own.bundle.tokenizer.pad_token_id)) for texts in ([histories[row]], own.items))
+            mine, items = (
+                bundle.vectors(pad(texts, pad_id=own.bundle.tokenizer.pad_token_id))
+                for texts in ([histories[row]], own.items)
+            )
         assert np.allclose(found[row], (mine @ items.T)[0].numpy(), atol=2e-5)
 
 
 def test_recommend_says_who_serves(spectrum, router, capsys):
     folder, _, adapters = spectrum
-    ask = ["recommend", f"--checkpoint={adapters.name}", f"--checkpoint_dir={folder / 'saved'}", "--k=3"]
+    ask = [
+        "recommend",
+        f"--checkpoint={adapters.name}",
+        f"--checkpoint_dir={folder / 'saved'}",
+        "--k=3",
+    ]
     user = next(iter(served(adapters)["users"]))
     assert cli.main([*ask, f"--user={user}"]) == 0
     said = capsys.readouterr().out
     assert "served by: own adapter" in said
     own, model, tables = router
     at = int(np.flatnonzero(tables.users == user)[0])
-    scores = own.scores([user], [model.history(tables.item[tables.start[at] : tables.start[at + 1]])])[0][model.same]
+    scores = own.scores(
+        [user], [model.history(tables.item[tables.start[at] : tables.start[at + 1]])]
+    )[0][model.same]
     assert f"   1  {scores.max():10.4f}  {tables.items[scores.argmax()]} " in said
     assert cli.main([*ask, "--history=drink 2; food 3"]) == 0
     assert "served by: Model 3" in capsys.readouterr().out
@@ -326,32 +454,59 @@ def test_mistakes_are_one_line_before_anything_is_written(tmp_path, capsys, more
     world(tmp_path)
     code, _ = command(tmp_path, *more)
     (line,) = capsys.readouterr().err.splitlines()
-    assert code == 2 and (message in line or message == "nothing") and not (tmp_path / "saved").exists()
+    assert (
+        code == 2
+        and (message in line or message == "nothing")
+        and not (tmp_path / "saved").exists()
+    )
 
 
 def test_settings_of_the_command_and_of_its_models_are_told_apart(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("adapter_epochs: 3\nepochs: 4\nrun: {topk: [10, 3]}\n")
-    own, layers = config.of_command("personalize", [str(path)], {"adapter_patience": 1, "eval_args.split": {"temporal": [0.5, 0.3, 0.2]}})
-    assert (own["adapter_epochs"], own["adapter_patience"], own["own_users"]) == (3, 1, 0) and "run" not in own
+    own, layers = config.of_command(
+        "personalize",
+        [str(path)],
+        {"adapter_patience": 1, "eval_args.split": {"temporal": [0.5, 0.3, 0.2]}},
+    )
+    assert (own["adapter_epochs"], own["adapter_patience"], own["own_users"]) == (
+        3,
+        1,
+        0,
+    ) and "run" not in own
     settings = config.resolve("TASTELoRA", "any", layers)
-    assert settings["epochs"] == 4 and settings["eval_args"]["split"] == {"temporal": [0.5, 0.3, 0.2]} and settings["topk"] == [10, 3]
+    assert (
+        settings["epochs"] == 4
+        and settings["eval_args"]["split"] == {"temporal": [0.5, 0.3, 0.2]}
+        and settings["topk"] == [10, 3]
+    )
 
 
 def test_own_adapters_are_drawn_evenly_by_activity(tmp_path):
     tests = np.repeat([2, 4, 8, 16], 10)
     users = np.arange(40)[::-1]
     found = plan.drawn(users, tests[users], 8, seed=1)
-    assert np.bincount(tests[found])[[2, 4, 8, 16]].tolist() == [2, 2, 2, 2] and (np.diff(found) < 0).all()
-    assert len(plan.drawn(users, tests[users], 0, 1)) == 40 and not np.array_equal(found, plan.drawn(users, tests[users], 8, seed=2))
+    assert (
+        np.bincount(tests[found])[[2, 4, 8, 16]].tolist() == [2, 2, 2, 2]
+        and (np.diff(found) < 0).all()
+    )
+    assert len(plan.drawn(users, tests[users], 0, 1)) == 40 and not np.array_equal(
+        found, plan.drawn(users, tests[users], 8, seed=2)
+    )
 
 
 # --- what must not leak -------------------------------------------------------------------------------------------------
 
 
 def asked(folder):
-    own, layers = config.of_command("personalize", [], {"models": "4.feat,6.feat,5,7", "cohorts": "low+2", "low_activity": 4})
-    told = {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "scratch_vocabulary": 300}
+    own, layers = config.of_command(
+        "personalize", [], {"models": "4.feat,6.feat,5,7", "cohorts": "low+2", "low_activity": 4}
+    )
+    told = {
+        "data_path": str(folder),
+        "checkpoint_dir": str(folder / "saved"),
+        "scratch_vocabulary": 300,
+    }
     return Personal(config.resolve("TASTELoRA", "shop", [*layers, told]), own)
 
 
@@ -359,9 +514,16 @@ def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
     """Continue Train samples + 1 = Future-Test items, of every user; and three interactions are in no part."""
     own = asked(world(tmp_path))
     count = len(own.tables.users)
-    samples, tests = (np.bincount(cases.user, minlength=count) for cases in (own.part.train, own.part.test))
-    first = np.bincount(make_split(own.tables, own.settings["eval_args"]["split"], "pretrain").train.user, minlength=count)
-    assert (samples + 1 == tests).all() and (first + samples + tests + 3 == np.diff(own.tables.start)).all()
+    samples, tests = (
+        np.bincount(cases.user, minlength=count) for cases in (own.part.train, own.part.test)
+    )
+    first = np.bincount(
+        make_split(own.tables, own.settings["eval_args"]["split"], "pretrain").train.user,
+        minlength=count,
+    )
+    assert (samples + 1 == tests).all() and (
+        first + samples + tests + 3 == np.diff(own.tables.start)
+    ).all()
 
 
 @pytest.mark.parametrize("backbone", ["t5", pytest.param("scratch:tiny", marks=pytest.mark.slow)])
@@ -370,7 +532,10 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
 
     backbone : from scratch its tokenizer is trained on the items' texts.
     """
-    how = [f"--backbone={t5(tmp_path / 't5', TEXTS) if backbone == 't5' else backbone}", "--max_length=90"]
+    how = [
+        f"--backbone={t5(tmp_path / 't5', TEXTS) if backbone == 't5' else backbone}",
+        "--max_length=90",
+    ]
     one, two = world(tmp_path / "one"), tmp_path / "two"
     own = asked(one)
     changes = {}
@@ -381,12 +546,34 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
     world(two, changes)
     found = []
     for folder in (one, two):
-        code, _ = command(folder, "--models=4.feat,6.feat,5,7", "--epochs=1", "--unit_users=20", "--cohorts=low+2", *how)
+        code, _ = command(
+            folder,
+            "--models=4.feat,6.feat,5,7",
+            "--epochs=1",
+            "--unit_users=20",
+            "--cohorts=low+2",
+            *how,
+        )
         assert code == 0
-        (adapters,), (base,) = (list((folder / "saved").glob(pattern)) for pattern in ("personal-*", "TASTELoRA-*"))
-        weights = {path.relative_to(adapters).as_posix(): path.read_bytes() for path in adapters.rglob("adapter_model.safetensors")}
+        (adapters,), (base,) = (
+            list((folder / "saved").glob(pattern)) for pattern in ("personal-*", "TASTELoRA-*")
+        )
+        weights = {
+            path.relative_to(adapters).as_posix(): path.read_bytes()
+            for path in adapters.rglob("adapter_model.safetensors")
+        }
         weights |= {"base": (base / "backbone" / "model.safetensors").read_bytes()}
-        found.append((weights, (report(adapters) / "cohorts-4.feat.tsv").read_text(), ranks(adapters, "7").above))
+        found.append(
+            (
+                weights,
+                (report(adapters) / "cohorts-4.feat.tsv").read_text(),
+                ranks(adapters, "7").above,
+            )
+        )
     (weights, cohorts, above), (other, others, elsewhere) = found
-    assert weights.keys() == other.keys() and len(weights) > 20 and [name for name in weights if weights[name] != other[name]] == []
+    assert (
+        weights.keys() == other.keys()
+        and len(weights) > 20
+        and [name for name in weights if weights[name] != other[name]] == []
+    )
     assert cohorts == others and not np.array_equal(above, elsewhere)

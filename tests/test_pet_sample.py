@@ -17,8 +17,13 @@ TEXT = ["title", "categories", "brand", "price", "description"]
 
 
 def read(suffix):
-    frame = pd.read_csv(SAMPLE / f"Pet-sample.{suffix}", sep="\t", dtype=str, keep_default_na=False,
-                        quoting=csv.QUOTE_NONE)
+    frame = pd.read_csv(
+        SAMPLE / f"Pet-sample.{suffix}",
+        sep="\t",
+        dtype=str,
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE,
+    )
     return frame.rename(columns=lambda name: name.split(":")[0])
 
 
@@ -56,7 +61,9 @@ def ndcg_at_10(scores, targets):
 def mixture_by_loops(shop, history, z):
     """p(next | z, history) over item rows, as the module's docstring says it."""
     n = len(shop.items)
-    preview, arrival, consumable = (shop.facts[flag].tolist() for flag in ("preview", "arrival", "consumable"))
+    preview, arrival, consumable = (
+        shop.facts[flag].tolist() for flag in ("preview", "arrival", "consumable")
+    )
     habit = HABITS[shop.user_types.habit[z]]
     is_open = [
         not any(shop.closes[bought, i] for bought in history)
@@ -77,7 +84,11 @@ def mixture_by_loops(shop, history, z):
             if i in history and consumable[i]:
                 age = history[::-1].index(i) + 1
                 refill[i] = REFILL[age] if age < len(REFILL) else 0.2
-    parts = [(weight, part) for weight, part in zip(habit, (again, refill, follow, taste)) if part.total() > 0]
+    parts = [
+        (weight, part)
+        for weight, part in zip(habit, (again, refill, follow, taste))
+        if part.total() > 0
+    ]
     scale = sum(weight for weight, _ in parts)
     shares = [(weight / scale / part.total(), part) for weight, part in parts]
     return [sum(share * part[i] for share, part in shares) for i in range(n)]
@@ -86,24 +97,38 @@ def mixture_by_loops(shop, history, z):
 def test_the_checked_in_files_come_from_the_generator(tmp_path):
     write(tmp_path)
     for suffix in ("inter", "item"):
-        assert (tmp_path / f"Pet-sample.{suffix}").read_bytes() == (SAMPLE / f"Pet-sample.{suffix}").read_bytes()
+        assert (tmp_path / f"Pet-sample.{suffix}").read_bytes() == (
+            SAMPLE / f"Pet-sample.{suffix}"
+        ).read_bytes()
 
 
 def test_command_line_and_light_imports(tmp_path):
-    code = ("import runpy, sys; runpy.run_module('recbole_llm.data.prepare.pet_sample', run_name='__main__');"
-            "print([m for m in ('torch', 'recbole') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "new"), "--seed", "3"], capture_output=True,
-                          text=True, check=True)
+    code = (
+        "import runpy, sys; runpy.run_module('recbole_llm.data.prepare.pet_sample', run_name='__main__');"
+        "print([m for m in ('torch', 'recbole') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "new"), "--seed", "3"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"
-    assert (tmp_path / "new" / "Pet-sample.inter").read_bytes() != (SAMPLE / "Pet-sample.inter").read_bytes()
+    assert (tmp_path / "new" / "Pet-sample.inter").read_bytes() != (
+        SAMPLE / "Pet-sample.inter"
+    ).read_bytes()
 
 
 def test_file_format(shop, recorded):
-    raw = {suffix: (SAMPLE / f"Pet-sample.{suffix}").read_text("utf-8") for suffix in ("inter", "item")}
+    raw = {
+        suffix: (SAMPLE / f"Pet-sample.{suffix}").read_text("utf-8") for suffix in ("inter", "item")
+    }
     assert sum(len(text.encode()) for text in raw.values()) <= 1_000_000
     assert raw["inter"].startswith("user_id:token\titem_id:token\trating:float\ttimestamp:float\n")
-    assert raw["item"].startswith("item_id:token\ttitle:token_seq\tcategories:token_seq\tbrand:token_seq\t"
-                                  "price:float\tdescription:token_seq\n")
+    assert raw["item"].startswith(
+        "item_id:token\ttitle:token_seq\tcategories:token_seq\tbrand:token_seq\t"
+        "price:float\tdescription:token_seq\n"
+    )
     for text, tabs in zip(raw.values(), (3, 5)):
         assert '"' not in text and {line.count("\t") for line in text.splitlines()} == {tabs}
     items = read("item")
@@ -134,19 +159,30 @@ def test_planted_structure(shop, recorded, sequences):
 
     pairs = [pair for items in sequences for pair in pairwise(items)]
     assert 0.05 <= np.mean([a == b for a, b in pairs]) <= 0.12  # consecutive duplicates
-    refills = [items[t] in items[: t - 1] and items[t] != items[t - 1]
-               for items in sequences for t in range(1, len(items))]
+    refills = [
+        items[t] in items[: t - 1] and items[t] != items[t - 1]
+        for items in sequences
+        for t in range(1, len(items))
+    ]
     assert 0.2 <= np.mean(refills) <= 0.35
 
     facts = shop.facts.set_index(shop.items.item_id)
     loyalty = [Counter(facts.brand[items]).most_common(1)[0][1] / len(items) for items in sequences]
     assert np.mean(loyalty) >= 0.5
     kind = facts.kind.to_dict()
-    goes_with = [kind[b] in KINDS[kind[a]].follows for a, b in pairs if kind[a] in KINDS and KINDS[kind[a]].follows]
+    goes_with = [
+        kind[b] in KINDS[kind[a]].follows
+        for a, b in pairs
+        if kind[a] in KINDS and KINDS[kind[a]].follows
+    ]
     assert np.mean(goes_with) >= 0.3
     line = facts.brand + facts["style"]
-    grown = [any(kind[b] == "adult" and line[b] == line[a] for b in items[t:])
-             for items in sequences for t, a in enumerate(items) if kind[a] == "puppy"]
+    grown = [
+        any(kind[b] == "adult" and line[b] == line[a] for b in items[t:])
+        for items in sequences
+        for t, a in enumerate(items)
+        if kind[a] == "puppy"
+    ]
     assert np.mean(grown) >= 0.3  # the adult food of the same brand and flavour
 
     early = {item for items in sequences for item in items[:-2]}
@@ -156,13 +192,17 @@ def test_planted_structure(shop, recorded, sequences):
     assert 0.03 <= np.mean([items[-1] in cold for items in sequences]) <= 0.1
 
     assert 6 <= shop.items.duplicated(TEXT, keep=False).sum() <= 12
-    assert 4 <= shop.items.brand.eq("").sum() <= 15 and 4 <= shop.items.description.eq("").sum() <= 15
+    assert (
+        4 <= shop.items.brand.eq("").sum() <= 15 and 4 <= shop.items.description.eq("").sum() <= 15
+    )
 
 
 def test_float32_time_would_tie_events(recorded):
     once = recorded.drop_duplicates().assign(clock=lambda frame: frame.timestamp.astype(float))
     assert not once.duplicated(["user_id", "clock"]).any()
-    assert once.assign(clock=once.clock.astype("float32")).duplicated(["user_id", "clock"]).sum() > 100
+    assert (
+        once.assign(clock=once.clock.astype("float32")).duplicated(["user_id", "clock"]).sum() > 100
+    )
 
 
 def test_probabilities_are_a_distribution(shop, sequences):
@@ -182,10 +222,16 @@ def test_filtering_equals_brute_force_over_types(shop, sequences):
         joint = np.zeros(len(shop.user_types))
         after = np.zeros((len(shop.user_types), len(shop.items)))
         for z, prior in enumerate(shop.user_types.prior):
-            joint[z] = prior * np.prod([mixture_by_loops(shop, rows[:t], z)[rows[t]] for t in range(len(rows))])
+            joint[z] = prior * np.prod(
+                [mixture_by_loops(shop, rows[:t], z)[rows[t]] for t in range(len(rows))]
+            )
             after[z] = mixture_by_loops(shop, rows, z)
-        np.testing.assert_allclose(shop.posterior(items), joint / joint.sum(), rtol=1e-9, atol=1e-15)
-        np.testing.assert_allclose(shop.next_probabilities(items), joint @ after / joint.sum(), rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(
+            shop.posterior(items), joint / joint.sum(), rtol=1e-9, atol=1e-15
+        )
+        np.testing.assert_allclose(
+            shop.next_probabilities(items), joint @ after / joint.sum(), rtol=1e-9, atol=1e-15
+        )
 
 
 def test_histories_the_shop_cannot_produce_are_refused(shop):
@@ -218,8 +264,13 @@ def test_bayes_beats_words_and_words_beat_popularity(shop, sequences, targets):
     counts = Counter(item for items in sequences for item in items[:-1])
     popular = np.array([counts[item] for item in shop.items.item_id], float)
     popularity = ndcg_at_10(np.tile(popular, (len(targets), 1)), targets).mean()
-    words = [set(f"{title} {path}".lower().split()) for title, path in zip(shop.items.title, shop.items.categories)]
+    words = [
+        set(f"{title} {path}".lower().split())
+        for title, path in zip(shop.items.title, shop.items.categories)
+    ]
     last = shop.items.item_id.searchsorted([items[-2] for items in sequences])
-    overlap = ndcg_at_10(np.array([[len(words[i] & other) for other in words] for i in last], float), targets).mean()
+    overlap = ndcg_at_10(
+        np.array([[len(words[i] & other) for other in words] for i in last], float), targets
+    ).mean()
     assert 0.45 <= bayes <= 0.6 and 0.03 <= popularity <= 0.1
     assert 1.3 * popularity < overlap < 0.6 * bayes

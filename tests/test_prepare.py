@@ -62,11 +62,20 @@ def test_every_event_is_there_in_its_order(made, name):
     inter, item = tables(made(name), name)
     assert (inter.user_id.nunique(), inter.item_id.nunique(), len(inter)) == (users, items, events)
     if name in ("Toys", "Amazon-M2", "MIND-small"):
-        assert "| of them broken, or without user, item or time | 2 |" in (made(name) / name / "README.md").read_text()
-    assert sorted(path.name for path in (made(name) / name).iterdir()) == sorted(["README.md", *(f"{name}.{kind}" for kind in ("inter", "item", "yaml"))])
+        assert (
+            "| of them broken, or without user, item or time | 2 |"
+            in (made(name) / name / "README.md").read_text()
+        )
+    assert sorted(path.name for path in (made(name) / name).iterdir()) == sorted(
+        ["README.md", *(f"{name}.{kind}" for kind in ("inter", "item", "yaml"))]
+    )
     for _, own in inter.groupby("user_id", sort=False):
         assert own.timestamp.is_monotonic_increasing
-        numbers = [int("".join(filter(str.isdigit, one))) for one in own.item_id.drop_duplicates() if one != "BUNKNOWN"]
+        numbers = [
+            int("".join(filter(str.isdigit, one)))
+            for one in own.item_id.drop_duplicates()
+            if one != "BUNKNOWN"
+        ]
         steps = {(after - before) % 12 for before, after in zip(numbers, numbers[1:])}
         assert steps == {1}, "everybody walks through the shop in its order, equal times included"
     assert item.index.is_unique and item.index.is_monotonic_increasing
@@ -77,8 +86,20 @@ def test_every_event_is_there_in_its_order(made, name):
 def test_models_train_on_it(made, name, model, tmp_path, capsys):
     own = [] if model == "LIR" else ["--epochs=1", "--train_batch_size=64"]
     code = cli.main(
-        [f"--model={model}", f"--dataset={name}", f"--data_path={made(name)}", f"--checkpoint_dir={tmp_path}", "--show_progress=false", "--beside=[]", *own]
-        + (["--eval_args.mode=uni5", "--candidates_exclude=target"] if name in ("Amazon-M2", "MIND-small") else [])  # of twelve items a user has left few
+        [
+            f"--model={model}",
+            f"--dataset={name}",
+            f"--data_path={made(name)}",
+            f"--checkpoint_dir={tmp_path}",
+            "--show_progress=false",
+            "--beside=[]",
+            *own,
+        ]
+        + (
+            ["--eval_args.mode=uni5", "--candidates_exclude=target"]
+            if name in ("Amazon-M2", "MIND-small")
+            else []
+        )  # of twelve items a user has left few
     )
     out = capsys.readouterr()
     assert code == 0, out.err
@@ -98,19 +119,39 @@ def test_amazon_2018(made):
         "title": "fig juice, 3\" tall", "categories": "Puzzles & Games > Puzzles > 3-D Puzzles", "brand": "Acme", "price": "$5.50",
         "description": "A fresh fig. Really fresh.", "attributes": "Puzzles_&_Games Puzzles 3-D_Puzzles Acme",
     }  # fmt: skip
-    assert item.loc["B1", ["price", "categories"]].tolist() == ["", ""] and item.loc["B2", ["price", "brand"]].tolist() == ["", ""]
+    assert item.loc["B1", ["price", "categories"]].tolist() == ["", ""] and item.loc[
+        "B2", ["price", "brand"]
+    ].tolist() == ["", ""]
     assert item.loc["B3"].tolist() == [""] * 6, "a page's script is no title"
-    assert item.loc["B4", "title"] == "elder juice, 3\" tall", "of several rows the first with a title"
-    assert item.loc["B6", "title"] == "grape juice, 3\" tall", "what is empty when it is cleaned is no title"
-    assert not {"BNOBODY", "BUNKNOWN"} & set(item.index) and "BUNKNOWN" in set(inter.item_id), "what has no metadata was bought all the same"
+    assert item.loc["B4", "title"] == 'elder juice, 3" tall', (
+        "of several rows the first with a title"
+    )
+    assert item.loc["B6", "title"] == 'grape juice, 3" tall', (
+        "what is empty when it is cleaned is no title"
+    )
+    assert not {"BNOBODY", "BUNKNOWN"} & set(item.index) and "BUNKNOWN" in set(inter.item_id), (
+        "what has no metadata was bought all the same"
+    )
 
 
 def test_amazon_2023(made):
     inter, item = tables(made("All_Beauty-23"), "All_Beauty-23")
-    assert item.loc["P0"].tolist() == ["apple cr me", "Skin > Face", "Acme", "$12.5", "One. Two three.", "Skin Face Acme"]
-    assert item.loc["P1"].tolist() == ["banana cr me", "", "", "", "", ""] and item.loc["P2", "price"] == ""
+    assert item.loc["P0"].tolist() == [
+        "apple cr me",
+        "Skin > Face",
+        "Acme",
+        "$12.5",
+        "One. Two three.",
+        "Skin Face Acme",
+    ]
+    assert (
+        item.loc["P1"].tolist() == ["banana cr me", "", "", "", "", ""]
+        and item.loc["P2", "price"] == ""
+    )
     assert not {"PUNKNOWN", "PBLANK", "PSCRIPT"} & set(inter.item_id)
-    settings = yaml.safe_load((made("All_Beauty-23") / "All_Beauty-23" / "All_Beauty-23.yaml").read_text())
+    settings = yaml.safe_load(
+        (made("All_Beauty-23") / "All_Beauty-23" / "All_Beauty-23.yaml").read_text()
+    )
     assert settings["eval_args"]["split"]["timestamp"] == [1628643414042, 1658002729837]
 
 
@@ -121,33 +162,55 @@ def test_yelp(made):
         "title": "Apple Café", "categories": "Cafes, Food", "address": "0 Main St, Suite 2", "city": "Phoenix", "state": "AZ",
         "description": "Cafes, Food. 0 Main St, Suite 2, Phoenix, AZ", "attributes": "Cafes Food Phoenix",
     }  # fmt: skip
-    assert item.loc["b1", ["categories", "description"]].tolist() == ["Cafes, Food", "Cafes, Food. AZ"] and item.loc["b2", "categories"] == ""
+    assert (
+        item.loc["b1", ["categories", "description"]].tolist() == ["Cafes, Food", "Cafes, Food. AZ"]
+        and item.loc["b2", "categories"] == ""
+    )
     assert tables(made("Yelp-ST5"), "Yelp-ST5")[1].loc["b0", "title"] == "Apple Caf"
 
 
 def test_amazon_m2(made):
     inter, item = tables(made("Amazon-M2"), "Amazon-M2")
     first = inter[inter.user_id == "1"]
-    assert first.item_id.tolist() == [f"B{place % 12}" for place in range(13)] and first.timestamp.tolist() == list(range(1, 14))
-    assert item.loc["B0", "title"] == "apple mug, blue" and item.loc["B0", "price"] == "£1.99" and item.loc["B1", "price"] == ""
+    assert first.item_id.tolist() == [
+        f"B{place % 12}" for place in range(13)
+    ] and first.timestamp.tolist() == list(range(1, 14))
+    assert (
+        item.loc["B0", "title"] == "apple mug, blue"
+        and item.loc["B0", "price"] == "£1.99"
+        and item.loc["B1", "price"] == ""
+    )
     assert item.loc["B4", "attributes"] == "Acme Blue Ceramic" and item.loc["B2", "brand"] == "NA"
     assert item.loc["B3", "description"] == 'A "made up" damson, over two lines.'
 
 
 def test_mind(made):
     inter, item = tables(made("MIND-small"), "MIND-small")
-    assert inter[inter.user_id == "U3"].item_id.tolist() == [f"N{(3 + place) % 12}" for place in range(12)], "the first history that is not empty"
+    assert inter[inter.user_id == "U3"].item_id.tolist() == [
+        f"N{(3 + place) % 12}" for place in range(12)
+    ], "the first history that is not empty"
     assert item.loc["N1"].to_dict() == {"title": 'What "banana means for you', "category": "sports", "subcategory": "banana_ball", "abstract": "",
                                          "attributes": "sports banana_ball"}  # fmt: skip
     settings = yaml.safe_load((made("MIND-small") / "MIND-small" / "MIND-small.yaml").read_text())
-    assert list(settings["text_fields"]) == ["Category", "Subcategory", "Title"] and settings["eval_args"]["mode"] == "uni20"
+    assert (
+        list(settings["text_fields"]) == ["Category", "Subcategory", "Title"]
+        and settings["eval_args"]["mode"] == "uni20"
+    )
 
 
 def test_movielens_has_the_columns_that_recbole_ships(made):
     for name, genres in (("ml-100k", "Action Children's"), ("ml-1m", "Animation Children's")):
         inter, item = tables(made(name), name)
-        assert list(inter) == ["user_id", "item_id", "rating", "timestamp"] and list(item) == ["movie_title", "release_year", "class"]
-        assert item.loc["2"].tolist() == ["Bananaé, The" if name == "ml-100k" else "Banana: The Film é", "1971", genres]
+        assert list(inter) == ["user_id", "item_id", "rating", "timestamp"] and list(item) == [
+            "movie_title",
+            "release_year",
+            "class",
+        ]
+        assert item.loc["2"].tolist() == [
+            "Bananaé, The" if name == "ml-100k" else "Banana: The Film é",
+            "1971",
+            genres,
+        ]
     assert tables(made("ml-100k"), "ml-100k")[1].loc["3"].tolist() == ["unknown", "", "unknown"]
 
 
@@ -164,18 +227,40 @@ def test_a_card_that_can_be_cited(made):
 def test_users_are_drawn_the_same_way_every_time(tmp_path):
     raw.amazon2018(tmp_path, "Pet_Supplies")
     recipe = catalogue.find("Pet")
-    users = [set(tables(prepare(recipe, tmp_path / name, tmp_path, Net(), log=str).parent, "Pet")[0].user_id) for name in ("one", "two")]
+    users = [
+        set(
+            tables(prepare(recipe, tmp_path / name, tmp_path, Net(), log=str).parent, "Pet")[
+                0
+            ].user_id
+        )
+        for name in ("one", "two")
+    ]
     assert users[0] == users[1] and len(users[0]) == 5  # 20 % of 25
 
 
 def test_real_data_is_read_once_it_is_there_and_that_is_said(tmp_path, capsys):
-    ask = ["--model=LIR", "--dataset=Pet", f"--data_path={tmp_path / 'data'}", f"--checkpoint_dir={tmp_path / 'saved'}", "--show_progress=false", "--beside=[]"]
-    assert cli.main(ask) == 0 and "SYNTHETIC DATA: Pet is not prepared" in (said := capsys.readouterr()).out + said.err
+    ask = [
+        "--model=LIR",
+        "--dataset=Pet",
+        f"--data_path={tmp_path / 'data'}",
+        f"--checkpoint_dir={tmp_path / 'saved'}",
+        "--show_progress=false",
+        "--beside=[]",
+    ]
+    assert (
+        cli.main(ask) == 0
+        and "SYNTHETIC DATA: Pet is not prepared" in (said := capsys.readouterr()).out + said.err
+    )
     raw.amazon2018(tmp_path, "Pet_Supplies")
-    assert cli.main(["prepare", "Pet", f"--data_path={tmp_path / 'data'}", f"--raw={tmp_path}"]) == 0
+    assert (
+        cli.main(["prepare", "Pet", f"--data_path={tmp_path / 'data'}", f"--raw={tmp_path}"]) == 0
+    )
     assert cli.main(ask) == 0
     said = capsys.readouterr()
-    assert f"events read from {tmp_path / 'data' / 'Pet'}" in said.out + said.err and "SYNTHETIC" not in said.out + said.err
+    assert (
+        f"events read from {tmp_path / 'data' / 'Pet'}" in said.out + said.err
+        and "SYNTHETIC" not in said.out + said.err
+    )
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
@@ -184,14 +269,25 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
     for name in ("Toys_and_Games_5.json.gz", "meta_Toys_and_Games.json.gz"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match=f"{name}: cannot be read to its end .*cut short: remove it"):
+        with pytest.raises(
+            UserError, match=f"{name}: cannot be read to its end .*cut short: remove it"
+        ):
             prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
         (tmp_path / name).write_bytes(whole)
         assert [path.name for path in (tmp_path / "data").iterdir()] == [".Toys.lock"]
     for content, message in (
-        ('{"asin": "B1", "reviewerID": "A1", "unixReviewTime": 1}\n[]\n\n"x"\n', "Toys: no event is left of .*at least 15"),
-        ('{"asin": "B1"}\n[]\n\n"x"\n', "expected events with user, item and time, found [34] lines without user or time"),
-        ('[{"asin": "B1"},\n{"asin": "B1"}]\n', "expected JSON lines, one object a line, found a list"),
+        (
+            '{"asin": "B1", "reviewerID": "A1", "unixReviewTime": 1}\n[]\n\n"x"\n',
+            "Toys: no event is left of .*at least 15",
+        ),
+        (
+            '{"asin": "B1"}\n[]\n\n"x"\n',
+            "expected events with user, item and time, found [34] lines without user or time",
+        ),
+        (
+            '[{"asin": "B1"},\n{"asin": "B1"}]\n',
+            "expected JSON lines, one object a line, found a list",
+        ),
     ):
         (tmp_path / "Toys_and_Games_5.json.gz").write_bytes(gzip.compress(content.encode()))
         with pytest.raises(UserError, match=message):
@@ -218,11 +314,21 @@ cli.main(["prepare", "Toys", *sys.argv[4:]])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-@pytest.mark.parametrize("moment", [("convert", "read_items", ""), ("items", "clean", ""), ("os", "replace", "README.md"), ("os", "replace", ".inter")])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("convert", "read_items", ""),
+        ("items", "clean", ""),
+        ("os", "replace", "README.md"),
+        ("os", "replace", ".inter"),
+    ],
+)
 def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, moment):
     raw.amazon2018(tmp_path)
     ask = [f"--raw={tmp_path}", f"--data_path={tmp_path / 'data'}"]
-    child = subprocess.run([sys.executable, "-c", KILLED, *moment, *ask], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, *moment, *ask], capture_output=True, text=True
+    )
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (tmp_path / "data" / "Toys" / "Toys.inter").exists(), "half of it is no dataset"
     with pytest.raises(UserError, match="the dataset names none"):
@@ -242,14 +348,24 @@ def test_a_full_disk_is_one_line(tmp_path):
     limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from recbole_llm import cli; " \
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.exit(cli.main(sys.argv[2:]))"  # fmt: skip
     for most in (2000, 6000, 90_000):
-        child = subprocess.run([sys.executable, "-c", limited, str(most), *ask], capture_output=True, text=True)
+        child = subprocess.run(
+            [sys.executable, "-c", limited, str(most), *ask], capture_output=True, text=True
+        )
         error = child.stderr.replace("\n\n", "\n").strip()
         assert child.returncode == (0 if most == 90_000 else 2), error
-        assert most == 90_000 or error.count("\n") == 0 and re.search("make room|free space", error), error
+        assert (
+            most == 90_000 or error.count("\n") == 0 and re.search("make room|free space", error)
+        ), error
         assert (tmp_path / "data" / "Toys").exists() == (most == 90_000)
     raw.yelp(tmp_path)
-    child = subprocess.run([sys.executable, "-c", limited, "9000", "prepare", "Yelp", *ask[2:]], capture_output=True, text=True)
-    assert child.returncode == 2 and "make room" in child.stderr and "archive" not in child.stderr, child.stderr
+    child = subprocess.run(
+        [sys.executable, "-c", limited, "9000", "prepare", "Yelp", *ask[2:]],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        child.returncode == 2 and "make room" in child.stderr and "archive" not in child.stderr
+    ), child.stderr
 
 
 def test_folders_that_cannot_be_used(tmp_path, capsys):
@@ -268,21 +384,36 @@ def test_files_of_one_name(tmp_path):
         raw.ml_1m(folder)
         with zipfile.ZipFile(folder / "ml-1m.zip") as holder:
             for member in ("ratings.dat", "movies.dat"):
-                (folder / member).write_bytes(holder.read(f"ml-1m/{member}") + bytes(b"\n" * number))
+                (folder / member).write_bytes(
+                    holder.read(f"ml-1m/{member}") + bytes(b"\n" * number)
+                )
         (folder / "ml-1m.zip").unlink()
         if number == 1:  # of other datasets, however few there are
             assert there(replace(recipe.files[0], hosts=()), tmp_path / "hand") is None
             with pytest.raises(UserError, match="ml-1m.zip is given out at .* by hand"):
-                prepare(replace(recipe, files=(replace(recipe.files[0], hosts=()),)), tmp_path / "one", tmp_path / "hand", Net(), log=str)
-    prepare(recipe, tmp_path / "two", tmp_path / "hand", Net(), log=str)  # the folder that the archive has tells
-    prepare(recipe, tmp_path / "bare", tmp_path / "hand" / "elsewhere", Net(), log=str)  # as does the user
+                prepare(
+                    replace(recipe, files=(replace(recipe.files[0], hosts=()),)),
+                    tmp_path / "one",
+                    tmp_path / "hand",
+                    Net(),
+                    log=str,
+                )
+    prepare(
+        recipe, tmp_path / "two", tmp_path / "hand", Net(), log=str
+    )  # the folder that the archive has tells
+    prepare(
+        recipe, tmp_path / "bare", tmp_path / "hand" / "elsewhere", Net(), log=str
+    )  # as does the user
     for name in ("one", "two"):
         (folder := tmp_path / "reviews" / name).mkdir(parents=True)
         raw.amazon2018(folder)
     whole = (folder / "Toys_and_Games_5.json.gz").read_bytes()
     there(catalogue.find("Toys").files[0], tmp_path / "reviews")  # copies are one file
     (folder / "Toys_and_Games_5.json.gz").write_bytes(whole + bytes(1))
-    with pytest.raises(UserError, match="expected one Toys_and_Games_5.json.gz, found one/Toys.* and two/Toys.*, which differ; name the folder"):
+    with pytest.raises(
+        UserError,
+        match="expected one Toys_and_Games_5.json.gz, found one/Toys.* and two/Toys.*, which differ; name the folder",
+    ):
         there(catalogue.find("Toys").files[0], tmp_path / "reviews")
     for name, size in (("MINDsmall_dev", 30), ("MINDsmall_train", 0)):
         (folder := tmp_path / "mind" / name).mkdir(parents=True)
@@ -291,16 +422,32 @@ def test_files_of_one_name(tmp_path):
             for member in ("behaviors.tsv", "news.tsv"):
                 (folder / member).write_bytes(holder.read(f"MINDsmall_train/{member}")[size:])
         (folder / "MINDsmall_train.zip").unlink()
-    inter, _ = tables(prepare(unsigned(catalogue.find("MIND-small")), tmp_path / "three", tmp_path / "mind", Net(), log=str).parent, "MIND-small")
+    inter, _ = tables(
+        prepare(
+            unsigned(catalogue.find("MIND-small")),
+            tmp_path / "three",
+            tmp_path / "mind",
+            Net(),
+            log=str,
+        ).parent,
+        "MIND-small",
+    )
     assert inter.user_id.nunique() == 24
 
 
 def test_cores_are_told_by_what_is_in_them(tmp_path):
     raw.amazon2023(tmp_path)
-    with pytest.raises(UserError, match="expected the 5-core file, found 8% of the users and items with fewer than 5 events; .* prepare 0-core"):
+    with pytest.raises(
+        UserError,
+        match="expected the 5-core file, found 8% of the users and items with fewer than 5 events; .* prepare 0-core",
+    ):
         prepare(catalogue.find("All_Beauty-23-5core"), tmp_path / "data", tmp_path, Net(), log=str)
     ratings = tmp_path / "All_Beauty.csv.gz"
-    rows = [line for line in gzip.decompress(ratings.read_bytes()).decode().splitlines() if line.split(",")[1] not in ("PUNKNOWN", "PBLANK", "PSCRIPT")]
+    rows = [
+        line
+        for line in gzip.decompress(ratings.read_bytes()).decode().splitlines()
+        if line.split(",")[1] not in ("PUNKNOWN", "PBLANK", "PSCRIPT")
+    ]
     ratings.write_bytes(gzip.compress("\n".join(rows).encode()))
     with pytest.raises(UserError, match="expected the 0-core file, found 0% .* prepare 5-core"):
         prepare(catalogue.find("All_Beauty-23"), tmp_path / "data", tmp_path, Net(), log=str)
@@ -311,29 +458,55 @@ def test_cores_are_told_by_what_is_in_them(tmp_path):
 def test_features_are_those_of_feature_models(made, model):
     """Whole names as tokens; another model's run is not renamed by them."""
     settings = config.resolve(model, "Toys", [], {"data_path": str(made("Toys"))})
-    asked = {"SASRecF": (["attributes"], None), "S3Rec": (None, "attributes")}.get(model, (None, None))
+    asked = {"SASRecF": (["attributes"], None), "S3Rec": (None, "attributes")}.get(
+        model, (None, None)
+    )
     assert (settings["selected_features"], settings["item_attribute"]) == asked
 
 
 def test_feature_models_learn_from_whole_names(made, tmp_path, capsys):
-    ask = ["--model=FDSA", "--dataset=Toys", f"--data_path={made('Toys')}", f"--checkpoint_dir={tmp_path}", "--show_progress=false", "--beside=[]"]
+    ask = [
+        "--model=FDSA",
+        "--dataset=Toys",
+        f"--data_path={made('Toys')}",
+        f"--checkpoint_dir={tmp_path}",
+        "--show_progress=false",
+        "--beside=[]",
+    ]
     assert cli.main([*ask, "--epochs=1", "--train_batch_size=64"]) == 0, capsys.readouterr().err
     tokens = read_atomic(made("Toys") / "Toys" / "Toys.item").attributes.str.split()
     assert {"Puzzles_&_Games", "3-D_Puzzles", "J._Doe"} <= set(tokens.explode())
 
 
-@pytest.mark.parametrize(("suffix", "opened"), [("", open), (".gz", partial(gzip.open, compresslevel=1))])
+@pytest.mark.parametrize(
+    ("suffix", "opened"), [("", open), (".gz", partial(gzip.open, compresslevel=1))]
+)
 def test_order_outlives_large_joins(tmp_path, suffix, opened):
     """More rows than DuckDB moves at once, by several threads or in many pieces, most of them of one time."""
     rows = 1_200_000
     with opened(tmp_path / f"Toys_and_Games_5.json{suffix}", "wt") as file:
-        file.writelines(f'{{"reviewerID": "A{row % 999}", "asin": "B{row}", "overall": 5.0, "unixReviewTime": {row % 2}}}\n' for row in range(rows))
+        file.writelines(
+            f'{{"reviewerID": "A{row % 999}", "asin": "B{row}", "overall": 5.0, "unixReviewTime": {row % 2}}}\n'
+            for row in range(rows)
+        )
     with opened(tmp_path / f"meta_Toys_and_Games.json{suffix}", "wt") as file:
-        file.writelines(f'{{"asin": "B{row % 3000}", "title": "row {row}"}}\n' for row in range(9000))
-    prepare(replace(catalogue.find("Toys"), least=(15, 1)), tmp_path / "data", tmp_path, Net(), memory=512, log=str)
+        file.writelines(
+            f'{{"asin": "B{row % 3000}", "title": "row {row}"}}\n' for row in range(9000)
+        )
+    prepare(
+        replace(catalogue.find("Toys"), least=(15, 1)),
+        tmp_path / "data",
+        tmp_path,
+        Net(),
+        memory=512,
+        log=str,
+    )
     inter, item = tables(tmp_path / "data", "Toys")
     number = inter.item_id.str[1:].astype(int).to_numpy()
-    assert len(inter) == rows and (np.lexsort((number, number % 2, (number % 999).astype(str))) == np.arange(rows)).all()
+    assert (
+        len(inter) == rows
+        and (np.lexsort((number, number % 2, (number % 999).astype(str))) == np.arange(rows)).all()
+    )
     assert (item.title == "row " + item.index.str[1:]).all() and len(item) == 3000
 
 
@@ -346,7 +519,9 @@ def test_two_processes_prepare_one_after_the_other(tmp_path):
 
     def one():
         try:
-            results.append(prepare(catalogue.find("Toys"), tmp_path / "data", tmp_path, Net(), log=str))
+            results.append(
+                prepare(catalogue.find("Toys"), tmp_path / "data", tmp_path, Net(), log=str)
+            )
         except UserError as error:
             results.append(str(error))
 
@@ -390,11 +565,27 @@ def test_statistics_beside_the_papers(made, capsys):
     assert cli.main(["prepare", "--check", "Toys", f"--data_path={made('Toys')}"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "Toys, as runs see it, beside TASTE-LoRA, table 1"
-    rows = [["users", "24", "7,892", "-99.7%"], ["items", "met", "13", "14,512", "-99.9%"], ["events", "390", "204,177", "-99.8%"]]
+    rows = [
+        ["users", "24", "7,892", "-99.7%"],
+        ["items", "met", "13", "14,512", "-99.9%"],
+        ["events", "390", "204,177", "-99.8%"],
+    ]
     assert [line.split() for line in out[2:]] == rows
 
 
 def test_all_are_named(capsys):
     assert cli.main(["prepare", "--list"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out for name in ("Scientific", "Pet", "Toys", "All_Beauty-23", "Yelp", "Amazon-M2", "MIND-large", "ml-1m"))
+    assert all(
+        f"  {name} " in out
+        for name in (
+            "Scientific",
+            "Pet",
+            "Toys",
+            "All_Beauty-23",
+            "Yelp",
+            "Amazon-M2",
+            "MIND-large",
+            "ml-1m",
+        )
+    )

@@ -38,7 +38,9 @@ def kernel(request, monkeypatch):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("n_rows", "width"), [(1, 1), (7, 3), (13, 17), (5, 40), (3, 41), (4, 203), (0, 5)])
+@pytest.mark.parametrize(
+    ("n_rows", "width"), [(1, 1), (7, 3), (13, 17), (5, 40), (3, 41), (4, 203), (0, 5)]
+)
 def test_counts_equal_a_loop(kernel, dtype, n_rows, width):
     rng = np.random.default_rng(width)
     values = rng.integers(-3, 4, (n_rows, width)).astype(float)
@@ -55,7 +57,9 @@ def test_several_cases_read_one_row(kernel):
     rng = np.random.default_rng(3)
     values, rows = rng.integers(0, 5, (6, 19)).astype(float), np.array([4, 0, 0, 5, 4, 1, 1, 1, 2])
     targets = rng.integers(0, 19, len(rows))
-    above, tied = count_above_and_tied(torch.tensor(values), torch.tensor(targets), rows=torch.tensor(rows))
+    above, tied = count_above_and_tied(
+        torch.tensor(values), torch.tensor(targets), rows=torch.tensor(rows)
+    )
     assert (above.tolist(), tied.tolist()) == loop_counts(values, targets, rows=rows)
 
 
@@ -185,7 +189,10 @@ def test_load_never_unpickles_and_says_what_to_do(tmp_path):
     (tmp_path / "short.npz").write_bytes(b"PK\x03\x04")
     np.save(tmp_path / "one.npy", np.zeros(3))
     for name in ("evil.npz", "short.npz", "one.npy", "missing.npz"):
-        with pytest.raises(UserError, match=f"rank table .*{name} is missing or damaged; remove {tmp_path} and run again") as fault:
+        with pytest.raises(
+            UserError,
+            match=f"rank table .*{name} is missing or damaged; remove {tmp_path} and run again",
+        ) as fault:
             RankTable.load(tmp_path / name)
         assert "\n" not in str(fault.value)
     assert not (tmp_path / "sprung").exists()

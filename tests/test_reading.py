@@ -18,7 +18,10 @@ from recbole_llm.data.prepare.engine import Engine, delimited
 from recbole_llm.data.prepare.reading import Reader
 from recbole_llm.errors import UserError
 
-ROWS = b"".join(json.dumps({"number": number, "text": "word " * (number % 40)}).encode() + b"\n" for number in range(3000))
+ROWS = b"".join(
+    json.dumps({"number": number, "text": "word " * (number % 40)}).encode() + b"\n"
+    for number in range(3000)
+)
 
 
 @pytest.fixture(params=["isal", "zlib"])
@@ -46,7 +49,11 @@ def test_pieces_are_whole_lines_in_their_order(reader, tmp_path, size, monkeypat
         packed = gzip.compress(data)
         path.write_bytes(packed)
         pieces = content(reader, path)
-        assert b"".join(pieces) == data and all(piece.endswith(b"\n") for piece in pieces[:-1]) and len(pieces) >= 1
+        assert (
+            b"".join(pieces) == data
+            and all(piece.endswith(b"\n") for piece in pieces[:-1])
+            and len(pieces) >= 1
+        )
         assert size > 1000 or len(data) < 1000 or len(pieces) > 50
         assert reader.found(path) == (len(packed), hashlib.sha256(packed).hexdigest())
     assert not list((tmp_path / "pieces" / path.name).iterdir())
@@ -64,7 +71,9 @@ def test_every_flipped_bit_and_every_cut_is_found(reader, tmp_path, name):
     path, whole = tmp_path / name, gzip.compress(ROWS)
     rng = random.Random(0)
     for place in [*rng.sample(range(10, len(whole) - 8), 40), *range(len(whole) - 8, len(whole))]:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :]
+        )
         with pytest.raises(UserError, match=f"{name}: cannot be read to its end"):
             content(reader, path), reader.found(path)
         path.write_bytes(whole[:place])
@@ -79,11 +88,17 @@ def test_plain_files_that_end_in_the_middle(reader, tmp_path, monkeypatch):
         path.write_bytes(end)
         assert content(reader, path) == [end] and reader.found(path)[0] == len(end)
     path.write_bytes(ROWS[:-9])
-    with pytest.raises(UserError, match="rows.json: cannot be read to its end .its last line ends in the middle"):
+    with pytest.raises(
+        UserError, match="rows.json: cannot be read to its end .its last line ends in the middle"
+    ):
         content(reader, path), reader.found(path)
     table = tmp_path / "rows.csv"
     table.write_bytes(b"a,b\n1,2")
-    assert content(reader, table) == [b"a,b\n1,2"] and reader.found(table) and "rows.csv: its last line has no end" in reader.said[0]
+    assert (
+        content(reader, table) == [b"a,b\n1,2"]
+        and reader.found(table)
+        and "rows.csv: its last line has no end" in reader.said[0]
+    )
 
 
 def test_a_conversion_that_fails_leaves_no_thread_and_no_piece_behind(tmp_path, monkeypatch):
@@ -111,7 +126,9 @@ def test_a_damaged_archive(tmp_path):
     assert unpack(tmp_path / "a.tar", members, tmp_path / "out")["rows.json"].read_bytes() == ROWS
     for bad in (whole[:-4], whole[:-6] + b"\x01" + whole[-5:], whole[: len(whole) // 2]):
         (tmp_path / "a.tar").write_bytes(bad)
-        with pytest.raises(UserError, match="a.tar: expected a zip or tar archive .*may be cut short: remove it"):
+        with pytest.raises(
+            UserError, match="a.tar: expected a zip or tar archive .*may be cut short: remove it"
+        ):
             unpack(tmp_path / "a.tar", members, tmp_path / "out")
 
 
@@ -119,10 +136,14 @@ def test_columns_are_those_that_the_file_names(tmp_path):
     path = tmp_path / "r.csv"
     engine = Engine(tmp_path / "tables")
     path.write_text("\ufeffa,b\n1,2\n")
-    assert engine.run(f"SELECT b FROM {delimited(path, ',', 'a', 'b', header=True)}").fetchall() == [("2",)]
+    assert engine.run(
+        f"SELECT b FROM {delimited(path, ',', 'a', 'b', header=True)}"
+    ).fetchall() == [("2",)]
     for head in ("b,a\n1,2\n", "a;b\n", "", "1,2\n"):
         path.write_text(head)
-        with pytest.raises(UserError, match="r.csv: expected the columns a, b, found .*; get the right file"):
+        with pytest.raises(
+            UserError, match="r.csv: expected the columns a, b, found .*; get the right file"
+        ):
             delimited(path, ",", "a", "b", header=True)
     (tmp_path / "r.csv.gz").write_bytes(gzip.compress(b"a,b\n")[:9])
     with pytest.raises(UserError, match="r.csv.gz: cannot be read to its end"):

@@ -15,7 +15,10 @@ from recbole_llm.prepared import Prepared
 from recbole_llm.runs import run_settings
 from recbole_llm.scratch import train_tokenizer
 
-LEASH, BOWL = (("Title", "red leash"), ("Brand", "Bo")), (("Title", "blue bowl of steel"), ("Brand", "Ka"))
+LEASH, BOWL = (
+    (("Title", "red leash"), ("Brand", "Bo")),
+    (("Title", "blue bowl of steel"), ("Brand", "Ka")),
+)
 QUICK = {"train_batch_size": 16, "scratch_vocabulary": 400}
 
 
@@ -28,14 +31,22 @@ def encoder(max_length=1000, **own):
     """Its marks are tokens of their own, as backbone.mark_tokens makes them."""
     tokenizer = train_tokenizer(attribute_pieces([LEASH, BOWL] * 20), 300)
     tokenizer.add_tokens(["<|mark0|>", "<|mark1|>"], special_tokens=True)
-    return AttributeEncoder(tokenizer, max_length, marks=tuple(tokenizer.convert_tokens_to_ids(["<|mark0|>", "<|mark1|>"])), **own)
+    return AttributeEncoder(
+        tokenizer,
+        max_length,
+        marks=tuple(tokenizer.convert_tokens_to_ids(["<|mark0|>", "<|mark1|>"])),
+        **own,
+    )
 
 
 def spelled(own, tokens):
     """(text, type, item) of each run of tokens of like roles."""
     roles = tokens.roles.T.tolist()
     begins = [at for at in range(len(roles)) if at == 0 or roles[at] != roles[at - 1]]
-    return [(own.tokenizer.decode(tokens.ids[at:end]), *roles[at]) for at, end in zip(begins, [*begins[1:], None])]
+    return [
+        (own.tokenizer.decode(tokens.ids[at:end]), *roles[at])
+        for at, end in zip(begins, [*begins[1:], None])
+    ]
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------------
@@ -54,11 +65,17 @@ def test_whole_items_are_cut_the_oldest_first_and_attributes_at_their_end():
     own = encoder()
     whole = own.sequence([LEASH, BOWL, LEASH])
     assert whole.cut == 0
-    short = AttributeEncoder(own.tokenizer, len(whole) - 1, marks=own.marks).sequence([LEASH, BOWL, LEASH])
+    short = AttributeEncoder(own.tokenizer, len(whole) - 1, marks=own.marks).sequence(
+        [LEASH, BOWL, LEASH]
+    )
     assert short.cut == 1 and short.ids.tolist() == own.sequence([BOWL, LEASH]).ids.tolist()
     assert encoder(max_items=2).sequence([LEASH, BOWL, LEASH]).ids.tolist() == short.ids.tolist()
     newest = AttributeEncoder(own.tokenizer, 3, marks=own.marks).sequence([LEASH, BOWL])
-    assert len(newest) == 3 and newest.cut == 1 and newest.ids.tolist() == own.sequence([BOWL]).ids[:3].tolist()
+    assert (
+        len(newest) == 3
+        and newest.cut == 1
+        and newest.ids.tolist() == own.sequence([BOWL]).ids[:3].tolist()
+    )
     unseen = ("Title", "quince")
     name, value = (len(own.piece(f" {part}")) for part in unseen)
     cut = encoder(attribute_tokens=name + 1).sequence([(unseen,)])
@@ -69,7 +86,10 @@ def test_text_is_data():
     own = encoder()
     for text in ("<|mark0|>", "a<|mark1|> b", "<|pad|><|end|>"):
         tokens = own.sequence([(("Title", text),)])
-        assert not np.isin(tokens.ids[1:], own.tokenizer.all_special_ids).any() and not np.isin(tokens.ids[1:], own.marks).any()
+        assert (
+            not np.isin(tokens.ids[1:], own.tokenizer.all_special_ids).any()
+            and not np.isin(tokens.ids[1:], own.marks).any()
+        )
 
 
 def test_masked_tokens_are_berts():
@@ -79,13 +99,22 @@ def test_masked_tokens_are_berts():
     tokens = own.sequence([item])
     masked = own.masked(tokens, 0.15, np.random.default_rng(0))
     count = masked.learned.sum()
-    assert not masked.learned[0] and masked.items == count and abs(count / len(tokens) - 0.15) < 0.03
-    assert (masked.labels == tokens.ids).all() and (masked.ids == tokens.ids)[~masked.learned].all() and masked.roles is tokens.roles
+    assert (
+        not masked.learned[0] and masked.items == count and abs(count / len(tokens) - 0.15) < 0.03
+    )
+    assert (
+        (masked.labels == tokens.ids).all()
+        and (masked.ids == tokens.ids)[~masked.learned].all()
+        and masked.roles is tokens.roles
+    )
     assert abs((masked.ids == own.mask)[masked.learned].mean() - 0.8) < 0.07
     assert abs((masked.ids == tokens.ids)[masked.learned].mean() - 0.1) < 0.06
     batch = pad([masked, own.sequence([LEASH])], pad_id=0)
     assert (batch.labels[0] != IGNORED).sum() == count and (batch.labels[1] == IGNORED).all()
-    assert batch.roles.shape == (2, 2, batch.input_ids.shape[1]) and not batch.roles[1, :, len(own.sequence([LEASH])) :].any()
+    assert (
+        batch.roles.shape == (2, 2, batch.input_ids.shape[1])
+        and not batch.roles[1, :, len(own.sequence([LEASH])) :].any()
+    )
 
 
 def test_texts_without_roles_have_none():
@@ -102,7 +131,11 @@ def state(model, tokens):
     """float64 [length, width] of one text alone: the sum of the embeddings through the library's model."""
     types, items = torch.from_numpy(tokens.roles)
     words = model.bundle.core.get_input_embeddings().weight[torch.from_numpy(tokens.ids)]
-    return model.bundle.core(inputs_embeds=(words + model.token_type.weight[types] + model.item_position.weight[items])[None]).last_hidden_state[0]
+    return model.bundle.core(
+        inputs_embeds=(words + model.token_type.weight[types] + model.item_position.weight[items])[
+            None
+        ]
+    ).last_hidden_state[0]
 
 
 def with_roles(model):
@@ -120,7 +153,10 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
     texts = [text for group in groups for text in group]
     with torch.no_grad():
         loss, vectors = model.run_batch(pad(texts, pad_id=model.pad_id), True)
-    words, bias = (table.detach().numpy() for table in (model.bundle.core.get_input_embeddings().weight, model.word_bias))
+    words, bias = (
+        table.detach().numpy()
+        for table in (model.bundle.core.get_input_embeddings().weight, model.word_bias)
+    )
     expected, first = 0.0, []
     for text in texts:
         states = state(model, text)
@@ -128,7 +164,9 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
         for place in np.flatnonzero(text.learned):
             logits = [float(states[place].numpy() @ word) + own for word, own in zip(words, bias)]
             expected += math.log(sum(map(math.exp, logits))) - logits[text.labels[place]]
-    assert any(text.learned.any() for text in texts) and all(not text.learned.any() for group in groups for text in group[:2])
+    assert any(text.learned.any() for text in texts) and all(
+        not text.learned.any() for group in groups for text in group[:2]
+    )
     assert loss.item() == pytest.approx(0.1 * expected, rel=1e-5)
     assert torch.allclose(vectors, torch.stack(first), rtol=1e-8, atol=1e-10)
 
@@ -136,31 +174,47 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
     targets = [group[1].ids.tolist() for group in groups]
     total = 0.0
     for row in range(12):
-        similar = [torch.cosine_similarity(sequences[row], item, dim=0).item() / 0.05 for item in items]
+        similar = [
+            torch.cosine_similarity(sequences[row], item, dim=0).item() / 0.05 for item in items
+        ]
         others = [similar[other] for other in range(12) if targets[other] != targets[row]]
         total += math.log(sum(map(math.exp, [similar[row], *others]))) - similar[row]
     assert len({str(target) for target in targets}) < 12
-    assert model.contrast(vectors.view(12, 4, -1), groups).item() == pytest.approx(total / 12, rel=1e-5)
+    assert model.contrast(vectors.view(12, 4, -1), groups).item() == pytest.approx(
+        total / 12, rel=1e-5
+    )
 
 
 def test_fine_tuning_is_a_softmax_over_all_items(cycle):
     items = cycle / "cycle" / "cycle.item"
-    items.write_text(items.read_text().replace("i3\tdamson juice\tdrinks d\tbrand0", "i3\tapple juice\tdrinks a\tbrand0"))  # as item 0
+    items.write_text(
+        items.read_text().replace(
+            "i3\tdamson juice\tdrinks d\tbrand0", "i3\tapple juice\tdrinks a\tbrand0"
+        )
+    )  # as item 0
     _, model, _, _ = prepared("RecFormer", cycle, **QUICK)
     with_roles(model)
     groups = model.training_examples(0)[:6]
-    assert len(model.table) == len(FRUIT) - 1 and torch.allclose(model.table.norm(dim=1), torch.ones(1))
+    assert len(model.table) == len(FRUIT) - 1 and torch.allclose(
+        model.table.norm(dim=1), torch.ones(1)
+    )
     with torch.no_grad():
         loss, _ = model.run_batch(pad([text for (text,) in groups], pad_id=model.pad_id), True)
     expected = 0.0
     for (text,) in groups:
         user = state(model, text)[0]
-        logits = [torch.cosine_similarity(user, model.table[model.same[item]].double(), dim=0).item() / 0.05 for item in range(len(FRUIT))]
+        logits = [
+            torch.cosine_similarity(user, model.table[model.same[item]].double(), dim=0).item()
+            / 0.05
+            for item in range(len(FRUIT))
+        ]
         expected += math.log(sum(map(math.exp, logits))) - logits[text.labels[0]]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     cases = model.corpora[0].cases
     assert [text.labels[0] for (text,) in model.training_examples(0)] == [
-        model.tables.item[cases.end[row]] for user in range(16) for row in model.corpora[0].by_user[user]
+        model.tables.item[cases.end[row]]
+        for user in range(16)
+        for row in model.corpora[0].by_user[user]
     ]
 
 
@@ -174,11 +228,26 @@ def longformer(folder):
 
     tokenizer = train_tokenizer([f" {word} juice" for word in FRUIT], 300)
     tokenizer.add_special_tokens({"bos_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"})
-    single = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.sep_token_id)])
+    single = TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.sep_token_id)],
+    )
     tokenizer.backend_tokenizer.post_processor = single
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "attention_window": [128] * 2}
-    config = LongformerConfig(vocab_size=len(tokenizer), max_position_embeddings=513, pad_token_id=0, sep_token_id=tokenizer.sep_token_id, **sizes)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "attention_window": [128] * 2,
+    }
+    config = LongformerConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=513,
+        pad_token_id=0,
+        sep_token_id=tokenizer.sep_token_id,
+        **sizes,
+    )
     LongformerModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -186,7 +255,11 @@ def longformer(folder):
 
 @pytest.mark.parametrize("backbone", ["scratch:tiny", "longformer"])
 def test_scores_are_cosines_whoever_shares_the_batch(tmp_path, cycle, backbone):
-    own = {"backbone": longformer(tmp_path / "long"), "attention_window": 16} if backbone == "longformer" else {}
+    own = (
+        {"backbone": longformer(tmp_path / "long"), "attention_window": 16}
+        if backbone == "longformer"
+        else {}
+    )
     _, model, _, (_, _, test) = prepared("RecFormer", cycle, **own, **QUICK)
     with_roles(model).float()
     cases = test._dataset.cases[:6]
@@ -196,25 +269,41 @@ def test_scores_are_cosines_whoever_shares_the_batch(tmp_path, cycle, backbone):
     alone = np.concatenate([model.score(cases[[row]]) for row in range(6)])
     assert np.allclose(together, alone, rtol=1e-4, atol=1e-6) and np.abs(together).max() <= 1 + 1e-6
     if backbone == "longformer":
-        assert model.bundle.core.config.attention_window == [16, 16] and model.encoder.mask == model.bundle.tokenizer.mask_token_id
+        assert (
+            model.bundle.core.config.attention_window == [16, 16]
+            and model.encoder.mask == model.bundle.tokenizer.mask_token_id
+        )
         tokens = model.sequence(0, cases.histories(model.tables)[5])
         assert tokens.ids[0] == model.bundle.tokenizer.bos_token_id and len(tokens) > 64
         words = model.bundle.core.get_input_embeddings()(torch.from_numpy(tokens.ids))
         with torch.no_grad():
-            here, first = model.hidden(pad([tokens], pad_id=0))[0, 0], torch.zeros(len(tokens), dtype=torch.long)
+            here, first = (
+                model.hidden(pad([tokens], pad_id=0))[0, 0],
+                torch.zeros(len(tokens), dtype=torch.long),
+            )
             first[0] = 1
-            roles = model.token_type(torch.from_numpy(tokens.roles[0])) + model.item_position(torch.from_numpy(tokens.roles[1]))
-            whole = model.bundle.core(inputs_embeds=(words + roles)[None], global_attention_mask=first[None]).last_hidden_state[0, 0]
+            roles = model.token_type(torch.from_numpy(tokens.roles[0])) + model.item_position(
+                torch.from_numpy(tokens.roles[1])
+            )
+            whole = model.bundle.core(
+                inputs_embeds=(words + roles)[None], global_attention_mask=first[None]
+            ).last_hidden_state[0, 0]
         assert torch.allclose(here, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_equal_texts_tie(cycle):
     items = cycle / "cycle" / "cycle.item"
-    items.write_text(items.read_text().replace("i3\tdamson juice\tdrinks d\tbrand0", "i3\tapple juice\tdrinks a\tbrand0"))
+    items.write_text(
+        items.read_text().replace(
+            "i3\tdamson juice\tdrinks d\tbrand0", "i3\tapple juice\tdrinks a\tbrand0"
+        )
+    )
     _, model, _, (_, _, test) = prepared("RecFormer", cycle, **QUICK)
     index = {name: number for number, name in enumerate(model.tables.items)}
     scores = model.eval().score(test._dataset.cases)
-    assert (scores[:, index["i0"]] == scores[:, index["i3"]]).all() and len(np.unique(scores[0])) == len(FRUIT) - 1
+    assert (scores[:, index["i0"]] == scores[:, index["i3"]]).all() and len(
+        np.unique(scores[0])
+    ) == len(FRUIT) - 1
 
 
 # --- the item table -----------------------------------------------------------------------------------------------------
@@ -243,11 +332,15 @@ def test_a_run_killed_inside_an_epoch_keeps_the_epochs_table(cycle, monkeypatch)
     from recbole_llm import trainer as module
 
     own = {"epochs": 2, **QUICK}
-    _, whole, trainer, (train, valid, _) = prepared("RecFormer", cycle, checkpoint_dir=str(cycle / "whole"), **own)
+    _, whole, trainer, (train, valid, _) = prepared(
+        "RecFormer", cycle, checkpoint_dir=str(cycle / "whole"), **own
+    )
     trainer.fit(train, valid)
     steps = len(trainer.model.training_examples(1)) // 16 + 1
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
-    _, _, first, (train, valid, _) = prepared("RecFormer", cycle, checkpoint_dir=str(cycle / "cut"), **own)
+    _, _, first, (train, valid, _) = prepared(
+        "RecFormer", cycle, checkpoint_dir=str(cycle / "cut"), **own
+    )
     inner, calls = first._step, []
 
     def killed(groups):
@@ -259,13 +352,17 @@ def test_a_run_killed_inside_an_epoch_keeps_the_epochs_table(cycle, monkeypatch)
     first._step = killed
     with pytest.raises(KeyboardInterrupt):
         first.fit(train, valid)
-    _, other, second, (train, valid, _) = prepared("RecFormer", cycle, checkpoint_dir=str(cycle / "cut"), **own)
+    _, other, second, (train, valid, _) = prepared(
+        "RecFormer", cycle, checkpoint_dir=str(cycle / "cut"), **own
+    )
     second.resume_checkpoint(first.folder)
     assert second.position[0] > 0
     second.fit(train, valid)
     assert [line["loss"] for line in second.history] == [line["loss"] for line in trainer.history]
     assert torch.equal(whole.table, other.table)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
 
 
 def test_stored_weights_score_as_before_and_encode_the_items_of_other_data(cycle):
@@ -276,12 +373,16 @@ def test_stored_weights_score_as_before_and_encode_the_items_of_other_data(cycle
     again, (_, _, test) = Prepared(settings, restored=run.folder).restore(done)
     again.start_ranking("test", False, run.folder)
     again.eval().score(test._dataset.cases)
-    assert torch.equal(again.table, tables["other_parameter.table"]) and len(again.table) == len(FRUIT)
+    assert torch.equal(again.table, tables["other_parameter.table"]) and len(again.table) == len(
+        FRUIT
+    )
 
     write_cycle(cycle, users=16, name="other")
     items = cycle / "other" / "other.item"
     items.write_text(items.read_text().replace("kiwi juice", "kiwi syrup"))
-    moved, (_, _, test) = Prepared(settings | {"dataset": "other"}, restored=run.folder).restore(done)
+    moved, (_, _, test) = Prepared(settings | {"dataset": "other"}, restored=run.folder).restore(
+        done
+    )
     moved.start_ranking("test", False, run.folder)
     moved.eval().score(test._dataset.cases)
     index = {name: number for number, name in enumerate(moved.tables.items)}
@@ -289,22 +390,40 @@ def test_stored_weights_score_as_before_and_encode_the_items_of_other_data(cycle
     kept = [number for number in range(len(FRUIT)) if number != row]
     stored = {bytes(name.tolist()): vector for name, vector in zip(again.table_names, again.table)}
     assert all(torch.equal(moved.table[number], stored[moved.names[number]]) for number in kept)
-    assert np.array_equal(moved.table[row].numpy(), moved.encode([row])[0]) and moved.names[row] not in stored
+    assert (
+        np.array_equal(moved.table[row].numpy(), moved.encode([row])[0])
+        and moved.names[row] not in stored
+    )
 
 
 def test_stages_hand_on_what_is_learned(cycle):
     """Pre-training and both stages of fine-tuning; the second keeps the first one's table."""
     write_cycle(cycle, users=8, name="more")
-    stages = {"stages": ["pretrain", "first", "second"], "datasets": ["cycle", "more"], "stage_settings.second.epochs": 0}
+    stages = {
+        "stages": ["pretrain", "first", "second"],
+        "datasets": ["cycle", "more"],
+        "stage_settings.second.epochs": 0,
+    }
     run = run_settings(settings_for("RecFormer", cycle, **stages, **QUICK))
-    folders = [next((cycle / "saved").glob(f"RecFormer-cycle-{name}-*")) for name in stages["stages"]]
+    folders = [
+        next((cycle / "saved").glob(f"RecFormer-cycle-{name}-*")) for name in stages["stages"]
+    ]
     pretrained, first, second = (load_file(folder / "model.safetensors") for folder in folders)
     assert run.folder == folders[-1] and run.row["stage"] == "second"
-    assert len(pretrained["other_parameter.table"]) == 0 and pretrained["word_bias"].any() and pretrained["token_type.weight"].any()
+    assert (
+        len(pretrained["other_parameter.table"]) == 0
+        and pretrained["word_bias"].any()
+        and pretrained["token_type.weight"].any()
+    )
     assert torch.equal(pretrained["word_bias"], first["word_bias"])  # fine-tuning does not learn it
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
     assert len(first["other_parameter.table"]) == len(FRUIT)
-    cores = [load_folder(str(folder / "backbone"), EncoderBackbone).core.state_dict() for folder in folders[1:]]
+    cores = [
+        load_folder(str(folder / "backbone"), EncoderBackbone).core.state_dict()
+        for folder in folders[1:]
+    ]
     assert all(torch.equal(value, cores[1][name]) for name, value in cores[0].items())
 
 
@@ -312,13 +431,27 @@ def test_pretraining_on_several_datasets_reads_all_of_them(cycle):
     write_cycle(cycle, users=8, name="more")
     items = cycle / "more" / "more.item"
     items.write_text(items.read_text().replace("juice", "syrup"))
-    ready = Prepared(settings_for("RecFormer", cycle, phase="pretrain", targets="one", datasets=["cycle", "more"], **QUICK))
+    ready = Prepared(
+        settings_for(
+            "RecFormer", cycle, phase="pretrain", targets="one", datasets=["cycle", "more"], **QUICK
+        )
+    )
     model, _ = ready.make_model()
     texts = [model.bundle.tokenizer.decode(group[1].ids) for group in model.training_examples(0)]
-    assert len(texts) == 24 and any("syrup" in text for text in texts) and any("juice" in text for text in texts)
+    assert (
+        len(texts) == 24
+        and any("syrup" in text for text in texts)
+        and any("juice" in text for text in texts)
+    )
 
 
-@pytest.mark.parametrize("own,message", [({"attention_window": 7}, "an even number"), ({"datasets": ["cycle"]}, "phase finetune trains on the items of one")])
+@pytest.mark.parametrize(
+    "own,message",
+    [
+        ({"attention_window": 7}, "an even number"),
+        ({"datasets": ["cycle"]}, "phase finetune trains on the items of one"),
+    ],
+)
 def test_settings_that_cannot_be(cycle, own, message):
     with pytest.raises(UserError, match=message):
         Prepared(settings_for("RecFormer", cycle, **own)).check()
@@ -330,7 +463,9 @@ def test_settings_that_cannot_be(cycle, own, message):
 def test_a_certain_world_is_learnt(tmp_path):
     """The next item is certain: from random weights, with their vectors of the items, and Pop cannot find it."""
     write_cycle(tmp_path, users=48, length=10)
-    _, _, trainer, (train, valid, test) = prepared("RecFormer", tmp_path, item_table="fixed", epochs=5, eval_step=5, **QUICK)
+    _, _, trainer, (train, valid, test) = prepared(
+        "RecFormer", tmp_path, item_table="fixed", epochs=5, eval_step=5, **QUICK
+    )
     trainer.fit(train, valid)
     reached = trainer.evaluate(test)["recall@1"]
     _, _, pop, (train, valid, test) = prepared("Pop", tmp_path)
@@ -342,7 +477,9 @@ def test_a_longformer_is_trained_and_loaded_again(tmp_path, cycle):
     folder = longformer(tmp_path / "long")
     own = {"stages": ["pretrain", "first"], "attention_window": 32, "backbone": folder}
     run = run_settings(settings_for("RecFormer", cycle, **own, **QUICK))
-    assert load_folder(str(run.folder / "backbone"), EncoderBackbone).core.config.attention_window == [32, 32]
+    assert load_folder(
+        str(run.folder / "backbone"), EncoderBackbone
+    ).core.config.attention_window == [32, 32]
     assert 0 < run.row["test"]["ndcg@10"] <= 1
 
 
@@ -351,7 +488,12 @@ def test_a_backbone_that_reads_from_left_to_right_is_refused(tmp_path):
     from transformers import LlamaConfig, LlamaModel
 
     tokenizer = train_tokenizer([f"{word} juice" for word in FRUIT], 300)
-    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     LlamaModel(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="reads from left to right"):

@@ -19,8 +19,20 @@ RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0]
 
 
 def python(code, cwd, *arguments):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -28,16 +40,37 @@ def python(code, cwd, *arguments):
 # --- names -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*registry.OURS, *registry.MENDED, "SASRec", "GRU4Rec", "KD_DAGFM", "S3Rec", "xDeepFM", "Random"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *registry.OURS,
+        *registry.MENDED,
+        "SASRec",
+        "GRU4Rec",
+        "KD_DAGFM",
+        "S3Rec",
+        "xDeepFM",
+        "Random",
+    ],
+)
 def test_every_spelling_of_a_name(name):
     middle = len(name) // 2
-    for spelling in (name, name.lower(), name.upper(), f"{name[:middle]}-{name[middle:]}", f"{name[:middle].lower()}_{name[middle:]}", f" {name} "):
+    for spelling in (
+        name,
+        name.lower(),
+        name.upper(),
+        f"{name[:middle]}-{name[middle:]}",
+        f"{name[:middle].lower()}_{name[middle:]}",
+        f" {name} ",
+    ):
         assert registry.canonical(spelling) == name
 
 
 def test_spellings_of_the_papers():
     assert registry.canonical("NCF") == registry.canonical("neu-mf") == "NeuMF"
-    assert registry.canonical("BERT-4-Rec") == "BERT4Rec" and registry.canonical("CAL-Rec") == "CALRec"
+    assert (
+        registry.canonical("BERT-4-Rec") == "BERT4Rec" and registry.canonical("CAL-Rec") == "CALRec"
+    )
 
 
 def test_hyphenated_names_resolve_once_they_are_registered(monkeypatch):
@@ -47,21 +80,29 @@ def test_hyphenated_names_resolve_once_they_are_registered(monkeypatch):
     assert registry.canonical("LLM-TRSR") == "LLMTRSR"
 
 
-@pytest.mark.parametrize(("name", "near"), [("SASRek", "SASRec"), ("calrc", "CALRec"), ("GRU4Re", "GRU4Rec"), ("LRI", "LIR")])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("SASRek", "SASRec"), ("calrc", "CALRec"), ("GRU4Re", "GRU4Rec"), ("LRI", "LIR")],
+)
 def test_an_unknown_name_names_the_nearest(name, near):
     with pytest.raises(UserError, match=f"unknown model {name!r}: did you mean .*{near}"):
         registry.canonical(name)
 
 
 def test_an_unknown_name_that_is_like_none():
-    with pytest.raises(UserError, match="ours are CALRec, LIR, LLMTRSR, RecFormer, ST5Seq, TALLRec, TASTELoRA, UniSRec"):
+    with pytest.raises(
+        UserError,
+        match="ours are CALRec, LIR, LLMTRSR, RecFormer, ST5Seq, TALLRec, TASTELoRA, UniSRec",
+    ):
         registry.canonical("0000000")
 
 
 def test_no_two_models_share_a_spelling():
     names = [*registry.stock_models(), *registry.OURS]
     assert len({registry._plain(name) for name in names}) == len(names)
-    assert not {registry._plain(name) for name in names} & registry.ALIASES.keys() and set(registry.ALIASES.values()) <= set(names)
+    assert not {registry._plain(name) for name in names} & registry.ALIASES.keys() and set(
+        registry.ALIASES.values()
+    ) <= set(names)
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
@@ -69,8 +110,14 @@ def test_stock_names_are_those_of_recboles_classes():
     """Read from its source: the class in model/<family>/<name>.py whose name is the file's, in any case."""
     expected = {}
     for path in (RECBOLE / "model").glob("*_recommender/*.py"):
-        classes = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
-        expected |= {name: path.parent.name.removesuffix("_recommender") for name in classes if name.lower() == path.stem}
+        classes = [
+            node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
+        ]
+        expected |= {
+            name: path.parent.name.removesuffix("_recommender")
+            for name in classes
+            if name.lower() == path.stem
+        }
     assert len(expected) > 90
     assert registry.stock_models() == expected
 
@@ -83,18 +130,35 @@ def test_tree_models_are_refused_by_name():
 def test_our_classes_are_where_the_registry_says():
     for name, module in (registry.OURS | registry.MENDED).items():
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-        assert name in [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        assert name in [
+            node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
+        ]
     assert registry.MENDED.keys() <= registry.stock_models().keys()
-    models = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {"__init__", "base", "dense", "encode", "judge", "lm", "whitening", "writer"}
-    assert models == {module.rpartition(".")[2] for module in (registry.OURS | registry.MENDED).values()}  # none is left unregistered
+    models = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {
+        "__init__",
+        "base",
+        "dense",
+        "encode",
+        "judge",
+        "lm",
+        "whitening",
+        "writer",
+    }
+    assert models == {
+        module.rpartition(".")[2] for module in (registry.OURS | registry.MENDED).values()
+    }  # none is left unregistered
 
 
 def test_model_class_takes_the_mended_class_and_leaves_recboles_alone():
     from recbole.utils import get_model
 
     assert registry.model_class("Pop").__module__ == "recbole_llm.model.pop"
-    assert get_model("Pop").__module__ == "recbole.model.general_recommender.pop"  # importing us changes no stock model
-    assert registry.model_class("BPR") is get_model("BPR") and registry.model_class("LIR") is get_model("LIR")
+    assert (
+        get_model("Pop").__module__ == "recbole.model.general_recommender.pop"
+    )  # importing us changes no stock model
+    assert registry.model_class("BPR") is get_model("BPR") and registry.model_class(
+        "LIR"
+    ) is get_model("LIR")
 
 
 # --- stock RecBole -----------------------------------------------------------------------------------------------------
@@ -116,26 +180,47 @@ CALREC = {
 
 def write_tiny(folder):
     """12 users who walk through 8 items: the next item is certain, and never the last one."""
-    items = [f"i{number}\t{word} juice\tdrinks" for number, word in enumerate("apple cherry fig grape kiwi lemon melon plum".split())]
-    events = [f"u{user}\ti{(user + step) % 8}\t{100 * user + step}" for user in range(12) for step in range(6)]
+    items = [
+        f"i{number}\t{word} juice\tdrinks"
+        for number, word in enumerate("apple cherry fig grape kiwi lemon melon plum".split())
+    ]
+    events = [
+        f"u{user}\ti{(user + step) % 8}\t{100 * user + step}"
+        for user in range(12)
+        for step in range(6)
+    ]
     target = folder / "tiny"
     target.mkdir(parents=True)
-    (target / "tiny.item").write_text("\n".join(["item_id:token\ttitle:token_seq\tcategories:token_seq", *items, ""]))
-    (target / "tiny.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *events, ""]))
+    (target / "tiny.item").write_text(
+        "\n".join(["item_id:token\ttitle:token_seq\tcategories:token_seq", *items, ""])
+    )
+    (target / "tiny.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token\ttimestamp:float", *events, ""])
+    )
 
 
-@pytest.mark.parametrize("settings", [{"model": "LIR"}, CALREC], ids=lambda settings: settings["model"])
+@pytest.mark.parametrize(
+    "settings", [{"model": "LIR"}, CALREC], ids=lambda settings: settings["model"]
+)
 def test_stock_run_recbole_runs_our_models(settings, tmp_path):
     """Our properties under the user's settings, our dataset and trainer: the numbers are our own runner's."""
     from recbole_llm.runs import run_model
 
     write_tiny(tmp_path / "data")
-    common = {"data_path": str(tmp_path / "data"), "topk": [1, 5], "valid_metric": "NDCG@5", "show_progress": False, "use_gpu": False}
+    common = {
+        "data_path": str(tmp_path / "data"),
+        "topk": [1, 5],
+        "valid_metric": "NDCG@5",
+        "show_progress": False,
+        "use_gpu": False,
+    }
     said = python(STOCK_RUN, tmp_path, json.dumps(common | settings))
     (line,) = [line for line in said.splitlines() if line.startswith("RESULT ")]
     stock = json.loads(line.removeprefix("RESULT "))
     own = dict(settings)
-    row = run_model(own.pop("model"), "tiny", [], common | own | {"checkpoint_dir": str(tmp_path / "ours")}).row
+    row = run_model(
+        own.pop("model"), "tiny", [], common | own | {"checkpoint_dir": str(tmp_path / "ours")}
+    ).row
     assert {"recall@1", "ndcg@5", "ndcg@5_opt", "ndcg@5_pes", "mrr"} <= stock.keys()
     assert stock == pytest.approx({key: row["test"][key] for key in stock}, abs=1e-6)
     if settings["model"] == "LIR":
@@ -173,7 +258,10 @@ def test_the_settings_of_a_stock_model_in_stock_recbole_do_not_change_by_importi
 
 def test_importing_the_package_loads_nothing_heavy(tmp_path):
     heavy = {"torch", "numpy", "pandas", "scipy", "yaml", "recbole", "transformers", "ray"}
-    python(f"import sys, recbole_llm; assert not {heavy!r} & sys.modules.keys(), {heavy!r} & sys.modules.keys()", tmp_path)
+    python(
+        f"import sys, recbole_llm; assert not {heavy!r} & sys.modules.keys(), {heavy!r} & sys.modules.keys()",
+        tmp_path,
+    )
 
 
 UNTIL_TORCH = """
@@ -225,14 +313,25 @@ def imports(path, parts):
 
     def walk(node, top):
         for child in ast.iter_child_nodes(node):
-            inner = top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.If)
+            inner = top and not isinstance(
+                child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.If
+            )
             if isinstance(child, ast.ImportFrom):
                 module = tuple((child.module or "").split(".")) if child.module else ()
-                base = (*package[: len(package) + 1 - child.level], *module) if child.level else module
+                base = (
+                    (*package[: len(package) + 1 - child.level], *module) if child.level else module
+                )
                 if base[0] == "recbole_llm":
-                    yield from (((*base, alias.name) if (*base, alias.name) in NAMES else base, top) for alias in child.names)
+                    yield from (
+                        ((*base, alias.name) if (*base, alias.name) in NAMES else base, top)
+                        for alias in child.names
+                    )
             elif isinstance(child, ast.Import):
-                yield from ((tuple(alias.name.split(".")), top) for alias in child.names if alias.name.split(".")[0] == "recbole_llm")
+                yield from (
+                    (tuple(alias.name.split(".")), top)
+                    for alias in child.names
+                    if alias.name.split(".")[0] == "recbole_llm"
+                )
             yield from walk(child, inner)
 
     return list(walk(ast.parse(path.read_text()), True))
@@ -243,7 +342,9 @@ def layer(parts):
 
 
 def test_every_module_has_a_layer():
-    assert {layer(parts) for parts in NAMES} <= set(LAYERS), "new modules take their place in LAYERS"
+    assert {layer(parts) for parts in NAMES} <= set(LAYERS), (
+        "new modules take their place in LAYERS"
+    )
     assert len(set(LAYERS)) == len(LAYERS)
 
 
@@ -257,11 +358,18 @@ def test_a_module_imports_only_from_layers_before_its_own(parts):
         if other == own or other == "__init__" and own == "store":  # the version is the package's
             continue
         before = LAYERS.index(other) < LAYERS.index(own)
-        assert before or (not top and (own, other) in AHEAD), f"{'.'.join(parts)} imports {'.'.join(target)} {'at its top' if top else 'in a function'}"
+        assert before or (not top and (own, other) in AHEAD), (
+            f"{'.'.join(parts)} imports {'.'.join(target)} {'at its top' if top else 'in a function'}"
+        )
 
 
 def test_no_circle_of_imports_at_the_top_level():
-    graph = {parts: {target for target, top in imports(path, parts) if top and target != ("recbole_llm",)} for path, parts in modules()}
+    graph = {
+        parts: {
+            target for target, top in imports(path, parts) if top and target != ("recbole_llm",)
+        }
+        for path, parts in modules()
+    }
     done = set()
 
     def visit(parts, path):
@@ -277,5 +385,10 @@ def test_no_circle_of_imports_at_the_top_level():
 
 
 def test_exceptions_to_the_layers_are_in_use():
-    found = {(layer(parts), layer(target)) for path, parts in modules() for target, top in imports(path, parts) if not top}
+    found = {
+        (layer(parts), layer(target))
+        for path, parts in modules()
+        for target, top in imports(path, parts)
+        if not top
+    }
     assert found >= AHEAD

@@ -22,7 +22,9 @@ COLUMNS = ("ndcg@10", "ndcg@10_pes", "mrr")
 
 
 def places(table):
-    return {name: tuple(cell.place if cell else None for cell in cells) for name, cells in table.rows}
+    return {
+        name: tuple(cell.place if cell else None for cell in cells) for name, cells in table.rows
+    }
 
 
 @pytest.fixture
@@ -32,15 +34,37 @@ def table():
         "SASRec": [{"ndcg@10": 0.25, "ndcg@10_pes": 0.3, "mrr": 0.06}],
         "CAL_Rec": [{"ndcg@10": 0.5, "ndcg@10_pes": 0.2}],
     }
-    return report("Pet: 9 cases", results, COLUMNS, bounds={"Bayes": {"ndcg@10": 0.9}}, marks={("CAL_Rec", "ndcg@10"): "†"}, notes=["one note", "another"])
+    return report(
+        "Pet: 9 cases",
+        results,
+        COLUMNS,
+        bounds={"Bayes": {"ndcg@10": 0.9}},
+        marks={("CAL_Rec", "ndcg@10"): "†"},
+        notes=["one note", "another"],
+    )
 
 
 def test_best_and_second_of_each_column(table):
-    assert places(table) == {"Pop": (0, 0, 2), "SASRec": (2, 1, 1), "CAL_Rec": (1, 2, None), "Bayes": (0, None, None)}
+    assert places(table) == {
+        "Pop": (0, 0, 2),
+        "SASRec": (2, 1, 1),
+        "CAL_Rec": (1, 2, None),
+        "Bayes": (0, None, None),
+    }
 
 
 def test_all_who_tie_for_best_are_best_and_the_next_is_second():
-    table = report("", {"a": [{"m": 0.5}], "b": [{"m": 0.5}], "c": [{"m": 0.25}], "d": [{"m": 0.25}], "e": [{"m": 0.125}]}, ["m"])
+    table = report(
+        "",
+        {
+            "a": [{"m": 0.5}],
+            "b": [{"m": 0.5}],
+            "c": [{"m": 0.25}],
+            "d": [{"m": 0.25}],
+            "e": [{"m": 0.125}],
+        },
+        ["m"],
+    )
     assert places(table) == {"a": (1,), "b": (1,), "c": (2,), "d": (2,), "e": (0,)}
 
 
@@ -51,9 +75,15 @@ def test_one_model_alone_is_best_of_nothing():
 
 
 def test_mean_and_sample_deviation_over_seeds():
-    table = report("", {"a": [{"m": 0.1}, {"m": 0.2}, {"m": 0.6}], "b": [{"m": 0.3}, {}], "c": [{"m": 0.25}]}, ["m"])
+    table = report(
+        "",
+        {"a": [{"m": 0.1}, {"m": 0.2}, {"m": 0.6}], "b": [{"m": 0.3}, {}], "c": [{"m": 0.25}]},
+        ["m"],
+    )
     (_, (a,)), (_, (b,)), (_, (c,)) = table.rows
-    assert a.mean == pytest.approx(0.3) and a.sd == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
+    assert a.mean == pytest.approx(0.3) and a.sd == pytest.approx(
+        math.sqrt((0.04 + 0.01 + 0.09) / 2)
+    )
     assert (b.mean, b.sd) == (0.3, None) and c.sd is None  # one seed has no deviation
     assert "0.3000 ± 0.2646" in to_screen(table)
 
@@ -117,23 +147,38 @@ def test_latex(table):
 
 
 def test_latex_escapes_names_and_columns_and_nothing_that_it_wrote_itself():
-    table = report("", {r"50%_of_#1 & {more} $x^2$ ~\a": [{"a&b_c": 0.5}, {"a&b_c": 0.5}]}, ["a&b_c"])
+    table = report(
+        "", {r"50%_of_#1 & {more} $x^2$ ~\a": [{"a&b_c": 0.5}, {"a&b_c": 0.5}]}, ["a&b_c"]
+    )
     head, body = (line for line in to_latex(table).splitlines() if line.endswith(r"\\"))
     assert head == r" & a\&b\_c \\"
-    assert body == r"50\%\_of\_\#1 \& \{more\} \$x\textasciicircum{}2\$ \textasciitilde{}\textbackslash{}a & 0.5000 $\pm$ 0.0000 \\"
+    assert (
+        body
+        == r"50\%\_of\_\#1 \& \{more\} \$x\textasciicircum{}2\$ \textasciitilde{}\textbackslash{}a & 0.5000 $\pm$ 0.0000 \\"
+    )
     assert len(re.findall(r"(?<!\\)&", body)) == 1  # two columns
 
 
 def test_csv_keeps_every_digit(table):
     values = [0.1 + 0.2, 1 / 3, 2 / 7, 1e-17]
-    results = {'Pop, "counted"': [{"m": value} for value in values[:2]], "b": [{"m": values[2], "n": values[3]}], "c": [{}]}
+    results = {
+        'Pop, "counted"': [{"m": value} for value in values[:2]],
+        "b": [{"m": values[2], "n": values[3]}],
+        "c": [{}],
+    }
     table = report("", results, ["m", "n"], bounds={"Bayes": {"n": math.pi}})
     rows = list(csv.reader(io.StringIO(to_csv(table))))
     assert rows[0] == ["model", "m", "m_sd", "n", "n_sd"]
     (name, (first, nothing)), *_ = table.rows
     assert rows[1][0] == name and float(rows[1][1]) == first.mean and float(rows[1][2]) == first.sd
     assert rows[1][3:] == ["", ""] and nothing is None
-    assert rows[2] == ["b", repr(values[2]), "", repr(values[3]), ""] and rows[3] == ["c", "", "", "", ""]
+    assert rows[2] == ["b", repr(values[2]), "", repr(values[3]), ""] and rows[3] == [
+        "c",
+        "",
+        "",
+        "",
+        "",
+    ]
     assert float(rows[4][3]) == math.pi
     assert "\r" not in to_csv(table)
 
@@ -171,7 +216,11 @@ def marks(table):
 
 def gaps(table):
     """'best - other' -> difference, of the notes."""
-    return {found[1]: float(found[2]) for note in table.notes if (found := re.match(r"ndcg@10: (.*) = ([+-][\d.]+), 95 % interval over users \[", note))}
+    return {
+        found[1]: float(found[2])
+        for note in table.notes
+        if (found := re.match(r"ndcg@10: (.*) = ([+-][\d.]+), 95 % interval over users \[", note))
+    }
 
 
 def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
@@ -180,7 +229,11 @@ def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
     clear = table_of({"a": [FakeRun(worse, "a")], "b": [FakeRun(ranks, "b")]})
     assert clear.title == "Pet: 200 test cases, full"
     assert marks(clear) == {"a": "", "b": "†"}
-    assert clear.notes[0] == "† better than the second: p < 0.05, paired t-test over users" and list(gaps(clear)) == ["b - a"]
+    assert clear.notes[
+        0
+    ] == "† better than the second: p < 0.05, paired t-test over users" and list(gaps(clear)) == [
+        "b - a"
+    ]
     mixed = np.roll(ranks, 1)
     unclear = table_of({"a": [FakeRun(mixed, "a")], "b": [FakeRun(ranks, "b")]})
     assert set(marks(unclear).values()) == {""}
@@ -197,7 +250,11 @@ def test_two_rows_have_intervals_of_every_column_and_more_of_one():
     for run in (group[0] for group in runs.values()):
         run.values = evaluate(run.table, ["recall", "mrr", "ndcg"], [3, 10], False)
     table = table_of(runs, ["recall@3", "mrr@10", "ndcg@10"])
-    found = {note.partition(":")[0]: [float(number) for number in re.findall(r"[+-]\d+\.\d+", note)] for note in table.notes if "interval" in note}
+    found = {
+        note.partition(":")[0]: [float(number) for number in re.findall(r"[+-]\d+\.\d+", note)]
+        for note in table.notes
+        if "interval" in note
+    }
     gains = {"recall@3": 0.5, "mrr@10": (1 / 3 - 1 / 4) / 2 - (1 / 4 - 1 / 5) / 4}
     gains["ndcg@10"] = (1 / 2 - 1 / np.log2(5)) / 2 - (1 / np.log2(5) - 1 / np.log2(6)) / 4
     assert list(found) == list(gains)
@@ -213,7 +270,10 @@ def test_two_rows_have_intervals_of_every_column_and_more_of_one():
 def test_the_test_is_over_users_where_they_have_several_cases():
     """Two users of 100 cases each: a gain of one and a loss of the other's are no evidence, however many cases."""
     user = np.repeat(["u", "v"], 100)
-    runs = {"a": [FakeRun(np.repeat([1, 1], 100), "a", user)], "b": [FakeRun(np.repeat([0, 2], 100), "b", user)]}
+    runs = {
+        "a": [FakeRun(np.repeat([1, 1], 100), "a", user)],
+        "b": [FakeRun(np.repeat([0, 2], 100), "b", user)],
+    }
     assert set(marks(table_of(runs)).values()) == {""}
     alone = {name: [FakeRun(group[0].table.above, name)] for name, group in runs.items()}
     assert marks(table_of(alone))["b"] == "†"
@@ -223,7 +283,10 @@ def test_group_by_user_decides_who_is_best_and_by_how_much():
     """One user of 60 cases, ten of one case: a is best over cases, b over users."""
     user = ["busy"] * 60 + [f"u{i}" for i in range(10)]
     a, b = np.r_[np.zeros(60, int), np.full(10, 50)], np.r_[np.full(60, 1), np.zeros(10, int)]
-    for grouped, best, gap in ((False, "a - b", (60 * (1 - 1 / np.log2(3)) - 10) / 70), (True, "b - a", (10 - (1 - 1 / np.log2(3))) / 11)):
+    for grouped, best, gap in (
+        (False, "a - b", (60 * (1 - 1 / np.log2(3)) - 10) / 70),
+        (True, "b - a", (10 - (1 - 1 / np.log2(3))) / 11),
+    ):
         row = {"evaluation": {"group_by_user": grouped}}
         table = table_of({"a": [FakeRun(a, "a", user, **row)], "b": [FakeRun(b, "b", user, **row)]})
         assert gaps(table) == {best: pytest.approx(gap, abs=6e-5)}
@@ -236,18 +299,30 @@ def test_seeds_are_averaged_case_by_case():
     """Each seed of b gains in one half of the cases: alone no better than chance says, together better in every case."""
     base = np.full(40, 3)
     halves = [np.where(np.arange(40) % 2 == odd, 0, 4) for odd in (0, 1)]
-    seeds = table_of({"a": [FakeRun(base, "a")], "b": [FakeRun(half, f"b{seed}") for seed, half in enumerate(halves)]})
+    seeds = table_of(
+        {
+            "a": [FakeRun(base, "a")],
+            "b": [FakeRun(half, f"b{seed}") for seed, half in enumerate(halves)],
+        }
+    )
     gain = (1 + 1 / np.log2(6)) / 2 - 1 / np.log2(5)
     assert gaps(seeds) == {"b - a": pytest.approx(gain, abs=6e-5)} and marks(seeds)["b"] == "†"
     assert f"[{gain:+.4f}, {gain:+.4f}]" in seeds.notes[-1]  # the same in every case
-    three = table_of({"a": [FakeRun(base, f"a{seed}") for seed in range(3)], "b": [FakeRun(half, f"b{seed}") for seed, half in enumerate(halves)]})
+    three = table_of(
+        {
+            "a": [FakeRun(base, f"a{seed}") for seed in range(3)],
+            "b": [FakeRun(half, f"b{seed}") for seed, half in enumerate(halves)],
+        }
+    )
     assert gaps(three) == gaps(seeds)
     (_, (a, *_)), (_, (b, *_)) = three.rows
     assert b.mean - a.mean == pytest.approx(gain) and a.sd == pytest.approx(0, abs=1e-15)
 
 
 def test_one_user_is_no_sample():
-    table = table_of({"a": [FakeRun([0, 1, 2], "a", ["u"] * 3)], "b": [FakeRun([3, 4, 5], "b", ["u"] * 3)]})
+    table = table_of(
+        {"a": [FakeRun([0, 1, 2], "a", ["u"] * 3)], "b": [FakeRun([3, 4, 5], "b", ["u"] * 3)]}
+    )
     assert table.notes == () and set(marks(table).values()) == {""}
 
 
@@ -255,10 +330,19 @@ def test_one_user_is_no_sample():
     ("other", "said"),
     [
         ({"fingerprint": "g"}, "one table needs one fingerprint: first has f, second has g"),
-        ({"split": {"mode": "full"}}, r"one table needs one split.mode: first has .*uni5.*, second has "),
-        ({"evaluation": {"mask_history": True, "group_by_user": False}}, "one table needs one evaluation.mask_history: first has False, second has True"),
+        (
+            {"split": {"mode": "full"}},
+            r"one table needs one split.mode: first has .*uni5.*, second has ",
+        ),
+        (
+            {"evaluation": {"mask_history": True, "group_by_user": False}},
+            "one table needs one evaluation.mask_history: first has False, second has True",
+        ),
         ({"evaluation": None}, "one table needs one evaluation: first has {.*}, second has None"),
-        ({"n_candidates": 99}, r"same n_candidates per case: of user u0 first has 100, second has 99 \(3 of 3 cases differ\)"),
+        (
+            {"n_candidates": 99},
+            r"same n_candidates per case: of user u0 first has 100, second has 99 \(3 of 3 cases differ\)",
+        ),
         ({"user": ["u0", "u1", "x"]}, "the same cases, found 1 only in the first"),
         ({"name": "first"}, "run first is given 2 times"),
     ],
@@ -279,13 +363,19 @@ def test_cases_are_paired_before_their_candidates_are_counted():
 
 
 def test_columns_are_those_of_every_run():
-    more, less = FakeRun([0, 1, 2], "more", test={"mrr": 0.5, "recall@1": 0.1}), FakeRun([2, 1, 0], "less", test={"recall@1": 0.2})
+    more, less = (
+        FakeRun([0, 1, 2], "more", test={"mrr": 0.5, "recall@1": 0.1}),
+        FakeRun([2, 1, 0], "less", test={"recall@1": 0.2}),
+    )
     for runs in ({"a": [more], "b": [less]}, {"b": [less], "a": [more]}):
         assert table_of(runs).columns == ("recall@1", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes")
 
 
 def test_a_synthetic_sample_is_told_first_in_every_table():
-    runs = {name: [FakeRun(above, name, dataset="Pet-sample")] for name, above in (("a", [0, 1]), ("b", [1, 0]))}
+    runs = {
+        name: [FakeRun(above, name, dataset="Pet-sample")]
+        for name, above in (("a", [0, 1]), ("b", [1, 0]))
+    }
     table = table_of(runs)
     assert table.notes[0] == warning("Pet-sample") and len(table.notes) > 1
     assert not any("SYNTHETIC" in note for note in table_of({"a": [FakeRun([0, 1])]}).notes)
@@ -296,15 +386,28 @@ def test_a_synthetic_sample_is_told_first_in_every_table():
 
 def test_tables_of_other_runs_have_other_folders(tmp_path):
     """The same models with another seed, setting or evaluation."""
-    names = [("Pop-1", "LIR-1"), ("Pop-1", "LIR-2"), ("Pop-2", "LIR-2"), ("Pop-1/evaluate-1", "LIR-1/evaluate-1"), ("LIR-1", "Pop-1")]
+    names = [
+        ("Pop-1", "LIR-1"),
+        ("Pop-1", "LIR-2"),
+        ("Pop-2", "LIR-2"),
+        ("Pop-1/evaluate-1", "LIR-1/evaluate-1"),
+        ("LIR-1", "Pop-1"),
+    ]
     folders = []
     for pop, lir in names:
         runs = {"Pop": [FakeRun([0, 1], pop)], "LIR": [FakeRun([1, 0], lir)]}
         for _ in range(2):  # once more: the same place
             folders.append(write_table(table_of(runs), runs, tmp_path))
         assert json.loads((folders[-1] / "runs.json").read_text()) == [pop, lir]
-    assert len(set(folders)) == len(names) and {folder.parent for folder in folders} == {tmp_path / "tables"}
+    assert len(set(folders)) == len(names) and {folder.parent for folder in folders} == {
+        tmp_path / "tables"
+    }
     assert all(re.fullmatch("Pet-Pop-LIR-[0-9a-f]{8}", folder.name) for folder in folders)
     long = {f"{'x' * 90}{i}/evaluate": [FakeRun([0, 1], f"r{i}")] for i in range(2)}
     assert len(write_table(table_of(long), long, tmp_path).name) == 120
-    assert sorted(path.name for path in folders[0].iterdir()) == ["runs.json", "table.csv", "table.md", "table.tex"]
+    assert sorted(path.name for path in folders[0].iterdir()) == [
+        "runs.json",
+        "table.csv",
+        "table.md",
+        "table.tex",
+    ]

@@ -9,7 +9,14 @@ from recbole_llm.retrieval.bm25 import BM25Index, words
 from recbole_llm.retrieval.nearest import InvertedLists, exact
 from recbole_llm.retrieval.round_robin import distinct, quasi_round_robin
 
-TEXTS = ["red dog leash", "blue dog bowl", "red red ball", "cat tree tall tall", "", "blue dog bowl"]
+TEXTS = [
+    "red dog leash",
+    "blue dog bowl",
+    "red red ball",
+    "cat tree tall tall",
+    "",
+    "blue dog bowl",
+]
 
 
 def bm25_by_hand(texts, query, k1=1.5, b=0.75):
@@ -32,12 +39,16 @@ def bm25_by_hand(texts, query, k1=1.5, b=0.75):
 def test_bm25_is_the_formula(k1, b):
     index = BM25Index(TEXTS, k1, b)
     for query in ["red dog", "dog dog bowl", "tall cat, RED!", "unknown words", ""]:
-        assert index.scores([query])[0] == pytest.approx(bm25_by_hand(TEXTS, query, k1, b), rel=1e-5)
+        assert index.scores([query])[0] == pytest.approx(
+            bm25_by_hand(TEXTS, query, k1, b), rel=1e-5
+        )
 
 
 def test_bm25_on_many_queries_is_bm25_on_each():
     index, queries = BM25Index(TEXTS), ["red dog", "", "bowl blue", "cat"]
-    assert (index.scores(queries) == np.concatenate([index.scores([query]) for query in queries])).all()
+    assert (
+        index.scores(queries) == np.concatenate([index.scores([query]) for query in queries])
+    ).all()
 
 
 def test_equal_texts_tie_exactly():
@@ -62,12 +73,18 @@ def round_robin_by_hand(columns, logprobs, epsilon):
 def test_round_robin_is_the_formula():
     rng = np.random.default_rng(0)
     columns, logprobs = rng.random((4, 9)) * 10, -rng.random(4) * 10
-    assert quasi_round_robin(columns, logprobs) == pytest.approx(round_robin_by_hand(columns.tolist(), logprobs, 1 / 5000), rel=1e-12)
+    assert quasi_round_robin(columns, logprobs) == pytest.approx(
+        round_robin_by_hand(columns.tolist(), logprobs, 1 / 5000), rel=1e-12
+    )
 
 
 def test_the_texts_take_turns_in_the_order_of_their_probability():
     columns = np.array([[1.0, 9.0, 0.0, 0.0], [0.0, 1.0, 5.0, 0.0], [0.0, 0.5, 0.0, 2.0]])
-    assert np.argsort(-quasi_round_robin(columns, np.array([-1.0, -3.0, -2.0]))).tolist()[:3] == [1, 3, 2]
+    assert np.argsort(-quasi_round_robin(columns, np.array([-1.0, -3.0, -2.0]))).tolist()[:3] == [
+        1,
+        3,
+        2,
+    ]
 
 
 def test_a_flat_column_says_nothing():
@@ -83,7 +100,11 @@ def test_no_text_ties_everything():
 
 
 def test_the_most_probable_of_equal_texts_stays():
-    assert distinct(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (["b", "a", "c"], [-1.0, -2.0, -3.0], [2, 1, 1])
+    assert distinct(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (
+        ["b", "a", "c"],
+        [-1.0, -2.0, -3.0],
+        [2, 1, 1],
+    )
     assert distinct([], np.array([])) == ([], [], [])
 
 
@@ -113,14 +134,27 @@ def test_an_index_finds_nearly_all_and_knows_how_many(tmp_path):
     index = InvertedLists.stored(tmp_path / "index.faiss", vectors, lambda: queries)
     truth = exact(queries, vectors, 10)
     rows, products = index.search(queries, 10)
-    found = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(rows, truth[0], strict=True)])
-    assert index.recall(queries, truth[1]) == pytest.approx(found) and found > 0.95 and index.index.nprobe < index.index.nlist
-    again = InvertedLists.stored(tmp_path / "index.faiss", vectors_of_kinds(10, 3), lambda: pytest.fail("made again"))
+    found = np.mean(
+        [len(set(one) & set(other)) / 10 for one, other in zip(rows, truth[0], strict=True)]
+    )
+    assert (
+        index.recall(queries, truth[1]) == pytest.approx(found)
+        and found > 0.95
+        and index.index.nprobe < index.index.nlist
+    )
+    again = InvertedLists.stored(
+        tmp_path / "index.faiss", vectors_of_kinds(10, 3), lambda: pytest.fail("made again")
+    )
     assert (again.search(queries, 10)[0] == rows).all()
     index.index.nprobe = 1
     assert index.recall(queries, truth[1]) < found
     (tmp_path / "index.faiss").write_bytes(b"half")
-    assert (InvertedLists.stored(tmp_path / "index.faiss", vectors, lambda: queries).search(queries, 10)[0] == rows).all()
+    assert (
+        InvertedLists.stored(tmp_path / "index.faiss", vectors, lambda: queries).search(
+            queries, 10
+        )[0]
+        == rows
+    ).all()
 
 
 def test_an_index_is_judged_by_what_is_asked_of_it():
@@ -130,10 +164,19 @@ def test_an_index_is_judged_by_what_is_asked_of_it():
     means = vectors[np.random.default_rng(0).integers(4000, size=(100, 5))].mean(axis=1)
     easy, hard = (InvertedLists.build(vectors, asked) for asked in (vectors[:100], means))
     truth = exact(means, vectors, 10)[1]
-    assert hard.recall(means, truth) >= 0.99 > easy.recall(means, truth) and hard.index.nprobe > easy.index.nprobe
+    assert (
+        hard.recall(means, truth) >= 0.99 > easy.recall(means, truth)
+        and hard.index.nprobe > easy.index.nprobe
+    )
 
 
 def test_what_an_index_does_not_hold_is_no_item():
     pytest.importorskip("faiss")
-    rows, products = InvertedLists.build(vectors_of_kinds(3, 1), vectors_of_kinds(2, 2)).search(vectors_of_kinds(2, 2), 5)
-    assert (rows[:, 3:] == -1).all() and np.isneginf(products[:, 3:]).all() and (rows[:, :3] >= 0).all()
+    rows, products = InvertedLists.build(vectors_of_kinds(3, 1), vectors_of_kinds(2, 2)).search(
+        vectors_of_kinds(2, 2), 5
+    )
+    assert (
+        (rows[:, 3:] == -1).all()
+        and np.isneginf(products[:, 3:]).all()
+        and (rows[:, :3] >= 0).all()
+    )

@@ -23,10 +23,16 @@ from recbole_llm.runs import evaluate_run, resume_run, run_settings
 def test_a_backbone_by_run_is_that_run_however_it_is_named(tmp_path):
     write_cycle(tmp_path)
     run = run_settings(settings_for("CALRec", tmp_path, epochs=0))
-    ids = {Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{name}")).run_id for name in (run.folder.name, "CALRec-cycle", str(run.folder))}
+    ids = {
+        Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{name}")).run_id
+        for name in (run.folder.name, "CALRec-cycle", str(run.folder))
+    }
     assert len(ids) == 1
     other = run_settings(settings_for("CALRec", tmp_path, epochs=0, seed=1))
-    again = {Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{one.folder.name}")).run_id for one in (run, other)}
+    again = {
+        Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{one.folder.name}")).run_id
+        for one in (run, other)
+    }
     assert len(again) == 2 and ids < again
 
 
@@ -36,18 +42,46 @@ def test_targets_that_were_learned_are_refused(tmp_path):
     temporal = {"eval_args.split": {"temporal": [0.4, 0.3, 0.3]}}
     first = run_settings(settings_for("CALRec", tmp_path, epochs=0))
     with pytest.raises(UserError, match=r"was trained on 80 of the 160 test targets"):
-        evaluate_run(first.folder, settings_for("CALRec", tmp_path, epochs=0, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}}))
+        evaluate_run(
+            first.folder,
+            settings_for(
+                "CALRec", tmp_path, epochs=0, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}}
+            ),
+        )
     with pytest.raises(UserError, match="was trained on 40 of the 40 valid targets"):
-        run_settings(settings_for("CALRec", tmp_path, init_from=first.folder.name, epochs=0, **temporal))
+        run_settings(
+            settings_for("CALRec", tmp_path, init_from=first.folder.name, epochs=0, **temporal)
+        )
     with pytest.raises(UserError, match="was trained on"):  # a backbone is a start as well
-        run_settings(settings_for("CALRec", tmp_path, backbone=f"run:{first.folder.name}", epochs=0, **temporal))
+        run_settings(
+            settings_for(
+                "CALRec", tmp_path, backbone=f"run:{first.folder.name}", epochs=0, **temporal
+            )
+        )
     early = run_settings(settings_for("CALRec", tmp_path, epochs=0, **temporal))
-    later = settings_for("CALRec", tmp_path, epochs=0, init_from=early.folder.name, **temporal, **{"eval_args.part": "continue"})
+    later = settings_for(
+        "CALRec",
+        tmp_path,
+        epochs=0,
+        init_from=early.folder.name,
+        **temporal,
+        **{"eval_args.part": "continue"},
+    )
     assert run_settings(later).row["cases"] == early.row["cases"]
     write_cycle(tmp_path, name="other", seed=1)
-    elsewhere = run_settings(settings_for("CALRec", tmp_path, "other", epochs=0, init_from=first.folder.name))
-    third = settings_for("CALRec", tmp_path, epochs=0, init_from=elsewhere.folder.name, **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}})
-    with pytest.raises(UserError, match=f"{first.folder.name} was trained on"):  # through a run on other data
+    elsewhere = run_settings(
+        settings_for("CALRec", tmp_path, "other", epochs=0, init_from=first.folder.name)
+    )
+    third = settings_for(
+        "CALRec",
+        tmp_path,
+        epochs=0,
+        init_from=elsewhere.folder.name,
+        **{"eval_args.split": {"temporal": [0.2, 0.2, 0.6]}},
+    )
+    with pytest.raises(
+        UserError, match=f"{first.folder.name} was trained on"
+    ):  # through a run on other data
         run_settings(third)
 
 
@@ -62,15 +96,25 @@ def test_evaluation_with_nothing_changed_is_the_runs_own(tmp_path):
 def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypatch):
     write_cycle(tmp_path)
     monkeypatch.chdir(tmp_path)
-    ready, model, trainer, (train, valid, _) = prepared("GRU4Rec", tmp_path, epochs=2, checkpoint_dir="saved")
-    record = {"status": "running", "settings": ready.settings, "versions": store.versions(), "data": ready.tables.fingerprint}
+    ready, model, trainer, (train, valid, _) = prepared(
+        "GRU4Rec", tmp_path, epochs=2, checkpoint_dir="saved"
+    )
+    record = {
+        "status": "running",
+        "settings": ready.settings,
+        "versions": store.versions(),
+        "data": ready.tables.fingerprint,
+    }
     store.write_json(trainer.folder / store.RUN, record)
     trainer.fit(train, valid)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     run = resume_run(Path("../saved") / trainer.folder.name, ready.settings)
-    assert run.folder.resolve() == (tmp_path / "saved" / trainer.folder.name) and list(elsewhere.iterdir()) == []
+    assert (
+        run.folder.resolve() == (tmp_path / "saved" / trainer.folder.name)
+        and list(elsewhere.iterdir()) == []
+    )
     with pytest.raises(UserError, match="but epochs would make it another one"):
         resume_run(run.folder, ready.settings | {"epochs": 3})
     inter = tmp_path / "cycle" / "cycle.inter"
@@ -90,9 +134,16 @@ run_settings(settings_for("LIR", __import__("pathlib").Path({folder!r})))
 
 def test_two_processes_that_want_one_run_make_it_once(tmp_path):
     write_cycle(tmp_path)
-    code = TWICE.format(paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(tmp_path))
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [process.wait(timeout=200) for process in both] == [0, 0], [process.stderr.read() for process in both]
+    code = TWICE.format(
+        paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(tmp_path)
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=200) for process in both] == [0, 0], [
+        process.stderr.read() for process in both
+    ]
     rows = (tmp_path / "saved" / store.RESULTS).read_text().splitlines()
     assert len(rows) == 1 and json.loads(rows[0])["model"] == "LIR"
 
@@ -100,17 +151,36 @@ def test_two_processes_that_want_one_run_make_it_once(tmp_path):
 def test_negatives_that_change_with_the_model(tmp_path):
     """RecBole's dynamic negative sampling asks the model: its trainer introduces them."""
     write_cycle(tmp_path)
-    own = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": True, "candidate_num": 3}}
+    own = {
+        "train_neg_sample_args": {
+            "distribution": "uniform",
+            "sample_num": 1,
+            "alpha": 1.0,
+            "dynamic": True,
+            "candidate_num": 3,
+        }
+    }
     run = run_settings(settings_for("BPR", tmp_path, **own))
     assert 0 < run.row["test"]["ndcg@10"] <= 1
 
 
 def test_the_bayes_bound_is_for_what_it_bounds(tmp_path):
-    own = {"checkpoint_dir": str(tmp_path), "data_path": str(tmp_path), "show_progress": False, "epochs": 0}
+    own = {
+        "checkpoint_dir": str(tmp_path),
+        "data_path": str(tmp_path),
+        "show_progress": False,
+        "epochs": 0,
+    }
     rows = {}
-    for name, more in {"plain": {}, "masked": {"mask_history": True}, "filtered": {"item_inter_num_interval": "[9,inf)"}}.items():
+    for name, more in {
+        "plain": {},
+        "masked": {"mask_history": True},
+        "filtered": {"item_inter_num_interval": "[9,inf)"},
+    }.items():
         rows[name] = run_settings(settings_for("LIR", tmp_path, "Pet", **own, **more)).row["test"]
-    assert "bayes_ndcg@10" in rows["plain"] and not [key for name in ("masked", "filtered") for key in rows[name] if key.startswith("bayes_")]
+    assert "bayes_ndcg@10" in rows["plain"] and not [
+        key for name in ("masked", "filtered") for key in rows[name] if key.startswith("bayes_")
+    ]
 
 
 def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tmp_path):
@@ -119,9 +189,16 @@ def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tm
         ("LIR", {}), ("LIR", {"test_users": 10}), ("SASRec", {"test_users": 10, "seed": 3}),
     ))  # fmt: skip
     tables = [RankTable.load(run.folder / "test.ranks.npz") for run in (whole, *some)]
-    assert [len(table) for table in tables] == [40, 10, 10] and [run.row["cases"] for run in (whole, *some)] == [40, 10, 10]
-    assert (tables[1].user == tables[2].user).all() and (tables[1].above == tables[0].take(np.isin(tables[0].user, tables[1].user)).above).all()
-    assert same_measure(some[0].row, some[1].row) is None and same_measure(whole.row, some[0].row)[0] == "evaluation.test_users"
+    assert [len(table) for table in tables] == [40, 10, 10] and [
+        run.row["cases"] for run in (whole, *some)
+    ] == [40, 10, 10]
+    assert (tables[1].user == tables[2].user).all() and (
+        tables[1].above == tables[0].take(np.isin(tables[0].user, tables[1].user)).above
+    ).all()
+    assert (
+        same_measure(some[0].row, some[1].row) is None
+        and same_measure(whole.row, some[0].row)[0] == "evaluation.test_users"
+    )
 
 
 def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
@@ -139,8 +216,13 @@ def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
     cold = np.char.startswith(table.target, "new")
     assert cold.sum() == 4 and test["cold_targets"] == 0.1
     for order in ("", "_opt", "_pes"):
-        assert test[f"cold_recall@10{order}"] == pytest.approx(case_values(table, f"recall@10{order}")[cold].mean())
-    assert "cold_recall@10" not in run_settings(settings_for("LIR", write_cycle(tmp_path / "other"))).row["test"]
+        assert test[f"cold_recall@10{order}"] == pytest.approx(
+            case_values(table, f"recall@10{order}")[cold].mean()
+        )
+    assert (
+        "cold_recall@10"
+        not in run_settings(settings_for("LIR", write_cycle(tmp_path / "other"))).row["test"]
+    )
 
 
 def test_validation_cases_can_be_evaluated_on_their_own(tmp_path):
@@ -149,8 +231,16 @@ def test_validation_cases_can_be_evaluated_on_their_own(tmp_path):
     settings = settings_for("CALRec", tmp_path, epochs=1)
     run = run_settings(settings)
     again = evaluate_run(run.folder, settings, "valid")
-    assert again.values == run.row["valid"] and "test" not in again.row and again.part == "valid" and again.row["cases"] == 40
-    assert "40 valid cases" in table_of({"a": [again]}).title and "40 test cases" in table_of({"a": [run]}).title
+    assert (
+        again.values == run.row["valid"]
+        and "test" not in again.row
+        and again.part == "valid"
+        and again.row["cases"] == 40
+    )
+    assert (
+        "40 valid cases" in table_of({"a": [again]}).title
+        and "40 test cases" in table_of({"a": [run]}).title
+    )
     other = evaluate_run(run.folder, settings | {"decoding": "constrained"}, "valid")
     assert len(table_of({"a": [again], "b": [other]}).rows) == 2 and other.folder != again.folder
     with pytest.raises(UserError, match="one table needs one part"):
@@ -159,6 +249,13 @@ def test_validation_cases_can_be_evaluated_on_their_own(tmp_path):
         run_settings(settings_for("CALRec", tmp_path, epochs=0, rerank_from=str(again.folder)))
     last = run_settings(settings_for("LIR", tmp_path, **{"eval_args.split": {"LS": "test_only"}}))
     with pytest.raises(UserError, match="has no valid case"):
-        evaluate_run(last.folder, settings_for("LIR", tmp_path, **{"eval_args.split": {"LS": "test_only"}}), "valid")
+        evaluate_run(
+            last.folder,
+            settings_for("LIR", tmp_path, **{"eval_args.split": {"LS": "test_only"}}),
+            "valid",
+        )
     assert main(["evaluate", f"--checkpoint={run.folder}", "--on=train"]) == 2
-    assert main(["evaluate", f"--checkpoint={run.folder}", "--on=valid", f"--data_path={tmp_path}"]) == 0
+    assert (
+        main(["evaluate", f"--checkpoint={run.folder}", "--on=valid", f"--data_path={tmp_path}"])
+        == 0
+    )

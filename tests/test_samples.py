@@ -22,7 +22,11 @@ def put(tmp_path):
 
 
 def test_the_users_files_come_before_the_bundled_ones(put, tmp_path):
-    assert locate("Pet", tmp_path) == ("Pet-sample", resources.SAMPLE) == locate("Pet-sample", tmp_path)
+    assert (
+        locate("Pet", tmp_path)
+        == ("Pet-sample", resources.SAMPLE)
+        == locate("Pet-sample", tmp_path)
+    )
     name, folder = locate("ml-100k", tmp_path)
     assert name == "ml-100k" and (folder / "ml-100k.inter").is_file()
     for name in ("Pet", "ml-100k"):
@@ -34,9 +38,13 @@ def test_the_users_files_come_before_the_bundled_ones(put, tmp_path):
 def test_files_by_another_name(put, file):
     data = put("shop", file)
     assert locate("shop", data, "other") == ("shop", data / "shop")
-    with pytest.raises(UserError, match=r"dataset 'shop': expected \S+/shop/shop.inter, found there: shop; "):
+    with pytest.raises(
+        UserError, match=r"dataset 'shop': expected \S+/shop/shop.inter, found there: shop; "
+    ):
         locate("shop", data)
-    with pytest.raises(UserError, match=r"dataset 'Pet': expected \S+/Pet/other.inter"):  # the sample has no such files
+    with pytest.raises(
+        UserError, match=r"dataset 'Pet': expected \S+/Pet/other.inter"
+    ):  # the sample has no such files
         locate("Pet", data, "other")
     with pytest.raises(UserError, match=r"dataset 'ml-100k': expected \S+/ml-100k/other.inter"):
         locate("ml-100k", data, "other")
@@ -55,7 +63,9 @@ def test_signs_of_a_pattern_are_letters(put, name):
 @pytest.mark.parametrize("name", ["/tmp/x", "../data/ax", "..", ".", "", "a\\b"])
 def test_a_name_is_no_path(put, name):
     data = put("ax", "ax.inter")
-    with pytest.raises(UserError, match="^dataset .*: expected the name of a folder below data_path"):
+    with pytest.raises(
+        UserError, match="^dataset .*: expected the name of a folder below data_path"
+    ):
         locate(name, data)
     with pytest.raises(UserError, match="^data_name .*: expected the name"):
         locate("ax", data, name)

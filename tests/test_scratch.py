@@ -7,9 +7,18 @@ from recbole_llm.collate import pieces
 from recbole_llm.prompts import Template, prefix
 from recbole_llm.scratch import END, PAD, PHRASE_USES, SIZES, causal_model, train_tokenizer
 
-TEMPLATE = Template("This is the summary of a user's purchase history.", "The first item is:", "\n\nThe next item is:", "\n\nWhat comes next:")
+TEMPLATE = Template(
+    "This is the summary of a user's purchase history.",
+    "The first item is:",
+    "\n\nThe next item is:",
+    "\n\nWhat comes next:",
+)
 BRANDS = ["Good & Sons of Ghent", "Étoile du Nord", "北京 tea house"]
-ITEMS = [f"Title: {word} {number}. Brand: {BRANDS[number % 3]}." for number in range(20) for word in ("juice", "cat food")]
+ITEMS = [
+    f"Title: {word} {number}. Brand: {BRANDS[number % 3]}."
+    for number in range(20)
+    for word in ("juice", "cat food")
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +31,13 @@ def ids(tokenizer, text):
 
 
 def test_any_text_comes_back(tokenizer):
-    for text in [*pieces(TEMPLATE, ITEMS), "  two  spaces\n\n\ttabs", "never seen: ünïcode 🦆 \x00", f"{PAD}{END}", ""]:
+    for text in [
+        *pieces(TEMPLATE, ITEMS),
+        "  two  spaces\n\n\ttabs",
+        "never seen: ünïcode 🦆 \x00",
+        f"{PAD}{END}",
+        "",
+    ]:
         assert tokenizer.decode(ids(tokenizer, text)) == text
 
 
@@ -36,15 +51,28 @@ def test_what_many_items_share_is_one_token_and_what_few_share_is_not(tokenizer)
         assert len(ids(tokenizer, sentence)) == 1
     for brand in BRANDS:
         assert 1 <= len(ids(tokenizer, f". Brand: {brand}.")) <= 2
-    rare = train_tokenizer([f" Title: {word} {number}." for number in range(PHRASE_USES - 1) for word in ("juice", "cat food")], 600)
-    assert all(" " not in rare.decode([token]).strip() for token in range(2, len(rare)) if "cat" in rare.decode([token]))
+    rare = train_tokenizer(
+        [
+            f" Title: {word} {number}."
+            for number in range(PHRASE_USES - 1)
+            for word in ("juice", "cat food")
+        ],
+        600,
+    )
+    assert all(
+        " " not in rare.decode([token]).strip()
+        for token in range(2, len(rare))
+        if "cat" in rare.decode([token])
+    )
 
 
 @pytest.mark.parametrize("vocabulary", [300, 400, 5000])
 def test_the_vocabulary_keeps_its_size_and_is_the_same_every_time(vocabulary):
     one, other = (train_tokenizer(pieces(TEMPLATE, ITEMS), vocabulary) for _ in range(2))
     assert 258 < len(one) <= vocabulary
-    assert one.get_vocab() == other.get_vocab() and sorted(one.get_vocab().values()) == list(range(len(one)))
+    assert one.get_vocab() == other.get_vocab() and sorted(one.get_vocab().values()) == list(
+        range(len(one))
+    )
     assert ids(one, ITEMS[0]) == ids(other, ITEMS[0])
 
 
@@ -53,13 +81,19 @@ def test_it_is_saved_and_loaded(tokenizer, tmp_path):
 
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert all(ids(again, text) == ids(tokenizer, text) for text in [*ITEMS, f"x{END}"]) and again.eos_token_id == tokenizer.eos_token_id
+    assert (
+        all(ids(again, text) == ids(tokenizer, text) for text in [*ITEMS, f"x{END}"])
+        and again.eos_token_id == tokenizer.eos_token_id
+    )
 
 
 def test_models_have_the_size_they_are_named_for(tokenizer):
     for size, (width, layers) in list(SIZES.items())[:2]:
         model = causal_model(size, tokenizer, 64)
-        assert model.get_input_embeddings().weight.shape == (len(tokenizer), width) and model.config.num_hidden_layers == layers
+        assert (
+            model.get_input_embeddings().weight.shape == (len(tokenizer), width)
+            and model.config.num_hidden_layers == layers
+        )
         assert model.lm_head.weight is model.get_input_embeddings().weight
         assert np.isfinite(model(input_ids=np_ids(tokenizer)).logits.detach().numpy()).all()
 

@@ -20,7 +20,14 @@ class Server(ThreadingHTTPServer):
     """Answers with the number of words that it was asked; `faults` come first, by status."""
 
     def __init__(self):
-        self.faults, self.finish, self.bodies, self.keys, self.at_once, self.most = [], "stop", [], [], 0, 0
+        self.faults, self.finish, self.bodies, self.keys, self.at_once, self.most = (
+            [],
+            "stop",
+            [],
+            [],
+            0,
+            0,
+        )
         self.more, self.why, self.page = {}, "no", None
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
@@ -83,7 +90,14 @@ def server(monkeypatch):
         server.shutdown()
 
 
-LIMITS = {"max_length": 600, "max_new": 40, "temperature": 0.0, "seed": 5, "parallel": 3, "retries": 2}
+LIMITS = {
+    "max_length": 600,
+    "max_new": 40,
+    "temperature": 0.0,
+    "seed": 5,
+    "parallel": 3,
+    "retries": 2,
+}
 
 
 def engine(server, **own):
@@ -94,12 +108,22 @@ def engine(server, **own):
 def test_texts_come_by_their_requests(server):
     found = written(engine(server), REQUESTS)
     contents = sorted(body["messages"][0]["content"] for body in server.bodies)
-    assert sorted(f"{len(content.split())} words" for content in contents) == sorted(text.text for text in found)
-    assert [text.tokens for text in found] == [(7, 3)] * len(REQUESTS) and all(text.whole for text in found)
-    assert {(body["model"], body["max_tokens"], body["temperature"], body["seed"]) for body in server.bodies} == {("tiny", 40, 0.0, 0)}
+    assert sorted(f"{len(content.split())} words" for content in contents) == sorted(
+        text.text for text in found
+    )
+    assert [text.tokens for text in found] == [(7, 3)] * len(REQUESTS) and all(
+        text.whole for text in found
+    )
+    assert {
+        (body["model"], body["max_tokens"], body["temperature"], body["seed"])
+        for body in server.bodies
+    } == {("tiny", 40, 0.0, 0)}
     assert max(map(len, contents)) <= CHARACTERS * (600 - 40)  # the request with 3,000 words
     written(engine(server), REQUESTS[:1], again=True)
-    assert (server.bodies[-1]["seed"], server.bodies[-1]["temperature"]) == (1, 0.7)  # a greedy one would be the same text
+    assert (server.bodies[-1]["seed"], server.bodies[-1]["temperature"]) == (
+        1,
+        0.7,
+    )  # a greedy one would be the same text
     written(engine(server, temperature=0.9), REQUESTS[:1], again=True)
     assert (server.bodies[-1]["seed"], server.bodies[-1]["temperature"]) == (6, 0.9)
 
@@ -111,14 +135,19 @@ def test_requests_go_in_parallel_but_no_more_than_asked(server):
 
 def test_a_busy_or_failing_server_is_asked_again(server):
     server.faults = [429, 500, 503]
-    assert [text.text for text in written(engine(server), REQUESTS)] == [text.text for text in written(engine(server), REQUESTS)]
+    assert [text.text for text in written(engine(server), REQUESTS)] == [
+        text.text for text in written(engine(server), REQUESTS)
+    ]
     assert len(server.bodies) == 2 * len(REQUESTS) + 3
 
 
 def test_a_server_that_keeps_failing_is_one_line_and_what_came_is_kept(server, tmp_path):
     server.faults = [None] * 3 + [401] * 99
     told = summaries(tmp_path, engine(server, parallel=1))
-    with pytest.raises(UserError, match=r"summarizer: http://.*/v1 gives no answer \(.*401.*\); what is written is kept, run again"):
+    with pytest.raises(
+        UserError,
+        match=r"summarizer: http://.*/v1 gives no answer \(.*401.*\); what is written is kept, run again",
+    ):
         told.of(plans(*[1] * 6))
     server.faults, before = [], len(server.bodies)
     summaries(tmp_path, engine(server, parallel=1)).of(plans(*[1] * 6))
@@ -130,7 +159,9 @@ def test_what_is_under_way_when_one_request_fails_is_kept(server, tmp_path):
     with pytest.raises(UserError, match="gives no answer"):
         summaries(tmp_path, engine(server)).of(plans(*[1] * 60))
     asked = len(server.bodies)
-    assert 3 <= asked < 60  # three are sent at once, and it takes a moment until the failure is seen
+    assert (
+        3 <= asked < 60
+    )  # three are sent at once, and it takes a moment until the failure is seen
     summaries(tmp_path, engine(server)).of(plans(*[1] * 60))
     assert len(server.bodies) == asked + 60 - (asked - 1)
 
@@ -146,20 +177,36 @@ def test_nobody_at_the_address_is_one_line_and_soon(server):
 
 
 @pytest.mark.parametrize(
-    "answer", [{"page": b"<html>Welcome to nginx</html>"}, {"more": {"choices": None, "error": {"message": "Welcome to nginx"}}}, {"more": {"choices": []}}]
+    "answer",
+    [
+        {"page": b"<html>Welcome to nginx</html>"},
+        {"more": {"choices": None, "error": {"message": "Welcome to nginx"}}},
+        {"more": {"choices": []}},
+    ],
 )
 def test_what_is_no_chat_completion_is_one_line(server, answer):
     """A page for browsers, as without /v1; and what proxies say with status 200."""
     for name, value in answer.items():
         setattr(server, name, value)
-    with pytest.raises(UserError, match="gives no answer .no chat completion" + ("" if answer.get("more") == {"choices": []} else ".*Welcome to nginx")):
+    with pytest.raises(
+        UserError,
+        match="gives no answer .no chat completion"
+        + ("" if answer.get("more") == {"choices": []} else ".*Welcome to nginx"),
+    ):
         written(engine(server), REQUESTS[:1])
 
 
 def test_a_model_that_names_the_limit_otherwise(server):
-    server.faults, server.why = [400], "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    server.faults, server.why = (
+        [400],
+        "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+    )
     assert written(engine(server, parallel=1), REQUESTS[:2])[1].text
-    assert ["max_tokens" in body for body in server.bodies] == [True, False, False] and server.bodies[-1]["max_completion_tokens"] == 40
+    assert ["max_tokens" in body for body in server.bodies] == [
+        True,
+        False,
+        False,
+    ] and server.bodies[-1]["max_completion_tokens"] == 40
     server.faults = [400] * 3  # to all three that were asked before any answer came
     assert all(text.text for text in written(engine(server), REQUESTS[:3]))
     server.faults, server.why = [400], "no such model"
@@ -170,10 +217,23 @@ def test_a_model_that_names_the_limit_otherwise(server):
 def test_texts_are_stored_by_what_decides_them(server):
     """Not by where the model is served, nor, where nothing is drawn, by the seed."""
     name = engine(server).name
-    other = ServerEngine("http://localhost:1/v1", "tiny", SHOPPING, max_length=600, max_new=40, temperature=0.0, seed=6, parallel=9)
+    other = ServerEngine(
+        "http://localhost:1/v1",
+        "tiny",
+        SHOPPING,
+        max_length=600,
+        max_new=40,
+        temperature=0.0,
+        seed=6,
+        parallel=9,
+    )
     assert other.name == name
     drawn = [engine(server, temperature=0.5, seed=seed).name for seed in (1, 2)]
-    others = [engine(server, max_length=500).name, engine(server, max_new=30).name, ServerEngine("http://x/v1", "large", SHOPPING, **LIMITS).name]
+    others = [
+        engine(server, max_length=500).name,
+        engine(server, max_new=30).name,
+        ServerEngine("http://x/v1", "large", SHOPPING, **LIMITS).name,
+    ]
     others += [ServerEngine("http://x/v1", "tiny", Wording.named("news"), **LIMITS).name]
     assert len({name, *drawn, *others}) == 7
 
@@ -192,7 +252,9 @@ def test_the_key_comes_from_the_environment_and_is_stored_nowhere(server, monkey
     import gzip
 
     for path in tmp_path.rglob("*"):
-        assert "secret" not in path.name and b"secret" not in (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+        assert "secret" not in path.name and b"secret" not in (
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        )
 
 
 def test_an_empty_key_is_none(server, monkeypatch):

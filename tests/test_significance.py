@@ -10,13 +10,22 @@ from scipy.stats import ttest_rel
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values, evaluate
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.evaluation.significance import pair, paired_ttest, per_user, same_measure, user_bootstrap, user_ttest
+from recbole_llm.evaluation.significance import (
+    pair,
+    paired_ttest,
+    per_user,
+    same_measure,
+    user_bootstrap,
+    user_ttest,
+)
 
 
 def make_table(above, user=None, tied=None):
     n = len(above)
     user = None if user is None else [str(name) for name in user]
-    return rank_tables.make_table(np.asarray(above, dtype=np.int64), tied, 1000, user, [f"i{i % 7}" for i in range(n)])
+    return rank_tables.make_table(
+        np.asarray(above, dtype=np.int64), tied, 1000, user, [f"i{i % 7}" for i in range(n)]
+    )
 
 
 def test_ttest_equals_scipy():
@@ -58,14 +67,23 @@ def test_pair_aligns_by_case():
 
 
 def test_pair_tells_user_target_and_position_apart():
-    columns = {"above": [0, 1, 2, 3], "tied": [0] * 4, "n_candidates": [9] * 4, "fallback": [False] * 4}
-    a = RankTable(user=["u", "u", "u", "v"], target=["i", "i", "j", "i"], position=[1, 2, 1, 1], **columns)
+    columns = {
+        "above": [0, 1, 2, 3],
+        "tied": [0] * 4,
+        "n_candidates": [9] * 4,
+        "fallback": [False] * 4,
+    }
+    a = RankTable(
+        user=["u", "u", "u", "v"], target=["i", "i", "j", "i"], position=[1, 2, 1, 1], **columns
+    )
     assert pair(a, a.take(np.array([3, 2, 1, 0])))[1].above.tolist() == [0, 1, 2, 3]
 
 
 def test_pair_counts_what_is_missing():
     a = make_table(np.arange(10))
-    with pytest.raises(UserError, match="found 3 only in the first and 1 only in the second") as fault:
+    with pytest.raises(
+        UserError, match="found 3 only in the first and 1 only in the second"
+    ) as fault:
         pair(a.take(np.arange(9)), a.take(np.array([9, 2, 3, 4, 5, 6, 7])))
     assert "\n" not in str(fault.value)
     with pytest.raises(UserError, match="1 repeats in the second"):
@@ -80,7 +98,9 @@ def test_sums_and_weights_give_the_mean_of_the_table():
     table = make_table(rng.integers(0, 20, 200), rng.integers(0, 40, 200), rng.integers(0, 5, 200))
     for grouped in (False, True):
         sums, weights = per_user(table.user, case_values(table, "ndcg@10"), grouped)
-        assert sums.sum() / weights.sum() == pytest.approx(evaluate(table, ["ndcg"], [10], grouped)["ndcg@10"], abs=1e-14)
+        assert sums.sum() / weights.sum() == pytest.approx(
+            evaluate(table, ["ndcg"], [10], grouped)["ndcg@10"], abs=1e-14
+        )
         assert len(sums) == len(weights) == len(set(table.user))
 
 
@@ -97,12 +117,17 @@ def test_group_by_user_weighs_users_alike():
     a, b = np.zeros(60), np.array([1.0] * 50 + [0.0] * 10)
     a[50:] = 0.4 + np.arange(10) / 100
     for grouped, sign in ((False, -1), (True, 1)):
-        interval, test = user_bootstrap(users, a, b, grouped, samples=200), user_ttest(users, a, b, grouped)
+        interval, test = (
+            user_bootstrap(users, a, b, grouped, samples=200),
+            user_ttest(users, a, b, grouped),
+        )
         assert np.sign(interval.difference) == np.sign(test.difference) == sign
         assert test.n == interval.n_users == 11
     means = [-1.0] + (0.4 + np.arange(10) / 100).tolist()
     assert user_bootstrap(users, a, b, True).difference == pytest.approx(np.mean(means))
-    assert user_ttest(users, a, b, True).t == pytest.approx(ttest_rel(means, np.zeros(11)).statistic)
+    assert user_ttest(users, a, b, True).t == pytest.approx(
+        ttest_rel(means, np.zeros(11)).statistic
+    )
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -113,7 +138,9 @@ def test_equal_models_differ_at_5_percent_in_5_percent_of_worlds(grouped):
     users = np.repeat([f"u{i}" for i in range(100)], sizes)
     worlds, by_user, by_case = 600, 0, 0
     for _ in range(worlds):
-        gap = np.sqrt(0.2) * np.repeat(rng.normal(size=100), sizes) + np.sqrt(0.8) * rng.normal(size=len(users))
+        gap = np.sqrt(0.2) * np.repeat(rng.normal(size=100), sizes) + np.sqrt(0.8) * rng.normal(
+            size=len(users)
+        )
         by_user += user_ttest(users, gap, np.zeros_like(gap), grouped).p < 0.05
         by_case += paired_ttest(gap, np.zeros_like(gap)).p < 0.05
     assert by_user / worlds == pytest.approx(0.05, abs=0.027)  # three standard errors
@@ -123,7 +150,11 @@ def test_equal_models_differ_at_5_percent_in_5_percent_of_worlds(grouped):
 def test_a_difference_is_found():
     rng = np.random.default_rng(1)
     users = np.repeat([f"u{i}" for i in range(100)], 20)
-    gap = 0.3 + np.sqrt(0.2) * np.repeat(rng.normal(size=100), 20) + np.sqrt(0.8) * rng.normal(size=2000)
+    gap = (
+        0.3
+        + np.sqrt(0.2) * np.repeat(rng.normal(size=100), 20)
+        + np.sqrt(0.8) * rng.normal(size=2000)
+    )
     assert user_ttest(users, gap, np.zeros(2000)).p < 1e-4
 
 
@@ -132,7 +163,9 @@ def test_a_difference_is_found():
 
 def bootstrap(a, b, metric, group_by_user=False, **more):
     a, b = pair(a, b)
-    return user_bootstrap(a.user, case_values(a, metric), case_values(b, metric), group_by_user, **more)
+    return user_bootstrap(
+        a.user, case_values(a, metric), case_values(b, metric), group_by_user, **more
+    )
 
 
 def test_bootstrap_covers_a_known_effect():
@@ -154,7 +187,9 @@ def test_bootstrap_draws_users_and_not_cases():
     effect = rng.random(300) < 0.5
     one = bootstrap(make_table(np.zeros(300), users), make_table(effect * 3, users), "recall@1")
     many = np.repeat(users, 20)
-    twenty = bootstrap(make_table(np.zeros(6000), many), make_table(effect[many] * 3, many), "recall@1")
+    twenty = bootstrap(
+        make_table(np.zeros(6000), many), make_table(effect[many] * 3, many), "recall@1"
+    )
     assert twenty.n_users == 300
     assert twenty == pytest.approx(one, abs=1e-12)
 
@@ -172,7 +207,9 @@ def test_bootstrap_is_a_loop_over_samples(grouped):
     own = {name: difference[a.user == name] for name in names}
     own = {name: values.mean(keepdims=True) for name, values in own.items()} if grouped else own
     means = [np.concatenate([own[names[i]] for i in draw]).mean() for draw in draws]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.1, 0.9])), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(means, [0.1, 0.9])), abs=1e-12
+    )
     assert found.difference == pytest.approx(np.concatenate(list(own.values())).mean())
 
 
@@ -183,7 +220,9 @@ def test_bootstrap_depends_on_the_seed_only():
     order = rng.permutation(500)
     first = bootstrap(a, b, "mrr", samples=200, seed=5)
     assert bootstrap(a, b, "mrr", samples=200, seed=5) == first
-    assert bootstrap(a.take(order), b, "mrr", samples=200, seed=5) == pytest.approx(first, abs=1e-12)
+    assert bootstrap(a.take(order), b, "mrr", samples=200, seed=5) == pytest.approx(
+        first, abs=1e-12
+    )
     assert bootstrap(a, b, "mrr", samples=200, seed=6) != first
     assert bootstrap(b, a, "mrr", samples=200, seed=5).difference == -first.difference
 
@@ -213,13 +252,36 @@ ROW = {
     [
         ({}, None),
         ({"seed": 7, "test": {"ndcg@10": 0.5}}, None),
-        ({"split": {"split": {"LS": "valid_and_test"}, "mode": {"valid": "full", "test": "full"}}}, None),
-        ({"split": {"split": {"LS": "valid_and_test"}, "mode": {"valid": "full"}}}, None),  # RecBole takes it for both
+        (
+            {
+                "split": {
+                    "split": {"LS": "valid_and_test"},
+                    "mode": {"valid": "full", "test": "full"},
+                }
+            },
+            None,
+        ),
+        (
+            {"split": {"split": {"LS": "valid_and_test"}, "mode": {"valid": "full"}}},
+            None,
+        ),  # RecBole takes it for both
         ({"fingerprint": "g"}, ("fingerprint", "f", "g")),
-        ({"split": ROW["split"] | {"mode": "uni5"}}, ("split.mode", {"valid": "full", "test": "full"}, {"valid": "uni5", "test": "uni5"})),
-        ({"split": ROW["split"] | {"split": {"RS": (8, 1, 1)}}}, ("split.split", {"LS": "valid_and_test"}, {"RS": [8, 1, 1]})),
-        ({"evaluation": {"mask_history": True, "group_by_user": False}}, ("evaluation.mask_history", False, True)),
-        ({"evaluation": ROW["evaluation"] | {"candidate_seed": 1}}, ("evaluation.candidate_seed", None, 1)),
+        (
+            {"split": ROW["split"] | {"mode": "uni5"}},
+            ("split.mode", {"valid": "full", "test": "full"}, {"valid": "uni5", "test": "uni5"}),
+        ),
+        (
+            {"split": ROW["split"] | {"split": {"RS": (8, 1, 1)}}},
+            ("split.split", {"LS": "valid_and_test"}, {"RS": [8, 1, 1]}),
+        ),
+        (
+            {"evaluation": {"mask_history": True, "group_by_user": False}},
+            ("evaluation.mask_history", False, True),
+        ),
+        (
+            {"evaluation": ROW["evaluation"] | {"candidate_seed": 1}},
+            ("evaluation.candidate_seed", None, 1),
+        ),
         ({"evaluation": None}, ("evaluation", ROW["evaluation"], None)),
     ],
 )
@@ -230,8 +292,18 @@ def test_rows_that_measure_the_same(other, found):
 
 def test_rows_of_before_the_evaluation_was_written_compare_with_each_other():
     old = {key: value for key, value in ROW.items() if key != "evaluation"}
-    assert same_measure(old, old) is None and same_measure(old, ROW) == ("evaluation", None, ROW["evaluation"])
+    assert same_measure(old, old) is None and same_measure(old, ROW) == (
+        "evaluation",
+        None,
+        ROW["evaluation"],
+    )
 
 
 def test_a_row_to_come_and_a_stored_one():
-    assert same_measure(ROW | {"split": {"split": {"RS": (8, 1, 1)}}}, ROW | {"split": {"split": {"RS": [8, 1, 1]}}}) is None
+    assert (
+        same_measure(
+            ROW | {"split": {"split": {"RS": (8, 1, 1)}}},
+            ROW | {"split": {"split": {"RS": [8, 1, 1]}}},
+        )
+        is None
+    )

@@ -16,7 +16,11 @@ PARTS = ("train", "valid", "test")
 def random_rows(lengths, items=9, seed=0):
     """Users of these lengths; each user's times are 0, 1, 2, …; the file is in no order."""
     rng = np.random.default_rng(seed)
-    rows = [(f"u{user}", f"i{rng.integers(items)}", time) for user, length in enumerate(lengths) for time in range(length)]
+    rows = [
+        (f"u{user}", f"i{rng.integers(items)}", time)
+        for user, length in enumerate(lengths)
+        for time in range(length)
+    ]
     return [rows[place] for place in rng.permutation(len(rows))]
 
 
@@ -31,14 +35,23 @@ def tables(write):
 def tokens(tables, cases):
     """(user, history, target) of every case."""
     token = tables.items[tables.item]
-    return [(tables.users[user], tuple(token[begin:end]), token[end]) for user, begin, end in zip(cases.user, cases.begin, cases.end, strict=True)]
+    return [
+        (tables.users[user], tuple(token[begin:end]), token[end])
+        for user, begin, end in zip(cases.user, cases.begin, cases.end, strict=True)
+    ]
 
 
 def stock_tokens(dataset, part):
     """The same of RecBole's augmented rows."""
     user, item = (dataset.field2id_token[field] for field in ("user_id", "item_id"))
-    rows = zip(*(part[name].numpy() for name in ("user_id", "item_id_list", "item_length", "item_id")), strict=True)
-    return [(user[u], tuple(item[history[:length]]), item[target]) for u, history, length, target in rows]
+    rows = zip(
+        *(part[name].numpy() for name in ("user_id", "item_id_list", "item_length", "item_id")),
+        strict=True,
+    )
+    return [
+        (user[u], tuple(item[history[:length]]), item[target])
+        for u, history, length, target in rows
+    ]
 
 
 def check_no_leak(tables, split):
@@ -99,7 +112,9 @@ def test_leave_one_out_of_short_users(tables):
     assert [places["test"][user] for user in order] == [(), (), (2,), (3,), (4,), (5,)]
     held_out = [2 if len(places["valid"][user]) else len(places["test"][user]) for user in order]
     sizes = dict(zip(read.users, np.add.reduceat(split.train_events, read.start[:-1]), strict=True))
-    assert [sizes[user] for user in order] == [length - out for length, out in zip(range(1, 7), held_out, strict=True)]
+    assert [sizes[user] for user in order] == [
+        length - out for length, out in zip(range(1, 7), held_out, strict=True)
+    ]
 
 
 # Trap 8: RecBole tests a sequential and a general model on other users
@@ -119,7 +134,9 @@ def test_all_models_have_the_same_cases(write, parts, stock):
     tested = {}
     for model in ("SASRec", "BPR"):
         dataset = stock(model, folder)
-        tested[model] = set(dataset.field2id_token["user_id"][dataset.build()[2].inter_feat["user_id"]])
+        tested[model] = set(
+            dataset.field2id_token["user_id"][dataset.build()[2].inter_feat["user_id"]]
+        )
     assert tested["SASRec"] == {user for user, *_ in reference[2]}
     assert tested["BPR"] > tested["SASRec"]
 
@@ -127,8 +144,16 @@ def test_all_models_have_the_same_cases(write, parts, stock):
 def test_training_rows_hold_no_held_out_event(write, parts):
     """General models learn from events, sequential ones from cases: neither may see a later part."""
     folder = write({"inter": [INTER, *random_rows([3, 5, 8, 8, 13])]})
-    for rule in ({"LS": "valid_and_test"}, {"RS": [0.6, 0.2, 0.2]}, {"temporal": [0.6, 0.2, 0.2]}, {"timestamp": [3, 5]}):
-        events, cases = (parts(model, folder, dedup="none", eval_args={"split": rule})[0] for model in ("BPR", "SASRec"))
+    for rule in (
+        {"LS": "valid_and_test"},
+        {"RS": [0.6, 0.2, 0.2]},
+        {"temporal": [0.6, 0.2, 0.2]},
+        {"timestamp": [3, 5]},
+    ):
+        events, cases = (
+            parts(model, folder, dedup="none", eval_args={"split": rule})[0]
+            for model in ("BPR", "SASRec")
+        )
         tables, split = events.tables, events.split
         early = np.ones(len(tables.item), dtype=bool)
         early[np.concatenate([split.valid.end, split.test.end])] = False
@@ -138,7 +163,9 @@ def test_training_rows_hold_no_held_out_event(write, parts):
             early &= tables.time < 3
         for name, owner in (("user_id", tables.user), ("item_id", tables.item)):
             np.testing.assert_array_equal(events.inter_feat[name], owner[early] + 1)
-            np.testing.assert_array_equal(cases.inter_feat[name], owner[early & (tables.position > 0)] + 1)
+            np.testing.assert_array_equal(
+                cases.inter_feat[name], owner[early & (tables.position > 0)] + 1
+            )
 
 
 # The split of the TASTE-LoRA paper
@@ -151,12 +178,17 @@ def sizes(length, ratio):
     return length - 1 - later - future, later, future
 
 
-@pytest.mark.parametrize("ratio", [[0.6, 0.2, 0.2], [0.42, 0.29, 0.29], [0.7, 0.1, 0.2], [6, 2, 2], [1, 1, 1]], ids=str)
+@pytest.mark.parametrize(
+    "ratio", [[0.6, 0.2, 0.2], [0.42, 0.29, 0.29], [0.7, 0.1, 0.2], [6, 2, 2], [1, 1, 1]], ids=str
+)
 def test_temporal_split(tables, ratio):
     """Each training part gives its last target to its validation, so a user's sums are three short of the events."""
     lengths = [*range(1, 32), 51, 101]
     read = tables(random_rows(lengths, seed=1), dedup="none")
-    parts = {part: make_split(read, {"temporal": ratio}, part) for part in ("pretrain", "continue", "both")}
+    parts = {
+        part: make_split(read, {"temporal": ratio}, part)
+        for part in ("pretrain", "continue", "both")
+    }
     for split in parts.values():
         check_no_leak(read, split)
     for user, length in enumerate(np.diff(read.start)):
@@ -165,7 +197,11 @@ def test_temporal_split(tables, ratio):
             (name, part): (read.position[cases.end[cases.user == user]]).tolist()
             for name, split in parts.items() for part in PARTS for cases in [getattr(split, part)]
         }  # fmt: skip
-        one, two, three = range(1, 1 + pre), range(1 + pre, 1 + pre + later), range(1 + pre + later, length)
+        one, two, three = (
+            range(1, 1 + pre),
+            range(1 + pre, 1 + pre + later),
+            range(1 + pre + later, length),
+        )
         assert len(three) == future
         expected = {
             "pretrain": ([*one[:-1]], [*one[-1:]]),
@@ -173,7 +209,11 @@ def test_temporal_split(tables, ratio):
             "both": ([*one[:-1], *two[:-1]], [*one[-1:], *two[-1:]]),
         }
         for name, (train, valid) in expected.items():
-            assert (places[name, "train"], places[name, "valid"], places[name, "test"]) == (train, valid, [*three])
+            assert (places[name, "train"], places[name, "valid"], places[name, "test"]) == (
+                train,
+                valid,
+                [*three],
+            )
         if later:
             sums = sum(len(places[name, "train"]) for name in ("pretrain", "continue")) + future
             assert sums == length - 3
@@ -183,8 +223,12 @@ def test_temporal_split(tables, ratio):
 
 def test_temporal_parts_share_no_event(tables):
     read = tables(random_rows([40, 17, 6], seed=2))
-    pretrain, later = (make_split(read, {"temporal": [0.6, 0.2, 0.2]}, part) for part in ("pretrain", "continue"))
-    rows = np.concatenate([pretrain.train.end, pretrain.valid.end, later.train.end, later.valid.end, later.test.end])
+    pretrain, later = (
+        make_split(read, {"temporal": [0.6, 0.2, 0.2]}, part) for part in ("pretrain", "continue")
+    )
+    rows = np.concatenate(
+        [pretrain.train.end, pretrain.valid.end, later.train.end, later.valid.end, later.test.end]
+    )
     assert len(np.unique(rows)) == len(rows) == len(read.item) - len(read.users)
     assert not (pretrain.train_events & later.train_events).any()
 
@@ -195,14 +239,29 @@ def test_temporal_parts_share_no_event(tables):
 def test_timestamp_boundaries(tables):
     """A target at the first time validates, one at the second tests; neighbours in float32 are told apart."""
     first, second = 1_600_000_001, 1_600_000_003
-    rows = [("u", "a", 1), *(("u", f"i{step}", 1_600_000_000 + step) for step in (4, 3, 2, 1, 0)), ("v", "late", second), ("v", "later", second + 5)]
+    rows = [
+        ("u", "a", 1),
+        *(("u", f"i{step}", 1_600_000_000 + step) for step in (4, 3, 2, 1, 0)),
+        ("v", "late", second),
+        ("v", "later", second + 5),
+    ]
     read = tables(rows)
     split = make_split(read, {"timestamp": [first, second]})
     check_no_leak(read, split)
     assert np.float32(first) == np.float32(second)
-    targets = {part: [(user, target) for user, _, target in tokens(read, getattr(split, part))] for part in PARTS}
-    assert targets == {"train": [("u", "i0")], "valid": [("u", "i1"), ("u", "i2")], "test": [("u", "i3"), ("u", "i4"), ("v", "later")]}
-    assert read.items[read.item[split.train_events]].tolist() == ["a", "i0"]  # v's first event is in the test period
+    targets = {
+        part: [(user, target) for user, _, target in tokens(read, getattr(split, part))]
+        for part in PARTS
+    }
+    assert targets == {
+        "train": [("u", "i0")],
+        "valid": [("u", "i1"), ("u", "i2")],
+        "test": [("u", "i3"), ("u", "i4"), ("v", "later")],
+    }
+    assert read.items[read.item[split.train_events]].tolist() == [
+        "a",
+        "i0",
+    ]  # v's first event is in the test period
 
 
 # Mistakes
@@ -211,8 +270,16 @@ def test_timestamp_boundaries(tables):
 @pytest.mark.parametrize(
     ("rule", "part", "message"),
     [
-        ({"LS": "last"}, "pretrain", "eval_args.split.LS: expected valid_and_test or test_only, found 'last'"),
-        ({"LS": "valid_only"}, "pretrain", "eval_args.split.LS: expected valid_and_test or test_only"),  # RecBole's, without a test case
+        (
+            {"LS": "last"},
+            "pretrain",
+            "eval_args.split.LS: expected valid_and_test or test_only, found 'last'",
+        ),
+        (
+            {"LS": "valid_only"},
+            "pretrain",
+            "eval_args.split.LS: expected valid_and_test or test_only",
+        ),  # RecBole's, without a test case
         ({"RS": [0.8, 0.2]}, "pretrain", "three ratios"),
         ({"RS": [0.8, 0.3, -0.1]}, "pretrain", "three ratios"),
         ({"RS": None}, "pretrain", "three ratios"),

@@ -18,7 +18,10 @@ def cycle(tmp_path_factory):
     folder = write_cycle(tmp_path_factory.mktemp("st5"))
     path = folder / "cycle" / "cycle.item"
     header, *rows = path.read_text().splitlines()
-    told = [f"{row}\t{'' if number in (3, 7) else f'pressed from {FRUIT[number]}s'}" for number, row in enumerate(rows)]
+    told = [
+        f"{row}\t{'' if number in (3, 7) else f'pressed from {FRUIT[number]}s'}"
+        for number, row in enumerate(rows)
+    ]
     path.write_text("\n".join([header + "\tdescription:token_seq", *told]) + "\n")
     return folder
 
@@ -39,13 +42,20 @@ STRUCTURED = "<SEQ_START><ITEM_START>TITLE: fig juice<ITEM_END><ITEM_START>TITLE
     [
         ("structured", STRUCTURED, "<ITEM_START>TITLE: kiwi juice<ITEM_END>"),
         ("unstructured", "fig juice, kiwi juice", "kiwi juice"),
-        ("instruction_structured", "A user bought…" + STRUCTURED, "<ITEM_START>TITLE: kiwi juice<ITEM_END>"),
+        (
+            "instruction_structured",
+            "A user bought…" + STRUCTURED,
+            "<ITEM_START>TITLE: kiwi juice<ITEM_END>",
+        ),
         ("instruction_unstructured", "A user bought…fig juice, kiwi juice", "kiwi juice"),
     ],
 )
 def test_the_texts_are_the_papers(cycle, form, sequence, item):
     _, model, _, _ = prepared("ST5Seq", cycle, text_form=form, **SMALL | {"max_length": 200})
-    numbers = {title: index for index, title in enumerate(model.text.plain(item) for item in range(len(model.text)))}
+    numbers = {
+        title: index
+        for index, title in enumerate(model.text.plain(item) for item in range(len(model.text)))
+    }
     found = read(model, model._sequence(0, np.array([numbers["fig juice"], numbers["kiwi juice"]])))
     begin, dots, rest = sequence.partition("…")
     assert found.startswith(begin) and found.endswith(rest)
@@ -54,9 +64,14 @@ def test_the_texts_are_the_papers(cycle, form, sequence, item):
 
 
 def test_descriptions_belong_to_an_item_if_its_text_has_them(cycle):
-    _, model, _, _ = prepared("ST5Seq", cycle, text_fields={"Title": "title", "Description": "description"}, **SMALL)
+    _, model, _, _ = prepared(
+        "ST5Seq", cycle, text_fields={"Title": "title", "Description": "description"}, **SMALL
+    )
     texts = set(model.sentences[0])
-    assert "TITLE: fig juice DESCRIPTION: pressed from figs" in texts and "TITLE: damson juice DESCRIPTION: description not available" in texts
+    assert (
+        "TITLE: fig juice DESCRIPTION: pressed from figs" in texts
+        and "TITLE: damson juice DESCRIPTION: description not available" in texts
+    )
 
 
 def test_the_oldest_items_are_cut_and_marks_never_are(cycle):
@@ -67,22 +82,38 @@ def test_the_oldest_items_are_cut_and_marks_never_are(cycle):
     assert len(tokens) <= 24 and 0 < tokens.cut < len(items)
     assert len(tokens) == 2 + sum(whole[tokens.cut :]) and len(tokens) + whole[tokens.cut - 1] > 24
     text = read(model, tokens)
-    assert text.startswith("<SEQ_START><ITEM_START>") and text.endswith(f"{model.sentences[0][items[-1]]}<ITEM_END><SEQ_END>")
+    assert text.startswith("<SEQ_START><ITEM_START>") and text.endswith(
+        f"{model.sentences[0][items[-1]]}<ITEM_END><SEQ_END>"
+    )
     long = model.encoder.sequence(["TITLE: old", "TITLE: " + "lemon " * 100])
-    assert len(long) == 24 and long.cut == 1 and read(model, long).endswith("<ITEM_END><SEQ_END>") and read(model, long).count("<ITEM_START>") == 1
+    assert (
+        len(long) == 24
+        and long.cut == 1
+        and read(model, long).endswith("<ITEM_END><SEQ_END>")
+        and read(model, long).count("<ITEM_START>") == 1
+    )
     alone = model.encoder.item("TITLE: " + "lemon " * 100)
-    assert len(alone) == 24 and read(model, alone).startswith("<ITEM_START>TITLE: lemon") and read(model, alone).endswith("<ITEM_END>")
+    assert (
+        len(alone) == 24
+        and read(model, alone).startswith("<ITEM_START>TITLE: lemon")
+        and read(model, alone).endswith("<ITEM_END>")
+    )
 
 
 def test_room_for_the_newest_item_is_asked_for(cycle):
-    with pytest.raises(UserError, match="max_length: expected at least 12, which leave 8 tokens for the newest item, found 11"):
+    with pytest.raises(
+        UserError,
+        match="max_length: expected at least 12, which leave 8 tokens for the newest item, found 11",
+    ):
         prepared("ST5Seq", cycle, max_length=11)
     assert len(prepared("ST5Seq", cycle, max_length=12)[1]._sequence(0, np.array([0, 1]))) <= 12
 
 
 def pairs(cycle, epoch=0, **own):
     _, model, _, _ = prepared("ST5Seq", cycle, **SMALL | own)
-    return model, [tuple(read(model, tokens) for tokens in pair) for pair in model.training_examples(epoch)]
+    return model, [
+        tuple(read(model, tokens) for tokens in pair) for pair in model.training_examples(epoch)
+    ]
 
 
 def test_titles_are_paired_with_descriptions(cycle):
@@ -94,7 +125,11 @@ def test_titles_are_paired_with_descriptions(cycle):
 
 
 def titles(text):
-    return text.removeprefix("<SEQ_START><ITEM_START>TITLE: ").removesuffix("<ITEM_END><SEQ_END>").split("<ITEM_END><ITEM_START>TITLE: ")
+    return (
+        text.removeprefix("<SEQ_START><ITEM_START>TITLE: ")
+        .removesuffix("<ITEM_END><SEQ_END>")
+        .split("<ITEM_END><ITEM_START>TITLE: ")
+    )
 
 
 def test_sequences_are_paired_with_augmented_ones_of_training_alone(cycle):
@@ -102,18 +137,27 @@ def test_sequences_are_paired_with_augmented_ones_of_training_alone(cycle):
     assert len(found) == 40 and found != pairs(cycle, epoch=1, phase="sequence")[1]
     whole = {tuple(titles(text)) for text, _ in found}
     for text, view in found:
-        assert len(titles(text)) == 6 and set(titles(view)) <= set(titles(text))  # 8 events, the last two are held out
-    assert len({len(titles(view)) for _, view in found}) > 2 and any(tuple(titles(view)) not in whole for _, view in found)
+        assert len(titles(text)) == 6 and set(titles(view)) <= set(
+            titles(text)
+        )  # 8 events, the last two are held out
+    assert len({len(titles(view)) for _, view in found}) > 2 and any(
+        tuple(titles(view)) not in whole for _, view in found
+    )
 
 
 def test_histories_are_paired_with_what_follows(cycle):
     _, found = pairs(cycle, targets="all")
     assert len(found) == 200
     for history, item in found:
-        newest, target = titles(history)[-1].split()[0], item.removeprefix("<ITEM_START>TITLE: ").split()[0]
+        newest, target = (
+            titles(history)[-1].split()[0],
+            item.removeprefix("<ITEM_START>TITLE: ").split()[0],
+        )
         assert FRUIT.index(target) == (FRUIT.index(newest) + 1) % len(FRUIT)
     _, one = pairs(cycle, targets="one")
-    assert len(one) == 40 and set(one) <= set(found) and one != pairs(cycle, epoch=1, targets="one")[1]
+    assert (
+        len(one) == 40 and set(one) <= set(found) and one != pairs(cycle, epoch=1, targets="one")[1]
+    )
 
 
 def test_augmentations_stay_within_their_shares():
@@ -126,7 +170,10 @@ def test_augmentations_stay_within_their_shares():
         assert sorted(mixed) == items.tolist() and (len(moved) == 0 or np.ptp(moved) < 5)
         left = drop(items, 0.4, rng)
         assert 6 <= len(left) <= 9 and (np.diff(left) > 0).all()
-    assert {tuple(augment(np.array([5]), {"crop": 0.6, "reorder": 0.6, "drop": 0.4}, rng)) for _ in range(30)} == {(5,)}
+    assert {
+        tuple(augment(np.array([5]), {"crop": 0.6, "reorder": 0.6, "drop": 0.4}, rng))
+        for _ in range(30)
+    } == {(5,)}
     assert items.tolist() == list(range(10))  # nothing was done to the sequence itself
 
 
@@ -136,7 +183,12 @@ def test_pairs_that_share_a_text_are_no_negatives(cycle):
     groups = [(item[0], item[1]), (item[2], item[1]), (item[0], item[3]), (item[4], item[5])]
     vectors = torch.randn(4, 2, 6, dtype=torch.float64)
     temperature, loss = model.config["contrast_temperature"], 0.0
-    negative = [[1, 0, 0, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]  # 1: in the sum, the pair's own among them
+    negative = [
+        [1, 0, 0, 1],
+        [0, 1, 1, 1],
+        [0, 1, 1, 1],
+        [1, 1, 1, 1],
+    ]  # 1: in the sum, the pair's own among them
     unit = vectors / vectors.norm(dim=2, keepdim=True)
     for row in range(4):
         for view in (unit[row, 0] @ unit[:, 1].T, unit[:, 0] @ unit[row, 1]):
@@ -149,7 +201,9 @@ def test_it_finds_the_cycle(cycle):
     """The next item is certain; Pop has 0.38 here, all items being met equally often."""
     from recbole_llm.runs import run_settings
 
-    run = run_settings(settings_for("ST5Seq", cycle, epochs=20, eval_step=20, learning_rate=0.003, max_length=30))  # histories of like length
+    run = run_settings(
+        settings_for("ST5Seq", cycle, epochs=20, eval_step=20, learning_rate=0.003, max_length=30)
+    )  # histories of like length
     assert run.values["ndcg@10"] > 0.9 and run.values["recall@1"] > 0.8
 
 
@@ -157,10 +211,17 @@ def test_variants_are_stages(cycle):
     def stages(variant):
         return settings_for("ST5Seq", cycle, variant=variant)["stages"]
 
-    assert [stages(name) for name in ("only", "finetune", "itempre", "final")] == [["untrained"], ["next"], ["item", "next"], ["item", "sequence", "next"]]
+    assert [stages(name) for name in ("only", "finetune", "itempre", "final")] == [
+        ["untrained"],
+        ["next"],
+        ["item", "next"],
+        ["item", "sequence", "next"],
+    ]
     with pytest.raises(UserError, match="variant and stages both say"):
         settings_for("ST5Seq", cycle, variant="only", stages=["next"])
-    with pytest.raises(UserError, match="variant: expected only, finetune, itempre or final, found 'best'"):
+    with pytest.raises(
+        UserError, match="variant: expected only, finetune, itempre or final, found 'best'"
+    ):
         settings_for("ST5Seq", cycle, variant="best")
 
 
@@ -173,12 +234,20 @@ def test_each_phase_starts_from_the_one_before(cycle):
     run = run_settings(settings)
     assert run.row["stage"] == "next"
     stored = store.read_run(run.folder)["settings"]
-    assert config.changed(stored, {"mask_history": True}) == stored | {"mask_history": True}  # a stage is a run like any other to `evaluate`
+    assert config.changed(stored, {"mask_history": True}) == stored | {
+        "mask_history": True
+    }  # a stage is a run like any other to `evaluate`
     before = stored["init_from"]
-    assert "-sequence-" in before and "-item-" in store.read_run(store.find_run(before, cycle / "saved"))["settings"]["init_from"]
+    assert (
+        "-sequence-" in before
+        and "-item-"
+        in store.read_run(store.find_run(before, cycle / "saved"))["settings"]["init_from"]
+    )
     there = {path.name for path in (cycle / "saved").glob("ST5Seq-*-item-*")}
     run_settings(settings_for("ST5Seq", cycle, variant="itempre", **SMALL))
-    assert {path.name for path in (cycle / "saved").glob("ST5Seq-*-item-*")} == there  # the phase that both begin with is one run
+    assert {
+        path.name for path in (cycle / "saved").glob("ST5Seq-*-item-*")
+    } == there  # the phase that both begin with is one run
     only = run_settings(settings_for("ST5Seq", cycle, variant="only", **SMALL))
     assert only.row["best_epoch"] == -1 and only.row["stage"] == "untrained"
 
@@ -186,7 +255,9 @@ def test_each_phase_starts_from_the_one_before(cycle):
 def test_no_description_is_told_before_anything_is_trained(tmp_path):
     from recbole_llm.prepared import Prepared
 
-    with pytest.raises(UserError, match="phase item learns from descriptions, and cycle has none in description"):
+    with pytest.raises(
+        UserError, match="phase item learns from descriptions, and cycle has none in description"
+    ):
         Prepared(settings_for("ST5Seq", write_cycle(tmp_path), phase="item")).check()
 
 
@@ -206,7 +277,9 @@ def test_lora_alone_is_trained_and_stored(cycle):
     from recbole_llm.prepared import Prepared
     from recbole_llm.runs import run_settings
 
-    settings = settings_for("ST5Seq", cycle, backbone="minilm", adapter="lora", learning_rate=0.001, max_length=64)
+    settings = settings_for(
+        "ST5Seq", cycle, backbone="minilm", adapter="lora", learning_rate=0.001, max_length=64
+    )
     run = run_settings(settings)
     assert (run.folder / "backbone" / "adapter_model.safetensors").stat().st_size < 3e6
     model, _ = Prepared(settings, restored=run.folder).restore(store.read_run(run.folder))
@@ -225,8 +298,25 @@ def test_recommendations_by_an_index_are_those_by_every_item(cycle):
 
     settings = settings_for("ST5Seq", cycle, **SMALL)
     run = run_settings(settings)
-    every, found = (recommend(run.folder, settings, history="fig juice; grape juice", k=3, index=index) for index in ("exact", "faiss"))
-    assert every == found and len(every) == 7 and len(list((cycle / "saved" / "cache").glob("index-*.faiss"))) == 1
-    pop = run_model("Pop", "cycle", [], {"data_path": str(cycle), "checkpoint_dir": str(cycle / "saved"), "show_progress": False, "valid_metric": "NDCG@10"})
+    every, found = (
+        recommend(run.folder, settings, history="fig juice; grape juice", k=3, index=index)
+        for index in ("exact", "faiss")
+    )
+    assert (
+        every == found
+        and len(every) == 7
+        and len(list((cycle / "saved" / "cache").glob("index-*.faiss"))) == 1
+    )
+    pop = run_model(
+        "Pop",
+        "cycle",
+        [],
+        {
+            "data_path": str(cycle),
+            "checkpoint_dir": str(cycle / "saved"),
+            "show_progress": False,
+            "valid_metric": "NDCG@10",
+        },
+    )
     with pytest.raises(UserError, match="--index: Pop has no vectors"):
         recommend(pop.folder, store.read_run(pop.folder)["settings"], user="u1", index="faiss")

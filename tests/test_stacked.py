@@ -14,7 +14,14 @@ from recbole_llm.personal.training import Learner, Recipe, freeze, train
 from recbole_llm.stacked import Noise, Stack, StackedLinear, _Adapted, linear_layers
 
 SPLIT = {"temporal": [0.5, 0.3, 0.2]}
-RECIPE = {"lora_dropout": 0.0, "epochs": 4, "patience": 9, "negatives": 2, "learning_rate": 0.01, "train_batch_size": 3}
+RECIPE = {
+    "lora_dropout": 0.0,
+    "epochs": 4,
+    "patience": 9,
+    "negatives": 2,
+    "learning_rate": 0.01,
+    "train_batch_size": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +30,27 @@ def world(tmp_path_factory):
     folder = write_cycle(tmp_path_factory.mktemp("stacked"), users=16, length=24)
     path = folder / "cycle" / "cycle.inter"
     head, *rows = path.read_text().splitlines()
-    kept = [row for number, row in enumerate(rows) if number % 24 < 14 + number // 24 % 9]  # of unequal length
+    kept = [
+        row for number, row in enumerate(rows) if number % 24 < 14 + number // 24 % 9
+    ]  # of unequal length
     path.write_text("\n".join([head, *kept]) + "\n")
     torch.manual_seed(0)
-    backbone = str(t5(folder / "t5", [f"id: {number} title: {word} juice" for number, word in enumerate(FRUIT)], layers=2))
-    _, model, _, _ = prepared("TASTELoRA", folder, backbone=backbone, max_length=64, item_length=10, segments=3, **{"eval_args.split": SPLIT})
+    backbone = str(
+        t5(
+            folder / "t5",
+            [f"id: {number} title: {word} juice" for number, word in enumerate(FRUIT)],
+            layers=2,
+        )
+    )
+    _, model, _, _ = prepared(
+        "TASTELoRA",
+        folder,
+        backbone=backbone,
+        max_length=64,
+        item_length=10,
+        segments=3,
+        **{"eval_args.split": SPLIT},
+    )
     return model, make_split(model.tables, SPLIT, "continue")
 
 
@@ -49,7 +72,10 @@ def frozen_of(world, dtype=torch.float32):
 def layer_of(count=3, dropout=0.0):
     torch.manual_seed(0)
     base = torch.nn.Linear(5, 7).double().requires_grad_(False)
-    a, b = (torch.nn.Parameter(torch.randn(count, *shape, dtype=torch.float64)) for shape in ((2, 5), (7, 2)))
+    a, b = (
+        torch.nn.Parameter(torch.randn(count, *shape, dtype=torch.float64))
+        for shape in ((2, 5), (7, 2))
+    )
     return base, a, b, StackedLinear(base, a, b, 0.5, Noise(dropout), torch.float64)
 
 
@@ -58,10 +84,16 @@ def test_a_layer_is_its_base_and_each_shares_adapter():
     x = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
     found = layer(x)
     for row in range(6):
-        assert torch.allclose(found[row], base(x[row]) + 0.5 * x[row] @ a[row // 2].T @ b[row // 2].T)
-    assert torch.autograd.gradcheck(lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, None), (x, a, b))
+        assert torch.allclose(
+            found[row], base(x[row]) + 0.5 * x[row] @ a[row // 2].T @ b[row // 2].T
+        )
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, None), (x, a, b)
+    )
     keep = (torch.rand(6, 4, 5, dtype=torch.float64) > 0.4) * 1.7
-    assert torch.autograd.gradcheck(lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, keep), (x, a, b))
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, keep), (x, a, b)
+    )
 
 
 def test_dropout_is_of_the_update_alone_at_its_rate():
@@ -73,9 +105,13 @@ def test_dropout_is_of_the_update_alone_at_its_rate():
     assert torch.allclose(exact, layer_of()[3](x))
     assert float((first - exact).mean()) == pytest.approx(0, abs=0.05)  # of the size of 5
     masks = torch.stack([layer.noise.mask(x, torch.float64) for _ in range(20)])
-    assert set(masks.unique().tolist()) == {0.0, 1 / 0.75} and float((masks == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+    assert set(masks.unique().tolist()) == {0.0, 1 / 0.75} and float(
+        (masks == 0).double().mean()
+    ) == pytest.approx(0.25, abs=0.01)
     together = ((masks[:-1] == 0) & (masks[1:] == 0)).double().mean()
-    assert float(together) == pytest.approx(0.0625, abs=0.01)  # one layer's mask tells nothing of the next's
+    assert float(together) == pytest.approx(
+        0.0625, abs=0.01
+    )  # one layer's mask tells nothing of the next's
 
 
 def alone(frozen, learner, recipe):
@@ -83,43 +119,89 @@ def alone(frozen, learner, recipe):
     from peft import LoraConfig
 
     model, rng = copy.deepcopy(frozen.bundle.model), training._rng
-    model.add_adapter(LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=0.0, target_modules="all-linear"))
+    model.add_adapter(
+        LoraConfig(
+            r=recipe.lora_rank,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+        )
+    )
     model.to(frozen.bundle.model.dtype)
-    start = Stack.fresh(frozen.bundle.model, [training._seed(recipe, learner.name, 1)], rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=0.0)
+    start = Stack.fresh(
+        frozen.bundle.model,
+        [training._seed(recipe, learner.name, 1)],
+        rank=recipe.lora_rank,
+        alpha=recipe.lora_alpha,
+        dropout=0.0,
+    )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in start.a.items():
             parameters[f"{name}.lora_A.default.weight"].copy_(value[0])
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trained, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+    )
 
     def vector(tokens):
-        parts = [torch.from_numpy(tokens.ids[tokens.roles[0] == number])[None] for number in range(1, tokens.roles[0].max() + 1)]
-        states = torch.cat([model.encoder(input_ids=part).last_hidden_state for part in parts], dim=1)
-        return model.decoder(input_ids=torch.tensor([[model.config.decoder_start_token_id]]), encoder_hidden_states=states).last_hidden_state[0, 0]
+        parts = [
+            torch.from_numpy(tokens.ids[tokens.roles[0] == number])[None]
+            for number in range(1, tokens.roles[0].max() + 1)
+        ]
+        states = torch.cat(
+            [model.encoder(input_ids=part).last_hidden_state for part in parts], dim=1
+        )
+        return model.decoder(
+            input_ids=torch.tensor([[model.config.decoder_start_token_id]]),
+            encoder_hidden_states=states,
+        ).last_hidden_state[0, 0]
 
     def loss(groups, shared):
-        items, total = [(text, vector(tokens)) for group in groups for text, tokens in zip(group.texts, group[1:], strict=True)], 0.0
+        items, total = (
+            [
+                (text, vector(tokens))
+                for group in groups
+                for text, tokens in zip(group.texts, group[1:], strict=True)
+            ],
+            0.0,
+        )
         for number, group in enumerate(groups):
             user, own = vector(group[0]), number * len(group.texts)
             among = range(len(items)) if shared else range(own, own + len(group.texts))
-            logits = [user @ items[one][1] for one in among if one == own or items[one][0] != items[own][0]]
+            logits = [
+                user @ items[one][1]
+                for one in among
+                if one == own or items[one][0] != items[own][0]
+            ]
             total = total + torch.stack(logits).logsumexp(dim=0) - user @ items[own][1]
         return total / len(groups)
 
     def state():
-        return {name: parameter.detach().clone() for name, parameter in parameters.items() if "lora_" in name}
+        return {
+            name: parameter.detach().clone()
+            for name, parameter in parameters.items()
+            if "lora_" in name
+        }
 
     checks = training.choices(frozen, learner.valid, learner, recipe, rng(recipe, learner.name, 2))
     with torch.no_grad():
         losses = [float(loss(checks, False))]
     best = state()
     for epoch in range(recipe.epochs):
-        examples = training.choices(frozen, learner.train, learner, recipe, rng(recipe, learner.name, 3, epoch))
-        steps = training.shuffled_steps([sum(map(len, group)) for group in examples], recipe.train_batch_size, rng(recipe, learner.name, 4, epoch))
+        examples = training.choices(
+            frozen, learner.train, learner, recipe, rng(recipe, learner.name, 3, epoch)
+        )
+        steps = training.shuffled_steps(
+            [sum(map(len, group)) for group in examples],
+            recipe.train_batch_size,
+            rng(recipe, learner.name, 4, epoch),
+        )
         for number, rows in enumerate(steps):
             done = (epoch + (number + 1) / len(steps)) / recipe.epochs
-            optimizer.param_groups[0]["lr"] = recipe.learning_rate * (done / 0.1 if done < 0.1 else 0.55 + 0.45 * np.cos(np.pi * (done - 0.1) / 0.9))
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate * (
+                done / 0.1 if done < 0.1 else 0.55 + 0.45 * np.cos(np.pi * (done - 0.1) / 0.9)
+            )
             optimizer.zero_grad()
             loss([examples[row] for row in rows], True).backward()
             torch.nn.utils.clip_grad_norm_(trained, recipe.max_norm)
@@ -141,10 +223,17 @@ def norm(self, x):
 
 def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
     monkeypatch.setattr(T5LayerNorm, "forward", norm)
-    frozen, recipe, learners = frozen_of(world, torch.float64), Recipe(**RECIPE | {"patience": 0, "lora_rank": 4}), learners_of(world)
+    frozen, recipe, learners = (
+        frozen_of(world, torch.float64),
+        Recipe(**RECIPE | {"patience": 0, "lora_rank": 4}),
+        learners_of(world),
+    )
     assert len({len(one.train) for one in learners}) > 3
     stacks = training.together(learners, recipe.train_batch_size, 16)
-    assert sorted(one.name for own in stacks for one in own) == sorted(one.name for one in learners) and max(map(len, stacks)) > 3
+    assert (
+        sorted(one.name for own in stacks for one in own) == sorted(one.name for one in learners)
+        and max(map(len, stacks)) > 3
+    )
     stopped = set()
     for own in stacks:
         found = train(frozen, own, recipe)
@@ -153,8 +242,13 @@ def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
             assert found.losses[number] == pytest.approx(losses, rel=1e-9)
             stopped.add(len(losses))
             for name in found.stack.a:
-                for kind, value in (("A", found.stack.a[name][number]), ("B", found.stack.b[name][number])):
-                    assert (value - expected[f"{name}.lora_{kind}.default.weight"]).abs().max() <= 1e-8
+                for kind, value in (
+                    ("A", found.stack.a[name][number]),
+                    ("B", found.stack.b[name][number]),
+                ):
+                    assert (
+                        value - expected[f"{name}.lora_{kind}.default.weight"]
+                    ).abs().max() <= 1e-8
     assert len(stopped) > 1
 
 
@@ -170,12 +264,16 @@ def test_peft_loads_a_saved_adapter(world, tmp_path):
     for number in range(len(learners)):
         stack.save(number, tmp_path / str(number), "run:base")
         bundle = copy.copy(frozen.bundle)
-        bundle.model = PeftModel.from_pretrained(copy.deepcopy(frozen.bundle.model), tmp_path / str(number)).base_model.model.eval()
+        bundle.model = PeftModel.from_pretrained(
+            copy.deepcopy(frozen.bundle.model), tmp_path / str(number)
+        ).base_model.model.eval()
         with torch.no_grad():
             theirs = training.stacked_vectors(bundle, texts[number : number + 1], 4096)
         assert torch.allclose(ours[number], theirs[0], atol=1e-5)
     plain = linear_layers(frozen.bundle.model)
-    assert not any(isinstance(layer, StackedLinear) for layer in frozen.bundle.model.modules()) and len(plain) == len(stack.a)
+    assert not any(
+        isinstance(layer, StackedLinear) for layer in frozen.bundle.model.modules()
+    ) and len(plain) == len(stack.a)
 
 
 def test_in_float32_vectors_and_ranks_agree(world):
@@ -200,23 +298,38 @@ def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
     from recbole_llm.personal.ranking import rank
 
     model, part = world
-    frozen, recipe = freeze(copy.deepcopy(model), part.train, part.valid, part.test), Recipe(**RECIPE)
+    frozen, recipe = (
+        freeze(copy.deepcopy(model), part.train, part.valid, part.test),
+        Recipe(**RECIPE),
+    )
     users = range(4)
     tests = [part.test[part.test.user == user] for user in users]
     assert len({len(cases) for cases in tests}) > 1
-    stack = Stack.fresh(frozen.bundle.model, [[user] for user in users], rank=4, alpha=8, dropout=0.0)
+    stack = Stack.fresh(
+        frozen.bundle.model, [[user] for user in users], rank=4, alpha=8, dropout=0.0
+    )
     for number, cases in enumerate(tests):
         scores = catalogue_scores(model.eval(), model.dataset, cases)
-        own = scores.gather(1, torch.from_numpy(model.tables.item[cases.end].astype(np.int64))[:, None])
+        own = scores.gather(
+            1, torch.from_numpy(model.tables.item[cases.end].astype(np.int64))[:, None]
+        )
         table = rank(frozen, stack, tests, recipe)[number]
-        assert table.above.tolist() == (scores > own).sum(dim=1).tolist() and table.tied.tolist() == ((scores == own).sum(dim=1) - 1).tolist()
+        assert (
+            table.above.tolist() == (scores > own).sum(dim=1).tolist()
+            and table.tied.tolist() == ((scores == own).sum(dim=1) - 1).tolist()
+        )
         assert table.n_candidates.tolist() == [len(model.tables.items)] * len(cases)
         assert table.target.tolist() == model.tables.items[model.tables.item[cases.end]].tolist()
     torch.manual_seed(0)
     for value in stack.b.values():
         value.data.normal_(std=0.1)
     changed = rank(frozen, stack, tests, recipe)
-    assert any((one.above != other.above).any() for one, other in zip(changed, rank(frozen, stack[[1, 0, 3, 2]], tests, recipe), strict=True))
+    assert any(
+        (one.above != other.above).any()
+        for one, other in zip(
+            changed, rank(frozen, stack[[1, 0, 3, 2]], tests, recipe), strict=True
+        )
+    )
     for number, cases in enumerate(tests):
         (single,) = rank(frozen, stack[[number]], [cases], recipe)
         assert single.above.tolist() == changed[number].above.tolist()
@@ -229,19 +342,34 @@ def test_a_units_files_are_adapters_ranks_and_a_record_whole_or_not_at_all(world
     from recbole_llm.personal.units import Unit, done, keep, unit_folder, work
 
     model, part = world
-    frozen, learners = freeze(copy.deepcopy(model), part.train, part.valid, part.test), learners_of(world, 5)
+    frozen, learners = (
+        freeze(copy.deepcopy(model), part.train, part.valid, part.test),
+        learners_of(world, 5),
+    )
     learners = [Learner(f"a/{one.name} é", one.train, one.valid) for one in learners]
     tests = [part.test[part.test.user == user] for user in range(5)]
-    unit = Unit("users 1/2", learners, tests, Recipe(**RECIPE | {"epochs": 2}), stack=2, base="run:base")
+    unit = Unit(
+        "users 1/2", learners, tests, Recipe(**RECIPE | {"epochs": 2}), stack=2, base="run:base"
+    )
     files = work(frozen, unit)
     assert not done(tmp_path, unit.name)
     keep(tmp_path, unit.name, files)
     folder = unit_folder(tmp_path, unit.name)
-    assert done(tmp_path, unit.name) and [path.name for path in (tmp_path / "units").iterdir()] == [folder.name]
-    assert len(list((folder / "adapters").iterdir())) == 5 and all((path / "adapter_config.json").is_file() for path in (folder / "adapters").iterdir())
+    assert done(tmp_path, unit.name) and [path.name for path in (tmp_path / "units").iterdir()] == [
+        folder.name
+    ]
+    assert len(list((folder / "adapters").iterdir())) == 5 and all(
+        (path / "adapter_config.json").is_file() for path in (folder / "adapters").iterdir()
+    )
     record = json.loads((folder / "unit.json").read_text())
-    assert record["losses"].keys() == {one.name for one in learners} and record["samples"][learners[0].name] == len(learners[0].train)
+    assert record["losses"].keys() == {one.name for one in learners} and record["samples"][
+        learners[0].name
+    ] == len(learners[0].train)
     table = RankTable.load(folder / "ranks.npz")
-    assert sorted(table.user) == sorted(np.concatenate([model.tables.users[cases.user] for cases in tests]))
+    assert sorted(table.user) == sorted(
+        np.concatenate([model.tables.users[cases.user] for cases in tests])
+    )
     again = work(frozen, unit)
-    assert {path: content for path, content in again.items() if path.endswith((".npz", ".safetensors"))}.items() <= files.items()
+    assert {
+        path: content for path, content in again.items() if path.endswith((".npz", ".safetensors"))
+    }.items() <= files.items()

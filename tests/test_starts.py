@@ -53,13 +53,24 @@ def fewer_embeddings(folder):
     config = json.loads(open(path).read())
     with open(path, "w") as file:
         json.dump(config | {"vocab_size": 200}, file)
-    damage(folder, lambda tensors: {name: value[:200] if "embed" in name or "lm_head" in name else value for name, value in tensors.items()})
+    damage(
+        folder,
+        lambda tensors: {
+            name: value[:200] if "embed" in name or "lm_head" in name else value
+            for name, value in tensors.items()
+        },
+    )
 
 
 BROKEN = {
     "junk": (junk, "cannot be loaded"),
     "another width": (narrower, "cannot be loaded"),
-    "a layer is missing": (lambda folder: damage(folder, lambda t: {n: v for n, v in t.items() if "layers.1." not in n}), "9 of its weights are missing"),
+    "a layer is missing": (
+        lambda folder: damage(
+            folder, lambda t: {n: v for n, v in t.items() if "layers.1." not in n}
+        ),
+        "9 of its weights are missing",
+    ),
     "tokens without embeddings": (fewer_embeddings, r"tokenizer has \d+ tokens, more than the 200"),
 }
 
@@ -73,25 +84,49 @@ def test_damaged_folders_are_one_line(llama, case):
 
 
 def test_texts_longer_than_the_positions_are_refused(llama, tmp_path):
-    with pytest.raises(UserError, match="max_length: expected at most the 512 positions of the backbone, found 1024; set --max_length"):
+    with pytest.raises(
+        UserError,
+        match="max_length: expected at most the 512 positions of the backbone, found 1024; set --max_length",
+    ):
         prepared("CALRec", tmp_path, backbone=llama, max_length=1024)
 
 
 def test_adapters_find_their_base_wherever_it_is(trained, tmp_path):
     """Named by the beginning of its id, and in another folder of runs."""
     folder, full = trained
-    beside = run_settings(settings_for("CALRec", folder, backbone=f"run:{full.folder.name[:-2]}", adapter="lora"))
-    assert load_folder(str(beside.folder / "backbone")).model.peft_config["default"].base_model_name_or_path == f"run:{full.folder.name}"
-    elsewhere = run_settings(settings_for("CALRec", folder, init_from=str(full.folder), adapter="lora", checkpoint_dir=str(tmp_path / "saved")))
+    beside = run_settings(
+        settings_for("CALRec", folder, backbone=f"run:{full.folder.name[:-2]}", adapter="lora")
+    )
+    assert (
+        load_folder(str(beside.folder / "backbone"))
+        .model.peft_config["default"]
+        .base_model_name_or_path
+        == f"run:{full.folder.name}"
+    )
+    elsewhere = run_settings(
+        settings_for(
+            "CALRec",
+            folder,
+            init_from=str(full.folder),
+            adapter="lora",
+            checkpoint_dir=str(tmp_path / "saved"),
+        )
+    )
     ranks = elsewhere.ranks()
-    again = evaluate_run(elsewhere.folder, json.loads((elsewhere.folder / "run.json").read_text())["settings"] | {"topk_saved": 7})
+    again = evaluate_run(
+        elsewhere.folder,
+        json.loads((elsewhere.folder / "run.json").read_text())["settings"] | {"topk_saved": 7},
+    )
     assert (again.ranks().above == ranks.above).all()
 
 
 def test_a_runs_backbone_folder_is_the_run(trained):
     folder, full = trained
     path = str(full.folder / "backbone")
-    named, by_path = (Prepared(settings_for("CALRec", folder, backbone=name)) for name in (f"run:{full.folder.name}", path))
+    named, by_path = (
+        Prepared(settings_for("CALRec", folder, backbone=name))
+        for name in (f"run:{full.folder.name}", path)
+    )
     assert named.run_id == by_path.run_id
     other = {"eval_args.split": {"RS": [0.1, 0.1, 0.8]}}
     with pytest.raises(UserError, match="was trained on .* test targets"):
@@ -101,14 +136,20 @@ def test_a_runs_backbone_folder_is_the_run(trained):
 def test_a_link_to_a_runs_backbone_is_the_run(trained, tmp_path):
     folder, full = trained
     (tmp_path / "link").symlink_to(full.folder / "backbone", target_is_directory=True)
-    run_ids = {Prepared(settings_for("CALRec", folder, backbone=name)).run_id for name in (str(tmp_path / "link"), f"run:{full.folder.name}")}
+    run_ids = {
+        Prepared(settings_for("CALRec", folder, backbone=name)).run_id
+        for name in (str(tmp_path / "link"), f"run:{full.folder.name}")
+    }
     assert len(run_ids) == 1
 
 
 def test_what_a_folder_holds_names_the_run(llama, tmp_path):
     before = Prepared(settings_for("CALRec", tmp_path, backbone=llama)).run_id
     shutil.copytree(llama, tmp_path / "copy")
-    assert Prepared(settings_for("CALRec", tmp_path, backbone=str(tmp_path / "copy"))).hash == before.rpartition("-")[2]
+    assert (
+        Prepared(settings_for("CALRec", tmp_path, backbone=str(tmp_path / "copy"))).hash
+        == before.rpartition("-")[2]
+    )
     damage(llama, lambda tensors: {name: 5 * value for name, value in tensors.items()})
     assert Prepared(settings_for("CALRec", tmp_path, backbone=llama)).run_id != before
 
@@ -125,11 +166,15 @@ def test_a_finished_run_needs_nothing_but_itself(llama, tmp_path):
 
 def test_a_start_takes_the_backbone_of_what_it_starts_from(trained):
     folder, full = trained
-    run = run_settings(settings_for("CALRec", folder, init_from=full.folder.name, backbone="scratch:base"))
+    run = run_settings(
+        settings_for("CALRec", folder, init_from=full.folder.name, backbone="scratch:base")
+    )
     assert run.row["backbone"] == "scratch:tiny"
     assert load_folder(str(run.folder / "backbone")).model.config.hidden_size == 128
     lir = run_settings(settings_for("LIR", folder))
-    with pytest.raises(UserError, match="init_from: LIR-cycle-.* is a run of LIR, which has no backbone"):
+    with pytest.raises(
+        UserError, match="init_from: LIR-cycle-.* is a run of LIR, which has no backbone"
+    ):
         run_settings(settings_for("CALRec", folder, init_from=lir.folder.name))
 
 
@@ -139,10 +184,18 @@ def test_another_datasets_settings_of_training_do_not_come_with_it(trained):
 
     folder, full = trained
     stored = json.loads((full.folder / "run.json").read_text())["settings"]
-    _, settings = _stored(full.folder.name, [], {"checkpoint_dir": str(folder / "saved")}, "Scientific")
-    assert settings["dataset"] == "Scientific" and {key for key in settings if settings[key] != stored[key]} == {"dataset"}
-    _, settings = _stored(full.folder.name, [], {"checkpoint_dir": str(folder / "saved")}, "ml-100k")
-    assert settings["text_fields"]["Title"] == "movie_title" and settings["epochs"] == stored["epochs"]
+    _, settings = _stored(
+        full.folder.name, [], {"checkpoint_dir": str(folder / "saved")}, "Scientific"
+    )
+    assert settings["dataset"] == "Scientific" and {
+        key for key in settings if settings[key] != stored[key]
+    } == {"dataset"}
+    _, settings = _stored(
+        full.folder.name, [], {"checkpoint_dir": str(folder / "saved")}, "ml-100k"
+    )
+    assert (
+        settings["text_fields"]["Title"] == "movie_title" and settings["epochs"] == stored["epochs"]
+    )
 
 
 def test_stock_recbole_starts_from_a_run_too(trained):
@@ -154,7 +207,12 @@ def test_stock_recbole_starts_from_a_run_too(trained):
     folder, full = trained
 
     def build(**own):
-        settings = {"data_path": str(folder), "checkpoint_dir": str(folder / "saved"), "scratch_vocabulary": 300, "max_length": 256}
+        settings = {
+            "data_path": str(folder),
+            "checkpoint_dir": str(folder / "saved"),
+            "scratch_vocabulary": 300,
+            "max_length": 256,
+        }
         config = Config("CALRec", "cycle", config_dict=settings | own)
         train, *_ = data_preparation(config, create_dataset(config))
         return get_model("CALRec")(config, train._dataset)
@@ -197,8 +255,19 @@ def test_a_damaged_or_foreign_start_of_a_ranking_is_left(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("model", ["CALRec", "SASRec"])
 def test_divergence_is_one_line(tmp_path, model):
     write_cycle(tmp_path)
-    with pytest.raises(UserError, match=f"{model} (diverged: its loss is|gives no numbers to rank by)"):
-        run_settings(settings_for(model, tmp_path, learning_rate=1e9, epochs=20, train_batch_size=4, clip_grad_norm=None))
+    with pytest.raises(
+        UserError, match=f"{model} (diverged: its loss is|gives no numbers to rank by)"
+    ):
+        run_settings(
+            settings_for(
+                model,
+                tmp_path,
+                learning_rate=1e9,
+                epochs=20,
+                train_batch_size=4,
+                clip_grad_norm=None,
+            )
+        )
 
 
 @pytest.mark.parametrize("decoding", ["sample", "constrained"])
@@ -244,7 +313,9 @@ def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
     """What was ranked is not ranked again, and the run's figures are those of a run that nobody stopped."""
     write_cycle(tmp_path)
     own = {"learner": learner, "eval_memory": 1e-6}  # one case at a time
-    whole = run_settings(settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own))
+    whole = run_settings(
+        settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
+    )
     monkeypatch.setattr(kept_module, "KEEP_SECONDS", 0)
     from recbole_llm.model.calrec import CALRec
 
@@ -264,7 +335,9 @@ def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
     stop = -1
     calls.clear()
     run = run_settings(settings)
-    assert len(calls) == 40 - 14, "neither epochs nor validation nor the first 14 cases are done again"
+    assert len(calls) == 40 - 14, (
+        "neither epochs nor validation nor the first 14 cases are done again"
+    )
     for part in ("valid", "test"):
         assert run.row[part] == whole.row[part]
     assert run.row["rates"] == whole.row["rates"]

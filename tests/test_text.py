@@ -22,7 +22,9 @@ FIELDS = {"Title": "title", "Category": "categories", "Price": "price"}
 def tables(write):
     def tables(rows=ROWS, header=ITEM):
         inter = [("user_id:token", "item_id:token"), *(("u", item) for item in "abcde")]
-        return load(Source(write({"inter": inter} | ({"item": [header, *rows]} if rows else {})), "toy"))
+        return load(
+            Source(write({"inter": inter} | ({"item": [header, *rows]} if rows else {})), "toy")
+        )
 
     return tables
 
@@ -53,7 +55,13 @@ def test_sentence_names_the_attributes(tables):
 
 def test_plain_holds_what_is_known(tables):
     text = ItemText.from_tables(tables(), FIELDS)
-    assert [text.plain(item) for item in range(5)] == ["Red Ball (large) Toys Balls 9.90", "Toys", "Red Ball (large) Toys Balls 9.90", "NA 0", ""]
+    assert [text.plain(item) for item in range(5)] == [
+        "Red Ball (large) Toys Balls 9.90",
+        "Toys",
+        "Red Ball (large) Toys Balls 9.90",
+        "NA 0",
+        "",
+    ]
 
 
 def test_long_attributes_are_cut_by_words(tables):
@@ -72,20 +80,47 @@ def test_a_missing_column_is_left_out_and_said(tables):
 
 
 def test_items_without_text_are_counted(tables):
-    assert "1 of 5 items have no text at all: all their attributes are Unknown" in ItemText.from_tables(tables(), FIELDS).log
-    assert "2 of 5 items have no text at all: all their attributes are Unknown" in ItemText.from_tables(tables(), {"Category": "categories"}).log
-    assert ItemText.from_tables(tables(ROWS[:3] + [("d", "x", "", ""), ("e", "y", "", "")]), FIELDS).log == ()
+    assert (
+        "1 of 5 items have no text at all: all their attributes are Unknown"
+        in ItemText.from_tables(tables(), FIELDS).log
+    )
+    assert (
+        "2 of 5 items have no text at all: all their attributes are Unknown"
+        in ItemText.from_tables(tables(), {"Category": "categories"}).log
+    )
+    assert (
+        ItemText.from_tables(
+            tables(ROWS[:3] + [("d", "x", "", ""), ("e", "y", "", "")]), FIELDS
+        ).log
+        == ()
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "fields", "message"),
     [
-        (ROWS, {"Brand": "brand", "Kind": "kind"}, "expected one of the columns brand, kind, found title, categories, price"),
+        (
+            ROWS,
+            {"Brand": "brand", "Kind": "kind"},
+            "expected one of the columns brand, kind, found title, categories, price",
+        ),
         ([], FIELDS, "found no item file"),
         (ROWS, {}, "has no text"),
-        ([(item, "", " ", "") for item in "abcde"], FIELDS, "every cell of title, categories, price is empty"),
-        ([("A", "text", "of", "1")], FIELDS, "dataset toy: no item_id of the events has a row in toy.item: 'a' is an event's, 'A' a row's; write"),
-        ([("z", "", "", ""), ("a", "", " ", "")], FIELDS, "every cell of title, categories, price is empty"),
+        (
+            [(item, "", " ", "") for item in "abcde"],
+            FIELDS,
+            "every cell of title, categories, price is empty",
+        ),
+        (
+            [("A", "text", "of", "1")],
+            FIELDS,
+            "dataset toy: no item_id of the events has a row in toy.item: 'a' is an event's, 'A' a row's; write",
+        ),
+        (
+            [("z", "", "", ""), ("a", "", " ", "")],
+            FIELDS,
+            "every cell of title, categories, price is empty",
+        ),
     ],
 )
 def test_no_text_at_all_is_an_error(tables, rows, fields, message):
@@ -97,9 +132,17 @@ def test_no_text_at_all_is_an_error(tables, rows, fields, message):
 
 def test_a_catalogue_of_other_items_is_an_error_too(write):
     """With `catalogue: all` the rows of .item are items, but those that anybody met have no text."""
-    folder = write({"inter": [("user_id:token", "item_id:token"), ("u", "3"), ("u", "4")], "item": [ITEM, ("3.0", "Ball", "Toys", "1")]})
+    folder = write(
+        {
+            "inter": [("user_id:token", "item_id:token"), ("u", "3"), ("u", "4")],
+            "item": [ITEM, ("3.0", "Ball", "Toys", "1")],
+        }
+    )
     for catalogue in ("met", "all"):
-        with pytest.raises(UserError, match="no item_id of the events has a row in toy.item: '3' is an event's, '3.0' a row's"):
+        with pytest.raises(
+            UserError,
+            match="no item_id of the events has a row in toy.item: '3' is an event's, '3.0' a row's",
+        ):
             ItemText.from_tables(load(Source(folder, "toy", catalogue=catalogue)), FIELDS)
 
 
@@ -114,7 +157,13 @@ def test_equal_texts_are_found(tables):
 
 
 def test_equal_words_of_other_attributes_are_another_text(tables):
-    rows = [("a", "x", "y z", ""), ("b", "x y", "z", ""), ("c", "x", "y z", ""), ("d", "", "x", ""), ("e", "x", "", "")]
+    rows = [
+        ("a", "x", "y z", ""),
+        ("b", "x y", "z", ""),
+        ("c", "x", "y z", ""),
+        ("d", "", "x", ""),
+        ("e", "x", "", ""),
+    ]
     assert ItemText.from_tables(tables(rows), FIELDS).unique[1].tolist() == [0, 1, 0, 2, 3]
 
 
@@ -123,7 +172,11 @@ def test_text_is_that_of_the_item(shared):
     folder = shared / "data" / "Scientific"
     tables = load(Source(folder, "Scientific"))
     text = ItemText.from_tables(tables, {"Title": "title", "Brand": "brand"})
-    lines = [line.split("\t") for line in (folder / "Scientific.item").read_text(encoding="utf-8").split("\n")[1:] if line]
+    lines = [
+        line.split("\t")
+        for line in (folder / "Scientific.item").read_text(encoding="utf-8").split("\n")[1:]
+        if line
+    ]
     columns = (folder / "Scientific.item").open(encoding="utf-8").readline().split("\t")
     title = columns.index("title:token_seq")
     known = {line[0]: " ".join(line[title].split()) for line in lines}

@@ -43,7 +43,9 @@ def test_losses_and_metrics_are_stock_recboles(tmp_path, model):
     """Same seed, same data, same number of epochs: losses to the last bit, metrics to 1e-9."""
     write_cycle(tmp_path)
     stock = run_stock(tmp_path, model, tmp_path, "cycle", 3, 64)
-    _, _, trainer, (train, valid, test) = prepared(model, tmp_path, epochs=3, dedup="none", stopping_step=100)
+    _, _, trainer, (train, valid, test) = prepared(
+        model, tmp_path, epochs=3, dedup="none", stopping_step=100
+    )
     trainer.fit(train, valid)
     assert list(trainer.train_loss_dict.values()) == pytest.approx(stock["losses"], abs=1e-12)
     ours = trainer.evaluate(test)
@@ -57,7 +59,13 @@ def test_scientific_is_stock_recboles(tmp_path, shared, model):
     """The same on real data, with RecBole's own batch size."""
     data, epochs = shared / "data", 2
     stock = run_stock(tmp_path, model, data, "Scientific", epochs, 2048)
-    own = {"epochs": epochs, "dedup": "none", "train_batch_size": 2048, "checkpoint_dir": str(tmp_path / "saved"), "data_path": str(data)}
+    own = {
+        "epochs": epochs,
+        "dedup": "none",
+        "train_batch_size": 2048,
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "data_path": str(data),
+    }
     _, _, trainer, (train, valid, test) = prepared(model, tmp_path, "Scientific", **own)
     trainer.fit(train, valid)
     losses, ours = list(trainer.train_loss_dict.values()), trainer.evaluate(test)
@@ -70,11 +78,15 @@ def test_scientific_is_stock_recboles(tmp_path, shared, model):
 @pytest.mark.parametrize("model", ["SASRec", "BPR", "CALRec"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
     write_cycle(tmp_path)
-    _, whole, trainer, (train, valid, test) = prepared(model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "whole"))
+    _, whole, trainer, (train, valid, test) = prepared(
+        model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "whole")
+    )
     trainer.fit(train, valid)
     expected = trainer.evaluate(test)
 
-    _, _, first, (train, valid, _) = prepared(model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "cut"))
+    _, _, first, (train, valid, _) = prepared(
+        model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "cut")
+    )
     inner = first._train_epoch
 
     def killed_in_the_third(data, epoch, **kwargs):
@@ -87,7 +99,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
         first.fit(train, valid)
     torch.manual_seed(99)  # a new process knows nothing of the old one's generators
     np.random.seed(99)
-    _, other, second, (train, valid, test) = prepared(model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "cut"))
+    _, other, second, (train, valid, test) = prepared(
+        model, tmp_path, epochs=4, checkpoint_dir=str(tmp_path / "cut")
+    )
     second.resume_checkpoint(first.folder)
     second.fit(train, valid)
     assert [line["loss"] for line in second.history] == [line["loss"] for line in trainer.history]
@@ -102,11 +116,15 @@ def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatc
 
     write_cycle(tmp_path)
     own = {"epochs": 2, "train_batch_size": 4, "learner": learner}
-    _, whole, trainer, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
+    _, whole, trainer, (train, valid, _) = prepared(
+        "CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own
+    )
     trainer.fit(train, valid)
 
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
-    _, model, first, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own)
+    _, model, first, (train, valid, _) = prepared(
+        "CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own
+    )
     inner, calls = first._step, []
 
     def killed_in_step_14(groups):
@@ -118,12 +136,16 @@ def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatc
     first._step = killed_in_step_14
     with pytest.raises(KeyboardInterrupt):
         first.fit(train, valid)
-    _, other, second, (train, valid, _) = prepared("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own)
+    _, other, second, (train, valid, _) = prepared(
+        "CALRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own
+    )
     second.resume_checkpoint(first.folder)
     assert second.position[0] > 0
     second.fit(train, valid)
     assert [line["loss"] for line in second.history] == [line["loss"] for line in trainer.history]
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
 
 
 def test_state_and_weights_load_without_pickle(tmp_path):
@@ -149,7 +171,9 @@ def test_a_gain_in_the_fifth_decimal_counts(tmp_path, monkeypatch):
     write_cycle(tmp_path)
     _, _, trainer, (train, valid, _) = prepared("GRU4Rec", tmp_path, epochs=5, stopping_step=1)
     scores = iter([0.5, 0.500001, 0.500002, 0.500003, 0.500004])
-    monkeypatch.setattr(trainer, "_valid_epoch", lambda *args, **kwargs: (next(scores), {"ndcg@10": 0.0}))
+    monkeypatch.setattr(
+        trainer, "_valid_epoch", lambda *args, **kwargs: (next(scores), {"ndcg@10": 0.0})
+    )
     trainer.fit(train, valid)
     assert trainer.best_epoch == 4
 
@@ -160,7 +184,9 @@ def test_pop_counts_events(tmp_path):
     _, model, trainer, (train, valid, test) = prepared("Pop", tmp_path)
     trainer.fit(train, valid)
     dataset = train._dataset
-    counts = np.bincount(dataset.tables.item[dataset.split.train_events] + 1, minlength=dataset.item_num)
+    counts = np.bincount(
+        dataset.tables.item[dataset.split.train_events] + 1, minlength=dataset.item_num
+    )
     assert model.item_cnt[:, 0].tolist() == counts.tolist()
     assert counts.max() > 1
 
@@ -170,7 +196,12 @@ def test_a_certain_world_is_learnt(tmp_path, model, floor):
     """The next item is certain: whoever learns finds it; Pop cannot."""
     write_cycle(tmp_path, users=48, length=10)
     own = {
-        "SASRec": {"epochs": 60, "train_batch_size": 64, "eval_step": 20, "MAX_ITEM_LIST_LENGTH": 10},
+        "SASRec": {
+            "epochs": 60,
+            "train_batch_size": 64,
+            "eval_step": 20,
+            "MAX_ITEM_LIST_LENGTH": 10,
+        },
         "CALRec": {"epochs": 12, "train_batch_size": 4, "eval_step": 12, "scratch_vocabulary": 700},
     }[model]
     _, _, trainer, (train, valid, test) = prepared(model, tmp_path, **own)
@@ -199,7 +230,10 @@ def test_stages_hand_their_weights_on(tmp_path):
     from recbole_llm.runs import run_settings
 
     write_cycle(tmp_path)
-    own = {"item_attribute": "categories", "stage_settings": {"pretrain": {"epochs": 1}, "finetune": {"epochs": 0}}}
+    own = {
+        "item_attribute": "categories",
+        "stage_settings": {"pretrain": {"epochs": 1}, "finetune": {"epochs": 0}},
+    }
     settings = settings_for("S3Rec", tmp_path, **own)
     run = run_settings(settings)
     from safetensors.torch import load_file
@@ -226,4 +260,6 @@ def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
     assert moved.encoder.tokenizer.get_vocab() == model.bundle.tokenizer.get_vocab()
     ids = torch.from_numpy(moved.encoder.piece(" Title: apple juice."))[None]
     with torch.no_grad():
-        assert torch.equal(moved.backbone(input_ids=ids).logits, model.backbone.eval()(input_ids=ids).logits)
+        assert torch.equal(
+            moved.backbone(input_ids=ids).logits, model.backbone.eval()(input_ids=ids).logits
+        )

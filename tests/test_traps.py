@@ -22,7 +22,11 @@ def short_users(write):
     """Users with 2, 3 and 4 events among longer ones."""
     rng = np.random.default_rng(0)
     lengths = {"two": 2, "three": 3, "four": 4} | {f"u{number}": 8 for number in range(6)}
-    rows = [(user, f"i{rng.integers(12)}", 100 * step) for user, length in lengths.items() for step in range(length)]
+    rows = [
+        (user, f"i{rng.integers(12)}", 100 * step)
+        for user, length in lengths.items()
+        for step in range(length)
+    ]
     return write({"inter": [HEADER, *rows]})
 
 
@@ -38,7 +42,9 @@ def stock_trainer(stock, monkeypatch, tmp_path):
         dataset = stock(name, folder, **METRICS, checkpoint_dir=str(tmp_path / "stock"), **settings)
         train, _, test = data_preparation(dataset.config, dataset)
         change(get_model(name))
-        trainer = get_trainer(dataset.config["MODEL_TYPE"], name)(dataset.config, get_model(name)(dataset.config, train._dataset))
+        trainer = get_trainer(dataset.config["MODEL_TYPE"], name)(
+            dataset.config, get_model(name)(dataset.config, train._dataset)
+        )
         trainer.eval_collector.data_collect(train)
         return trainer, train, test
 
@@ -49,7 +55,9 @@ def ours(model, folder, **settings):
     """(model, test dataset) with random weights."""
     from recbole_llm import registry
 
-    resolved = config.recbole_config(config.resolve(model, folder.name, [], {"use_gpu": False} | settings), folder)
+    resolved = config.recbole_config(
+        config.resolve(model, folder.name, [], {"use_gpu": False} | settings), folder
+    )
     train, _, test = make_loaders(resolved)
     return registry.model_class(model)(resolved, train._dataset), test._dataset
 
@@ -61,12 +69,19 @@ def users_of(dataset):
 
 def test_all_models_test_the_same_users(short_users, stock, parts):
     """Stock: a user with two events is tested by general models only."""
-    stock_general, stock_sequential = (users_of(stock(model, short_users).build()[2]) for model in ("BPR", "GRU4Rec"))
+    stock_general, stock_sequential = (
+        users_of(stock(model, short_users).build()[2]) for model in ("BPR", "GRU4Rec")
+    )
     assert "two" in stock_general - stock_sequential
     ours = []
     for model in ("BPR", "GRU4Rec"):
         test = parts(model, short_users)[2]
-        ours.append([(str(test.tables.users[user]), int(end)) for user, end in zip(test.cases.user, test.cases.end, strict=True)])
+        ours.append(
+            [
+                (str(test.tables.users[user]), int(end))
+                for user, end in zip(test.cases.user, test.cases.end, strict=True)
+            ]
+        )
     assert ours[0] == ours[1] and {user for user, _ in ours[0]} == stock_sequential
 
 
@@ -76,19 +91,35 @@ def test_history_is_masked_for_all_or_none(short_users, stock):
 
     masked, counts = [], []
     for model in ("BPR", "GRU4Rec"):
-        dataset = stock(model, short_users, train_neg_sample_args={"distribution": "uniform", "sample_num": 1} if model == "BPR" else None)
+        dataset = stock(
+            model,
+            short_users,
+            train_neg_sample_args={"distribution": "uniform", "sample_num": 1}
+            if model == "BPR"
+            else None,
+        )
         _, _, test = data_preparation(dataset.config, dataset)
         _, history, _, _ = next(iter(test))
         masked.append(history is not None and len(history[1]) > 0)
         model, test = ours(model, short_users)
-        tables = [rank_cases(model, test, test.cases, mask_history=choice)[0] for choice in (False, True)]
+        tables = [
+            rank_cases(model, test, test.cases, mask_history=choice)[0] for choice in (False, True)
+        ]
         counts.append([table.n_candidates.tolist() for table in tables])
     assert masked == [True, False]
-    assert counts[0] == counts[1] and min(counts[0][0]) == test.item_num - 1 and max(counts[0][1]) < test.item_num - 1
+    assert (
+        counts[0] == counts[1]
+        and min(counts[0][0]) == test.item_num - 1
+        and max(counts[0][1]) < test.item_num - 1
+    )
 
 
 def pairs_of(batches):
-    return {pair for batch in batches for pair in zip(batch["user_id"].tolist(), batch["item_id"].tolist(), strict=True)}
+    return {
+        pair
+        for batch in batches
+        for pair in zip(batch["user_id"].tolist(), batch["item_id"].tolist(), strict=True)
+    }
 
 
 def test_history_is_masked_for_all_or_none_of_the_models_that_score_pairs(short_users, stock):
@@ -99,13 +130,22 @@ def test_history_is_masked_for_all_or_none_of_the_models_that_score_pairs(short_
 
     met, lists, counts = [], [], []
     for name in ("NeuMF", "DIN"):
-        dataset = stock(name, short_users, mode="uni3", repeatable=name == "DIN", train_neg_sample_args={"distribution": "uniform", "sample_num": 1})
+        dataset = stock(
+            name,
+            short_users,
+            mode="uni3",
+            repeatable=name == "DIN",
+            train_neg_sample_args={"distribution": "uniform", "sample_num": 1},
+        )
         test = data_preparation(dataset.config, dataset)[2]
         events, targets = pairs_of([dataset.inter_feat]), pairs_of([test._dataset.inter_feat])
         met.append(len((pairs_of(batch for batch, *_ in test) - targets) & events))
         model, test = ours(name, short_users)
         chosen = draw_candidates(test.tables, test.cases, 6, 0, "target")
-        tops = [rank_cases(model, test, test.cases, candidates=chosen, mask_history=choice, topk=7) for choice in (False, True)]
+        tops = [
+            rank_cases(model, test, test.cases, candidates=chosen, mask_history=choice, topk=7)
+            for choice in (False, True)
+        ]
         lists.append([[set(row) for row in top.items.tolist()] for _, top in tops])
         counts.append([table.n_candidates.tolist() for table, _ in tops])
     assert lists[0] == lists[1] and counts[0] == counts[1]
@@ -117,7 +157,9 @@ def test_repeatnet_learns_from_events_alone(short_users, stock):
     """Stock: half of RepeatNet's targets are random items, labelled as if they had been bought."""
     from recbole.data import data_preparation
 
-    dataset = stock("RepeatNet", short_users, train_neg_sample_args={"distribution": "uniform", "sample_num": 1})
+    dataset = stock(
+        "RepeatNet", short_users, train_neg_sample_args={"distribution": "uniform", "sample_num": 1}
+    )
     batch = next(iter(data_preparation(dataset.config, dataset)[0]))
     assert float(batch["label"].mean()) == 0.5
     settings = config.resolve("RepeatNet", "toy", [], {"use_gpu": False})
@@ -132,7 +174,11 @@ def test_an_error_inside_a_model_is_an_error(short_users, stock_trainer, monkeyp
     def broken(self, interaction):
         raise NotImplementedError("some operator is not implemented for this device")
 
-    trainer, _, test = stock_trainer("GRU4Rec", short_users, lambda model: monkeypatch.setattr(model, "full_sort_predict", broken))
+    trainer, _, test = stock_trainer(
+        "GRU4Rec",
+        short_users,
+        lambda model: monkeypatch.setattr(model, "full_sort_predict", broken),
+    )
     assert 0 <= trainer.evaluate(test, load_best_model=False)["recall@3"] <= 1
     model, test = ours("GRU4Rec", short_users)
     with pytest.raises(NotImplementedError, match="some operator"):
@@ -140,7 +186,9 @@ def test_an_error_inside_a_model_is_an_error(short_users, stock_trainer, monkeyp
 
 
 @pytest.mark.parametrize("last", range(4))
-def test_a_model_that_repeats_itself_gets_what_chance_gives(last, write, stock_trainer, monkeypatch):
+def test_a_model_that_repeats_itself_gets_what_chance_gives(
+    last, write, stock_trainer, monkeypatch
+):
     """Stock: equal scores are ranked by the order of columns, so where all buy the same item last a constant model finds it always or never."""
     from recbole_llm.evaluation import metrics
 
@@ -148,9 +196,15 @@ def test_a_model_that_repeats_itself_gets_what_chance_gives(last, write, stock_t
         return torch.zeros(len(interaction), self.n_items)
 
     rng = np.random.default_rng(0)
-    rows = [(f"u{user}", f"i{item}", time) for user in range(9) for time, item in enumerate([*rng.permutation(12), 3 * last])]
+    rows = [
+        (f"u{user}", f"i{item}", time)
+        for user in range(9)
+        for time, item in enumerate([*rng.permutation(12), 3 * last])
+    ]
     folder = write({"inter": [HEADER, *rows]})
-    trainer, _, test = stock_trainer("GRU4Rec", folder, lambda model: monkeypatch.setattr(model, "full_sort_predict", constant))
+    trainer, _, test = stock_trainer(
+        "GRU4Rec", folder, lambda model: monkeypatch.setattr(model, "full_sort_predict", constant)
+    )
     assert trainer.evaluate(test, load_best_model=False)["recall@3"] in (0, 1)
     model, test = ours("GRU4Rec", folder)
     values = metrics.evaluate(rank_cases(model, test, test.cases)[0], ["Recall"], [3])
@@ -166,10 +220,22 @@ def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch)
         scores = torch.zeros(len(interaction), 13)
         return scores.scatter_(1, interaction["item_id"][:, None], 1.0)
 
-    rows = [(f"u{user}", f"i{(user * 5 + time) % 12}", time) for user in range(9) for time in range(7)]
-    folder = write({"inter": [HEADER, *rows], "item": [("item_id:token", "title:token_seq"), *((f"i{item}", f"word{item}") for item in range(12))]})
+    rows = [
+        (f"u{user}", f"i{(user * 5 + time) % 12}", time) for user in range(9) for time in range(7)
+    ]
+    folder = write(
+        {
+            "inter": [HEADER, *rows],
+            "item": [
+                ("item_id:token", "title:token_seq"),
+                *((f"i{item}", f"word{item}") for item in range(12)),
+            ],
+        }
+    )
     if name == "GRU4Rec":
-        trainer, _, test = stock_trainer(name, folder, lambda model: monkeypatch.setattr(model, "full_sort_predict", oracle))
+        trainer, _, test = stock_trainer(
+            name, folder, lambda model: monkeypatch.setattr(model, "full_sort_predict", oracle)
+        )
         assert trainer.evaluate(test, load_best_model=False)["recall@3"] == 1
     monkeypatch.setattr(registry.model_class(name), "full_sort_predict", oracle)
     model, test = ours(name, folder)
@@ -183,14 +249,21 @@ def test_eval_args_in_part_keep_the_rest(given, short_users, stock):
     from recbole.config import Config
 
     def of_stock(**more):
-        return Config(model="SASRec", dataset="toy", config_dict={"data_path": str(short_users), "train_neg_sample_args": None, **more})["eval_args"]
+        return Config(
+            model="SASRec",
+            dataset="toy",
+            config_dict={"data_path": str(short_users), "train_neg_sample_args": None, **more},
+        )["eval_args"]
 
     stock("SASRec", short_users)
     assert (of_stock()["split"], of_stock()["order"]) == ({"LS": "valid_and_test"}, "TO")
     assert of_stock(eval_args=given)["split"] == {"RS": [0.8, 0.1, 0.1]}
     assert of_stock(eval_args=given)["order"] == given.get("order", "RO")
     whole = config.resolve("SASRec", "toy")["eval_args"]
-    for overrides in ({"eval_args": given}, {f"eval_args.{key}": value for key, value in given.items()}):
+    for overrides in (
+        {"eval_args": given},
+        {f"eval_args.{key}": value for key, value in given.items()},
+    ):
         settings = config.resolve("SASRec", "toy", [], {"use_gpu": False} | overrides)
         assert settings["eval_args"] == whole | given
         made = config.recbole_config(settings, short_users)["eval_args"]
@@ -200,8 +273,18 @@ def test_eval_args_in_part_keep_the_rest(given, short_users, stock):
 def test_events_within_a_minute_keep_their_order(write, stock):
     """Stock: times are float32, so that these four are one time and the file's order is taken for theirs."""
     times = {"a": 1_600_000_000, "b": 1_600_000_010, "c": 1_600_000_020, "d": 1_600_000_030}
-    folder = write({"inter": [HEADER, *(("u", item, times[item]) for item in "cadb"), *(("v", item, times[item]) for item in "dbca")]})
+    folder = write(
+        {
+            "inter": [
+                HEADER,
+                *(("u", item, times[item]) for item in "cadb"),
+                *(("v", item, times[item]) for item in "dbca"),
+            ]
+        }
+    )
     test = stock("SASRec", folder).build()[2]
-    assert {test.field2id_token["item_id"][item] for item in test.inter_feat["item_id"].tolist()} != {"d"}
+    assert {
+        test.field2id_token["item_id"][item] for item in test.inter_feat["item_id"].tolist()
+    } != {"d"}
     test = ours("SASRec", folder)[1]
     assert test.tables.items[test.tables.item[test.cases.end]].tolist() == ["d", "d"]

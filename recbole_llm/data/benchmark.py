@@ -20,20 +20,26 @@ def load_benchmark(source: Source) -> Tables:
     and targets share one numbering, and a list keeps its newest items when a model reads fewer.
     """
     if len(source.benchmark) != len(PARTS):
-        raise UserError(f"benchmark_filename: expected three suffixes (train, valid, test), found {list(source.benchmark)}")
+        raise UserError(
+            f"benchmark_filename: expected three suffixes (train, valid, test), found {list(source.benchmark)}"
+        )
     filters = {
         "user_sample": source.user_sample != 1, "val_interval": source.value_intervals, "rm_dup_inter": source.remove_repeats,
         "user_inter_num_interval": source.user_interval != EVERY, "item_inter_num_interval": source.item_interval != EVERY,
         "need_item_row": source.need_item_row,
     }  # fmt: skip
     if used := [name for name, value in filters.items() if value]:
-        raise UserError(f"{', '.join(used)}: files that are split already are taken as they are; leave the filter or benchmark_filename out")
+        raise UserError(
+            f"{', '.join(used)}: files that are split already are taken as they are; leave the filter or benchmark_filename out"
+        )
     list_field = f"{source.item_field}_list"
     parts = []
     for part, suffix in zip(PARTS, source.benchmark, strict=True):
         path = source.path(f"{suffix}.inter")
         if not path.is_file():
-            raise UserError(f"{path} not found; benchmark_filename names the files <dataset>.<suffix>.inter")
+            raise UserError(
+                f"{path} not found; benchmark_filename names the files <dataset>.<suffix>.inter"
+            )
         types = read_header(path)
         for name in (source.user_field, list_field, source.item_field):
             if name not in types:
@@ -41,13 +47,18 @@ def load_benchmark(source: Source) -> Tables:
         frame = read_atomic(path, {source.user_field, list_field, source.item_field}, numbers=False)
         for name in (source.user_field, source.item_field):
             if len(empty := np.flatnonzero(frame[name] == "")):
-                raise UserError(f"{path}, line {empty[0] + 2}: {name} is empty; give it an id or remove the line")
+                raise UserError(
+                    f"{path}, line {empty[0] + 2}: {name} is empty; give it an id or remove the line"
+                )
         parts.append(frame.assign(part=part))
     rows = pd.concat(parts, ignore_index=True)
     if len(rows) == 0:
         raise UserError(f"{source.path('*.inter')}: the pre-split files hold no row")
     user, users = pd.factorize(rows[source.user_field].to_numpy(dtype=object))
-    windows = [[*cells.split(), target] for cells, target in zip(rows[list_field], rows[source.item_field], strict=True)]
+    windows = [
+        [*cells.split(), target]
+        for cells, target in zip(rows[list_field], rows[source.item_field], strict=True)
+    ]
     own_rows = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1])
     blocks = [_chain([windows[row] for row in own]) for own in own_rows]
     place = np.empty((len(rows), 3), dtype=np.int64)  # block, begin, end within the block
@@ -60,10 +71,15 @@ def load_benchmark(source: Source) -> Tables:
     base = np.array([offsets[user[row]][place[row, 0]] for row in range(len(rows))])
     frame = pd.DataFrame(events, columns=[source.user_field, source.item_field])
     frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
-    log = [f"{len(rows)} pre-split rows read: " + ", ".join(f"{name} {len(part)}" for name, part in zip(PARTS, parts, strict=True))]
+    log = [
+        f"{len(rows)} pre-split rows read: "
+        + ", ".join(f"{name} {len(part)}" for name, part in zip(PARTS, parts, strict=True))
+    ]
     tables = build(source, frame, False, log)
     bounds = np.stack([base + place[:, 1], base + place[:, 2]], axis=1)
-    return replace(tables, cases={part: bounds[(rows["part"] == part).to_numpy()] for part in PARTS})
+    return replace(
+        tables, cases={part: bounds[(rows["part"] == part).to_numpy()] for part in PARTS}
+    )
 
 
 def _chain(windows: list[list[str]]) -> list[list[str]]:

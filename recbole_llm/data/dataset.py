@@ -56,14 +56,25 @@ class HistoryInteraction(Interaction):
     RecBole copies every prefix (628 B a row at length 50); here a case costs its two row numbers.
     """
 
-    def __init__(self, targets: dict, cases: Cases, lists: dict[str, torch.Tensor], width: int, length_field: str):
+    def __init__(
+        self,
+        targets: dict,
+        cases: Cases,
+        lists: dict[str, torch.Tensor],
+        width: int,
+        length_field: str,
+    ):
         self.cases, self.lists, self.width = cases, lists, width
         sizes = np.minimum(cases.end - cases.begin, width)
         super().__init__({**targets, length_field: torch.from_numpy(sizes)})
 
     def __getitem__(self, index):
         if isinstance(index, str):
-            return self._cut(self.lists[index], slice(None)) if index in self.lists else self.interaction[index]
+            return (
+                self._cut(self.lists[index], slice(None))
+                if index in self.lists
+                else self.interaction[index]
+            )
         if torch.is_tensor(index):
             index = index.numpy()
         row = {name: self._cut(values, index) for name, values in self.lists.items()}
@@ -105,22 +116,40 @@ class TableMixin:
             self.iid_field: pd.Series(tables.items[tables.item[back]], dtype=object),
             self.time_field: tables.position[back].astype(np.float64),
         }
-        for name, ftype in ((self.uid_field, "token"), (self.iid_field, "token"), (self.time_field, "float")):
+        for name, ftype in (
+            (self.uid_field, "token"),
+            (self.iid_field, "token"),
+            (self.time_field, "float"),
+        ):
             self._declare(name, FeatureType(ftype), source)
         load_col = (self.config["load_col"] or {}).get("inter", [])
         for name, values in tables.columns.items():
-            if load_col != "*" and name not in load_col and name not in (self.config["threshold"] or ()):
+            if (
+                load_col != "*"
+                and name not in load_col
+                and name not in (self.config["threshold"] or ())
+            ):
                 continue
             frame[name] = values[back]
-            self._declare(name, FeatureType.FLOAT if values.dtype.kind == "f" else FeatureType.TOKEN, source)
+            self._declare(
+                name, FeatureType.FLOAT if values.dtype.kind == "f" else FeatureType.TOKEN, source
+            )
         self.field2source[self.uid_field] = FeatureSource.USER_ID
         self.field2source[self.iid_field] = FeatureSource.ITEM_ID
         self.inter_feat = pd.DataFrame(frame)
-        self.item_feat = self._side_frame("item", self.iid_field, tables.items, tables.item_table, tables.item_types)
-        self.user_feat = self._side_frame("user", self.uid_field, tables.users, tables.user_table, tables.user_types)
+        self.item_feat = self._side_frame(
+            "item", self.iid_field, tables.items, tables.item_table, tables.item_types
+        )
+        self.user_feat = self._side_frame(
+            "user", self.uid_field, tables.users, tables.user_table, tables.user_types
+        )
 
     def _declare(self, name, ftype, source, length=1):
-        self.field2type[name], self.field2source[name], self.field2seqlen[name] = ftype, source, length
+        self.field2type[name], self.field2source[name], self.field2seqlen[name] = (
+            ftype,
+            source,
+            length,
+        )
         if ftype in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
             self.field2bucketnum[name] = 2
 
@@ -131,9 +160,19 @@ class TableMixin:
         if kind == "item":
             features = self.config["selected_features"] or []
             attribute = self.config["item_attribute"]
-            wanted += [name for name in [*features, *([attribute] if attribute else [])] if name not in wanted]
-        if not wanted:  # RecBole numbers what is in its frames: items without events need a row in one
-            return pd.DataFrame({key: tokens}) if kind == "item" and self.config["catalogue"] == "all" else None
+            wanted += [
+                name
+                for name in [*features, *([attribute] if attribute else [])]
+                if name not in wanted
+            ]
+        if (
+            not wanted
+        ):  # RecBole numbers what is in its frames: items without events need a row in one
+            return (
+                pd.DataFrame({key: tokens})
+                if kind == "item" and self.config["catalogue"] == "all"
+                else None
+            )
         missing = [name for name in wanted if name not in types]
         if missing:
             raise UserError(
@@ -141,15 +180,21 @@ class TableMixin:
                 "set selected_features, item_attribute or load_col"
             )
         if kind == "item" and self.tables.strangers:
-            raise UserError(f"dataset {self.tables.name}: {self.tables.strangers}; write the ids alike in both files")
+            raise UserError(
+                f"dataset {self.tables.name}: {self.tables.strangers}; write the ids alike in both files"
+            )
         frame = {key: tokens}
         source = FeatureSource(kind)
         for name in wanted:
             ftype = FeatureType(types[name])
             try:
-                frame[name], length = _convert(table[name], ftype, (self.config["seq_len"] or {}).get(name))
+                frame[name], length = _convert(
+                    table[name], ftype, (self.config["seq_len"] or {}).get(name)
+                )
             except ValueError as error:
-                raise UserError(f"dataset {self.tables.name}, .{kind} column {name}: {error}; write numbers or make it a token column") from None
+                raise UserError(
+                    f"dataset {self.tables.name}, .{kind} column {name}: {error}; write numbers or make it a token column"
+                ) from None
             self._declare(name, ftype, source, length)
         return pd.DataFrame(frame)
 
@@ -165,16 +210,23 @@ class TableMixin:
         self._drop_unused_col()
         tables = self.tables
         order = torch.from_numpy(np.argsort(tables.file_order))
-        self.events = Interaction({name: self.inter_feat[name][order] for name in self.inter_feat.columns})
+        self.events = Interaction(
+            {name: self.inter_feat[name][order] for name in self.inter_feat.columns}
+        )
         self.inter_feat = self.events
-        if not torch.equal(self.events[self.iid_field], torch.from_numpy(tables.item.astype(np.int64) + 1)):
+        if not torch.equal(
+            self.events[self.iid_field], torch.from_numpy(tables.item.astype(np.int64) + 1)
+        ):
             raise AssertionError("RecBole numbered the items in another order than the tables")
         if hasattr(self, "neg_item_list"):  # DIEN: one sampled negative per event
             self.neg_item_list = torch.as_tensor(self.neg_item_list)[order]
         args = self.config["eval_args"]
         split = make_split(tables, args["split"], args.get("part", "pretrain"))
         self.split = replace(split, test=draw(split.test, self.config["test_users"] or 0))
-        return [self._part(cases, train=cases is self.split.train) for cases in (self.split.train, self.split.valid, self.split.test)]
+        return [
+            self._part(cases, train=cases is self.split.train)
+            for cases in (self.split.train, self.split.valid, self.split.test)
+        ]
 
     def _part(self, cases: Cases, train: bool):
         part = self.copy(self._rows(cases, train))
@@ -187,7 +239,9 @@ class TableMixin:
 
     def case_batch(self, cases: Cases) -> Interaction:
         """What a model may know of cases: the user, never the target or anything that came with it."""
-        return self._with_user_features(Interaction({self.uid_field: torch.from_numpy(cases.user.astype(np.int64) + 1)}))
+        return self._with_user_features(
+            Interaction({self.uid_field: torch.from_numpy(cases.user.astype(np.int64) + 1)})
+        )
 
     def _with_user_features(self, interaction: Interaction) -> Interaction:
         if self.user_feat is not None:
@@ -213,9 +267,19 @@ class TableMixin:
         more[self.time_field] = torch.arange(size, dtype=torch.float32)
         dataset = copy.copy(self)
         dataset.tables = tables
-        dataset.events = Interaction({name: torch.cat([values, more[name]]) for name, values in self.events.interaction.items()})
+        dataset.events = Interaction(
+            {
+                name: torch.cat([values, more[name]])
+                for name, values in self.events.interaction.items()
+            }
+        )
         if hasattr(self, "neg_item_list"):
-            dataset.neg_item_list = torch.cat([self.neg_item_list, self.neg_item_list.new_zeros(size, *self.neg_item_list.shape[1:])])
+            dataset.neg_item_list = torch.cat(
+                [
+                    self.neg_item_list,
+                    self.neg_item_list.new_zeros(size, *self.neg_item_list.shape[1:]),
+                ]
+            )
         case = dataset.case_after(len(old.users))
         return dataset, Cases(np.array([UNKNOWN_USER], dtype=np.int32), case.begin, case.end)
 
@@ -237,13 +301,19 @@ class SequenceMixin(TableMixin):
 
     def _lists(self) -> dict[str, torch.Tensor]:
         suffix = self.config["LIST_SUFFIX"]
-        lists = {name + suffix: self.events[name] for name in self.events.columns if name != self.uid_field}
+        lists = {
+            name + suffix: self.events[name]
+            for name in self.events.columns
+            if name != self.uid_field
+        }
         if hasattr(self, "neg_item_list"):
             lists[self.neg_item_list_field] = self.neg_item_list
         return lists
 
     def _history(self, cases: Cases, targets: dict) -> HistoryInteraction:
-        return HistoryInteraction(targets, cases, self._lists(), self.max_item_list_len, self.item_list_length_field)
+        return HistoryInteraction(
+            targets, cases, self._lists(), self.max_item_list_len, self.item_list_length_field
+        )
 
     def _rows(self, cases, train):
         return self._history(cases, self.events[cases.end].interaction)
@@ -272,12 +342,16 @@ class TextDataset(TableMixin, stock.Dataset):
 
     def cases_of(self, interaction: Interaction) -> Cases:
         """The cases of a batch that `case_batch` or one of RecBole's loaders made."""
-        user, begin, end = (interaction[name].cpu().numpy() for name in (self.uid_field, CASE_BEGIN, CASE_END))
+        user, begin, end = (
+            interaction[name].cpu().numpy() for name in (self.uid_field, CASE_BEGIN, CASE_END)
+        )
         return Cases((user - 1).astype(np.int32), begin, end)
 
 
 def _bounds(cases: Cases) -> Interaction:
-    return Interaction({CASE_BEGIN: torch.from_numpy(cases.begin), CASE_END: torch.from_numpy(cases.end)})
+    return Interaction(
+        {CASE_BEGIN: torch.from_numpy(cases.begin), CASE_END: torch.from_numpy(cases.end)}
+    )
 
 
 def _convert(cells: pd.Series, ftype: FeatureType, limit: int | None) -> tuple[object, int]:
@@ -303,6 +377,8 @@ def dataset_class(model_name: str, model_type: ModelType) -> type:
     """Our version of the Dataset class that RecBole would pick for a stock model."""
     base = getattr(stock, model_name + "Dataset", None) or _BY_TYPE.get(model_type)
     if base is None or issubclass(base, stock.KnowledgeBasedDataset | stock.DecisionTreeDataset):
-        raise UserError(f"{model_name}: models of type {model_type.name.lower()} are not run by this harness; use recbole.quick_start.run_recbole")
+        raise UserError(
+            f"{model_name}: models of type {model_type.name.lower()} are not run by this harness; use recbole.quick_start.run_recbole"
+        )
     mixin = SequenceMixin if issubclass(base, stock.SequentialDataset) else TableMixin
     return type(f"Table{base.__name__}", (mixin, base), {})

@@ -36,10 +36,16 @@ class Corpus:
 
     def newest(self, targets: str) -> Cases:
         """Every user's last training case (`one`), or all (`all`), by user and time."""
-        return self.cases[np.concatenate(self.by_user) if targets == "all" else np.array([rows[-1] for rows in self.by_user])]
+        return self.cases[
+            np.concatenate(self.by_user)
+            if targets == "all"
+            else np.array([rows[-1] for rows in self.by_user])
+        ]
 
 
-def every_case_once(corpus: Corpus, users: Sequence[int], encode: Callable[[int, np.ndarray], tuple[object, int]]) -> list:
+def every_case_once(
+    corpus: Corpus, users: Sequence[int], encode: Callable[[int, np.ndarray], tuple[object, int]]
+) -> list:
     """Examples by which each training case of some users is learned once, in windows of as many items as fit.
 
     encode : (row of a case, bool [events] which events are targets) -> (example with the case's target and all events before it that
@@ -63,13 +69,23 @@ def joint(config) -> list[dict]:
 
     Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`, or is to be read whole.
     """
-    own, names = samples.alias(config["dataset"]), {samples.alias(name): name for name in config["datasets"] or []}
+    own, names = (
+        samples.alias(config["dataset"]),
+        {samples.alias(name): name for name in config["datasets"] or []},
+    )
     if names and own not in names:
-        raise UserError(f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of the datasets; found {', '.join(names.values())}")
+        raise UserError(
+            f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of the datasets; found {', '.join(names.values())}"
+        )
     others = {alias: name for alias, name in names.items() if alias != own}
     if wrong := [name for name in config["whole"] or [] if samples.alias(name) not in others]:
-        raise UserError(f"whole: expected some of the datasets that are not tested on ({', '.join(others.values()) or 'there is none'}), found {wrong[0]}")
-    return [moved(config["settings"] | {"data_name": None}, name) | {"dataset": name} for name in others.values()]
+        raise UserError(
+            f"whole: expected some of the datasets that are not tested on ({', '.join(others.values()) or 'there is none'}), found {wrong[0]}"
+        )
+    return [
+        moved(config["settings"] | {"data_name": None}, name) | {"dataset": name}
+        for name in others.values()
+    ]
 
 
 def load_corpora(config, own: Corpus) -> list[Corpus]:
@@ -81,7 +97,11 @@ def load_corpora(config, own: Corpus) -> list[Corpus]:
         other = samples.configured(settings)[1]
         tables, args = load_tables(other), other["eval_args"]
         text = ItemText.from_tables(tables, other["text_fields"], other["text_words"])
-        cases = every_case(tables) if is_whole(config["settings"], settings["dataset"]) else make_split(tables, args["split"], args["part"]).train
+        cases = (
+            every_case(tables)
+            if is_whole(config["settings"], settings["dataset"])
+            else make_split(tables, args["split"], args["part"]).train
+        )
         corpora.append(Corpus(tables, text, cases))
     return corpora
 
@@ -103,5 +123,9 @@ def draw_users(sizes: Sequence[int], seed: int, epoch: int) -> list[np.ndarray]:
     drawn = []
     for number, (size, share) in enumerate(zip(sizes, shares, strict=True)):
         rng = np.random.default_rng([seed, epoch, number, 2])
-        drawn.append(np.concatenate([rng.permutation(size) for _ in range(-(-share // size))])[:share] if share else np.zeros(0, dtype=int))
+        drawn.append(
+            np.concatenate([rng.permutation(size) for _ in range(-(-share // size))])[:share]
+            if share
+            else np.zeros(0, dtype=int)
+        )
     return drawn

@@ -23,7 +23,10 @@ def locate(dataset: str, data_path: str | Path, data_name: str | None = None) ->
     if data_name is not None:
         check_name(data_name, "data_name")
     files = data_name or dataset
-    folder, packaged = Path(data_path) / dataset, registry.recbole_folder() / "dataset_example" / dataset
+    folder, packaged = (
+        Path(data_path) / dataset,
+        registry.recbole_folder() / "dataset_example" / dataset,
+    )
     sample = SAMPLES.get(dataset, dataset)
     if _holds(folder, files):
         return dataset, folder
@@ -32,7 +35,11 @@ def locate(dataset: str, data_path: str | Path, data_name: str | None = None) ->
     if _holds(packaged, files):
         return dataset, packaged
     there = sorted({path.parent.name for path in Path(data_path).glob("*/*.inter")})
-    found = f"found there: {', '.join(there[:5])}{', …' if len(there) > 5 else ''}" if there else "nothing is there"
+    found = (
+        f"found there: {', '.join(there[:5])}{', …' if len(there) > 5 else ''}"
+        if there
+        else "nothing is there"
+    )
     raise UserError(
         f"dataset {dataset!r}: expected {folder / files}.inter, {found}; make it (`prepare --list`), put it there, set --data_path, "
         "or take ml-100k or Pet, which need no file"
@@ -69,8 +76,13 @@ def bayes_bound(name: str, tables: Tables, cases: Cases, topk: list[int]) -> dic
     from .prepare.pet_sample import build_world
 
     world = build_world()
-    histories = [list(tables.items[tables.item[begin:end]]) for begin, end in zip(cases.begin, cases.end, strict=True)]
+    histories = [
+        list(tables.items[tables.item[begin:end]])
+        for begin, end in zip(cases.begin, cases.end, strict=True)
+    ]
     try:
         return {f"ndcg@{k}": world.bayes_ndcg(histories, k) for k in topk}
-    except ValueError:  # filters have taken events out of the histories: the generator cannot have made them
+    except (
+        ValueError
+    ):  # filters have taken events out of the histories: the generator cannot have made them
         return {}

@@ -71,20 +71,31 @@ def make_split(tables: Tables, split: dict, part: str = "pretrain") -> Split:
     """
     if tables.cases is not None:
         user = tables.user
-        parts = {name: Cases(user[rows[:, 1]], rows[:, 0], rows[:, 1]) for name, rows in tables.cases.items()}
+        parts = {
+            name: Cases(user[rows[:, 1]], rows[:, 0], rows[:, 1])
+            for name, rows in tables.cases.items()
+        }
         seen = np.zeros(len(tables.item) + 1, dtype=np.int64)
         np.add.at(seen, parts["train"].begin, 1)
         np.add.at(seen, parts["train"].end + 1, -1)
         result = Split(train_events=np.cumsum(seen[:-1]) > 0, **parts)
     else:
         if not isinstance(split, dict) or len(split) != 1 or next(iter(split)) not in _RULES:
-            raise UserError(f"eval_args.split: expected one of {', '.join(_RULES)} with its value, found {split!r}")
-        (rule, value), = split.items()
+            raise UserError(
+                f"eval_args.split: expected one of {', '.join(_RULES)} with its value, found {split!r}"
+            )
+        ((rule, value),) = split.items()
         label = _RULES[rule](tables, value, part)
-        rows = {name: np.flatnonzero(label == code) for name, code in (("train", 0), ("valid", 1), ("test", 2))}
+        rows = {
+            name: np.flatnonzero(label == code)
+            for name, code in (("train", 0), ("valid", 1), ("test", 2))
+        }
         # A first event has no history: it is in nobody's cases, but everybody may learn from it.
         result = Split(
-            **{name: whole_history(tables, index[tables.position[index] > 0]) for name, index in rows.items()},
+            **{
+                name: whole_history(tables, index[tables.position[index] > 0])
+                for name, index in rows.items()
+            },
             train_events=label == 0,
         )
     for name in ("train", "test"):
@@ -103,11 +114,15 @@ def every_case(tables: Tables) -> Cases:
 
 def _last_out(tables: Tables, value: str, part: str) -> np.ndarray:
     if value not in ("valid_and_test", "test_only"):
-        raise UserError(f"eval_args.split.LS: expected valid_and_test or test_only, found {value!r}")
+        raise UserError(
+            f"eval_args.split.LS: expected valid_and_test or test_only, found {value!r}"
+        )
     targets = np.diff(tables.start)[tables.user] - 1
     from_end = targets - tables.position  # 0 for the last event
     label = np.where((from_end == 0) & (targets >= 2), 2, 0)
-    return np.where((from_end == 1) & (targets >= 3), 1, label) if value == "valid_and_test" else label
+    return (
+        np.where((from_end == 1) & (targets >= 3), 1, label) if value == "valid_and_test" else label
+    )
 
 
 def _ratios(tables: Tables, value: list, part: str) -> np.ndarray:
@@ -117,7 +132,10 @@ def _ratios(tables: Tables, value: list, part: str) -> np.ndarray:
         total = int(end - begin)
         counts = [int(share * total) for share in ratio]
         counts[0] = total - sum(counts[1:])
-        for back in (1, 2):  # RecBole's Dataset._calcu_split_ids: small parts get one from a large first part
+        for back in (
+            1,
+            2,
+        ):  # RecBole's Dataset._calcu_split_ids: small parts get one from a large first part
             if counts[0] <= 1:
                 break
             if 0 < ratio[-back] * total < 1:
@@ -153,7 +171,9 @@ def _timestamps(tables: Tables, value: list, part: str) -> np.ndarray:
     try:
         first, second = (float(bound) for bound in value)
     except (TypeError, ValueError):
-        raise UserError(f"eval_args.split.timestamp: expected two times [t1, t2] in the file's unit, found {value!r}") from None
+        raise UserError(
+            f"eval_args.split.timestamp: expected two times [t1, t2] in the file's unit, found {value!r}"
+        ) from None
     return (tables.time >= first).astype(np.int64) + (tables.time >= second)
 
 
@@ -163,7 +183,9 @@ def _three(value: list, rule: str) -> list[float]:
         if len(ratio) != 3 or min(ratio) < 0 or sum(ratio) <= 0:
             raise ValueError
     except (TypeError, ValueError):
-        raise UserError(f"eval_args.split.{rule}: expected three ratios such as [0.6, 0.2, 0.2], found {value!r}") from None
+        raise UserError(
+            f"eval_args.split.{rule}: expected three ratios such as [0.6, 0.2, 0.2], found {value!r}"
+        ) from None
     return [share / sum(ratio) for share in ratio]
 
 

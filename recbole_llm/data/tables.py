@@ -39,9 +39,13 @@ class Tables:
     user_types: dict[str, str] = field(default_factory=dict)
     has_time: bool = True
     log: tuple[str, ...] = ()  # what was read, filtered and left out, one line each
-    cases: dict[str, np.ndarray] | None = None  # benchmark files: split name -> (begin, end) rows, [n, 2] int64
+    cases: dict[str, np.ndarray] | None = (
+        None  # benchmark files: split name -> (begin, end) rows, [n, 2] int64
+    )
     strangers: str | None = None  # where no item of an event has a row in .item: that, in words
-    item_row: np.ndarray | None = None  # [n_items] int64: row of .item, whatever is filtered, -1 for none; None without that file
+    item_row: np.ndarray | None = (
+        None  # [n_items] int64: row of .item, whatever is filtered, -1 for none; None without that file
+    )
 
     @cached_property
     def user(self) -> np.ndarray:
@@ -56,7 +60,10 @@ class Tables:
     @cached_property
     def met(self) -> np.ndarray:
         """[n_users] int64: how many different items each user has met."""
-        return np.bincount(np.unique(self.user.astype(np.int64) * len(self.items) + self.item) // len(self.items), minlength=len(self.users))
+        return np.bincount(
+            np.unique(self.user.astype(np.int64) * len(self.items) + self.item) // len(self.items),
+            minlength=len(self.users),
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,10 +71,24 @@ class Tables:
         digest = hashlib.sha256()
         for tokens in (self.users, self.items):
             digest.update("\0".join(tokens).encode())
-        for array in (self.start, self.item, self.time, *(self.columns[key] for key in sorted(self.columns))):
-            digest.update(np.ascontiguousarray(array if array.dtype != object else array.astype(str)).tobytes())
-        for table, types in ((self.item_table, self.item_types), (self.user_table, self.user_types)):
-            for name in () if table is None else table:  # a column's type decides what a model makes of its cells
+        for array in (
+            self.start,
+            self.item,
+            self.time,
+            *(self.columns[key] for key in sorted(self.columns)),
+        ):
+            digest.update(
+                np.ascontiguousarray(
+                    array if array.dtype != object else array.astype(str)
+                ).tobytes()
+            )
+        for table, types in (
+            (self.item_table, self.item_types),
+            (self.user_table, self.user_types),
+        ):
+            for name in (
+                () if table is None else table
+            ):  # a column's type decides what a model makes of its cells
                 digest.update(f"{name}:{types[name]}\0".encode() + "\0".join(table[name]).encode())
         for split, rows in sorted((self.cases or {}).items()):
             digest.update(split.encode() + rows.tobytes())
@@ -120,13 +141,17 @@ def load(source: Source) -> Tables:
     frame = _deduplicate(frame, source, has_time, log)
     frame = _filter(frame, source, log)
     if len(frame) == 0:
-        raise UserError(f"{source.path('inter')}: no event is left after filtering; " + "; ".join(log))
+        raise UserError(
+            f"{source.path('inter')}: no event is left after filtering; " + "; ".join(log)
+        )
     return build(source, frame, has_time, log)
 
 
 def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -> Tables:
     """Tables from a filtered frame of events in file order."""
-    (user, users), (item, items) = (_number(frame[name]) for name in (source.user_field, source.item_field))
+    (user, users), (item, items) = (
+        _number(frame[name]) for name in (source.user_field, source.item_field)
+    )
     time = frame[source.time_field].to_numpy(dtype=np.float64)
     order = np.lexsort((time, user))  # stable: equal times keep the order of the file
     file_order = np.empty_like(order)
@@ -136,7 +161,9 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
     if item_table is not None and len(item_table) and not item_table.index.isin(items).any():
         strangers = f"no {source.item_field} of the events has a row in {source.path('item').name}: {items[0]!r} is an event's, {item_table.index[0]!r} a row's"
     if source.catalogue == "all" and item_table is not None:
-        items = np.concatenate([items, np.setdiff1d(item_table.index.to_numpy(dtype=object), items)])
+        items = np.concatenate(
+            [items, np.setdiff1d(item_table.index.to_numpy(dtype=object), items)]
+        )
     elif source.catalogue not in ("met", "all"):
         raise UserError(f"catalogue: expected met or all, found {source.catalogue!r}")
     user_table, user_types = _side_table(source.path("user"), source.user_field)
@@ -167,21 +194,36 @@ def _read_interactions(source: Source) -> pd.DataFrame:
     types = read_header(path)
     for name in (source.user_field, source.item_field):
         if name not in types:
-            raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}; rename it or set its key (USER_ID_FIELD, …)")
+            raise UserError(
+                f"{path}: expected a column {name}, found {', '.join(types)}; rename it or set its key (USER_ID_FIELD, …)"
+            )
     if types.get(source.time_field, "float") != "float":
-        raise UserError(f"{path}: expected {source.time_field}:float, found {source.time_field}:{types[source.time_field]}; write the times as numbers")
+        raise UserError(
+            f"{path}: expected {source.time_field}:float, found {source.time_field}:{types[source.time_field]}; write the times as numbers"
+        )
     wanted = None
     if source.inter_columns is not None:
         if missing := sorted(source.inter_columns - set(types) - {source.time_field}):
-            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(types)}; set load_col or threshold")
-        wanted = {source.user_field, source.item_field, source.time_field, source.rating_field} | source.inter_columns
+            raise UserError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(types)}; set load_col or threshold"
+            )
+        wanted = {
+            source.user_field,
+            source.item_field,
+            source.time_field,
+            source.rating_field,
+        } | source.inter_columns
         wanted |= {name for name, _ in source.value_intervals}
     frame = read_atomic(path, wanted)
     for name in (source.user_field, source.item_field):
         empty = np.flatnonzero(frame[name] == "")
         if len(empty):
-            raise UserError(f"{path}, line {empty[0] + 2}: {name} is empty ({len(empty)} such lines); give it an id or remove the line")
-    if source.time_field in frame and len(bad := np.flatnonzero(~np.isfinite(frame[source.time_field]))):
+            raise UserError(
+                f"{path}, line {empty[0] + 2}: {name} is empty ({len(empty)} such lines); give it an id or remove the line"
+            )
+    if source.time_field in frame and len(
+        bad := np.flatnonzero(~np.isfinite(frame[source.time_field]))
+    ):
         cell = read_atomic(path, {source.time_field}, numbers=False)[source.time_field][bad[0]]
         raise UserError(
             f"{path}, line {bad[0] + 2}: expected a finite number in column {source.time_field}, found {cell!r} ({len(bad)} such lines); "
@@ -190,12 +232,16 @@ def _read_interactions(source: Source) -> pd.DataFrame:
     return frame
 
 
-def _deduplicate(frame: pd.DataFrame, source: Source, has_time: bool, log: list[str]) -> pd.DataFrame:
+def _deduplicate(
+    frame: pd.DataFrame, source: Source, has_time: bool, log: list[str]
+) -> pd.DataFrame:
     before = len(frame)
     pair = [source.user_field, source.item_field]
     if source.dedup == "event":
         if has_time:
-            same = pair + [name for name in (source.time_field, source.rating_field) if name in frame]
+            same = pair + [
+                name for name in (source.time_field, source.rating_field) if name in frame
+            ]
             frame = frame[~frame.duplicated(same)]
     elif source.dedup == "consecutive":
         order = np.lexsort((frame[source.time_field], pd.factorize(frame[source.user_field])[0]))
@@ -206,7 +252,9 @@ def _deduplicate(frame: pd.DataFrame, source: Source, has_time: bool, log: list[
         raise UserError(f"dedup: expected event, consecutive or none, found {source.dedup!r}")
     if source.remove_repeats:
         if source.remove_repeats not in ("first", "last"):
-            raise UserError(f"rm_dup_inter: expected first or last, found {source.remove_repeats!r}")
+            raise UserError(
+                f"rm_dup_inter: expected first or last, found {source.remove_repeats!r}"
+            )
         order = np.argsort(frame[source.time_field].to_numpy(), kind="stable")
         repeat = frame.iloc[order].duplicated(pair, keep=source.remove_repeats).sort_index()
         frame = frame[~repeat]
@@ -218,26 +266,43 @@ def _deduplicate(frame: pd.DataFrame, source: Source, has_time: bool, log: list[
 def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
     for name, interval in source.value_intervals:
         if name not in frame:
-            raise UserError(f"val_interval: {source.path('inter')} has no column {name}; it has {', '.join(frame)}")
+            raise UserError(
+                f"val_interval: {source.path('inter')} has no column {name}; it has {', '.join(frame)}"
+            )
         if frame[name].dtype != np.float64:
-            raise UserError(f"val_interval: column {name} of {source.path('inter')} holds no numbers; only float columns can be bounded")
+            raise UserError(
+                f"val_interval: column {name} of {source.path('inter')} holds no numbers; only float columns can be bounded"
+            )
         kept = _inside(frame[name].to_numpy(), interval)
         log.append(f"{int((~kept).sum())} events with {name} outside {interval} left out")
         frame = frame[kept]
     if source.need_item_row and source.path("item").is_file():
-        known = read_atomic(source.path("item"), {source.item_field}, numbers=False)[source.item_field]
+        known = read_atomic(source.path("item"), {source.item_field}, numbers=False)[
+            source.item_field
+        ]
         kept = frame[source.item_field].isin(known)
         if not kept.all():
-            log.append(f"{int((~kept).sum())} events of items that are not in {source.path('item').name} left out")
+            log.append(
+                f"{int((~kept).sum())} events of items that are not in {source.path('item').name} left out"
+            )
         frame = frame[kept]
     if source.user_sample <= 0 or source.user_sample > 1 and source.user_sample % 1:
-        raise UserError(f"user_sample: expected a fraction up to 1 or a number of users above it, found {source.user_sample}")
+        raise UserError(
+            f"user_sample: expected a fraction up to 1 or a number of users above it, found {source.user_sample}"
+        )
     if source.user_sample != 1:
         tokens = np.sort(frame[source.user_field].unique().astype(str))
-        kept = max(1, round(len(tokens) * source.user_sample if source.user_sample < 1 else source.user_sample))
+        kept = max(
+            1,
+            round(
+                len(tokens) * source.user_sample if source.user_sample < 1 else source.user_sample
+            ),
+        )
         chosen = np.random.default_rng(source.sample_seed).permutation(tokens)[:kept]
         frame = frame[frame[source.user_field].isin(chosen)]
-        log.append(f"{len(chosen)} of {len(tokens)} users drawn (user_sample: {source.user_sample}, sample_seed: {source.sample_seed})")
+        log.append(
+            f"{len(chosen)} of {len(tokens)} users drawn (user_sample: {source.user_sample}, sample_seed: {source.sample_seed})"
+        )
     return _k_core(frame, source, log)
 
 
@@ -246,13 +311,19 @@ def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
     user, item = (pd.factorize(frame[name])[0] for name in (source.user_field, source.item_field))
     kept = np.ones(len(frame), dtype=bool)
     while True:
-        bad = ~_inside(np.bincount(user[kept], minlength=user.max(initial=0) + 1), source.user_interval)[user]
-        bad |= ~_inside(np.bincount(item[kept], minlength=item.max(initial=0) + 1), source.item_interval)[item]
+        bad = ~_inside(
+            np.bincount(user[kept], minlength=user.max(initial=0) + 1), source.user_interval
+        )[user]
+        bad |= ~_inside(
+            np.bincount(item[kept], minlength=item.max(initial=0) + 1), source.item_interval
+        )[item]
         if not (bad & kept).any():
             break
         kept &= ~bad
     if not kept.all():
-        log.append(f"{int((~kept).sum())} events left out (users with {source.user_interval}, items with {source.item_interval} events stay)")
+        log.append(
+            f"{int((~kept).sum())} events left out (users with {source.user_interval}, items with {source.item_interval} events stay)"
+        )
     return frame[kept]
 
 
@@ -279,14 +350,18 @@ def _side_table(path: Path, key: str) -> tuple[pd.DataFrame | None, dict[str, st
     return frame, {name: kind for name, kind in types.items() if name != key}
 
 
-def _align(frame: pd.DataFrame | None, tokens: np.ndarray, path: Path, log: list[str]) -> pd.DataFrame:
+def _align(
+    frame: pd.DataFrame | None, tokens: np.ndarray, path: Path, log: list[str]
+) -> pd.DataFrame:
     """Rows in the order of tokens; a token without a row gets empty cells and is counted."""
     if frame is None:
         return pd.DataFrame(index=range(len(tokens)))
     rows = frame.index.get_indexer(tokens)
     if (rows < 0).any():
         missing = tokens[rows < 0]
-        log.append(f"{len(missing)} of {len(tokens)} ids have no row in {path.name}: {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
+        log.append(
+            f"{len(missing)} of {len(tokens)} ids have no row in {path.name}: {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+        )
     blank = pd.DataFrame({name: [""] for name in frame})
     table = pd.concat([frame.reset_index(drop=True), blank], ignore_index=True)
     return table.iloc[np.where(rows < 0, len(frame), rows)].reset_index(drop=True)

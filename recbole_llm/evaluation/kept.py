@@ -26,7 +26,10 @@ class Kept:
 
     def __init__(self, folder: Path, part: str, model, weights: Path | None = None):
         self.weights = weights or folder
-        self.path, self.counts = folder / f"{part}.{store.code()}.kept.npz", getattr(model, "counts", Counter())
+        self.path, self.counts = (
+            folder / f"{part}.{store.code()}.kept.npz",
+            getattr(model, "counts", Counter()),
+        )
         self.parts: list[RankTable] = []
         self.lists: list[tuple[np.ndarray, np.ndarray]] = []
         self.saved = self.began = time.perf_counter()
@@ -39,10 +42,24 @@ class Kept:
             with np.load(self.path) as file:
                 columns = dict(file)
             table = RankTable(**{name: columns[name] for name in RankTable.__dataclass_fields__})
-        except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as fault:
-            logging.getLogger().warning(f"{self.path} is damaged ({type(fault).__name__}): this ranking starts over")
+        except (
+            AttributeError,
+            EOFError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            zipfile.BadZipFile,
+        ) as fault:
+            logging.getLogger().warning(
+                f"{self.path} is damaged ({type(fault).__name__}): this ranking starts over"
+            )
             return
-        self.parts, self.lists = [table], [(columns["items"], columns["scores"])] if "items" in columns else []
+        self.parts, self.lists = (
+            [table],
+            [(columns["items"], columns["scores"])] if "items" in columns else [],
+        )
         self.found = dict(zip(columns["names"].tolist(), columns["counts"].tolist(), strict=True))
         self.began -= float(columns["seconds"])
 
@@ -58,10 +75,18 @@ class Kept:
     def keep(self, parts: list[RankTable], lists: list[tuple]) -> None:
         if time.perf_counter() - self.saved < KEEP_SECONDS:
             return
-        columns = vars(RankTable.concat(parts)) | (dict(zip(("items", "scores"), joined(lists), strict=True)) if lists else {})
+        columns = vars(RankTable.concat(parts)) | (
+            dict(zip(("items", "scores"), joined(lists), strict=True)) if lists else {}
+        )
         temporary = self.path.with_name(self.path.name + ".tmp")
         with open(temporary, "wb") as file:
-            np.savez(file, **columns, names=np.array(list(self.counts), dtype=str), counts=np.array(list(self.counts.values())), seconds=self.seconds)
+            np.savez(
+                file,
+                **columns,
+                names=np.array(list(self.counts), dtype=str),
+                counts=np.array(list(self.counts.values())),
+                seconds=self.seconds,
+            )
         os.replace(temporary, self.path)
         self.saved = time.perf_counter()
 

@@ -54,12 +54,19 @@ def rank_cases(
     parts, lists = ([], []) if kept is None else (kept.parts, kept.lists)
     if kept is not None:
         kept.start()
-    for begin in tqdm(range(sum(map(len, parts)), len(cases), rows), desc=progress, disable=progress is None, ncols=100):
+    for begin in tqdm(
+        range(sum(map(len, parts)), len(cases), rows),
+        desc=progress,
+        disable=progress is None,
+        ncols=100,
+    ):
         batch = cases[begin : begin + rows]
         target = torch.from_numpy(tables.item[batch.end].astype(np.int64))
         chosen = None
         if candidates is not None:
-            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin : begin + rows])], dim=1)
+            chosen = torch.cat(
+                [target[:, None], torch.from_numpy(candidates[begin : begin + rows])], dim=1
+            )
         if judges:
             scores = model.judged(batch, chosen)
         elif pairwise:
@@ -72,7 +79,9 @@ def rank_cases(
         index = (target if chosen is None else torch.zeros_like(target)).to(scores.device)
         own = scores.gather(1, index[:, None])
         if torch.isneginf(own).any():
-            raise FloatingPointError(f"{type(model).__name__} scored {int(torch.isneginf(own).sum())} targets -inf: a score must rank every item")
+            raise FloatingPointError(
+                f"{type(model).__name__} scored {int(torch.isneginf(own).sum())} targets -inf: a score must rank every item"
+            )
         above, tied = count_above_and_tied(scores, index)
         fallback = getattr(model, "fallback", None)
         table = RankTable(
@@ -99,9 +108,13 @@ def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
     """
     interaction = dataset.case_batch(cases)
     if _scores_all(model):
-        scores = model.full_sort_predict(interaction.to(model.device)).view(len(cases), dataset.item_num)[:, 1:]
+        scores = model.full_sort_predict(interaction.to(model.device)).view(
+            len(cases), dataset.item_num
+        )[:, 1:]
     else:
-        scores = _predict(model, dataset, interaction, torch.arange(1, dataset.item_num).expand(len(cases), -1))
+        scores = _predict(
+            model, dataset, interaction, torch.arange(1, dataset.item_num).expand(len(cases), -1)
+        )
     alike = getattr(model, "alike", None)
     return scores if alike is None else scores.index_select(1, alike)
 
@@ -116,7 +129,9 @@ def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
             pairs = dataset.add_items(interaction[piece], columns)
             flat.append(model.predict(pairs.to(model.device)).float().view(len(columns), -1))
     widths = -(-items.shape[1] // MAX_PAIRS)
-    return torch.cat([torch.cat(flat[at : at + widths], dim=1) for at in range(0, len(flat), widths)])
+    return torch.cat(
+        [torch.cat(flat[at : at + widths], dim=1) for at in range(0, len(flat), widths)]
+    )
 
 
 def _mask(scores: torch.Tensor, tables, cases: Cases, chosen: torch.Tensor | None) -> np.ndarray:
@@ -126,17 +141,23 @@ def _mask(scores: torch.Tensor, tables, cases: Cases, chosen: torch.Tensor | Non
     """
     size = len(tables.items)
     row = np.repeat(np.arange(len(cases)), cases.end - cases.begin)
-    met = np.concatenate([tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)])
+    met = np.concatenate(
+        [tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]
+    )
     keys = np.unique(row * size + met)
     row, column = np.divmod(keys[keys % size != tables.item[cases.end][keys // size]], size)
     if chosen is not None:
         pairs = chosen.numpy() + size * np.arange(len(cases))[:, None]
         row, column = np.isin(pairs, row * size + column).nonzero()
-    scores[torch.from_numpy(row).to(scores.device), torch.from_numpy(column).to(scores.device)] = -torch.inf
+    scores[
+        torch.from_numpy(row).to(scores.device), torch.from_numpy(column).to(scores.device)
+    ] = -torch.inf
     return np.bincount(row, minlength=len(cases))
 
 
-def _top(scores: torch.Tensor, chosen: torch.Tensor | None, k: int, fallback: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _top(
+    scores: torch.Tensor, chosen: torch.Tensor | None, k: int, fallback: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(items, scores) as in TopLists; fallback bool [cases]: cases without a list."""
     k = min(k, scores.shape[1])
     scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()

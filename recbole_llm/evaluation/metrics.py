@@ -26,7 +26,9 @@ ORDERS = ("", "_opt", "_pes")
 _NAME = re.compile(rf"({'|'.join(GAINS)})(?:@([1-9]\d*))?(_opt|_pes)?")
 
 
-def rank_values(base: str, k: int | None, order: str, above: np.ndarray, tied: np.ndarray) -> np.ndarray:
+def rank_values(
+    base: str, k: int | None, order: str, above: np.ndarray, tied: np.ndarray
+) -> np.ndarray:
     """Value of one metric per case, float64 [n].
 
     base: a key of GAINS. k: cut-off, None for none. order: '' expectation, '_opt' target first, '_pes' target last among
@@ -36,12 +38,16 @@ def rank_values(base: str, k: int | None, order: str, above: np.ndarray, tied: n
     above, tied = np.asarray(above, dtype=np.int64), np.asarray(tied, dtype=np.int64)
     first, last = above + 1, above + 1 + tied
     top = int(last.max(initial=0)) if k is None else min(k, int(last.max(initial=0)))
-    gains = np.concatenate(([0.0], gain(np.arange(1.0, top + 1)), [0.0]))  # by rank; index 0 and top + 1 gain nothing
+    gains = np.concatenate(
+        ([0.0], gain(np.arange(1.0, top + 1)), [0.0])
+    )  # by rank; index 0 and top + 1 gain nothing
     if order:
         return gains[np.minimum(first if order == "_opt" else last, top + 1)]
     # Extended precision where the platform has it: the difference of two long harmonic sums cancels digits.
     prefix = np.cumsum(gains, dtype=np.longdouble)
-    mean = (prefix[np.minimum(last, top)] - prefix[np.minimum(above, top)]).astype(np.float64) / (tied + 1)
+    mean = (prefix[np.minimum(last, top)] - prefix[np.minimum(above, top)]).astype(np.float64) / (
+        tied + 1
+    )
     return np.where(tied == 0, gains[np.minimum(first, top + 1)], mean)
 
 
@@ -50,7 +56,9 @@ def _parse(metric):
     match = _NAME.fullmatch(metric.lower())
     if match is None or (match[2] is None and match[1] != "mrr"):
         known = ", ".join(f"{base}@K" for base in GAINS)
-        raise UserError(f"expected a metric among {known}, mrr, each also with _opt or _pes; found {metric!r}; change `metrics`")
+        raise UserError(
+            f"expected a metric among {known}, mrr, each also with _opt or _pes; found {metric!r}; change `metrics`"
+        )
     return match[1], match[2] and int(match[2]), match[3] or ""
 
 
@@ -71,15 +79,23 @@ def evaluate(
     with its own cut-off ('ndcg@3') for itself only. Raises UserError for an unknown name or an empty table.
     """
     if len(table) == 0:
-        raise UserError("expected at least one case to evaluate, found none; check the split and the filters")
+        raise UserError(
+            "expected at least one case to evaluate, found none; check the split and the filters"
+        )
     asked = [metric.lower().removesuffix("_opt").removesuffix("_pes") for metric in metrics]
-    names = dict.fromkeys(name for metric in asked for name in ([metric] if "@" in metric else _expand(metric, topk)))
+    names = dict.fromkeys(
+        name for metric in asked for name in ([metric] if "@" in metric else _expand(metric, topk))
+    )
     if group_by_user:
         users, sizes = np.unique(table.user, return_inverse=True, return_counts=True)[1:]
         weights = 1 / (len(sizes) * sizes[users])
     else:
         weights = np.full(len(table), 1 / len(table))
-    return {name + order: float(weights @ case_values(table, name + order)) for name in names for order in ORDERS}
+    return {
+        name + order: float(weights @ case_values(table, name + order))
+        for name in names
+        for order in ORDERS
+    }
 
 
 def _expand(base, topk):
@@ -109,10 +125,14 @@ def list_metrics(
     items, train_counts = np.asarray(items), np.asarray(train_counts)
     n_items = len(train_counts) - 1
     if items.ndim != 2 or items.shape[1] < max(topk):
-        raise UserError(f"expected lists of at least {max(topk)} items, found shape {items.shape}; store longer lists")
+        raise UserError(
+            f"expected lists of at least {max(topk)} items, found shape {items.shape}; store longer lists"
+        )
     if not items.size or items.min() < 0 or items.max() > n_items:
         found = f"{items.min()} to {items.max()}" if items.size else "no list"
-        raise UserError(f"expected item ids 1 to {n_items}, 0 for none, found {found}; use the ids of this data set")
+        raise UserError(
+            f"expected item ids 1 to {n_items}, 0 for none, found {found}; use the ids of this data set"
+        )
     if not items.any():
         return {}
     popularity = train_counts.astype(np.float64)
@@ -168,7 +188,11 @@ def _recbole_classes():
         name: type(
             name,
             (TieMetric,),
-            {"base": base, "__module__": __name__, "__doc__": f"RecBole metric: `{base}` of this module, keys 'tie{base}...'."},
+            {
+                "base": base,
+                "__module__": __name__,
+                "__doc__": f"RecBole metric: `{base}` of this module, keys 'tie{base}...'.",
+            },
         )
         for name, base in RECBOLE_METRICS.items()
     }
@@ -203,7 +227,10 @@ def register() -> None:
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
         collect(self, scores_tensor, interaction, positive_u, positive_i)
         if self.register.need("rec.rank"):
-            users, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
+            users, targets = (
+                positive_u.to(scores_tensor.device),
+                positive_i.to(scores_tensor.device),
+            )
             self.data_struct.update_tensor("rec.rank", scored_rows(scores_tensor, users, targets))
 
     Collector.eval_batch_collect = eval_batch_collect

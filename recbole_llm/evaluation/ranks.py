@@ -52,10 +52,16 @@ class RankTable:
         lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of equal length expected, found {lengths}")
-        bad = (self.above < 0) | (self.tied < 0) | (self.above.astype(np.int64) + self.tied >= self.n_candidates)
+        bad = (
+            (self.above < 0)
+            | (self.tied < 0)
+            | (self.above.astype(np.int64) + self.tied >= self.n_candidates)
+        )
         if bad.any():
             i = int(bad.argmax())
-            counts = f"above {self.above[i]}, tied {self.tied[i]}, n_candidates {self.n_candidates[i]}"
+            counts = (
+                f"above {self.above[i]}, tied {self.tied[i]}, n_candidates {self.n_candidates[i]}"
+            )
             raise ValueError(f"row {i}: 0 <= above + tied < n_candidates expected, found {counts}")
 
     def __len__(self) -> int:
@@ -69,7 +75,12 @@ class RankTable:
     def concat(tables: Iterable["RankTable"]) -> "RankTable":
         """All rows of `tables`, in order. Raises ValueError if there is no table."""
         tables = list(tables)
-        return RankTable(*(np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(RankTable)))
+        return RankTable(
+            *(
+                np.concatenate([getattr(table, field.name) for table in tables])
+                for field in fields(RankTable)
+            )
+        )
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an npz file without pickled objects; `path` appears complete or not at all."""
@@ -89,18 +100,35 @@ class RankTable:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return RankTable(*(file[name] for name in names))
-        except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as fault:
+        except (
+            AttributeError,
+            EOFError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            zipfile.BadZipFile,
+        ) as fault:
             if isinstance(fault, PermissionError):
                 raise
-            raise UserError(f"rank table {path} is missing or damaged; remove {Path(path).parent} and run again") from fault
+            raise UserError(
+                f"rank table {path} is missing or damaged; remove {Path(path).parent} and run again"
+            ) from fault
 
 
 def _tokens(name, values):
     array = np.asarray(values)
-    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat) or array.size == 0:
+    if (
+        array.dtype.kind == "O"
+        and all(isinstance(value, str) for value in array.flat)
+        or array.size == 0
+    ):
         array = array.astype(np.str_)
     if array.dtype.kind != "U" or array.ndim != 1:
-        raise TypeError(f"{name}: one-dimensional str tokens expected, found {array.dtype} of shape {array.shape}")
+        raise TypeError(
+            f"{name}: one-dimensional str tokens expected, found {array.dtype} of shape {array.shape}"
+        )
     return array
 
 
@@ -108,10 +136,14 @@ def _column(name, values, kinds, dtype):
     array = np.asarray(values)
     if (array.dtype.kind not in kinds and array.size) or array.ndim != 1:
         expected = np.dtype(dtype).name
-        raise TypeError(f"{name}: one-dimensional {expected} expected, found {array.dtype} of shape {array.shape}")
+        raise TypeError(
+            f"{name}: one-dimensional {expected} expected, found {array.dtype} of shape {array.shape}"
+        )
     cast = array.astype(dtype, copy=False)
     if not np.array_equal(cast, array):
-        raise ValueError(f"{name}: values that fit {cast.dtype} expected, found up to {array.max()}")
+        raise ValueError(
+            f"{name}: values that fit {cast.dtype} expected, found up to {array.max()}"
+        )
     return cast
 
 
@@ -137,10 +169,16 @@ def count_above_and_tied(
         raise TypeError(f"scores: floating point expected, found {scores.dtype}")
     n_cases = scores.shape[0] if rows is None else len(rows)
     if scores.ndim != 2 or target_index.shape != (n_cases,):
-        found = [None if value is None else tuple(value.shape) for value in (scores, target_index, rows)]
-        raise ValueError(f"scores [B, N], target_index [P], rows [P] or P = B expected, found {found}")
+        found = [
+            None if value is None else tuple(value.shape) for value in (scores, target_index, rows)
+        ]
+        raise ValueError(
+            f"scores [B, N], target_index [P], rows [P] or P = B expected, found {found}"
+        )
     if n_cases and int(target_index.min()) < 0:
-        raise IndexError(f"target_index: columns 0 to {scores.shape[1] - 1} expected, found {int(target_index.min())}")
+        raise IndexError(
+            f"target_index: columns 0 to {scores.shape[1] - 1} expected, found {int(target_index.min())}"
+        )
     scores = scores.detach()
     case_rows = torch.arange(n_cases, device=scores.device) if rows is None else rows
     bounds = scores[case_rows, target_index][:, None]
@@ -152,7 +190,9 @@ def count_above_and_tied(
     (reaching,) = _count(scores, bounds[doubtful], ("greater_equal",), doubtful_rows)
     faulty = doubtful[reaching <= (above + tied)[doubtful]]
     if len(faulty):
-        raise FloatingPointError(f"scores: NaN in row {int(case_rows[faulty[0]])} ({len(faulty)} of {n_cases} cases read a NaN)")
+        raise FloatingPointError(
+            f"scores: NaN in row {int(case_rows[faulty[0]])} ({len(faulty)} of {n_cases} cases read a NaN)"
+        )
     return above, tied
 
 
@@ -168,7 +208,9 @@ def _count(scores, bounds, comparisons, rows=None):
         and torch.get_num_threads() <= NUMPY_THREADS
         and scores.dtype in (torch.float32, torch.float64)
     ):
-        counts = _count_numpy(scores.numpy(), bounds.numpy(), comparisons, None if rows is None else rows.numpy())
+        counts = _count_numpy(
+            scores.numpy(), bounds.numpy(), comparisons, None if rows is None else rows.numpy()
+        )
         return torch.from_numpy(counts)
     return _count_torch(scores, bounds, comparisons, rows)
 
@@ -212,9 +254,13 @@ def _count_torch(scores, bounds, comparisons, rows):
     n_cases, width = len(bounds), scores.shape[1]
     block = CPU_BLOCK * torch.get_num_threads() if scores.device.type == "cpu" else BLOCK_LIMIT
     columns, step = _tile(n_cases, width, min(block, BLOCK_LIMIT))
-    dtype = torch.promote_types(scores.dtype, torch.float32)  # a sum in half precision would not be exact
+    dtype = torch.promote_types(
+        scores.dtype, torch.float32
+    )  # a sum in half precision would not be exact
     buffer = torch.empty(step * columns, dtype=dtype, device=scores.device)
-    counts = torch.zeros(-(-width // columns), len(comparisons), n_cases, dtype=dtype, device=scores.device)
+    counts = torch.zeros(
+        -(-width // columns), len(comparisons), n_cases, dtype=dtype, device=scores.device
+    )
     bounds = bounds.to(dtype).split(step)
     for strip, count in zip(scores.split(columns, 1), counts):
         parts = strip.split(step) if rows is None else (strip[some] for some in rows.split(step))
@@ -229,7 +275,9 @@ def _count_torch(scores, bounds, comparisons, rows):
     return counts.sum(0, dtype=torch.float64).to(torch.int32)
 
 
-def scored_rows(scores: "torch.Tensor", rows: "torch.Tensor", target_index: "torch.Tensor") -> "torch.Tensor":
+def scored_rows(
+    scores: "torch.Tensor", rows: "torch.Tensor", target_index: "torch.Tensor"
+) -> "torch.Tensor":
     """int64 [P, 3]: above, tied and n_candidates per case, from scores in which -inf marks what is no candidate.
 
     This is what RecBole's trainer hands out: padding, masked history and, under uniN, all but the sampled items are -inf.

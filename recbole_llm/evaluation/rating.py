@@ -19,7 +19,11 @@ class Ratings:
 
     @classmethod
     def of_rows(cls, tables, rows: np.ndarray, column: str) -> "Ratings":
-        return cls(tables.user[rows].astype(np.int64), tables.item[rows].astype(np.int64), tables.columns[column][rows].astype(np.float64))
+        return cls(
+            tables.user[rows].astype(np.int64),
+            tables.item[rows].astype(np.int64),
+            tables.columns[column][rows].astype(np.float64),
+        )
 
     def __len__(self) -> int:
         return len(self.value)
@@ -34,7 +38,10 @@ def errors(predicted: np.ndarray, value: np.ndarray) -> dict[str, float]:
 def item_mean(train: Ratings, asked: Ratings) -> np.ndarray:
     """float64 [n]: the mean of the item's training ratings; of an item without one, the mean of all."""
     most = max(train.item.max(), asked.item.max()) + 1
-    count, total = np.bincount(train.item, minlength=most), np.bincount(train.item, train.value, minlength=most)
+    count, total = (
+        np.bincount(train.item, minlength=most),
+        np.bincount(train.item, train.value, minlength=most),
+    )
     means = np.where(count > 0, total / np.maximum(count, 1), train.value.mean())
     return means[asked.item]
 
@@ -44,7 +51,11 @@ class Factors(nn.Module):
 
     def __init__(self, users: int, items: int, mean: float, width: int = 16):
         super().__init__()
-        self.user, self.item, self.mean = nn.Embedding(users, width), nn.Embedding(items, width), mean
+        self.user, self.item, self.mean = (
+            nn.Embedding(users, width),
+            nn.Embedding(items, width),
+            mean,
+        )
         for table in (self.user, self.item):
             nn.init.normal_(table.weight, std=0.1)
 
@@ -57,14 +68,25 @@ class Regression(nn.Module):
 
     def __init__(self, width: int, mean: float, hidden: int = 256):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, 1)
+        )
         self.mean = mean
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         return self.mean + self.layers(vectors)[:, 0]
 
 
-def fitted(model: nn.Module, inputs: dict[str, np.ndarray], train: Ratings, valid: Ratings, *, seed: int, learning_rate: float, decay: float) -> np.ndarray:
+def fitted(
+    model: nn.Module,
+    inputs: dict[str, np.ndarray],
+    train: Ratings,
+    valid: Ratings,
+    *,
+    seed: int,
+    learning_rate: float,
+    decay: float,
+) -> np.ndarray:
     """float64 [test cases]: what the model predicts once its validation RMSE has stopped improving.
 
     inputs : part ("train", "valid", "test") -> what `model` is called with, first dimension cases.
@@ -98,12 +120,28 @@ def fitted(model: nn.Module, inputs: dict[str, np.ndarray], train: Ratings, vali
 def pmf(train: Ratings, valid: Ratings, test: Ratings, seed: int) -> np.ndarray:
     """float64 [n]: PMF's predictions for `test`."""
     torch.manual_seed(seed)
-    users, items = (max(getattr(part, name).max() for part in (train, valid, test)) + 1 for name in ("user", "item"))
-    inputs = {name: np.stack([part.user, part.item], axis=1) for name, part in (("train", train), ("valid", valid), ("test", test))}
-    return fitted(Factors(users, items, train.value.mean()), inputs, train, valid, seed=seed, learning_rate=0.005, decay=0.1)
+    users, items = (
+        max(getattr(part, name).max() for part in (train, valid, test)) + 1
+        for name in ("user", "item")
+    )
+    inputs = {
+        name: np.stack([part.user, part.item], axis=1)
+        for name, part in (("train", train), ("valid", valid), ("test", test))
+    }
+    return fitted(
+        Factors(users, items, train.value.mean()),
+        inputs,
+        train,
+        valid,
+        seed=seed,
+        learning_rate=0.005,
+        decay=0.1,
+    )
 
 
-def by_vectors(vectors: dict[str, np.ndarray], train: Ratings, valid: Ratings, seed: int) -> np.ndarray:
+def by_vectors(
+    vectors: dict[str, np.ndarray], train: Ratings, valid: Ratings, seed: int
+) -> np.ndarray:
     """float64 [n]: predictions from float32 [cases, width] vectors of each part, as the dense network learns them."""
     torch.manual_seed(seed)
     model = Regression(vectors["train"].shape[1], train.value.mean())

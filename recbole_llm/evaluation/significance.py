@@ -50,7 +50,9 @@ def _spelt_out(value):
     value = json.loads(json.dumps(value, default=str))  # as a stored row has it
     if isinstance(value, dict) and (mode := value.get("mode")):
         given = mode if isinstance(mode, dict) else {"test": mode}
-        value["mode"] = dict.fromkeys(("valid", "test"), *given.values()) if len(given) == 1 else given
+        value["mode"] = (
+            dict.fromkeys(("valid", "test"), *given.values()) if len(given) == 1 else given
+        )
     return value
 
 
@@ -64,7 +66,9 @@ def pair(table_a: RankTable, table_b: RankTable) -> tuple[RankTable, RankTable]:
         return table_a, table_b
     import pandas as pd
 
-    index_a, index_b = (pd.MultiIndex.from_arrays([getattr(t, n) for n in names]) for t in (table_a, table_b))
+    index_a, index_b = (
+        pd.MultiIndex.from_arrays([getattr(t, n) for n in names]) for t in (table_a, table_b)
+    )
     for label, index in (("first", index_a), ("second", index_b)):
         if not index.is_unique:
             raise UserError(
@@ -92,21 +96,33 @@ def paired_ttest(a: np.ndarray, b: np.ndarray) -> TTest:
 
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"two vectors of equal length expected, found shapes {a.shape} and {b.shape}")
+        raise ValueError(
+            f"two vectors of equal length expected, found shapes {a.shape} and {b.shape}"
+        )
     if a.size < 2:
-        raise UserError(f"expected at least two cases for a t-test, found {a.size}; evaluate more cases")
+        raise UserError(
+            f"expected at least two cases for a t-test, found {a.size}; evaluate more cases"
+        )
     differences = a - b
     if not np.isfinite(differences).all():
-        raise ValueError(f"finite values expected, found {int((~np.isfinite(differences)).sum())} that are not")
+        raise ValueError(
+            f"finite values expected, found {int((~np.isfinite(differences)).sum())} that are not"
+        )
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
         mean = float(differences[0])
-        return TTest(mean, float(np.copysign(np.inf, mean)), 0.0, a.size) if mean else TTest(0.0, 0.0, 1.0, a.size)
+        return (
+            TTest(mean, float(np.copysign(np.inf, mean)), 0.0, a.size)
+            if mean
+            else TTest(0.0, 0.0, 1.0, a.size)
+        )
     t = mean / float(differences.std(ddof=1) / np.sqrt(a.size))
     return TTest(mean, t, float(2 * stdtr(a.size - 1, -abs(t))), a.size)
 
 
-def per_user(users: np.ndarray, values: np.ndarray, group_by_user: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def per_user(
+    users: np.ndarray, values: np.ndarray, group_by_user: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """(sums, weights) per user, float [n_users] each, such that sums.sum() / weights.sum() is the mean that a table shows.
 
     users: token [n] of each case; values: float [n]. The mean is that over cases, and with group_by_user that over users
@@ -114,10 +130,14 @@ def per_user(users: np.ndarray, values: np.ndarray, group_by_user: bool = False)
     """
     index, sizes = np.unique(users, return_inverse=True, return_counts=True)[1:]
     sums = np.bincount(index, weights=values, minlength=len(sizes))
-    return (sums / sizes, np.ones(len(sizes))) if group_by_user else (sums, sizes.astype(np.float64))
+    return (
+        (sums / sizes, np.ones(len(sizes))) if group_by_user else (sums, sizes.astype(np.float64))
+    )
 
 
-def user_ttest(users: np.ndarray, a: np.ndarray, b: np.ndarray, group_by_user: bool = False) -> TTest:
+def user_ttest(
+    users: np.ndarray, a: np.ndarray, b: np.ndarray, group_by_user: bool = False
+) -> TTest:
     """Paired t-test of `per_user`'s sums of a - b: users are independent, the cases of one user need not be.
 
     users, a, b: [n] by case, in the same order. Where each user has one case, it is the paired test over cases. With 100
@@ -128,7 +148,13 @@ def user_ttest(users: np.ndarray, a: np.ndarray, b: np.ndarray, group_by_user: b
 
 
 def user_bootstrap(
-    users: np.ndarray, a: np.ndarray, b: np.ndarray, group_by_user: bool = False, samples: int = 2000, seed: int = 0, level: float = 0.95
+    users: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    group_by_user: bool = False,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
     """Paired percentile bootstrap of the mean of a - b; users are drawn with all their cases.
 
@@ -137,7 +163,9 @@ def user_bootstrap(
     UserError if there is none.
     """
     if len(users) == 0:
-        raise UserError("expected at least one case to compare, found none; check the split and the filters")
+        raise UserError(
+            "expected at least one case to compare, found none; check the split and the filters"
+        )
     sums, weights = per_user(users, np.subtract(a, b, dtype=np.float64), group_by_user)
     n_users = len(sums)
     generator = np.random.default_rng(seed)

@@ -9,7 +9,9 @@ from .. import store
 from ..errors import UserError
 from .ranks import RankTable
 
-Judge = Callable[[list[int], list[np.ndarray]], list[np.ndarray]]  # (cases, their items) -> float scores of those
+Judge = Callable[
+    [list[int], list[np.ndarray]], list[np.ndarray]
+]  # (cases, their items) -> float scores of those
 
 
 class StoredLists:
@@ -18,11 +20,18 @@ class StoredLists:
     def __init__(self, folder: Path, part: str):
         path = folder / store.RANKS.format(part=part)
         if not path.is_file():
-            raise UserError(f"rerank_from: {folder.name} has ranked no {part} cases; give a run that has")
+            raise UserError(
+                f"rerank_from: {folder.name} has ranked no {part} cases; give a run that has"
+            )
         ranks = RankTable.load(path)
         top = np.load(folder / store.TOP.format(part=part))
         self.folder, self.items, self.values = folder, top["items"], top["scores"]
-        self.row = {case: row for row, case in enumerate(zip(ranks.user.tolist(), ranks.position.tolist(), strict=True))}
+        self.row = {
+            case: row
+            for row, case in enumerate(
+                zip(ranks.user.tolist(), ranks.position.tolist(), strict=True)
+            )
+        }
 
     def keep(self, scores: np.ndarray, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Scores [cases, items] with every item that is not in a case's list below all that are, and tied. Zeros for a list that is empty."""
@@ -33,7 +42,9 @@ class StoredLists:
                 kept[case] = 0
         return kept
 
-    def judged(self, users: np.ndarray, positions: np.ndarray, most: int, catalogue: int, judge: Judge) -> np.ndarray:
+    def judged(
+        self, users: np.ndarray, positions: np.ndarray, most: int, catalogue: int, judge: Judge
+    ) -> np.ndarray:
         """float64 [cases, catalogue]: the first `most` items of each list by what is said of them, above the rest of the list as it stands, above all others.
 
         Zeros for a list that is empty.
@@ -42,7 +53,9 @@ class StoredLists:
         asked = [case for case, (items, _) in enumerate(listed) if len(items)]
         first = [listed[case][0][:most] for case in asked]
         scores = np.zeros((len(listed), catalogue))
-        for case, own, values in zip(asked, first, judge(asked, first) if asked else (), strict=True):
+        for case, own, values in zip(
+            asked, first, judge(asked, first) if asked else (), strict=True
+        ):
             items, stored = listed[case]
             scores[case] = stored.min() - stored.max() - 2
             scores[case, items] = stored - stored.max() - 1
@@ -55,7 +68,9 @@ class StoredLists:
         for user, position in zip(users.tolist(), positions.tolist(), strict=True):
             row = self.row.get((user, position))
             if row is None:
-                raise UserError(f"rerank_from: {self.folder.name} has stored no list for user {user}, event {position + 1}; give a run over the same cases")
+                raise UserError(
+                    f"rerank_from: {self.folder.name} has stored no list for user {user}, event {position + 1}; give a run over the same cases"
+                )
             there = self.items[row] >= 0
             found.append((self.items[row][there], self.values[row][there]))
         return found

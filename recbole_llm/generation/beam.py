@@ -37,13 +37,17 @@ class Catalogue:
     def depth(self) -> int:
         return self.tokens.shape[1]
 
-    def children(self, depth: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def children(
+        self, depth: int, low: np.ndarray, high: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Of the nodes (low, high) at a depth: (index of the node, token, low, high) of every child."""
         starts = self.starts[depth]
         first, last = np.searchsorted(starts, low), np.searchsorted(starts, high)
         counts = last - first
         node = np.repeat(np.arange(len(low)), counts)
-        child = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[node]
+        child = (
+            np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[node]
+        )
         begin = starts[child]
         end = np.append(starts, len(self.tokens))[child + 1]
         return node, self.tokens[begin, depth], begin, end
@@ -58,7 +62,9 @@ class Reached:
 
 
 @torch.no_grad()
-def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams: int, budget: int = 8192) -> list[Reached]:
+def search(
+    backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams: int, budget: int = 8192
+) -> list[Reached]:
     """Beam search over the catalogue: the `beams` most probable sequences of every prompt, exactly where beams suffice.
 
     A beam that cannot reach the best `beams` ended ones any more is given up: log-probabilities only fall.
@@ -68,7 +74,11 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
     cache, last = prefill(backbone.model, prompts, tokenizer.pad_token_id, catalogue.depth, budget)
     logits = backbone.logits(last)
     prompt = slot = np.arange(count)
-    low, high, score = np.zeros(count, dtype=np.int64), np.full(count, len(catalogue.tokens)), np.zeros(count)
+    low, high, score = (
+        np.zeros(count, dtype=np.int64),
+        np.full(count, len(catalogue.tokens)),
+        np.zeros(count),
+    )
     ended = [(np.zeros(0, dtype=np.int64), np.zeros(0)) for _ in range(count)]
     with decoding(backbone.model, cache) as read:
         for depth in range(catalogue.depth):
@@ -81,14 +91,20 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
                 mine = np.flatnonzero(done & (owner == one))
                 rows = np.concatenate([catalogue.order[begin[leaf] : close[leaf]] for leaf in mine])
                 _keep(ended, one, rows, np.repeat(total[mine], close[mine] - begin[mine]), beams)
-            worst = np.array([logprobs[-1] if len(logprobs) == beams else -np.inf for _, logprobs in ended])
+            worst = np.array(
+                [logprobs[-1] if len(logprobs) == beams else -np.inf for _, logprobs in ended]
+            )
             open_ = np.flatnonzero(~done & (total > worst[owner]))
             open_ = open_[np.lexsort([-total[open_], owner[open_]])]
             sizes = np.bincount(owner[open_], minlength=count)
-            open_ = open_[np.arange(len(open_)) - np.repeat(np.cumsum(sizes) - sizes, sizes) < beams]
+            open_ = open_[
+                np.arange(len(open_)) - np.repeat(np.cumsum(sizes) - sizes, sizes) < beams
+            ]
             if not len(open_):
                 break
-            prompt, parent, token, low, high, score = (array[open_] for array in (owner, slot[node], token, begin, close, total))
+            prompt, parent, token, low, high, score = (
+                array[open_] for array in (owner, slot[node], token, begin, close, total)
+            )
             slot = cache.advance(parent)
             logits = backbone.logits(read(slot, token))
     if not all(len(sequences) for sequences, _ in ended):
@@ -97,6 +113,8 @@ def search(backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams:
 
 
 def _keep(ended: list, number: int, sequences: np.ndarray, totals: np.ndarray, beams: int) -> None:
-    sequences, totals = (np.concatenate(pair) for pair in zip(ended[number], (sequences, totals), strict=True))
+    sequences, totals = (
+        np.concatenate(pair) for pair in zip(ended[number], (sequences, totals), strict=True)
+    )
     best = np.argsort(-totals, kind="stable")[:beams]
     ended[number] = (sequences[best], totals[best])

@@ -27,8 +27,14 @@ class SharedPrompts:
 
     is_compileable = False
 
-    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor, steps: int):
-        self.prompt, self.lengths, self.step = layers, lengths, 0  # keys and values [B, heads, P, d] per layer, int64 [B], tokens read so far
+    def __init__(
+        self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor, steps: int
+    ):
+        self.prompt, self.lengths, self.step = (
+            layers,
+            lengths,
+            0,
+        )  # keys and values [B, heads, P, d] per layer, int64 [B], tokens read so far
         self.steps, self.owner = steps, np.arange(len(lengths))
         self._masks()
         self._allocate(len(lengths))
@@ -37,24 +43,37 @@ class SharedPrompts:
     def _masks(self) -> None:
         keys = self.prompt[0][0]
         self.place = torch.arange(keys.shape[2], device=keys.device)
-        self.padding = torch.zeros(len(self.lengths), keys.shape[2], dtype=torch.float32, device=keys.device)
+        self.padding = torch.zeros(
+            len(self.lengths), keys.shape[2], dtype=torch.float32, device=keys.device
+        )
         self.padding.masked_fill_(self.place >= self.lengths[:, None], -torch.inf)
 
     def _allocate(self, slots: int) -> None:
         """The continuations' own keys and values, [slots, heads, steps, d] per layer, of which what is written counts."""
-        self.own = [tuple(part.new_empty(slots, part.shape[1], self.steps, part.shape[3]) for part in layer) for layer in self.prompt]
+        self.own = [
+            tuple(part.new_empty(slots, part.shape[1], self.steps, part.shape[3]) for part in layer)
+            for layer in self.prompt
+        ]
 
     def _arrange(self, slot: np.ndarray) -> None:
         """Where the used slots stand in the grid [B, rows] in which continuations look at their prompts, and the reverse."""
         owner = self.owner[slot]
         counts = np.bincount(owner, minlength=len(self.lengths))
         rank = np.empty_like(owner)
-        rank[np.argsort(owner, kind="stable")] = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rank[np.argsort(owner, kind="stable")] = np.arange(len(owner)) - np.repeat(
+            np.cumsum(counts) - counts, counts
+        )
         self.rows = int(roomy(counts.max()))
-        slots, cells = np.zeros(len(counts) * self.rows, dtype=np.int64), np.zeros(len(self.owner), dtype=np.int64)
+        slots, cells = (
+            np.zeros(len(counts) * self.rows, dtype=np.int64),
+            np.zeros(len(self.owner), dtype=np.int64),
+        )
         slots[owner * self.rows + rank], cells[slot] = slot, owner * self.rows + rank
         device = self.lengths.device
-        self.slots, self.cells = torch.from_numpy(slots).to(device), torch.from_numpy(cells).to(device)
+        self.slots, self.cells = (
+            torch.from_numpy(slots).to(device),
+            torch.from_numpy(cells).to(device),
+        )
         self.positions = self.lengths[torch.from_numpy(self.owner).to(device)] + self.step
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -80,7 +99,9 @@ class SharedPrompts:
         slot[branch] = np.delete(np.arange(size), own)[: len(branch)]
         self.owner[slot] = self.owner[parent]
         if len(branch):
-            old, new = (torch.from_numpy(index[branch]).to(self.lengths.device) for index in (parent, slot))
+            old, new = (
+                torch.from_numpy(index[branch]).to(self.lengths.device) for index in (parent, slot)
+            )
             for part in (part for layer in self.own for part in layer):
                 part[new, :, : self.step] = part[old, :, : self.step]
         self._arrange(slot)
@@ -98,9 +119,15 @@ class SharedPrompts:
         self.owner[: len(parent)] = owner
         self._allocate(len(self.owner))
         rows = torch.from_numpy(parent).to(self.lengths.device)
-        for before, after in zip((part for layer in old for part in layer), (part for layer in self.own for part in layer), strict=True):
+        for before, after in zip(
+            (part for layer in old for part in layer),
+            (part for layer in self.own for part in layer),
+            strict=True,
+        ):
             after[: len(parent), :, : self.step] = before[rows, :, : self.step]
-            after[len(parent) :, :, : self.step] = 0  # whatever stood there might be slow to compute with
+            after[len(parent) :, :, : self.step] = (
+                0  # whatever stood there might be slow to compute with
+            )
         slot = np.arange(len(parent))
         self._arrange(slot)
         return slot
@@ -112,12 +139,26 @@ class SharedPrompts:
         query = (query[0] * scaling).view(shared, heads // shared, slots, width)
         bias = self.padding
         if window is not None:
-            bias = bias.masked_fill(self.place <= (self.lengths + self.step - window)[:, None], -torch.inf)
-        grid = query[:, :, self.slots].unflatten(2, (batch, self.rows)).permute(2, 0, 1, 3, 4).flatten(2, 3)  # [B, shared, heads / shared * rows, d]
+            bias = bias.masked_fill(
+                self.place <= (self.lengths + self.step - window)[:, None], -torch.inf
+            )
+        grid = (
+            query[:, :, self.slots]
+            .unflatten(2, (batch, self.rows))
+            .permute(2, 0, 1, 3, 4)
+            .flatten(2, 3)
+        )  # [B, shared, heads / shared * rows, d]
         parts = _weigh(grid, keys, values, softcap, bias[:, None, None])
-        over_prompt = [part.unflatten(2, (-1, self.rows)).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, self.cells] for part in parts]
+        over_prompt = [
+            part.unflatten(2, (-1, self.rows))
+            .permute(1, 2, 0, 3, 4)
+            .flatten(2, 3)[:, :, self.cells]
+            for part in parts
+        ]
         first = 0 if window is None else max(0, self.step + 1 - window)
-        keys, values = (part.flatten(0, 1)[:, first : self.step + 1] for part in self.own[module.layer_idx])
+        keys, values = (
+            part.flatten(0, 1)[:, first : self.step + 1] for part in self.own[module.layer_idx]
+        )
         parts = _weigh(query.permute(2, 0, 1, 3).flatten(0, 1), keys, values, softcap, None)
         over_own = [part.unflatten(0, (slots, shared)).permute(1, 2, 0, 3) for part in parts]
         (mixed, total, top), (own_mixed, own_total, own_top) = over_prompt, over_own
@@ -127,7 +168,13 @@ class SharedPrompts:
         return mixed.to(query.dtype).flatten(0, 1).transpose(0, 1)[None]
 
 
-def _weigh(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, softcap: float | None, bias: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def _weigh(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    softcap: float | None,
+    bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
     """Attention [..., n, d] before it is divided by its total weight [..., n, 1], which is relative to the exp of the third, [..., n, 1]."""
     scores = query @ keys.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -135,9 +182,15 @@ def _weigh(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, softca
         scores = torch.tanh(scores / softcap) * softcap
     if bias is not None:
         scores = scores + bias
-    top = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)  # a window may have left the whole prompt behind
+    top = scores.amax(dim=-1, keepdim=True).clamp(
+        min=torch.finfo(scores.dtype).min
+    )  # a window may have left the whole prompt behind
     weight = (scores - top).exp_()
-    return (weight.to(values.dtype) @ values).to(scores.dtype), weight.sum(dim=-1, keepdim=True), top
+    return (
+        (weight.to(values.dtype) @ values).to(scores.dtype),
+        weight.sum(dim=-1, keepdim=True),
+        top,
+    )
 
 
 def _given(model, cache) -> dict:
@@ -147,7 +200,9 @@ def _given(model, cache) -> dict:
 
 
 @torch.no_grad()
-def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, steps: int, budget: int = 8192) -> tuple[SharedPrompts, torch.Tensor]:
+def prefill(
+    model, prompts: Sequence[np.ndarray], pad_id: int, steps: int, budget: int = 8192
+) -> tuple[SharedPrompts, torch.Tensor]:
     """Read prompts (int64 token arrays) once, in passes of at most `budget` tokens.
 
     Returns
@@ -159,7 +214,9 @@ def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, steps: int, budge
     device, sizes = next(model.parameters()).device, [len(prompt) for prompt in prompts]
     longest, layers, last = int(roomy(max(sizes))), [], [None] * len(prompts)
     for rows in by_length(sizes, budget):
-        ids = torch.full((len(rows), int(roomy(max(sizes[row] for row in rows)))), pad_id, device=device)
+        ids = torch.full(
+            (len(rows), int(roomy(max(sizes[row] for row in rows)))), pad_id, device=device
+        )
         for at, row in enumerate(rows):
             ids[at, : sizes[row]] = torch.from_numpy(prompts[row])
         # without a config no layer drops what its window has left behind: shorter prompts still need it
@@ -167,11 +224,25 @@ def prefill(model, prompts: Sequence[np.ndarray], pad_id: int, steps: int, budge
         hidden = model.base_model(input_ids=ids, **_given(model, read)).last_hidden_state
         found = [(layer.keys, layer.values) for layer in read.layers]
         # in the type that products take them in: autocast would turn all of them again at every step
-        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else found[0][0].dtype
+        kind = (
+            torch.get_autocast_dtype(device.type)
+            if torch.is_autocast_enabled(device.type)
+            else found[0][0].dtype
+        )
         layers = layers or [
-            tuple(torch.zeros(len(prompts), part.shape[1], longest, part.shape[3], dtype=kind, device=device) for part in layer) for layer in found
+            tuple(
+                torch.zeros(
+                    len(prompts), part.shape[1], longest, part.shape[3], dtype=kind, device=device
+                )
+                for part in layer
+            )
+            for layer in found
         ]
-        for whole, part in zip((part for layer in layers for part in layer), (part for layer in found for part in layer), strict=True):
+        for whole, part in zip(
+            (part for layer in layers for part in layer),
+            (part for layer in found for part in layer),
+            strict=True,
+        ):
             whole[torch.from_numpy(rows.copy()).to(device), :, : ids.shape[1]] = part.to(kind)
         for at, row in enumerate(rows):
             last[row] = hidden[at, sizes[row] - 1]
@@ -187,7 +258,11 @@ def decoding(model, cache: SharedPrompts):
         device = cache.lengths.device
         ids = np.zeros((1, len(cache.owner)), dtype=np.int64)
         ids[0, slot] = tokens
-        inputs = {"input_ids": torch.from_numpy(ids).to(device), "position_ids": cache.positions[None], "attention_mask": unmasked(device, model.dtype)}
+        inputs = {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "position_ids": cache.positions[None],
+            "attention_mask": unmasked(device, model.dtype),
+        }
         output = model.base_model(**inputs, **_given(model, cache))
         cache.step += 1
         return output.last_hidden_state[0]

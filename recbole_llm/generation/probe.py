@@ -23,18 +23,24 @@ def check(backbone, name: str, error: Callable[..., float] | None = None) -> Non
     model, training = backbone.model, backbone.model.training
     model.eval()
     try:
-        with torch.autocast(next(model.parameters()).device.type, enabled=False):  # whose rounding is no fault of the model
+        with torch.autocast(
+            next(model.parameters()).device.type, enabled=False
+        ):  # whose rounding is no fault of the model
             found = (error or _error)(backbone)
     except UserError:
         raise
     except Exception as fault:  # of foreign code, which may raise anything
         reason = f"{type(fault).__name__}: {' '.join(str(fault).split())[:120]}"
     else:
-        reason = f"its logits come out otherwise, by {found:.1%}" if not found <= TOLERANCE else None
+        reason = (
+            f"its logits come out otherwise, by {found:.1%}" if not found <= TOLERANCE else None
+        )
     finally:
         model.train(training)
     if reason:
-        raise UserError(f"backbone {name!r} ({type(model).__name__}) cannot be used here ({reason}); take one that docs/backbones.md lists")
+        raise UserError(
+            f"backbone {name!r} ({type(model).__name__}) cannot be used here ({reason}); take one that docs/backbones.md lists"
+        )
 
 
 def _error(backbone) -> float:
@@ -45,11 +51,19 @@ def _error(backbone) -> float:
     endings = [(prompt, tail) for prompt in (0, 1) for tail in (token[4:6], token[6:8])]
     rows = [np.concatenate([prompts[prompt], tail]) for prompt, tail in endings]
     own = [model(input_ids=torch.from_numpy(row)[None].to(device)).logits[0] for row in rows]
-    hidden = [model.base_model(input_ids=torch.from_numpy(row)[None].to(device), use_cache=False).last_hidden_state[0] for row in rows]
+    hidden = [
+        model.base_model(
+            input_ids=torch.from_numpy(row)[None].to(device), use_cache=False
+        ).last_hidden_state[0]
+        for row in rows
+    ]
     pairs = [(backbone.logits(states), logits) for states, logits in zip(hidden, own, strict=True)]
     cache, last = prefill(model, prompts, backbone.tokenizer.pad_token_id, steps=2)
     first = backbone.logits(last)
-    pairs += [(first[prompt], logits[len(prompts[prompt]) - 1]) for (prompt, _), logits in zip(endings, own, strict=True)]
+    pairs += [
+        (first[prompt], logits[len(prompts[prompt]) - 1])
+        for (prompt, _), logits in zip(endings, own, strict=True)
+    ]
     slot = np.array([0, 0, 1, 1])
     with decoding(model, cache) as read:
         for step in range(2):

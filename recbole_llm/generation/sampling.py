@@ -9,7 +9,11 @@ import torch
 
 from .cache import decoding, prefill
 
-GOLDEN, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+GOLDEN, MIX_1, MIX_2 = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Generated:
 
 def stream_key(seed: int, *tokens: str) -> np.uint64:
     """The key of one prompt's random numbers, from names rather than numbers that depend on the data's order."""
-    return np.frombuffer(hashlib.sha256("\0".join([str(seed), *tokens]).encode()).digest()[:8], np.uint64)[0]
+    return np.frombuffer(
+        hashlib.sha256("\0".join([str(seed), *tokens]).encode()).digest()[:8], np.uint64
+    )[0]
 
 
 def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
@@ -67,7 +73,9 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
             drawn[prompt, number, step] = tokens
             logprobs[prompt, number] += logprob
             going = ~np.isin(tokens, ends)
-            prompt, number, slot, tokens = (array[going] for array in (prompt, number, slot, tokens))
+            prompt, number, slot, tokens = (
+                array[going] for array in (prompt, number, slot, tokens)
+            )
             if not len(tokens) or step == max_new - 1:
                 break
             nodes, node = np.unique(slot * logits.shape[1] + tokens, return_inverse=True)
@@ -78,7 +86,9 @@ def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples
     return [_collect(*one, ends) for one in zip(drawn, logprobs, strict=True)]
 
 
-def _draw(logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def _draw(
+    logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of samples by inverting the tempered distributions of their slots at `chance`, and their untempered log-probabilities.
 
     logits [slots, vocabulary]; slot, chance [samples].
@@ -96,7 +106,9 @@ def _draw(logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperatur
         chances = np.zeros((len(logits), counts.max()))
         chances[slot, rank] = chance
         threshold = torch.from_numpy(chances).to(cumulated) * cumulated[:, -1:]
-        tokens = torch.searchsorted(cumulated, threshold)[index, torch.from_numpy(rank).to(device)].clamp(max=logits.shape[1] - 1)
+        tokens = torch.searchsorted(cumulated, threshold)[
+            index, torch.from_numpy(rank).to(device)
+        ].clamp(max=logits.shape[1] - 1)
     logprob = logits[index, tokens] - logits.logsumexp(dim=1)[index]
     return tokens.cpu().numpy(), logprob.double().cpu().numpy()
 

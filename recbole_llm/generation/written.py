@@ -32,7 +32,10 @@ class Written:
         return self.known.get(case)
 
     def add(self, answers: dict[tuple[str, int, int], Answer]) -> None:
-        self.lines.append({"user": user, "events": events} | answer._asdict() for (user, *events), answer in answers.items())
+        self.lines.append(
+            {"user": user, "events": events} | answer._asdict()
+            for (user, *events), answer in answers.items()
+        )
 
 
 def _answer(line: dict) -> tuple[tuple[str, int, int], Answer]:

@@ -18,11 +18,19 @@ def answer_tokens(tokenizer, before: str) -> tuple[int, int]:
     """The tokens that 'Yes' and 'No' begin with behind a text. Raises UserError if that is the same one."""
     found = []
     for word in ("Yes", "No"):
-        bare, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + word))
-        same = next((at for at, (one, other) in enumerate(zip(bare, whole)) if one != other), min(len(bare), len(whole)))
+        bare, whole = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (before, before + word)
+        )
+        same = next(
+            (at for at, (one, other) in enumerate(zip(bare, whole)) if one != other),
+            min(len(bare), len(whole)),
+        )
         found.append(whole[same])
     if found[0] == found[1]:
-        raise UserError(f"backbone: its tokenizer begins 'Yes' and 'No' with the same token, {tokenizer.convert_ids_to_tokens(found[0])!r}; give another")
+        raise UserError(
+            f"backbone: its tokenizer begins 'Yes' and 'No' with the same token, {tokenizer.convert_ids_to_tokens(found[0])!r}; give another"
+        )
     return tuple(found)
 
 
@@ -61,7 +69,11 @@ class JudgeEncoder(Pieces):
     def heads(self) -> tuple[np.ndarray, ...]:
         """int64: what opens a prompt, up to the summary if there is one; what precedes the items; what precedes the candidate."""
         summary, items, candidate = self.wording.judge_heads
-        said = [self.wording.judge, f"\n\n{summary}\n"] if self.summarised else [self.wording.judge_history]
+        said = (
+            [self.wording.judge, f"\n\n{summary}\n"]
+            if self.summarised
+            else [self.wording.judge_history]
+        )
         opening = np.concatenate([self.frame[0], *map(self.piece, said)])
         return opening, self.piece(f"\n\n{items}"), self.piece(f"\n\n{candidate}\n")
 
@@ -70,12 +82,17 @@ class JudgeEncoder(Pieces):
         fixed = sum(map(len, [*self.heads, self.frame[1]]))
         left = self.max_length - fixed
         if left < 4 * WORDS:
-            raise UserError(f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}")
+            raise UserError(
+                f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}"
+            )
         lengths = [len(self.piece(harmless(text))) for text in candidates]
         self.room = max(WORDS, min(left // 3, max(lengths)))
         self.shortened = sum(length > self.room for length in lengths)
         numbers: dict[str | bytes, int] = {}
-        kept = (harmless(text) if size < self.room else self.behind(text).tobytes() for text, size in zip(candidates, lengths, strict=True))
+        kept = (
+            harmless(text) if size < self.room else self.behind(text).tobytes()
+            for text, size in zip(candidates, lengths, strict=True)
+        )
         self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
         return self
 
@@ -83,8 +100,14 @@ class JudgeEncoder(Pieces):
         """A summary may have half of the room, and what the items leave. The oldest items are left out first; the newest is cut at its end if it must be."""
         opening, items_head, candidate_head = self.heads
         left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
-        lines = [np.concatenate([self.piece("\n"), self.piece(harmless(item))]) for item in items] or [self.piece(f"\n{NOTHING}")]
-        whole = self.piece(harmless(summary) if summary else NOTHING) if self.summarised else self.piece("")
+        lines = [
+            np.concatenate([self.piece("\n"), self.piece(harmless(item))]) for item in items
+        ] or [self.piece(f"\n{NOTHING}")]
+        whole = (
+            self.piece(harmless(summary) if summary else NOTHING)
+            if self.summarised
+            else self.piece("")
+        )
         told = whole[: max(left // 2, left - sum(map(len, lines)))]
         left -= len(told)
         kept: list[np.ndarray] = []
@@ -100,20 +123,49 @@ class JudgeEncoder(Pieces):
         """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
         return np.concatenate([self.piece(harmless(candidate))[: self.room], self.frame[1]])
 
-    def row(self, before: np.ndarray, candidates: Sequence[np.ndarray], answers: Sequence[bool] = (), whole: bool = False) -> Tokens:
+    def row(
+        self,
+        before: np.ndarray,
+        candidates: Sequence[np.ndarray],
+        answers: Sequence[bool] = (),
+        whole: bool = False,
+    ) -> Tokens:
         """Candidates behind what they share. The last shared token stands in each candidate's part, so that every token is told by one before it in its part.
 
         The roles of a token are its part, 1 for what is shared and 2, 3, … for the candidates, and its position.
         answers : what is learned at the end of each part; nothing where not given. whole : the prompt's own tokens are learned too.
         """
-        parts = [before[:-1], *(np.concatenate([before[-1:], candidate]) for candidate in candidates)]
+        parts = [
+            before[:-1],
+            *(np.concatenate([before[-1:], candidate]) for candidate in candidates),
+        ]
         sizes = [len(part) for part in parts]
         starts = [0] + [sizes[0]] * len(candidates)
-        roles = np.stack([np.repeat(np.arange(1, len(parts) + 1), sizes), np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes)])])
-        following = [np.append(parts[0][1:], before[-1]), *(np.append(part[1:], IGNORED) for part in parts[1:])]
-        labels = np.concatenate(following) if whole else np.full(sum(sizes), IGNORED, dtype=np.int64)
+        roles = np.stack(
+            [
+                np.repeat(np.arange(1, len(parts) + 1), sizes),
+                np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes)]),
+            ]
+        )
+        following = [
+            np.append(parts[0][1:], before[-1]),
+            *(np.append(part[1:], IGNORED) for part in parts[1:]),
+        ]
+        labels = (
+            np.concatenate(following) if whole else np.full(sum(sizes), IGNORED, dtype=np.int64)
+        )
         if len(answers):
-            labels[np.cumsum(sizes)[1:] - 1] = np.array(self.frame[2])[[0 if answer else 1 for answer in answers]]
+            labels[np.cumsum(sizes)[1:] - 1] = np.array(self.frame[2])[
+                [0 if answer else 1 for answer in answers]
+            ]
         learned = labels != IGNORED
         weight = np.where(roles[0] == 1, len(candidates), 1)
-        return Tokens(np.concatenate(parts), learned, sum(sizes), int((learned * weight).sum()), 0, labels=labels, roles=roles)
+        return Tokens(
+            np.concatenate(parts),
+            learned,
+            sum(sizes),
+            int((learned * weight).sum()),
+            0,
+            labels=labels,
+            roles=roles,
+        )

@@ -46,8 +46,12 @@ class TextModel(AbstractRecommender):
 
     def __init__(self, config, dataset):
         super().__init__()
-        if config["settings"] is None and (asked := [key for key in ("stages", "datasets", "rerank_from") if config[key]]):
-            raise UserError(f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one model on one dataset. Use recbole_llm.run")
+        if config["settings"] is None and (
+            asked := [key for key in ("stages", "datasets", "rerank_from") if config[key]]
+        ):
+            raise UserError(
+                f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one model on one dataset. Use recbole_llm.run"
+            )
         self.config, self.dataset, self.tables = config, dataset, dataset.tables
         self.device = config["device"]
         self.text = self.read_text()
@@ -59,7 +63,9 @@ class TextModel(AbstractRecommender):
         self.counts: Counter = Counter()
 
     def read_text(self) -> ItemText:
-        return ItemText.from_tables(self.tables, self.config["text_fields"], self.config["text_words"])
+        return ItemText.from_tables(
+            self.tables, self.config["text_fields"], self.config["text_words"]
+        )
 
     def start_ranking(self, part: str, choosing: bool, folder: Path | None = None) -> None:
         """Called before the cases of a part, "valid" or "test", are ranked.
@@ -104,9 +110,17 @@ class TextModel(AbstractRecommender):
     def rates(self) -> dict[str, float]:
         """Shares worth printing beside the metrics (parsed answers, cut histories, …)."""
         shares = {"cut_users": "cases", "cut_items": "items"}
-        found = {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts["items"]}
+        found = {
+            name: self.counts[name] / self.counts[of]
+            for name, of in shares.items()
+            if self.counts["items"]
+        }
         return found | {"unmatched": self.counts["unmatched"] / max(1, self.counts["cases"])}
 
     def count_cut(self, cases: Cases, cut: Sequence[int]) -> None:
         """Tally how many items of each case's history were left out."""
-        self.counts.update(cut_items=int(sum(cut)), cut_users=sum(one > 0 for one in cut), items=int((cases.end - cases.begin).sum()))
+        self.counts.update(
+            cut_items=int(sum(cut)),
+            cut_users=sum(one > 0 for one in cut),
+            items=int((cases.end - cases.begin).sum()),
+        )

@@ -24,24 +24,45 @@ class DenseModel(EncodeModel, BackboneModel):
         super().__init__(config, dataset)
         self.form = TextForm.named(config["text_form"])
         self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
-        self.sentences = [[self.form.item(corpus.text.names, row) for row in corpus.text.values] for corpus in self.corpora]
+        self.sentences = [
+            [self.form.item(corpus.text.names, row) for row in corpus.text.values]
+            for corpus in self.corpora
+        ]
 
     def make_encoder(self, bundle):
         self.item_vectors = None  # of the weights before
-        encoder = SentenceEncoder(bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks)
+        encoder = SentenceEncoder(
+            bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks
+        )
         if (least := encoder.least) > encoder.max_length:
-            raise UserError(f"max_length: expected at least {least}, which leave {WORDS} tokens for the newest item, found {encoder.max_length}")
+            raise UserError(
+                f"max_length: expected at least {least}, which leave {WORDS} tokens for the newest item, found {encoder.max_length}"
+            )
         return encoder
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width], of length 1; stored below `saved` if that is given."""
-        found = embed_once(tokens, self.bundle.pooled, self.bundle, self.config["pass_tokens"], self.device, self.config["precision"], saved)
+        found = embed_once(
+            tokens,
+            self.bundle.pooled,
+            self.bundle,
+            self.config["pass_tokens"],
+            self.device,
+            self.config["precision"],
+            saved,
+        )
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     def encode_items(self):
-        return self.vectors([self.encoder.item(self.sentences[0][item]) for item in self.first], self.weights and self.weights.parent)
+        return self.vectors(
+            [self.encoder.item(self.sentences[0][item]) for item in self.first],
+            self.weights and self.weights.parent,
+        )
 
     def encode_users(self, cases: Cases) -> np.ndarray:
-        tokens = [self.encoder.sequence([self.sentences[0][item] for item in history]) for history in cases.histories(self.tables)]
+        tokens = [
+            self.encoder.sequence([self.sentences[0][item] for item in history])
+            for history in cases.histories(self.tables)
+        ]
         self.count_cut(cases, [one.cut for one in tokens])
         return self.vectors(tokens)

@@ -15,7 +15,9 @@ from .base import TextModel
 def check_datasets(config, stages: str) -> None:
     """Raise UserError where a softmax over one catalogue is to be trained on several."""
     if config["phase"] == "finetune" and config["datasets"]:
-        raise UserError(f"datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages='{stages}'")
+        raise UserError(
+            f"datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages='{stages}'"
+        )
 
 
 def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,12 +60,17 @@ class EncodeModel(TextModel):
         """Distinct vectors of `encode_items`, once for all rankings by the same weights; `column` says which is each item's."""
         if self.item_vectors is None:
             vectors, row = distinct(self.encode_items())
-            self.item_vectors, self.column = torch.from_numpy(vectors).to(self.device), row[self.same]
+            self.item_vectors, self.column = (
+                torch.from_numpy(vectors).to(self.device),
+                row[self.same],
+            )
         return self.item_vectors
 
     def score(self, cases):
         users = torch.from_numpy(self.encode_users(cases)).to(self.device)
-        with torch.autocast(users.device.type, enabled=False):  # vectors may come from a short precision, their products do not
+        with torch.autocast(
+            users.device.type, enabled=False
+        ):  # vectors may come from a short precision, their products do not
             return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.column]
 
     def found(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
@@ -73,8 +80,16 @@ class EncodeModel(TextModel):
         """
         vectors = self.catalogue_vectors().cpu().numpy()
         path = folder / f"index-{name_of(vectors.tobytes()).hex()[:16]}.faiss"
-        index = InvertedLists.stored(path, vectors, lambda: self.encode_users(draw(self.split.valid if len(self.split.valid) else self.split.train, ASKED)))
+        index = InvertedLists.stored(
+            path,
+            vectors,
+            lambda: self.encode_users(
+                draw(self.split.valid if len(self.split.valid) else self.split.train, ASKED)
+            ),
+        )
         rows, products = index.search(self.encode_users(cases), k)
-        scores = np.full((len(cases), len(vectors) + 1), -np.inf, dtype=np.float32)  # the last for what was not found
+        scores = np.full(
+            (len(cases), len(vectors) + 1), -np.inf, dtype=np.float32
+        )  # the last for what was not found
         np.put_along_axis(scores, rows, products, axis=1)
         return scores[:, self.column]

@@ -17,4 +17,6 @@ class LIR(TextModel):
 
     def score(self, cases):
         newest = (history[-self.last_n :] for history in cases.histories(self.tables))
-        return self.index.scores([" ".join(self.corpus[item] for item in items) for items in newest])
+        return self.index.scores(
+            [" ".join(self.corpus[item] for item in items) for items in newest]
+        )

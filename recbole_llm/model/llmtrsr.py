@@ -16,7 +16,9 @@ class LLMTRSR(JudgeModel):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.summarizer = None if config["summary"] == "none" else Summarizer(config, self.text, self.logger)
+        self.summarizer = (
+            None if config["summary"] == "none" else Summarizer(config, self.text, self.logger)
+        )
 
     def told(self, histories):
         if not self.summarizer:
@@ -28,10 +30,14 @@ class LLMTRSR(JudgeModel):
     def training_examples(self, epoch):
         if self.summarizer:
             if epoch == 0:
-                self.summarizer.prepare(self.corpus.newest(self.config["targets"]).histories(self.tables))
+                self.summarizer.prepare(
+                    self.corpus.newest(self.config["targets"]).histories(self.tables)
+                )
             self.summarizer.release()
         return super().training_examples(epoch)
 
     def rates(self):
         own = ("cut_summaries", "summaries_replaced") if self.summarizer else ()
-        return super().rates() | {name: self.counts[name] / max(1, self.counts["cases"]) for name in own}
+        return super().rates() | {
+            name: self.counts[name] / max(1, self.counts["cases"]) for name in own
+        }

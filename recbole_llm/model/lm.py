@@ -29,7 +29,11 @@ class BackboneModel(TextModel):
         if config["init_from"] or config["restored"]:
             return
         check_name(config["backbone"], Path(config["checkpoint_dir"]))
-        if config["adapter"] == "lora" and config["backbone"].startswith("scratch:") and not config["stage"]:
+        if (
+            config["adapter"] == "lora"
+            and config["backbone"].startswith("scratch:")
+            and not config["stage"]
+        ):
             refuse_scratch(config["backbone"])
 
     @property
@@ -48,25 +52,48 @@ class BackboneModel(TextModel):
             return self.load(Path(config["restored"]))
         if config["init_from"]:
             run = store.find_run(config["init_from"], saved)
-            bundle = load_folder(str(run / store.BACKBONE), self.backbone_kind, self.quantize).merged()
+            bundle = load_folder(
+                str(run / store.BACKBONE), self.backbone_kind, self.quantize
+            ).merged()
         else:
             run = store.backbone_run(name, saved)
             vocabulary, kind = config["scratch_vocabulary"], self.backbone_kind
-            bundle = load(name, texts, saved=saved, max_length=config["max_length"], vocabulary=vocabulary, kind=kind, quantize=self.quantize)
+            bundle = load(
+                name,
+                texts,
+                saved=saved,
+                max_length=config["max_length"],
+                vocabulary=vocabulary,
+                kind=kind,
+                quantize=self.quantize,
+            )
         self.use(bundle)
         if config["adapter"] == "lora":
             if run is not None:  # by what its folder is called beside ours, else by where it is
-                name = f"run:{run.name}" if run.resolve().parent == saved.resolve() else str((run / store.BACKBONE).resolve())
+                name = (
+                    f"run:{run.name}"
+                    if run.resolve().parent == saved.resolve()
+                    else str((run / store.BACKBONE).resolve())
+                )
             elif name in PACKAGED:
                 name = f"packaged:{name}"  # peft looks for anything that may be a hub id on the hub
             elif Path(name).expanduser().is_dir():
                 name = str(Path(name).expanduser().resolve())
-            add_lora(self.backbone, bundle.core, name, rank=config["lora_rank"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
+            add_lora(
+                self.backbone,
+                bundle.core,
+                name,
+                rank=config["lora_rank"],
+                alpha=config["lora_alpha"],
+                dropout=config["lora_dropout"],
+            )
 
     def use(self, bundle: Backbone) -> None:
         limit, longest = bundle.positions, self.config["max_length"]
         if limit and roomy(longest) > limit:
-            raise UserError(f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length")
+            raise UserError(
+                f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length"
+            )
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
         self.pad_id = bundle.tokenizer.pad_token_id
         self.encoder = self.make_encoder(bundle)
@@ -77,11 +104,19 @@ class BackboneModel(TextModel):
 
     def hidden(self, batch) -> torch.Tensor:
         """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""
-        return self.backbone.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return self.backbone.base_model(
+            input_ids=batch.input_ids, use_cache=False
+        ).last_hidden_state
 
     def vectors(self, tokens: Sequence[Tokens], part: int) -> np.ndarray:
         """float32 [texts, width]: mean last hidden states of the histories (part 0) or targets (1) of encoded texts, of length 1."""
-        vectors = embed(tokens, lambda batch: batch.means(self.hidden(batch))[:, part], self.bundle, self.config["pass_tokens"], self.device)
+        vectors = embed(
+            tokens,
+            lambda batch: batch.means(self.hidden(batch))[:, part],
+            self.bundle,
+            self.config["pass_tokens"],
+            self.device,
+        )
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def save(self, folder: Path) -> None:

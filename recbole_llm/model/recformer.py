@@ -41,21 +41,28 @@ class RecFormer(EncodeModel, BackboneModel):
     def check(cls, config, tables):
         super().check(config, tables)
         if config["attention_window"] % 2:
-            raise UserError(f"attention_window: expected an even number, half of it on each side of a token, found {config['attention_window']}")
+            raise UserError(
+                f"attention_window: expected an even number, half of it on each side of a token, found {config['attention_window']}"
+            )
         check_datasets(config, "[pretrain, first, second]")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
         self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
-        self.items = [[tuple(zip(corpus.text.names, row, strict=True)) for row in corpus.text.values] for corpus in self.corpora]
+        self.items = [
+            [tuple(zip(corpus.text.names, row, strict=True)) for row in corpus.text.values]
+            for corpus in self.corpora
+        ]
         self.names = [name_of(repr(self.items[0][item]).encode()) for item in self.first]
         self.register_buffer("table_epoch", torch.tensor(-1))
         self.load_backbone(attribute_pieces(item for items in self.items for item in items))
         width, words = self.bundle.width, self.bundle.core.get_input_embeddings().num_embeddings
         # zeros leave a pretrained encoder as it is
         self.token_type = nn.Embedding.from_pretrained(torch.zeros(3, width), freeze=False)
-        self.item_position = nn.Embedding.from_pretrained(torch.zeros(config["max_items"] + 1, width), freeze=False)
+        self.item_position = nn.Embedding.from_pretrained(
+            torch.zeros(config["max_items"] + 1, width), freeze=False
+        )
         self.word_bias = nn.Parameter(torch.zeros(words))
 
     def make_encoder(self, bundle):
@@ -74,10 +81,16 @@ class RecFormer(EncodeModel, BackboneModel):
                 self.fill_table()
             self.table_epoch.fill_(epoch)
         seed, groups = self.config["seed"], []
-        for number, users in enumerate(draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)):
+        for number, users in enumerate(
+            draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
+        ):
             corpus, rng = self.corpora[number], np.random.default_rng([seed, epoch, number])
             own = (corpus.by_user[user] for user in users)
-            chosen = [row for rows in own for row in (rows if self.config["targets"] == "all" else [rng.choice(rows)])]
+            chosen = [
+                row
+                for rows in own
+                for row in (rows if self.config["targets"] == "all" else [rng.choice(rows)])
+            ]
             groups += [self._group(number, row, rng) for row in chosen]
         return groups
 
@@ -87,8 +100,18 @@ class RecFormer(EncodeModel, BackboneModel):
         sequence = self.sequence(number, history)
         if self.contrastive:
             texts = (sequence, self.sequence(number, [target]))
-            return (*texts, *(self.encoder.masked(text, self.config["mask_share"], rng) for text in texts))
-        return (replace(sequence, learned=np.arange(len(sequence)) == 0, items=1, labels=np.full(len(sequence), target, dtype=np.int64)),)
+            return (
+                *texts,
+                *(self.encoder.masked(text, self.config["mask_share"], rng) for text in texts),
+            )
+        return (
+            replace(
+                sequence,
+                learned=np.arange(len(sequence)) == 0,
+                items=1,
+                labels=np.full(len(sequence), target, dtype=np.int64),
+            ),
+        )
 
     def sequence(self, number: int, items) -> Tokens:
         """Items of one corpus by number, oldest first."""
@@ -98,7 +121,9 @@ class RecFormer(EncodeModel, BackboneModel):
         """Last hidden states [rows, length, width]. The backbone adds its positions to the sum of the other three embeddings and normalises it (equation 2)."""
         types, items = batch.roles.unbind(dim=1)
         words = self.bundle.core.get_input_embeddings()(batch.input_ids)
-        return self.bundle.states(words + self.token_type(types) + self.item_position(items), batch.lengths)
+        return self.bundle.states(
+            words + self.token_type(types) + self.item_position(items), batch.lengths
+        )
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over masked tokens, or sum of -log P over next items; [rows, width] states of the first token)."""
@@ -107,20 +132,40 @@ class RecFormer(EncodeModel, BackboneModel):
         if not own or not learned.any():
             return vectors.sum() * 0.0, vectors
         if self.contrastive:
-            logits = F.linear(states[learned], self.bundle.core.get_input_embeddings().weight, self.word_bias)
-            return self.config["mlm_weight"] * F.cross_entropy(logits.float(), batch.labels[learned], reduction="sum"), vectors
-        same, temperature = torch.from_numpy(self.same).to(self.device), self.config["contrast_temperature"]
-        return over_catalogue(states[learned], self.table, same, batch.labels[learned], temperature), vectors
+            logits = F.linear(
+                states[learned], self.bundle.core.get_input_embeddings().weight, self.word_bias
+            )
+            return self.config["mlm_weight"] * F.cross_entropy(
+                logits.float(), batch.labels[learned], reduction="sum"
+            ), vectors
+        same, temperature = (
+            torch.from_numpy(self.same).to(self.device),
+            self.config["contrast_temperature"],
+        )
+        return over_catalogue(
+            states[learned], self.table, same, batch.labels[learned], temperature
+        ), vectors
 
     def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """Item-item contrast (equation 6) of vectors [groups, 4, width]: each sequence's next item against the others of its step."""
-        targets = np.unique([name_of(group[1].ids.tobytes() + group[1].roles.tobytes()) for group in groups], return_inverse=True)[1]
+        targets = np.unique(
+            [name_of(group[1].ids.tobytes() + group[1].roles.tobytes()) for group in groups],
+            return_inverse=True,
+        )[1]
         equal = torch.from_numpy(targets[:, None] == targets).to(vectors.device)
-        return in_batch_contrast(vectors[:, 1], vectors[:, 0], self.config["contrast_temperature"], equal)
+        return in_batch_contrast(
+            vectors[:, 1], vectors[:, 0], self.config["contrast_temperature"], equal
+        )
 
     def vectors(self, tokens: list[Tokens]) -> np.ndarray:
         """float32 [texts, width], of length 1."""
-        found = embed(tokens, lambda batch: self.hidden(batch)[:, 0], self.bundle, self.config["pass_tokens"], self.device)
+        found = embed(
+            tokens,
+            lambda batch: self.hidden(batch)[:, 0],
+            self.bundle,
+            self.config["pass_tokens"],
+            self.device,
+        )
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     def encode(self, rows: Sequence[int]) -> np.ndarray:
@@ -141,11 +186,19 @@ class RecFormer(EncodeModel, BackboneModel):
         known = {name.tobytes(): row for row, name in enumerate(self.table_names.cpu().numpy())}
         missing = [row for row, name in enumerate(self.names) if name not in known]
         if missing and known:
-            self.logger.info(f"{len(missing)} of {len(self.names)} item texts have no stored vector: they are encoded now")
+            self.logger.info(
+                f"{len(missing)} of {len(self.names)} item texts have no stored vector: they are encoded now"
+            )
         known |= {self.names[row]: len(known) + number for number, row in enumerate(missing)}
-        table = torch.cat([self.table, torch.from_numpy(self.encode(missing)).to(self.device)]) if missing else self.table
+        table = (
+            torch.cat([self.table, torch.from_numpy(self.encode(missing)).to(self.device)])
+            if missing
+            else self.table
+        )
         self.table = table[[known[name] for name in self.names]]
-        self.table_names = torch.from_numpy(np.frombuffer(b"".join(self.names), dtype=np.uint8).reshape(-1, 16).copy())
+        self.table_names = torch.from_numpy(
+            np.frombuffer(b"".join(self.names), dtype=np.uint8).reshape(-1, 16).copy()
+        )
 
     def encode_items(self):
         if self.contrastive:

@@ -18,7 +18,11 @@ Pair = tuple[Tokens, Tokens]
 
 def described(tables: Tables, config) -> bool:
     """Whether any item has a description."""
-    return any((tables.item_table[name] != "").any() for name in config["description_fields"].values() if name in tables.item_table)
+    return any(
+        (tables.item_table[name] != "").any()
+        for name in config["description_fields"].values()
+        if name in tables.item_table
+    )
 
 
 class ST5Seq(DenseModel):
@@ -35,34 +39,59 @@ class ST5Seq(DenseModel):
         super().check(config, tables)
         if config["phase"] == "item" and not config["datasets"] and not described(tables, config):
             columns = ", ".join(config["description_fields"].values())
-            raise UserError(f"phase item learns from descriptions, and {tables.name} has none in {columns}; set description_fields, or --variant=finetune")
+            raise UserError(
+                f"phase item learns from descriptions, and {tables.name} has none in {columns}; set description_fields, or --variant=finetune"
+            )
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.descriptions = [self._descriptions(corpus) for corpus in self.corpora] if config["phase"] == "item" else []
+        self.descriptions = (
+            [self._descriptions(corpus) for corpus in self.corpora]
+            if config["phase"] == "item"
+            else []
+        )
         if config["phase"] == "item" and not any(self.descriptions):
-            raise UserError(f"phase item learns from descriptions, and none of {', '.join(config['datasets'] or [self.tables.name])} has one")
+            raise UserError(
+                f"phase item learns from descriptions, and none of {', '.join(config['datasets'] or [self.tables.name])} has one"
+            )
         items = [text for sentences in self.sentences for text in sentences]
         told = [text for descriptions in self.descriptions for text in descriptions.values()]
-        self.load_backbone([*items, *told, *([self.form.instruction] * len(items) if self.form.instruction else [])])
+        self.load_backbone(
+            [
+                *items,
+                *told,
+                *([self.form.instruction] * len(items) if self.form.instruction else []),
+            ]
+        )
 
     def _descriptions(self, corpus: Corpus) -> dict[int, str]:
         """Item -> description, of those that have one."""
         if not described(corpus.tables, self.config):
             return {}
         text = ItemText.from_tables(corpus.tables, self.config["description_fields"])
-        return {item: self.form.item(text.names, row) for item, row in enumerate(text.values) if any(value != UNKNOWN for value in row)}
+        return {
+            item: self.form.item(text.names, row)
+            for item, row in enumerate(text.values)
+            if any(value != UNKNOWN for value in row)
+        }
 
     def training_examples(self, epoch: int) -> list[Pair]:
         seed, pairs = self.config["seed"], []
-        make = {"item": self._items, "sequence": self._sequences, "next": self._next}[self.config["phase"]]
-        for number, users in enumerate(draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)):
+        make = {"item": self._items, "sequence": self._sequences, "next": self._next}[
+            self.config["phase"]
+        ]
+        for number, users in enumerate(
+            draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
+        ):
             pairs += make(number, users, np.random.default_rng([seed, epoch, number]))
         return pairs
 
     def _items(self, number: int, users: np.ndarray, rng: np.random.Generator) -> list[Pair]:
         sentences = self.sentences[number]
-        return [(self.encoder.item(sentences[item]), self.encoder.item(text)) for item, text in self.descriptions[number].items()]
+        return [
+            (self.encoder.item(sentences[item]), self.encoder.item(text))
+            for item, text in self.descriptions[number].items()
+        ]
 
     def _sequences(self, number: int, users: np.ndarray, rng: np.random.Generator) -> list[Pair]:
         corpus, shares = self.corpora[number], self.config["augmentation"]
@@ -70,13 +99,18 @@ class ST5Seq(DenseModel):
         for user in users:
             last = corpus.by_user[user][-1]
             items = corpus.tables.item[corpus.cases.begin[last] : corpus.cases.end[last] + 1]
-            pairs.append((self._sequence(number, items), self._sequence(number, augment(items, shares, rng))))
+            pairs.append(
+                (self._sequence(number, items), self._sequence(number, augment(items, shares, rng)))
+            )
         return pairs
 
     def _next(self, number: int, users: np.ndarray, rng: np.random.Generator) -> list[Pair]:
         corpus = self.corpora[number]
         events, cases = corpus.tables.item, corpus.cases
-        rows = (rows if self.config["targets"] == "all" else [rng.choice(rows)] for rows in (corpus.by_user[user] for user in users))
+        rows = (
+            rows if self.config["targets"] == "all" else [rng.choice(rows)]
+            for rows in (corpus.by_user[user] for user in users)
+        )
         return [
             (self._sequence(number, events[cases.begin[row] : cases.end[row]]), self.encoder.item(self.sentences[number][events[cases.end[row]]]))
             for own in rows for row in own
@@ -94,6 +128,13 @@ class ST5Seq(DenseModel):
         """The symmetric loss of vectors [pairs, 2, width]; pairs that share a text are no negatives of each other."""
         equal = torch.zeros(len(groups), len(groups), dtype=torch.bool)
         for side in range(2):
-            names = np.unique([name_of(pair[side].ids.tobytes()) for pair in groups], return_inverse=True)[1]
+            names = np.unique(
+                [name_of(pair[side].ids.tobytes()) for pair in groups], return_inverse=True
+            )[1]
             equal |= torch.from_numpy(names[:, None] == names)
-        return symmetric_contrast(vectors[:, 0], vectors[:, 1], self.config["contrast_temperature"], equal.to(vectors.device))
+        return symmetric_contrast(
+            vectors[:, 0],
+            vectors[:, 1],
+            self.config["contrast_temperature"],
+            equal.to(vectors.device),
+        )

@@ -29,10 +29,14 @@ class Choice(tuple):
         return made
 
 
-def targets_and_others(targets: np.ndarray, met: np.ndarray, pool: np.ndarray, negatives: int, rng: np.random.Generator) -> np.ndarray:
+def targets_and_others(
+    targets: np.ndarray, met: np.ndarray, pool: np.ndarray, negatives: int, rng: np.random.Generator
+) -> np.ndarray:
     """int64 [cases, 1 + negatives]: each target, and others at random out of a pool, but of what is met, if there are any."""
     free = pool[~np.isin(pool, met)]
-    return np.column_stack([targets, rng.choice(free if len(free) else pool, (len(targets), negatives))])
+    return np.column_stack(
+        [targets, rng.choice(free if len(free) else pool, (len(targets), negatives))]
+    )
 
 
 class TASTELoRA(EncodeModel, BackboneModel):
@@ -58,7 +62,12 @@ class TASTELoRA(EncodeModel, BackboneModel):
     def met_in_training(self) -> np.ndarray:
         """int64: the distinct texts of all events of training and before, by their items' ids: neither what nor in which order is met later shows."""
         cases = self.corpus.cases
-        rows = np.concatenate([np.arange(cases.begin[own].min(), cases.end[own].max() + 1) for own in self.corpus.by_user])
+        rows = np.concatenate(
+            [
+                np.arange(cases.begin[own].min(), cases.end[own].max() + 1)
+                for own in self.corpus.by_user
+            ]
+        )
         known = np.unique(self.tables.item[rows])
         texts = self.same[known[np.argsort(self.tables.items[known].astype(str))]]
         return texts[np.sort(np.unique(texts, return_index=True)[1])]
@@ -72,7 +81,9 @@ class TASTELoRA(EncodeModel, BackboneModel):
         limits = {key: self.config[key] for key in ("max_length", "item_length", "segments")}
         encoder = SegmentEncoder(bundle.tokenizer, **limits)
         if encoder.least > encoder.max_length:
-            raise UserError(f"max_length: expected at least {encoder.least} tokens, which leave item_length for one item, found {encoder.max_length}")
+            raise UserError(
+                f"max_length: expected at least {encoder.least} tokens, which leave item_length for one item, found {encoder.max_length}"
+            )
         return encoder
 
     def training_examples(self, epoch: int) -> list[Choice]:
@@ -85,8 +96,13 @@ class TASTELoRA(EncodeModel, BackboneModel):
     def choices(self, cases: Cases, known: Cases, rng: np.random.Generator) -> list[Choice]:
         """Of cases of one user, each with its target and `negatives` other items, of those that the user does not meet in `known` cases, if there are any."""
         met = self.events[known.begin.min() : known.end.max() + 1]
-        texts = targets_and_others(self.events[cases.end], met, self.pool, self.config["negatives"], rng)
-        return [Choice([self.history(history), *map(self.item, row)], row) for history, row in zip(cases.histories(self.tables), texts, strict=True)]
+        texts = targets_and_others(
+            self.events[cases.end], met, self.pool, self.config["negatives"], rng
+        )
+        return [
+            Choice([self.history(history), *map(self.item, row)], row)
+            for history, row in zip(cases.histories(self.tables), texts, strict=True)
+        ]
 
     def item(self, text: int) -> Tokens:
         """By the number of its distinct text."""
@@ -110,10 +126,21 @@ class TASTELoRA(EncodeModel, BackboneModel):
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width]; stored below `saved` if that is given."""
-        return embed_once(tokens, self.bundle.vectors, self.bundle, self.config["pass_tokens"], self.device, self.config["precision"], saved)
+        return embed_once(
+            tokens,
+            self.bundle.vectors,
+            self.bundle,
+            self.config["pass_tokens"],
+            self.device,
+            self.config["precision"],
+            saved,
+        )
 
     def encode_items(self):
-        return self.vectors([self.item(text) for text in range(len(self.first))], self.weights and self.weights.parent)
+        return self.vectors(
+            [self.item(text) for text in range(len(self.first))],
+            self.weights and self.weights.parent,
+        )
 
     def encode_users(self, cases):
         tokens = [self.history(history) for history in cases.histories(self.tables)]

@@ -12,7 +12,10 @@ class WhiteningExperts(nn.Module):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(experts, width))
         self.weight = nn.Parameter(torch.randn(experts, size, width) * 0.02)
-        self.gate, self.noise = nn.Parameter(torch.zeros(width, experts)), nn.Parameter(torch.zeros(width, experts))
+        self.gate, self.noise = (
+            nn.Parameter(torch.zeros(width, experts)),
+            nn.Parameter(torch.zeros(width, experts)),
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -20,6 +23,8 @@ class WhiteningExperts(nn.Module):
         logits = vectors @ self.gate
         if self.training:
             logits = logits + torch.randn_like(logits) * (F.softplus(vectors @ self.noise) + 0.01)
-        outputs = F.linear(self.dropout(vectors), self.weight.flatten(0, 1)).view(len(vectors), *self.weight.shape[:2])
+        outputs = F.linear(self.dropout(vectors), self.weight.flatten(0, 1)).view(
+            len(vectors), *self.weight.shape[:2]
+        )
         outputs = outputs - torch.einsum("ehw,ew->eh", self.weight, self.shift)
         return torch.einsum("ne,neh->nh", logits.softmax(dim=1).to(outputs.dtype), outputs)

@@ -40,10 +40,14 @@ class WriterModel(BackboneModel):
         self.template = Template.from_config(config["template"])
         self.first, self.same = self.text.unique
         self.agreement = HierarchicalMatch(self.text)
-        self.match = self.agreement if config["match"] == "hierarchical" else BM25Match(self.text, config)
+        self.match = (
+            self.agreement if config["match"] == "hierarchical" else BM25Match(self.text, config)
+        )
         self.lists: StoredLists | None = None
         self.written: Written | None = None
-        self.load_backbone(pieces(self.template, [text for corpus in self.corpora for text in corpus.sentences]))
+        self.load_backbone(
+            pieces(self.template, [text for corpus in self.corpora for text in corpus.sentences])
+        )
 
     @property
     def constrained(self) -> bool:
@@ -65,22 +69,49 @@ class WriterModel(BackboneModel):
 
     def prompts(self, cases: Cases) -> list[Tokens]:
         """The encoded history of each case, with room for what is written after it."""
-        histories = ([self.sentences[item] for item in history] for history in cases.histories(self.tables))
-        return [self.encoder.encode(Example(self.template, tuple(items)), reserve=self.longest) for items in histories]
+        histories = (
+            [self.sentences[item] for item in history] for history in cases.histories(self.tables)
+        )
+        return [
+            self.encoder.encode(Example(self.template, tuple(items)), reserve=self.longest)
+            for items in histories
+        ]
 
     def generate(self, cases: Cases, prompts: list[Tokens]) -> list[Answer]:
         """What the model writes for each case, or has written already."""
         config, start = self.config, self.tables.start[cases.user]
-        names = list(zip(self.tables.users[cases.user].tolist(), (cases.begin - start).tolist(), (cases.end - start).tolist(), strict=True))
+        names = list(
+            zip(
+                self.tables.users[cases.user].tolist(),
+                (cases.begin - start).tolist(),
+                (cases.end - start).tolist(),
+                strict=True,
+            )
+        )
         answers = [self.written and self.written.get(name) for name in names]
         self.counts["read_again"] += sum(answer is not None for answer in answers)
-        missing = np.array([row for row, answer in enumerate(answers) if answer is None], dtype=np.int64)
-        count = config["beams"] if self.constrained else config["valid_samples"] if self.choosing else config["samples"]
+        missing = np.array(
+            [row for row, answer in enumerate(answers) if answer is None], dtype=np.int64
+        )
+        count = (
+            config["beams"]
+            if self.constrained
+            else config["valid_samples"]
+            if self.choosing
+            else config["samples"]
+        )
         decode = self._search if self.constrained else self._sample
         most, longest = max(1, config["generate_rows"] // count), self.longest
-        for chosen in by_length([len(prompts[row]) for row in missing], most * count * longest, most, cost=STEP_COST * longest):
+        for chosen in by_length(
+            [len(prompts[row]) for row in missing],
+            most * count * longest,
+            most,
+            cost=STEP_COST * longest,
+        ):
             rows = missing[chosen]
-            for row, answer in zip(rows, decode([prompts[row].ids for row in rows], cases[rows], count), strict=True):
+            for row, answer in zip(
+                rows, decode([prompts[row].ids for row in rows], cases[rows], count), strict=True
+            ):
                 answers[row] = answer
         if self.written and len(missing):
             self.written.add({names[row]: answers[row] for row in missing})
@@ -91,22 +122,46 @@ class WriterModel(BackboneModel):
         names = zip(self.tables.users[cases.user], cases.end - cases.begin, strict=True)
         keys = np.array([stream_key(config["seed"], user, str(length)) for user, length in names])
         answers, budget = [], config["pass_tokens"]
-        for drawn in sample(self.bundle, prompts, keys, samples=count, temperature=config["temperature"], max_new=self.longest, budget=budget):
-            texts = [text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])]
+        for drawn in sample(
+            self.bundle,
+            prompts,
+            keys,
+            samples=count,
+            temperature=config["temperature"],
+            max_new=self.longest,
+            budget=budget,
+        ):
+            texts = [
+                text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])
+            ]
             answers.append(Answer(*distinct(texts, drawn.logprobs), int(drawn.ended.sum())))
         return answers
 
     def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
         answers = []
-        for reached in search(self.bundle, prompts, self.catalogue, count, self.config["pass_tokens"]):
+        for reached in search(
+            self.bundle, prompts, self.catalogue, count, self.config["pass_tokens"]
+        ):
             texts = [self.sentences[item] for item in self.first[reached.sequences]]
-            answers.append(Answer(texts, reached.logprobs.tolist(), [1] * len(texts), len(texts), reached.sequences.tolist()))
+            answers.append(
+                Answer(
+                    texts,
+                    reached.logprobs.tolist(),
+                    [1] * len(texts),
+                    len(texts),
+                    reached.sequences.tolist(),
+                )
+            )
         return answers
 
     def _count(self, cases: Cases, prompts: list[Tokens], answers: list[Answer]) -> None:
         self.count_cut(cases, [one.cut for one in prompts])
         for answer in (answer for answer in answers if answer.reached is None):
-            self.counts.update(texts=sum(answer.times), ended=answer.ended, **self.agreement.tally(answer.texts, answer.times))
+            self.counts.update(
+                texts=sum(answer.times),
+                ended=answer.ended,
+                **self.agreement.tally(answer.texts, answer.times),
+            )
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -116,8 +171,15 @@ class WriterModel(BackboneModel):
         prompts, kept = self.prompts(cases), self.config["texts_kept"]
         answers = self.generate(cases, prompts)
         self._count(cases, prompts, answers)
-        scores = np.stack([self.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers])
-        self.unmatched = np.array([answer.reached is None and not row.any() for answer, row in zip(answers, scores, strict=True)])
+        scores = np.stack(
+            [self.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers]
+        )
+        self.unmatched = np.array(
+            [
+                answer.reached is None and not row.any()
+                for answer, row in zip(answers, scores, strict=True)
+            ]
+        )
         if blend := self.config["blend"]:
             cosine = self.vectors(prompts, 0) @ self.item_vectors[self.same].T
             scores += blend * cosine
@@ -128,8 +190,12 @@ class WriterModel(BackboneModel):
                 put_first(scores[row], value[self.same] + (blend * cosine[row] if blend else 0))
         if self.config["rerank_from"]:
             if self.lists is None:
-                raise UserError("rerank_from ranks the cases again that a run has stored; for anything else, set rerank_from: ~")
-            scores = self.lists.keep(scores, self.tables.users[cases.user], cases.end - self.tables.start[cases.user])
+                raise UserError(
+                    "rerank_from ranks the cases again that a run has stored; for anything else, set rerank_from: ~"
+                )
+            scores = self.lists.keep(
+                scores, self.tables.users[cases.user], cases.end - self.tables.start[cases.user]
+            )
         return scores
 
     @cached_property
@@ -140,19 +206,46 @@ class WriterModel(BackboneModel):
     def start_ranking(self, part, choosing, folder=None):
         super().start_ranking(part, choosing, folder)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
-        self.written = folder and Written(folder / store.TEXTS.format(part=part, key=self.writing_key()))
+        self.written = folder and Written(
+            folder / store.TEXTS.format(part=part, key=self.writing_key())
+        )
         if self.written and self.written.known:
-            self.logger.info(f"{part}: the texts of {len(self.written.known)} cases are there already, in {self.written.lines.path}")
+            self.logger.info(
+                f"{part}: the texts of {len(self.written.known)} cases are there already, in {self.written.lines.path}"
+            )
         if run := self.config["rerank_from"]:
             self.lists = StoredLists(Path(run), part)
 
     def writing_key(self) -> str:
         """8 hex digits over everything that decides what is written by one run's weights, the libraries that compute it included."""
-        own = ("beams",) if self.constrained else ("seed", "samples", "temperature", "max_new_tokens")
-        keys = ("decoding", "precision", "max_length", "template", "text_fields", "text_words", *own)
+        own = (
+            ("beams",) if self.constrained else ("seed", "samples", "temperature", "max_new_tokens")
+        )
+        keys = (
+            "decoding",
+            "precision",
+            "max_length",
+            "template",
+            "text_fields",
+            "text_words",
+            *own,
+        )
         versions = [store.versions()[name] for name in ("code", "torch", "transformers")]
-        return digest([*versions, torch.device(self.device).type, self.tables.fingerprint, {key: self.config[key] for key in keys}])
+        return digest(
+            [
+                *versions,
+                torch.device(self.device).type,
+                self.tables.fingerprint,
+                {key: self.config[key] for key in keys},
+            ]
+        )
 
     def rates(self):
-        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts") | {"read_again": "cases"}
-        return {name: self.counts[name] / self.counts[of] for name, of in shares.items() if self.counts[of]} | super().rates()
+        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts") | {
+            "read_again": "cases"
+        }
+        return {
+            name: self.counts[name] / self.counts[of]
+            for name, of in shares.items()
+            if self.counts[of]
+        } | super().rates()

@@ -44,11 +44,17 @@ class Cohorts:
         if len(found) < 2 or len(found) >= clustered.sum():
             return {}
         values = silhouette_samples(self.space[clustered], self.of[clustered])
-        return {self.names[one]: float(values[self.of[clustered] == one].mean()) for one in found} | {"all": float(values.mean())}
+        return {
+            self.names[one]: float(values[self.of[clustered] == one].mean()) for one in found
+        } | {"all": float(values.mean())}
 
     def with_low_activity(self, low: np.ndarray) -> "Cohorts":
         """With the users of a mask, bool [n_users], in a first cohort of their own."""
-        return replace(self, names=(LOW, *self.names), of=np.where(low, 0, np.where(self.of < 0, -1, self.of + 1)))
+        return replace(
+            self,
+            names=(LOW, *self.names),
+            of=np.where(low, 0, np.where(self.of < 0, -1, self.of + 1)),
+        )
 
 
 def kmeans(points: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -57,13 +63,17 @@ def kmeans(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 
     distinct = len(np.unique(points, axis=0))
     if distinct < count:
-        raise UserError(f"cohorts: expected at least {count} different users or items to cluster, found {distinct}; ask for fewer cohorts")
+        raise UserError(
+            f"cohorts: expected at least {count} different users or items to cluster, found {distinct}; ask for fewer cohorts"
+        )
     found = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
     order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
     return np.argsort(order)[found]
 
 
-def _over(users: np.ndarray, found: np.ndarray, points: np.ndarray, count: int, name: str) -> Cohorts:
+def _over(
+    users: np.ndarray, found: np.ndarray, points: np.ndarray, count: int, name: str
+) -> Cohorts:
     """Cohorts from clusters of some users, bool [n_users], and the points that were clustered."""
     of, space = np.full(len(users), -1), np.full((len(users), points.shape[1]), np.nan)
     of[users], space[users] = found, points
@@ -75,7 +85,15 @@ def activity(tables: Tables, rows: np.ndarray) -> np.ndarray:
     return np.bincount(tables.user[rows], minlength=len(tables.users))
 
 
-def by_text(tables: Tables, rows: np.ndarray, users: np.ndarray, vectors: np.ndarray, count: int, item_clusters: int, seed: int) -> Cohorts:
+def by_text(
+    tables: Tables,
+    rows: np.ndarray,
+    users: np.ndarray,
+    vectors: np.ndarray,
+    count: int,
+    item_clusters: int,
+    seed: int,
+) -> Cohorts:
     """Text Embed: clusters of items by their texts, and of users by how often they met each of those.
 
     Parameters
@@ -83,15 +101,27 @@ def by_text(tables: Tables, rows: np.ndarray, users: np.ndarray, vectors: np.nda
     rows : events of Continue Train. users : bool [n_users], who is clustered. vectors : float [n_items, width], of the items' texts.
     """
     met = np.unique(tables.item[rows])
-    met = met[np.argsort(tables.items[met].astype(str))]  # items are numbered by when they are first met, which may be in a test
+    met = met[
+        np.argsort(tables.items[met].astype(str))
+    ]  # items are numbered by when they are first met, which may be in a test
     cluster = np.full(len(tables.items), -1)
-    cluster[met] = kmeans(vectors[met], min(item_clusters, len(np.unique(vectors[met], axis=0))), seed)
+    cluster[met] = kmeans(
+        vectors[met], min(item_clusters, len(np.unique(vectors[met], axis=0))), seed
+    )
     counts = np.zeros((len(tables.users), cluster.max() + 1))
     np.add.at(counts, (tables.user[rows], cluster[tables.item[rows]]), 1)
     return _over(users, kmeans(counts[users], count, seed), counts[users], count, "text")
 
 
-def by_features(tables: Tables, rows: np.ndarray, users: np.ndarray, columns: Sequence[str], rating: str | None, count: int, seed: int) -> Cohorts:
+def by_features(
+    tables: Tables,
+    rows: np.ndarray,
+    users: np.ndarray,
+    columns: Sequence[str],
+    rating: str | None,
+    count: int,
+    seed: int,
+) -> Cohorts:
     """Features: clusters of actions, and for each user the cluster of most of its actions.
 
     An action is known by how often its user acts, the user's mean rating, how often its item is met, and for each of `columns` of .item (category,
@@ -100,7 +130,10 @@ def by_features(tables: Tables, rows: np.ndarray, users: np.ndarray, columns: Se
     own = rows[users[tables.user[rows]]]
     user, item = tables.user[own], tables.item[own]
     amount = activity(tables, rows)
-    parts = [amount[user][:, None], np.bincount(tables.item[rows], minlength=len(tables.items))[item][:, None]]
+    parts = [
+        amount[user][:, None],
+        np.bincount(tables.item[rows], minlength=len(tables.items))[item][:, None],
+    ]
     if rating in tables.columns and tables.columns[rating].dtype.kind == "f":
         sums = np.bincount(tables.user[rows], tables.columns[rating][rows], len(tables.users))
         parts.append((sums / np.maximum(amount, 1))[user][:, None])
@@ -115,17 +148,31 @@ def by_features(tables: Tables, rows: np.ndarray, users: np.ndarray, columns: Se
     return _over(users, votes[users].argmax(axis=1), means, count, "feature")
 
 
-def by_attributes(tables: Tables, users: np.ndarray, columns: Sequence[str], count: int, seed: int) -> Cohorts:
+def by_attributes(
+    tables: Tables, users: np.ndarray, columns: Sequence[str], count: int, seed: int
+) -> Cohorts:
     """Clusters of users by columns of .user, numbers or tokens."""
     if tables.user_table is None or not set(columns) <= set(tables.user_types):
-        there = "no .user file" if tables.user_table is None else f"the columns {', '.join(tables.user_types)}"
-        raise UserError(f"cohorts: expected the columns {', '.join(columns)} of users, found {there}; set --user_columns, or leave attributes out of --cohorts")
+        there = (
+            "no .user file"
+            if tables.user_table is None
+            else f"the columns {', '.join(tables.user_types)}"
+        )
+        raise UserError(
+            f"cohorts: expected the columns {', '.join(columns)} of users, found {there}; set --user_columns, or leave attributes out of --cohorts"
+        )
     parts = []
     for name in columns:
         cells = tables.user_table[name].to_numpy()
         numbers = tables.user_types[name] == "float"
-        parts.append(np.array([float(cell or "nan") for cell in cells])[:, None] if numbers else _one_hot(cells))
-    points = np.concatenate([_scaled(np.nan_to_num(part[users], nan=np.nanmean(part[users]))) for part in parts], axis=1)
+        parts.append(
+            np.array([float(cell or "nan") for cell in cells])[:, None]
+            if numbers
+            else _one_hot(cells)
+        )
+    points = np.concatenate(
+        [_scaled(np.nan_to_num(part[users], nan=np.nanmean(part[users]))) for part in parts], axis=1
+    )
     return _over(users, kmeans(points, count, seed), points, count, "attribute")
 
 
@@ -148,19 +195,31 @@ def from_file(tables: Tables, path: Path) -> Cohorts:
     UserError : for a file without any user of the dataset, or with a user twice.
     """
     try:
-        lines = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [
+            line.split("\t")
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cohorts: {path} cannot be read: {error}") from None
-    if wrong := next((number for number, line in enumerate(lines, start=1) if len(line) != 2), None):
-        raise UserError(f"cohorts: {path}, entry {wrong}: expected a user, a tab and the name of a cohort")
+    if wrong := next(
+        (number for number, line in enumerate(lines, start=1) if len(line) != 2), None
+    ):
+        raise UserError(
+            f"cohorts: {path}, entry {wrong}: expected a user, a tab and the name of a cohort"
+        )
     told = dict(lines)
     if len(told) < len(lines):
         twice = next(user for number, (user, _) in enumerate(lines) if user in dict(lines[:number]))
-        raise UserError(f"cohorts: {path} names user {twice} more than once; a user belongs to one cohort")
+        raise UserError(
+            f"cohorts: {path} names user {twice} more than once; a user belongs to one cohort"
+        )
     names = tuple(sorted({told[user] for user in tables.users if user in told}))
     of = np.array([names.index(told[user]) if user in told else -1 for user in tables.users])
     if (of < 0).all():
-        raise UserError(f"cohorts: {path} names no user of {tables.name}, whose users are such as {', '.join(map(str, tables.users[:3]))}")
+        raise UserError(
+            f"cohorts: {path} names no user of {tables.name}, whose users are such as {', '.join(map(str, tables.users[:3]))}"
+        )
     return Cohorts(names, of)
 
 

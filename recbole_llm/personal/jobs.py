@@ -9,7 +9,13 @@ from .training import Frozen
 from .units import Unit, done, keep, work
 
 
-def run(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster | None, told: Callable[[str], None] = print) -> dict[str, str]:
+def run(
+    frozen: Frozen,
+    units: Sequence[Unit],
+    folder: Path,
+    cluster: Cluster | None,
+    told: Callable[[str], None] = print,
+) -> dict[str, str]:
     """Do what is not there yet, and write each unit's files as soon as it is done, so that a killed run goes on with the others.
 
     Parameters
@@ -27,24 +33,37 @@ def run(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster | 
     if not missing:
         return {}
     progress = Progress(missing, told)
-    return _here(frozen, missing, folder, progress) if cluster is None else _on_ray(frozen, missing, folder, cluster, progress)
+    return (
+        _here(frozen, missing, folder, progress)
+        if cluster is None
+        else _on_ray(frozen, missing, folder, cluster, progress)
+    )
 
 
 class Progress:
     """Tells of each unit that has come to its end, and how long the others are going to take."""
 
     def __init__(self, units: Sequence[Unit], told: Callable[[str], None]):
-        self.cost, self.told, self.started, self.done = {unit.name: unit.cost for unit in units}, told, time.perf_counter(), []
+        self.cost, self.told, self.started, self.done = (
+            {unit.name: unit.cost for unit in units},
+            told,
+            time.perf_counter(),
+            [],
+        )
 
     def ended(self, unit: str, error: str | None = None) -> None:
         self.done.append(unit)
         spent, past = time.perf_counter() - self.started, sum(self.cost[one] for one in self.done)
         left = spent / past * (sum(self.cost.values()) - past) / 60
         what = "is done" if error is None else f"failed in {ATTEMPTS} attempts: {error}"
-        self.told(f"unit {unit} {what} ({len(self.done)} of {len(self.cost)}, about {left:.0f} minutes left)")
+        self.told(
+            f"unit {unit} {what} ({len(self.done)} of {len(self.cost)}, about {left:.0f} minutes left)"
+        )
 
 
-def _here(frozen: Frozen, units: Sequence[Unit], folder: Path, progress: Progress) -> dict[str, str]:
+def _here(
+    frozen: Frozen, units: Sequence[Unit], folder: Path, progress: Progress
+) -> dict[str, str]:
     failed = {}
     for unit in units:
         for attempt in range(ATTEMPTS):
@@ -59,7 +78,9 @@ def _here(frozen: Frozen, units: Sequence[Unit], folder: Path, progress: Progres
     return failed
 
 
-def _on_ray(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster, progress: Progress) -> dict[str, str]:
+def _on_ray(
+    frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster, progress: Progress
+) -> dict[str, str]:
     """One trial for each unit. What all of them read is put into the object store once; an actor on this machine writes what they send."""
     with connected(cluster) as resources:
         import ray
@@ -68,13 +89,28 @@ def _on_ray(frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluste
 
         by_name = {unit.name: unit for unit in units}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        keeper = ray.remote(num_cpus=0)(Keeper).options(scheduling_strategy=here).remote(str(folder.absolute()))
+        keeper = (
+            ray.remote(num_cpus=0)(Keeper)
+            .options(scheduling_strategy=here)
+            .remote(str(folder.absolute()))
+        )
         frozen.bundle.model.to("cpu")  # what a machine without a GPU can read
-        trainable = tune.with_resources(tune.with_parameters(_trainable(), frozen=frozen, units=by_name, keeper=keeper), resources)
+        trainable = tune.with_resources(
+            tune.with_parameters(_trainable(), frozen=frozen, units=by_name, keeper=keeper),
+            resources,
+        )
         tell = teller(lambda unit, result, error: progress.ended(unit, error))
         results = trials(trainable, "unit", by_name, tell, reuse_actors=True)
-        errors = {asked(result.config): result.error for result in results if result.config and result.error}
-        return {name: in_line(errors.get(name) or "no result") for name in by_name if not done(folder, name)}
+        errors = {
+            asked(result.config): result.error
+            for result in results
+            if result.config and result.error
+        }
+        return {
+            name: in_line(errors.get(name) or "no result")
+            for name in by_name
+            if not done(folder, name)
+        }
 
 
 class Keeper:
@@ -97,7 +133,9 @@ def _trainable() -> type:
             import ray
             import torch
 
-            torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
+            torch.set_num_threads(
+                max(1, int(self.trial_resources.required_resources.get("CPU", 1)))
+            )
             if ray.get_gpu_ids():
                 frozen.bundle.model.to("cuda")
             self.frozen, self.units, self.keeper, self.unit = frozen, units, keeper, asked(config)

@@ -12,7 +12,9 @@ METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 BUCKETS = ("very low", "low", "high", "very high")
 
 
-def user_values(table: RankTable, metrics: Sequence[str] = METRICS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def user_values(
+    table: RankTable, metrics: Sequence[str] = METRICS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(users [n], test cases of each [n], float64 [n, metrics]: means over the user's cases)."""
     users, row, cases = np.unique(table.user, return_inverse=True, return_counts=True)
     sums = [np.bincount(row, case_values(table, metric), len(users)) for metric in metrics]
@@ -39,5 +41,7 @@ def by_activity(cases: np.ndarray, buckets: int = len(BUCKETS)) -> np.ndarray:
 
     The paper has 85 users in each of four and tells the borders of one (low: 6 to 10).
     """
-    ranks = np.searchsorted(np.sort(cases), cases, side="left") + (np.bincount(cases)[cases] - 1) / 2  # of equal ones the middle
+    ranks = (
+        np.searchsorted(np.sort(cases), cases, side="left") + (np.bincount(cases)[cases] - 1) / 2
+    )  # of equal ones the middle
     return np.minimum((ranks * buckets / len(cases)).astype(np.int64), buckets - 1)

@@ -13,20 +13,31 @@ from .cohorts import Cohorts, activity
 from .outcomes import BUCKETS, by_activity
 
 KINDS = {"text": "text embed", "feat": "features", "attr": "user attributes", "file": "own file"}
-NAMES = {"1": "1. Very Low", "2": "2. Low", "3": "3. Low-Full", "5": "5. Users", "7": "7. Frequent users"}
+NAMES = {
+    "1": "1. Very Low",
+    "2": "2. Low",
+    "3": "3. Low-Full",
+    "5": "5. Users",
+    "7": "7. Frequent users",
+}
 HIGH = "low+high"
 
 
 def name_of(model: str) -> str:
     """As the paper calls a model."""
     number, _, kind = model.partition(".")
-    return NAMES.get(model) or f"{number}. {'Cohorts' if number == '4' else 'Random cohorts'}, {KINDS[kind]}"
+    return (
+        NAMES.get(model)
+        or f"{number}. {'Cohorts' if number == '4' else 'Random cohorts'}, {KINDS[kind]}"
+    )
 
 
 def models_of(asked: Sequence) -> list[str]:
     """Models by number, in order, with 2 and 3, which the others are compared with. Raises UserError for one that is not there."""
     known = ["1", "2", "3", *(f"{number}.{kind}" for kind in KINDS for number in (4, 6)), "5", "7"]
-    found = {{"4": "4.text", "6": "6.text"}.get(str(one).strip(), str(one).strip()) for one in asked} | {"2", "3"}
+    found = {
+        {"4": "4.text", "6": "6.text"}.get(str(one).strip(), str(one).strip()) for one in asked
+    } | {"2", "3"}
     if wrong := sorted(found - set(known)):
         raise UserError(f"models: expected some of {', '.join(known)}, found {wrong[0]!r}")
     return [one for one in known if one in found]
@@ -35,13 +46,22 @@ def models_of(asked: Sequence) -> list[str]:
 def groupings_of(asked: Sequence) -> list[str]:
     """Raises UserError for what is no grouping."""
     found = list(dict.fromkeys(str(one).strip() for one in asked))
-    wrong = [one for one in found if one != HIGH and not (one.removeprefix("low+").isdecimal() and int(one.removeprefix("low+")) > 0)]
+    wrong = [
+        one
+        for one in found
+        if one != HIGH
+        and not (one.removeprefix("low+").isdecimal() and int(one.removeprefix("low+")) > 0)
+    ]
     if wrong or not found:
-        raise UserError(f"cohorts: expected numbers of cohorts such as 5, low+5 or {HIGH}, found {(wrong or ['none'])[0]!r}")
+        raise UserError(
+            f"cohorts: expected numbers of cohorts such as 5, low+5 or {HIGH}, found {(wrong or ['none'])[0]!r}"
+        )
     return found
 
 
-def check_low(low: np.ndarray, amount: np.ndarray, groupings: Sequence[str], threshold: int) -> None:
+def check_low(
+    low: np.ndarray, amount: np.ndarray, groupings: Sequence[str], threshold: int
+) -> None:
     """Raise UserError where a cohort of low activity would hold everybody, or nobody.
 
     low : bool [users]. amount : int64 [users], interactions in Continue Train.
@@ -59,7 +79,13 @@ class Grouper:
     """
 
     def __init__(self, tables: Tables, part: Split, own: dict, rating: str, seed: int, vectors):
-        self.tables, self.own, self.rating, self.seed, self.make_vectors = tables, own, rating, seed, vectors
+        self.tables, self.own, self.rating, self.seed, self.make_vectors = (
+            tables,
+            own,
+            rating,
+            seed,
+            vectors,
+        )
         self.rows = np.concatenate([part.train.end, part.valid.end])
         self.amount = activity(tables, self.rows)
         self.low, self.vectors = self.amount < own["low_activity"], None
@@ -69,26 +95,43 @@ class Grouper:
         if kind == "file":
             return cohorts.from_file(self.tables, Path(self.own["cohort_file"]))
         if grouping == HIGH:
-            return Cohorts(("high activity",), np.where(self.low, -1, 0)).with_low_activity(self.low)
+            return Cohorts(("high activity",), np.where(self.low, -1, 0)).with_low_activity(
+                self.low
+            )
         count, apart = int(grouping.removeprefix("low+")), grouping.startswith("low+")
-        found = self._clustered(kind, (self.amount > 0) & ~self.low if apart else self.amount > 0, count)
+        found = self._clustered(
+            kind, (self.amount > 0) & ~self.low if apart else self.amount > 0, count
+        )
         return found.with_low_activity(self.low) if apart else found
 
     def _clustered(self, kind: str, users: np.ndarray, count: int) -> Cohorts:
         if kind == "attr":
-            return cohorts.by_attributes(self.tables, users, self.own["user_columns"], count, self.seed)
+            return cohorts.by_attributes(
+                self.tables, users, self.own["user_columns"], count, self.seed
+            )
         if kind == "feat":
-            columns, rated = [name for name in self.own["feature_columns"] if name in self.tables.item_table], self.rating in self.tables.columns
-            print(f"feature cohorts: by columns {', '.join(columns) or '(none)'} of .item{f' and {self.rating}' if rated else ''}")
-            return cohorts.by_features(self.tables, self.rows, users, columns, self.rating, count, self.seed)
+            columns, rated = (
+                [name for name in self.own["feature_columns"] if name in self.tables.item_table],
+                self.rating in self.tables.columns,
+            )
+            print(
+                f"feature cohorts: by columns {', '.join(columns) or '(none)'} of .item{f' and {self.rating}' if rated else ''}"
+            )
+            return cohorts.by_features(
+                self.tables, self.rows, users, columns, self.rating, count, self.seed
+            )
         if self.vectors is None:
             self.vectors = self.make_vectors()
-        return cohorts.by_text(self.tables, self.rows, users, self.vectors, count, self.own["item_clusters"], self.seed)
+        return cohorts.by_text(
+            self.tables, self.rows, users, self.vectors, count, self.own["item_clusters"], self.seed
+        )
 
 
 def able(part: Split, count: int) -> np.ndarray:
     """int64: which of so many users can have an adapter of their own, the most active in Continue Train first."""
-    train, valid, test = (np.bincount(cases.user, minlength=count) for cases in (part.train, part.valid, part.test))
+    train, valid, test = (
+        np.bincount(cases.user, minlength=count) for cases in (part.train, part.valid, part.test)
+    )
     users = np.flatnonzero((train > 0) & (valid > 0) & (test > 0))
     return users[np.argsort(-train[users], kind="stable")]
 

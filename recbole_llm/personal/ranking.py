@@ -24,8 +24,21 @@ class Vectors:
     users : [cases, width]. items : [distinct, width], and column, int64 [n_items], which of them is each item's.
     """
 
-    def __init__(self, tables: Tables, cases: Cases, users: torch.Tensor, items: torch.Tensor, column: np.ndarray):
-        self.tables, self.users, self.items, self.column, self.device = tables, users, items, column, users.device
+    def __init__(
+        self,
+        tables: Tables,
+        cases: Cases,
+        users: torch.Tensor,
+        items: torch.Tensor,
+        column: np.ndarray,
+    ):
+        self.tables, self.users, self.items, self.column, self.device = (
+            tables,
+            users,
+            items,
+            column,
+            users.device,
+        )
         self.row = {int(end): row for row, end in enumerate(cases.end)}
         self.item_num = len(tables.items) + 1
 
@@ -40,7 +53,13 @@ class Vectors:
 
 
 @torch.no_grad()
-def adapted(bundle: FusionBackbone, stack: Stack, histories: Sequence[list[Tokens]], items: list[Tokens], recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+def adapted(
+    bundle: FusionBackbone,
+    stack: Stack,
+    histories: Sequence[list[Tokens]],
+    items: list[Tokens],
+    recipe: Recipe,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(float32 [adapters, most histories, width], [adapters, items, width]): the histories of each adapter and all items, by it.
 
     Of recipe its precision and pass_tokens are read.
@@ -49,10 +68,20 @@ def adapted(bundle: FusionBackbone, stack: Stack, histories: Sequence[list[Token
     most = max(map(len, histories))
     filled = [[*own, *[FILL] * (most - len(own))] for own in histories]
     with stack.on(bundle.model, recipe.precision), autocast(bundle.model.device, recipe.precision):
-        return tuple(stacked_vectors(bundle, texts, recipe.pass_tokens).float() for texts in (filled, [items] * len(histories)))
+        return tuple(
+            stacked_vectors(bundle, texts, recipe.pass_tokens).float()
+            for texts in (filled, [items] * len(histories))
+        )
 
 
-def rank(frozen: Frozen, stack: Stack, tests: Sequence[Cases], recipe: Recipe, mask_history: bool = False, memory: float = 128) -> list[RankTable]:
+def rank(
+    frozen: Frozen,
+    stack: Stack,
+    tests: Sequence[Cases],
+    recipe: Recipe,
+    mask_history: bool = False,
+    memory: float = 128,
+) -> list[RankTable]:
     """The ranks of each adapter's cases over the whole catalogue.
 
     tests : of each adapter of the stack. memory : MiB of item vectors, and of scores, held at once.
@@ -62,9 +91,15 @@ def rank(frozen: Frozen, stack: Stack, tests: Sequence[Cases], recipe: Recipe, m
     for begin in range(0, len(tests), step):
         some = tests[begin : begin + step]
         histories = [[frozen.histories[int(end)] for end in cases.end] for cases in some]
-        users, items = adapted(frozen.bundle, stack[begin : begin + step], histories, frozen.items, recipe)
+        users, items = adapted(
+            frozen.bundle, stack[begin : begin + step], histories, frozen.items, recipe
+        )
         for cases, own, theirs in zip(some, users, items, strict=True):
             apart, row = distinct(theirs.cpu().numpy())
-            facade = Vectors(frozen.tables, cases, own, torch.from_numpy(apart).to(own.device), row[frozen.same])
-            tables.append(rank_cases(facade, facade, cases, mask_history=mask_history, memory=memory)[0])
+            facade = Vectors(
+                frozen.tables, cases, own, torch.from_numpy(apart).to(own.device), row[frozen.same]
+            )
+            tables.append(
+                rank_cases(facade, facade, cases, mask_history=mask_history, memory=memory)[0]
+            )
     return tables

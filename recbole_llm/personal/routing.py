@@ -27,29 +27,64 @@ class Router:
     routes : as its run.json has them. recipe : its precision and pass_tokens are read.
     """
 
-    def __init__(self, folder: Path, routes: dict, bundle: FusionBackbone, items: list[Tokens], recipe: Recipe):
-        self.folder, self.routes, self.bundle, self.items, self.recipe = folder, routes, bundle, items, recipe
+    def __init__(
+        self,
+        folder: Path,
+        routes: dict,
+        bundle: FusionBackbone,
+        items: list[Tokens],
+        recipe: Recipe,
+    ):
+        self.folder, self.routes, self.bundle, self.items, self.recipe = (
+            folder,
+            routes,
+            bundle,
+            items,
+            recipe,
+        )
 
     @classmethod
     def over(cls, model, folder: Path, routes: dict) -> "Router":
         """Of a TASTELoRA with the frozen weights."""
-        recipe = Recipe(precision=model.config["precision"], pass_tokens=model.config["pass_tokens"])
-        return cls(folder, routes, model.bundle, [model.item(text) for text in range(len(model.first))], recipe)
+        recipe = Recipe(
+            precision=model.config["precision"], pass_tokens=model.config["pass_tokens"]
+        )
+        return cls(
+            folder,
+            routes,
+            model.bundle,
+            [model.item(text) for text in range(len(model.first))],
+            recipe,
+        )
 
     def of(self, user: str | None) -> Route:
         """The first of the four that is there; None for somebody whom no adapter knows."""
         name, cohort = self.routes["cohorts"].get(user, (None, None))
-        ways = [("own adapter", self.routes["users"].get(user)), (f"cohort {name}", cohort), ("Model 3", self.routes["everybody"])]
-        found = ((name, self.folder / path) for name, path in ways if path and (self.folder / path).is_dir())
+        ways = [
+            ("own adapter", self.routes["users"].get(user)),
+            (f"cohort {name}", cohort),
+            ("Model 3", self.routes["everybody"]),
+        ]
+        found = (
+            (name, self.folder / path)
+            for name, path in ways
+            if path and (self.folder / path).is_dir()
+        )
         return next((Route(*way) for way in found), Route("Model 2", None))
 
     def scores(self, users: Sequence[str | None], histories: Sequence[Tokens]) -> np.ndarray:
         """float32 [cases, distinct item texts] of cases by their users and histories: each adapter that is needed in one stacked pass."""
         routes = [self.of(user) for user in users]
-        number = {route.folder: place for place, route in enumerate({route.folder: route for route in routes}.values())}
+        number = {
+            route.folder: place
+            for place, route in enumerate({route.folder: route for route in routes}.values())
+        }
         place = np.array([number[route.folder] for route in routes])
         groups = [np.flatnonzero(place == one) for one in range(len(number))]
-        stack, texts = Stack.load(self.bundle.model, list(number)), [[histories[row] for row in rows] for rows in groups]
+        stack, texts = (
+            Stack.load(self.bundle.model, list(number)),
+            [[histories[row] for row in rows] for rows in groups],
+        )
         found = adapted(self.bundle, stack, texts, self.items, self.recipe)
         scores = np.empty((len(users), len(self.items)), dtype=np.float32)
         for rows, own, items in zip(groups, *found, strict=True):

@@ -73,13 +73,27 @@ class Personal:
         self.kinds = list(dict.fromkeys(one.partition(".")[2] for one in self.models if "." in one))
         _check(settings)
         Prepared(settings).check()
-        self.prepared = Prepared(settings | {"eval_args": settings["eval_args"] | {"part": "continue"}})
+        self.prepared = Prepared(
+            settings | {"eval_args": settings["eval_args"] | {"part": "continue"}}
+        )
         self.tables = self.prepared.tables
         if self.tables.cases is not None:
-            raise UserError(f"personalize cuts whole sequences in time, and {self.tables.name} comes split already; set --benchmark_filename=~")
+            raise UserError(
+                f"personalize cuts whole sequences in time, and {self.tables.name} comes split already; set --benchmark_filename=~"
+            )
         self.part = make_split(self.tables, settings["eval_args"]["split"], "continue")
-        self.recipes = [_recipe(settings, own, own["cohort_rank"], own["cohort_alpha"]), _recipe(settings, own, own["user_rank"], own["user_alpha"])]
-        self.grouper = plan.Grouper(self.tables, self.part, own, settings["RATING_FIELD"], settings["seed"], self._text_vectors)
+        self.recipes = [
+            _recipe(settings, own, own["cohort_rank"], own["cohort_alpha"]),
+            _recipe(settings, own, own["user_rank"], own["user_alpha"]),
+        ]
+        self.grouper = plan.Grouper(
+            self.tables,
+            self.part,
+            own,
+            settings["RATING_FIELD"],
+            settings["seed"],
+            self._text_vectors,
+        )
         self.groupings = self._groupings()
         if own["ray_address"] and own["jobs"] == "ray":
             need_ray("ray_address")
@@ -87,41 +101,74 @@ class Personal:
     def _groupings(self) -> dict[str, Cohorts]:
         """Models 4 and 6, and those of the table by number of cohorts, with who belongs where."""
         if ("file" in self.kinds) != bool(self.own["cohort_file"]):
-            raise UserError("4.file among --models and --cohort_file=FILE, with lines `user<TAB>cohort`, go together; leave both out or none")
-        if self.asked[0] == plan.HIGH and (random := [one for one in self.models if one[0] == "6" and one != "6.file"]):
-            raise UserError(f"cohorts: {plan.HIGH} has nobody to draw at random for {random[0]}; put another first, or leave it out of --models")
+            raise UserError(
+                "4.file among --models and --cohort_file=FILE, with lines `user<TAB>cohort`, go together; leave both out or none"
+            )
+        if self.asked[0] == plan.HIGH and (
+            random := [one for one in self.models if one[0] == "6" and one != "6.file"]
+        ):
+            raise UserError(
+                f"cohorts: {plan.HIGH} has nobody to draw at random for {random[0]}; put another first, or leave it out of --models"
+            )
         if set(self.kinds) - {"file"}:
-            plan.check_low(self.grouper.low, self.grouper.amount, self.asked, self.own["low_activity"])
+            plan.check_low(
+                self.grouper.low, self.grouper.amount, self.asked, self.own["low_activity"]
+            )
         found, numbered = {}, next((kind for kind in self.kinds if kind != "file"), None)
         for kind in self.kinds:
             for place, grouping in enumerate(self.asked):
                 if place and kind != numbered:
                     break
-                cohorts, more = self.grouper.cohorts(kind, grouping), f" {grouping}" if place else ""
+                cohorts, more = (
+                    self.grouper.cohorts(kind, grouping),
+                    f" {grouping}" if place else "",
+                )
                 found[f"4.{kind}{more}"] = cohorts
                 if f"6.{kind}" in self.models and (kind == "file" or grouping != plan.HIGH):
                     found[f"6.{kind}{more}"] = at_random(cohorts, self.settings["seed"])
-        return {model: cohorts for model, cohorts in found.items() if model.partition(" ")[0] in self.models}
+        return {
+            model: cohorts
+            for model, cohorts in found.items()
+            if model.partition(" ")[0] in self.models
+        }
 
     def _text_vectors(self) -> np.ndarray:
         from ..data.text import ItemText
         from ..embedding import frozen_vectors
 
-        text = ItemText.from_tables(self.tables, self.settings["text_fields"], self.settings["text_words"])
-        return frozen_vectors(self.settings["text_encoder"], [text.plain(item) for item in range(len(text))], self.prepared.config)
+        text = ItemText.from_tables(
+            self.tables, self.settings["text_fields"], self.settings["text_words"]
+        )
+        return frozen_vectors(
+            self.settings["text_encoder"],
+            [text.plain(item) for item in range(len(text))],
+            self.prepared.config,
+        )
 
     def run(self, told=print) -> tuple[Path, Spectrum]:
         """Train what is not there yet. Returns the folder that it is in, and what was found."""
         epochs = {"1": {"epochs": 0}, "2": {}}
-        runs = {number: run_settings(self.settings | own) for number, own in epochs.items() if number in self.models}
+        runs = {
+            number: run_settings(self.settings | own)
+            for number, own in epochs.items()
+            if number in self.models
+        }
         base = runs["2"]
         key = digest([base.row["run"], *map(asdict, self.recipes), store.__version__])
-        folder = Path(self.settings["checkpoint_dir"]).absolute() / f"personal-{self.prepared.name}-{key}"
+        folder = (
+            Path(self.settings["checkpoint_dir"]).absolute()
+            / f"personal-{self.prepared.name}-{key}"
+        )
         frozen = self._frozen(base)
         with store.locked(folder, told):
             units, served = self._units(frozen, f"run:{base.folder.name}", folder)
-            adapters, tokens = sum(len(unit.learners) for unit in units.values()), sum(unit.cost for unit in units.values())
-            told(f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M tokens, those of training counted three times")
+            adapters, tokens = (
+                sum(len(unit.learners) for unit in units.values()),
+                sum(unit.cost for unit in units.values()),
+            )
+            told(
+                f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M tokens, those of training counted three times"
+            )
             failed = jobs.run(frozen, list(units.values()), folder, self._cluster(told), told)
         reference = base.ranks()
         number = {token: user for user, token in enumerate(self.tables.users)}
@@ -129,14 +176,31 @@ class Personal:
         ranks = {number: run.ranks() for number, run in runs.items()}
         covered = {number: np.ones(len(reference), dtype=bool) for number in ranks}
         for model, whom in served.items():  # Model 3 first, which serves those whom others do not
-            table, has = gathered(reference, [unit_folder(folder, name) / RANKS for name in whom.units if done(folder, name)])
+            table, has = gathered(
+                reference,
+                [unit_folder(folder, name) / RANKS for name in whom.units if done(folder, name)],
+            )
             theirs = np.isin(user, whom.users)
             ranks[model] = chosen(table, ranks.get("3", reference), has & theirs)
             covered[model] = has & theirs | (~theirs if whom.others else False)
             if model == "3" and not has.all():
-                raise UserError(f"Model 3, which all others are compared with, failed: {'; '.join(failed.values())}")
+                raise UserError(
+                    f"Model 3, which all others are compared with, failed: {'; '.join(failed.values())}"
+                )
         samples = np.bincount(self.part.train.user, minlength=len(self.tables.users))
-        return folder, Spectrum(self.tables, self.models, runs, ranks, covered, self.groupings, served, self.asked[0], user, samples, failed)
+        return folder, Spectrum(
+            self.tables,
+            self.models,
+            runs,
+            ranks,
+            covered,
+            self.groupings,
+            served,
+            self.asked[0],
+            user,
+            samples,
+            failed,
+        )
 
     def _frozen(self, base: Run) -> Frozen:
         """Model 2 with the texts of Continue Train and Future-Test."""
@@ -144,23 +208,34 @@ class Personal:
         model, _ = prepared.restore(store.finished_run(base.folder))
         return freeze(model, self.part.train, self.part.valid, self.part.test)
 
-    def _units(self, frozen: Frozen, base: str, folder: Path) -> tuple[dict[str, Unit], dict[str, Served]]:
+    def _units(
+        self, frozen: Frozen, base: str, folder: Path
+    ) -> tuple[dict[str, Unit], dict[str, Served]]:
         """All units by name, the largest first, but those of users whose adapters are in a unit that is done; and whom each model serves by which."""
         units, everybody = {}, np.arange(len(self.tables.users))
         more = {"base": base, "mask_history": self.settings["mask_history"]}
 
         def unit(users: np.ndarray) -> dict[str, np.ndarray]:
             """The unit of one adapter for these users, the same one wherever they are a cohort; none if nothing trains, validates or tests it."""
-            train, valid, test = (_of(cases, users) for cases in (self.part.train, self.part.valid, self.part.test))
+            train, valid, test = (
+                _of(cases, users) for cases in (self.part.train, self.part.valid, self.part.test)
+            )
             if not (len(train) and len(valid) and len(test)):
                 return {}
             name = f"cohort of {len(users)} {digest(sorted(self.tables.users[users].tolist()))}"
-            units.setdefault(name, Unit(name, [Learner(name, train, valid)], [test], self.recipes[0], stack=1, **more))
+            units.setdefault(
+                name,
+                Unit(name, [Learner(name, train, valid)], [test], self.recipes[0], stack=1, **more),
+            )
             return {name: users}
 
         served = {"3": Served(unit(everybody), everybody)}
         for model, cohorts in self.groupings.items():
-            own = {name: users for number in range(len(cohorts.names)) for name, users in unit(np.flatnonzero(cohorts.of == number)).items()}
+            own = {
+                name: users
+                for number in range(len(cohorts.names))
+                for name, users in unit(np.flatnonzero(cohorts.of == number)).items()
+            }
             served[model] = Served(own, np.concatenate([everybody[:0], *own.values()]))
         able = plan.able(self.part, len(everybody))
         mine = {"5": plan.drawn(able, activity(self.tables, self.part.test.end)[able], self.own["own_users"], self.settings["seed"]),
@@ -169,16 +244,27 @@ class Personal:
         if mine:
             trained = able[np.isin(able, np.concatenate(list(mine.values())))]
             names = np.array([own_name(user) for user in self.tables.users])
-            shards = {name: trained[np.isin(names[trained], learners)] for name, learners in finished(folder, USERS).items()}
+            shards = {
+                name: trained[np.isin(names[trained], learners)]
+                for name, learners in finished(folder, USERS).items()
+            }
             left = trained[~np.isin(trained, np.concatenate([everybody[:0], *shards.values()]))]
             for begin in range(0, len(left), self.own["unit_users"]):
                 users = left[begin : begin + self.own["unit_users"]]
                 name = f"{USERS} {len(users)} {digest(self.tables.users[users].tolist())}"
-                learners = [Learner(names[one], _of(self.part.train, [one]), _of(self.part.valid, [one])) for one in users]
-                tests, stack = [_of(self.part.test, [one]) for one in users], _stack(frozen, learners, self.recipes[1])
+                learners = [
+                    Learner(names[one], _of(self.part.train, [one]), _of(self.part.valid, [one]))
+                    for one in users
+                ]
+                tests, stack = (
+                    [_of(self.part.test, [one]) for one in users],
+                    _stack(frozen, learners, self.recipes[1]),
+                )
                 units[name] = Unit(name, learners, tests, self.recipes[1], stack=stack, **more)
                 shards[name] = users
-            served |= {model: Served(shards, users, others=model == "7") for model, users in mine.items()}
+            served |= {
+                model: Served(shards, users, others=model == "7") for model, users in mine.items()
+            }
         units = {name: replace(unit, cost=_tokens(frozen, unit)) for name, unit in units.items()}
         return dict(sorted(units.items(), key=lambda one: -one[1].cost)), served
 
@@ -196,11 +282,22 @@ def _check(settings: dict) -> None:
     """Raise UserError for settings of Model 2 that a spectrum cannot be built on."""
     split, mode = settings["eval_args"]["split"], settings["eval_args"]["mode"]
     if "temporal" not in split:
-        raise UserError(f"personalize: expected --eval_args.split='{{temporal: [0.6, 0.2, 0.2]}}', found {split}")
+        raise UserError(
+            f"personalize: expected --eval_args.split='{{temporal: [0.6, 0.2, 0.2]}}', found {split}"
+        )
     if mode not in ("full", {"test": "full"}, {"valid": "full", "test": "full"}):
-        raise UserError(f"personalize ranks the whole catalogue: expected --eval_args.mode=full, found {mode}")
+        raise UserError(
+            f"personalize ranks the whole catalogue: expected --eval_args.mode=full, found {mode}"
+        )
     told = settings | {"eval_args.part": settings["eval_args"]["part"]}
-    for key, plain in (("adapter", "none"), ("stages", None), ("init_from", None), ("test_users", 0), ("seeds", None), ("eval_args.part", "pretrain")):
+    for key, plain in (
+        ("adapter", "none"),
+        ("stages", None),
+        ("init_from", None),
+        ("test_users", 0),
+        ("seeds", None),
+        ("eval_args.part", "pretrain"),
+    ):
         if told[key] != plain:
             raise UserError(f"{key}: personalize sets it itself; leave it out")
 
@@ -239,13 +336,19 @@ def _stack(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> int:
 def _tokens(frozen: Frozen, unit: Unit) -> float:
     """What a unit costs, all but exactly: the tokens that it reads, those of training three times."""
     catalogue, recipe = sum(map(len, frozen.items)), unit.recipe
-    steps = sum(-(-len(learner.train) // recipe.train_batch_size) * _step(frozen, learner, recipe) for learner in unit.learners)
+    steps = sum(
+        -(-len(learner.train) // recipe.train_batch_size) * _step(frozen, learner, recipe)
+        for learner in unit.learners
+    )
     return 3 * recipe.epochs * steps + catalogue * len(unit.learners)
 
 
 def gathered(reference: RankTable, files: Sequence[Path]) -> tuple[RankTable, np.ndarray]:
     """(ranks of these files in the reference's order of cases, bool [cases] which cases they hold; the others are the reference's)."""
-    row = {case: number for number, case in enumerate(zip(reference.user, reference.position, strict=True))}
+    row = {
+        case: number
+        for number, case in enumerate(zip(reference.user, reference.position, strict=True))
+    }
     found, has = reference, np.zeros(len(reference), dtype=bool)
     if files:
         theirs = RankTable.concat(map(RankTable.load, files))

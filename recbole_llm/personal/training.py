@@ -19,7 +19,9 @@ from ..model.tastelora import Choice, targets_and_others
 from ..precision import autocast
 from ..stacked import Stack
 
-FILL = Tokens(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), 1, 0, 0, roles=np.array([[1], [0]]))  # a text that nothing is learned from
+FILL = Tokens(
+    np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), 1, 0, 0, roles=np.array([[1], [0]])
+)  # a text that nothing is learned from
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,20 @@ class Trained:
 def freeze(model, *parts: Cases) -> Frozen:
     """What units need of a TASTELoRA model and of these cases."""
     model.requires_grad_(False).eval()
-    histories = {int(end): model.history(model.tables.item[begin:end]) for cases in parts for begin, end in zip(cases.begin, cases.end, strict=True)}
-    return Frozen(model.bundle, model.tables, [model.item(text) for text in range(len(model.first))], model.events, model.same, model.pool, histories)
+    histories = {
+        int(end): model.history(model.tables.item[begin:end])
+        for cases in parts
+        for begin, end in zip(cases.begin, cases.end, strict=True)
+    }
+    return Frozen(
+        model.bundle,
+        model.tables,
+        [model.item(text) for text in range(len(model.first))],
+        model.events,
+        model.same,
+        model.pool,
+        histories,
+    )
 
 
 def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Trained:
@@ -95,25 +109,57 @@ def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Traine
     model = frozen.bundle.model
     torch.manual_seed(int(_rng(recipe, learners[0].name, 0).integers(2**63)))  # dropout's
     names = [_seed(recipe, learner.name, 1) for learner in learners]
-    stack = Stack.fresh(model, names, rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout)
+    stack = Stack.fresh(
+        model, names, rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout
+    )
     best, living = stack[:], np.arange(len(learners))
-    checks = [choices(frozen, learner.valid, learner, recipe, _rng(recipe, learner.name, 2)) for learner in learners]
+    checks = [
+        choices(frozen, learner.valid, learner, recipe, _rng(recipe, learner.name, 2))
+        for learner in learners
+    ]
     losses = [[loss] for loss in _validate(frozen, stack, checks, recipe)]
     worse = np.zeros(len(learners), dtype=int)
-    optimizer = torch.optim.AdamW(stack.parameters(), lr=recipe.learning_rate, betas=optimizers.BETAS, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(
+        stack.parameters(),
+        lr=recipe.learning_rate,
+        betas=optimizers.BETAS,
+        weight_decay=recipe.weight_decay,
+    )
     for epoch in range(recipe.epochs):
-        examples = [choices(frozen, learners[one].train, learners[one], recipe, _rng(recipe, learners[one].name, 3, epoch)) for one in living]
+        examples = [
+            choices(
+                frozen,
+                learners[one].train,
+                learners[one],
+                recipe,
+                _rng(recipe, learners[one].name, 3, epoch),
+            )
+            for one in living
+        ]
         plans = [
-            shuffled_steps([sum(map(len, group)) for group in own], recipe.train_batch_size, _rng(recipe, learners[one].name, 4, epoch))
+            shuffled_steps(
+                [sum(map(len, group)) for group in own],
+                recipe.train_batch_size,
+                _rng(recipe, learners[one].name, 4, epoch),
+            )
             for one, own in zip(living, examples, strict=True)
         ]
         model.train()
         for step, chosen in enumerate(zip(*plans, strict=True)):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * optimizers.rate((epoch + (step + 1) / len(plans[0])) / recipe.epochs, recipe.warmup)
+                group["lr"] = recipe.learning_rate * optimizers.rate(
+                    (epoch + (step + 1) / len(plans[0])) / recipe.epochs, recipe.warmup
+                )
             optimizer.zero_grad()
             with stack.on(model, recipe.precision):
-                step_losses(frozen.bundle, [[own[row] for row in rows] for own, rows in zip(examples, chosen, strict=True)], recipe).sum().backward()
+                step_losses(
+                    frozen.bundle,
+                    [
+                        [own[row] for row in rows]
+                        for own, rows in zip(examples, chosen, strict=True)
+                    ],
+                    recipe,
+                ).sum().backward()
             _clip(stack, recipe.max_norm)
             optimizer.step()
         now = _validate(frozen, stack, [checks[one] for one in living], recipe)
@@ -143,16 +189,22 @@ def together(learners: Sequence[Learner], batch: int, most: int) -> list[list[Le
     return found
 
 
-def step_losses(bundle: FusionBackbone, groups: Sequence[Sequence[Choice]], recipe: Recipe, alone: bool = False) -> torch.Tensor:
+def step_losses(
+    bundle: FusionBackbone, groups: Sequence[Sequence[Choice]], recipe: Recipe, alone: bool = False
+) -> torch.Tensor:
     """[adapters]: the mean loss of each adapter's cases, by the adapters that are on the model.
 
     alone : each case against its own items, and not against all items of its adapter's step.
     """
     count, most, wide = len(groups), max(map(len, groups)), len(groups[0][0])
     device = bundle.model.device
-    texts = [[*(group[0] for group in own), *(FILL for _ in range(most - len(own)))] for own in groups]
+    texts = [
+        [*(group[0] for group in own), *(FILL for _ in range(most - len(own)))] for own in groups
+    ]
     for row, own in zip(texts, groups, strict=True):
-        row += [tokens for group in own for tokens in group[1:]] + [FILL] * ((most - len(own)) * (wide - 1))
+        row += [tokens for group in own for tokens in group[1:]] + [FILL] * (
+            (most - len(own)) * (wide - 1)
+        )
     with autocast(device, recipe.precision):
         vectors = stacked_vectors(bundle, texts, recipe.pass_tokens)
     number = np.full((count, most, wide - 1), -1)
@@ -160,7 +212,11 @@ def step_losses(bundle: FusionBackbone, groups: Sequence[Sequence[Choice]], reci
         row[: len(own)] = [group.texts for group in own]
     users, items, targets = vectors[:, :most], vectors[:, most:], number[:, :, :1]
     if alone:
-        users, items, target = users[:, :, None], items.unflatten(1, (most, -1)), torch.zeros(1, dtype=torch.int64)
+        users, items, target = (
+            users[:, :, None],
+            items.unflatten(1, (most, -1)),
+            torch.zeros(1, dtype=torch.int64),
+        )
         wrong = (number == targets)[:, :, None]
     else:
         target, number = torch.arange(most) * (wide - 1), number.reshape(count, 1, -1)
@@ -170,7 +226,9 @@ def step_losses(bundle: FusionBackbone, groups: Sequence[Sequence[Choice]], reci
     return torch.where(real, found, 0).sum(dim=1) / real.sum(dim=1)
 
 
-def stacked_vectors(bundle: FusionBackbone, texts: Sequence[Sequence[Tokens]], budget: int) -> torch.Tensor:
+def stacked_vectors(
+    bundle: FusionBackbone, texts: Sequence[Sequence[Tokens]], budget: int
+) -> torch.Tensor:
     """[adapters, texts, width] of as many texts of each adapter, in passes that hold the texts of like rank by length of all of them."""
     count = len(texts)
     lengths = np.array([[len(one) for one in row] for row in texts])
@@ -179,26 +237,50 @@ def stacked_vectors(bundle: FusionBackbone, texts: Sequence[Sequence[Tokens]], b
     parts = by_length(longest, max(1, budget // count), cost=-(-PASS_COST // count))
     found = []
     for ranks in parts:
-        batch = pad([row[place] for row, places in zip(texts, order, strict=True) for place in places[ranks]], pad_id=bundle.tokenizer.pad_token_id)
-        found.append(bundle.vectors(batch.to(bundle.model.device), count).view(count, len(ranks), -1))
+        batch = pad(
+            [
+                row[place]
+                for row, places in zip(texts, order, strict=True)
+                for place in places[ranks]
+            ],
+            pad_id=bundle.tokenizer.pad_token_id,
+        )
+        found.append(
+            bundle.vectors(batch.to(bundle.model.device), count).view(count, len(ranks), -1)
+        )
     back = np.argsort(order[:, np.concatenate(parts)], axis=1)
     vectors = torch.cat(found, dim=1)
-    return vectors.gather(1, torch.from_numpy(back).to(vectors.device)[..., None].expand_as(vectors))
+    return vectors.gather(
+        1, torch.from_numpy(back).to(vectors.device)[..., None].expand_as(vectors)
+    )
 
 
-def choices(frozen: Frozen, cases: Cases, learner: Learner, recipe: Recipe, rng: np.random.Generator) -> list[Choice]:
+def choices(
+    frozen: Frozen, cases: Cases, learner: Learner, recipe: Recipe, rng: np.random.Generator
+) -> list[Choice]:
     """Cases with their targets and other items at random, none of them met by the user in what trains the learner."""
     found, items = [], frozen.events
     for user in np.unique(cases.user):
         own, known = cases[cases.user == user], learner.train[learner.train.user == user]
         known = known if len(known) else own
-        texts = targets_and_others(items[own.end], items[known.begin.min() : known.end.max() + 1], frozen.pool, recipe.negatives, rng)
-        found += [Choice([frozen.histories[int(end)], *(frozen.items[text] for text in row)], row) for end, row in zip(own.end, texts, strict=True)]
+        texts = targets_and_others(
+            items[own.end],
+            items[known.begin.min() : known.end.max() + 1],
+            frozen.pool,
+            recipe.negatives,
+            rng,
+        )
+        found += [
+            Choice([frozen.histories[int(end)], *(frozen.items[text] for text in row)], row)
+            for end, row in zip(own.end, texts, strict=True)
+        ]
     return found
 
 
 @torch.no_grad()
-def _validate(frozen: Frozen, stack: Stack, checks: Sequence[Sequence[Choice]], recipe: Recipe) -> list[float]:
+def _validate(
+    frozen: Frozen, stack: Stack, checks: Sequence[Sequence[Choice]], recipe: Recipe
+) -> list[float]:
     """Mean loss of each adapter's validation cases, each against its own items."""
     frozen.bundle.model.eval()
     sums, most = np.zeros(len(checks)), max(map(len, checks))
@@ -206,7 +288,9 @@ def _validate(frozen: Frozen, stack: Stack, checks: Sequence[Sequence[Choice]], 
         for begin in range(0, most, recipe.train_batch_size):
             some = [own[begin : begin + recipe.train_batch_size] for own in checks]
             sizes = np.array(list(map(len, some)))
-            some = [one or own[:1] for one, own in zip(some, checks, strict=True)]  # an adapter that has no more cases
+            some = [
+                one or own[:1] for one, own in zip(some, checks, strict=True)
+            ]  # an adapter that has no more cases
             now = step_losses(frozen.bundle, some, recipe, alone=True).double().cpu().numpy()
             sums += now * sizes
     return (sums / [len(own) for own in checks]).tolist()
@@ -215,19 +299,31 @@ def _validate(frozen: Frozen, stack: Stack, checks: Sequence[Sequence[Choice]], 
 def _clip(stack: Stack, most: float) -> None:
     """Scale each adapter's gradients to a norm of at most so much."""
     gradients = [parameter.grad for parameter in stack.parameters()]
-    norm = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0).sqrt()
+    norm = (
+        torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients])
+        .sum(dim=0)
+        .sqrt()
+    )
     scale = (most / (norm + 1e-6)).clamp(max=1)[:, None, None]
     for gradient in gradients:
         gradient.mul_(scale)
 
 
-def _without(stack: Stack, optimizer: torch.optim.AdamW, going: np.ndarray) -> tuple[Stack, torch.optim.AdamW]:
+def _without(
+    stack: Stack, optimizer: torch.optim.AdamW, going: np.ndarray
+) -> tuple[Stack, torch.optim.AdamW]:
     """The adapters that go on, with their optimizer's state."""
     rows = torch.from_numpy(np.flatnonzero(going))
     less = stack[rows]
-    other = torch.optim.AdamW(less.parameters(), **{key: optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")})
+    other = torch.optim.AdamW(
+        less.parameters(),
+        **{key: optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")},
+    )
     for old, new in zip(stack.parameters(), less.parameters(), strict=True):
-        other.state[new] = {key: value[rows].clone() if value.ndim else value.clone() for key, value in optimizer.state[old].items()}
+        other.state[new] = {
+            key: value[rows].clone() if value.ndim else value.clone()
+            for key, value in optimizer.state[old].items()
+        }
     return less, other
 
 

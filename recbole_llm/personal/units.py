@@ -40,21 +40,42 @@ class Unit:
 
 def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
     """Do a unit: path -> content of its files, which are the adapters as PEFT has them, `ranks.npz` and `unit.json`."""
-    started, tests = time.perf_counter(), {learner.name: cases for learner, cases in zip(unit.learners, unit.tests, strict=True)}
+    started, tests = (
+        time.perf_counter(),
+        {learner.name: cases for learner, cases in zip(unit.learners, unit.tests, strict=True)},
+    )
     tables, losses = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for own in together(unit.learners, unit.recipe.train_batch_size, unit.stack):
             trained = train(frozen, own, unit.recipe)
-            tables += rank(frozen, trained.stack, [tests[learner.name] for learner in own], unit.recipe, unit.mask_history)
+            tables += rank(
+                frozen,
+                trained.stack,
+                [tests[learner.name] for learner in own],
+                unit.recipe,
+                unit.mask_history,
+            )
             for number, learner in enumerate(own):
                 trained.stack.save(number, folder / adapter_path(learner.name), unit.base)
-            losses |= {learner.name: found for learner, found in zip(own, trained.losses, strict=True)}
+            losses |= {
+                learner.name: found for learner, found in zip(own, trained.losses, strict=True)
+            }
         RankTable.concat(tables).save(folder / RANKS)
         sizes = {learner.name: len(learner.train) for learner in unit.learners}
-        record = {"unit": unit.name, "losses": losses, "samples": sizes, "seconds": time.perf_counter() - started, "memory_mib": store.peak_memory()}
+        record = {
+            "unit": unit.name,
+            "losses": losses,
+            "samples": sizes,
+            "seconds": time.perf_counter() - started,
+            "memory_mib": store.peak_memory(),
+        }
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
 
 
 def adapter_path(name: str) -> str:

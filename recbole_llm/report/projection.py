@@ -13,12 +13,22 @@ def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     if len(vectors) < 5:
-        raise UserError(f"a projection needs some points, found {len(vectors)}; set points in the experiment's file")
+        raise UserError(
+            f"a projection needs some points, found {len(vectors)}; set points in the experiment's file"
+        )
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(vectors)
+    return TSNE(
+        metric="cosine", init="random", perplexity=perplexity, random_state=seed
+    ).fit_transform(vectors)
 
 
-def draw(panels: dict[str, np.ndarray], colours: dict[str, Sequence[str]], told: dict[str, Sequence[str]], title: str, folder: Path) -> list[Path]:
+def draw(
+    panels: dict[str, np.ndarray],
+    colours: dict[str, Sequence[str]],
+    told: dict[str, Sequence[str]],
+    title: str,
+    folder: Path,
+) -> list[Path]:
     """Write `projection.png` and `projection.html`, one panel beside the other.
 
     Parameters
@@ -50,7 +60,9 @@ def draw(panels: dict[str, np.ndarray], colours: dict[str, Sequence[str]], told:
         axis.set_xticks([])
         axis.set_yticks([])
     handles, _ = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncols=len(names), markerscale=3, frameon=False)
+    figure.legend(
+        handles, names, loc="lower center", ncols=len(names), markerscale=3, frameon=False
+    )
     figure.suptitle(title)
     figure.tight_layout(rect=(0, 0.05, 1, 1))  # the legend's place
     page.update_layout(title=title)

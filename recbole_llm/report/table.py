@@ -11,7 +11,14 @@ import numpy as np
 
 LATEX = str.maketrans(
     {char: rf"\{char}" for char in "_%&#${}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$^\dagger$", "–": "--"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "†": r"$^\dagger$",
+        "–": "--",
+    }
 )
 
 
@@ -48,10 +55,15 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
     lower : the best is the lowest.
     """
     marks = marks or {}
-    means = {name: {column: [run[column] for run in runs if column in run] for column in columns} for name, runs in results.items()}
+    means = {
+        name: {column: [run[column] for run in runs if column in run] for column in columns}
+        for name, runs in results.items()
+    }
     place: dict[tuple[str, str], int] = {}
     for column in columns:
-        scores = {name: float(np.mean(values[column])) for name, values in means.items() if values[column]}
+        scores = {
+            name: float(np.mean(values[column])) for name, values in means.items() if values[column]
+        }
         if len(scores) < 2:
             continue  # nothing to be better than
         for rank, level in enumerate(sorted(set(scores.values()), reverse=not lower)[:2], start=1):
@@ -62,25 +74,45 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
         for column in columns:
             seen = values[column]
             sd = float(np.std(seen, ddof=1)) if len(seen) > 1 else None
-            cells.append(Cell(float(np.mean(seen)), sd, place.get((name, column), 0), marks.get((name, column), "")) if seen else None)
+            cells.append(
+                Cell(
+                    float(np.mean(seen)),
+                    sd,
+                    place.get((name, column), 0),
+                    marks.get((name, column), ""),
+                )
+                if seen
+                else None
+            )
         rows.append((name, tuple(cells)))
     for name, values in (bounds or {}).items():
-        rows.append((name, tuple(Cell(values[column]) if column in values else None for column in columns)))
+        rows.append(
+            (name, tuple(Cell(values[column]) if column in values else None for column in columns))
+        )
     return Table(title, tuple(columns), tuple(rows), tuple(notes))
 
 
 def _number(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    return f"{cell.mean:.{cell.digits}f}" + (f" ± {cell.sd:.4f}" if cell.sd is not None else "") + cell.mark
+    return (
+        f"{cell.mean:.{cell.digits}f}"
+        + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
+        + cell.mark
+    )
 
 
 def to_screen(table: Table) -> str:
     """Plain text; the best of a column carries *, the second '."""
     sign = {0: " ", 1: "*", 2: "'"}
-    grid = [["", *table.columns]] + [[name, *(_number(cell) + sign[cell.place if cell else 0] for cell in cells)] for name, cells in table.rows]
+    grid = [["", *table.columns]] + [
+        [name, *(_number(cell) + sign[cell.place if cell else 0] for cell in cells)]
+        for name, cells in table.rows
+    ]
     first, *widths = (max(map(len, column)) for column in zip(*grid, strict=True))
-    lines = ["  ".join([name.ljust(first), *map(str.rjust, row, widths)]).rstrip() for name, *row in grid]
+    lines = [
+        "  ".join([name.ljust(first), *map(str.rjust, row, widths)]).rstrip() for name, *row in grid
+    ]
     legend = ["* best, ' second"] if _marked(table) else []
     return "\n".join([table.title, *lines, *legend, *table.notes])
 
@@ -94,9 +126,15 @@ def to_markdown(table: Table) -> str:
     style = {0: "{}", 1: "**{}**", 2: "<u>{}</u>"}
     lines = ["| | " + " | ".join(table.columns) + " |", "| --- |" + " ---: |" * len(table.columns)]
     for name, cells in table.rows:
-        lines.append(f"| {name} | " + " | ".join(style[cell.place if cell else 0].format(_number(cell)) for cell in cells) + " |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(style[cell.place if cell else 0].format(_number(cell)) for cell in cells)
+            + " |"
+        )
     legend = ["**best**, <u>second</u>"] if _marked(table) else []
-    return "\n".join([f"**{table.title}**", "", *lines, "", *(f"- {note}" for note in [*legend, *table.notes])])
+    return "\n".join(
+        [f"**{table.title}**", "", *lines, "", *(f"- {note}" for note in [*legend, *table.notes])]
+    )
 
 
 def to_latex(table: Table) -> str:
@@ -104,19 +142,49 @@ def to_latex(table: Table) -> str:
     style = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
     grid = [["", *(column.translate(LATEX) for column in table.columns)]]
     for name, cells in table.rows:
-        grid.append([name.translate(LATEX), *(style[cell.place if cell else 0].format(_number(cell).translate(LATEX)) for cell in cells)])
+        grid.append(
+            [
+                name.translate(LATEX),
+                *(
+                    style[cell.place if cell else 0].format(_number(cell).translate(LATEX))
+                    for cell in cells
+                ),
+            ]
+        )
     head, *body = (" & ".join(row) + r" \\" for row in grid)
     begin, end = r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\end{tabular}"
-    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, *(f"% {line}" for line in (table.title, *table.notes))])
+    return "\n".join(
+        [
+            begin,
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            end,
+            *(f"% {line}" for line in (table.title, *table.notes)),
+        ]
+    )
 
 
 def to_csv(table: Table) -> str:
     """Full precision: model, then mean and sd of every column."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", *(name for column in table.columns for name in (column, f"{column}_sd"))])
+    writer.writerow(
+        ["model", *(name for column in table.columns for name in (column, f"{column}_sd"))]
+    )
     for name, cells in table.rows:
-        writer.writerow([name, *(value for cell in cells for value in ((cell.mean, cell.sd) if cell else (None, None)))])
+        writer.writerow(
+            [
+                name,
+                *(
+                    value
+                    for cell in cells
+                    for value in ((cell.mean, cell.sd) if cell else (None, None))
+                ),
+            ]
+        )
     return out.getvalue()
 
 

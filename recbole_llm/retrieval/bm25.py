@@ -22,7 +22,10 @@ class BM25Index:
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index it builds
         tokens = [words(text) for text in texts]
-        self.vocabulary = {word: number for number, word in enumerate(dict.fromkeys(word for text in tokens for word in text))}
+        self.vocabulary = {
+            word: number
+            for number, word in enumerate(dict.fromkeys(word for text in tokens for word in text))
+        }
         if not self.vocabulary:
             self.matrix = csr_matrix((0, len(texts)), dtype=np.float32)
             return
@@ -31,7 +34,9 @@ class BM25Index:
         index.index((ids, self.vocabulary), create_empty_token=False, show_progress=False)
         parts = index.scores
         shape = (len(texts), len(self.vocabulary))
-        self.matrix = csc_matrix((parts["data"], parts["indices"], parts["indptr"][: shape[1] + 1]), shape).T.tocsr()
+        self.matrix = csc_matrix(
+            (parts["data"], parts["indices"], parts["indptr"][: shape[1] + 1]), shape
+        ).T.tocsr()
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """float32 [queries, items]; a query without any word of the corpus scores 0 everywhere."""
@@ -42,5 +47,7 @@ class BM25Index:
                     rows.append(row)
                     columns.append(column)
                     counts.append(count)
-        weights = csr_matrix((np.array(counts, np.float32), (rows, columns)), (len(queries), len(self.vocabulary)))
+        weights = csr_matrix(
+            (np.array(counts, np.float32), (rows, columns)), (len(queries), len(self.vocabulary))
+        )
         return (weights @ self.matrix).toarray()

@@ -17,7 +17,9 @@ def parse(text: str, names: Sequence[str]) -> tuple[str, ...]:
         if not rest.startswith(f"{name}: "):
             break
         rest = rest[len(name) + 2 :]
-        following = next((at for other in names[index + 1 :] if (at := rest.find(f". {other}: ")) >= 0), -1)
+        following = next(
+            (at for other in names[index + 1 :] if (at := rest.find(f". {other}: ")) >= 0), -1
+        )
         if following < 0:
             values.append(rest.removesuffix("."))
             break

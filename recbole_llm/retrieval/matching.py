@@ -15,11 +15,15 @@ class BM25Match:
 
     def __init__(self, text: ItemText, config):
         self.names, self.epsilon = text.names, config["epsilon"]
-        self.index = BM25Index([text.plain(item) for item in range(len(text))], config["bm25_k1"], config["bm25_b"])
+        self.index = BM25Index(
+            [text.plain(item) for item in range(len(text))], config["bm25_k1"], config["bm25_b"]
+        )
 
     def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
         """float64 [items] from texts, best first."""
-        return quasi_round_robin(self.index.scores([self._values(text) for text in texts]), logprobs, self.epsilon)
+        return quasi_round_robin(
+            self.index.scores([self._values(text) for text in texts]), logprobs, self.epsilon
+        )
 
     def _values(self, text: str) -> str:
         """A generated text without the attribute names, as the corpus has it."""
@@ -41,12 +45,24 @@ class HierarchicalMatch:
         self.names, self.index = text.names, HierarchicalIndex(text.values)
 
     def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
-        return rank_matches([self.index.match(parse(text, self.names))[0] for text in texts], len(self.index))
+        return rank_matches(
+            [self.index.match(parse(text, self.names))[0] for text in texts], len(self.index)
+        )
 
     def tally(self, texts: Sequence[str], times: Sequence[int]) -> dict[str, int]:
         """How many texts have all attributes in their order, agree with an item on all of them, and on the first; each counts as often as it was drawn."""
         parsed = [parse(text, self.names) for text in texts]
         sizes = [self.index.match(values)[1] for values in parsed]
-        good = [text.endswith(".") and len(values) == len(self.names) for text, values in zip(texts, parsed, strict=True)]
-        told = {"formatted": good, "matched_all": [size == len(self.names) for size in sizes], "matched_first": [size > 0 for size in sizes]}
-        return {name: sum(number for number, yes in zip(times, flags, strict=True) if yes) for name, flags in told.items()}
+        good = [
+            text.endswith(".") and len(values) == len(self.names)
+            for text, values in zip(texts, parsed, strict=True)
+        ]
+        told = {
+            "formatted": good,
+            "matched_all": [size == len(self.names) for size in sizes],
+            "matched_first": [size > 0 for size in sizes],
+        }
+        return {
+            name: sum(number for number, yes in zip(times, flags, strict=True) if yes)
+            for name, flags in told.items()
+        }

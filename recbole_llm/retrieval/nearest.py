@@ -11,10 +11,15 @@ from filelock import FileLock
 
 from ..errors import UserError
 
-ASKED, WANTED = 256, 0.99  # queries by which an index is judged, and the recall@10 that it is to have
+ASKED, WANTED = (
+    256,
+    0.99,
+)  # queries by which an index is judged, and the recall@10 that it is to have
 
 
-def exact(queries: np.ndarray, vectors: np.ndarray, k: int, memory: float = 128) -> tuple[np.ndarray, np.ndarray]:
+def exact(
+    queries: np.ndarray, vectors: np.ndarray, k: int, memory: float = 128
+) -> tuple[np.ndarray, np.ndarray]:
     """(int64 rows [n, k], float32 products [n, k]), best first, with at most `memory` MiB of products at once."""
     asked = torch.from_numpy(np.ascontiguousarray(queries))
     k, tile = min(k, len(vectors)), max(k, int(memory * 2**20 / 4 / len(queries)))
@@ -39,13 +44,17 @@ class InvertedLists:
         """An index that reads as many lists as it takes to find 99 % of the ten nearest of some queries."""
         faiss, rng = _faiss(), np.random.default_rng(seed)
         lists = max(1, min(int(4 * len(vectors) ** 0.5), len(vectors) // 40))
-        index = faiss.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(
+            vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT
+        )
         index.train(vectors[rng.permutation(len(vectors))[: 64 * lists]])
         index.add(vectors)
         made, truth = cls(index), exact(asked, vectors, 10)[1]
         while (recall := made.recall(asked, truth)) < WANTED and index.nprobe < lists:
             index.nprobe = min(lists, 2 * index.nprobe)
-        logging.getLogger().info(f"index of {len(vectors)} vectors: reads {index.nprobe} of {lists} lists, recall@10 {recall:.3f} of {len(asked)} queries")
+        logging.getLogger().info(
+            f"index of {len(vectors)} vectors: reads {index.nprobe} of {lists} lists, recall@10 {recall:.3f} of {len(asked)} queries"
+        )
         return made
 
     def recall(self, queries: np.ndarray, truth: np.ndarray) -> float:
@@ -58,7 +67,9 @@ class InvertedLists:
         return rows, np.where(rows < 0, -np.inf, products).astype(np.float32)
 
     @classmethod
-    def stored(cls, path: Path, vectors: np.ndarray, asked: Callable[[], np.ndarray]) -> "InvertedLists":
+    def stored(
+        cls, path: Path, vectors: np.ndarray, asked: Callable[[], np.ndarray]
+    ) -> "InvertedLists":
         """The index in a file, or a new one of these vectors, which is then stored there. asked : gives the queries that judge it."""
         faiss = _faiss()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,5 +89,7 @@ def _faiss():
     try:
         import faiss
     except ImportError:
-        raise UserError("index: faiss needs the package faiss-cpu, which is not installed: pip install faiss-cpu; or set index: exact") from None
+        raise UserError(
+            "index: faiss needs the package faiss-cpu, which is not installed: pip install faiss-cpu; or set index: exact"
+        ) from None
     return faiss

@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np
 
 
-def quasi_round_robin(columns: np.ndarray, logprobs: np.ndarray, epsilon: float = 1 / 5000) -> np.ndarray:
+def quasi_round_robin(
+    columns: np.ndarray, logprobs: np.ndarray, epsilon: float = 1 / 5000
+) -> np.ndarray:
     """Item scores from the BM25 scores of several generated texts.
 
     Every column is scaled to [0, 1] and multiplied by exp(epsilon * s); an item gets its best column. Each

@@ -19,14 +19,20 @@ def check(config) -> None:
     """Raise UserError for a summarizer that cannot be, as far as that can be seen without asking it."""
     name = config["summarizer"]
     if name.startswith("scratch:"):
-        raise UserError(f"summarizer: {name} has random weights and stays as it is; give {EXTRACTIVE}, a hub id, a folder, run:<id> or a server's URL")
+        raise UserError(
+            f"summarizer: {name} has random weights and stays as it is; give {EXTRACTIVE}, a hub id, a folder, run:<id> or a server's URL"
+        )
     if asks_server(config["settings"]) and not config["summarizer_model"]:
-        raise UserError(f"summarizer: a server is asked for a model by name; set --summarizer_model (what {name}/models lists)")
+        raise UserError(
+            f"summarizer: a server is asked for a model by name; set --summarizer_model (what {name}/models lists)"
+        )
     if "summarizer" in language_models(config["settings"]):
         with named_by("summarizer"):
             check_name(name, Path(config["checkpoint_dir"]))
     if config["summary_tokens"] * 2 > config["summarizer_length"]:
-        raise UserError(f"summary_tokens: expected at most half of summarizer_length ({config['summarizer_length']}), found {config['summary_tokens']}")
+        raise UserError(
+            f"summary_tokens: expected at most half of summarizer_length ({config['summarizer_length']}), found {config['summary_tokens']}"
+        )
 
 
 def make(config, wording: Wording, extractive: Extractive) -> Engine:
@@ -34,26 +40,48 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
     name = config["summarizer"]
     if name == EXTRACTIVE:
         return extractive
-    limits = dict(max_length=config["summarizer_length"], max_new=config["summary_tokens"], temperature=config["summarizer_temperature"], seed=config["seed"])
+    limits = dict(
+        max_length=config["summarizer_length"],
+        max_new=config["summary_tokens"],
+        temperature=config["summarizer_temperature"],
+        seed=config["seed"],
+    )
     if asks_server(config["settings"]):
         from .server import ServerEngine
 
-        return ServerEngine(name, config["summarizer_model"], wording, parallel=config["summarizer_parallel"], **limits)
+        return ServerEngine(
+            name,
+            config["summarizer_model"],
+            wording,
+            parallel=config["summarizer_parallel"],
+            **limits,
+        )
     from .local import LocalEngine
 
     saved = Path(config["checkpoint_dir"])
 
     def read():
         with named_by("summarizer"):
-            bundle = load(name, (), saved=saved, max_length=0, quantize=config["summarizer_quantize"])
+            bundle = load(
+                name, (), saved=saved, max_length=0, quantize=config["summarizer_quantize"]
+            )
             bundle.model.to(config["device"]).eval()
             check_decoding(bundle, name)
         if bundle.positions and roomy(config["summarizer_length"]) > bundle.positions:
-            raise UserError(f"summarizer_length: expected at most the {bundle.positions} positions of {name}, found {config['summarizer_length']}")
+            raise UserError(
+                f"summarizer_length: expected at most the {bundle.positions} positions of {name}, found {config['summarizer_length']}"
+            )
         return bundle
 
     precision = {"quantize": config["summarizer_quantize"], "precision": config["precision"]}
-    return LocalEngine(read, store.model_id(name, saved), wording, rows=config["summarizer_parallel"], **precision, **limits)
+    return LocalEngine(
+        read,
+        store.model_id(name, saved),
+        wording,
+        rows=config["summarizer_parallel"],
+        **precision,
+        **limits,
+    )
 
 
 def told(config) -> str:

@@ -35,8 +35,17 @@ class Extractive:
     @classmethod
     def of(cls, text: ItemText) -> "Extractive":
         """For a catalogue: what is counted are attributes of which at most half of the values differ."""
-        columns = {name: [value for value in column if value != UNKNOWN] for name, column in zip(text.names, zip(*text.values, strict=True), strict=True)}
-        return cls(frozenset(name for name, known in columns.items() if known and 2 * len(set(known)) <= len(known)))
+        columns = {
+            name: [value for value in column if value != UNKNOWN]
+            for name, column in zip(text.names, zip(*text.values, strict=True), strict=True)
+        }
+        return cls(
+            frozenset(
+                name
+                for name, known in columns.items()
+                if known and 2 * len(set(known)) <= len(known)
+            )
+        )
 
     @property
     def name(self) -> str:
@@ -61,8 +70,14 @@ class Extractive:
                 if name in self.counted:
                     counts.setdefault(name, Counter())[value.replace(";", ",")] += 1
                 else:
-                    sentences += [sentence if self._counts(sentence) is None else f"“{sentence}”" for sentence in _sentences(value)]
-        lines = [f"{name}: {'; '.join(f'{value} x{times}' for value, times in _most(counter))}." for name, counter in counts.items()]
+                    sentences += [
+                        sentence if self._counts(sentence) is None else f"“{sentence}”"
+                        for sentence in _sentences(value)
+                    ]
+        lines = [
+            f"{name}: {'; '.join(f'{value} x{times}' for value, times in _most(counter))}."
+            for name, counter in counts.items()
+        ]
         return "\n".join([*lines, *nearest(sentences)]) or UNKNOWN
 
     def _read(self, text: str, counts: dict[str, Counter], sentences: list[str]) -> None:
@@ -78,17 +93,31 @@ class Extractive:
         """(name, value: times) of a line of counts; None for a sentence."""
         name, _, rest = line.removesuffix(".").partition(": ")
         found = [TIMES.fullmatch(part) for part in rest.split("; ")]
-        return (name, {match[1]: int(match[2]) for match in found}) if name in self.counted and all(found) else None
+        return (
+            (name, {match[1]: int(match[2]) for match in found})
+            if name in self.counted and all(found)
+            else None
+        )
 
 
 def _sentences(value: str) -> list[str]:
     """Of what is longer than a title, without fragments. Each ends like one, since a prompt has them in one line, and titles would run together."""
-    found = [value] if len(value.split()) <= TITLE else [part for part in SENTENCE_END.split(value) if len(part.split()) > 2]
-    return [part if part.endswith((".", "!", "?")) else f"{part}." for part in map(str.strip, found) if part]
+    found = (
+        [value]
+        if len(value.split()) <= TITLE
+        else [part for part in SENTENCE_END.split(value) if len(part.split()) > 2]
+    )
+    return [
+        part if part.endswith((".", "!", "?")) else f"{part}."
+        for part in map(str.strip, found)
+        if part
+    ]
 
 
 def _most(counter: Counter) -> list[tuple[str, int]]:
-    return sorted(counter.items(), key=lambda one: -one[1])[:VALUES]  # stable: of equal counts, what came first
+    return sorted(counter.items(), key=lambda one: -one[1])[
+        :VALUES
+    ]  # stable: of equal counts, what came first
 
 
 def nearest(sentences: Sequence[str]) -> list[str]:
@@ -98,13 +127,24 @@ def nearest(sentences: Sequence[str]) -> list[str]:
         return []
     tokens = [words(sentence) for sentence in distinct]
     spread = Counter(word for own in tokens for word in set(own))
-    vectors = [{word: times * math.log(1 + len(distinct) / spread[word]) for word, times in Counter(own).items()} for own in tokens]
+    vectors = [
+        {
+            word: times * math.log(1 + len(distinct) / spread[word])
+            for word, times in Counter(own).items()
+        }
+        for own in tokens
+    ]
     lengths = [math.sqrt(sum(weight**2 for weight in vector.values())) or 1.0 for vector in vectors]
     centroid: Counter = Counter()
     for vector, length in zip(vectors, lengths, strict=True):
         for word, weight in vector.items():
             centroid[word] += weight / length
-    scores = np.array([sum(weight * centroid[word] for word, weight in vector.items()) / length for vector, length in zip(vectors, lengths, strict=True)])
+    scores = np.array(
+        [
+            sum(weight * centroid[word] for word, weight in vector.items()) / length
+            for vector, length in zip(vectors, lengths, strict=True)
+        ]
+    )
     order = np.argsort(-scores, kind="stable")
     filled = np.cumsum([len(distinct[place].split()) for place in order])
     kept = order[: max(1, int(np.searchsorted(filled, SENTENCES, side="right")))]

@@ -30,16 +30,36 @@ class LocalEngine:
     def __init__(self, load: Callable[[], Backbone], weights: str, wording: Wording, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
                  precision: str, quantize: str):  # fmt: skip
         self.load, self.wording, self.weights = load, wording, weights
-        self.max_length, self.max_new, self.temperature, self.rows, self.precision = max_length, max_new, temperature, rows, precision
+        self.max_length, self.max_new, self.temperature, self.rows, self.precision = (
+            max_length,
+            max_new,
+            temperature,
+            rows,
+            precision,
+        )
         self.seed = seed if temperature else 0
         self.whole = quantize == "none"
-        self.name = repr((LAYOUT, weights, wording.summaries, max_length, max_new, temperature, self.seed, precision, quantize))
+        self.name = repr(
+            (
+                LAYOUT,
+                weights,
+                wording.summaries,
+                max_length,
+                max_new,
+                temperature,
+                self.seed,
+                precision,
+                quantize,
+            )
+        )
 
     @cached_property
     def bundle(self) -> Backbone:
         bundle = self.load()
         if self.whole:
-            bundle.model.to(KINDS[self.precision])  # nothing is learned: the weights themselves may be short
+            bundle.model.to(
+                KINDS[self.precision]
+            )  # nothing is learned: the weights themselves may be short
         return bundle
 
     @cached_property
@@ -55,17 +75,31 @@ class LocalEngine:
         """int64, at most max_length - max_new tokens."""
         opening, closing = self.frame
         room = self.max_length - self.max_new - len(opening) - len(closing)
-        return np.concatenate([opening, *parts(request, self.wording, self.pieces.piece, room, self.max_new), closing])
+        return np.concatenate(
+            [opening, *parts(request, self.wording, self.pieces.piece, room, self.max_new), closing]
+        )
 
-    def write(self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False) -> None:
+    def write(
+        self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
+    ) -> None:
         prompts = [self.prompt(request) for request in requests]
-        keys = np.array([stream_key(self.seed + again, repr(request)) for request in requests], dtype=np.uint64)
+        keys = np.array(
+            [stream_key(self.seed + again, repr(request)) for request in requests], dtype=np.uint64
+        )
         temperature = max(AGAIN, self.temperature) if again else self.temperature
         device = next(self.bundle.model.parameters()).device
-        for chosen in by_length([len(prompt) for prompt in prompts], self.rows * self.max_length, self.rows):
+        for chosen in by_length(
+            [len(prompt) for prompt in prompts], self.rows * self.max_length, self.rows
+        ):
             with autocast(device, self.precision):
                 written = sample(
-                    self.bundle, [prompts[row] for row in chosen], keys[chosen], samples=1, temperature=temperature, max_new=self.max_new, ends=self.bundle.ends
+                    self.bundle,
+                    [prompts[row] for row in chosen],
+                    keys[chosen],
+                    samples=1,
+                    temperature=temperature,
+                    max_new=self.max_new,
+                    ends=self.bundle.ends,
                 )
             for row, one in zip(chosen, written, strict=True):
                 text = self.bundle.tokenizer.decode(one.ids[0], skip_special_tokens=True)

@@ -36,11 +36,15 @@ def blocks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
 
 def hierarchical(items: Sequence[Item], size: int, fan_in: int) -> Round:
     """Every block is summarised, then every `fan_in` summaries are, until one is left. Yields rounds of requests, is sent their texts, returns the last."""
-    texts = (yield [Request("block", items=block) for block in blocks(items, size)]) if items else [""]
+    texts = (
+        (yield [Request("block", items=block) for block in blocks(items, size)]) if items else [""]
+    )
     while len(texts) > 1:
         groups = [tuple(texts[begin : begin + fan_in]) for begin in range(0, len(texts), fan_in)]
         alone = len(groups[-1]) == 1  # a summary without others goes up as it is
-        written = yield [Request("layer", previous=group) for group in (groups[:-1] if alone else groups)]
+        written = yield [
+            Request("layer", previous=group) for group in (groups[:-1] if alone else groups)
+        ]
         texts = [*written, *(groups[-1] if alone else ())]
     return texts[0]
 
@@ -49,7 +53,11 @@ def recurrent(items: Sequence[Item], size: int) -> Round:
     """The first block is summarised, and the summary written anew with each further block."""
     text = ""
     for number, block in enumerate(blocks(items, size)):
-        (text,) = yield [Request("update", previous=(text,), items=block) if number else Request("block", items=block)]
+        (text,) = yield [
+            Request("update", previous=(text,), items=block)
+            if number
+            else Request("block", items=block)
+        ]
     return text
 
 
@@ -64,7 +72,9 @@ class Summary(NamedTuple):
     replaced: bool = False
 
 
-def run(rounds: Iterable[Round], write: Callable[[list[Request], int], list[tuple[str, bool]]]) -> list[Summary]:
+def run(
+    rounds: Iterable[Round], write: Callable[[list[Request], int], list[tuple[str, bool]]]
+) -> list[Summary]:
     """The summary of each user.
 
     write : (requests, level) -> (text, replaced) of each. All users' requests of a level come together, level 0 being the first.
@@ -80,7 +90,11 @@ def run(rounds: Iterable[Round], write: Callable[[list[Request], int], list[tupl
                 waiting[number] = plans[number].send(own)
             except StopIteration as end:
                 found[number] = found[number]._replace(text=end.value)
-        written = iter(write([request for asked in waiting.values() for request in asked], level) if waiting else ())
+        written = iter(
+            write([request for asked in waiting.values() for request in asked], level)
+            if waiting
+            else ()
+        )
         answered = {}
         for number, asked in waiting.items():
             texts, replaced = zip(*(next(written) for _ in asked), strict=True)

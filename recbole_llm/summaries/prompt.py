@@ -18,7 +18,12 @@ def parts(request: Request, wording: Wording, encode, room: int, tokens: int) ->
     sections = {
         "block": lambda: [(wording.block_head, items)],
         "layer": lambda: [(wording.layer_head, request.previous)],
-        "update": lambda: [(wording.update_heads[0], request.previous), (wording.update_heads[1], items)],
+        "update": lambda: [
+            (wording.update_heads[0], request.previous),
+            (wording.update_heads[1], items),
+        ],
     }[request.kind]()
-    instruction = f"{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
+    instruction = (
+        f"{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
+    )
     return laid_out(instruction, sections, encode, room)

@@ -31,19 +31,44 @@ class ServerEngine:
         try:
             from openai import OpenAI
         except ImportError:
-            raise UserError('summarizer: a server is asked through the package openai, which is not installed: pip install "recbole_llm[openai]"') from None
+            raise UserError(
+                'summarizer: a server is asked through the package openai, which is not installed: pip install "recbole_llm[openai]"'
+            ) from None
         for chatty in ("httpx", "openai"):  # a line for every text, and for every attempt at it
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self.client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries)
+        self.client = OpenAI(
+            base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries
+        )
         self.model, self.wording, self.url, self.parallel = model, wording, url, parallel
-        self.max_length, self.max_new, self.temperature, self.seed = max_length, max_new, temperature, seed if temperature else 0
+        self.max_length, self.max_new, self.temperature, self.seed = (
+            max_length,
+            max_new,
+            temperature,
+            seed if temperature else 0,
+        )
         self.limit = "max_tokens"
-        self.name = repr((LAYOUT, "server", model, wording.summaries, max_length, max_new, temperature, self.seed))
+        self.name = repr(
+            (
+                LAYOUT,
+                "server",
+                model,
+                wording.summaries,
+                max_length,
+                max_new,
+                temperature,
+                self.seed,
+            )
+        )
 
-    def write(self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False) -> None:
+    def write(
+        self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
+    ) -> None:
         self._reach()
         with ThreadPoolExecutor(self.parallel) as pool:
-            waiting = {pool.submit(self._ask, request, again): number for number, request in enumerate(requests)}
+            waiting = {
+                pool.submit(self._ask, request, again): number
+                for number, request in enumerate(requests)
+            }
             left = dict(waiting)
             try:
                 for done in as_completed(waiting):
@@ -71,13 +96,23 @@ class ServerEngine:
             pass
 
     def _silent(self, why) -> UserError:
-        return UserError(f"summarizer: {self.url} gives no answer ({' '.join(str(why).split())[:160]}); what is written is kept, run again")
+        return UserError(
+            f"summarizer: {self.url} gives no answer ({' '.join(str(why).split())[:160]}); what is written is kept, run again"
+        )
 
     def _ask(self, request: Request, again: bool) -> Text:
         import openai
 
         limit = self.limit
-        content = "".join(parts(request, self.wording, str, CHARACTERS * (self.max_length - self.max_new), self.max_new))
+        content = "".join(
+            parts(
+                request,
+                self.wording,
+                str,
+                CHARACTERS * (self.max_length - self.max_new),
+                self.max_new,
+            )
+        )
         try:
             answer = self.client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], seed=self.seed + again,
@@ -93,4 +128,8 @@ class ServerEngine:
         if not getattr(answer, "choices", None):
             raise self._silent(f"no chat completion: {getattr(answer, 'error', None) or answer}")
         choice, used = answer.choices[0], answer.usage
-        return Text(choice.message.content or "", choice.finish_reason in ("stop", None), (used.prompt_tokens, used.completion_tokens) if used else (0, 0))
+        return Text(
+            choice.message.content or "",
+            choice.finish_reason in ("stop", None),
+            (used.prompt_tokens, used.completion_tokens) if used else (0, 0),
+        )

@@ -32,7 +32,12 @@ class Summarizer:
     def texts(self) -> Summaries:
         """What is written, in a file below `checkpoint_dir`."""
         engine = engines.make(self.config, Wording.named(self.config["domain"]), self.extractive)
-        return Summaries(engine, self.extractive, Path(self.config["checkpoint_dir"]) / "cache" / "summaries", self.config["show_progress"])
+        return Summaries(
+            engine,
+            self.extractive,
+            Path(self.config["checkpoint_dir"]) / "cache" / "summaries",
+            self.config["show_progress"],
+        )
 
     def release(self) -> None:
         """Give back the memory of a local model, until something is to be written again."""
@@ -41,7 +46,11 @@ class Summarizer:
     def plan(self, history: np.ndarray) -> Round:
         """The rounds by which a history is condensed."""
         items, size = [self.items[item] for item in history], self.config["block_size"]
-        return hierarchical(items, size, self.config["fan_in"]) if self.config["summary"] == "hierarchical" else recurrent(items, size)
+        return (
+            hierarchical(items, size, self.config["fan_in"])
+            if self.config["summary"] == "hierarchical"
+            else recurrent(items, size)
+        )
 
     def prepare(self, histories: Sequence[np.ndarray]) -> None:
         """`of`, with lines in the log on how much there is to write and what was done."""
@@ -57,19 +66,27 @@ class Summarizer:
         def count(requests: list[Request], level: int) -> list[tuple[str, bool]]:
             nonlocal texts, characters
             texts += len(requests)
-            characters += sum(len(value) for request in requests for item in request.items for _, value in item)
+            characters += sum(
+                len(value) for request in requests for item in request.items for _, value in item
+            )
             return [("", False)] * len(requests)
 
         run(map(self.plan, histories), count)
         most = texts * self.config["summary_tokens"] / 1e6
-        tokens = f", {characters / 4e6:.2f} M tokens of items to read and at most {most:.2f} M to write"
+        tokens = (
+            f", {characters / 4e6:.2f} M tokens of items to read and at most {most:.2f} M to write"
+        )
         tokens = "" if self.config["summarizer"] == engines.EXTRACTIVE else tokens
         return f"forecast: at most {texts} texts for {len(histories)} histories{tokens}; equal ones are written once, and those that are there are not"
 
     def of(self, histories: Sequence[np.ndarray]) -> list[Summary]:
         """The summary of each history."""
         names = [np.asarray(history, dtype=np.int64).tobytes() for history in histories]
-        if missing := {name: history for name, history in zip(names, histories, strict=True) if name not in self.known}:
+        if missing := {
+            name: history
+            for name, history in zip(names, histories, strict=True)
+            if name not in self.known
+        }:
             written = self.texts.of([self.plan(history) for history in missing.values()])
             self.known |= dict(zip(missing, written, strict=True))
         return [self.known[name] for name in names]

@@ -40,13 +40,20 @@ SAMPLED = {"Office": 0.5, "Pet": 0.2}  # CALRec, section 4.1
 LEAST = {"Toys": (15, 5)}  # TASTE-LoRA, section 4
 PRICE = re.compile(r"\$[\d,]+(\.\d\d)?")
 AUTHOR = re.compile(r"Visit Amazon's (.+) Page")
-LEVELS, LEVEL = 3, 60  # most levels of a category that are kept, the last ones; longest name of one, in characters: others are sentences of descriptions
+LEVELS, LEVEL = (
+    3,
+    60,
+)  # most levels of a category that are kept, the last ones; longest name of one, in characters: others are sentences of descriptions
 
 
 def recipes() -> list[Recipe]:
     short = [_recipe(name, category) for name, category in SHORT.items()]
-    whole = {category for name, category in SHORT.items() if name not in SAMPLED and name not in LEAST}  # under the short name already
-    return short + [_recipe(f"{category}-18", category) for category in CATEGORIES if category not in whole]
+    whole = {
+        category for name, category in SHORT.items() if name not in SAMPLED and name not in LEAST
+    }  # under the short name already
+    return short + [
+        _recipe(f"{category}-18", category) for category in CATEGORIES if category not in whole
+    ]
 
 
 def _recipe(name: str, category: str) -> Recipe:
@@ -65,17 +72,29 @@ def _recipe(name: str, category: str) -> Recipe:
 
 
 def _events(name: str, files: Files) -> str:
-    rows = json_lines(files[name], reviewerID="VARCHAR", asin="VARCHAR", overall="DOUBLE", unixReviewTime="BIGINT")
+    rows = json_lines(
+        files[name], reviewerID="VARCHAR", asin="VARCHAR", overall="DOUBLE", unixReviewTime="BIGINT"
+    )
     return f'SELECT reviewerID AS "user", asin AS "item", overall AS "rating", unixReviewTime AS "time" FROM {rows}'
 
 
 def _items(name: str, files: Files) -> str:
-    rows = json_lines(files[name], asin="VARCHAR", title="VARCHAR", category="JSON", brand="VARCHAR", price="VARCHAR", description="JSON")
+    rows = json_lines(
+        files[name],
+        asin="VARCHAR",
+        title="VARCHAR",
+        category="JSON",
+        brand="VARCHAR",
+        price="VARCHAR",
+        description="JSON",
+    )
     return f'SELECT asin AS "item", title, category, brand, price, description FROM {rows}'
 
 
 def _text(row: dict) -> dict[str, str]:
-    levels = [level for level in map(clean, values(row["category"])[1:]) if level and len(level) <= LEVEL][-LEVELS:]
+    levels = [
+        level for level in map(clean, values(row["category"])[1:]) if level and len(level) <= LEVEL
+    ][-LEVELS:]
     brand = clean(row["brand"] or "").removeprefix("by ")
     brand = author[1] if (author := AUTHOR.fullmatch(brand)) else brand
     price = (row["price"] or "").strip()

@@ -28,13 +28,27 @@ OTHER = (
     "Health_and_Personal_Care Home_and_Kitchen Industrial_and_Scientific Kindle_Store Magazine_Subscriptions Musical_Instruments Office_Products "
     "Patio_Lawn_and_Garden Pet_Supplies Software Sports_and_Outdoors Subscription_Boxes Tools_and_Home_Improvement"
 ).split()
-SPARSE = {"Amazon_Fashion", "Appliances", "Digital_Music", "Handmade_Products", "Health_and_Personal_Care", "Subscription_Boxes"}  # which have no 5-core
-BORDERS = [1628643414042, 1658002729837]  # milliseconds: validation begins, test begins; the same for every category
+SPARSE = {
+    "Amazon_Fashion",
+    "Appliances",
+    "Digital_Music",
+    "Handmade_Products",
+    "Health_and_Personal_Care",
+    "Subscription_Boxes",
+}  # which have no 5-core
+BORDERS = [
+    1628643414042,
+    1658002729837,
+]  # milliseconds: validation begins, test begins; the same for every category
 
 
 def recipes() -> list[Recipe]:
     found = [_recipe(f"{category}-23", category, "0core") for category in (*ST5, *OTHER)]
-    return found + [_recipe(f"{category}-23-5core", category, "5core") for category in (*ST5, *OTHER) if category not in SPARSE]
+    return found + [
+        _recipe(f"{category}-23-5core", category, "5core")
+        for category in (*ST5, *OTHER)
+        if category not in SPARSE
+    ]
 
 
 def _recipe(name: str, category: str, core: str) -> Recipe:
@@ -64,7 +78,15 @@ def _events(name: str, files: Files) -> str:
 
 
 def _items(name: str, files: Files) -> str:
-    rows = json_lines(files[name], parent_asin="VARCHAR", title="VARCHAR", categories="JSON", store="VARCHAR", price="VARCHAR", description="JSON")
+    rows = json_lines(
+        files[name],
+        parent_asin="VARCHAR",
+        title="VARCHAR",
+        categories="JSON",
+        store="VARCHAR",
+        price="VARCHAR",
+        description="JSON",
+    )
     return f'SELECT parent_asin AS "item", title, categories, store, price, description FROM {rows}'
 
 

@@ -11,7 +11,16 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import UserError
 
-DAMAGE = (EOFError, NotImplementedError, OSError, RuntimeError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def unpack(archive: Path, members: Mapping[str, tuple[str, ...]], folder: Path) -> dict[str, Path]:
@@ -27,13 +36,19 @@ def unpack(archive: Path, members: Mapping[str, tuple[str, ...]], folder: Path) 
         if getattr(fault, "errno", None):  # of the disk, not of what was read
             raise
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-        raise UserError(f"{archive}: expected a zip or tar archive ({reason}); it may be cut short: remove it and get it again") from None
+        raise UserError(
+            f"{archive}: expected a zip or tar archive ({reason}); it may be cut short: remove it and get it again"
+        ) from None
     if left := [name for name in members if name not in found]:
-        raise UserError(f"{archive}: expected it to hold {', '.join(left)}, found other files; get the right one")
+        raise UserError(
+            f"{archive}: expected it to hold {', '.join(left)}, found other files; get the right one"
+        )
     return found
 
 
-def _take(archive: Path, members: Mapping[str, tuple[str, ...]], folder: Path, found: dict[str, Path]) -> None:
+def _take(
+    archive: Path, members: Mapping[str, tuple[str, ...]], folder: Path, found: dict[str, Path]
+) -> None:
     names = {other: name for name, also in members.items() for other in (name, *also)}
     for path, opened in _files(archive):
         own = PurePosixPath(path).name

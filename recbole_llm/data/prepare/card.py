@@ -38,13 +38,19 @@ class Facts:
 
     def count(self, engine: Engine) -> None:
         """Statistics of the table of events."""
-        row = engine.run('SELECT count(DISTINCT "user"), count(DISTINCT "item"), count(*), min("time"), max("time") FROM events').fetchone()
+        row = engine.run(
+            'SELECT count(DISTINCT "user"), count(DISTINCT "item"), count(*), min("time"), max("time") FROM events'
+        ).fetchone()
         self.users, self.items, self.events, self.first, self.last = row
         same = 'SELECT count(*) AS times FROM events GROUP BY "user", "item", "time", "rating"'
-        self.repeated_events = engine.value(f"SELECT coalesce(sum(times - 1), 0)::BIGINT FROM ({same})")
+        self.repeated_events = engine.value(
+            f"SELECT coalesce(sum(times - 1), 0)::BIGINT FROM ({same})"
+        )
         tied = 'SELECT "user" FROM events GROUP BY "user", "time" HAVING min("item") <> max("item")'
         self.tied = engine.value(f'SELECT count(DISTINCT "user") FROM ({tied})')
-        self.lengths = engine.run('SELECT min(n), median(n), avg(n), max(n) FROM (SELECT count(*) AS n FROM events GROUP BY "user")').fetchone()
+        self.lengths = engine.run(
+            'SELECT min(n), median(n), avg(n), max(n) FROM (SELECT count(*) AS n FROM events GROUP BY "user")'
+        ).fetchone()
 
 
 def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> str:
@@ -68,21 +74,31 @@ def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> s
             ("metadata rows that are broken or without an item", f"{facts.broken_rows:,}"),
             ("further metadata rows of one item (the first with a title is taken)", f"{facts.repeated_rows:,}")]  # fmt: skip
     files = "\n".join(f"| `{name}` | {size:,} | `{sha}` |" for name, size, sha in sorted(raw))
-    filters = "".join(f"{number}. {one}\n" for number, one in enumerate(recipe.filters, start=1)) or "No user and no item is left out.\n"
+    filters = (
+        "".join(f"{number}. {one}\n" for number, one in enumerate(recipe.filters, start=1))
+        or "No user and no item is left out.\n"
+    )
     ratings = ", `rating:float`" if recipe.rated else ""
     page = f", <{recipe.source.page}>" if recipe.source.page else ""
-    cited = f"Please cite the source:\n\n```bibtex\n{recipe.source.reference}\n```\n\n" if recipe.source.reference else ""
+    cited = (
+        f"Please cite the source:\n\n```bibtex\n{recipe.source.reference}\n```\n\n"
+        if recipe.source.reference
+        else ""
+    )
     return f"""# {recipe.name}: {recipe.title}
 
 Source: {recipe.source.name}{page}\\
 Licence: {recipe.source.licence}\\
-Made by `recbole_llm` {__version__}: `python run_recbole_llm.py prepare {recipe.arguments or recipe.name}`
+Made by `recbole_llm` {__version__}: `python run_recbole_llm.py prepare {
+        recipe.arguments or recipe.name
+    }`
 
 {cited}## What was done
 
 {filters}
 Texts: entities and tags resolved, page scripts and style rules emptied, control characters and runs of white space made one space{
-    ", characters outside of ASCII made spaces" if recipe.ascii_only else ""}.
+        ", characters outside of ASCII made spaces" if recipe.ascii_only else ""
+    }.
 Events are ordered by user, time and their order in the raw file.
 
 {"".join(f"- {note}" + chr(10) for note in recipe.notes)}
@@ -93,7 +109,9 @@ Events are ordered by user, time and their order in the raw file.
 {_table(rows, "")}
 
 `{recipe.name}.inter`: `user_id:token`, `item_id:token`{ratings}, `timestamp:float` ({recipe.time}).
-`{recipe.name}.item`: `item_id:token`, {", ".join(f"`{column}:token_seq`" for column in recipe.columns)}; unknown is empty.
+`{recipe.name}.item`: `item_id:token`, {
+        ", ".join(f"`{column}:token_seq`" for column in recipe.columns)
+    }; unknown is empty.
 `{recipe.name}.yaml`: settings that runs on this dataset have by default.
 
 ## Raw files
@@ -113,4 +131,6 @@ def _moment(time: float, kind: str) -> str:
 
 
 def _table(rows: list[tuple[str, str]], head: str) -> str:
-    return "\n".join([f"| {head} | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(
+        [f"| {head} | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)]
+    )

@@ -11,7 +11,11 @@ from .recipe import Recipe
 @lru_cache
 def recipes() -> dict[str, Recipe]:
     """Name -> recipe, source by source."""
-    return {recipe.name: recipe for module in (amazon2018, amazon2023, yelp, m2, mind, movielens) for recipe in module.recipes()}
+    return {
+        recipe.name: recipe
+        for module in (amazon2018, amazon2023, yelp, m2, mind, movielens)
+        for recipe in module.recipes()
+    }
 
 
 def find(name: str) -> Recipe:
@@ -20,12 +24,18 @@ def find(name: str) -> Recipe:
     lower = {key.lower(): key for key in known}
     short = {category: short for short, category in amazon2018.SHORT.items()}
     releases = [short.get(name, ""), f"{name}-18", f"{name}-23"]
-    meant = [found for one in ([name] if name.lower() in lower else releases) if (found := lower.get(one.lower()))]
+    meant = [
+        found
+        for one in ([name] if name.lower() in lower else releases)
+        if (found := lower.get(one.lower()))
+    ]
     if len(meant) == 1:
         return known[meant[0]]
     near = meant or [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=3)]
     hint = f", such as {' or '.join(near)}" if near else ""
-    raise UserError(f"prepare: expected one of the {len(known)} datasets that --list names{hint}; found {name!r}")
+    raise UserError(
+        f"prepare: expected one of the {len(known)} datasets that --list names{hint}; found {name!r}"
+    )
 
 
 def listed() -> list[str]:
@@ -34,7 +44,11 @@ def listed() -> list[str]:
     for recipe in recipes().values():
         if recipe.source is not source:
             source = recipe.source
-            lines += ["", f"{source.name}  <{source.page}>" + ("" if recipe.files[0].urls else "  (files by hand: --raw=FOLDER)")]
+            lines += [
+                "",
+                f"{source.name}  <{source.page}>"
+                + ("" if recipe.files[0].urls else "  (files by hand: --raw=FOLDER)"),
+            ]
         filters = "; ".join(recipe.filters)
         lines.append(f"  {recipe.name:<24} {recipe.title}" + (f" – {filters}" if filters else ""))
     return lines[1:]

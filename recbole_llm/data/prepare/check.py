@@ -22,15 +22,22 @@ def check(name: str, data_path: Path) -> list[str]:
         rows = list(csv.DictReader(file))
     mine = [row for row in rows if row["dataset"] == name]
     if not mine:
-        raise UserError(f"--check: expected a dataset that a paper counts ({', '.join(dict.fromkeys(row['dataset'] for row in rows))}), found {name}")
+        raise UserError(
+            f"--check: expected a dataset that a paper counts ({', '.join(dict.fromkeys(row['dataset'] for row in rows))}), found {name}"
+        )
     if not (data_path / name / f"{name}.inter").is_file():
         raise UserError(f"--check: {data_path / name} is not there; prepare {name} first")
     own = figures(name, data_path)
-    lines = [f"{name}, as runs see it, beside {', '.join(dict.fromkeys(row['paper'] for row in mine))}", f"{'':<28}{'ours':>12}{'paper':>12}{'difference':>12}"]
+    lines = [
+        f"{name}, as runs see it, beside {', '.join(dict.fromkeys(row['paper'] for row in mine))}",
+        f"{'':<28}{'ours':>12}{'paper':>12}{'difference':>12}",
+    ]
     for row in mine:
         shown, digits = NAMES[row["figure"]]
         ours, theirs = own[row["figure"]], float(row["value"])
-        lines.append(f"{shown:<28}{ours:>12,.{digits}f}{theirs:>12,.{digits}f}{ours / theirs - 1:>+12.1%}")
+        lines.append(
+            f"{shown:<28}{ours:>12,.{digits}f}{theirs:>12,.{digits}f}{ours / theirs - 1:>+12.1%}"
+        )
     return lines
 
 
@@ -40,7 +47,10 @@ def figures(name: str, data_path: Path) -> Mapping[str, float]:
     from ..dataset import load_tables
 
     settings = config.resolve("LIR", name, [], {"data_path": str(data_path)})
-    tables, every = (load_tables(samples.configured(settings | {"dedup": dedup})[1]) for dedup in (settings["dedup"], "none"))
+    tables, every = (
+        load_tables(samples.configured(settings | {"dedup": dedup})[1])
+        for dedup in (settings["dedup"], "none")
+    )
     text = ItemText.from_tables(tables, settings["text_fields"], None)
     found = [words(text.plain(item)) for item in range(len(text))]
     return {

@@ -7,7 +7,9 @@ import unicodedata
 
 SCRIPT = re.compile(r"<(script|style)\b.*?(</\1\s*>|$)|<!--.*?(-->|$)", re.IGNORECASE | re.DOTALL)
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!DOCTYPE[^<>]*>", re.IGNORECASE)
-PAGE = re.compile(r"\bgetTime\b|\bfunction ?\([\w, ]*\) ?\{|\}\);|^\s*(var |window\.|document\.|P\.when)")
+PAGE = re.compile(
+    r"\bgetTime\b|\bfunction ?\([\w, ]*\) ?\{|\}\);|^\s*(var |window\.|document\.|P\.when)"
+)
 RULE = re.compile(r"(^|[\s,>}])[.#@][\w-]+[^{}<>]*\{[^{}]*:[^{}]*\}|\{[\s\w-]+:[^{};]*;[^{}]*\}")
 JOINERS = "\u200c\u200d"  # emoji and some scripts need them; other invisible characters only make equal words unequal
 
@@ -28,12 +30,22 @@ def clean(value: str, ascii_only: bool = False) -> str:
     if not value.isascii() or not value.isprintable():
         value = "".join(_visible(char) for char in value)
     value = " ".join(value.split())
-    return "“" + value[1:] if value.startswith('"') else value  # which stock RecBole would read as a quoted cell
+    return (
+        "“" + value[1:] if value.startswith('"') else value
+    )  # which stock RecBole would read as a quoted cell
 
 
 def _suspect(value: str) -> bool:
     """Whether a value has what PAGE and RULE need: told in a tenth of their time."""
-    return "{" in value or "});" in value or "getTime" in value or "var " in value or "window." in value or "document." in value or "P.when" in value
+    return (
+        "{" in value
+        or "});" in value
+        or "getTime" in value
+        or "var " in value
+        or "window." in value
+        or "document." in value
+        or "P.when" in value
+    )
 
 
 def _visible(char: str) -> str:
@@ -57,4 +69,8 @@ def values(cell: str | None) -> list[str]:
     except ValueError:
         found = cell
     found = found if isinstance(found, list) else [found]
-    return [str(one) for one in found if isinstance(one, str | int | float) and not isinstance(one, bool)]
+    return [
+        str(one)
+        for one in found
+        if isinstance(one, str | int | float) and not isinstance(one, bool)
+    ]

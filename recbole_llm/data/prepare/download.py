@@ -13,7 +13,12 @@ from tqdm import tqdm
 from ...errors import UserError
 from .raw import Net, Remote, check
 
-ATTEMPTS, WAIT, TIMEOUT, BLOCK = 5, 1.0, 30, 2**16  # tries, seconds before the second one (doubled each time), seconds, bytes lost by a cut
+ATTEMPTS, WAIT, TIMEOUT, BLOCK = (
+    5,
+    1.0,
+    30,
+    2**16,
+)  # tries, seconds before the second one (doubled each time), seconds, bytes lost by a cut
 
 
 class Failed(Exception):
@@ -38,7 +43,9 @@ def download(url: str, remote: Remote, folder: Path, net: Net) -> Path:
                 break
             except requests.RequestException as fault:
                 unreachable = isinstance(fault, requests.ConnectionError)
-                if attempt == (2 if unreachable and not part.is_file() else ATTEMPTS):  # 2: nothing ever came from there
+                if attempt == (
+                    2 if unreachable and not part.is_file() else ATTEMPTS
+                ):  # 2: nothing ever came from there
                     raise Failed(_reason(fault), unreachable) from None
                 time.sleep(wait)
                 wait *= 2
@@ -55,7 +62,11 @@ def download(url: str, remote: Remote, folder: Path, net: Net) -> Path:
 def _reason(fault: Exception) -> str:
     if isinstance(fault, requests.Timeout):
         return "no answer"
-    return "no connection" if isinstance(fault, requests.ConnectionError) else str(fault) or type(fault).__name__
+    return (
+        "no connection"
+        if isinstance(fault, requests.ConnectionError)
+        else str(fault) or type(fault).__name__
+    )
 
 
 def _continue(url: str, name: str, part: Path, net: Net) -> None:
@@ -69,7 +80,9 @@ def _continue(url: str, name: str, part: Path, net: Net) -> None:
         have = part.stat().st_size
         headers |= {"Range": f"bytes={have}-", "If-Range": begun["version"]}
     proxies = {"http": net.proxy, "https": net.proxy} if net.proxy else None
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT, proxies=proxies) as answer:
+    with requests.get(
+        url, headers=headers, stream=True, timeout=TIMEOUT, proxies=proxies
+    ) as answer:
         if answer.status_code == 416:  # nothing is missing, or the notes are wrong
             if have == begun.get("total"):
                 return
@@ -78,7 +91,12 @@ def _continue(url: str, name: str, part: Path, net: Net) -> None:
             raise requests.HTTPError(f"HTTP {answer.status_code}")
         if answer.status_code >= 400:
             raise Failed(f"HTTP {answer.status_code}")
-        have = have if answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
+        have = (
+            have
+            if answer.status_code == 206
+            and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            else 0
+        )
         if answer.status_code == 206 and not have:
             _forget(part)
             raise requests.HTTPError("another part than was asked for")
@@ -86,10 +104,20 @@ def _continue(url: str, name: str, part: Path, net: Net) -> None:
         total = have + int(length) if length else None
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         strong = version and not version.startswith("W/")  # a weak one does not promise equal bytes
-        notes.write_text(json.dumps({"url": url, "version": version if strong else None, "total": total}))
+        notes.write_text(
+            json.dumps({"url": url, "version": version if strong else None, "total": total})
+        )
         with (
             open(part, "ab" if have else "wb") as file,
-            tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True, disable=not net.show_progress, ncols=100) as bar,
+            tqdm(
+                desc=name,
+                total=total,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                disable=not net.show_progress,
+                ncols=100,
+            ) as bar,
         ):
             for block in answer.iter_content(BLOCK):
                 file.write(block)

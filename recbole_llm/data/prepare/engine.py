@@ -11,7 +11,11 @@ from pathlib import Path
 from ...errors import UserError
 from .reading import LINE, damaged, opened
 
-MEMORY, LEAST, MOST = 768, 512, 2**24  # MiB that DuckDB may hold, and what can be asked for; what is more goes to disk
+MEMORY, LEAST, MOST = (
+    768,
+    512,
+    2**24,
+)  # MiB that DuckDB may hold, and what can be asked for; what is more goes to disk
 ROWS = 10_000  # that Python holds at once
 PLACE = '"#place"'  # a column that no table of a user has
 
@@ -26,10 +30,16 @@ class Engine:
         try:
             import duckdb
         except ImportError:
-            raise UserError("prepare: expected the package duckdb, which is not installed; pip install 'recbole_llm[prepare]'") from None
+            raise UserError(
+                "prepare: expected the package duckdb, which is not installed; pip install 'recbole_llm[prepare]'"
+            ) from None
         self.error, self.folder = duckdb.Error, folder
         folder.mkdir(parents=True, exist_ok=True)
-        limits = {"memory_limit": f"{memory}MiB", "temp_directory": str(folder / "spill"), "threads": max(1, min(8, os.cpu_count() or 1, memory // 192))}
+        limits = {
+            "memory_limit": f"{memory}MiB",
+            "temp_directory": str(folder / "spill"),
+            "threads": max(1, min(8, os.cpu_count() or 1, memory // 192)),
+        }
         self.connection = duckdb.connect(":memory:", config=limits)
         self.connection.execute("SET enable_progress_bar = false")
         # whichever side seems small would be held: of a join with metadata always the ids, never the texts
@@ -59,12 +69,25 @@ class Engine:
         except self.error as fault:
             reason = " ".join(str(fault).split("\n\n")[0].split())[:240]
             if reading is None or "Memory" in type(fault).__name__ or str(self.folder) in reason:
-                raise UserError(f"the tables cannot be held: {reason}; free space at {self.folder.parent}, or raise --memory") from fault
+                raise UserError(
+                    f"the tables cannot be held: {reason}; free space at {self.folder.parent}, or raise --memory"
+                ) from fault
             if type(fault).__name__ == "BinderException":
-                raise UserError(f"{reading}: {reason.removeprefix('Binder Error: ')}; name its columns as they are called") from None
-            raise UserError(f"{reading}: cannot be read ({reason}); mend it, or get it again, and run again") from None
+                raise UserError(
+                    f"{reading}: {reason.removeprefix('Binder Error: ')}; name its columns as they are called"
+                ) from None
+            raise UserError(
+                f"{reading}: cannot be read ({reason}); mend it, or get it again, and run again"
+            ) from None
 
-    def load(self, table: str, pieces: Iterable[Path], query: Callable[[Path], str], path: Path, where: str = "") -> None:
+    def load(
+        self,
+        table: str,
+        pieces: Iterable[Path],
+        query: Callable[[Path], str],
+        path: Path,
+        where: str = "",
+    ) -> None:
         """Make a table of a raw file's rows and their place in it, piece by piece; query: piece -> SQL."""
         for number, piece in enumerate(pieces):
             into = f"INSERT INTO {table}" if number else f"CREATE TABLE {table} AS"
@@ -78,7 +101,11 @@ class Engine:
     def rejected(self) -> int:
         """Lines of delimited files that were passed over so far: those that are no text, have too many cells or quotes that do not fit."""
         made = self.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'reject_errors'")
-        return self.value("SELECT count(DISTINCT (scan_id, file_id, line)) FROM reject_errors") if made else 0
+        return (
+            self.value("SELECT count(DISTINCT (scan_id, file_id, line)) FROM reject_errors")
+            if made
+            else 0
+        )
 
     def close(self) -> None:
         self.connection.close()
@@ -103,13 +130,23 @@ def json_lines(path: Path, **columns: str) -> str:
     )
 
 
-def delimited(path: Path, delimiter: str, *columns: str, quote: str = "", header: bool = False, encoding: str = "utf-8", kind: str = "VARCHAR") -> str:
+def delimited(
+    path: Path,
+    delimiter: str,
+    *columns: str,
+    quote: str = "",
+    header: bool = False,
+    encoding: str = "utf-8",
+    kind: str = "VARCHAR",
+) -> str:
     """What stands behind FROM for a delimited file, all columns of one kind; without a quote character, quotes are text. A short row is filled with NULLs.
 
     Raises UserError if the file has a header and it names other columns.
     """
     if header and (found := header_of(path, delimiter)) != list(columns):
-        raise UserError(f"{path}: expected the columns {', '.join(columns)}, found {', '.join(found)[:240]}; get the right file")
+        raise UserError(
+            f"{path}: expected the columns {', '.join(columns)}, found {', '.join(found)[:240]}; get the right file"
+        )
     names = ", ".join(f"{text(name)}: '{kind}'" for name in columns)
     return (
         f"read_csv({file(path)}, delim = {text(delimiter)}, header = {str(header).lower()}, quote = {text(quote)}, escape = {text(quote)}, "

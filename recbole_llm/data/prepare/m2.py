@@ -37,7 +37,9 @@ def recipes() -> list[Recipe]:
 
 
 def _events(files: Files) -> str:
-    rows = delimited(files[SESSIONS], ",", "prev_items", "next_item", "locale", quote='"', header=True)
+    rows = delimited(
+        files[SESSIONS], ",", "prev_items", "next_item", "locale", quote='"', header=True
+    )
     numbered = f"SELECT row_number() OVER () AS number, prev_items, next_item, locale FROM {rows}"
     # the list is as numpy prints it: quoted ids without commas, over several lines
     items = "list_append(regexp_extract_all(prev_items, '''([^'']*)''', 1), next_item)"
@@ -47,7 +49,9 @@ def _events(files: Files) -> str:
 
 
 def _items(files: Files) -> str:
-    rows = delimited(files[PRODUCTS], ",", "id", "locale", *FIELDS[:-1], "desc", quote='"', header=True)
+    rows = delimited(
+        files[PRODUCTS], ",", "id", "locale", *FIELDS[:-1], "desc", quote='"', header=True
+    )
     return f"""SELECT id AS "item", {", ".join(FIELDS[:-1])}, "desc" AS description FROM {rows} WHERE locale = '{LOCALE}'"""
 
 
@@ -57,4 +61,7 @@ def _text(row: dict) -> dict[str, str]:
         known = 0 < float(found["price"]) < MISSING
     except ValueError:
         known = False
-    return found | {"price": f"£{found['price']}" if known else "", "attributes": tokens(*(found[name] for name in FEATURES))}
+    return found | {
+        "price": f"£{found['price']}" if known else "",
+        "attributes": tokens(*(found[name] for name in FEATURES)),
+    }

@@ -57,7 +57,18 @@ def _events(files: Files) -> str:
 
 
 def _items(files: Files) -> str:
-    rows = delimited(files[NEWS], "\t", "id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
+    rows = delimited(
+        files[NEWS],
+        "\t",
+        "id",
+        "category",
+        "subcategory",
+        "title",
+        "abstract",
+        "url",
+        "title_entities",
+        "abstract_entities",
+    )
     return f'SELECT id AS "item", category, subcategory, title, abstract FROM {rows}'
 
 

@@ -28,7 +28,12 @@ FIELDS = {"Title": "movie_title", "Year": "release_year", "Genre": "class"}
 
 def recipes() -> list[Recipe]:
     features = {"selected_features": ["class"], "item_attribute": "class"}
-    own = {"source": SOURCE, "settings": {"text_fields": FIELDS} | features | judged("movies"), "text": _text, "columns": tuple(FIELDS.values())}
+    own = {
+        "source": SOURCE,
+        "settings": {"text_fields": FIELDS} | features | judged("movies"),
+        "text": _text,
+        "columns": tuple(FIELDS.values()),
+    }
     return [
         Recipe(
             name="ml-100k", title="MovieLens 100K", **own, events=_events_100k, items=_items_100k, reads=("u.data", "u.item"),
@@ -57,8 +62,13 @@ def _events_1m(files: Files) -> str:
 
 def _items_100k(files: Files) -> str:
     flags = [f"genre{number}" for number in range(len(GENRES))]
-    rows = delimited(files["u.item"], "|", "id", "title", "released", "video", "url", *flags, encoding="latin-1")
-    named = ", ".join(f"CASE WHEN {flag} = '1' THEN '{genre.replace(chr(39), chr(39) * 2)}' END" for flag, genre in zip(flags, GENRES, strict=True))
+    rows = delimited(
+        files["u.item"], "|", "id", "title", "released", "video", "url", *flags, encoding="latin-1"
+    )
+    named = ", ".join(
+        f"CASE WHEN {flag} = '1' THEN '{genre.replace(chr(39), chr(39) * 2)}' END"
+        for flag, genre in zip(flags, GENRES, strict=True)
+    )
     return f"""SELECT id AS "item", title, concat_ws(' ', {named}) AS genres FROM {rows}"""
 
 
@@ -70,4 +80,8 @@ def _items_1m(files: Files) -> str:
 def _text(row: dict) -> dict[str, str]:
     title = row["title"] or ""
     year = YEAR.search(title)
-    return {"movie_title": YEAR.sub("", title), "release_year": year[1] if year else "", "class": row["genres"] or ""}
+    return {
+        "movie_title": YEAR.sub("", title),
+        "release_year": year[1] if year else "",
+        "class": row["genres"] or "",
+    }

@@ -16,7 +16,9 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = {  # suffix -> how DuckDB reads a file; every cell of it is text where it has no types, for 007 is no 7
     **dict.fromkeys(DELIMITERS, lambda path, columns: _delimited(path)),
     ".parquet": lambda path, columns: f"read_parquet({file(path)}, hive_partitioning = false)",
-    **dict.fromkeys(JSON, lambda path, columns: json_lines(path, **dict.fromkeys(columns, "VARCHAR"))),
+    **dict.fromkeys(
+        JSON, lambda path, columns: json_lines(path, **dict.fromkeys(columns, "VARCHAR"))
+    ),
 }
 
 
@@ -30,16 +32,29 @@ def recipe(name: str, files: Files, mapping: str) -> Recipe:
     named = {}
     for pair in filter(None, mapping.split(",")):
         role, _, column = (part.strip() for part in pair.partition("="))
-        if not role.isidentifier() or not column or role.lower() in map(str.lower, named) or role.endswith("_id"):
-            raise UserError(f"--map: expected role=column, each role once and none that ends in _id, found {pair.strip()!r}")
+        if (
+            not role.isidentifier()
+            or not column
+            or role.lower() in map(str.lower, named)
+            or role.endswith("_id")
+        ):
+            raise UserError(
+                f"--map: expected role=column, each role once and none that ends in _id, found {pair.strip()!r}"
+            )
         named[role] = column
     columns = tuple(role for role in named if role not in ROLES)
     if left := [role for role in ROLES[:3] if role not in named]:
-        raise UserError(f"--map: expected user=…, item=… and time=…, found no {' and no '.join(left)}")
+        raise UserError(
+            f"--map: expected user=…, item=… and time=…, found no {' and no '.join(left)}"
+        )
     if items and "title" not in columns:
-        raise UserError("--map: expected title=…, the column of --items that a text begins with, found none")
+        raise UserError(
+            "--map: expected title=…, the column of --items that a text begins with, found none"
+        )
     if columns and not items:
-        raise UserError(f"--items: expected the file with {', '.join(columns)}, found none; name it, or leave them out of --map")
+        raise UserError(
+            f"--items: expected the file with {', '.join(columns)}, found none; name it, or leave them out of --map"
+        )
     for role, path in files.items():
         if not path.is_file():
             raise UserError(f"--{role}: expected a file, found {path}")
@@ -69,7 +84,9 @@ def _delimited(path: Path) -> str:
     delimiter = DELIMITERS[_suffix(path)]
     columns = header_of(path, delimiter)
     if not columns or "" in columns or len({name.lower() for name in columns}) < len(columns):
-        raise UserError(f"{path}: expected a first line with the name of each column, each once, found {delimiter.join(columns)[:240]!r}")
+        raise UserError(
+            f"{path}: expected a first line with the name of each column, each once, found {delimiter.join(columns)[:240]!r}"
+        )
     return delimited(path, delimiter, *columns, quote='"', header=True)
 
 
@@ -79,7 +96,9 @@ def _events(named: dict[str, str], files: Files) -> str:
     rows = _rows(files["inter"], [named[role] for role in ROLES if role in named])
     ids = f'trim({user}::VARCHAR) AS "user", trim({item}::VARCHAR) AS "item"'
     read = f'SELECT {ids}, try_cast({rating} AS DOUBLE) AS "rating", {moment} AS "time" FROM {rows}'
-    finite = ", ".join(f'CASE WHEN isfinite("{name}") THEN "{name}" END AS "{name}"' for name in ("rating", "time"))
+    finite = ", ".join(
+        f'CASE WHEN isfinite("{name}") THEN "{name}" END AS "{name}"' for name in ("rating", "time")
+    )
     return f'SELECT "user", "item", {finite} FROM ({read})'
 
 
@@ -102,4 +121,10 @@ def _text(columns: tuple[str, ...], row: dict) -> dict[str, str]:
 def _plain(cell) -> str:
     if isinstance(cell, list):
         return " ".join(str(one) for one in cell if one is not None)
-    return " ".join(values(cell)) if isinstance(cell, str) and cell.startswith("[") else "" if cell is None else str(cell)
+    return (
+        " ".join(values(cell))
+        if isinstance(cell, str) and cell.startswith("[")
+        else ""
+        if cell is None
+        else str(cell)
+    )

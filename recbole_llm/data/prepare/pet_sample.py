@@ -30,8 +30,13 @@ HABITS = {  # weights of again, refill, follow, taste
     "stocks up": (0.06, 0.40, 0.34, 0.20),
     "looks around": (0.06, 0.16, 0.43, 0.35),
 }
-REFILL = np.array([0.0, 0.0, 0.5, 1.0, 1.0, 0.7, 0.4])  # weight by age in events of the last such purchase; then 0.2
-GROWN = {"adult": "puppy", "dry": "kitten"}  # once the adult food is bought, the young animal's food is closed
+REFILL = np.array(
+    [0.0, 0.0, 0.5, 1.0, 1.0, 0.7, 0.4]
+)  # weight by age in events of the last such purchase; then 0.2
+GROWN = {
+    "adult": "puppy",
+    "dry": "kitten",
+}  # once the adult food is bought, the young animal's food is closed
 START, DAY = 1420070400, 86400  # 2015-01-01 UTC in seconds; seconds in a day
 
 
@@ -42,7 +47,9 @@ def _pick(rng: Random, weights: Sequence[float]) -> int:
 
 
 def _shuffled(rng: Random, values: Iterable) -> list:
-    return [value for *_, value in sorted((rng.random(), k, value) for k, value in enumerate(values))]
+    return [
+        value for *_, value in sorted((rng.random(), k, value) for k, value in enumerate(values))
+    ]
 
 
 class PetShop:
@@ -60,15 +67,22 @@ class PetShop:
     def __init__(self, items: pd.DataFrame, facts: pd.DataFrame):
         self.items, self.facts = items, facts
         self.user_types = pd.DataFrame(
-            [(pet, brand, habit, PETS[pet][1] * share / len(HABITS))
-             for pet in PETS for brand, share in _brand_shares(pet).items() for habit in HABITS],
+            [
+                (pet, brand, habit, PETS[pet][1] * share / len(HABITS))
+                for pet in PETS
+                for brand, share in _brand_shares(pet).items()
+                for habit in HABITS
+            ],
             columns=["pet", "brand", "habit", "prior"],
         )
         self._habits = np.array([HABITS[habit] for habit in self.user_types.habit])
         self._row = {item: row for row, item in enumerate(items.item_id)}
         self._consumable, self._preview, self._arrival = (
-            facts[flag].to_numpy() for flag in ("consumable", "preview", "arrival"))
-        kind, pet, brand, style = (facts[name].to_numpy() for name in ("kind", "pet", "brand", "style"))
+            facts[flag].to_numpy() for flag in ("consumable", "preview", "arrival")
+        )
+        kind, pet, brand, style = (
+            facts[name].to_numpy() for name in ("kind", "pet", "brand", "style")
+        )
         shares = {p: _brand_shares(p) for p in PETS}
         share = np.array([shares[p].get(b, 1.0) for p, b in zip(pet, brand)])
 
@@ -79,7 +93,9 @@ class PetShop:
             near = np.where(pet == user.pet, 0.97, [0.03 * PETS[p][1] for p in pet])
             self.taste[z] = near * liked * facts.weight.to_numpy()
 
-        wanted = np.array([[KINDS[a].follows.get(b, 0.0) if a in KINDS else 0.0 for b in kind] for a in kind])
+        wanted = np.array(
+            [[KINDS[a].follows.get(b, 0.0) if a in KINDS else 0.0 for b in kind] for a in kind]
+        )
         wanted *= facts.portion.to_numpy() * np.where(brand[:, None] == brand, 1.0, 0.25 * share)
         wanted *= np.where(style[:, None] == style, 3.0, 1.0)
         total = wanted.sum(1, keepdims=True)
@@ -121,8 +137,14 @@ class PetShop:
             while len(rows) < length:
                 rows.append(_pick(rng, self._mixture(rows, slice(z, z + 1))[0]))
                 # One gap in six is a minute or less: in float32, whose step is 128 s here, such events would tie.
-                clock += 5 + 55 * rng.random() if rng.random() < 1 / 6 else (0.05 + 60 * rng.random() ** 2) * DAY
-                if self._preview[rows[-1]]:  # sold from July 2019 on, half a year before the log ends
+                clock += (
+                    5 + 55 * rng.random()
+                    if rng.random() < 1 / 6
+                    else (0.05 + 60 * rng.random() ** 2) * DAY
+                )
+                if self._preview[
+                    rows[-1]
+                ]:  # sold from July 2019 on, half a year before the log ends
                     clock = max(clock, START + (1642 + 58 * rng.random()) * DAY)
                     length = min(length, len(rows) + 1 + int(2 * rng.random()))
                 rating = 1.0 + _pick(rng, (5, 4, 10, 23, 58))
@@ -142,8 +164,10 @@ class PetShop:
         for t, row in enumerate(rows):
             belief = belief * self._mixture(rows[:t], columns=[row])[:, 0]
             if not belief.any():
-                raise ValueError(f"event {t + 1} ({self.items.item_id[row]}) cannot follow the events before it: "
-                                 "pass a user's whole history, oldest first, without events recorded twice")
+                raise ValueError(
+                    f"event {t + 1} ({self.items.item_id[row]}) cannot follow the events before it: "
+                    "pass a user's whole history, oldest first, without events recorded twice"
+                )
             belief = belief / belief.sum()
         return belief
 
@@ -159,17 +183,24 @@ class PetShop:
         if rows:
             last = rows[-1]
             parts[0, last] = not self._preview[last]
-            for age in range(len(rows), 1, -1):  # the latest purchase of an item overwrites earlier ones
+            for age in range(
+                len(rows), 1, -1
+            ):  # the latest purchase of an item overwrites earlier ones
                 parts[1, rows[-age]] = REFILL[age] if age < len(REFILL) else 0.2
             parts[1] *= self._consumable & ~shut
-            parts[2] = (self.follow[last] + 0.5 * self.follow[rows[-2:][0]]) * ~shut  # alone, the last counts as both
+            parts[2] = (
+                self.follow[last] + 0.5 * self.follow[rows[-2:][0]]
+            ) * ~shut  # alone, the last counts as both
             parts[1:, last] = 0  # twice running is `again` (or, rarely, `taste`)
         total = parts.sum(1)
         parts[total > 0] /= total[total > 0, None]
         weights = self._habits[types] * [*(total > 0), True]
         weights /= weights.sum(1, keepdims=True)
         weights[:, 3] /= self.taste[types] @ ~shut
-        return weights[:, :3] @ parts[:, columns] + weights[:, 3:] * self.taste[types, columns] * ~shut[columns]
+        return (
+            weights[:, :3] @ parts[:, columns]
+            + weights[:, 3:] * self.taste[types, columns] * ~shut[columns]
+        )
 
 
 def _brand_shares(pet: str) -> dict[str, float]:
@@ -191,23 +222,35 @@ def build_world(seed: int = 2020) -> PetShop:
         brands = _brands(pet)
         novel = set(_shuffled(rng, brands)[: round(0.7 * len(brands))])
         for brand in brands:
-            styles: dict[str, list[str]] = {}  # one order per brand: its collar and leash share a colour
+            styles: dict[
+                str, list[str]
+            ] = {}  # one order per brand: its collar and leash share a colour
             for name, kind in [*KINDS.items(), ("arrival", ARRIVALS[pet])]:
-                if kind.pet != pet or (brand not in novel if name == "arrival" else rng.random() < 0.12):
+                if kind.pet != pet or (
+                    brand not in novel if name == "arrival" else rng.random() < 0.12
+                ):
                     continue
                 order = styles.setdefault(kind.styles, _shuffled(rng, kind.styles.split("|")))
-                stock += [_item(rng, name, kind, pet, brand, style) for style in order[: kind.variants]]
+                stock += [
+                    _item(rng, name, kind, pet, brand, style) for style in order[: kind.variants]
+                ]
     plain = [k for k in _shuffled(rng, range(len(stock))) if stock[k]["kind"] in KINDS]
     for k in plain[:5]:
         stock[k]["shown"] = ""
     for k in plain[5:12]:
         stock[k]["description"] = ""
     for k in plain[9:14]:  # another seller's listing: equal text, another id
-        stock.append(stock[k] | {"weight": 0.6 * stock[k]["weight"], "portion": 0.6 * stock[k]["portion"]})
+        stock.append(
+            stock[k] | {"weight": 0.6 * stock[k]["weight"], "portion": 0.6 * stock[k]["portion"]}
+        )
     table = pd.DataFrame(_shuffled(rng, stock))
-    items = table[["title", "categories", "shown", "price", "description"]].rename(columns={"shown": "brand"})
+    items = table[["title", "categories", "shown", "price", "description"]].rename(
+        columns={"shown": "brand"}
+    )
     items.insert(0, "item_id", [f"P{k:04d}" for k in range(1, len(items) + 1)])
-    return PetShop(items, table.drop(columns=["title", "categories", "shown", "price", "description"]))
+    return PetShop(
+        items, table.drop(columns=["title", "categories", "shown", "price", "description"])
+    )
 
 
 def _item(rng: Random, name: str, kind: Kind, pet: str, brand: str, style: str) -> dict:
@@ -225,9 +268,15 @@ def _item(rng: Random, name: str, kind: Kind, pet: str, brand: str, style: str) 
         "shown": brand,
         "price": int(price) + (0.99, 0.49, 0.95)[_pick(rng, (6, 2, 1))],
         "description": text,
-        "kind": name, "pet": pet, "brand": brand, "style": style,
-        "consumable": kind.consumable, "preview": name == "preview", "arrival": name == "arrival",
-        "weight": kind.weight / kind.variants, "portion": 1 / kind.variants,
+        "kind": name,
+        "pet": pet,
+        "brand": brand,
+        "style": style,
+        "consumable": kind.consumable,
+        "preview": name == "preview",
+        "arrival": name == "arrival",
+        "weight": kind.weight / kind.variants,
+        "portion": 1 / kind.variants,
     }
 
 
@@ -245,11 +294,15 @@ def write(folder: Path, seed: int = 2020) -> None:
     ):
         header = "\t".join(f"{name}:{type_}" for name, type_ in zip(frame.columns, types.split()))
         lines = [header, *map("\t".join, frame.itertuples(index=False, name=None))]
-        (folder / f"Pet-sample.{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        (folder / f"Pet-sample.{suffix}").write_text(
+            "\n".join(lines) + "\n", encoding="utf-8", newline="\n"
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the synthetic pet shop as RecBole atomic files.")
+    parser = argparse.ArgumentParser(
+        description="Write the synthetic pet shop as RecBole atomic files."
+    )
     parser.add_argument("folder", type=Path, help="where Pet-sample.inter and Pet-sample.item go")
     parser.add_argument("--seed", type=int, default=2020)
     arguments = parser.parse_args()

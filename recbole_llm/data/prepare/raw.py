@@ -53,7 +53,9 @@ class Net:
         return own + remote.urls
 
 
-def fetch(remotes: Sequence[Remote], folder: Path, work: Path, page: str, net: Net) -> dict[str, Path]:
+def fetch(
+    remotes: Sequence[Remote], folder: Path, work: Path, page: str, net: Net
+) -> dict[str, Path]:
     """The files by name, in `folder`: those that lie there already, and the others downloaded. Archives are unpacked into `work`.
 
     Raises UserError naming all that could not be had, their addresses, and where files that are fetched by hand are looked for.
@@ -61,7 +63,10 @@ def fetch(remotes: Sequence[Remote], folder: Path, work: Path, page: str, net: N
     found, faults, left = {}, [], []
     offline: set[str] = set()  # hosts that could not be reached at all: not asked for the next file
     for remote in remotes:
-        members = {name: _lies(folder, (name, *also), any("/" in other for other in also)) for name, also in remote.members.items()}
+        members = {
+            name: _lies(folder, (name, *also), any("/" in other for other in also))
+            for name, also in remote.members.items()
+        }
         if members and all(members.values()):
             found |= members
         elif path := there(remote, folder):
@@ -72,19 +77,30 @@ def fetch(remotes: Sequence[Remote], folder: Path, work: Path, page: str, net: N
             left.append(remote)
     if left:
         files = " and ".join((*remote.urls, remote.name)[0] for remote in left)
-        why = f"cannot be downloaded ({'; '.join(faults)})" if faults else f"is given out at {page} by hand"
-        raise UserError(f"{files} {why}: get what is missing yourself, put it into {folder} and run again, or name the folder that has it by --raw=FOLDER")
+        why = (
+            f"cannot be downloaded ({'; '.join(faults)})"
+            if faults
+            else f"is given out at {page} by hand"
+        )
+        raise UserError(
+            f"{files} {why}: get what is missing yourself, put it into {folder} and run again, or name the folder that has it by --raw=FOLDER"
+        )
     for remote in remotes:
         if remote.members and remote.name in found:
             found |= unpack(found.pop(remote.name), remote.members, work)
     return found
 
 
-def _downloaded(remote: Remote, folder: Path, net: Net, offline: set[str], faults: list[str]) -> Path | None:
+def _downloaded(
+    remote: Remote, folder: Path, net: Net, offline: set[str], faults: list[str]
+) -> Path | None:
     for url in net.addresses(remote):
         if (host := urlsplit(url).netloc) in offline:
             continue
-        from .download import Failed, download  # which takes longer to load than small files to read
+        from .download import (
+            Failed,
+            download,
+        )  # which takes longer to load than small files to read
 
         try:
             return download(url, remote, folder, net)
@@ -107,10 +123,16 @@ def there(remote: Remote, folder: Path) -> Path | None:
 def _lies(folder: Path, names: Sequence[str], told: bool = False) -> Path | None:
     """The file of the first name that there is. A name may begin with folders, which tell files apart that are called alike; told : nothing else does."""
     for name in sorted(names, key=lambda name: -name.count("/")):
-        paths = [path for path in sorted((folder.glob if told and "/" not in name else folder.rglob)(name)) if path.is_file()]
+        paths = [
+            path
+            for path in sorted((folder.glob if told and "/" not in name else folder.rglob)(name))
+            if path.is_file()
+        ]
         if len(paths) > 1 and len({digest(path) for path in paths}) > 1:
             shown = " and ".join(str(path.relative_to(folder)) for path in paths)
-            raise UserError(f"{folder}: expected one {name}, found {shown}, which differ; name the folder of the right one by --raw=FOLDER")
+            raise UserError(
+                f"{folder}: expected one {name}, found {shown}, which differ; name the folder of the right one by --raw=FOLDER"
+            )
         if paths:
             return paths[0]
     return None
@@ -120,15 +142,21 @@ def check(path: Path, remote: Remote) -> None:
     """Raise UserError unless a file is what is published of it, as far as anything is."""
     size = path.stat().st_size
     if remote.size is not None and size != remote.size:
-        raise UserError(f"{path}: expected {remote.size} bytes, found {size}; remove it and run again")
+        raise UserError(
+            f"{path}: expected {remote.size} bytes, found {size}; remove it and run again"
+        )
     with open(path, "rb") as file:
         begin = file.read(4)
     for suffix, magic in MAGIC.items():
         if path.name.removesuffix(".part").endswith(suffix) and not begin.startswith(magic):
-            raise UserError(f"{path}: expected a {suffix} file, found something else (a page that asks for a login?); remove it and fetch it by hand")
+            raise UserError(
+                f"{path}: expected a {suffix} file, found something else (a page that asks for a login?); remove it and fetch it by hand"
+            )
     for kind in ("sha256", "md5"):
         if (expected := getattr(remote, kind)) and (found := digest(path, kind)) != expected:
-            raise UserError(f"{path}: expected the {kind} {expected}, found {found}; remove it and run again")
+            raise UserError(
+                f"{path}: expected the {kind} {expected}, found {found}; remove it and run again"
+            )
 
 
 def digest(path: Path, kind: str = "sha256") -> str:

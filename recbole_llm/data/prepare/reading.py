@@ -16,7 +16,10 @@ except ImportError:
     from zlib import decompressobj
     from zlib import error as IsalError
 
-BLOCK, PIECE = 2**18, 2**22  # bytes read at once, bytes of a piece: so few that unpacking and converting seldom wait for each other
+BLOCK, PIECE = (
+    2**18,
+    2**22,
+)  # bytes read at once, bytes of a piece: so few that unpacking and converting seldom wait for each other
 LINE = 2**24  # bytes of the longest line
 BOM = b"\xef\xbb\xbf"
 JSON = (".json", ".jsonl", ".ndjson")
@@ -38,7 +41,9 @@ class Reader:
         """
         lines = path.name.removesuffix(".gz").endswith(JSON)
         if lines and _begin(path).removeprefix(BOM).lstrip().startswith(b"["):
-            raise UserError(f"{path}: expected JSON lines, one object a line, found a list; write its members a line each")
+            raise UserError(
+                f"{path}: expected JSON lines, one object a line, found a list; write its members a line each"
+            )
         if not lines or not (path.name.endswith(".gz") or _begin(path).startswith(BOM)):
             self.sums[path] = self.threads.submit(self._through, path, quoted)
             yield path
@@ -68,18 +73,26 @@ class Reader:
         for block in sums:
             quotes += block.count(b'"')
             _, end, after = block.rpartition(b"\n")
-            last = (b"" if end else last[-LINE:]) + after  # of a longer line not all, which makes it none
+            last = (
+                b"" if end else last[-LINE:]
+            ) + after  # of a longer line not all, which makes it none
         last = last.strip()
         if quoted and quotes % 2:
-            raise UserError(f"{path}: expected quotes in pairs, found {quotes}: it may be cut short, or a cell has one that is not written twice")
-        if last and not path.name.endswith((".gz", *AS_IS)):  # nothing but its last line tells that a plain file is whole
+            raise UserError(
+                f"{path}: expected quotes in pairs, found {quotes}: it may be cut short, or a cell has one that is not written twice"
+            )
+        if last and not path.name.endswith(
+            (".gz", *AS_IS)
+        ):  # nothing but its last line tells that a plain file is whole
             if path.suffix in JSON:
                 try:
                     json.loads(last)
                 except ValueError:
                     raise damaged(path, "its last line ends in the middle") from None
             else:
-                self.log(f"{path}: its last line has no end; if the file may be cut short, get it again")
+                self.log(
+                    f"{path}: its last line has no end; if the file may be cut short, get it again"
+                )
         return sums.found()
 
 
@@ -134,7 +147,10 @@ class _Sums:
                     raise damaged(self.path, str(fault)) from None
                 if found:
                     yield found
-                block, more = member.unconsumed_tail, bool(member.unconsumed_tail) or len(found) == PIECE
+                block, more = (
+                    member.unconsumed_tail,
+                    bool(member.unconsumed_tail) or len(found) == PIECE,
+                )
                 if member.eof:
                     block, more, member = member.unused_data, True, None
         if member:
@@ -157,4 +173,6 @@ def _written(content: _Sums, folder: Path) -> Iterator[Path]:
 
 
 def damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: cannot be read to its end ({reason}); it may be cut short: remove it, get it again and run again")
+    return UserError(
+        f"{path}: cannot be read to its end ({reason}); it may be cut short: remove it, get it again and run again"
+    )

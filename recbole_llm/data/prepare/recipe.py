@@ -77,7 +77,9 @@ class Recipe:
         if self.described:
             found.append("items without a row or a title in the metadata left out")
         if self.least != (1, 1):
-            found.append(f"users with at least {self.least[0]} and items with at least {self.least[1]} events, until both hold; a repeated row counts once")
+            found.append(
+                f"users with at least {self.least[0]} and items with at least {self.least[1]} events, until both hold; a repeated row counts once"
+            )
         if self.length:
             found.append(f"sequences of {self.length[0]} to {self.length[1]} events")
         return found

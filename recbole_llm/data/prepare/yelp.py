@@ -24,8 +24,18 @@ COLUMNS = ("title", "categories", "address", "city", "state", "description", "at
 
 
 def recipes() -> list[Recipe]:
-    own = {"source": SOURCE, "files": FILES, "events": _events, "items": _items, "text": _text, "columns": COLUMNS, "reads": (REVIEWS, PLACES)}
-    year = "The figures of the papers are of the 2018 release (round 11); another round gives others."
+    own = {
+        "source": SOURCE,
+        "files": FILES,
+        "events": _events,
+        "items": _items,
+        "text": _text,
+        "columns": COLUMNS,
+        "reads": (REVIEWS, PLACES),
+    }
+    year = (
+        "The figures of the papers are of the 2018 release (round 11); another round gives others."
+    )
     return [
         Recipe(
             name="Yelp", title="Yelp, a fifth of the users (TASTE-LoRA)", **own, users=0.2, least=(15, 5), notes=(year,),
@@ -39,18 +49,32 @@ def recipes() -> list[Recipe]:
 
 
 def _events(files: Files) -> str:
-    rows = json_lines(files[REVIEWS], user_id="VARCHAR", business_id="VARCHAR", stars="DOUBLE", date="VARCHAR")
+    rows = json_lines(
+        files[REVIEWS], user_id="VARCHAR", business_id="VARCHAR", stars="DOUBLE", date="VARCHAR"
+    )
     # releases have days or seconds, of no time zone that they tell
     return f'SELECT user_id AS "user", business_id AS "item", stars AS "rating", epoch(try_cast("date" AS TIMESTAMP))::BIGINT AS "time" FROM {rows}'
 
 
 def _items(files: Files) -> str:
-    rows = json_lines(files[PLACES], business_id="VARCHAR", name="VARCHAR", address="VARCHAR", city="VARCHAR", state="VARCHAR", categories="JSON")
-    return f'SELECT business_id AS "item", name AS title, address, city, state, categories FROM {rows}'
+    rows = json_lines(
+        files[PLACES],
+        business_id="VARCHAR",
+        name="VARCHAR",
+        address="VARCHAR",
+        city="VARCHAR",
+        state="VARCHAR",
+        categories="JSON",
+    )
+    return (
+        f'SELECT business_id AS "item", name AS title, address, city, state, categories FROM {rows}'
+    )
 
 
 def _text(row: dict) -> dict[str, str]:
-    categories = ", ".join(values(row["categories"]))  # a list in earlier rounds, a string later; no name has a comma
+    categories = ", ".join(
+        values(row["categories"])
+    )  # a list in earlier rounds, a string later; no name has a comma
     address = ", ".join(filter(None, (row["address"], row["city"], row["state"])))
     return {
         "title": row["title"] or "", "categories": categories, "address": row["address"] or "", "city": row["city"] or "", "state": row["state"] or "",
