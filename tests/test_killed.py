@@ -106,9 +106,10 @@ def test_training(tmp_path):
     assert process(folders[0], *args).returncode == 0
     saved, killed = folders[1] / "saved", 0
     while killed < KILLS and not (saved / "results.jsonl").is_file():
-        states = lambda: {
-            path: path.stat().st_mtime_ns for path in saved.glob("LLMTRSR-*/state.pt")
-        }  # noqa: E731
+
+        def states():
+            return {path: path.stat().st_mtime_ns for path in saved.glob("LLMTRSR-*/state.pt")}
+
         killed += kill_once_it_moves(started(folders[1], *args), states, rng.uniform(0, 1.5))
     done = process(folders[1], *args)
     assert done.returncode == 0, done.stderr
