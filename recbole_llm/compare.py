@@ -14,6 +14,7 @@ from .evaluation.metrics import case_values
 from .evaluation.significance import pair, same_measure, user_bootstrap, user_ttest
 from .report.table import Table, make_table, to_screen, write, write_text
 from .runs import Run
+from .screen import say
 
 COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mrr")
 SIGNIFICANT = 0.05
@@ -156,4 +157,4 @@ def write_table(
 
 
 def show(table: Table) -> None:
-    print("\n" + to_screen(table))
+    say("\n" + to_screen(table))

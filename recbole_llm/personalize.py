@@ -7,6 +7,7 @@ import numpy as np
 from . import store
 from .config import digest
 from .evaluation import metrics
+from .files import atomically
 from .personal.findings import Findings
 from .personal.outcomes import OUTCOMES
 from .personal.spectrum import Personal, Spectrum, own_name
@@ -187,5 +188,6 @@ def draw(table: Table, path: Path) -> None:
     axis.invert_yaxis()
     figure.legend(loc="lower center", ncols=len(OUTCOMES), frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=110)
+    with atomically(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plot.close(figure)

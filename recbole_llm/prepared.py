@@ -8,6 +8,7 @@ from . import config as settings_module
 from . import registry, store
 from .data import mixture, samples
 from .errors import UserError
+from .files import atomically
 from .runlog import RunLog
 
 
@@ -419,9 +420,9 @@ class Prepared:
             data, topk=config["topk_saved"], show_progress=config["show_progress"], kept=kept
         )
         table.save(folder / store.RANKS.format(part=part))
-        np.savez_compressed(
-            folder / store.TOP.format(part=part), items=top.items, scores=top.scores
-        )
+        path = folder / store.TOP.format(part=part)
+        with atomically(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, items=top.items, scores=top.scores)
         tables, cases = self.tables, dataset.cases
         counts = np.bincount(
             tables.item[dataset.split.train_events] + 1, minlength=len(tables.items) + 1

@@ -3,9 +3,25 @@
 import logging
 import logging.handlers
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import UserError
+from .screen import LogFormatter
+
+
+class LogFile(logging.FileHandler):
+    """The log in a run's folder. A full disk costs it lines, which the screen has, and ends no run."""
+
+    def handleError(self, record):
+        if isinstance(sys.exc_info()[1], OSError):
+            self.close()
+        else:
+            super().handleError(record)
+
+    def close(self):
+        with suppress(OSError):
+            super().close()
 
 
 class RunLog:
@@ -28,9 +44,9 @@ class RunLog:
         self.handlers.append(logging.StreamHandler())
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-            self.handlers.append(logging.FileHandler(folder / "log", encoding="utf-8"))
+            self.handlers.append(LogFile(folder / "log", encoding="utf-8"))
         for handler in self.handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            handler.setFormatter(LogFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
             self.logger.addHandler(handler)
             for record in waiting.buffer:
                 handler.handle(record)

@@ -10,6 +10,7 @@ from . import store
 from .errors import UserError
 from .prepared import Prepared
 from .runlog import RunLog
+from .screen import say
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run_all(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> dict[
         except UserError as error:
             if model not in beside:
                 raise
-            print(f"left out beside it, {model}: {error}", file=sys.stderr)
+            say(f"left out beside it, {model}: {error}", sys.stderr)
     for model, measure in measures.items():
         first = next(iter(measures))
         if differs := same_measure(measures[first], measure):

@@ -10,8 +10,9 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import __version__
+from . import __version__, files
 from .errors import UserError
+from .screen import say
 
 RUN, RESULTS, RANKS, TOP = "run.json", "results.jsonl", "{part}.ranks.npz", "{part}.top.npz"
 TEXTS = "{part}.{key}.texts.jsonl.gz"
@@ -19,11 +20,7 @@ BACKBONE = "backbone"  # the folder of a run with its language model
 
 
 def write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(
-        json.dumps(content, indent=1, default=str, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(content, indent=1, default=str, ensure_ascii=False))
 
 
 def read_run(folder: Path) -> dict | None:
@@ -105,13 +102,8 @@ def _fingerprint(folder: Path, files: tuple) -> str:
 
 
 def append_result(saved: Path, row: dict) -> None:
-    """One JSON object, one write: rows of parallel runs never mix."""
-    line = (json.dumps(row, default=str, ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(saved / RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
+    """Add the row of a run; rows of parallel runs never mix."""
+    files.append_line(saved / RESULTS, row)
 
 
 def versions() -> dict[str, str]:
@@ -155,8 +147,8 @@ def check_writable(folder: Path, key: str = "checkpoint_dir") -> None:
 
 
 @contextmanager
-def locked(folder: Path, waiting=print):
-    """One process at a time writes to a run's folder, which is made."""
+def locked(folder: Path, waiting=say):
+    """One process at a time writes to a run's folder, which is made; what a killed one left unfinished is removed."""
     from filelock import FileLock, Timeout
 
     try:
@@ -170,6 +162,9 @@ def locked(folder: Path, waiting=print):
     except OSError as error:
         raise UserError(f"checkpoint_dir: {folder} cannot be written ({error.strerror})") from None
     try:
+        for path in folder.glob("*.tmp"):  # of a process that was killed
+            if path.is_file():
+                path.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 from pathlib import Path
 
 from .config import digest
@@ -10,6 +9,7 @@ from .data.mixture import Corpus
 from .data.splits import Cases, draw, make_split
 from .data.text import ItemText
 from .errors import UserError
+from .files import atomically
 from .prepared import Prepared
 from .runlog import RunLog
 from .summaries.plan import Summary
@@ -75,8 +75,10 @@ def summarize(settings: dict) -> list[str]:
 def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Summary]]) -> None:
     """A row for every text: user, part, items of the history, level, text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomically(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["user", "part", "items", "level", "text"])
         for part, cases in parts.items():
@@ -87,4 +89,3 @@ def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Sum
                     rows.writerows(
                         [user, part, size, level, " ".join(text.split())] for text in texts
                     )
-    os.replace(temporary, path)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import random
 import time
 from functools import lru_cache
@@ -28,6 +27,7 @@ from .evaluation import metrics
 from .evaluation.kept import Kept
 from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
+from .files import atomically, naming
 from .losses import backward
 from .store import peak_memory
 
@@ -57,7 +57,8 @@ class Harness:
             patch.object(stock, "Collector", lambda config: None),
             patch.object(stock, "Evaluator", lambda config: None),
         ):
-            super().__init__(config, model)
+            with naming(self.folder / "tensorboard"):
+                super().__init__(config, model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds = {"train": 0.0, "valid": 0.0}
         self.best_epoch = -1
@@ -92,7 +93,7 @@ class Harness:
             loss = float(sum(loss) if isinstance(loss, tuple) else loss or 0.0)
             self.seconds["train"] += time.perf_counter() - started
             self.train_loss_dict[epoch] = loss
-            self.tensorboard.add_scalar("loss", loss, epoch)
+            self._plot("loss", loss, epoch)
             line = {
                 "epoch": epoch,
                 "loss": loss,
@@ -119,7 +120,7 @@ class Harness:
         started = time.perf_counter()
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         self.seconds["valid"] += time.perf_counter() - started
-        self.tensorboard.add_scalar(self.valid_metric, score, epoch)
+        self._plot(self.valid_metric, score, epoch)
         better = (
             score > self.best_valid_score
             if self.valid_metric_bigger
@@ -183,6 +184,10 @@ class Harness:
         """The dataset whose cases `rank` ranks."""
         return eval_data._dataset
 
+    def _plot(self, name: str, value: float, epoch: int) -> None:
+        with naming(self.folder / "tensorboard"):
+            self.tensorboard.add_scalar(name, value, epoch)
+
     def _save_best(self) -> None:
         save_weights(self.model, self.folder)
 
@@ -196,7 +201,9 @@ class Harness:
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": json.dumps(_numpy_state()), "seconds": self.seconds, "history": self.history,
         }  # fmt: skip
-        _atomic(self.folder / STATE, lambda path: torch.save(state, path))
+        # a file and not its path: torch's own writer does not say that the disk is full
+        with atomically(self.folder / STATE) as path, open(path, "wb") as file:
+            torch.save(state, file)
 
     def resume_checkpoint(self, resume_file):
         """Continue from state.pt of a run folder, bit for bit."""
@@ -326,9 +333,8 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
 
 
 def _atomic(path: Path, write) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    with atomically(path) as temporary:
+        write(temporary)
 
 
 @lru_cache

@@ -10,9 +10,10 @@ import yaml
 from . import config, store
 from .cluster import Cluster, asked, connected, need_ray, teller, trials
 from .errors import UserError
+from .files import read_lines, write_text
 from .prepared import Prepared
-from .report.table import write_text
 from .runs import run_settings, stages_of
+from .screen import say
 
 TRIALS, BEST = "trials.jsonl", "best.yaml"
 RANGES = {
@@ -126,7 +127,7 @@ class Search:
         ]
         self.folder = saved / f"tune-{plain['model']}-{prepared.name}-{config.digest(key)}"
 
-    def run(self, told=print) -> list[dict]:
+    def run(self, told=say) -> list[dict]:
         """Do the trials that have not ended yet; every trial's record, see TRIALS, in the order of the points."""
         with store.locked(
             self.folder, told
@@ -147,10 +148,7 @@ class Search:
         return [ended[json.dumps(point)] for point in self.points if json.dumps(point) in ended]
 
     def _ended(self) -> dict[str, dict]:
-        path = self.folder / TRIALS
-        records = map(
-            json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        )
+        records = [record for record in read_lines(self.folder / TRIALS) if _is_trial(record)]
         return {json.dumps(record["point"]): record for record in records}
 
     def _try(self, numbers: list[int], told) -> None:
@@ -206,6 +204,17 @@ class Search:
                 tune.with_parameters(trial, settings=self.settings, metric=self.metric), resources
             )
             trials(trainable, "trial", numbers, teller(ended), **how)
+
+
+def _is_trial(record: dict) -> bool:
+    """Whether a line of TRIALS has what `ended` writes; any other is a trial that has not ended."""
+    kinds = {"point": dict, "epochs": int}
+    if record.get("status") != "failed":
+        kinds["score"] = float
+    if record.get("status") == "finished":
+        kinds["run"] = str
+    known = record.get("status") in ("failed", "stopped", "finished")
+    return known and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
 
 
 def trial(space: dict, settings: list[dict], metric: str) -> None:

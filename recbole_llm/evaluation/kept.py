@@ -1,7 +1,6 @@
 """A ranking that is going on, in a file: a killed process loses minutes of it, not hours."""
 
 import logging
-import os
 import time
 import zipfile
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import store
+from ..files import atomically
 from .ranks import RankTable
 
 KEEP_SECONDS = 120  # most ranking that is lost, and one batch
@@ -78,8 +78,7 @@ class Kept:
         columns = vars(RankTable.concat(parts)) | (
             dict(zip(("items", "scores"), joined(lists), strict=True)) if lists else {}
         )
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "wb") as file:
+        with atomically(self.path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
                 **columns,
@@ -87,7 +86,6 @@ class Kept:
                 counts=np.array(list(self.counts.values())),
                 seconds=self.seconds,
             )
-        os.replace(temporary, self.path)
         self.saved = time.perf_counter()
 
 

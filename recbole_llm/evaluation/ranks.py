@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
+from ..files import atomically
 
 if TYPE_CHECKING:
     import torch
@@ -85,13 +86,8 @@ class RankTable:
     def save(self, path: str | os.PathLike) -> None:
         """Write an npz file without pickled objects; `path` appears complete or not at all."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomically(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @staticmethod
     def load(path: str | os.PathLike) -> "RankTable":

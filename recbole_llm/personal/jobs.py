@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..cluster import ATTEMPTS, Cluster, asked, connected, in_line, teller, trials
+from ..files import storage_fault
+from ..screen import say
 from .training import Frozen
 from .units import Unit, done, keep, work
 
@@ -14,7 +16,7 @@ def run(
     units: Sequence[Unit],
     folder: Path,
     cluster: Cluster | None,
-    told: Callable[[str], None] = print,
+    told: Callable[[str], None] = say,
 ) -> dict[str, str]:
     """Do what is not there yet, and write each unit's files as soon as it is done, so that a killed run goes on with the others.
 
@@ -71,7 +73,11 @@ def _here(
                 keep(folder, unit.name, work(frozen, unit))
                 progress.ended(unit.name)
                 break
-            except Exception as error:  # whatever it is, the others go on
+            except (
+                Exception
+            ) as error:  # whatever it is, the others go on, unless their disk is full
+                if storage_fault(error):
+                    raise
                 if attempt + 1 == ATTEMPTS:
                     failed[unit.name] = in_line(error)
                     progress.ended(unit.name, failed[unit.name])

@@ -8,6 +8,7 @@ import numpy as np
 from ..data.splits import Split
 from ..data.tables import Tables
 from ..errors import UserError
+from ..screen import say
 from . import cohorts
 from .cohorts import Cohorts, activity
 from .outcomes import BUCKETS, by_activity
@@ -114,7 +115,7 @@ class Grouper:
                 [name for name in self.own["feature_columns"] if name in self.tables.item_table],
                 self.rating in self.tables.columns,
             )
-            print(
+            say(
                 f"feature cohorts: by columns {', '.join(columns) or '(none)'} of .item{f' and {self.rating}' if rated else ''}"
             )
             return cohorts.by_features(

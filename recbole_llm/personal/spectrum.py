@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..evaluation.ranks import RankTable
 from ..prepared import Prepared
 from ..runs import Run, run_settings
+from ..screen import say
 from . import jobs, plan
 from .cohorts import Cohorts, activity, at_random
 from .training import Frozen, Learner, Recipe, freeze
@@ -145,7 +146,7 @@ class Personal:
             self.prepared.config,
         )
 
-    def run(self, told=print) -> tuple[Path, Spectrum]:
+    def run(self, told=say) -> tuple[Path, Spectrum]:
         """Train what is not there yet. Returns the folder that it is in, and what was found."""
         epochs = {"1": {"epochs": 0}, "2": {}}
         runs = {

@@ -1,8 +1,6 @@
 """Units of work: some adapters trained, ranked and written, the same wherever it is done."""
 
 import json
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from .. import store
 from ..config import digest
 from ..data.splits import Cases
 from ..evaluation.ranks import RankTable
+from ..files import atomic_folder
 from .ranking import rank
 from .training import Frozen, Learner, Recipe, together, train
 
@@ -103,10 +102,7 @@ def unit_folder(folder: Path, unit: str) -> Path:
 def keep(folder: Path, unit: str, files: dict[str, bytes]) -> None:
     """Write a unit's files; a reader sees all of them or none."""
     target = unit_folder(folder, unit)
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for path, content in files.items():
-        (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-        (temporary / path).write_bytes(content)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    with atomic_folder(target) as temporary:
+        for path, content in files.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_bytes(content)

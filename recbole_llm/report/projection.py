@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..files import atomically
 
 
 def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -68,7 +69,9 @@ def draw(
     page.update_layout(title=title)
     folder.mkdir(parents=True, exist_ok=True)
     picture, html = folder / "projection.png", folder / "projection.html"
-    figure.savefig(picture, dpi=110)
+    with atomically(picture) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plot.close(figure)
-    page.write_html(html, include_plotlyjs=True)
+    with atomically(html) as temporary:
+        page.write_html(temporary, include_plotlyjs=True)
     return [picture, html]

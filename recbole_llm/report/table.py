@@ -2,12 +2,13 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from ..files import write_text
 
 LATEX = str.maketrans(
     {char: rf"\{char}" for char in "_%&#${}"}
@@ -193,10 +194,3 @@ def write(table: Table, folder: Path, name: str = "table") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, made in (("md", to_markdown), ("tex", to_latex), ("csv", to_csv)):
         write_text(folder / f"{name}.{suffix}", made(table))
-
-
-def write_text(path: Path, text: str) -> None:
-    """A reader sees all of it, or what was there before."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    os.replace(temporary, path)

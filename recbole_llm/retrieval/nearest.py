@@ -1,7 +1,6 @@
 """The nearest of many vectors by inner product: exactly, tile by tile, or by the lists of a FAISS index, for catalogues too large for that."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from filelock import FileLock
 
 from ..errors import UserError
+from ..files import atomically
 
 ASKED, WANTED = (
     256,
@@ -79,9 +79,9 @@ class InvertedLists:
                     return cls(faiss.read_index(str(path)))
                 except RuntimeError:  # damaged
                     path.unlink()
-            made, temporary = cls.build(vectors, asked()), path.with_suffix(".tmp")
-            faiss.write_index(made.index, str(temporary))
-            os.replace(temporary, path)
+            made = cls.build(vectors, asked())
+            with atomically(path) as temporary:
+                faiss.write_index(made.index, str(temporary))
         return made
 
 

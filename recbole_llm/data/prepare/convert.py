@@ -9,6 +9,7 @@ import yaml
 from filelock import FileLock
 
 from ...errors import UserError
+from ...screen import say
 from ...store import check_writable
 from .card import Facts, card
 from .engine import MEMORY, PLACE, Engine, text
@@ -24,7 +25,7 @@ def prepare(
     raw: Path | Files | None,
     net: Net,
     memory: int = MEMORY,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> Path:
     """Make `data_path`/NAME out of a recipe: atomic files, settings and card.
 
