@@ -300,6 +300,10 @@ def check_columns(settings: dict, default: dict) -> None:
             raise UserError(
                 f"text_words.{name}: expected a name of text_fields, which has {', '.join(fields)}{nearest(name, fields)}"
             )
+    if settings["threshold"] is not None and len(settings["threshold"]) != 1:
+        raise UserError(
+            f"threshold: expected one column with its least value, such as {{rating: 4}}, found {settings['threshold']!r}"
+        )
     for suffix, columns in (settings["load_col"] or {}).items():
         if columns not in (None, "*") and not (
             isinstance(columns, list) and all(isinstance(column, str) for column in columns)

@@ -138,15 +138,7 @@ def resolve(
     """
     model = registry.canonical(model)
     checks.check_name(dataset)
-    settings: dict = {}
-    for layer in [*_stock_layers(model), *our_layers(model, dataset)]:
-        _merge(settings, layer)
-    if registry.stock_models().get(model) == "general":
-        settings["repeatable"] = (
-            False  # it would let RecBole draw training negatives among the positives
-        )
-    foreign = _foreign_features(model)
-    settings |= dict.fromkeys(foreign) | {"model": model, "dataset": dataset}
+    settings, foreign = default_settings(model, dataset), _foreign_features(model)
     layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
     data_path = next(
         (layer["data_path"] for layer in reversed(layers) if "data_path" in layer),
@@ -163,6 +155,18 @@ def resolve(
             for layer in _grouped(read_yaml(prepared), model)
         ]
     return _layered(layers, settings)
+
+
+def default_settings(model: str, dataset: str) -> dict:
+    """All settings of one run before the user's, and before those that were written with the data."""
+    settings: dict = {}
+    for layer in [*_stock_layers(model), *our_layers(model, dataset)]:
+        _merge(settings, layer)
+    if registry.stock_models().get(model) == "general":
+        settings["repeatable"] = (
+            False  # it would let RecBole draw training negatives among the positives
+        )
+    return settings | dict.fromkeys(_foreign_features(model)) | {"model": model, "dataset": dataset}
 
 
 def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: dict | None = None,
@@ -216,6 +220,12 @@ def changed(stored: dict, overrides: dict, files: list[str] = ()) -> dict:
         if any(name in layer for layer in layers):
             raise UserError(f"{name}: a run keeps its own, which is {stored[name]}")
     return _layered(layers, settings)
+
+
+def check_whole(settings: dict, default: dict) -> None:
+    """Raise UserError for settings of which each can be, and that do not fit each other."""
+    checks.check_columns(settings, default)
+    _finish(settings, [])
 
 
 def moved(stored: dict, dataset: str) -> dict:

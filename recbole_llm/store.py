@@ -28,18 +28,17 @@ def read_run(folder: Path) -> dict | None:
     path = folder / RUN
     if not path.is_file():
         return None
+    from .record import check_record
+
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        run = None
-    if (
-        not isinstance(run, dict)
-        or not {"status", "settings", "data"} <= run.keys()
-        or not {"model", "dataset"} <= run["settings"].keys()
-    ):
+        run = files.parse(path.read_bytes())
+        if run is None:
+            raise UserError("not JSON")
+        check_record(run)
+    except UserError as error:
         raise UserError(
-            f"{path}: expected the record of a run, found another or a damaged file; remove {folder} and run again"
-        )
+            f"{path}: expected the record of a run, found another or a damaged file ({str(error)[:200]}); remove {folder} and run again"
+        ) from None
     return run
 
 

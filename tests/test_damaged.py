@@ -1,0 +1,324 @@
+"""Files of runs that are damaged or something else: one line that names the file, from whatever command reads them."""
+
+import contextlib
+import copy
+import io
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from shops import only, there, write_shop
+
+from recbole_llm import store
+from recbole_llm.cli import main
+from recbole_llm.errors import UserError
+from recbole_llm.files import read_lines
+
+QUIET = "--show_progress=false"
+SASREC = ("--model=SASRec", "--dataset=tiny", "--beside=[]", "--epochs=1", "--hidden_size=16", "--n_layers=1", QUIET)  # fmt: skip
+LIR = ("--model=LIR", "--dataset=tiny", "--beside=[]", QUIET)
+ST5SEQ = ("--model=ST5Seq", "--dataset=tiny", "--beside=[]", "--epochs=1", "--backbone=scratch:tiny", "--max_length=24", QUIET)  # fmt: skip
+
+
+def ran(folder, *args) -> tuple[int, str, str]:
+    """Exit code and streams of a command in a folder."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(list(args))
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with finished runs of SASRec and LIR, an evaluation, and a run of SASRec that was stopped."""
+    folder = tmp_path_factory.mktemp("stored")
+    write_shop(folder)
+    for command in (SASREC, LIR):
+        assert ran(folder, *command)[0] == 0
+    sasrec = only(folder, "SASRec")
+    evaluate = ("evaluate", f"--checkpoint={sasrec.name}", "--eval_args.mode=uni5", QUIET)
+    assert ran(folder, *evaluate)[0] == 0
+    return folder
+
+
+@pytest.fixture
+def copied(stored, tmp_path):
+    """A copy of `stored` that a test may damage; its run of SASRec."""
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    return only(tmp_path, "SASRec")
+
+
+# ---- run.json ----
+
+FOREIGN = ("null", "[]", "5", '"run"', "{}", '{"epochs": 3}', '[{"status": "finished"}]', "true")
+ODD = (
+    None, 0, -1, 1.5, 1e308, float("nan"), float("inf"), 10**30, 2**63, True, "", "x", "\x1b[31mred", "\u202e", "\0",
+    "\ud800", [], [None], [[]], {}, {"x": None}, {"": {}}, "a" * 100_000,
+)  # fmt: skip
+
+
+def places(content, path=()):
+    """Paths of all values inside."""
+    found = [path] if path else []
+    inner = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    for key, value in inner:
+        found += places(value, (*path, key))
+    return found
+
+
+def damaged(text: str, rng: random.Random) -> tuple[str, bytes]:
+    """One damage: what it is, and the file."""
+    record = json.loads(text)
+    kind = rng.choice(
+        ["removed", "odd", "odd", "odd", "odd", "cut", "bytes", "foreign", "nested", "doubled", "kind"]
+    )  # fmt: skip
+    path = rng.choice(places(record))
+    holder = record
+    for key in path[:-1]:
+        holder = holder[key]
+    what = f"{kind} {'.'.join(map(str, path))}"
+    if kind == "removed":
+        del holder[path[-1]]
+    elif kind == "odd":
+        holder[path[-1]] = copy.deepcopy(rng.choice(ODD))
+        what += f" = {holder[path[-1]]!r}"[:60]
+    elif kind == "kind":  # the same content in another form
+        value = holder[path[-1]]
+        holder[path[-1]] = [value] if isinstance(value, dict | str) else {"value": value}
+    elif kind == "nested":
+        depth = rng.choice([50, 100_000])
+        return f"nested {depth}", (b'{"status": ' + b"[" * depth + b"]" * depth + b"}")
+    elif kind == "doubled":
+        return kind, (text + text).encode()
+    elif kind == "cut":
+        return kind, text.encode()[: rng.randrange(len(text) - 2)]
+    elif kind == "foreign":
+        return kind, rng.choice(FOREIGN).encode()
+    elif kind == "bytes":
+        content = bytearray(text.encode())
+        for _ in range(rng.choice([1, 20])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        return kind, bytes(content)
+    return what, json.dumps(record).encode("utf-8", "surrogatepass")
+
+
+def commands(run: str, lir: str) -> list[tuple]:
+    """Every way by which a command reads the record of a run."""
+    return [
+        ("evaluate", f"--checkpoint={run}", "--topk_saved=7", QUIET),
+        ("evaluate", f"--checkpoint={run}", "--eval_args.mode=uni5", QUIET),
+        ("evaluate", f"--checkpoint={run}", "--on=valid", QUIET),
+        ("recommend", f"--checkpoint={run}", "--user=u3"),
+        ("compare", f"--runs={run},{lir}"),
+        ("compare", f"--runs={lir},{run}", "--columns=mrr"),
+        (f"--resume={run}", QUIET),
+        ("evaluate", f"--checkpoint={run}", "--print_config"),
+        SASREC,
+        ("--model=SASRec", "--dataset=tiny", "--beside=[]", "--epochs=0", f"--init_from={run}", "--hidden_size=16", "--n_layers=1", QUIET),
+    ]  # fmt: skip
+
+
+def judge(folder, path, what: str, command: tuple) -> bool:
+    """Run a command over a damaged file: it works as before, or says in one line which file it is. Returns which."""
+    before = there(folder)
+    try:
+        code, out, err = ran(folder, *command)
+    except Exception as error:
+        raise AssertionError(f"{what}: {' '.join(command)}") from error
+    said = f"{what}: {' '.join(command)}\n{out}{err}"
+    assert code in (0, 2) and "\x1b" not in out + err and "\u202e" not in out + err, said
+    if code == 2:
+        assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 2000, said
+        assert there(folder) == before, said
+    return code == 0
+
+
+def fuzz(copied, seed: int, count: int) -> tuple[int, int]:
+    path = copied / "run.json"
+    folder, text = copied.parents[1], path.read_text()
+    lir = only(folder, "LIR").name
+    rng, kept = random.Random(seed), folder.parent / f"{folder.name}-kept"
+    shutil.copytree(copied.parent, kept)
+    told = worked = 0
+    for _ in range(count):
+        what, content = damaged(text, rng)
+        path.write_bytes(content)
+        command = rng.choice(commands(copied.name, lir))
+        if judge(folder, path, what, command):
+            worked += 1
+            shutil.rmtree(copied.parent)  # what it has written
+            shutil.copytree(kept, copied.parent)
+        else:
+            told += 1
+    shutil.rmtree(kept)
+    return told, worked
+
+
+def test_records_of_runs_damaged_anyhow(copied):
+    told, worked = fuzz(copied, seed=0, count=150)
+    assert told >= 75, (told, worked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_records_of_runs_damaged_in_more_ways(copied, seed):
+    fuzz(copied, seed, count=400)
+
+
+CERTAIN = {  # damage that every command tells, whatever it reads of the record
+    "empty": lambda text: b"",
+    "cut": lambda text: text.encode()[:1000],
+    "binary": lambda text: bytes(range(256)),
+    "no UTF-8": lambda text: text.encode().replace(b"SASRec", b"SAS\xffec"),
+    "nested": lambda text: b"[" * 100_000,
+    "null": lambda text: b"null",
+    "a list": lambda text: f"[{text}]".encode(),
+    "foreign": lambda text: b'{"epochs": 3}',
+    "settings of another kind": lambda text: edited(text, ("settings",), []),
+    "no settings": lambda text: edited(text, ("settings",), {}),
+    "a setting that is missing": lambda text: edited(text, ("settings", "topk"), ...),
+    "a setting of another kind": lambda text: edited(text, ("settings", "topk"), {"a": 1}),
+    "settings that do not fit": lambda text: edited(text, ("settings", "valid_metric"), "AUC"),
+    "a model that nobody knows": lambda text: edited(text, ("settings", "model"), "SASRek"),
+    "a dataset out of its folder": lambda text: edited(text, ("settings", "dataset"), "../x"),
+    "NaN": lambda text: edited(text, ("settings", "learning_rate"), float("nan")),
+    "a number without end": lambda text: edited(text, ("settings", "seed"), 10**400),
+    "a status": lambda text: edited(text, ("status",), "done"),
+    "no data": lambda text: edited(text, ("data",), ...),
+    "no row": lambda text: edited(text, ("row",), ...),
+    "no metrics": lambda text: edited(text, ("row", "test"), ...),
+    "metrics that are texts": lambda text: edited(text, ("row", "test", "mrr"), "0.5"),
+    "no versions": lambda text: edited(text, ("row", "versions"), None),
+    "a zero byte": lambda text: edited(text, ("settings", "data_path"), "a\0b"),
+}  # fmt: skip
+
+
+def edited(text: str, path: tuple, value) -> bytes:
+    record = json.loads(text)
+    holder = record
+    for key in path[:-1]:
+        holder = holder[key]
+    if value is ...:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return json.dumps(record).encode()
+
+
+@pytest.mark.parametrize("what", CERTAIN)
+def test_every_command_names_the_damaged_record(what, copied):
+    path, folder = copied / "run.json", copied.parents[1]
+    path.write_bytes(CERTAIN[what](path.read_text()))
+    for command in commands(copied.name, only(folder, "LIR").name):
+        before = there(folder)
+        code, out, err = ran(folder, *command)
+        assert (code, out, err.count("\n")) == (2, "", 1), (command, out, err)
+        assert f"{copied.name}/run.json: expected the record of a run" in err, (command, err)
+        assert there(folder) == before
+
+
+def test_a_record_as_it_was_written_is_taken(stored):
+    for path in (stored / "saved").rglob("run.json"):
+        assert store.read_run(path.parent)["status"] == "finished"
+
+
+def test_the_record_of_an_evaluation_is_read_as_closely(copied):
+    folder = copied.parents[1]
+    (path,) = copied.glob("evaluate-*/run.json")
+    path.write_bytes(edited(path.read_text(), ("row", "rates"), 5))
+    for command in (
+        ("evaluate", f"--checkpoint={copied.name}", "--eval_args.mode=uni5", QUIET),
+        ("compare", f"--runs={path.parent},{copied.name}"),
+    ):
+        code, _, err = ran(folder, *command)
+        assert code == 2 and f"{path.parent.name}/run.json: expected the record" in err, err
+
+
+# ---- results.jsonl ----
+
+
+def test_damaged_lines_of_the_results_are_passed_over_and_told(copied, caplog):
+    path = copied.parent / "results.jsonl"
+    rows = read_lines(path)
+    assert len(rows) == 3 and not caplog.records
+    lines = path.read_bytes().splitlines()
+    for bad in (b"\xff\xfe", b"{", b"[1]", b"null", b'{"a": ' * 10_000, lines[1][:50]):
+        path.write_bytes(b"\n".join([lines[0], bad, lines[1], b"", lines[2]]) + b"\n")
+        assert read_lines(path) == rows
+        (record,) = caplog.records
+        assert f"{path}, line 2:" in record.message
+        caplog.clear()
+    path.write_bytes(b"\n".join([lines[0], b"{"]))  # a killed process; the next run appends behind
+    assert ran(copied.parents[1], "--model=Pop", "--dataset=tiny", "--beside=[]", QUIET)[0] == 0
+    assert [row["model"] for row in read_lines(path)] == ["SASRec", "Pop"]
+
+
+# ---- ranks and lists ----
+
+
+def rank_files(text: bytes, rng: random.Random):
+    buffer = io.BytesIO()
+    np.savez(buffer, other=np.zeros(3))
+    foreign = buffer.getvalue()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, user=np.array([{}], dtype=object))
+    yield from (b"", b"x", foreign, buffer.getvalue(), text[:100], text[: len(text) // 2])
+    for _ in range(40):
+        content = bytearray(text)
+        for _ in range(rng.choice([1, 5, 200])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        yield bytes(content)
+
+
+def test_damaged_ranks_are_named(copied):
+    folder, lir = copied.parents[1], only(copied.parents[1], "LIR").name
+    path = copied / "test.ranks.npz"
+    told = 0
+    for content in rank_files(path.read_bytes(), random.Random(0)):
+        path.write_bytes(content)
+        code, out, err = ran(folder, "compare", f"--runs={copied.name},{lir}")
+        assert code in (0, 2), err
+        if code:
+            told += 1
+            assert err.count("\n") == 1 and copied.name in err, err
+    assert told >= 20
+
+
+# ---- a search ----
+
+
+def test_damaged_trials_are_tried_again(tmp_path, caplog):
+    from recbole_llm.tune import TRIALS, Search
+
+    search = Search.__new__(Search)
+    search.folder = tmp_path
+    good = {"point": {"a": 1}, "status": "finished", "score": 0.5, "epochs": 1, "run": "x"}
+    others = [
+        good | {"point": [1]}, good | {"score": None}, good | {"run": None}, good | {"epochs": "1"}, {"point": {}}, {}
+    ]  # fmt: skip
+    lines = [json.dumps(one) for one in [good, *others]] + ["{", "\0"]
+    (tmp_path / TRIALS).write_text("\n".join(lines))
+    assert list(search._ended().values()) == [good]
+    assert "line 8, 9" in caplog.text
+
+
+def test_a_run_as_backbone_is_read_as_closely(tmp_path, stored):
+    saved = tmp_path / "saved"
+    shutil.copytree(stored / "saved", saved)
+    run = only(tmp_path, "SASRec")
+    (run / "run.json").write_bytes(edited((run / "run.json").read_text(), ("status",), 5))
+    write_shop(tmp_path)
+    code, _, err = ran(tmp_path, *ST5SEQ[:-3], f"--backbone=run:{run.name}", QUIET)
+    assert code == 2 and f"{run.name}/run.json: expected the record" in err, err
+    with pytest.raises(UserError, match="expected the record"):
+        store.finished_run(run)
