@@ -47,6 +47,8 @@ def unreadable(name: str, error: BaseException, folder: str | None = None) -> Us
     if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
         reason = f"{type(error).__name__}: {reason}"
     file = damaged_file(Path(folder)) if folder else None
+    if said.startswith("Unrecognized configuration class"):
+        file = "config.json"
     where = f", {file} is damaged or of another kind" if file else ""
     return UserError(f"backbone {name!r} cannot be loaded{where}: {reason}")
 

@@ -35,7 +35,7 @@ def train(folder, model, **own):
 def check_stored(run):
     """It evaluates to its own row, and the plain library class finds every weight and no other."""
     settings = json.loads((run.folder / "run.json").read_text())["settings"]
-    again = evaluate_run(run.folder, settings | {"topk_saved": 7})
+    again = evaluate_run(run.folder, settings | {"topk_saved": 11})
     assert again.folder != run.folder and again.row["test"] == run.row["test"]
     assert np.array_equal(again.ranks().above, run.ranks().above)
     from transformers import AutoModel, AutoModelForCausalLM
