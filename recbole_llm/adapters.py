@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 from .errors import UserError
+from .reading import reading
 
 CONFIG = "adapter_config.json"
+# what PEFT may train beside low-rank updates, and `merge` would lose
+BESIDE_LORA = ("modules_to_save", "trainable_token_indices", "bias", "target_parameters")
 
 
 def add_lora(model, core, base: str, *, rank: int, alpha: float, dropout: float) -> None:
@@ -40,13 +43,52 @@ def refuse_scratch(base: str) -> None:
 
 
 def base_of(folder: Path) -> str | None:
-    """What the adapters in a folder were trained on; None if the folder holds whole weights."""
+    """What the adapters in a folder were trained on; None if the folder holds whole weights.
+
+    Raises
+    ------
+    UserError : if the file that says so cannot be read, or is of another method than LoRA.
+    """
     path = folder / CONFIG
-    return (
-        json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        if path.is_file()
-        else None
-    )
+    if not path.is_file():
+        return None
+    with reading(str(folder), str(folder)):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base, method = config["base_model_name_or_path"], config["peft_type"]
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"backbone {str(folder)!r}: {CONFIG} names no base_model_name_or_path, which its "
+            "adapters were trained on"
+        )
+    beside = [key for key in BESIDE_LORA if config.get(key) not in (None, [], {}, "none")]
+    if method != "LORA" or beside:
+        has = f"{', '.join(beside)}" if method == "LORA" else f"peft_type {method}"
+        raise UserError(
+            f"backbone {str(folder)!r}: expected adapters of LoRA and nothing else, found {has}; "
+            "merge them into the weights by PEFT's merge_and_unload, and give that folder"
+        )
+    return base
+
+
+def put_on(core, folder: Path) -> None:
+    """Let the adapters of a folder work on a transformers model.
+
+    Raises
+    ------
+    UserError : if they are another model's, damaged or incomplete.
+    """
+    # how the files of the base name its weights, which load_adapter replaces by how the adapters'
+    # do; whatever is stored later, merged, is the base's kind of file
+    conversions = getattr(core, "_weight_conversions", None)
+    with reading(str(folder), str(folder)):
+        report = core.load_adapter(str(folder))
+    core._weight_conversions = conversions
+    own = [key for key in report.missing_keys if "lora_" in key]
+    if wrong := sorted({*own, *report.unexpected_keys}):
+        raise UserError(
+            f"backbone {str(folder)!r}: its adapters do not fit the model that they name as their "
+            f"base: {len(wrong)} weights are missing or have no place, the first is {wrong[0]}"
+        )
 
 
 def merge(model):

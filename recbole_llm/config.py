@@ -276,6 +276,7 @@ def shared_settings(settings: dict) -> dict:
         "init_from",
         "precision",
         "stopping_step",
+        "trust_remote_code",
     }
     data = {"data_path", "checkpoint_dir", "show_progress", "seed", "use_gpu", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD",
             "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "MAX_ITEM_LIST_LENGTH"}  # fmt: skip

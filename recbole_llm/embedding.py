@@ -90,9 +90,17 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     UserError : for a scratch encoder, whose vectors say nothing.
     """
     saved, precision = Path(config["checkpoint_dir"]), config["precision"]
-    check_frozen(name, saved)
+    trusted = bool(config["trust_remote_code"])
+    check_frozen(name, saved, trusted)
     with named_by("text_encoder"):
-        bundle = load(name, (), saved=saved, max_length=0, kind=SentenceBackbone)
+        bundle = load(
+            name,
+            (),
+            saved=saved,
+            max_length=0,
+            kind=SentenceBackbone,
+            trust_remote_code=trusted,
+        )
     device = torch.device(config["device"])
     bundle.model.to(
         device, KINDS[precision]
@@ -112,11 +120,11 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     )
 
 
-def check_frozen(name: str, saved: Path) -> None:
+def check_frozen(name: str, saved: Path, trust_remote_code: bool = False) -> None:
     """Raise UserError for a name that no frozen encoder can have."""
     if name.startswith("scratch:"):
         raise UserError(
             f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>"
         )
     with named_by("text_encoder"):
-        check_name(name, saved)
+        check_name(name, saved, trust_remote_code)

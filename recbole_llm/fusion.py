@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from . import scratch
-from .backbone import UNREADABLE, Backbone, unreadable
+from .backbone import Backbone, check_tokens
 from .collate import Pieces, Tokens, roomy
 from .errors import UserError
 from .prompts import VISITS
+from .reading import check_whole, loading_reports, reading
 
 
 @dataclass
@@ -77,24 +78,19 @@ class FusionBackbone(Backbone):
         return cls(scratch.fusion_model(size, tokenizer), tokenizer).with_plain_attention()
 
     @classmethod
-    def read(cls, name):
+    def read(cls, name, trust_remote_code=False):
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        try:
-            if not AutoConfig.from_pretrained(name).is_encoder_decoder:
+        trust = {"trust_remote_code": trust_remote_code}
+        with reading(name, name), loading_reports() as reports:
+            if not AutoConfig.from_pretrained(name, **trust).is_encoder_decoder:
                 raise UserError(
                     f"backbone {name!r} has no decoder beside an encoder: give T5 or another encoder-decoder"
                 )
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model, found = AutoModel.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True
-            )
-        except UNREADABLE as error:
-            raise unreadable(name, error) from None
-        if missing := sorted(found["missing_keys"]):
-            raise UserError(
-                f"backbone {name!r} is no whole encoder-decoder: {len(missing)} of its weights are missing, the first is {missing[0]}"
-            )
+            tokenizer = AutoTokenizer.from_pretrained(name, **trust)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32, **trust)
+        check_whole(name, cls.kind, reports)
+        check_tokens(name, model, tokenizer)
         return cls(model, tokenizer).with_plain_attention()
 
     def with_plain_attention(self) -> "FusionBackbone":

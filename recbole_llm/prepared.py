@@ -143,7 +143,8 @@ class Prepared:
             if by_text:
                 from .embedding import check_frozen
 
-                check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
+                trusted = bool(config["trust_remote_code"])
+                check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]), trusted)
             dataset_class(model, config["MODEL_TYPE"])
             trainer_class(model, config["MODEL_TYPE"])
             label = config["LABEL_FIELD"]
@@ -231,7 +232,8 @@ class Prepared:
 
     def restore(self, done: dict, part: str = "test"):
         """`make_model` with the weights of the finished run `restored`. Raises UserError if they belong to other data, or have seen the targets of `part`."""
-        from .trainer import load_tensors
+        from . import readback
+        from .trainer import all_tensors, load_tensors
 
         moves = self.settings["model"] in registry.OURS and registry.model_class(
             self.settings["model"]
@@ -249,6 +251,7 @@ class Prepared:
         self.check_unseen([self.restored], (part,))
         model, loaders = self.make_model()
         load_tensors(model, self.restored)
+        readback.check(self.restored, all_tensors(model))
         return model, loaders
 
     def make_trainer(self, model):
@@ -349,6 +352,7 @@ class Prepared:
             store.write_json(
                 self.run_folder / store.RUN, record | {"status": "finished", "row": row}
             )
+            (self.run_folder / STATE).unlink(missing_ok=True)  # nothing goes on from it any more
             store.append_result(self.run_folder.parent, row)
         return row
 
@@ -357,7 +361,6 @@ class Prepared:
     ) -> dict:
         """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again."""
         from .evaluation.kept import forget
-        from .trainer import load_weights
 
         seconds, memory = (
             {"load": round(time.perf_counter() - started, 2)},
@@ -371,7 +374,7 @@ class Prepared:
         memory["fit"] = store.peak_memory()
         trainer.optimizer = None  # twice the weights, and the gradients once more
         model.zero_grad(set_to_none=True)
-        load_weights(model, self.run_folder)
+        trainer.load_best()
         for part in (
             part for part in data if data[part] is not None and part not in record["parts"]
         ):
@@ -477,4 +480,5 @@ def answer_keys(settings: dict) -> set[str]:
     """Settings that may differ between training and evaluation."""
     own = getattr(registry.model_class(settings["model"]), "answer_keys", ())
     shared = settings_module.shared_settings(settings).keys() - {"seed", "MAX_ITEM_LIST_LENGTH"}
-    return shared | {"dataset", "precision", "valid_metric", *own} | settings_module.NOT_IN_HASH
+    shared |= {"dataset", "precision", "valid_metric", "trust_remote_code"}
+    return shared | {*own} | settings_module.NOT_IN_HASH

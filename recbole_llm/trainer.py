@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from . import optimizers
+from . import optimizers, readback
 from .collate import by_length, pad, shuffled_steps
 from .data.candidates import draw_candidates, fingerprint
 from .data.splits import draw
@@ -66,6 +66,8 @@ class Harness:
         self.position = (0, 0.0, 0)  # of a resumed epoch
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.drawn: str | None = None  # fingerprint of the candidates of the last ranking
+        self.probed = None  # the dataset with the validation cases that read-back weights score
+        self.repeats: bool | None = None  # whether the model scores a case twice alike
 
     def fit(
         self,
@@ -80,6 +82,7 @@ class Harness:
 
         Returns the best validation score and its metrics, as RecBole's trainers do.
         """
+        self.probed = self.ranked(valid_data) if valid_data else None
         self._restore_generator(train_data)
         if (self.config["train_neg_sample_args"] or {}).get("dynamic"):
             train_data.get_model(self.model)
@@ -139,7 +142,7 @@ class Harness:
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Metric -> value of one part; `model_file` is a run folder."""
         if load_best_model:
-            load_weights(self.model, Path(model_file or self.folder))
+            self.load_best(Path(model_file or self.folder))
         table, _ = self.rank(eval_data, show_progress=show_progress)
         return metrics.evaluate(
             table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"])
@@ -189,14 +192,54 @@ class Harness:
             self.tensorboard.add_scalar(name, value, epoch)
 
     def _save_best(self) -> None:
+        readback.forget(self.folder)
         save_weights(self.model, self.folder)
+        tensors, scores = trained_tensors(self.model), self._probe()
+        if scores is not None and self.repeats is None:
+            again = self._probe()
+            self.repeats = readback.agree(scores, again, self.config["precision"])
+            if not self.repeats:
+                self.logger.info(
+                    f"{self.config['model']} scores a case differently each time: weights that "
+                    "are read back are compared tensor by tensor alone"
+                )
+        scores = scores if self.repeats else None
+        readback.remember(self.folder, tensors, scores, self.config["precision"])
+
+    def load_best(self, folder: Path | None = None) -> None:
+        """Read the best weights back.
+
+        Whatever training has changed is overwritten first, so that nothing that the files lack
+        goes unnoticed because this process still holds it.
+
+        Parameters
+        ----------
+        folder : of a run; this trainer's own where it is None.
+
+        Raises
+        ------
+        UserError : if these are not the weights, or not the scores, that were saved.
+        """
+        folder = folder or self.folder
+        if (folder / WEIGHTS).is_file():
+            _wipe(self.model)
+        load_weights(self.model, folder)
+        own = folder == self.folder and self.probed is not None
+        readback.check(folder, all_tensors(self.model), self._probe if own else None)
+
+    def _probe(self) -> np.ndarray | None:
+        """Scores of a few validation cases; None if there are no such cases."""
+        if self.probed is None or not len(self.probed.cases):
+            return None
+        cases = self.probed.cases[: readback.CASES]
+        return readback.probe(self.model, self.probed, cases)
 
     def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
         """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""
         state = {
             "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
             "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
-            "model": self.model.state_dict(), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "model": resumable_tensors(self.model), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "loader": train_data.generator.get_state(), "torch": torch.get_rng_state(), "python": random.getstate(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": json.dumps(_numpy_state()), "seconds": self.seconds, "history": self.history,
@@ -214,7 +257,13 @@ class Harness:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}); remove it, and the run starts over"
             ) from None
-        self.model.load_state_dict(state["model"])
+        own = resumable_tensors(self.model)
+        if absent := sorted(own.keys() - state["model"].keys()):
+            raise UserError(
+                f"{path} lacks {len(absent)} tensors of this model, the first is {absent[0]}; "
+                "remove it, and the run starts over"
+            )
+        self.model.load_state_dict({name: state["model"][name] for name in own}, strict=False)
         for name, value in state["other"].items():
             setattr(self.model, name, value.to(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
@@ -274,6 +323,61 @@ def _other_tensors(model) -> dict[str, torch.Tensor]:
     """RecBole's `other_parameter`, tensors only: anything else is rebuilt from the training data."""
     names = getattr(model, "other_parameter_name", [])
     return {name: getattr(model, name) for name in names if torch.is_tensor(getattr(model, name))}
+
+
+def trained_tensors(model) -> dict[str, torch.Tensor]:
+    """What training changes and a run stores, by name.
+
+    That is every trained parameter, the buffers outside a backbone, and RecBole's
+    `other_parameter`. Tied weights are there once.
+    """
+    apart = getattr(model, "saved_apart", ())
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {
+        name: value
+        for name, value in all_tensors(model).items()
+        if name in trained or not (name in parameters or name.startswith(apart))
+    }
+
+
+def all_tensors(model) -> dict[str, torch.Tensor]:
+    """Every tensor of a model that could be stored, by name."""
+    other = {OTHER + name: value for name, value in _other_tensors(model).items()}
+    return model.state_dict() | other
+
+
+def resumable_tensors(model) -> dict[str, torch.Tensor]:
+    """What a stopped training needs to go on, by name.
+
+    Of a backbone that is frozen under adapters, that is the adapters alone: the constructor reads
+    the rest again from where it came from, in quantised form too.
+    """
+    apart, parameters = getattr(model, "saved_apart", ()), dict(model.named_parameters())
+    frozen = [
+        name
+        for name, value in parameters.items()
+        if name.startswith(apart) and not value.requires_grad
+    ]
+    # all that a module with frozen weights holds, such as the scales of quantised ones
+    modules = tuple({name.rpartition(".")[0] + "." for name in frozen})
+    trained = {name for name, value in parameters.items() if value.requires_grad}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name in trained or not name.startswith(modules)
+    }
+
+
+def _wipe(model) -> None:
+    """Overwrite what training changes: with NaN, or 0 where there are whole numbers."""
+    with torch.no_grad():
+        for name, value in trained_tensors(model).items():
+            nothing = torch.nan if value.is_floating_point() else 0
+            if name.startswith(OTHER):  # the tensor itself may be another's too
+                setattr(model, name.removeprefix(OTHER), torch.full_like(value, nothing))
+            else:
+                value.fill_(nothing)
 
 
 def save_weights(model, folder: Path) -> None:

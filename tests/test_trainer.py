@@ -263,3 +263,75 @@ def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
         assert torch.equal(
             moved.backbone(input_ids=ids).logits, model.backbone.eval()(input_ids=ids).logits
         )
+
+
+@pytest.mark.parametrize("quantize", ["none", "8bit"])
+def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
+    tmp_path, monkeypatch, quantize
+):
+    from test_backbones import save_model
+
+    from recbole_llm import trainer as module
+
+    if quantize != "none":
+        pytest.importorskip("bitsandbytes")
+    write_cycle(tmp_path, users=12)
+    own = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
+    own |= {"epochs": 2, "train_batch_size": 4, "max_length": 512, "quantize": quantize}
+    own |= {"eval_args.mode": "uni5", "targets": "one"}
+    _, whole, trainer, (train, valid, test) = prepared(
+        "TALLRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own
+    )
+    trainer.fit(train, valid)
+
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    _, model, first, (train, valid, _) = prepared(
+        "TALLRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own
+    )
+    inner, calls = first._step, []
+
+    def killed_in_step_5(groups):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return inner(groups)
+
+    first._step = killed_in_step_5
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(train, valid)
+    path = first.folder / "state.pt"
+    assert path.stat().st_size < 2e5
+    assert all("lora_" in name for name in torch.load(path, weights_only=True)["model"])
+    _, other, second, (train, valid, test) = prepared(
+        "TALLRec", tmp_path, checkpoint_dir=str(tmp_path / "cut"), **own
+    )
+    second.resume_checkpoint(first.folder)
+    assert second.position[0] == 1 and second.start_epoch == 1
+    second.fit(train, valid)
+    assert [line["loss"] for line in second.history] == [line["loss"] for line in trainer.history]
+    for name, value in whole.state_dict().items():
+        if "lora_" in name:
+            assert torch.equal(value, other.state_dict()[name]), name
+    assert second.evaluate(test) == trainer.evaluate(test)
+
+
+def test_nothing_to_go_on_from_is_left_by_a_finished_run(tmp_path):
+    from recbole_llm.runs import run_settings
+
+    write_cycle(tmp_path)
+    settings = settings_for("SASRec", tmp_path)
+    run = run_settings(settings)
+    assert not (run.folder / "state.pt").exists()
+    assert (run.folder / "model.safetensors").is_file()
+    assert run_settings(settings).row == run.row  # it is there already
+
+
+def test_a_state_of_another_model_is_one_line(tmp_path):
+    from recbole_llm.errors import UserError
+
+    write_cycle(tmp_path)
+    _, _, trainer, (train, valid, _) = prepared("SASRec", tmp_path)
+    trainer.fit(train, valid)
+    _, _, other, _ = prepared("GRU4Rec", tmp_path)
+    with pytest.raises(UserError, match="lacks .* tensors of this model.* the run starts over"):
+        other.resume_checkpoint(trainer.folder)

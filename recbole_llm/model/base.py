@@ -89,6 +89,14 @@ class TextModel(AbstractRecommender):
         self.counts.update(cases=len(cases), unmatched=int(unmatched.sum()))
         return scores
 
+    def probe(self, cases: Cases) -> np.ndarray:
+        """[cases, ...] by which weights that are read back are compared with those that were saved.
+
+        It is the same for the same weights and differs for others, in whatever the scores depend
+        on, and costs little. Models whose scores are dear answer by what these are made of.
+        """
+        return self.score(cases)
+
     def autocast(self):
         """`precision`: bf16 and fp16 compute in it, with weights in float32."""
         return autocast(self.device, self.config["precision"])

@@ -66,6 +66,10 @@ class EncodeModel(TextModel):
             )
         return self.item_vectors
 
+    def probe(self, cases):
+        """Vectors of users: those of items are by the same weights, but of a whole catalogue."""
+        return self.encode_users(cases)
+
     def score(self, cases):
         users = torch.from_numpy(self.encode_users(cases)).to(self.device)
         with torch.autocast(

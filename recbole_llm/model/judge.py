@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..collate import IGNORED, Tokens
+from ..collate import IGNORED, Tokens, pad
 from ..data.candidates import draw_unmet
 from ..data.mixture import Corpus
 from ..data.splits import Cases
@@ -19,6 +19,8 @@ from ..judging.prompts import Before, JudgeEncoder
 from ..prompts import in_line
 from ..wording import Wording
 from .lm import BackboneModel
+
+PROBED = 2  # items, of a comparison of weights
 
 
 class JudgeModel(BackboneModel):
@@ -205,6 +207,19 @@ class JudgeModel(BackboneModel):
         for (case, texts), values in zip(asked, found, strict=True):
             scores[case, texts] = values[: len(texts)]
         return [scores[case, self.same[own]] for case, own in enumerate(items)]
+
+    def probe(self, cases):
+        """Verdicts on a few items without summaries, which would have to be written first."""
+        recent, few = self.config["recent_items"], min(PROBED, len(self.lines))
+        candidates = [self.encoder.behind(line) for line in self.lines[:few]]
+        found = []
+        for items in cases.histories(self.tables):
+            newest = [self.lines[item] for item in items[max(0, len(items) - recent) :]]
+            before, *_ = self.encoder.before(None, newest)
+            row = self.encoder.row(before, candidates)
+            batch = pad([row], pad_id=self.pad_id).to(self.device)
+            found.append(self.verdicts(batch, few)[0].float().cpu().numpy())
+        return np.stack(found)
 
     def _passes(
         self, texts: np.ndarray, behind: dict[int, np.ndarray], shared: int

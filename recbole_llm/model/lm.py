@@ -28,7 +28,9 @@ class BackboneModel(TextModel):
         check_learner(config["learner"])
         if config["init_from"] or config["restored"]:
             return
-        check_name(config["backbone"], Path(config["checkpoint_dir"]))
+        check_name(
+            config["backbone"], Path(config["checkpoint_dir"]), bool(config["trust_remote_code"])
+        )
         if (
             config["adapter"] == "lora"
             and config["backbone"].startswith("scratch:")
@@ -41,6 +43,11 @@ class BackboneModel(TextModel):
         """Bits of frozen weights, of models that have the setting."""
         return self.config["quantize"] or "none"
 
+    @property
+    def trusted(self) -> bool:
+        """Whether code that comes with a backbone may be run."""
+        return bool(self.config["trust_remote_code"])
+
     def load_backbone(self, texts: Sequence[str]) -> None:
         """To be called by constructors: a trained run's weights (`restored`), those of `init_from` or the ones named by `backbone`.
 
@@ -52,9 +59,8 @@ class BackboneModel(TextModel):
             return self.load(Path(config["restored"]))
         if config["init_from"]:
             run = store.find_run(config["init_from"], saved)
-            bundle = load_folder(
-                str(run / store.BACKBONE), self.backbone_kind, self.quantize
-            ).merged()
+            folder = str(run / store.BACKBONE)
+            bundle = load_folder(folder, self.backbone_kind, self.quantize, self.trusted).merged()
         else:
             run = store.backbone_run(name, saved)
             vocabulary, kind = config["scratch_vocabulary"], self.backbone_kind
@@ -66,6 +72,7 @@ class BackboneModel(TextModel):
                 vocabulary=vocabulary,
                 kind=kind,
                 quantize=self.quantize,
+                trust_remote_code=self.trusted,
             )
         self.use(bundle)
         if config["adapter"] == "lora":
@@ -123,4 +130,5 @@ class BackboneModel(TextModel):
         self.bundle.save(folder / store.BACKBONE)
 
     def load(self, folder: Path) -> None:
-        self.use(load_folder(str(folder / store.BACKBONE), self.backbone_kind, self.quantize))
+        path, kind = str(folder / store.BACKBONE), self.backbone_kind
+        self.use(load_folder(path, kind, self.quantize, self.trusted))

@@ -36,7 +36,8 @@ class UniSRec(EncodeModel):
     @classmethod
     def check(cls, config, tables):
         check_learner(config["learner"])
-        check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
+        trusted = bool(config["trust_remote_code"])
+        check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]), trusted)
         check_datasets(config, "[pretrain, finetune]")
 
     def __init__(self, config, dataset):

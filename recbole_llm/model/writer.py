@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .. import store
-from ..collate import Tokens, by_length, pieces
+from ..collate import Tokens, by_length, pad, pieces
 from ..config import digest
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
@@ -197,6 +197,14 @@ class WriterModel(BackboneModel):
                 scores, self.tables.users[cases.user], cases.end - self.tables.start[cases.user]
             )
         return scores
+
+    def probe(self, cases):
+        """Logits of the first token to be written: what is written would take many passes."""
+        found = []
+        for prompt in self.prompts(cases):
+            states = self.hidden(pad([prompt], pad_id=self.pad_id).to(self.device))
+            found.append(self.bundle.logits(states[:, len(prompt) - 1]).float().cpu())
+        return torch.cat(found)
 
     @cached_property
     def item_vectors(self) -> np.ndarray:

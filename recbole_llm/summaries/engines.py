@@ -28,7 +28,8 @@ def check(config) -> None:
         )
     if "summarizer" in language_models(config["settings"]):
         with named_by("summarizer"):
-            check_name(name, Path(config["checkpoint_dir"]))
+            trusted = bool(config["trust_remote_code"])
+            check_name(name, Path(config["checkpoint_dir"]), trusted)
     if config["summary_tokens"] * 2 > config["summarizer_length"]:
         raise UserError(
             f"summary_tokens: expected at most half of summarizer_length ({config['summarizer_length']}), found {config['summary_tokens']}"
@@ -63,7 +64,12 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
     def read():
         with named_by("summarizer"):
             bundle = load(
-                name, (), saved=saved, max_length=0, quantize=config["summarizer_quantize"]
+                name,
+                (),
+                saved=saved,
+                max_length=0,
+                quantize=config["summarizer_quantize"],
+                trust_remote_code=bool(config["trust_remote_code"]),
             )
             bundle.model.to(config["device"]).eval()
             check_decoding(bundle, name)

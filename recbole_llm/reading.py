@@ -1,0 +1,144 @@
+"""Model files of any origin: what a library raises about them is one line, and weights that are not in them are refused."""
+
+import json
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from .errors import UserError
+
+POOLER = (
+    "pooler"  # BERT's family has one beside the last hidden states, and many files leave it out
+)
+
+
+@contextmanager
+def reading(name: str, folder: str | None = None):
+    """Within it, whatever a library raises about the files of a language model is a UserError.
+
+    Parameters
+    ----------
+    name : how the user named the model.
+    folder : where its files lie, if they are on this machine; the message names the damaged one.
+
+    Raises
+    ------
+    UserError : in place of any other exception but a lack of memory and an interruption.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(name, error, folder) from None
+    except BaseException as error:  # the tokenizers library panics on some files
+        if type(error).__name__ != "PanicException":
+            raise
+        raise unreadable(name, error, folder) from None
+
+
+def unreadable(name: str, error: BaseException, folder: str | None = None) -> UserError:
+    """One line about files that cannot be read."""
+    said = " ".join(str(error).split())
+    if "trust_remote_code" in said:
+        return own_code(name)
+    reason = said[:200] or type(error).__name__
+    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
+        reason = f"{type(error).__name__}: {reason}"
+    file = damaged_file(Path(folder)) if folder else None
+    if said.startswith("Unrecognized configuration class"):
+        file = "config.json"
+    where = f", {file} is damaged or of another kind" if file else ""
+    return UserError(f"backbone {name!r} cannot be loaded{where}: {reason}")
+
+
+def own_code(name: str) -> UserError:
+    """What is said of a folder whose model is defined by Python files in it."""
+    return UserError(
+        f"backbone {name!r} has code of its own, which this machine would run; if you trust it, "
+        "set --trust_remote_code=true"
+    )
+
+
+def damaged_file(folder: Path) -> str | None:
+    """The first file of a model's folder that is not of the format which its name promises.
+
+    Returns
+    -------
+    The path below `folder`; None if each file by itself can be read.
+    """
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoTokenizer
+
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return str(path.relative_to(folder))
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except Exception:
+            return str(path.relative_to(folder))
+    for file, kind in (("config.json", AutoConfig), ("tokenizer.json", AutoTokenizer)):
+        if not (folder / file).is_file():
+            continue
+        try:
+            kind.from_pretrained(str(folder), trust_remote_code=False)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException:
+            return file
+    return None
+
+
+@contextmanager
+def loading_reports():
+    """Within it, what transformers tells of the weights of every model that it loads is kept.
+
+    It works for models that another library loads too, which would not pass the report on.
+
+    Yields
+    ------
+    A list of what `from_pretrained` returns under `output_loading_info`, one dict a model.
+    """
+    from transformers import PreTrainedModel
+
+    reports: list[dict] = []
+    inner = PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        model, report = inner(cls, *args, output_loading_info=True, **kwargs)
+        reports.append(report)
+        return (model, report) if output_loading_info else model
+
+    with patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
+        yield reports
+
+
+def check_whole(name: str, kind: str, reports: Iterable[dict], pooler: bool = True) -> None:
+    """Refuse a model some of whose weights were not in its files and were drawn at random.
+
+    Parameters
+    ----------
+    kind : what the model was expected to be, such as causal LM.
+    reports : of `loading_reports`. transformers counts neither tied weights nor buffers that are
+        not stored among the missing ones.
+    pooler : whether the model's pooler is used.
+
+    Raises
+    ------
+    UserError : with the number of such weights and the name of the first.
+    """
+    for report in reports:
+        differing = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+        absent = {
+            key for key in report["missing_keys"] if pooler or POOLER not in key.split(".")
+        } | differing
+        if absent:
+            raise UserError(
+                f"backbone {name!r} is no whole {kind}: {len(absent)} of its weights are missing "
+                f"or of another shape, the first is {min(absent)}"
+            )

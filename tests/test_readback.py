@@ -1,0 +1,206 @@
+"""What a run stores is what it has trained: on any chain of adapters and full training, and whatever happens to the files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from worlds import prepared, settings_for, write_cycle
+
+from recbole_llm import readback
+from recbole_llm.errors import UserError
+from recbole_llm.runs import evaluate_run, run_settings
+
+LORA = {"adapter": "lora", "lora_rank": 2}
+# a model of each kind of backbone
+KINDS = {
+    "causal LM": ("CALRec", {"max_length": 128, "samples": 2}),
+    "judge": ("TALLRec", {"max_length": 256, "eval_args.mode": "uni5"}),
+    "encoder-decoder": ("TASTELoRA", {"max_length": 64, "negatives": 2}),
+    "sentence encoder": ("ST5Seq", {"max_length": 64}),
+    "encoder of tokens": ("RecFormer", {"max_length": 64}),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_cycle(tmp_path_factory.mktemp("readback"), users=12, length=5)
+
+
+def train(folder, model, **own):
+    return run_settings(settings_for(model, folder, epochs=1, train_batch_size=4, **own))
+
+
+def check_stored(run):
+    """It evaluates to its own row, and the plain library class finds every weight and no other."""
+    settings = json.loads((run.folder / "run.json").read_text())["settings"]
+    again = evaluate_run(run.folder, settings | {"topk_saved": 11})
+    assert again.folder != run.folder and again.row["test"] == run.row["test"]
+    assert np.array_equal(again.ranks().above, run.ranks().above)
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    folder = run.folder / "backbone"
+    written = json.loads((folder / "config.json").read_text())["architectures"][0]
+    library = AutoModelForCausalLM if written.endswith("CausalLM") else AutoModel
+    _, report = library.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_training_on_adapters_is_stored(world, kind):
+    model, own = KINDS[kind]
+    full = train(world, model, **own)
+    lora = train(world, model, init_from=full.folder.name, **LORA, **own)
+    second = train(world, model, backbone=f"run:{lora.folder.name}", **LORA, **own)
+    for run in (lora, second):
+        start = {"backbone": f"run:{run.folder.name}"}
+        on_top = train(world, model, **start, **own)
+        check_stored(on_top)
+    check_stored(train(world, model, init_from=lora.folder.name, **own))
+    check_stored(train(world, model, backbone=f"run:{on_top.folder.name}", **own))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["ST5Seq", "RecFormer"])
+def test_full_training_on_adapters_of_a_pretrained_encoder_is_stored(tmp_path, model):
+    write_cycle(tmp_path, users=6, length=4)
+    own = {"max_length": 64}
+    lora = train(tmp_path, model, backbone="minilm", **LORA, **own)
+    # stored by PEFT's own means, as a user would
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for file in (lora.folder / "backbone").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    check_stored(train(tmp_path, model, backbone=f"run:{lora.folder.name}", **own))
+    check_stored(train(tmp_path, model, backbone=str(folder), **own))
+
+
+def damage(path, name=None):
+    """Change one number of a stored tensor."""
+    tensors = load_file(path)
+    name = name or sorted(tensors)[0]
+    tensors[name].view(-1)[0] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "model,file",
+    [
+        ("SASRec", "model.safetensors"),
+        ("Pop", "model.safetensors"),
+        ("UniSRec", "model.safetensors"),
+        ("RecFormer", "model.safetensors"),
+        ("ST5Seq", "backbone/model.safetensors"),
+        ("CALRec", "backbone/model.safetensors"),
+    ],
+)
+def test_damage_between_saving_and_reading_ends_the_run(world, monkeypatch, model, file):
+    """By the disk, or by a library that writes something else than it holds."""
+    from recbole_llm.trainer import Harness
+
+    inner = Harness._save_best
+
+    def save_badly(self):
+        inner(self)
+        damage(self.folder / file)
+
+    monkeypatch.setattr(Harness, "_save_best", save_badly)
+    own = {"checkpoint_dir": str(world / f"damaged-{model}"), "max_length": 128}
+    known = settings_for(model, world)
+    own = {key: value for key, value in own.items() if key in known}
+    with pytest.raises(UserError, match="read back is not what was trained: 1 of .* tensors"):
+        run_settings(settings_for(model, world, **own))
+    assert not list((world / f"damaged-{model}").glob("results.jsonl"))
+
+
+def test_a_model_that_forgets_a_tensor_ends_the_run(world, monkeypatch):
+    """Even where the process still holds it, since the last epoch was the best."""
+    from recbole_llm.model.recformer import RecFormer
+    from recbole_llm.trainer import load_tensors
+
+    monkeypatch.setattr(RecFormer, "saved_apart", ("backbone.", "table_epoch", "word_bias"))
+    own = {"checkpoint_dir": str(world / "forgets"), "max_length": 128}
+    with pytest.raises(UserError, match="1 of .* tensors differ, the first is word_bias"):
+        run_settings(settings_for("RecFormer", world, **own))
+    assert callable(load_tensors)
+
+
+def test_scores_that_depend_on_something_unstored_end_the_run(world, monkeypatch):
+    from recbole.model.sequential_recommender import SASRec
+
+    inner = SASRec.full_sort_predict
+
+    def scores(self, interaction):
+        scale = getattr(self, "seen", 1.0)
+        return inner(self, interaction) * scale
+
+    def load_state_dict(self, *args, **kwargs):
+        self.seen = 2.0
+        return torch.nn.Module.load_state_dict(self, *args, **kwargs)
+
+    monkeypatch.setattr(SASRec, "full_sort_predict", scores)
+    monkeypatch.setattr(SASRec, "load_state_dict", load_state_dict, raising=False)
+    with pytest.raises(UserError, match="score otherwise than those that were saved"):
+        run_settings(settings_for("SASRec", world, checkpoint_dir=str(world / "unstored")))
+
+
+def test_random_scores_are_not_compared(world, monkeypatch, caplog):
+    from recbole.model.sequential_recommender import GRU4Rec
+
+    rng, inner = np.random.default_rng(0), GRU4Rec.full_sort_predict
+
+    def scores(self, interaction):
+        found = inner(self, interaction)
+        return found + torch.from_numpy(rng.normal(size=tuple(found.shape)))
+
+    monkeypatch.setattr(GRU4Rec, "full_sort_predict", scores)
+    run = run_settings(settings_for("GRU4Rec", world, checkpoint_dir=str(world / "random")))
+    stored = json.loads((run.folder / readback.FILE).read_text())
+    assert stored["scores"] is None and stored["tensors"]
+    assert "scores a case differently each time" in (run.folder / "log").read_text()
+
+
+@pytest.mark.parametrize("model", ["SASRec", "CALRec", "TALLRec", "EASE", "DIN"])
+def test_nothing_random_is_drawn_by_the_comparison(world, model):
+    """A resumed run would not be the same otherwise."""
+    known = settings_for(model, world)
+    own = {"max_length": 256} if "max_length" in known else {}
+    _, net, trainer, (_, valid, _) = prepared(model, world, **own)
+    dataset = trainer.ranked(valid)
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first, second = (readback.probe(net, dataset, dataset.cases[:3]) for _ in range(2))
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert np.array_equal(state[1], np.random.get_state()[1])
+    assert np.array_equal(first, second) and len(first) == 3 and first.shape[1] <= 64
+
+
+def test_bf16_scores_agree_with_themselves(world):
+    run = train(world, "ST5Seq", precision="bf16", max_length=64)
+    assert json.loads((run.folder / readback.FILE).read_text())["scores"]
+
+
+def test_agreement_is_relative_and_sees_other_weights():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(8, 64))
+    assert readback.agree(scores, scores * (1 + 1e-6), "fp32")
+    assert readback.agree(1e6 * scores, 1e6 * scores + 1e-2, "fp32")
+    assert not readback.agree(scores, scores[:, ::-1], "bf16")
+    assert not readback.agree(scores, scores * 1.01, "fp32")
+    assert readback.agree(np.zeros((2, 2)), np.zeros((2, 2)), "fp32")
+
+
+def test_a_damaged_record_is_one_line(world):
+    run = train(world, "SASRec", checkpoint_dir=str(world / "record"))
+    (run.folder / readback.FILE).write_text("{no json")
+    settings = json.loads((run.folder / "run.json").read_text())["settings"]
+    with pytest.raises(UserError, match="readback.json is damaged"):
+        evaluate_run(run.folder, settings | {"topk_saved": 7})
+
+
+def test_stored_weights_that_change_later_are_refused(world):
+    run = train(world, "SASRec", checkpoint_dir=str(world / "later"))
+    damage(run.folder / "model.safetensors", "item_embedding.weight")
+    settings = json.loads((run.folder / "run.json").read_text())["settings"]
+    with pytest.raises(UserError, match="the first is item_embedding.weight"):
+        evaluate_run(run.folder, settings | {"topk_saved": 7})
