@@ -85,6 +85,8 @@ class Prepared:
         mode = self.config["eval_args"]["mode"]["test"]
         keys += ["candidates_exclude", "candidate_seed"] if mode != "full" else []
         keys += ["test_users"] if self.settings["test_users"] else []
+        # a run of before this setting was given histories of training
+        keys += ["history_at_test"] if self.settings.get("history_at_test") == "training" else []
         return {
             "fingerprint": self.tables.fingerprint,
             "split": self.settings["eval_args"],
@@ -355,6 +357,7 @@ class Prepared:
         self, trainer, model, train_data, data: dict, started: float, record: dict, watch
     ) -> dict:
         """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again."""
+        from .evaluation.histories import users_as_trained
         from .evaluation.kept import forget
         from .trainer import load_weights
 
@@ -392,7 +395,7 @@ class Prepared:
             "seed": self.settings["seed"], "hash": self.hash, "backbone": self.settings.get("backbone"), **results, "best_epoch": trainer.best_epoch,
             "seconds": seconds | {f"fit_{key}": round(value, 2) for key, value in trainer.seconds.items()},
             "memory_mib": memory, "device": str(self.config["device"]), "rates": record["parts"]["test"]["rates"], "cases": len(data["test"]._dataset.cases),
-            "candidates": candidates,
+            "candidates": candidates, "users_as_trained": users_as_trained(model, data["test"]._dataset),
         }  # fmt: skip
 
     def rates(self, model, part: str) -> dict[str, float]:
