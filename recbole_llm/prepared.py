@@ -1,11 +1,13 @@
 """Settings with their data: what is checked before a run, and the run itself."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import config as settings_module
-from . import registry, store
+from . import registry, stock, store
 from .data import mixture, samples
 from .errors import UserError
 from .runlog import RunLog
@@ -29,9 +31,10 @@ class Prepared:
                 )
             settings = settings | {"backbone": stored["backbone"]}
         self.settings, self.restored = settings, restored
-        self.name, self.config = samples.configured(
-            settings | {"init_from": initial and str(initial)}
-        )
+        with stock.refusals(settings["model"], f"take these settings for {settings['model']}"):
+            self.name, self.config = samples.configured(
+                settings | {"init_from": initial and str(initial)}
+            )
         from .data.dataset import (
             load_tables,
         )  # and torch with it, now that the dataset is known to be there
@@ -147,6 +150,7 @@ class Prepared:
                 check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]))
             dataset_class(model, config["MODEL_TYPE"])
             trainer_class(model, config["MODEL_TYPE"])
+            stock.check_data(config, tables)
             label = config["LABEL_FIELD"]
             if (
                 registry.stock_models()[model] == "context_aware"
@@ -265,27 +269,14 @@ class Prepared:
 
         config = self.config
         init_seed(config["seed"], config["reproducibility"])
-        loaders = make_loaders(config)
-        init_seed(config["seed"], config["reproducibility"])
-        try:
+        with stock.refusals(
+            config["model"], f"build {config['model']} and its data from these settings"
+        ):
+            loaders = make_loaders(config)
+            init_seed(config["seed"], config["reproducibility"])
             model = registry.model_class(config["model"])(config, loaders[0]._dataset).to(
                 config["device"]
             )
-        except (
-            AssertionError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            if config["model"] in registry.OURS:
-                raise
-            raise UserError(
-                f"RecBole cannot build {config['model']} from these settings: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
         if config["model"] not in registry.OURS and config["item_features"] != "id":
             from .features import know_by_text
 
@@ -325,33 +316,63 @@ class Prepared:
             if before and before["status"] == "finished":  # by another process, in the meantime
                 return before["row"]
             log.start(self.run_folder)
-            trainer = self.make_trainer(model)
-            record = {
-                "status": "running",
-                "settings": self.settings,
-                "versions": store.versions(),
-                "data": self.tables.fingerprint,
-            }
-            record |= {"joint": self.joint, "parts": {}}
-            if not (self.run_folder / STATE).is_file() and trainer.epochs:
-                start_over(self.run_folder)
-            elif before and before["versions"].get("code") == store.code():
-                record["parts"] = before.get("parts", {})
-            store.write_json(self.run_folder / store.RUN, record)
-            if (self.run_folder / STATE).is_file():
-                trainer.resume_checkpoint(self.run_folder)
-            elif before:
-                log.info("this run was stopped before its first state was stored: it starts over")
-            data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
-            row = self._fit(trainer, model, train_data, data, started, record, watch) | {
-                "versions": record["versions"]
-            }
-            del record["parts"]  # the row has them
-            store.write_json(
-                self.run_folder / store.RUN, record | {"status": "finished", "row": row}
-            )
-            store.append_result(self.run_folder.parent, row)
+            with self._started():
+                trainer = self.make_trainer(model)
+                record = {
+                    "status": "running",
+                    "settings": self.settings,
+                    "versions": store.versions(),
+                    "data": self.tables.fingerprint,
+                }
+                record |= {"joint": self.joint, "parts": {}}
+                if not (self.run_folder / STATE).is_file() and trainer.epochs:
+                    start_over(self.run_folder)
+                elif before and before["versions"].get("code") == store.code():
+                    record["parts"] = before.get("parts", {})
+                store.write_json(self.run_folder / store.RUN, record)
+                if (self.run_folder / STATE).is_file():
+                    trainer.resume_checkpoint(self.run_folder)
+                elif before:
+                    log.info(
+                        "this run was stopped before its first state was stored: it starts over"
+                    )
+                data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
+                row = self._fit(trainer, model, train_data, data, started, record, watch) | {
+                    "versions": record["versions"]
+                }
+                del record["parts"]  # the row has them
+                store.write_json(
+                    self.run_folder / store.RUN, record | {"status": "finished", "row": row}
+                )
+                store.append_result(self.run_folder.parent, row)
         return row
+
+    @contextmanager
+    def _started(self):
+        """A run that ends in a UserError leaves no folder, or one marked as failed if there is something to go on with.
+
+        What RecBole raises before the first epoch is over is a refusal of these settings.
+        """
+        from .trainer import STATE
+
+        folder, model = self.run_folder, self.config["model"]
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            told = error
+            if not (folder / STATE).is_file():
+                told = stock.refusal(model, f"train {model} with these settings", error)
+            if not isinstance(told, UserError):
+                raise
+            stored = (STATE, "*.kept.npz", store.TEXTS, store.RANKS)
+            if any(any(folder.glob(name.format(part="*", key="*"))) for name in stored):
+                record = store.read_run(folder)
+                store.write_json(folder / store.RUN, record | {"status": "failed"})
+            else:
+                shutil.rmtree(folder)
+            if told is error:
+                raise
+            raise told from error
 
     def _fit(
         self, trainer, model, train_data, data: dict, started: float, record: dict, watch
