@@ -17,7 +17,9 @@ NO_NEGATIVES = {
 }  # fmt: skip
 # Sequential models that sample items whatever loss_type says, and those that never do.
 ALWAYS_NEGATIVES, NEVER_NEGATIVES = ("DIEN", "DIN", "TransRec"), ("BERT4Rec", "RepeatNet")
-LOSSES = {"CDAE": ("BCE", "MSE")}
+LOSSES = {
+    "CDAE": ("BCE", "MSE"), "CORE": ("CE",), "FPMC": ("BPR",), "GRU4RecCPR": ("CE",), "SASRecCPR": ("CE",),
+}  # fmt: skip
 NUMBERS = ("float", "float_seq")
 
 
@@ -59,12 +61,12 @@ def check_settings(settings: dict, default: dict) -> None:
         )
     if _samples(model, settings.get("loss_type")) and not _negatives(settings):
         raise UserError(
-            f"train_neg_sample_args: {model} learns from sampled negatives and needs them, found {settings['train_neg_sample_args']!r}; "
-            "leave it out (models with loss_type CE take none by themselves)"
+            f"train_neg_sample_args: {model} learns from sampled negatives and needs them, found none; "
+            "leave the key out, as models with loss_type CE take none by themselves"
         )
     if settings["transform"] != default.get("transform"):
         raise UserError(
-            f"transform: {model} reads its sequences {_said(default.get('transform'))}, found {settings['transform']!r}; leave it out"
+            f"transform: {model} reads its sequences {_said(default.get('transform'))}, found {settings['transform'] or 'none'}; leave the key out"
         )
     if settings["preload_weight"] is not None:
         raise UserError(
@@ -110,7 +112,9 @@ def _check_discretization(field: str, way, numerical: list) -> None:
         )
     bucket = way.get("bucket", 1 if method == "LD" else None)
     if not isinstance(bucket, int) or isinstance(bucket, bool) or bucket < 1:
-        raise UserError(f"{key}.bucket: expected a whole number from 1 up, found {bucket!r}")
+        raise UserError(
+            f"{key}.bucket: expected a whole number from 1 up, found {'none' if bucket is None else repr(bucket)}"
+        )
 
 
 def fields(config, tables) -> dict[str, str]:
@@ -144,27 +148,37 @@ def fields(config, tables) -> dict[str, str]:
 def check_data(config, tables) -> None:
     """Raise UserError for settings of a stock model that name columns which it is not given, or of another type."""
     model, given = config["model"], fields(config, tables)
+    events = {config["TIME_FIELD"], config["LABEL_FIELD"], *tables.columns}
+    read = [name for name in config["numerical_features"] or [] if name in events]
+    read += [name for name in tables.columns if given.get(name) == "token"]
+    if read and registry.stock_models()[model] == "context_aware":
+        raise UserError(
+            f"{model} would read {', '.join(read)} of the event that it is to predict, which nobody knows before; "
+            "leave it out of load_col.inter and numerical_features"
+        )
     for key in ("numerical_features", "normalize_field"):
         for name in config[key] or []:
-            if given.get(name) in NUMBERS:
-                continue
-            labels = config["threshold"] or {}
-            numbers = ", ".join(name for name, kind in given.items() if kind in NUMBERS)
-            reason = ""
-            if name in labels:
-                reason = f"; threshold.{name} makes labels of it"
-            elif name in given:
-                reason = f"; {name} is a {given[name]} column"
-            raise UserError(
-                f"{key}: expected columns of numbers that {model} is given, which are {numbers}, found {name!r}{reason or checks.nearest(name, given)}; "
-                "set load_col to give it more"
-            )
+            if given.get(name) not in NUMBERS:
+                raise _no_number(key, name, config, given)
     attribute = config["item_attribute"]
     if attribute and given.get(attribute) in NUMBERS:
         raise UserError(
             f"item_attribute: {model} learns to name the values of a token column, found {attribute}:{given[attribute]}; "
             "take another, or write it as token in the .item file"
         )
+
+
+def _no_number(key: str, name: str, config, given: dict[str, str]) -> UserError:
+    numbers = ", ".join(other for other, kind in given.items() if kind in NUMBERS)
+    if name in (config["threshold"] or {}):
+        hint = f"; threshold.{name} makes labels of it"
+    elif name in given:
+        hint = f"; {name} is a {given[name]} column"
+    else:
+        hint = checks.nearest(name, given) or "; set load_col to give it more"
+    return UserError(
+        f"{key}: expected columns of numbers that {config['model']} is given, which are {numbers}, found {name!r}{hint}"
+    )
 
 
 def numerical_features(config, tables) -> list[str]:
