@@ -41,7 +41,18 @@ hidden_size: 64                 # (int, >= 1)
 epochs: 300                     # (int, >= 0)
 train_batch_size: 2048          # (int, >= 1)
 eval_step: 1                    # (int, >= 0)
+learner: adam                   # (str)
 learning_rate: 0.001            # (float, > 0)
+weight_decay: 0.0               # (float, >= 0)
+loss_decimal_place: 4           # (int, >= 0)
+worker: 0                       # (int, >= 0)
+transform: ~                    # (str)
+numerical_features: []          # (list of str)
+normalize_field: ~              # (list of str)
+normalize_all: ~                # (bool)
+discretization: ~               # (dict)
+preload_weight: ~               # (dict)
+unused_col: ~                   # (dict)
 clip_grad_norm:                 # (dict or null)
   max_norm: 1.0                 # (float, > 0)
   norm_type: 2.0                # (float, > 0)
@@ -253,6 +264,14 @@ def check_name(name: str, key: str = "dataset") -> None:
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise UserError(
             f"{key} {name!r}: expected the name of a folder below data_path, without / or \\; set --data_path to where that folder is"
+        )
+
+
+def check_log(settings: dict) -> None:
+    """Raise UserError for a log that nothing would be written to."""
+    if settings["log_wandb"]:
+        raise UserError(
+            "log_wandb: nothing is logged to Weights & Biases here; leave it out: every run's folder has a log, tensorboard files and run.json"
         )
 
 

@@ -53,6 +53,9 @@ def table_of(runs: dict[str, list[Run]], metrics: Sequence[str] = COLUMNS) -> Ta
             notes.append(
                 f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in rates.items())
             )
+    trained = [name for name, group in runs.items() if group[0].row.get("users_as_trained")]
+    if trained:
+        notes.append(f"users as trained, without their events after training: {', '.join(trained)}")
     loud = samples.warning(first["dataset"])
     return make_table(
         title,

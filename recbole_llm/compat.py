@@ -132,6 +132,12 @@ FIXES = [
          *((module, "A._update(", '(getattr(A, "_update", None) or A._dict.update)(')
            for module in (f"{_GENERAL}.lightgcn", f"{_GENERAL}.ngcf", f"{_GENERAL}.ncl", f"{_GENERAL}.gcmc",
                           f"{_GENERAL}.spectralcf", f"{_KNOWLEDGE}.kgin", f"{_KNOWLEDGE}.mcclk"))),
+    _fix("SASRecF counts a float_seq feature once for each of its numbers, but embeds it as one vector: no run came to its end",
+         "SASRecF counts features",
+         ("model.sequential_recommender.sasrecf", "else dataset.num(field)", "else 1")),
+    _fix("NCEPLRec keeps its users' vectors but not the map that made them, so that no other history could be mapped",
+         "NCEPLRec keeps its projection",
+         (f"{_GENERAL}.nceplrec", "Q = R @ V_star", "Q = R @ V_star; self.item_projection = V_star")),
     _fix("only a Tune trial needs ray, and there ray.tune is loaded; ray 2 reports one dict, not keywords",
          "RecBole makes ray optional",
          (_QUICK, "from ray import tune", ""),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from . import checks, registry, resources
+from . import checks, registry, resources, stock
 from .errors import UserError
 
 # Keys that RecBole reads but lists in none of its YAML files.
@@ -121,6 +121,14 @@ def _stock_layers(model: str) -> list[dict]:
     if by_type:
         paths.append(folder / "quick_start_config" / f"{by_type}.yaml")
     return [copy.deepcopy(_cached_yaml(path)) for path in paths]
+
+
+def _stock_defaults(model: str) -> dict:
+    """RecBole's own settings of one of its models."""
+    settings: dict = {}
+    for layer in _stock_layers(model):
+        settings |= layer
+    return settings
 
 
 def resolve(
@@ -375,18 +383,14 @@ def _finish(settings: dict, layers: list[dict]) -> None:
             for key in layer
         ),
     )
+    settings["learner"] = settings["learner"].lower()  # as RecBole reads it
+    checks.check_log(settings)
+    stock.check_learner(settings)
     if model not in registry.OURS:
         settings["precision"] = (
             "fp32"  # whatever was asked for: it is of LLM backbones, and must not name another run
         )
-        if settings["learner"] == "muon":  # RecBole would warn and train by Adam
-            raise UserError(
-                f"learner: muon is for text models; {model} is trained by RecBole's learners (adam, sgd, adagrad, rmsprop, …)"
-            )
-    elif settings["learner"] not in ("adam", "muon"):
-        raise UserError(
-            f"learner: {model} and the other text models know adam (AdamW) and muon, found {settings['learner']!r}; give it to stock models only"
-        )
+        stock.check_settings(settings, _stock_defaults(model))
     if settings["item_features"] != "id" and model not in registry.BY_TEXT:
         raise UserError(
             f"item_features: expected id for {model}, found {settings['item_features']!r}; give it to {', '.join(registry.BY_TEXT)} only"
@@ -508,6 +512,10 @@ def recbole_config(settings: dict, data_path: str | Path):
             import torch
 
             gpu = self.final_config_dict["use_gpu"] and torch.cuda.is_available()
+            if gpu and self.final_config_dict["gpu_id"] >= torch.cuda.device_count():
+                raise UserError(
+                    f"gpu_id: this machine has {torch.cuda.device_count()} GPUs, numbered from 0, found {self.final_config_dict['gpu_id']}"
+                )
             device = torch.device(f"cuda:{self.final_config_dict['gpu_id']}" if gpu else "cpu")
             self.final_config_dict |= {"single_spec": True, "local_rank": 0, "device": device}
 

@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import torch
 from recbole.data.utils import create_samplers, get_dataloader
 
-from . import registry
-from .data.dataset import TextDataset, dataset_class
+from . import registry, stock
+from .data.dataset import TextDataset, dataset_class, load_tables
 
 
 def make_loaders(config) -> tuple:
     """(train, valid, test): `_dataset` of each carries its cases."""
     ours = config["model"] in registry.OURS
+    if not ours:
+        config["numerical_features"] = stock.numerical_features(config, load_tables(config))
     dataset = (TextDataset if ours else dataset_class(config["model"], config["MODEL_TYPE"]))(
         config
     )

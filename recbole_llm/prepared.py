@@ -1,11 +1,13 @@
 """Settings with their data: what is checked before a run, and the run itself."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import config as settings_module
-from . import registry, store
+from . import registry, stock, store
 from .data import mixture, samples
 from .errors import UserError
 from .files import atomically
@@ -30,9 +32,10 @@ class Prepared:
                 )
             settings = settings | {"backbone": stored["backbone"]}
         self.settings, self.restored = settings, restored
-        self.name, self.config = samples.configured(
-            settings | {"init_from": initial and str(initial)}
-        )
+        with stock.refusals(settings["model"], f"take these settings for {settings['model']}"):
+            self.name, self.config = samples.configured(
+                settings | {"init_from": initial and str(initial)}
+            )
         from .data.dataset import (
             load_tables,
         )  # and torch with it, now that the dataset is known to be there
@@ -86,6 +89,8 @@ class Prepared:
         mode = self.config["eval_args"]["mode"]["test"]
         keys += ["candidates_exclude", "candidate_seed"] if mode != "full" else []
         keys += ["test_users"] if self.settings["test_users"] else []
+        # a run of before this setting was given histories of training
+        keys += ["history_at_test"] if self.settings.get("history_at_test") == "training" else []
         return {
             "fingerprint": self.tables.fingerprint,
             "split": self.settings["eval_args"],
@@ -147,6 +152,7 @@ class Prepared:
                 check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]), trusted)
             dataset_class(model, config["MODEL_TYPE"])
             trainer_class(model, config["MODEL_TYPE"])
+            stock.check_data(config, tables)
             label = config["LABEL_FIELD"]
             if (
                 registry.stock_models()[model] == "context_aware"
@@ -267,27 +273,14 @@ class Prepared:
 
         config = self.config
         init_seed(config["seed"], config["reproducibility"])
-        loaders = make_loaders(config)
-        init_seed(config["seed"], config["reproducibility"])
-        try:
+        with stock.refusals(
+            config["model"], f"build {config['model']} and its data from these settings"
+        ):
+            loaders = make_loaders(config)
+            init_seed(config["seed"], config["reproducibility"])
             model = registry.model_class(config["model"])(config, loaders[0]._dataset).to(
                 config["device"]
             )
-        except (
-            AssertionError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            if config["model"] in registry.OURS:
-                raise
-            raise UserError(
-                f"RecBole cannot build {config['model']} from these settings: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
         if config["model"] not in registry.OURS and config["item_features"] != "id":
             from .features import know_by_text
 
@@ -327,39 +320,71 @@ class Prepared:
             if before and before["status"] == "finished":  # by another process, in the meantime
                 return before["row"]
             log.start(self.run_folder)
-            trainer = self.make_trainer(model)
-            record = {
-                "status": "running",
-                "settings": self.settings,
-                "versions": store.versions(),
-                "data": self.tables.fingerprint,
-            }
-            record |= {"joint": self.joint, "parts": {}}
-            if not (self.run_folder / STATE).is_file() and trainer.epochs:
-                start_over(self.run_folder)
-            elif before and before["versions"].get("code") == store.code():
-                record["parts"] = before.get("parts", {})
-            store.write_json(self.run_folder / store.RUN, record)
-            if (self.run_folder / STATE).is_file():
-                trainer.resume_checkpoint(self.run_folder)
-            elif before:
-                log.info("this run was stopped before its first state was stored: it starts over")
-            data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
-            row = self._fit(trainer, model, train_data, data, started, record, watch) | {
-                "versions": record["versions"]
-            }
-            del record["parts"]  # the row has them
-            store.write_json(
-                self.run_folder / store.RUN, record | {"status": "finished", "row": row}
-            )
-            (self.run_folder / STATE).unlink(missing_ok=True)  # nothing goes on from it any more
-            store.append_result(self.run_folder.parent, row)
+            with self._started():
+                trainer = self.make_trainer(model)
+                record = {
+                    "status": "running",
+                    "settings": self.settings,
+                    "versions": store.versions(),
+                    "data": self.tables.fingerprint,
+                }
+                record |= {"joint": self.joint, "parts": {}}
+                if not (self.run_folder / STATE).is_file() and trainer.epochs:
+                    start_over(self.run_folder)
+                elif before and before["versions"].get("code") == store.code():
+                    record["parts"] = before.get("parts", {})
+                store.write_json(self.run_folder / store.RUN, record)
+                if (self.run_folder / STATE).is_file():
+                    trainer.resume_checkpoint(self.run_folder)
+                elif before:
+                    log.info(
+                        "this run was stopped before its first state was stored: it starts over"
+                    )
+                data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
+                row = self._fit(trainer, model, train_data, data, started, record, watch) | {
+                    "versions": record["versions"]
+                }
+                del record["parts"]  # the row has them
+                store.write_json(
+                    self.run_folder / store.RUN, record | {"status": "finished", "row": row}
+                )
+                # nothing goes on from it any more
+                (self.run_folder / STATE).unlink(missing_ok=True)
+                store.append_result(self.run_folder.parent, row)
         return row
+
+    @contextmanager
+    def _started(self):
+        """A run that ends in a UserError leaves no folder, or one marked as failed if there is something to go on with.
+
+        What RecBole raises before the first epoch is over is a refusal of these settings.
+        """
+        from .trainer import STATE
+
+        folder, model = self.run_folder, self.config["model"]
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            told = error
+            if not (folder / STATE).is_file():
+                told = stock.refusal(model, f"train {model} with these settings", error)
+            if not isinstance(told, UserError):
+                raise
+            stored = (STATE, "*.kept.npz", store.TEXTS, store.RANKS)
+            if any(any(folder.glob(name.format(part="*", key="*"))) for name in stored):
+                record = store.read_run(folder)
+                store.write_json(folder / store.RUN, record | {"status": "failed"})
+            else:
+                shutil.rmtree(folder)
+            if told is error:
+                raise
+            raise told from error
 
     def _fit(
         self, trainer, model, train_data, data: dict, started: float, record: dict, watch
     ) -> dict:
         """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again."""
+        from .evaluation.histories import users_as_trained
         from .evaluation.kept import forget
 
         seconds, memory = (
@@ -396,7 +421,7 @@ class Prepared:
             "seed": self.settings["seed"], "hash": self.hash, "backbone": self.settings.get("backbone"), **results, "best_epoch": trainer.best_epoch,
             "seconds": seconds | {f"fit_{key}": round(value, 2) for key, value in trainer.seconds.items()},
             "memory_mib": memory, "device": str(self.config["device"]), "rates": record["parts"]["test"]["rates"], "cases": len(data["test"]._dataset.cases),
-            "candidates": candidates,
+            "candidates": candidates, "users_as_trained": users_as_trained(model, data["test"]._dataset),
         }  # fmt: skip
 
     def rates(self, model, part: str) -> dict[str, float]:

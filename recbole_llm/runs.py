@@ -173,6 +173,7 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
     The result is stored in a folder of its own below the run. Raises UserError if the weights belong to other data
     or have seen the targets, or for a setting that only training reads.
     """
+    from .evaluation.histories import users_as_trained
     from .evaluation.kept import forget
 
     done = store.finished_run(folder)
@@ -203,7 +204,7 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
                 "seed": prepared.settings["seed"], "device": str(prepared.config["device"]),
                 "cases": len(trainer.ranked(data).cases), "versions": store.versions(),
                 "seconds": {part: seconds}, "memory_mib": {part: store.peak_memory()}, "rates": prepared.rates(model, part),
-                "candidates": {part: trainer.drawn},
+                "candidates": {part: trainer.drawn}, "users_as_trained": users_as_trained(model, data._dataset),
             }  # fmt: skip
             row = (
                 {key: value for key, value in row.items() if key not in ("valid", "test")}

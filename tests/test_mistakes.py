@@ -133,7 +133,7 @@ DATA = {  # name: (arguments, file to change, change, what is said)
     "a split that leaves no test case": ((*POP_LIR, "--eval_args.split={timestamp: [1e18, 2e18]}"), None, None, r"leaves no test case"),
     "a split that there is not": ((*GRU, "--eval_args.split={LO: 1}"), None, None, r"eval_args.split: expected one of LS, RS, temporal, timestamp"),
     "more negatives than there are items": ((*GRU, "--eval_args.mode=uni25"), None, None, r"uni25: user u\d+ leaves only \d+ items .*smaller uniK"),
-    "a model that the harness does not run": (("--model=CFKG", "--beside=[Pop]"), None, None, r"CFKG: models of type knowledge are not run by this harness"),
+    "a model that the harness does not run": (("--model=CFKG", "--beside=[Pop]"), None, None, r"CFKG learns from a knowledge graph .*this harness does not run such models"),
     "fine-tuning from nothing": (
         ("--model=S3Rec", "--beside=[]", "--item_attribute=categories", "--stages=[finetune]"), None, None, r"expected --init_from=RUN",
     ),
@@ -143,7 +143,7 @@ DATA = {  # name: (arguments, file to change, change, what is said)
     "labels that are not there": (("--model=FM", "--beside=[Pop]"), None, None, r"FM learns labels, .* make one by --threshold.rating=4 and --load_col.inter="),
     "a training loop of its own": (("--model=NCL", "--beside=[Pop]"), None, None, r"NCL: NCLTrainer has a training loop of its own"),
     "a size that RecBole refuses": (
-        ("--model=SASRec", "--beside=[]", "--n_heads=7"), None, None, r"RecBole cannot build SASRec from these settings: ValueError: .*hidden size",
+        ("--model=SASRec", "--beside=[]", "--n_heads=7"), None, None, r"RecBole cannot build SASRec and its data from these settings: ValueError: .*hidden size",
     ),
     "a user who has met everything": (
         ("--model=BPR", "--beside=[Pop]"), "inter", lambda text: text + "".join(f"u1\ti{item}\t3\t{2e9 + item}\n" for item in range(30)),

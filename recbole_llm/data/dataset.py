@@ -377,8 +377,9 @@ def dataset_class(model_name: str, model_type: ModelType) -> type:
     """Our version of the Dataset class that RecBole would pick for a stock model."""
     base = getattr(stock, model_name + "Dataset", None) or _BY_TYPE.get(model_type)
     if base is None or issubclass(base, stock.KnowledgeBasedDataset | stock.DecisionTreeDataset):
+        reads = "trees" if base is stock.DecisionTreeDataset else "a knowledge graph (.kg, .link)"
         raise UserError(
-            f"{model_name}: models of type {model_type.name.lower()} are not run by this harness; use recbole.quick_start.run_recbole"
+            f"{model_name} learns from {reads}, and this harness does not run such models; use recbole.quick_start.run_recbole"
         )
     mixin = SequenceMixin if issubclass(base, stock.SequentialDataset) else TableMixin
     return type(f"Table{base.__name__}", (mixin, base), {})

@@ -8,6 +8,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from tqdm import tqdm
 
 from ..data.splits import Cases
+from .histories import by_history
 from .kept import Kept, joined
 from .ranks import RankTable, count_above_and_tied
 
@@ -106,6 +107,10 @@ def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
 
     A model may say by `alike`, int64 [items], whose score each item has: a product over the catalogue breaks ties in the last bit.
     """
+    return by_history(model, dataset, cases, lambda part: _catalogue_scores(model, dataset, part))
+
+
+def _catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
     interaction = dataset.case_batch(cases)
     if _scores_all(model):
         scores = model.full_sort_predict(interaction.to(model.device)).view(

@@ -1,0 +1,218 @@
+"""General models at evaluation: every event before the target where the model can take it, and never the target."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from shops import write_shop
+
+from recbole_llm import config, registry
+from recbole_llm.evaluation.histories import NO_USERS, READERS, Histories, users_as_trained
+from recbole_llm.evaluation.loop import catalogue_scores
+from recbole_llm.loaders import make_loaders
+from recbole_llm.prepared import Prepared
+
+GENERAL = sorted(name for name, family in registry.stock_models().items() if family == "general")
+SMALL = {  # what keeps a model of this size below a second
+    "ConvNCF": {"embedding_size": 64},
+    "LDiffRec": {"n_cate": 1, "in_dims": [8], "out_dims": []},
+    "NNCF": {"neigh_num": 3},
+}
+
+
+def build(model, folder, **settings):
+    """(model, test dataset) of a stock model that is built and not trained."""
+    settings = {"use_gpu": False} | SMALL.get(model, {}) | settings
+    resolved = config.resolve(model, "tiny", [], settings)
+    made = config.recbole_config(resolved, folder / "dataset" / "tiny")
+    torch.manual_seed(0)
+    np.random.seed(0)
+    train, _, test = make_loaders(made)
+    built = registry.model_class(model)(made, train._dataset)
+    if model == "Pop":
+        built.calculate_loss(train._dataset.events)
+    return built.eval(), test._dataset
+
+
+def with_items(dataset, rows, shift):
+    """The dataset with other items in some events."""
+    tables = dataset.tables
+    item = tables.item.copy()
+    item[rows] = (item[rows] + shift) % len(tables.items)
+    other = copy.copy(dataset)
+    other.tables = replace(tables, item=item)
+    return other
+
+
+def scores(model, dataset, cases=None):
+    torch.manual_seed(0)  # ADMMSLIM adds noise
+    return catalogue_scores(model, dataset, dataset.cases if cases is None else cases)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A shop whose users have between five and nine events."""
+    folder = tmp_path_factory.mktemp("histories")
+    write_shop(folder)
+    return folder
+
+
+def test_the_list_names_models_of_recbole():
+    assert READERS.keys() <= set(GENERAL) and set(NO_USERS) <= set(GENERAL)
+
+
+@pytest.mark.parametrize("name", [name for name in GENERAL if name not in ("Random", "NNCF")])
+def test_the_last_event_before_the_target_counts_for_the_models_of_the_list(name, folder):
+    """And for no other model; the target counts for none."""
+    model, dataset = build(name, folder)
+    before = dict(vars(model))
+    first = scores(model, dataset)
+    changed = scores(model, with_items(dataset, dataset.cases.end - 1, 1)) != first
+    share = changed.any(dim=1).float().mean()
+    assert share > 0.5 if name in READERS else share == 0
+    assert torch.equal(scores(model, with_items(dataset, dataset.cases.end, 1)), first)
+    assert users_as_trained(model, dataset) == (name not in READERS and name not in NO_USERS)
+    if name in READERS:
+        for key in READERS[name](model, Histories(dataset, dataset.cases)):
+            assert vars(model)[key] is before[key]
+
+
+@pytest.mark.slow
+def test_neighbours_of_nncf_are_those_of_training(folder):
+    model, dataset = build("NNCF", folder, neigh_num=20)
+    changed = scores(model, with_items(dataset, dataset.cases.end - 1, 1))
+    assert torch.equal(changed, scores(model, dataset))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_training_is_what_recbole_does(name, folder):
+    """The scores of the stock model, which knows training events alone."""
+    model, dataset = build(name, folder, history_at_test="training")
+    stock = model.full_sort_predict
+    torch.manual_seed(0)
+    expected = stock(dataset.case_batch(dataset.cases)).view(len(dataset.cases), -1)[:, 1:]
+    assert torch.equal(scores(model, dataset), expected)
+    assert torch.equal(
+        scores(model, with_items(dataset, dataset.cases.end - 1, 1)), scores(model, dataset)
+    )
+    assert users_as_trained(model, dataset)
+
+
+RATED = {
+    "inter_matrix_type": "rating",
+    "load_col.inter": ["user_id", "item_id", "rating", "timestamp"],
+}
+FORMS = [(name, {}) for name in READERS]
+FORMS += [("DiffRec", {"time-aware": True}), ("LDiffRec", {"time-aware": True}), ("DMF", RATED)]
+
+
+@pytest.mark.parametrize(("name", "settings"), FORMS)
+def test_histories_of_training_give_the_scores_of_training(name, settings, folder):
+    """What is put into the model has the form of what RecBole has built: its own constructor is the oracle."""
+    model, dataset = build(name, folder, **settings)
+    ends = dataset.tables.start[1:] - 2  # the history is what training has: all but two events
+    cases = dataset.cases[: len(ends)]
+    cases = replace(cases, end=ends[cases.user], begin=dataset.tables.start[:-1][cases.user])
+    expected = scores(model, dataset_with(dataset, "training"), cases)
+    torch.testing.assert_close(scores(model, dataset, cases), expected, rtol=1e-5, atol=1e-6)
+
+
+def dataset_with(dataset, history_at_test):
+    """The dataset under another value of the setting."""
+    other = copy.copy(dataset)
+    other.config = copy.copy(dataset.config)
+    other.config.final_config_dict = dataset.config.final_config_dict | {
+        "history_at_test": history_at_test
+    }
+    return other
+
+
+def test_ease_ranks_by_all_events_before_the_target(folder):
+    """Oracle in float64: the item matrix of training, the users of everything before the target."""
+    model, dataset = build("EASE", folder)
+    tables = dataset.tables
+    train = np.zeros((len(tables.users), len(tables.items)))
+    np.add.at(train, (tables.user, tables.item), dataset.split.train_events.astype(float))
+    gram = train.T @ train + 250 * np.eye(len(tables.items))
+    inverse = np.linalg.inv(gram)
+    similarity = inverse / -np.diag(inverse)
+    np.fill_diagonal(similarity, 0)
+    histories = np.zeros((len(dataset.cases), len(tables.items)))
+    for row, history in enumerate(dataset.cases.histories(tables)):
+        np.add.at(histories[row], history, 1)
+    np.testing.assert_allclose(scores(model, dataset), histories @ similarity, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["EASE", "MultiDAE", "CDAE", "FISM", "SimpleX"])
+def test_each_case_of_a_user_has_its_own_history(name, folder):
+    """Several targets of one user, in any order: scored together as one by one."""
+    model, dataset = build(name, folder, **{"eval_args.split": {"RS": [0.4, 0.2, 0.4]}})
+    cases = dataset.cases[np.random.default_rng(0).permutation(len(dataset.cases))]
+    assert len(np.unique(cases.user)) < len(cases)
+    alone = [scores(model, dataset, cases[[row]]) for row in range(len(cases))]
+    torch.testing.assert_close(
+        scores(model, dataset, cases), torch.cat(alone), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_no_target_is_in_the_matrix(folder):
+    """Every target is an item that its user meets there alone."""
+    _, dataset = build(
+        "EASE", folder, catalogue="all", **{"eval_args.split": {"RS": [0.4, 0.2, 0.4]}}
+    )
+    tables, cases = dataset.tables, dataset.cases
+    item = tables.item.copy()
+    size = len(tables.items)
+    planted = np.append(tables.items, [f"planted{row}" for row in range(len(cases))])
+    item[cases.end] = size + np.arange(len(cases))
+    other = copy.copy(dataset)
+    other.tables = replace(tables, item=item, items=planted)
+    for row in range(len(cases)):
+        matrix = Histories(other, cases[[row]]).matrix()
+        met = matrix[cases.user[row] + 1].nonzero()[1] - 1
+        assert size + row not in met
+        assert sorted(met) == sorted(set(item[cases.begin[row] : cases.end[row]]))
+        assert matrix.sum() == cases.end[row] - cases.begin[row]
+
+
+def test_the_newest_events_stay_where_a_model_bounds_them(folder):
+    model, dataset = build("SimpleX", folder, history_len=3)
+    items, _, length = Histories(dataset, dataset.cases).padded(most=3)
+    assert items.shape[1] == 3
+    for user, history in zip(dataset.cases.user, dataset.cases.histories(dataset.tables)):
+        assert items[user + 1].tolist() == (history[-3:] + 1).tolist() and length[user + 1] == 3
+    changed = scores(model, with_items(dataset, dataset.cases.end - 3, 1)) != scores(model, dataset)
+    assert changed.any(dim=1).all()
+    older = scores(model, with_items(dataset, dataset.cases.end - 4, 1))
+    assert torch.equal(older, scores(model, dataset))
+
+
+@pytest.mark.parametrize("name", ["ItemKNN", "AsymKNN"])
+def test_neighbours_of_users_are_those_of_training(name, folder):
+    model, dataset = build(name, folder, knn_method="user")
+    changed = scores(model, with_items(dataset, dataset.cases.end - 1, 1))
+    assert torch.equal(changed, scores(model, dataset)) and users_as_trained(model, dataset)
+
+
+@pytest.mark.parametrize("name", ["MultiDAE", "CDAE", "SimpleX", "DMF"])
+def test_training_goes_on_as_if_nothing_had_been_ranked(name, folder, tmp_path, monkeypatch):
+    """The weights after two epochs do not depend on whether the test cases were ranked between them."""
+    monkeypatch.chdir(folder)
+    weights = []
+    for ranks in (False, True):
+        settings = {"use_gpu": False, "epochs": 2, "checkpoint_dir": str(tmp_path / str(ranks))}
+        resolved = config.resolve(name, "tiny", [], settings | {"state": "ERROR"})
+        model, trainer, (train, valid, test) = Prepared(resolved).build()
+        for epoch in range(2):
+            loss = trainer._train_epoch(train, epoch)
+            if ranks:
+                state = torch.get_rng_state(), np.random.get_state()
+                trainer.rank(test)
+                torch.set_rng_state(state[0])
+                np.random.set_state(state[1])
+        weights.append((loss, copy.deepcopy(model.state_dict())))
+    assert weights[0][0] == weights[1][0]
+    for key, value in weights[0][1].items():
+        assert torch.equal(value, weights[1][1][key])
