@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ import numpy as np
 from .data import samples
 from .errors import UserError
 from .evaluation.metrics import case_values
-from .evaluation.significance import pair, same_measure, user_bootstrap, user_ttest
+from .evaluation.significance import (
+    SAMPLES,
+    holm,
+    pair,
+    same_measure,
+    ttest_of_sums,
+    user_bootstrap,
+    user_sums,
+)
 from .report.table import Table, make_table, to_screen, write, write_text
 from .runs import Run
 from .screen import say
@@ -115,35 +124,95 @@ def _paired_ranks(runs: dict[str, list[Run]]) -> dict[str, list]:
 def _significance(
     results: dict[str, list[dict]], tables: dict[str, list], columns: Sequence[str], grouped: bool
 ) -> tuple[dict, list[str]]:
-    """† where the best of a column beats the second, and intervals against the best; a model's seeds are averaged by case.
+    """Marks and notes: † where the best of a column beats the second, and intervals against the best.
 
-    Two rows have intervals of every column, more rows of one, NDCG@10 where there is that.
-    results: metrics per model and seed; tables: paired rank tables alike. grouped: means are over users' means.
+    The best and the second are chosen by the same data that tests them, so the tests of all pairs of rows in all columns are
+    one family for Holm's correction. Two rows have intervals of every column, more rows of one, NDCG@10 where there is that.
+
+    Parameters
+    ----------
+    results : metrics per row and seed. tables : paired rank tables alike.
+    grouped : means are over users' means.
     """
-    users = next(iter(tables.values()))[0].user
-    if not columns or len(np.unique(users)) < 2:
+    users = np.unique(next(iter(tables.values()))[0].user, return_inverse=True)[1]
+    n_users = int(users.max(initial=-1)) + 1
+    if not columns or n_users < 2:
         return {}, []  # nothing varies
-    marks, notes = {}, []
+    values = {
+        (name, column): np.stack([case_values(table, column) for table in group])
+        for name, group in tables.items()
+        for column in columns
+    }
+    tests = _tests(users, values, list(results), columns, grouped)
     shown = "ndcg@10" if "ndcg@10" in columns else columns[0]
+    marks, intervals = {}, []
     for column in columns:
-        values = {
-            name: np.mean([case_values(table, column) for table in group], axis=0)
-            for name, group in tables.items()
-        }
         best, second = sorted(
             results, key=lambda name: -np.mean([run[column] for run in results[name]])
         )[:2]
-        if user_ttest(users, values[best], values[second], grouped).p < SIGNIFICANT:
+        if tests[frozenset((best, second)), column] < SIGNIFICANT:
             marks[best, column] = "†"
         if column == shown or len(results) == 2:
             for name in [name for name in results if name != best]:
-                gap = user_bootstrap(users, values[best], values[name], grouped)
-                notes.append(
-                    f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval over users [{gap.low:+.4f}, {gap.high:+.4f}]"
+                gap = user_bootstrap(users, values[best, column], values[name, column], grouped)
+                intervals.append(
+                    f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval [{gap.low:+.4f}, {gap.high:+.4f}]"
                 )
-    if marks:
-        notes.insert(0, f"† better than the second: p < {SIGNIFICANT}, paired t-test over users")
-    return marks, notes
+    over = _over(n_users, {name: len(group) for name, group in tables.items()})
+    pairs = len(tests) // len(columns)
+    how = (
+        f"paired t-tests over {over}, Holm's correction for {len(tests)} tests "
+        f"({_count(pairs, 'pair')} of rows x {_count(len(columns), 'column')})"
+    )
+    found = (
+        f"† better than the second of its column: p < {SIGNIFICANT}"
+        if marks
+        else f"no best row is better than the second of its column: p >= {SIGNIFICANT}"
+    )
+    return marks, [
+        f"{found}; {how}",
+        *intervals,
+        f"intervals: {SAMPLES} bootstrap samples of {over}, each interval by itself",
+    ]
+
+
+def _tests(
+    users: np.ndarray,
+    values: dict[tuple[str, str], np.ndarray],
+    names: Sequence[str],
+    columns: Sequence[str],
+    grouped: bool,
+) -> dict[tuple[frozenset, str], float]:
+    """(pair of rows, column) -> p, corrected for all of them.
+
+    Parameters
+    ----------
+    users : int64 [n], the user of each case. values : (row, column) -> float [seeds, n].
+    """
+    sums = {key: user_sums(users, own, grouped)[0] for key, own in values.items()}
+    keys = [(one, other, column) for one, other in combinations(names, 2) for column in columns]
+    p = holm(
+        [ttest_of_sums(sums[one, column], sums[other, column]).p for one, other, column in keys]
+    )
+    return {
+        (frozenset((one, other)), column): float(value)
+        for (one, other, column), value in zip(keys, p, strict=True)
+    }
+
+
+def _over(n_users: int, seeds: dict[str, int]) -> str:
+    """What varies: `600 users`, `600 users and 3 seeds`, or with the seeds of each row."""
+    users, counts = _count(n_users, "user"), set(seeds.values())
+    if counts == {1}:
+        return users
+    if len(counts) == 1:
+        return f"{users} and {_count(counts.pop(), 'seed')} of each row"
+    each = ", ".join(f"{count} of {name}" for name, count in seeds.items())
+    return f"{users} and seeds ({each}; a single seed is taken as it is)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def write_table(

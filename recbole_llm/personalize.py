@@ -26,7 +26,7 @@ def personalize(settings: dict, own: dict) -> list[str]:
     folder, found = asked.run()
     record = _record(asked, found, folder)
     store.write_json(folder / store.RUN, record)
-    findings = Findings(found, own["threshold"])
+    findings = Findings(found, own["threshold"], asked.borders)
     tables, answers = findings.tables(), findings.answers()
     who = {
         model: [found.tables.users[served.users].tolist(), sorted(served.units)]
@@ -37,7 +37,7 @@ def personalize(settings: dict, own: dict) -> list[str]:
         write(table, target, name)
     parts = [
         *map(to_markdown, tables.values()),
-        "**Questions** (differences with 95 % intervals over users)",
+        "**Questions** (differences with 95 % intervals over users, each interval by itself)",
         "```\n" + "\n".join(answers) + "\n```",
     ]
     if "outcomes" in tables:
@@ -165,19 +165,23 @@ COLOURS = {
 
 
 def draw(table: Table, path: Path) -> None:
-    """Shares of users by outcome, a bar for each quarter by activity."""
+    """Shares of users by outcome, a bar for each group by activity that has users."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plot
 
-    rows = [(name, [cell.mean for cell in cells]) for name, cells in table.rows if name != "all"]
+    rows = [
+        (name, [cell.mean for cell in cells])
+        for name, cells in table.rows
+        if name != "all" and cells[0].mean
+    ]
     figure, axis = plot.subplots(figsize=(7, 4))
     left = np.zeros(len(rows))
     for number, outcome in enumerate(OUTCOMES, start=3):
         share = np.array([values[number] / values[0] for _, values in rows])
         axis.barh(
-            [f"{name}\n{values[1]:.0f} to {values[2]:.0f}" for name, values in rows],
+            [f"{name}\n{values[0]:.0f} users" for name, values in rows],
             share,
             left=left,
             label=outcome,

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from . import config, store
-from .cluster import Cluster, asked, connected, need_ray, teller, trials
+from .cluster import Cluster, asked, check, connected, need_ray, teller, trials
 from .errors import UserError
 from .files import read_lines, write_text
 from .prepared import Prepared
@@ -101,6 +101,15 @@ class Search:
             raise UserError(
                 "seeds: a search runs one seed; leave it out, or search over --space.seed=[1, 2]"
             )
+        need_ray("tune")
+        self.cluster = Cluster(
+            own["ray_address"],
+            own["trial_cpus"],
+            own["trial_gpus"],
+            own["dashboard"],
+            ("trial_cpus", "trial_gpus"),
+        )
+        check(self.cluster)
         for settings in self.settings:
             for number, stage in enumerate(stages_of(settings)):
                 prepared = Prepared(stage)
@@ -112,7 +121,6 @@ class Search:
             raise UserError(
                 f"tune chooses by validation, and the split {args['split']} has no valid case; set --eval_args.split"
             )
-        need_ray("tune")
         self.metric = plain["valid_metric"].lower()
         saved = Path(plain["checkpoint_dir"])
         asha = [own["grace"], own["reduction"]] if own["search"] == "asha" else []
@@ -153,9 +161,6 @@ class Search:
 
     def _try(self, numbers: list[int], told) -> None:
         own = self.own
-        cluster = Cluster(
-            own["ray_address"], own["trial_cpus"], own["trial_gpus"], own["dashboard"]
-        )
 
         def ended(number, result, error) -> None:
             """The record of a trial is written when it ends, so that a killed search goes on with the others."""
@@ -182,7 +187,7 @@ class Search:
                 f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}"
             )
 
-        with connected(cluster) as resources:
+        with connected(self.cluster) as resources:
             from ray import tune
 
             how = {}

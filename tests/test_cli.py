@@ -145,7 +145,7 @@ def test_compare_prints_mean_and_deviation_over_seeds(shop):
     best = max(means, key=means.get)
     for model in means.keys() - {best}:  # the intervals are about the same means
         gap, low, high = re.search(
-            rf"ndcg@10: {best} - {model} = (\S+), 95 % interval over users \[(\S+), (\S+)\]",
+            rf"ndcg@10: {best} - {model} = (\S+), 95 % interval \[(\S+), (\S+)\]",
             shop.compare.stdout,
         ).groups()
         assert float(gap) == pytest.approx(means[best] - means[model], abs=6e-5) and float(

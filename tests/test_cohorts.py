@@ -216,11 +216,38 @@ def test_a_users_metrics_are_means_over_its_cases():
     )
 
 
-def test_activity_buckets_hold_like_numbers_of_users_and_equal_users_stay_together():
+def test_equal_metrics_in_another_order_of_cases_are_a_draw():
+    """Ranks [9, 1, 3] and [1, 3, 9] have means that differ in the last bits: no outcome may come of that."""
+    rng = np.random.default_rng(0)
+    own, other = np.empty((400, 4)), np.empty((400, 4))
+    for user in range(400):
+        gains = 1 / np.log2(1 + rng.integers(1, 30, 7))
+        for metric in range(4):
+            own[user, metric] = np.cumsum(gains)[-1] / 7
+            other[user, metric] = np.cumsum(rng.permutation(gains))[-1] / 7
+    assert (own != other).any(axis=1).mean() > 0.5
+    assert set(outcomes(own, other)) == {"draw"} == set(outcomes(own, other, threshold=0.3))
+
+
+def test_groups_by_activity_have_fixed_borders():
+    """The paper's low activity is 6 to 10 test items, however active the others are."""
+    cases = np.array([1, 5, 6, 10, 11, 20, 21, 500])
+    found = by_activity(cases, (5, 10, 20))
+    assert found.of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and found.sizes.tolist() == [2, 2, 2, 2]
+    assert found.names == (
+        "very low (up to 5)", "low (6 to 10)", "high (11 to 20)", "very high (more than 20)"
+    )  # fmt: skip
+    games = by_activity(np.repeat([2, 3, 4, 9], 5), (5, 10, 20))
+    assert games.sizes.tolist() == [15, 5, 0, 0] and games.names == found.names
+    other = by_activity(cases, (5, 6))
+    assert other.names == ("up to 5", "6", "more than 6") and other.sizes.tolist() == [2, 1, 5]
+
+
+def test_quartiles_hold_like_numbers_of_users_and_equal_users_stay_together():
     cases = np.repeat(np.arange(1, 9), 10)
-    assert np.bincount(by_activity(cases)).tolist() == [20, 20, 20, 20]
+    assert by_activity(cases, None).sizes.tolist() == [20, 20, 20, 20]
     skewed = np.array([3] * 70 + [4] * 10 + [5] * 10 + [9] * 10)
-    found = by_activity(skewed)
+    found = by_activity(skewed, None).of
     assert (
         all(len(set(found[skewed == size])) == 1 for size in (3, 4, 5, 9))
         and (np.diff(found) >= 0).all()

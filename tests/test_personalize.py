@@ -5,10 +5,12 @@ import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rank_tables import make_table
 from test_cohorts import tables_of
 from worlds import t5
 
@@ -17,7 +19,8 @@ from recbole_llm.data.splits import make_split
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.personal import plan
+from recbole_llm.personal import findings, plan
+from recbole_llm.personal.cohorts import Cohorts
 from recbole_llm.personal.outcomes import OUTCOMES
 from recbole_llm.personal.routing import Router
 from recbole_llm.personal.spectrum import Personal
@@ -36,7 +39,7 @@ def command(folder, *more):
     with contextlib.redirect_stdout(said):
         code = cli.main([
             "personalize", "--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", f"--models={MODELS}",
-            "--cohorts=low+2,low+high", "--low_activity=4", f"--cohort_file={folder / 'mine.tsv'}", "--jobs=serial", "--unit_users=8", "--own_users=16",
+            "--cohorts=low+2,low+high", "--low_activity=4", f"--cohort_file={folder / 'mine.tsv'}", "--jobs=serial", "--unit_users=8", "--own_users=27", "--activity_borders=[3,5]",
             "--adapter_epochs=2", "--adapter_learning_rate=0.03", "--epochs=2", "--scratch_vocabulary=300", "--show_progress=false",
             "--max_length=64", "--item_length=12", *more,
         ])  # fmt: skip
@@ -161,10 +164,99 @@ def test_a_model_that_lacks_users_competes_for_nothing(spectrum):
         "5. Users has 16 of 20 users; Recall@10 of the same users: 1. Very Low" in said
         and not (report(adapters) / "5").exists()
     )
-    line = next(line for line in said.splitlines() if line.startswith("5. Users "))
-    assert "*" not in line and "'" not in line
+    lines = said[said.index("shop: 20 users") :].splitlines()
+    numbers = [line[:2] for line in lines[2:10]]
+    assert numbers == ["1.", "2.", "3.", "4.", "6.", "4.", "5.", "7."]  # in the usual order
+    line = lines[8]
+    assert line.startswith("5. Users (16 of 20 users) ") and "*" not in line and "'" not in line
     outcome = row(said, "by their own adapter", "all")
     assert outcome[0] == 16 == sum(outcome[3:]) and len(outcome) == 3 + len(OUTCOMES)
+
+
+def test_groups_by_activity_have_the_borders_asked_for_and_an_empty_one_is_named(spectrum):
+    """Users have 3 or 4 Future-Test cases: at most 9 of each of three groups, and nobody in the place of a group without users."""
+    _, said, adapters = spectrum
+    table = said[said.index("users by their own adapter against") :]
+    assert row(table, "users", "up to 3")[:3] == [7, 3, 3]
+    assert row(table, "users", "4 to 5")[:3] == [9, 4, 4]
+    assert row(table, "users", "more than 5") == [0]
+    assert "more than 5: no user with an adapter of their own" in table
+    (line,) = [line for line in table.splitlines() if "5 - 3, ndcg@10, mean over users" in line]
+    assert re.search(r"up to 3 \S+ \[.*\], 4 to 5 \S+ \[.*\], more than 5 no user$", line)
+    third = ranks(adapters, "3")
+    sizes = [int((third.user == user).sum()) for user in served(adapters)["users"]]
+    assert sizes.count(3) == 7 and set(sizes) == {3, 4}
+
+
+def test_personalization_has_to_beat_model_3(spectrum):
+    """Model 2 has seen less data: it is compared under a heading of its own, and nowhere else."""
+    _, said, adapters = spectrum
+    lines = said[said.index("Newer data: ") :].splitlines()
+    assert [line.split(":")[0].strip() for line in lines if " - 2: " in line] == ["3 - 2"]
+    assert lines[1].startswith("   3 - 2: ") and lines[2].startswith("1. Does personalization help")
+    first = [line.split(":")[0].strip() for line in lines[3:7]]
+    assert first == ["4.feat - 3", "4.file - 3", "5 - 3", "7 - 3"]
+    third, seventh = (case_values(ranks(adapters, model), "recall@10") for model in ("3", "7"))
+    gap = float(re.search(r"recall@10 (\S+) ", lines[6])[1])
+    assert gap == pytest.approx((seventh - third).mean(), abs=5e-5)
+    assert "   4.feat low+high - 3: " in said  # every number of cohorts has an interval
+    percent = 100 * (seventh.mean() / third.mean() - 1)
+    (note,) = [line for line in said.splitlines() if line.startswith("Recall@10 against 3.")]
+    assert f"7. Frequent users {percent:+.1f} %" in note and "3. Low-Full +" not in note
+    assert "newer data: Recall@10 of 3. Low-Full against 2. Low " in said
+
+
+def test_gains_of_cohorts_are_correlated_with_what_is_known_of_them(monkeypatch):
+    """Samples in the order of the gains, silhouettes against it; scipy is the oracle."""
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    gains = rng.normal(size=9)
+    samples, shapes = np.exp(gains), -gains + rng.normal(size=9) / 4
+    found = findings.Findings.__new__(findings.Findings)
+    monkeypatch.setattr(found, "cohort_gains", lambda: (gains, samples, shapes), raising=False)
+    lines = found._by_cohort()
+    assert "number of samples: Spearman +1.0000 [+1.0000, +1.0000], p = 0.00, 9 cohorts" in lines[0]
+    assert f"silhouette: Spearman {spearmanr(shapes, gains)[0]:+.4f} [" in lines[1]
+    monkeypatch.setattr(found, "cohort_gains", lambda: (gains[:2], samples[:2], shapes[:2]))
+    assert found._by_cohort() == ["   2 clustered cohorts with a gain: too few for a correlation"]
+
+
+def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much():
+    from itertools import permutations
+
+    x, y = np.array([1.0, 5, 2, 8, 3, 4]), np.array([2.0, 1, 3, 9, 4, 8])
+    seen = abs(findings.spearman(x, y))
+    every = [abs(findings.spearman(x, np.array(order))) for order in permutations(y)]
+    exact = np.mean(np.array(every) >= seen - 1e-9)
+    assert findings.permutation_p(x, y) == pytest.approx(exact, abs=0.03)
+    rng = np.random.default_rng(0)
+    chance = [findings.permutation_p(*rng.normal(size=(2, 8))) < 0.05 for _ in range(300)]
+    assert np.mean(chance) < 0.05 + 0.038  # three standard errors
+    assert findings.permutation_p(x, np.ones(6)) == 1
+
+
+def test_gains_are_of_clustered_cohorts_in_which_model_2_finds_something():
+    """Five cohorts of two users: 4.text hits twice, once or never where Model 2 hits once; one has no hit of Model 2, one was not clustered."""
+    users = np.arange(10)
+    hits = {"2": [1, 0] * 3 + [0, 0, 1, 0], "3": [1] * 10, "4.text": [1, 1, 1, 0, 0, 0, 1, 1, 1, 1]}
+    space = np.repeat(np.arange(5.0), 2)[:, None] * 10 + np.array([0, 1.0] * 5)[:, None]
+    space[8:] = np.nan
+    cohorts = Cohorts(tuple("abcde"), users // 2, space)
+    found = findings.Findings(
+        SimpleNamespace(
+            ranks={
+                model: make_table([0 if hit else 50 for hit in own], n_candidates=99, user=users.astype(str))
+                for model, own in hits.items()
+            },
+            models=["2", "3", "4.text"], groupings={"4.text": cohorts}, covered={"4.text": np.ones(10, dtype=bool)},
+            user=users, samples=np.arange(10) ** 2, served={"4.text": SimpleNamespace(users=users)},
+        )
+    )  # fmt: skip
+    gains, samples, shapes = found.cohort_gains()
+    assert gains.tolist() == [100, 0, -100] and samples.tolist() == [0 + 1, 4 + 9, 16 + 25]
+    values = cohorts.silhouettes()
+    assert shapes.tolist() == [values[name] for name in "abc"]
 
 
 def test_weights_are_numbers_of_future_test_cases(spectrum):
@@ -191,7 +283,9 @@ def test_weights_are_numbers_of_future_test_cases(spectrum):
 def test_answers_are_six_with_intervals(spectrum):
     _, said, adapters = spectrum
     third, fourth = (case_values(ranks(adapters, model), "ndcg@10") for model in ("3", "4.feat"))
-    (line,) = [line for line in said.splitlines() if line.strip().startswith("4.feat - 3: ")]
+    lines = [line for line in said.splitlines() if line.strip().startswith("4.feat - 3: ")]
+    line, again = lines  # personalization at all, and cohorts
+    assert line == again
     gap, low, high = map(float, re.search(r"ndcg@10 (\S+) \[(\S+), (\S+)\]", line).groups())
     assert gap == pytest.approx((fourth - third).mean(), abs=5e-5) and low <= gap <= high
     assert [
@@ -448,6 +542,7 @@ def test_models_and_groupings_that_are_not_there():
     (["--user_inter_num_interval=[99,inf)"], "nothing"),
     (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
     (["--frequent=2"], "frequent: expected"),
+    (["--activity_borders=[10,5]"], "activity_borders: expected ascending numbers"),
     (["--models=4.text", "--text_encoder=scratch:tiny"], "text_encoder: scratch:tiny has random weights"),
 ])  # fmt: skip
 def test_mistakes_are_one_line_before_anything_is_written(tmp_path, capsys, more, message):
@@ -483,16 +578,38 @@ def test_settings_of_the_command_and_of_its_models_are_told_apart(tmp_path):
 
 
 def test_own_adapters_are_drawn_evenly_by_activity(tmp_path):
-    tests = np.repeat([2, 4, 8, 16], 10)
+    tests = np.repeat([2, 8, 16, 30], 10)
     users = np.arange(40)[::-1]
-    found = plan.drawn(users, tests[users], 8, seed=1)
+    borders = (5, 10, 20)
+    found = plan.drawn(users, tests[users], 8, 1, borders)
     assert (
-        np.bincount(tests[found])[[2, 4, 8, 16]].tolist() == [2, 2, 2, 2]
+        np.bincount(tests[found])[[2, 8, 16, 30]].tolist() == [2, 2, 2, 2]
         and (np.diff(found) < 0).all()
     )
-    assert len(plan.drawn(users, tests[users], 0, 1)) == 40 and not np.array_equal(
-        found, plan.drawn(users, tests[users], 8, seed=2)
+    assert len(plan.drawn(users, tests[users], 0, 1, borders)) == 40 and not np.array_equal(
+        found, plan.drawn(users, tests[users], 8, 2, borders)
     )
+    quartiles = plan.drawn(users, tests[users], 8, 1, None)
+    assert np.bincount(tests[quartiles])[[2, 8, 16, 30]].tolist() == [2, 2, 2, 2]
+
+
+def test_a_small_group_by_activity_is_not_filled_from_the_others():
+    """340 users of the paper are 85 of each group: where 560 of 624 users have up to 5 cases, 85 of those and no more."""
+    tests = np.repeat([2, 3, 5, 6, 9], [300, 200, 60, 60, 4])
+    found = tests[plan.drawn(np.arange(624), tests, 340, 0, (5, 10, 20))]
+    assert (found <= 5).sum() == 85 and (found > 5).sum() == 64
+    for most in (1, 2, 3, 6, 7):  # what four do not divide
+        found = tests[plan.drawn(np.arange(624), tests, most, 0, (5, 10, 20))]
+        assert (found <= 5).sum() == -(-most // 4) and len(found) <= most
+    assert len(plan.drawn(np.arange(0), tests[:0], 340, 0, (5, 10, 20))) == 0
+    assert len(plan.drawn(np.arange(0), tests[:0], 340, 0, None)) == 0
+
+
+@pytest.mark.parametrize("wrong", [[], [5, 5], [10, 5], [0, 5], [2.5], ["five"], [True], ["quartiles", 5], [None]])  # fmt: skip
+def test_borders_that_are_none(wrong):
+    with pytest.raises(UserError, match="activity_borders: expected ascending numbers"):
+        plan.borders_of(wrong)
+    assert plan.borders_of([5]) == (5,) and plan.borders_of(["quartiles"]) is None
 
 
 # --- what must not leak -------------------------------------------------------------------------------------------------

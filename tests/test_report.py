@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from rank_tables import make_table
 
+from recbole_llm import compare
 from recbole_llm.compare import table_of, write_table
 from recbole_llm.data.samples import warning
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import evaluate
+from recbole_llm.evaluation.significance import Interval
 from recbole_llm.report.table import Cell, Table, to_csv, to_latex, to_markdown, to_screen
 from recbole_llm.report.table import make_table as report
 
@@ -72,6 +74,16 @@ def test_one_model_alone_is_best_of_nothing():
     table = report("", {"a": [{"m": 0.5}], "b": [{}]}, ["m"], bounds={"Bayes": {"m": 0.4}})
     assert places(table) == {"a": (0,), "b": (None,), "Bayes": (0,)}
     assert "best" not in to_screen(table) + to_markdown(table)
+
+
+def test_a_row_of_other_users_says_so_and_competes_for_nothing():
+    """It stays where it is, is neither best nor second, and the others are ranked as if it were not there."""
+    results = {"all": [{"m": 0.3}], "some": [{"m": 0.9}], "others": [{"m": 0.2}]}
+    table = report("", results, ["m"], covers={"some": "340 of 624 users"})
+    assert places(table) == {"all": (1,), "some (340 of 624 users)": (0,), "others": (2,)}
+    assert "| some (340 of 624 users) | 0.9000 |" in to_markdown(table)
+    alone = report("", {"all": [{"m": 0.3}], "some": [{"m": 0.9}]}, ["m"], covers={"some": "few"})
+    assert places(alone) == {"all": (0,), "some (few)": (0,)}  # best of nothing
 
 
 def test_mean_and_sample_deviation_over_seeds():
@@ -219,7 +231,7 @@ def gaps(table):
     return {
         found[1]: float(found[2])
         for note in table.notes
-        if (found := re.match(r"ndcg@10: (.*) = ([+-][\d.]+), 95 % interval over users \[", note))
+        if (found := re.match(r"ndcg@10: (.*) = ([+-][\d.]+), 95 % interval \[", note))
     }
 
 
@@ -229,11 +241,14 @@ def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
     clear = table_of({"a": [FakeRun(worse, "a")], "b": [FakeRun(ranks, "b")]})
     assert clear.title == "Pet: 200 test cases, full"
     assert marks(clear) == {"a": "", "b": "†"}
-    assert clear.notes[
-        0
-    ] == "† better than the second: p < 0.05, paired t-test over users" and list(gaps(clear)) == [
-        "b - a"
-    ]
+    assert clear.notes[0] == (
+        "† better than the second of its column: p < 0.05; paired t-tests over 200 users, "
+        "Holm's correction for 3 tests (1 pair of rows x 3 columns)"
+    )
+    assert clear.notes[-1] == (
+        "intervals: 2000 bootstrap samples of 200 users, each interval by itself"
+    )
+    assert list(gaps(clear)) == ["b - a"]
     mixed = np.roll(ranks, 1)
     unclear = table_of({"a": [FakeRun(mixed, "a")], "b": [FakeRun(ranks, "b")]})
     assert set(marks(unclear).values()) == {""}
@@ -253,7 +268,7 @@ def test_two_rows_have_intervals_of_every_column_and_more_of_one():
     found = {
         note.partition(":")[0]: [float(number) for number in re.findall(r"[+-]\d+\.\d+", note)]
         for note in table.notes
-        if "interval" in note
+        if "95 % interval" in note
     }
     gains = {"recall@3": 0.5, "mrr@10": (1 / 3 - 1 / 4) / 2 - (1 / 4 - 1 / 5) / 4}
     gains["ndcg@10"] = (1 / 2 - 1 / np.log2(5)) / 2 - (1 / np.log2(5) - 1 / np.log2(6)) / 4
@@ -264,7 +279,7 @@ def test_two_rows_have_intervals_of_every_column_and_more_of_one():
     difference, low, high = found["recall@3"]  # 0.5 more, of two values: a standard error of 0.025
     assert high - low == pytest.approx(2 * 1.96 * 0.025, rel=0.1)
     three = table_of(runs | {"c": [FakeRun(ranks, "c")]})
-    assert all(note.startswith("ndcg@10") for note in three.notes if "interval" in note)
+    assert all(note.startswith("ndcg@10") for note in three.notes if "95 % interval" in note)
 
 
 def test_the_test_is_over_users_where_they_have_several_cases():
@@ -295,8 +310,8 @@ def test_group_by_user_decides_who_is_best_and_by_how_much():
     assert marks(table) == {"a": "", "b": "†"}
 
 
-def test_seeds_are_averaged_case_by_case():
-    """Each seed of b gains in one half of the cases: alone no better than chance says, together better in every case."""
+def test_seeds_vary_with_users():
+    """Each seed of b gains in one half of the cases: on average in every case, but another seed may gain in none."""
     base = np.full(40, 3)
     halves = [np.where(np.arange(40) % 2 == odd, 0, 4) for odd in (0, 1)]
     seeds = table_of(
@@ -306,17 +321,70 @@ def test_seeds_are_averaged_case_by_case():
         }
     )
     gain = (1 + 1 / np.log2(6)) / 2 - 1 / np.log2(5)
-    assert gaps(seeds) == {"b - a": pytest.approx(gain, abs=6e-5)} and marks(seeds)["b"] == "†"
-    assert f"[{gain:+.4f}, {gain:+.4f}]" in seeds.notes[-1]  # the same in every case
+    assert gaps(seeds) == {"b - a": pytest.approx(gain, abs=6e-5)}
+    over = "40 users and seeds (1 of a, 2 of b; a single seed is taken as it is)"
+    assert f"bootstrap samples of {over}, each" in seeds.notes[-1] and over in seeds.notes[0]
+    low, high = map(float, re.findall(r"[+-]\d\.\d{4}", seeds.notes[1])[1:])
+    assert low < gain < high and high - low > 0.1  # not a point, as if seeds were known
     three = table_of(
         {
-            "a": [FakeRun(base, f"a{seed}") for seed in range(3)],
+            "a": [FakeRun(base, f"a{seed}") for seed in range(2)],
             "b": [FakeRun(half, f"b{seed}") for seed, half in enumerate(halves)],
         }
     )
+    assert "over 40 users and 2 seeds of each row, " in three.notes[0]
     assert gaps(three) == gaps(seeds)
     (_, (a, *_)), (_, (b, *_)) = three.rows
     assert b.mean - a.mean == pytest.approx(gain) and a.sd == pytest.approx(0, abs=1e-15)
+
+
+TEN = [f"recall@{k}" for k in range(1, 11)]
+
+
+class FakeTable:
+    """Values of ten columns that have nothing to do with each other, for 60 users of two cases."""
+
+    def __init__(self, taste, rng, gain):
+        self.user = np.repeat([f"u{i}" for i in range(60)], 2)
+        self.values = dict(zip(TEN, taste + gain + rng.normal(size=taste.shape)))
+
+
+@pytest.fixture
+def marked_tables(monkeypatch):
+    """marked_tables(count, seeds, gain): the marks of so many tables of three models, of which b is better by `gain`."""
+    monkeypatch.setattr(compare, "case_values", lambda table, column: table.values[column])
+    monkeypatch.setattr(compare, "user_bootstrap", lambda *a, **more: Interval(0.0, 0.0, 0.0, 1))
+
+    def marks_of(count, seeds, gain=0.0):
+        for world in range(count):
+            rng = np.random.default_rng(world)
+            taste = rng.normal(size=(10, 120))
+            tables = {
+                name: [FakeTable(taste, rng, gain * (name == "b")) for _ in range(seeds)]
+                for name in ("a", "b", "c")
+            }
+            results = {
+                name: [{column: table.values[column].mean() for column in TEN} for table in group]
+                for name, group in tables.items()
+            }
+            yield compare._significance(results, tables, TEN, False)[0]
+
+    return marks_of
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_models_are_marked_in_at_most_5_percent_of_tables(marked_tables, seeds, monkeypatch):
+    """Family-wise: one mark anywhere in a table of ten columns and three models counts. Uncorrected, far more have one."""
+    count = 150
+    assert sum(map(bool, marked_tables(count, seeds))) / count <= 0.05
+    monkeypatch.setattr(compare, "holm", np.asarray)
+    assert sum(map(bool, marked_tables(count, seeds))) / count > 0.12
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_real_difference_is_marked_in_every_column(marked_tables, seeds):
+    (found,) = marked_tables(1, seeds, gain=2.5)
+    assert found == {("b", column): "†" for column in TEN}
 
 
 def test_one_user_is_no_sample():

@@ -5,12 +5,14 @@ import time
 import numpy as np
 import pytest
 import rank_tables
+from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values, evaluate
 from recbole_llm.evaluation.ranks import RankTable
 from recbole_llm.evaluation.significance import (
+    holm,
     pair,
     paired_ttest,
     per_user,
@@ -156,6 +158,98 @@ def test_a_difference_is_found():
         + np.sqrt(0.8) * rng.normal(size=2000)
     )
     assert user_ttest(users, gap, np.zeros(2000)).p < 1e-4
+
+
+# Several seeds
+
+
+def models_with_seeds(rng, seeds, effect=0.0, by_seed=0.0, users=120):
+    """(a, b), float [seeds of each, users]: a user means as much to both; a seed moves all users of one model by `by_seed`."""
+    taste = rng.normal(size=users)
+    return tuple(
+        taste + more + by_seed * rng.normal(size=(count, 1)) + rng.normal(size=(count, users))
+        for count, more in zip(seeds, (effect, 0.0))
+    )
+
+
+@pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (3, 2)])
+@pytest.mark.parametrize("by_seed", [0.0, 0.3])
+def test_equal_models_of_several_seeds_differ_in_5_percent_of_worlds(seeds, by_seed):
+    """A seed that moves all users alike is no evidence of a better model, however many users there are."""
+    rng, users, worlds = np.random.default_rng(0), np.arange(120), 600
+    found = {"users and seeds": 0, "users": 0, "interval": 0}
+    for world in range(worlds):
+        a, b = models_with_seeds(rng, seeds, by_seed=by_seed)
+        found["users and seeds"] += user_ttest(users, a, b).p < 0.05
+        found["users"] += paired_ttest(a.mean(axis=0), b.mean(axis=0)).p < 0.05
+        if world < 150:
+            interval = user_bootstrap(users, a, b, samples=200, seed=world)
+            found["interval"] += not interval.low <= 0 <= interval.high
+    assert found["users and seeds"] / worlds < 0.05 + 0.03  # three standard errors
+    assert found["interval"] / 150 < 0.05 + 0.054
+    if by_seed:
+        assert found["users"] / worlds > 0.25  # what resampling users alone would say
+
+
+def test_a_difference_of_several_seeds_is_found():
+    a, b = models_with_seeds(np.random.default_rng(1), (3, 3), effect=0.6, by_seed=0.05)
+    users = np.arange(120)
+    test, interval = user_ttest(users, a, b), user_bootstrap(users, a, b)
+    assert test.p < 0.01 and test.difference == pytest.approx(a.mean() - b.mean())
+    assert 0 < interval.low < interval.difference == pytest.approx(test.difference)
+
+
+def test_seeds_add_to_the_variance_over_users():
+    """Two users and two seeds by hand: the variance of the mean is MS_user + MS_seed - MS_rest, over 4."""
+    a, b = np.array([[1.0, 3.0], [2.0, 8.0]]), np.zeros((1, 2))
+    rows, columns = a.mean(axis=1), a.mean(axis=0)  # 2 and 5; 1.5 and 5.5
+    rest = ((a - rows[:, None] - columns + a.mean()) ** 2).sum()
+    users, seeds = 2 * columns.var(ddof=1), 2 * rows.var(ddof=1)
+    of_users = (users - rest) / 4
+    variance = seeds / 4 + of_users
+    found = user_ttest(np.array(["u", "v"]), a, b)
+    assert (users, seeds, rest) == (16, 9, 4) and found.t == pytest.approx(3.5 / np.sqrt(variance))
+    freedom = variance**2 / ((seeds / 4) ** 2 / 1 + of_users**2 / 1)
+    assert found.p == pytest.approx(2 * student.sf(found.t, freedom))
+
+
+def test_one_seed_is_the_same_with_and_without_an_axis_of_seeds():
+    rng = np.random.default_rng(0)
+    users, (a, b) = rng.integers(0, 30, 100), rng.normal(size=(2, 100))
+    assert user_ttest(users, a, b) == user_ttest(users, a[None], b[None])
+    assert user_bootstrap(users, a, b) == user_bootstrap(users, a[None], b[None])
+
+
+# Several tests
+
+
+def test_holm_of_known_p():
+    """Holm's adjusted p of statsmodels 0.15, multipletests(method="holm")."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.02, 0.02, 0.9, 0.2]) == pytest.approx([0.08, 0.08, 0.9, 0.4])
+    assert holm([0.5, 0.6]).tolist() == [1.0, 1.0] and holm([0.03]).tolist() == [0.03]
+    assert holm([]).tolist() == []
+
+
+def test_holm_rejects_step_by_step():
+    """The definition: the smallest p of m is compared with 5 % / m, the next with 5 % / (m - 1), until one is not below."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = rng.random(rng.integers(1, 12)) ** 4
+        rejected = np.zeros(len(p), dtype=bool)
+        for step, number in enumerate(np.argsort(p)):
+            if p[number] >= 0.05 / (len(p) - step):
+                break
+            rejected[number] = True
+        assert ((holm(p) < 0.05) == rejected).all()
+
+
+def test_holm_equals_statsmodels():
+    multipletests = pytest.importorskip("statsmodels.stats.multitest").multipletests
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        p = rng.random(rng.integers(1, 40)) ** 3
+        assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
 
 
 # The bootstrap

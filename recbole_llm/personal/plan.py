@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..screen import say
 from . import cohorts
 from .cohorts import Cohorts, activity
-from .outcomes import BUCKETS, by_activity
+from .outcomes import by_activity
 
 KINDS = {"text": "text embed", "feat": "features", "attr": "user attributes", "file": "own file"}
 NAMES = {
@@ -22,6 +22,7 @@ NAMES = {
     "7": "7. Frequent users",
 }
 HIGH = "low+high"
+QUARTILES = "quartiles"
 
 
 def name_of(model: str) -> str:
@@ -58,6 +59,18 @@ def groupings_of(asked: Sequence) -> list[str]:
             f"cohorts: expected numbers of cohorts such as 5, low+5 or {HIGH}, found {(wrong or ['none'])[0]!r}"
         )
     return found
+
+
+def borders_of(asked: Sequence) -> tuple[int, ...] | None:
+    """Borders of the groups by activity; None for quartiles. Raises UserError for what is neither."""
+    if [str(one).strip().lower() for one in asked] == [QUARTILES]:
+        return None
+    whole = all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in asked)
+    if not asked or not whole or sorted(set(asked)) != list(asked):
+        raise UserError(
+            f"activity_borders: expected ascending numbers of Future-Test cases such as [5, 10, 20], or {QUARTILES}, found {asked}"
+        )
+    return tuple(asked)
 
 
 def check_low(
@@ -137,16 +150,25 @@ def able(part: Split, count: int) -> np.ndarray:
     return users[np.argsort(-train[users], kind="stable")]
 
 
-def drawn(users: np.ndarray, tests: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most so many of these users (0: all), as many of each quarter by activity, in their order.
+def drawn(
+    users: np.ndarray, tests: np.ndarray, most: int, seed: int, borders: Sequence[int] | None
+) -> np.ndarray:
+    """At most so many of these users (0: all), at most as many of each group by activity, in their order.
 
-    tests : int64 [users], Future-Test cases of each of them.
+    A group that has fewer users than its share is not filled from the others, or the most active groups, which are the
+    smallest, would be drowned by the least active one.
+
+    Parameters
+    ----------
+    users : int64 [n]. tests : int64 [n], Future-Test cases of each of them.
+    borders : see `by_activity`.
     """
-    if not most or len(users) <= most:
+    if not most or not len(users):
         return users
-    bucket, order = by_activity(tests), np.random.default_rng([seed, 5]).permutation(len(users))
-    turn = np.empty(len(users), dtype=np.int64)  # the how manieth of its quarter each user is
-    for number in range(len(BUCKETS)):
-        own = order[bucket[order] == number]
-        turn[own] = np.arange(len(own))
-    return users[np.sort(np.lexsort((bucket, turn))[:most])]
+    groups, order = by_activity(tests, borders), np.random.default_rng([seed, 5])
+    order = order.permutation(len(users))
+    count, chosen = len(groups.names), []
+    for number in range(count):
+        share = most // count + (number < most % count)
+        chosen.append(order[groups.of[order] == number][:share])
+    return users[np.sort(np.concatenate(chosen))]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import store
+from .. import cluster, store
 from ..cluster import Cluster, has_ray, need_ray
 from ..config import digest
 from ..data.splits import Cases, make_split
@@ -71,8 +71,12 @@ class Personal:
     def __init__(self, settings: dict, own: dict):
         self.settings, self.own = settings, own
         self.models, self.asked = plan.models_of(own["models"]), plan.groupings_of(own["cohorts"])
+        self.borders = plan.borders_of(own["activity_borders"])
         self.kinds = list(dict.fromkeys(one.partition(".")[2] for one in self.models if "." in one))
         _check(settings)
+        self.cluster = self._cluster()
+        if self.cluster:
+            cluster.check(self.cluster)
         Prepared(settings).check()
         self.prepared = Prepared(
             settings | {"eval_args": settings["eval_args"] | {"part": "continue"}}
@@ -96,8 +100,6 @@ class Personal:
             self._text_vectors,
         )
         self.groupings = self._groupings()
-        if own["ray_address"] and own["jobs"] == "ray":
-            need_ray("ray_address")
 
     def _groupings(self) -> dict[str, Cohorts]:
         """Models 4 and 6, and those of the table by number of cohorts, with who belongs where."""
@@ -161,6 +163,8 @@ class Personal:
             / f"personal-{self.prepared.name}-{key}"
         )
         frozen = self._frozen(base)
+        if self.cluster is None and self.own["jobs"] == "ray":
+            told("ray is not installed: the units are done one after another")
         with store.locked(folder, told):
             units, served = self._units(frozen, f"run:{base.folder.name}", folder)
             adapters, tokens = (
@@ -170,7 +174,7 @@ class Personal:
             told(
                 f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M tokens, those of training counted three times"
             )
-            failed = jobs.run(frozen, list(units.values()), folder, self._cluster(told), told)
+            failed = jobs.run(frozen, list(units.values()), folder, self.cluster, told)
         reference = base.ranks()
         number = {token: user for user, token in enumerate(self.tables.users)}
         user = np.array([number[token] for token in reference.user])
@@ -239,8 +243,10 @@ class Personal:
             }
             served[model] = Served(own, np.concatenate([everybody[:0], *own.values()]))
         able = plan.able(self.part, len(everybody))
-        mine = {"5": plan.drawn(able, activity(self.tables, self.part.test.end)[able], self.own["own_users"], self.settings["seed"]),
-                "7": able[: round(self.own["frequent"] * len(everybody))]}  # fmt: skip
+        mine = {
+            "5": self._drawn(able),
+            "7": able[: round(self.own["frequent"] * len(everybody))],
+        }
         mine = {model: users for model, users in mine.items() if model in self.models}
         if mine:
             trained = able[np.isin(able, np.concatenate(list(mine.values())))]
@@ -269,12 +275,20 @@ class Personal:
         units = {name: replace(unit, cost=_tokens(frozen, unit)) for name, unit in units.items()}
         return dict(sorted(units.items(), key=lambda one: -one[1].cost)), served
 
-    def _cluster(self, told) -> Cluster | None:
+    def _drawn(self, able: np.ndarray) -> np.ndarray:
+        """int64: the users of Model 5, of those that can have an adapter of their own."""
+        tests = activity(self.tables, self.part.test.end)
+        most, seed = self.own["own_users"], self.settings["seed"]
+        return plan.drawn(able, tests[able], most, seed, self.borders)
+
+    def _cluster(self) -> Cluster | None:
+        """Where the units are done; None for this process."""
         own = self.own
         if own["jobs"] == "serial":
             return None
+        if own["ray_address"]:
+            need_ray("ray_address")
         if not has_ray():
-            told("ray is not installed: the units are done one after another")
             return None
         return Cluster(own["ray_address"], own["unit_cpus"], own["unit_gpus"], own["dashboard"])
 

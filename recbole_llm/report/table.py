@@ -45,7 +45,8 @@ class Table:
 
 
 def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence[str], *, bounds: dict[str, dict] | None = None,
-               marks: dict[tuple[str, str], str] | None = None, notes: Sequence[str] = (), lower: bool = False) -> Table:  # fmt: skip
+               marks: dict[tuple[str, str], str] | None = None, notes: Sequence[str] = (), lower: bool = False,
+               covers: dict[str, str] | None = None) -> Table:  # fmt: skip
     """Build a table.
 
     Parameters
@@ -54,8 +55,10 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
     bounds : rows that compete for nothing, such as the Bayes ranking of a synthetic world.
     marks : (model, column) -> significance mark.
     lower : the best is the lowest.
+    covers : model -> what its numbers cover, such as "340 of 624 users", where that is less than the others' do. Its row
+        says so, and competes for nothing: numbers of other cases do not compare.
     """
-    marks = marks or {}
+    marks, covers = marks or {}, covers or {}
     means = {
         name: {column: [run[column] for run in runs if column in run] for column in columns}
         for name, runs in results.items()
@@ -63,7 +66,9 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
     place: dict[tuple[str, str], int] = {}
     for column in columns:
         scores = {
-            name: float(np.mean(values[column])) for name, values in means.items() if values[column]
+            name: float(np.mean(values[column]))
+            for name, values in means.items()
+            if values[column] and name not in covers
         }
         if len(scores) < 2:
             continue  # nothing to be better than
@@ -85,7 +90,8 @@ def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence
                 if seen
                 else None
             )
-        rows.append((name, tuple(cells)))
+        shown = f"{name} ({covers[name]})" if name in covers else name
+        rows.append((shown, tuple(cells)))
     for name, values in (bounds or {}).items():
         rows.append(
             (name, tuple(Cell(values[column]) if column in values else None for column in columns))
