@@ -158,7 +158,7 @@ def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
         )
 
 
-def test_garbage_is_scored_as_ties_and_said_loudly(tmp_path, caplog):
+def test_garbage_names_no_item_and_is_said_loudly(tmp_path, caplog):
     """Untrained weights write nothing that reads like an item."""
     write_cycle(tmp_path)
     run = run_settings(settings_for("CALRec", tmp_path, epochs=0, max_new_tokens=3))
@@ -169,8 +169,8 @@ def test_garbage_is_scored_as_ties_and_said_loudly(tmp_path, caplog):
     ranks = run.ranks()
     assert (
         ranks.fallback.any()
-        and (ranks.tied[ranks.fallback] == len(FRUIT) - 1).all()
-        and (ranks.above[ranks.fallback] == 0).all()
+        and (ranks.above[ranks.fallback] == len(FRUIT) - 1).all()
+        and (ranks.tied[ranks.fallback] == 0).all()
     )
 
 

@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+from worlds import prepared
 
+from recbole_llm.data import samples
+from recbole_llm.evaluation.metrics import evaluate
+from recbole_llm.evaluation.ranks import UNNAMED
+from recbole_llm.model.lir import LIR
 from recbole_llm.retrieval.hierarchical import HierarchicalIndex, parse, rank_matches
+from recbole_llm.retrieval.matching import BM25Match, HierarchicalMatch
 
+EPSILON = {"epsilon": 0.0002, "bm25_k1": 1.5, "bm25_b": 0.75}
 NAMES = ("Title", "Category", "Brand", "Price")
 ITEMS = [
     ("Red Leash", "Dogs", "Bo", "$5.00"),
@@ -59,4 +66,85 @@ def test_match(values, items, size):
 
 def test_an_item_has_the_place_of_its_best_text():
     scores = rank_matches([np.array([2]), np.array([0, 2]), np.zeros(0, int)], 4)
-    assert scores.tolist() == [2, 0, 3, 0]
+    assert scores.tolist() == [2, UNNAMED, 3, UNNAMED]
+
+
+def mangled(sentence, title, rng):
+    """A sentence as a model may write it: with the price of no item, the title of none, or unreadable."""
+    kind = rng.choice(["whole", "price", "title", "garbage"], p=[0.75, 0.2, 0.03, 0.02])
+    if kind == "price":
+        return sentence[: sentence.rindex("Price: ")] + "Price: $0.01."
+    if kind == "title":
+        return sentence.replace(title, f"{title} of another kind")
+    return "#### 77" if kind == "garbage" else sentence
+
+
+@pytest.fixture(scope="module")
+def matched(tmp_path_factory):
+    """Metrics of both matches on the synthetic shop, from the same texts, drawn from what its generator buys next and from the whole catalogue; and the Bayes bound.
+
+    Every fifth case has nothing but unreadable texts.
+    """
+    from recbole_llm.data.prepare.pet_sample import build_world
+
+    world, rng = build_world(), np.random.default_rng(0)
+    _, model, trainer, (_, _, test) = prepared("LIR", tmp_path_factory.mktemp("pet"), "Pet")
+    tables, cases = test._dataset.tables, test._dataset.cases
+    number = {item: row for row, item in enumerate(tables.items)}
+    place = np.array([number.get(item, -1) for item in world.items.item_id])
+    answers = {}
+    for row, history in enumerate(cases.histories(tables)):
+        wanted = world.next_probabilities(list(tables.items[history]))[place >= 0]
+        wanted = 0.5 * wanted / wanted.sum() + 0.5 / len(wanted)
+        drawn = rng.choice(place[place >= 0], size=10, replace=False, p=wanted)
+        texts = [
+            mangled(model.text.sentence(item), model.text.values[item][0], rng) for item in drawn
+        ]
+        answers[int(cases.end[row])] = ["#### 77"] * 10 if row % 5 == 0 else texts
+    found = {}
+    for match in (HierarchicalMatch(model.text), BM25Match(model.text, EPSILON)):
+
+        def score(self, some, match=match):
+            return np.stack([match.scores(answers[int(end)], -np.arange(10.0)) for end in some.end])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LIR, "score", score)
+            patch.setattr(LIR, "names_all", False)
+            table, top = trainer.rank(test, topk=20)
+        values = evaluate(table, ["recall", "ndcg", "mrr"], [10])
+        found[type(match).__name__] = (values, table, top, model.rates())
+    bound = samples.bayes_bound("Pet-sample", tables, cases, [10])["ndcg@10"]
+    return found["HierarchicalMatch"], found["BM25Match"], bound
+
+
+def test_an_item_that_no_text_names_is_a_miss_in_every_order_of_ties(matched):
+    (values, table, top, _), _, _ = matched
+    listed = (top.items >= 0).sum(axis=1)
+    unnamed = table.above == table.n_candidates - 1
+    assert 0.3 < unnamed.mean() < 0.9 and (table.tied[unnamed] == 0).all()
+    assert (table.above + table.tied < listed)[~unnamed].all()
+    assert values["recall@10_opt"] - values["recall@10_pes"] < 0.005
+    assert values["recall@10_pes"] > 0.1
+
+
+def test_no_order_of_ties_beats_the_bayes_ranking(matched):
+    *rows, bound = matched
+    for values, *_ in rows:
+        assert values["ndcg@10_pes"] <= values["ndcg@10"] <= values["ndcg@10_opt"] < bound
+
+
+def test_hierarchical_match_is_near_bm25_of_the_same_texts(matched):
+    """The paper's comparison, by the mean of optimistic and pessimistic."""
+    hierarchical, bm25 = (
+        values["ndcg@10_opt"] + values["ndcg@10_pes"] for values, *_ in matched[:2]
+    )
+    assert -0.10 <= hierarchical / bm25 - 1 <= 0.02
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_names_nothing_is_counted_and_its_target_is_last(matched, which):
+    _, table, top, rates = matched[which]
+    silent = table.fallback
+    assert silent.mean() == pytest.approx(0.2, abs=0.01) and rates["unmatched"] == silent.mean()
+    assert (table.above[silent] == table.n_candidates[silent] - 1).all()
+    assert (table.tied[silent] == 0).all() and (top.items[silent] == -1).all()

@@ -1,10 +1,11 @@
-"""The evaluation loop against slow ways: what is masked, what is listed, and what a fallback leaves."""
+"""The evaluation loop against slow ways: what is masked, what is listed, and what is not named."""
 
 import numpy as np
 import pytest
 import torch
 from worlds import prepared
 
+from recbole_llm.errors import UserError
 from recbole_llm.evaluation import metrics
 from recbole_llm.evaluation.loop import _best, catalogue_scores, rank_cases
 
@@ -110,7 +111,7 @@ def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
     assert (masked.above < masked.n_candidates).all() and (lists.scores[new] < 1).all()
 
 
-def test_a_case_that_fell_back_has_no_list(repeats, monkeypatch):
+def test_a_case_without_an_answer_has_no_list_and_its_target_is_last(repeats, monkeypatch):
     """Its items would be those that stand first in the catalogue."""
     from recbole_llm.model.lir import LIR
 
@@ -118,17 +119,15 @@ def test_a_case_that_fell_back_has_no_list(repeats, monkeypatch):
 
     def every_third_unparsed(self, cases):
         scores = score(self, cases)
-        self.fallback = np.arange(len(cases)) % 3 == 0
-        scores[self.fallback] = 0
+        scores[np.arange(len(cases)) % 3 == 0] = 0
         return scores
 
     _, _, whole, all_lists = ranked("LIR", repeats, "full", False)
     monkeypatch.setattr(LIR, "score", every_third_unparsed)
     dataset, _, table, lists = ranked("LIR", repeats, "full", False)
     assert table.fallback.sum() > 10 and not whole.fallback.any()
-    assert (table.tied[table.fallback] == ITEMS - 1).all() and table.above[
-        ~table.fallback
-    ].tolist() == whole.above[~table.fallback].tolist()
+    assert (table.above[table.fallback] == ITEMS - 1).all() and not table.tied[table.fallback].any()
+    assert table.above[~table.fallback].tolist() == whole.above[~table.fallback].tolist()
     assert (lists.items[table.fallback] == -1).all() and np.isneginf(
         lists.scores[table.fallback]
     ).all()
@@ -137,6 +136,30 @@ def test_a_case_that_fell_back_has_no_list(repeats, monkeypatch):
     assert metrics.list_metrics(lists.items + 1, counts, [1, 5]) == metrics.list_metrics(
         rest + 1, counts, [1, 5]
     )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", ["full", "uni8"])
+def test_an_unnamed_target_is_last_among_its_candidates(repeats, monkeypatch, mode, masked):
+    from recbole_llm.model.lir import LIR
+
+    score = LIR.score
+
+    def every_other_item(self, cases):
+        scores = score(self, cases)
+        scores[:, ::2] = -np.inf
+        return scores
+
+    monkeypatch.setattr(LIR, "score", every_other_item)
+    with pytest.raises(UserError, match="targets -inf"):  # of a model that should name all
+        ranked("LIR", repeats, mode, masked)
+    monkeypatch.setattr(LIR, "names_all", False)
+    dataset, _, table, lists = ranked("LIR", repeats, mode, masked)
+    unnamed = dataset.tables.item[dataset.cases.end] % 2 == 0
+    assert 20 < unnamed.sum() < len(table) - 20
+    assert (table.above == table.n_candidates - 1)[unnamed].all() and not table.tied[unnamed].any()
+    assert (lists.items[lists.items >= 0] % 2 == 1).all()
+    assert ((lists.items >= 0).sum(axis=1) >= table.above + table.tied)[~unnamed].all()
 
 
 def slow_best(scores, k):

@@ -10,7 +10,15 @@ from rank_tables import make_table
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import ranks
-from recbole_llm.evaluation.ranks import RankTable, count_above_and_tied, scored_rows
+from recbole_llm.evaluation.ranks import (
+    UNNAMED,
+    RankTable,
+    count_above_and_tied,
+    in_front,
+    names_nothing,
+    rank_targets,
+    scored_rows,
+)
 
 INF = math.inf
 
@@ -102,10 +110,57 @@ def test_a_nan_target_alone_is_an_error(kernel):
         count_above_and_tied(torch.tensor([[torch.nan]]), torch.tensor([0]))
 
 
-def test_a_target_of_minus_infinity_ties_with_all_others_but_is_alone_among_candidates():
-    scores = torch.tensor([[-INF, 1.0, -INF, -INF, 2.0]])  # 0 is padding, 2 is masked, 3 the target
+def test_an_unnamed_target_ties_with_all_others_by_count_but_is_last_by_rank():
+    scores = torch.tensor([[-INF, 1.0, -INF, -INF, 2.0]])  # 0 is padding, 3 the target
     assert [x.item() for x in count_above_and_tied(scores, torch.tensor([3]))] == [2, 2]
-    assert scored_rows(scores, torch.tensor([0]), torch.tensor([3])).tolist() == [[2, 0, 3]]
+    assert scored_rows(scores, torch.tensor([0]), torch.tensor([3])).tolist() == [[3, 0, 4]]
+    assert scored_rows(scores, torch.tensor([0]), torch.tensor([1])).tolist() == [[1, 0, 2]]
+    for column, expected in ((3, [3, 0]), (1, [1, 0]), (4, [0, 0])):  # 4 candidates
+        found = rank_targets(scores, torch.tensor([column]), torch.tensor([4]))
+        assert [x.item() for x in found] == expected
+
+
+def test_ranks_of_a_part_of_the_catalogue_do_not_depend_on_order_or_company():
+    rng = np.random.default_rng(5)
+    scores = torch.tensor(rng.integers(0, 4, (40, 30)).astype(float))
+    scores[torch.tensor(rng.random(scores.shape) < 0.6)] = UNNAMED
+    targets, size = torch.tensor(rng.integers(0, 30, 40)), torch.full((40,), 30)
+    above, tied = rank_targets(scores, targets, size)
+    unnamed = scores[torch.arange(40), targets] == UNNAMED
+    assert 10 < unnamed.sum() < 35
+    assert (above[unnamed] == 29).all() and (tied[unnamed] == 0).all()
+    for row in range(40):
+        one = rank_targets(scores[[row]], targets[[row]], size[[row]])
+        assert (one[0].item(), one[1].item()) == (above[row], tied[row])
+    order = torch.tensor(rng.permutation(30))
+    moved = rank_targets(scores[:, order], order.argsort()[targets], size)
+    assert torch.equal(moved[0], above) and torch.equal(moved[1], tied)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_the_first_method_names_stands_before_what_the_second_does(seed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.normal(0, 50, (2, 60, 12)).round(1)
+    first[rng.random(first.shape) < 0.5], second[rng.random(second.shape) < 0.3] = UNNAMED, UNNAMED
+    first[:3], second[2:5], first[5] = UNNAMED, UNNAMED, 7.0
+    found = in_front(first, second)
+    for row in range(60):
+        named, rest = first[row] != UNNAMED, first[row] == UNNAMED
+        expected = sorted(range(12), key=lambda item: (named[item], first[row, item] if named[item] else second[row, item]))  # fmt: skip
+        ordered = found[row, expected]
+        assert (ordered[1:] >= ordered[:-1]).all()
+        assert ((found[row] == UNNAMED) == (rest & (second[row] == UNNAMED))).all()
+        if named.any() and (second[row, rest] != UNNAMED).any():
+            assert found[row, named].min() > found[row, rest].max()
+        if named.any():
+            shift = found[row, named] - first[row, named]
+            assert np.ptp(shift) < 1e-9, "differences are those of the first method"
+    assert (found[5] == first[5]).all(), "where all items are named, the scores stay"
+
+
+def test_a_case_names_nothing_if_all_scores_are_zero_or_unnamed():
+    rows = [[0.0, 0.0], [UNNAMED, UNNAMED], [UNNAMED, 0.0], [0.0, 1.0], [-2.0, -2.0]]
+    assert names_nothing(np.array(rows)).tolist() == [True, True, False, False, False]
 
 
 def test_gradients_and_wrong_arguments():

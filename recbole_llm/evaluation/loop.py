@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..data.splits import Cases
 from .histories import by_history
 from .kept import Kept, joined
-from .ranks import RankTable, count_above_and_tied
+from .ranks import UNNAMED, RankTable, rank_targets
 
 MAX_CASES = 1024  # cases per forward pass, whatever the memory
 MAX_PAIRS = 4096  # (case, item) pairs per `predict`
@@ -20,7 +20,7 @@ MAX_PAIRS = 4096  # (case, item) pairs per `predict`
 class TopLists:
     """The best items of every case: int32 Tables indices [cases, k] and float32 scores [cases, k], best first.
 
-    Where there is no item, -1 with -inf: the list is shorter than k, or the case fell back and ties everything.
+    Where there is no item, -1 with `UNNAMED`: fewer than k items were named.
     """
 
     items: np.ndarray
@@ -36,7 +36,8 @@ def rank_cases(
 
     The model sees `dataset.case_batch(cases)`, which holds neither the target nor anything that came with it,
     and gives scores over the catalogue; a case's row says how many items lie above the target and how many tie
-    with it. Peak memory is O(cases + memory), whatever the size of the catalogue.
+    with it. Peak memory is O(cases + memory), whatever the size of the catalogue. A model that names only a part of the
+    catalogue says so by `names_all` = False, and is ranked by the rule of `ranks`.
 
     Parameters
     ----------
@@ -78,21 +79,22 @@ def rank_cases(
                 scores = scores.gather(1, chosen.to(scores.device))
         masked = _mask(scores, tables, batch, chosen) if mask_history else 0
         index = (target if chosen is None else torch.zeros_like(target)).to(scores.device)
-        own = scores.gather(1, index[:, None])
-        if torch.isneginf(own).any():
-            raise FloatingPointError(
-                f"{type(model).__name__} scored {int(torch.isneginf(own).sum())} targets -inf: a score must rank every item"
-            )
-        above, tied = count_above_and_tied(scores, index)
         fallback = getattr(model, "fallback", None)
+        fallback = np.zeros(len(batch), bool) if fallback is None else fallback
+        unnamed = (scores.gather(1, index[:, None])[:, 0] == UNNAMED).cpu().numpy() & ~fallback
+        if unnamed.any() and getattr(model, "names_all", True):
+            raise FloatingPointError(
+                f"{type(model).__name__} scored {int(unnamed.sum())} targets -inf: a score must rank every item"
+            )
+        n_candidates = np.full(len(batch), scores.shape[1]) - masked
+        above, tied = rank_targets(scores, index, torch.from_numpy(n_candidates).to(scores.device))
         table = RankTable(
             user=tables.users[batch.user], target=tables.items[tables.item[batch.end]], position=batch.end - tables.start[batch.user],
-            above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=np.full(len(batch), scores.shape[1]) - masked,
-            fallback=np.zeros(len(batch), bool) if fallback is None else fallback,
+            above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=n_candidates, fallback=fallback,
         )  # fmt: skip
         parts.append(table)
         if topk:
-            lists.append(_top(scores, chosen, topk, table.fallback))
+            lists.append(_top(scores, chosen, topk))
         if kept is not None:
             kept.keep(parts, lists)
     return RankTable.concat(parts), TopLists(*joined(lists)) if topk else None
@@ -161,9 +163,9 @@ def _mask(scores: torch.Tensor, tables, cases: Cases, chosen: torch.Tensor | Non
 
 
 def _top(
-    scores: torch.Tensor, chosen: torch.Tensor | None, k: int, fallback: np.ndarray
+    scores: torch.Tensor, chosen: torch.Tensor | None, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(items, scores) as in TopLists; fallback bool [cases]: cases without a list."""
+    """(items, scores) as in TopLists."""
     k = min(k, scores.shape[1])
     scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
     if scores.device.type == "cpu":
@@ -173,7 +175,6 @@ def _top(
     if chosen is not None:
         items = np.take_along_axis(chosen.numpy(), items, axis=1)
     values = values.astype(np.float32, copy=False)
-    values[fallback] = -np.inf
     return np.where(np.isneginf(values), -1, items).astype(np.int32, copy=False), values
 
 

@@ -1,4 +1,19 @@
-"""Where each target stands among its candidates: exact counts, and the table that holds one row per case."""
+"""Where each target stands among its candidates: exact counts, and the table that holds one row per case.
+
+The rule for methods that score only a part of the catalogue, wherever there is one (texts that name items, lists that are
+ranked again, an index that finds the nearest items):
+
+- An item that the method does not name has the score `UNNAMED`. It is in no list of recommendations.
+- An unnamed target stands behind all other candidates and ties with none: its expected, optimistic and pessimistic metrics
+  are the same, those of the last rank. Nothing is known of the order of unnamed items, so the optimistic order must not
+  put the target before them: with three items named in a catalogue of thousands, it would be fourth.
+- A case for which the method names nothing, such as one whose answer could not be parsed, is no exception: its target is
+  last, its list is empty, and the case is counted as `unmatched`. No item gains by its place in the catalogue.
+- Where a second method scores the items that the first leaves unnamed, those stand behind all that the first names, in the
+  order of the second: `in_front`.
+
+A score of zero is a score: BM25 gives it to items that share no word with a query, and they tie with each other.
+"""
 
 import os
 import zipfile
@@ -14,6 +29,8 @@ from ..files import atomically
 
 if TYPE_CHECKING:
     import torch
+
+UNNAMED = -np.inf  # score of an item that a method does not name
 
 # Scores compared at a time: with the comparisons' results they fill a second-level cache (at most 1 MB per core), and a sum
 # of as many ones is exact in float32.
@@ -31,7 +48,7 @@ class RankTable:
     position int32: index of the target in the user's sequence.
     above, tied int32: candidates with a higher score than the target; other candidates with the same score.
     n_candidates int32: size of the candidate set, target included.
-    fallback bool: the case was scored on a fallback because its answer could not be parsed.
+    fallback bool: no candidate was named for the case, so that its target is last.
 
     Raises TypeError for a column of another kind, ValueError for unequal lengths or impossible counts.
     """
@@ -152,8 +169,8 @@ def count_above_and_tied(
     rows: int64 [P], the row of scores each case reads; None means row i for case i.
     Returns (above, tied), both int32 [P], on the device of scores.
 
-    -inf is a score like any other: below everything, tied with a target of -inf. Where it marks what is no candidate, the
-    caller sees to such targets (`scored_rows`, or refuses them).
+    -inf is a score like any other: below everything, tied with a target of -inf. `rank_targets` and `scored_rows` give it
+    the meaning of `UNNAMED`.
 
     Raises FloatingPointError naming the row if a score is NaN (it would be neither above nor tied, so the target would
     rise), ValueError for shapes that do not fit, IndexError for targets outside the columns, TypeError for scores that are
@@ -277,13 +294,63 @@ def scored_rows(
     """int64 [P, 3]: above, tied and n_candidates per case, from scores in which -inf marks what is no candidate.
 
     This is what RecBole's trainer hands out: padding, masked history and, under uniN, all but the sampled items are -inf.
-    A target of -inf is still a candidate; it stands below all that were scored and is tied with nothing.
+    A target of -inf is `UNNAMED`. Other unnamed items cannot be told from what is no candidate, so all of them but the
+    padding, column 0, count as candidates before it: a target that was not named must not gain by what is not known.
     """
     import torch
 
     in_order = torch.equal(rows, torch.arange(len(scores), device=rows.device))
     above, tied = count_above_and_tied(scores, target_index, rows=None if in_order else rows)
-    lowest = torch.full((len(scores), 1), -torch.inf, dtype=scores.dtype, device=scores.device)
-    lost = scores[rows, target_index] == -torch.inf
-    n_candidates = _count(scores, lowest, ("greater",))[0][rows] + lost
-    return torch.stack((above, tied.masked_fill(lost, 0), n_candidates), 1).long()
+    lowest = torch.full((len(scores), 1), UNNAMED, dtype=scores.dtype, device=scores.device)
+    unnamed = scores[rows, target_index] == UNNAMED
+    n_candidates = _count(scores, lowest, ("greater",))[0][rows]
+    n_candidates = n_candidates.masked_fill(unnamed, scores.shape[1] - 1)
+    above, tied = _unnamed_last(above, tied, unnamed, n_candidates)
+    return torch.stack((above, tied, n_candidates), 1).long()
+
+
+def rank_targets(
+    scores: "torch.Tensor", target_index: "torch.Tensor", n_candidates: "torch.Tensor"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Count, per case, the candidates above its target and the other candidates tied with it.
+
+    Parameters
+    ----------
+    scores : float [B, N]; `UNNAMED` for what is not named and for what is no candidate.
+    target_index : int64 [B], the column of each case's target.
+    n_candidates : int64 [B], candidates of each case, its target included.
+
+    Returns
+    -------
+    (above, tied) : int32 [B] each, on the device of scores. An unnamed target has all other candidates above it.
+    """
+    above, tied = count_above_and_tied(scores, target_index)
+    unnamed = scores.gather(1, target_index[:, None])[:, 0] == UNNAMED
+    return _unnamed_last(above, tied, unnamed, n_candidates)
+
+
+def _unnamed_last(above, tied, unnamed, n_candidates):
+    """(above, tied) with the targets that are unnamed, bool [P], behind all other candidates."""
+    last = (n_candidates - 1).to(above.dtype)
+    return above.where(~unnamed, last), tied.masked_fill(unnamed, 0)
+
+
+def in_front(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Scores by `first`; the items that it does not name stand behind those that it does, by `second`.
+
+    first, second : float [cases, items], `UNNAMED` for items without a score. Returns float64 [cases, items]: the order of
+    the named items and their differences are those of `first`; what neither names stays unnamed.
+    """
+    first = np.asarray(first, dtype=np.float64)
+    named = first != UNNAMED
+    behind = np.where(named, UNNAMED, second)
+    lowest = np.where(named, first, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    highest = behind.max(axis=1, keepdims=True, initial=UNNAMED)
+    both = np.isfinite(lowest) & np.isfinite(highest)
+    lift = np.subtract(highest + 1, lowest, out=np.zeros_like(lowest), where=both)
+    return np.where(named, first + lift, behind)
+
+
+def names_nothing(scores: np.ndarray) -> np.ndarray:
+    """bool [cases]: whether all scores, float [cases, items], are zero or all are `UNNAMED`."""
+    return ~scores.any(axis=1) | (scores == UNNAMED).all(axis=1)

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import store
 from ..errors import UserError
-from .ranks import RankTable
+from .ranks import UNNAMED, RankTable, in_front
 
 Judge = Callable[
     [list[int], list[np.ndarray]], list[np.ndarray]
@@ -34,33 +34,35 @@ class StoredLists:
         }
 
     def keep(self, scores: np.ndarray, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores [cases, items] with every item that is not in a case's list below all that are, and tied. Zeros for a list that is empty."""
-        kept = np.repeat(scores.min(axis=1, keepdims=True) - 1, scores.shape[1], axis=1)
-        for case, (items, _) in enumerate(self.of(users, positions)):
-            kept[case, items] = scores[case, items]
-            if not len(items):
-                kept[case] = 0
-        return kept
+        """Scores of the items in each case's list; those that `scores` does not name stand behind, as they are listed.
+
+        scores : float [cases, items], `UNNAMED` for items without a score. Returns float64 [cases, items], `UNNAMED` for
+        the items that are not in the list.
+        """
+        kept, listed = np.full(scores.shape, UNNAMED), np.full(scores.shape, UNNAMED)
+        for case, (items, stored) in enumerate(self.of(users, positions)):
+            kept[case, items], listed[case, items] = scores[case, items], stored
+        return in_front(kept, listed)
 
     def judged(
         self, users: np.ndarray, positions: np.ndarray, most: int, catalogue: int, judge: Judge
     ) -> np.ndarray:
-        """float64 [cases, catalogue]: the first `most` items of each list by what is said of them, above the rest of the list as it stands, above all others.
+        """float64 [cases, catalogue]: the first `most` items of each list by what is said of them, above the rest of the list as it stands.
 
-        Zeros for a list that is empty.
+        `UNNAMED` for the items that are not in the list.
         """
         listed = self.of(users, positions)
         asked = [case for case, (items, _) in enumerate(listed) if len(items)]
         first = [listed[case][0][:most] for case in asked]
-        scores = np.zeros((len(listed), catalogue))
+        verdicts = np.full((len(listed), catalogue), UNNAMED)
+        rest = verdicts.copy()
         for case, own, values in zip(
             asked, first, judge(asked, first) if asked else (), strict=True
         ):
+            verdicts[case, own] = values
             items, stored = listed[case]
-            scores[case] = stored.min() - stored.max() - 2
-            scores[case, items] = stored - stored.max() - 1
-            scores[case, own] = values - values.min()
-        return scores
+            rest[case, items] = stored
+        return in_front(verdicts, rest)
 
     def of(self, users: np.ndarray, positions: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """(items, their scores) of each case, best first."""

@@ -13,6 +13,7 @@ from ..collate import PASS_COST
 from ..data.splits import Cases
 from ..data.text import ItemText
 from ..errors import UserError
+from ..evaluation.ranks import UNNAMED, names_nothing
 from ..precision import autocast
 
 
@@ -22,8 +23,9 @@ class TextModel(AbstractRecommender):
     Attributes
     ----------
     tables, text : the events and the item texts.
-    fallback : bool [cases] of the last `score`: cases that no answer could be parsed for and that tie everything.
+    fallback : bool [cases] of the last `score`: cases for which it names no item.
     unmatched : bool [cases], set by a `score` that ranks by something else where no answer could be parsed; else `fallback`.
+    names_all : whether `score` gives every item a score, so that one of -inf is an error; if not, it is `UNNAMED`.
     counts : tallies of one ranking, see `rates`.
     answer_keys : settings that `evaluate` may change, since they decide how a trained model answers.
     pass_cost : what a pass of training costs beside its tokens, in tokens.
@@ -34,6 +36,7 @@ class TextModel(AbstractRecommender):
     skip_flops = True  # an LLM is not deep-copied to be counted
     answer_keys: tuple[str, ...] = ()
     pass_cost = PASS_COST
+    names_all = True
 
     @classmethod
     def moves(cls, settings: dict) -> bool:
@@ -76,15 +79,17 @@ class TextModel(AbstractRecommender):
         self.counts.clear()
 
     def score(self, cases: Cases) -> np.ndarray:
-        """float [cases, items]: what to rank the catalogue by; equal texts get equal scores."""
+        """float [cases, items]: what to rank the catalogue by; equal texts get equal scores, items that are not named `UNNAMED`."""
         raise NotImplementedError(f"{type(self).__name__}.score")
 
     def scores(self, cases: Cases) -> np.ndarray:
-        """`score` in the precision that is set, with the cases counted that it could say nothing about."""
+        """`score` in the precision that is set; the cases that it says nothing about are counted, and all items `UNNAMED`."""
         self.unmatched = None
         with self.autocast():
             scores = self.score(cases)
-        self.fallback = ~scores.any(axis=1)
+        self.fallback = ~scores.any(axis=1) if self.names_all else names_nothing(scores)
+        if self.fallback.any():
+            scores = np.where(self.fallback[:, None], UNNAMED, scores)
         unmatched = self.fallback if self.unmatched is None else self.unmatched
         self.counts.update(cases=len(cases), unmatched=int(unmatched.sum()))
         return scores

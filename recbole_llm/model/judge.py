@@ -104,6 +104,10 @@ class JudgeModel(BackboneModel):
             )
         return encoder
 
+    @property
+    def names_all(self) -> bool:
+        return not self.config["rerank_from"]
+
     def prefixes(self, cases: Cases) -> list[Before]:
         """What stands before the candidates of each case."""
         recent = self.config["recent_items"]
@@ -235,7 +239,7 @@ class JudgeModel(BackboneModel):
         )
 
     def score(self, cases):
-        """Of the whole catalogue; with `rerank_from`, of the first `rerank_items` that another run has listed, see StoredLists.judged."""
+        """Of the whole catalogue; with `rerank_from`, of what another run has listed, see StoredLists.judged."""
         if not self.config["rerank_from"]:
             return np.stack(self.judge(cases, np.tile(np.arange(len(self.lines)), (len(cases), 1))))
         if self.lists is None:

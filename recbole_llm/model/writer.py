@@ -12,13 +12,14 @@ from ..config import digest
 from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
 from ..errors import UserError
+from ..evaluation.ranks import UNNAMED, in_front, names_nothing
 from ..evaluation.stored import StoredLists
 from ..generation.beam import Catalogue, search
 from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
 from ..generation.written import Answer, Written
 from ..prompts import Example, Template
-from ..retrieval.matching import BM25Match, HierarchicalMatch, put_first
+from ..retrieval.matching import BM25Match, HierarchicalMatch
 from ..retrieval.round_robin import distinct
 from .lm import BackboneModel
 
@@ -32,6 +33,7 @@ class WriterModel(BackboneModel):
         *BackboneModel.answer_keys, "decoding", "beams", "match", "blend", "rerank_from", "samples", "valid_samples", "valid_users", "temperature",
         "max_new_tokens", "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
     )  # fmt: skip
+    names_all = False
     max_cases = 128  # per call of `score`: enough to sort by length, few enough for a progress bar
 
     def __init__(self, config, dataset):
@@ -174,20 +176,19 @@ class WriterModel(BackboneModel):
         scores = np.stack(
             [self.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers]
         )
-        self.unmatched = np.array(
-            [
-                answer.reached is None and not row.any()
-                for answer, row in zip(answers, scores, strict=True)
-            ]
-        )
-        if blend := self.config["blend"]:
-            cosine = self.vectors(prompts, 0) @ self.item_vectors[self.same].T
-            scores += blend * cosine
+        silent = names_nothing(scores)
+        scores[silent] = UNNAMED
+        reached = np.full((len(answers), len(self.first)), UNNAMED)
         for row, answer in enumerate(answers):
             if answer.reached is not None:
-                value = np.full(len(self.first), np.nan)
-                value[answer.reached] = answer.logprobs
-                put_first(scores[row], value[self.same] + (blend * cosine[row] if blend else 0))
+                reached[row, answer.reached] = answer.logprobs
+        reached = reached[:, self.same]
+        self.unmatched = silent & names_nothing(reached)
+        if blend := self.config["blend"]:
+            cosine = blend * (self.vectors(prompts, 0) @ self.item_vectors[self.same].T)
+            scores = in_front(scores + cosine, cosine)
+            reached += cosine
+        scores = in_front(reached, scores)
         if self.config["rerank_from"]:
             if self.lists is None:
                 raise UserError(

@@ -1,9 +1,11 @@
-"""Hierarchical match: a generated text's attributes against the items' (CALRec, section 5.3)."""
+"""Hierarchical match: a generated text's attributes against the items' (CALRec, section 6)."""
 
 import re
 from collections.abc import Sequence
 
 import numpy as np
+
+from ..evaluation.ranks import UNNAMED
 
 
 def parse(text: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -60,8 +62,8 @@ def _plain(value: str) -> str:
 
 
 def rank_matches(matches: Sequence[np.ndarray], items: int) -> np.ndarray:
-    """float64 [items] from the items of each text, best text first: an item gets the place of its best text, all others 0."""
-    scores = np.zeros(items)
+    """float64 [items] from the items of each text, best text first: an item gets the place of its best text, all others `UNNAMED`."""
+    scores = np.full(items, UNNAMED)
     for place, found in enumerate(reversed(matches), start=1):
         scores[found] = place
     return scores

@@ -11,7 +11,7 @@ from .round_robin import quasi_round_robin
 
 
 class BM25Match:
-    """Quasi-round-robin BM25 of the attribute values (CALRec, section 3.4)."""
+    """Quasi-round-robin BM25 of the attribute values (CALRec, section 3.5)."""
 
     def __init__(self, text: ItemText, config):
         self.names, self.epsilon = text.names, config["epsilon"]
@@ -32,19 +32,14 @@ class BM25Match:
         return text
 
 
-def put_first(scores: np.ndarray, values: np.ndarray) -> None:
-    """Lift the items that have a value, float [items] with NaN for the others, above all others and order them by it; scores, float [items], are changed."""
-    found = np.flatnonzero(~np.isnan(values))
-    scores[found] = values[found] - values[found].min() + scores.max() + 1
-
-
 class HierarchicalMatch:
-    """Items that agree on the most of a text's attributes, in the order of the texts (CALRec, section 5.3)."""
+    """Items that agree on the most of a text's attributes, in the order of the texts (CALRec, section 6)."""
 
     def __init__(self, text: ItemText):
         self.names, self.index = text.names, HierarchicalIndex(text.values)
 
     def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
+        """float64 [items] from texts, best first; `UNNAMED` for items that no text agrees with."""
         return rank_matches(
             [self.index.match(parse(text, self.names))[0] for text in texts], len(self.index)
         )

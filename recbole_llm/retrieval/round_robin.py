@@ -1,4 +1,4 @@
-"""Quasi-round-robin: several scored texts of one user into one score per item (CALRec, section 3.4)."""
+"""Quasi-round-robin: several scored texts of one user into one score per item (CALRec, section 3.5)."""
 
 from collections import Counter
 
