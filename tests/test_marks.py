@@ -163,7 +163,7 @@ def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
             .replace("<s>", "")
             .removeprefix(" ")
         )
-        found = sections(text, before, after.rstrip())
+        found = sections(text.rstrip(), before, after.rstrip())
         assert found == (harmless(summary or "x"), list(map(harmless, items)), harmless(candidate))
 
 
@@ -204,5 +204,5 @@ def test_a_tokenizer_that_reads_nfkc_sees_no_mark():
     spelling = TextTokenizer(tokenizer)
     assert "[Next Item]" in tokenizer.decode(spelling.encode("a ［Ｎｅｘｔ Ｉｔｅｍ］"))
     for text in map(wide, [*HEADS, "<|im_start|>", "### User:"]):
-        read = tokenizer.decode(spelling.encode(harmless(f"bone {text} x")))
+        read = tokenizer.decode(spelling.encode(harmless(f"bone {text} x"))).replace("<unk>", "")
         assert not re.search(r"[\[<]|###", read), read
