@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .prompts import Example, Template, TextForm, prefix
+from .tokenizing import TextTokenizer
 
 IGNORED = -100  # label of a token that is not learned
 WORDS = 8  # tokens of an item's own text that there must be room for
@@ -49,22 +50,25 @@ def pieces(template: Template, items: Sequence[str]) -> list[str]:
 class Pieces:
     """Tokenises pieces of text, each once, for examples to be put together from them.
 
-    Item text is data: nothing in it becomes a special token, and since every piece is tokenised on its own,
+    Item text is data: nothing in it becomes a special token, and since every piece is tokenised for itself,
     nothing in it changes the tokens around it.
     """
 
     tokenizer: object
     max_length: int
-    pieces: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
+    pieces: dict[tuple[str, bool, bool], np.ndarray] = field(default_factory=dict)
 
-    def piece(self, text: str, end: bool = False) -> np.ndarray:
-        """int64 tokens of a text, tokenised once; with the end token behind it if asked."""
-        key = (text, end)
+    @cached_property
+    def spelling(self) -> TextTokenizer:
+        """The tokenizer, told where in a text a piece stands."""
+        return TextTokenizer(self.tokenizer)
+
+    def piece(self, text: str, end: bool = False, opens: bool = False) -> np.ndarray:
+        """int64 tokens of a piece inside a text, or at its beginning if it `opens` it, tokenised once; with the end token behind it if asked."""
+        key = (text, end, opens and self.spelling.adds_space)
         if key not in self.pieces:
-            ids = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, verbose=False
-            )["input_ids"]
-            self.pieces[key] = np.array(ids + [self.tokenizer.eos_token_id] * end, dtype=np.int64)
+            ids = self.spelling.encode(text, opens)
+            self.pieces[key] = np.append(ids, [self.tokenizer.eos_token_id] * end).astype(np.int64)
         return self.pieces[key]
 
     @cached_property
@@ -106,7 +110,7 @@ class Encoder(Pieces):
         never are.
         """
         template = example.template
-        head = np.concatenate([self.opening, self.piece(template.head)])
+        head = np.concatenate([self.opening, self.piece(template.head, opens=True)])
         before = self.piece(template.target)
         target = (
             self.item(example.target) if example.target is not None else np.zeros(0, dtype=np.int64)
@@ -151,14 +155,13 @@ class SentenceEncoder(Pieces):
         start, before, after, close = (
             np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks
         )
-        between = self.piece(self.form.between)
-        return (
-            np.concatenate([self.piece(self.form.instruction), start]),
-            before,
-            after,
-            between,
-            close,
-        )
+        head = self.piece(self._spaced(self.form.instruction)[0], opens=True)
+        between = self.piece(self._spaced(self.form.between)[0])
+        return np.concatenate([head, start]), before, after, between, close
+
+    def _spaced(self, text: str) -> tuple[str, str]:
+        """What stands before an item, without the white space that is of the item's first token, and that white space; a mark is no item."""
+        return (text, "") if self.form.marked else self.spelling.part(text)
 
     @property
     def least(self) -> int:
@@ -168,25 +171,29 @@ class SentenceEncoder(Pieces):
 
     def item(self, text: str) -> Tokens:
         """An item alone; its text is cut at its end if it is too long."""
-        return self._whole([self._item(text, self.max_length - self._size(self.around))], 0)
+        return self._whole([self._item(text, "", self.max_length - self._size(self.around))], 0)
 
     def sequence(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first. Too many: the oldest are left out; the newest stays, and is cut at its end if it must be."""
         head, _, _, between, close = self.frame
+        lead, gap = self._spaced(self.form.instruction)[1], self._spaced(self.form.between)[1]
         room = self.max_length - self._size(self.around) - len(head) - len(close)
-        parts = [self._item(texts[-1], room)]
-        room -= len(parts[0])
-        for text in reversed(texts[:-1]):
-            older = np.concatenate([self._item(text), between])
-            if len(older) > room:
+        first, others = self._item(texts[-1], lead, room), []  # others: the newest first
+        for older, newer in zip(texts[-2::-1], texts[::-1]):
+            behind = np.concatenate([between, self._item(newer, gap)])
+            oldest = self._item(older, lead)
+            if len(oldest) + len(behind) > room:
                 break
-            parts.append(older)
-            room -= len(older)
-        return self._whole([head, *reversed(parts), close], len(texts) - len(parts))
+            room -= len(behind)
+            first = oldest
+            others.append(behind)
+        return self._whole([head, first, *others[::-1], close], len(texts) - 1 - len(others))
 
-    def _item(self, text: str, room: int | None = None) -> np.ndarray:
+    def _item(self, text: str, space: str, room: int | None = None) -> np.ndarray:
+        """Tokens of an item with its marks. space : before its text; none where it opens a text."""
         _, before, after, _, _ = self.frame
-        tokens = self.piece(text)
+        opens = self.spelling.begins_anew if self.form.marked else not space
+        tokens = self.piece(space + text, opens=opens)
         if room is not None:
             tokens = tokens[: max(1, room - len(before) - len(after))]
         return np.concatenate([before, tokens[~np.isin(tokens, self.marks)], after])

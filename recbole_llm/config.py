@@ -50,6 +50,10 @@ WHOLE = (
     "seeds",
     "beside",
 )  # of a run with stages, never of one stage
+# Groups in our files: settings for a language model that begins with random weights, and for one that is pretrained.
+BEGINNINGS = ("scratch", "pretrained")
+# Keys of models' files that say what the data are. What else is in them was chosen for the model: another dataset does not change it.
+ABOUT_DATA = {"description_fields", "domain"}
 
 
 class Loader(yaml.SafeLoader):
@@ -90,8 +94,20 @@ def _cached_yaml(path: Path) -> dict:
     return read_yaml(path) if path.is_file() else {}
 
 
-def our_layers(model: str, dataset: str) -> list[dict]:
-    """Our overall, model and dataset properties; a dataset's may hold a group for one model under its name."""
+def our_layers(model: str, dataset: str, given: Sequence[dict] = ()) -> list[dict]:
+    """Our overall, model and dataset properties; a dataset's may hold a group for one model under its name.
+
+    Each may hold a group `scratch` and one `pretrained`: settings that hold for language models which begin so.
+
+    Parameters
+    ----------
+    given : layers that come over these, which may name the language model.
+    """
+    layers = _our_files(model, dataset)
+    return _fitting(layers, beginning([*layers, *given]))
+
+
+def _our_files(model: str, dataset: str) -> list[dict]:
     folder = resources.properties()
     paths = (
         folder / "overall.yaml",
@@ -100,6 +116,45 @@ def our_layers(model: str, dataset: str) -> list[dict]:
     )
     overall, own, data = (copy.deepcopy(_cached_yaml(path)) for path in paths)
     return [overall, own, *_grouped(data, model)]
+
+
+def _fitting(layers: Sequence[dict], begins: str | None) -> list[dict]:
+    """Layers without their groups of BEGINNINGS; behind each layer comes its group for weights that begin so."""
+    found = []
+    for layer in layers:
+        plain = {key: value for key, value in layer.items() if key not in BEGINNINGS}
+        found += [plain, copy.deepcopy(layer.get(begins) or {})]
+    return found
+
+
+def beginning(layers: Sequence[dict]) -> str | None:
+    """What the language model begins with that the last of these layers name: `scratch` or `pretrained`; None if they name none.
+
+    Of the weights of another run (`init_from`, `run:<id>`), what that run has begun with.
+    """
+    named = {
+        key: next((layer[key] for layer in reversed(layers) if key in layer), None)
+        for key in ("backbone", "init_from", "checkpoint_dir")
+    }
+    name, saved = named["backbone"], Path(str(named["checkpoint_dir"] or "saved"))
+    if name is None:
+        return None
+    from . import (
+        store,
+    )  # which asks for the package's version: RecBole needs none for its own models
+
+    try:
+        if named["init_from"]:
+            run = store.find_run(str(named["init_from"]), saved)
+        else:
+            run = store.backbone_run(str(name), saved)
+        stored = run and store.read_run(run)
+    except UserError:  # a run that is not there: who needs it says so
+        stored = None
+    if stored:
+        started = {"checkpoint_dir": run.absolute().parent}
+        return beginning([stored["settings"], started])
+    return "scratch" if str(name).startswith("scratch:") else "pretrained"
 
 
 def _grouped(data: dict, model: str) -> list[dict]:
@@ -155,20 +210,29 @@ def resolve(
     data, prepared = (
         Path(str(data_path)) / dataset / f"{dataset}.{kind}" for kind in ("inter", "yaml")
     )
+    beside: list[dict] = []
     if (
         data.is_file() and prepared.is_file()
     ):  # written when the data was prepared, which may have been killed in between
-        layers[:0] = [
+        beside = [
             {key: value for key, value in layer.items() if key not in foreign}
             for layer in _grouped(read_yaml(prepared), model)
         ]
-    return _layered(layers, settings)
+    given = [*beside, *layers]
+    settings = default_settings(model, dataset, given)
+    begins = beginning([settings, *given])
+    return _layered([*_fitting(beside, begins), *layers], settings)
 
 
-def default_settings(model: str, dataset: str) -> dict:
-    """All settings of one run before the user's, and before those that were written with the data."""
+def default_settings(model: str, dataset: str, given: Sequence[dict] = ()) -> dict:
+    """All settings of one run before the user's, and before those that were written with the data.
+
+    Parameters
+    ----------
+    given : the layers that come over these; they decide which language model the defaults are for.
+    """
     settings: dict = {}
-    for layer in [*_stock_layers(model), *our_layers(model, dataset)]:
+    for layer in [*_stock_layers(model), *our_layers(model, dataset, given)]:
         _merge(settings, layer)
     if registry.stock_models().get(model) == "general":
         settings["repeatable"] = (
@@ -202,12 +266,15 @@ def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: 
 def of_command(command: str, files: list[str], overrides: dict) -> tuple[dict, list[dict]]:
     """What a command of several runs is told: its own settings, over those of properties/<command>.yaml, and the layers of settings for its runs."""
     path = resources.properties() / f"{command}.yaml"
-    own, rules = (
+    file, rules = (
         copy.deepcopy(_cached_yaml(path)),
         checks.parse_file(path.read_text(encoding="utf-8")),
     )
+    given = [*map(read_yaml, map(Path, files)), overrides]
+    own, fitting = _fitting([file], beginning([file.get("run") or {}, *given]))
+    own |= fitting
     default, left = copy.deepcopy(own), []
-    for layer in [*map(read_yaml, map(Path, files)), overrides]:
+    for layer in given:
         mine = {key: value for key, value in layer.items() if key.partition(".")[0] in own}
         left.append({key: value for key, value in layer.items() if key not in mine})
         _check_keys(mine, set(own), default)
@@ -237,7 +304,10 @@ def check_whole(settings: dict, default: dict) -> None:
 
 
 def moved(stored: dict, dataset: str) -> dict:
-    """The settings of a stored run for another dataset: what was the old dataset's default becomes the new one's."""
+    """The settings of a stored run for another dataset: what says of the data what they are, and was the old dataset's default, becomes the new one's.
+
+    What was chosen for the model stays (learner, weights of losses, epochs, …): one run has one training objective.
+    """
     features = {
         key: stored[key] for key in FEATURES if stored[key]
     }  # which a dataset need not name
@@ -245,7 +315,14 @@ def moved(stored: dict, dataset: str) -> dict:
         resolve(stored["model"], name, [], features | {"data_path": stored["data_path"]})
         for name in (stored["dataset"], dataset)
     )
-    return stored | {key: new[key] for key in new if key in stored and stored[key] == old[key]}
+    overall, model = _our_files(stored["model"], dataset)[:2]
+    model = {*model, *(key for name in BEGINNINGS for key in model.get(name) or {})}
+    chosen = model - overall.keys() - ABOUT_DATA
+    return stored | {
+        key: new[key]
+        for key in new
+        if key in stored and key not in chosen and stored[key] == old[key]
+    }
 
 
 def asks_server(settings: dict) -> bool:

@@ -11,7 +11,7 @@ from . import scratch
 from .backbone import Backbone, check_tokens
 from .collate import Pieces, Tokens, roomy
 from .errors import UserError
-from .prompts import VISITS
+from .prompts import BETWEEN, VISITS
 from .reading import check_whole, loading_reports, reading
 
 
@@ -28,13 +28,20 @@ class SegmentEncoder(Pieces):
     segments: int = 2
 
     @cached_property
-    def between(self) -> np.ndarray:
-        return self.piece(", ")
+    def frame(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64: what opens a history, stands between two items, and closes the newest segment."""
+        opening, closing = VISITS
+        return (
+            self.piece(self.spelling.part(opening)[0], opens=True),
+            self.piece(self.spelling.part(BETWEEN)[0]),
+            self.piece(closing),
+        )
 
     @property
     def least(self) -> int:
         """Tokens of a first segment that holds one item of any length."""
-        return self.item_length + sum(map(len, [*self.around, *map(self.piece, VISITS)]))
+        opening, _, closing = self.frame
+        return self.item_length + sum(map(len, [*self.around, opening, closing]))
 
     def item(self, text: str) -> Tokens:
         """An item alone, cut at its end if it is too long."""
@@ -42,19 +49,26 @@ class SegmentEncoder(Pieces):
 
     def history(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
-        opening, closing = (self.piece(sentence) for sentence in VISITS)
-        segments, left = [], list(map(self._item, texts))
+        opening, between, closing = self.frame
+        lead, gap = (self.spelling.part(before)[1] for before in (VISITS[0], BETWEEN))
+        segments, left = [], list(texts)
         while left and len(segments) < self.segments:
-            parts, room = [left.pop()], self.max_length - len(self.around[0]) - len(self.around[1])
-            room -= len(parts[0]) + (0 if segments else len(opening) + len(closing))
-            while left and len(self.between) + len(left[-1]) <= room:
-                parts += [self.between, left.pop()]
-                room -= len(self.between) + len(parts[-1])
+            parts = [self._item(left.pop(), "" if segments else lead, opens=bool(segments))]
+            room = self.max_length - len(self.around[0]) - len(self.around[1]) - len(parts[0])
+            room -= 0 if segments else len(opening) + len(closing)
+            while left:
+                item = self._item(left[-1], gap, opens=False)
+                if len(between) + len(item) > room:
+                    break
+                parts += [between, item]
+                room -= len(between) + len(item)
+                left.pop()
             segments.append(parts if segments else [opening, *parts, closing])
         return self._whole(segments, len(left))
 
-    def _item(self, text: str) -> np.ndarray:
-        return self.piece(text)[: self.item_length]
+    def _item(self, text: str, space: str = "", opens: bool = True) -> np.ndarray:
+        """Tokens of an item behind that space, or of one that opens a text."""
+        return self.piece(space + text, opens=opens)[: self.item_length]
 
     def _whole(self, segments: Sequence[Sequence[np.ndarray]], cut: int) -> Tokens:
         found = [np.concatenate([self.around[0], *parts, self.around[1]]) for parts in segments]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .data.text import UNKNOWN
+from .marks import single_attribute
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Example:
 
 
 def in_line(attributes: Iterable[tuple[str, str]]) -> str:
-    """`Title: A; Brand: B`: an item in one line, without what is not known."""
-    return (
-        "; ".join(f"{name}: {value}" for name, value in attributes if value != UNKNOWN) or UNKNOWN
-    )
+    """`Title: A; Brand: B`: an item in one line, without what is not known; no value reads like another attribute."""
+    known = list(attributes)
+    names = [name for name, _ in known]
+    parts = [
+        f"{name}: {single_attribute(value, names)}" for name, value in known if value != UNKNOWN
+    ]
+    return "; ".join(parts) or UNKNOWN
 
 
 def prefix(template: Template, index: int) -> str:
@@ -62,6 +66,8 @@ VISITS = (
     "Here is the visit history list of user: ",
     " recommend next item ",
 )  # what stands around the newest items (TASTE's released code)
+
+BETWEEN = ", "  # of two items, of a history of TASTE and of a text form without marks
 
 INSTRUCTION = "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
 
@@ -87,7 +93,7 @@ class TextForm:
 
     @property
     def between(self) -> str:
-        return "" if self.marked else ", "
+        return "" if self.marked else BETWEEN
 
     def item(self, names: Sequence[str], values: Sequence[str]) -> str:
         """`TITLE: … DESCRIPTION: …`, or the values alone; of what is not known, that it is not."""

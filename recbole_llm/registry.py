@@ -132,7 +132,7 @@ def _extend_config(module) -> None:
         if model in OURS:
             from .config import our_layers
 
-            for layer in our_layers(model, dataset):
+            for layer in our_layers(model, dataset, [self.external_config_dict]):
                 self.internal_config_dict.update(layer)
 
     module.Config._load_internal_config_dict = load

@@ -1,15 +1,16 @@
 """What the judge and the summariser are told, by domain; and their prompts, in which what users and items say is data."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 
 from . import resources
 from .errors import UserError
+from .marks import harmless
+from .tokenizing import TextTokenizer
 
 DAY = "26 Jul 2024"  # for chat templates that say which day it is: a prompt is to be the same on all days
 LEAST = 16  # tokens or characters of a text that a prompt has room for
@@ -17,22 +18,6 @@ USER, ASSISTANT = (
     "### User:\n",
     "\n\n### Assistant:\n",
 )  # around a turn, where a tokenizer has no chat template
-# What may open a section or a turn, of our own prompts and of chat formats, and what stands in its place.
-BRACKETS = str.maketrans("[]<>", "()()")
-MARKS = [
-    (re.compile(r"#{2,}"), "#"),
-    (re.compile(r"\b(user|human|assistant|system)\s*:", re.IGNORECASE), r"\1 -"),
-    (re.compile(r"\s+"), " "),
-]
-
-
-@lru_cache(2**16)
-def harmless(text: str) -> str:
-    """A text in which nothing looks like the beginning of a section or of a turn; white space is one space."""
-    text = text.translate(BRACKETS)
-    for mark, spelled in MARKS:
-        text = mark.sub(spelled, text)
-    return text.strip()
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,7 @@ def laid_out(
 ) -> list[Sequence]:
     """The parts of a turn: an instruction, then heads with numbered texts, of which the longest are cut at their ends until all fit.
 
-    encode : a text's tokens, or the text itself where tokens are not known. room : for all of it, in those units.
+    encode : the tokens of a piece with the white space before it, or the piece itself where tokens are not known. room : for all of it, in those units.
 
     Raises
     ------
@@ -109,9 +94,10 @@ def laid_out(
     for head, texts in sections:
         parts.append(encode(f"\n\n{head}"))
         for number, text in enumerate(texts, 1):
-            parts.append(encode(f"\n{number}. " if len(texts) > 1 else "\n"))
+            line, space = (f"\n{number}.", " ") if len(texts) > 1 else ("", "\n")
+            parts.append(encode(line))
             data.append(len(parts))
-            parts.append(encode(harmless(text)))
+            parts.append(encode(space + harmless(text)))
     sizes = [len(parts[at]) for at in data]
     fixed = sum(map(len, parts)) - sum(sizes)
     if room - fixed < sum(min(size, LEAST) for size in sizes):
@@ -129,22 +115,62 @@ def turn(tokenizer) -> tuple[str, str]:
     """What stands before and behind what a user says: by the tokenizer's chat template where it has one, on no day of its own and without thoughts."""
     if not tokenizer.chat_template:
         return (tokenizer.bos_token or "") * begins(tokenizer) + USER, ASSISTANT
-    place = "WHAT THE USER SAYS"
-    template = f"{{% macro strftime_now(format) %}}{DAY}{{% endmacro %}}{tokenizer.get_chat_template()}"  # in place of the clock's
-    fixed = {"chat_template": template, "date_string": DAY, "enable_thinking": False}
-    said = tokenizer.apply_chat_template(
-        [{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True, **fixed
-    )
-    before, _, after = said.partition(place)
+    before, _, after = _chat(tokenizer).partition(PLACE)
     return before, after
 
 
-def frame(tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """int64 tokens that open and close what a user says."""
-    return tuple(
-        np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
-        for text in turn(tokenizer)
+def answered(tokenizer, answer: str) -> str:
+    """What stands behind what a user says, up to the end of an assistant's answer, as the chat template writes it."""
+    _, after = turn(tokenizer)
+    if tokenizer.chat_template:
+        said = _chat(tokenizer, answer).partition(PLACE)[2]
+        begin = said.find(answer, len(after))
+        if said.startswith(after) and begin >= 0:
+            return said[: begin + len(answer)]
+    return after + answer
+
+
+PLACE = "WHAT THE USER SAYS"
+
+
+def _chat(tokenizer, answer: str | None = None) -> str:
+    """A chat of a user, and of an assistant whose turn is opened, or whose answer is given."""
+    template = f"{{% macro strftime_now(format) %}}{DAY}{{% endmacro %}}{tokenizer.get_chat_template()}"  # in place of the clock's
+    fixed = {"chat_template": template, "date_string": DAY, "enable_thinking": False}
+    said = [{"role": "user", "content": PLACE}]
+    if answer is not None:
+        said.append({"role": "assistant", "content": answer})
+    return tokenizer.apply_chat_template(
+        said, tokenize=False, add_generation_prompt=answer is None, **fixed
     )
+
+
+class Frame(NamedTuple):
+    """What opens and closes a user's turn: int64 tokens, and the white space that what the user says begins with.
+
+    opens : whether what the user says is tokenised like the beginning of a text.
+    """
+
+    opening: np.ndarray
+    space: str
+    closing: np.ndarray
+    opens: bool = False
+
+
+def frame(tokenizer) -> Frame:
+    """The turn that an assistant is to answer."""
+    spelling = TextTokenizer(tokenizer)
+    before, after = turn(tokenizer)
+    before, space = spelling.part(before)
+    begin = tokenizer.bos_token or ""
+    if not tokenizer.chat_template and begin and before.startswith(begin):
+        opening = spelling.encode(before.removeprefix(begin), opens=True)
+        opening = np.append(tokenizer.bos_token_id, opening)
+    else:
+        opening = spelling.encode(before, opens=True, special=True)
+    anew = len(opening) and opening[-1] in tokenizer.all_special_ids and spelling.begins_anew
+    opens = not space and bool(not len(opening) or anew)
+    return Frame(opening, space, spelling.encode(after, special=True), opens)
 
 
 def begins(tokenizer) -> bool:

@@ -212,17 +212,19 @@ def test_the_answers_are_found_behind_the_real_prompt(tokenizer):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    yes, no = answer_tokens(tokenizer, ASSISTANT)
+    closing, (yes, no) = answer_tokens(tokenizer, f"{ASSISTANT}Yes", f"{ASSISTANT}No")
+    assert tokenizer.decode(closing) == ASSISTANT
     assert tokenizer.decode([yes])[:1] == "Y" and tokenizer.decode([no])[:1] == "N"
     pieces = Tokenizer(
         models.WordLevel({"?": 0, "▁Yes": 1, "▁No": 2, "Yes": 3, "No": 4, "x": 5}, unk_token="?")
     )
     pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     # behind a text, the answers are other tokens than on their own
-    assert answer_tokens(PreTrainedTokenizerFast(tokenizer_object=pieces), "x ") == (1, 2)
+    _, answers = answer_tokens(PreTrainedTokenizerFast(tokenizer_object=pieces), "x Yes", "x No")
+    assert answers == (1, 2)
     letters = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     with pytest.raises(UserError, match="begins 'Yes' and 'No' with the same token"):
-        answer_tokens(PreTrainedTokenizerFast(tokenizer_object=letters), "")
+        answer_tokens(PreTrainedTokenizerFast(tokenizer_object=letters), "Yes", "No")
 
 
 def test_prompts_of_any_history_fit(tokenizer):

@@ -105,10 +105,12 @@ def recboles():
 
 
 def content(path):
-    """The settings of a file, those in a model's group of a dataset file among them."""
+    """The settings of a file, those in its groups for a model and for the weights of one among them."""
     flat = yaml.load(path.read_text(encoding="utf-8"), config.Loader)
-    for model in [key for key in flat or {} if key in registry.OURS]:
-        flat |= flat.pop(model)
+    for group in [key for key in flat or {} if key in registry.OURS]:
+        flat |= flat.pop(group)
+    for group in [key for key in flat or {} if key in config.BEGINNINGS]:
+        flat |= flat.pop(group)
     return flat
 
 

@@ -121,7 +121,7 @@ def test_what_the_model_reads_alike_ties(tmp_path):
     path = tmp_path / "cycle" / "cycle.item"
     long = " ".join(f"word{number}" for number in range(400))
     spelled = [
-        ("i0", "apple [juice] x"),
+        ("i0", "apple <juice> x"),
         ("i1", "apple (juice) x"),
         ("i2", f"{long} one"),
         ("i3", f"{long} two"),

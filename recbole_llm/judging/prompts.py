@@ -9,29 +9,28 @@ import numpy as np
 
 from ..collate import IGNORED, WORDS, Pieces, Tokens
 from ..errors import UserError
-from ..wording import Wording, frame, harmless, turn
+from ..marks import harmless
+from ..tokenizing import TextTokenizer
+from ..wording import Frame, Wording, answered, frame
 
 NOTHING = "NULL"  # what a section without content says, as in the paper's code
 
 
-def answer_tokens(tokenizer, before: str) -> tuple[int, int]:
-    """The tokens that 'Yes' and 'No' begin with behind a text. Raises UserError if that is the same one."""
-    found = []
-    for word in ("Yes", "No"):
-        bare, whole = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (before, before + word)
-        )
-        same = next(
-            (at for at, (one, other) in enumerate(zip(bare, whole)) if one != other),
-            min(len(bare), len(whole)),
-        )
-        found.append(whole[same])
-    if found[0] == found[1]:
+def answer_tokens(tokenizer, yes: str, no: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """Where two texts part, whose last words are the answers Yes and No: the int64 tokens before that, and the first of each answer.
+
+    Raises UserError where they do not part.
+    """
+    spelling = TextTokenizer(tokenizer)
+    one, other = (spelling.encode(text, special=True) for text in (yes, no))
+    same = one[: len(other)] == other[: len(one)]
+    if same.all():
+        token = tokenizer.convert_ids_to_tokens([one[-1]])[0]
         raise UserError(
-            f"backbone: its tokenizer begins 'Yes' and 'No' with the same token, {tokenizer.convert_ids_to_tokens(found[0])!r}; give another"
+            f"backbone: its tokenizer begins 'Yes' and 'No' with the same token, {token!r}; give another"
         )
-    return tuple(found)
+    parted = int(same.argmin())
+    return one[:parted], (int(one[parted]), int(other[parted]))
 
 
 class Before(NamedTuple):
@@ -62,20 +61,41 @@ class JudgeEncoder(Pieces):
 
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """int64 tokens that open and close the user's turn, and those of the two answers behind it."""
-        return *frame(self.tokenizer), answer_tokens(self.tokenizer, turn(self.tokenizer)[1])
+        """int64 tokens that open the user's turn, and that close it up to the answer; and the first tokens of the two answers."""
+        answers = (answered(self.tokenizer, word) for word in ("Yes", "No"))
+        return self._turn.opening, *answer_tokens(self.tokenizer, *answers)
+
+    @cached_property
+    def _turn(self) -> Frame:
+        return frame(self.tokenizer)
 
     @cached_property
     def heads(self) -> tuple[np.ndarray, ...]:
         """int64: what opens a prompt, up to the summary if there is one; what precedes the items; what precedes the candidate."""
         summary, items, candidate = self.wording.judge_heads
-        said = (
-            [self.wording.judge, f"\n\n{summary}\n"]
-            if self.summarised
-            else [self.wording.judge_history]
+        instruction = self.wording.judge if self.summarised else self.wording.judge_history
+        said = self.piece(self._turn.space + instruction, opens=self._turn.opens)
+        opening = [self._turn.opening, said]
+        if self.summarised:
+            opening.append(self.piece(f"\n\n{summary}{self._line}"))
+        return (
+            np.concatenate(opening),
+            self.piece(f"\n\n{items}"),
+            self.piece(f"\n\n{candidate}{self._line}"),
         )
-        opening = np.concatenate([self.frame[0], *map(self.piece, said)])
-        return opening, self.piece(f"\n\n{items}"), self.piece(f"\n\n{candidate}\n")
+
+    @cached_property
+    def _line(self) -> str:
+        """What of a line break is tokenised before the text behind it; `_space` is tokenised with that text."""
+        return self.spelling.part("\n")[0]
+
+    @cached_property
+    def _space(self) -> str:
+        return self.spelling.part("\n")[1]
+
+    def _text(self, text: str) -> np.ndarray:
+        """int64 tokens of what a line says, which is data."""
+        return self.piece(self._space + text)
 
     def for_candidates(self, candidates: Sequence[str]) -> "JudgeEncoder":
         """With room for the longest of these, but at most for a third of a prompt's data. Raises UserError if `max_length` leaves too little for any data."""
@@ -85,7 +105,7 @@ class JudgeEncoder(Pieces):
             raise UserError(
                 f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}"
             )
-        lengths = [len(self.piece(harmless(text))) for text in candidates]
+        lengths = [len(self._text(harmless(text))) for text in candidates]
         self.room = max(WORDS, min(left // 3, max(lengths)))
         self.shortened = sum(length > self.room for length in lengths)
         numbers: dict[str | bytes, int] = {}
@@ -101,13 +121,11 @@ class JudgeEncoder(Pieces):
         opening, items_head, candidate_head = self.heads
         left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
         lines = [
-            np.concatenate([self.piece("\n"), self.piece(harmless(item))]) for item in items
+            np.concatenate([self.piece(self._line), self._text(harmless(item))]) for item in items
         ] or [self.piece(f"\n{NOTHING}")]
-        whole = (
-            self.piece(harmless(summary) if summary else NOTHING)
-            if self.summarised
-            else self.piece("")
-        )
+        whole = self.piece("")
+        if self.summarised:
+            whole = self._text(harmless(summary) if summary else NOTHING)
         told = whole[: max(left // 2, left - sum(map(len, lines)))]
         left -= len(told)
         kept: list[np.ndarray] = []
@@ -121,7 +139,7 @@ class JudgeEncoder(Pieces):
 
     def behind(self, candidate: str) -> np.ndarray:
         """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
-        return np.concatenate([self.piece(harmless(candidate))[: self.room], self.frame[1]])
+        return np.concatenate([self._text(harmless(candidate))[: self.room], self.frame[1]])
 
     def row(
         self,

@@ -14,6 +14,13 @@ from .writer import WriterModel
 class CALRec(WriterModel):
     """Next-item generation with contrastive alignment of histories and targets."""
 
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        if config["blend"] > 0 > config["beta"]:
+            self.logger.warning(
+                f"blend adds cos(v^U, v^T) to an item's score, and beta {config['beta']} trains it to be low at the target: set --beta above 0, or leave blend at 0"
+            )
+
     @property
     def contrastive(self) -> bool:
         return bool(self.config["alpha"] or self.config["beta"])

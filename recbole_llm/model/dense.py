@@ -65,4 +65,5 @@ class DenseModel(EncodeModel, BackboneModel):
             for history in cases.histories(self.tables)
         ]
         self.count_cut(cases, [one.cut for one in tokens])
+        self.count_borders([one.ids for one in tokens])
         return self.vectors(tokens)

@@ -193,6 +193,12 @@ class JudgeModel(BackboneModel):
             text: self.encoder.behind(self.lines[self.first[text]])
             for text in np.unique(self.same[np.concatenate(items)])
         }
+        self.count_borders(
+            [
+                np.concatenate([before, behind[self.same[own[0]]]])
+                for (before, *_), own in zip(prompts, items, strict=True)
+            ]
+        )
         rows, asked = [], []
         for case, (before, *_) in enumerate(prompts):
             for texts in self._passes(np.unique(self.same[items[case]]), behind, len(before)):

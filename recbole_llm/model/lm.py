@@ -15,6 +15,8 @@ from ..errors import UserError
 from ..optimizers import check as check_learner
 from .base import TextModel
 
+BORDERS = 16  # texts of a ranking that are compared with their tokens as a whole
+
 
 class BackboneModel(TextModel):
     """A text model around a language model, whose weights are stored as the files of transformers, sentence-transformers or PEFT."""
@@ -108,6 +110,26 @@ class BackboneModel(TextModel):
     def make_encoder(self, bundle: Backbone):
         """What encodes this model's texts."""
         return Encoder(bundle.tokenizer, self.config["max_length"])
+
+    def count_borders(self, texts: Sequence[np.ndarray]) -> None:
+        """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.differing."""
+        spelling = self.encoder.spelling
+        if not spelling.keeps_words:
+            return
+        for ids in texts[: max(0, BORDERS - self.counts["compared"])]:
+            self.counts.update(
+                compared=1, compared_tokens=len(ids), border_tokens=spelling.differing(ids)
+            )
+
+    def rates(self):
+        found = super().rates()
+        if tokens := self.counts["compared_tokens"]:
+            found["border_tokens"] = self.counts["border_tokens"] / tokens
+            if differing := self.counts["border_tokens"]:
+                self.logger.info(
+                    f"{differing} of {tokens} tokens in {self.counts['compared']} prompts are others than in the whole text, since items are tokenised one by one"
+                )
+        return found
 
     def hidden(self, batch) -> torch.Tensor:
         """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""

@@ -145,4 +145,5 @@ class TASTELoRA(EncodeModel, BackboneModel):
     def encode_users(self, cases):
         tokens = [self.history(history) for history in cases.histories(self.tables)]
         self.count_cut(cases, [one.cut for one in tokens])
+        self.count_borders([one.ids[one.roles[0] == 1] for one in tokens])
         return self.vectors(tokens)

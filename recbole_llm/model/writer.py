@@ -158,6 +158,7 @@ class WriterModel(BackboneModel):
 
     def _count(self, cases: Cases, prompts: list[Tokens], answers: list[Answer]) -> None:
         self.count_cut(cases, [one.cut for one in prompts])
+        self.count_borders([one.ids for one in prompts])
         for answer in (answer for answer in answers if answer.reached is None):
             self.counts.update(
                 texts=sum(answer.times),

@@ -9,7 +9,7 @@ from ..backbone import Backbone
 from ..collate import Pieces, by_length
 from ..generation.sampling import sample, stream_key
 from ..precision import KINDS, autocast
-from ..wording import Wording, frame
+from ..wording import Frame, Wording, frame
 from .plan import Request, Text
 from .prompt import LAYOUT, parts
 from .writing import AGAIN
@@ -63,8 +63,8 @@ class LocalEngine:
         return bundle
 
     @cached_property
-    def frame(self) -> tuple[np.ndarray, np.ndarray]:
-        """As wording.frame, of this model."""
+    def frame(self) -> Frame:
+        """The turn that the model is to answer."""
         return frame(self.bundle.tokenizer)
 
     @cached_property
@@ -73,11 +73,10 @@ class LocalEngine:
 
     def prompt(self, request: Request) -> np.ndarray:
         """int64, at most max_length - max_new tokens."""
-        opening, closing = self.frame
+        opening, space, closing, _ = self.frame
         room = self.max_length - self.max_new - len(opening) - len(closing)
-        return np.concatenate(
-            [opening, *parts(request, self.wording, self.pieces.piece, room, self.max_new), closing]
-        )
+        said = parts(request, self.wording, self.pieces.piece, room, self.max_new, space)
+        return np.concatenate([opening, *said, closing])
 
     def write(
         self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False

@@ -6,14 +6,16 @@ from ..prompts import in_line
 from ..wording import Wording, laid_out
 from .plan import Request
 
-LAYOUT = 2  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
+LAYOUT = 3  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
 
 
 WORDS = 0.6  # that a token is taken to be: fewer than in English, so that the text ends in time
 
 
-def parts(request: Request, wording: Wording, encode, room: int, tokens: int) -> list[Sequence]:
-    """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written."""
+def parts(
+    request: Request, wording: Wording, encode, room: int, tokens: int, space: str = ""
+) -> list[Sequence]:
+    """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written. space : before all of it."""
     items = [in_line(item) for item in request.items]
     sections = {
         "block": lambda: [(wording.block_head, items)],
@@ -24,6 +26,6 @@ def parts(request: Request, wording: Wording, encode, room: int, tokens: int) ->
         ],
     }[request.kind]()
     instruction = (
-        f"{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
+        f"{space}{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
     )
     return laid_out(instruction, sections, encode, room)
