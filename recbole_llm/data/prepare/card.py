@@ -35,6 +35,7 @@ class Facts:
     first: float | None = None
     last: float | None = None
     lengths: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)  # least, median, mean, most
+    time: str = ""  # unit of the times, in words
 
     def count(self, engine: Engine) -> None:
         """Statistics of the table of events."""
@@ -64,7 +65,7 @@ def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> s
         ("density", f"{facts.events / facts.users / facts.items:.4%}"),
         ("events of a user: least, median, mean, most", f"{least}, {median:g}, {mean:.2f}, {most}"),
         ("users with several items at one time", f"{facts.tied:,}"),
-        (f"times ({recipe.time})", f"{_moment(facts.first, recipe.time)} to {_moment(facts.last, recipe.time)}"),
+        (f"times ({facts.time})", f"{_moment(facts.first, facts.time)} to {_moment(facts.last, facts.time)}"),
         ("items with a row of text", f"{facts.described:,}"),
         ("words of an item (without its description)", f"{facts.words / max(1, facts.described):.2f}"),
         ("distinct words", f"{facts.vocabulary:,}"),
@@ -108,7 +109,7 @@ Events are ordered by user, time and their order in the raw file.
 
 {_table(rows, "")}
 
-`{recipe.name}.inter`: `user_id:token`, `item_id:token`{ratings}, `timestamp:float` ({recipe.time}).
+`{recipe.name}.inter`: `user_id:token`, `item_id:token`{ratings}, `timestamp:float` ({facts.time}).
 `{recipe.name}.item`: `item_id:token`, {
         ", ".join(f"`{column}:token_seq`" for column in recipe.columns)
     }; unknown is empty.

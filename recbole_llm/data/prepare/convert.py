@@ -16,6 +16,7 @@ from .items import TITLED, read_items, write_items
 from .raw import Net, fetch
 from .reading import Reader
 from .recipe import Files, Recipe
+from .times import settle
 
 
 def prepare(
@@ -99,6 +100,9 @@ def _convert(
         events,
     )
     facts.read = engine.value("SELECT count(*) FROM events") + engine.rejected()
+    facts.time = recipe.time
+    if recipe.time_column:
+        facts.time = settle(engine, events, recipe.time_column, log) or facts.time
     whole = '"user" IS NOT NULL AND "item" IS NOT NULL AND "time" IS NOT NULL AND "user" <> \'\' AND "item" <> \'\''
     if facts.read and not engine.value(f"SELECT count(*) FROM events WHERE {whole}"):
         missing = [

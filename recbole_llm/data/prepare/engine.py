@@ -42,6 +42,7 @@ class Engine:
         }
         self.connection = duckdb.connect(":memory:", config=limits)
         self.connection.execute("SET enable_progress_bar = false")
+        self.connection.execute("SET TimeZone = 'UTC'")  # else times depend on the machine's zone
         # whichever side seems small would be held: of a join with metadata always the ids, never the texts
         self.connection.execute("SET disabled_optimizers = 'build_side_probe_side'")
 

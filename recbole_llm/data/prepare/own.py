@@ -7,12 +7,12 @@ from pathlib import Path
 from ...errors import UserError
 from .clean import values
 from .engine import delimited, file, header_of, json_lines
-from .reading import JSON
+from .reading import DELIMITERS, JSON
 from .recipe import Files, Recipe, Source
+from .times import time_columns
 
 SOURCE = Source("tables of the user", "", "That of the tables.", "")
 ROLES = ("user", "item", "time", "rating")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = {  # suffix -> how DuckDB reads a file; every cell of it is text where it has no types, for 007 is no 7
     **dict.fromkeys(DELIMITERS, lambda path, columns: _delimited(path)),
     ".parquet": lambda path, columns: f"read_parquet({file(path)}, hive_partitioning = false)",
@@ -64,7 +64,7 @@ def recipe(name: str, files: Files, mapping: str) -> Recipe:
         name=name, title="own tables", source=SOURCE, files=(), events=partial(_events, named), items=partial(_items, named, columns),
         text=partial(_text, columns), columns=columns, reads=("inter", "items" if items else "inter"),
         quoted=tuple(role for role, path in files.items() if _suffix(path) in DELIMITERS), rated="rating" in named,
-        settings={"text_fields": shown} if shown else {}, time="as in the source, or seconds since 1970 where it has dates",
+        settings={"text_fields": shown} if shown else {}, time="as in the source", time_column=named["time"],
         arguments=" ".join([f"--name={name}", *(f"--{role}={path}" for role, path in files.items()), f'--map="{mapping}"']),
         notes=("Columns: " + ", ".join(f"{role} from `{column}`" for role, column in named.items()) + ".",),
     )  # fmt: skip
@@ -92,14 +92,11 @@ def _delimited(path: Path) -> str:
 
 def _events(named: dict[str, str], files: Files) -> str:
     user, item, time, rating = (_column(named[role]) if role in named else "NULL" for role in ROLES)
-    moment = f"coalesce(try_cast({time} AS DOUBLE), epoch(try_cast({time}::VARCHAR AS TIMESTAMP)))"
     rows = _rows(files["inter"], [named[role] for role in ROLES if role in named])
     ids = f'trim({user}::VARCHAR) AS "user", trim({item}::VARCHAR) AS "item"'
-    read = f'SELECT {ids}, try_cast({rating} AS DOUBLE) AS "rating", {moment} AS "time" FROM {rows}'
-    finite = ", ".join(
-        f'CASE WHEN isfinite("{name}") THEN "{name}" END AS "{name}"' for name in ("rating", "time")
-    )
-    return f'SELECT "user", "item", {finite} FROM ({read})'
+    score = f"try_cast({rating} AS DOUBLE)"
+    finite = f'CASE WHEN isfinite({score}) THEN {score} END AS "rating"'
+    return f"SELECT {ids}, {finite}, {time_columns(time)} FROM {rows}"
 
 
 def _items(named: dict[str, str], columns: tuple[str, ...], files: Files) -> str:

@@ -23,6 +23,7 @@ BLOCK, PIECE = (
 LINE = 2**24  # bytes of the longest line
 BOM = b"\xef\xbb\xbf"
 JSON = (".json", ".jsonl", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 AS_IS = (".parquet",)  # which tell themselves if they are cut
 
 

@@ -36,6 +36,7 @@ class Recipe:
     core : fewest events of a user and of an item that the source promises, 0 where it promises that some have fewer, None where it promises nothing.
     users : share of the users that is drawn first. least : fewest events of a user and of an item, reached by leaving out in turns.
     length : fewest and most events of a user. described : whether events of items without a row or a title are left out.
+    time_column : the raw column of times that may be dates, or numbers of any unit; `events` then has the columns of `times.time_columns`.
     settings : what runs on the dataset set by default, in its own settings file. ascii_only : see `clean`.
     arguments : of `prepare`, where the name is not enough.
     notes : what a reader of the numbers must know of the mapping, a sentence each.
@@ -58,6 +59,7 @@ class Recipe:
     described: bool = False
     rated: bool = True
     time: str = "seconds since 1970 (UTC)"
+    time_column: str = ""
     ascii_only: bool = False
     arguments: str = ""
     settings: dict = field(default_factory=dict)

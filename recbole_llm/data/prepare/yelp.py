@@ -4,6 +4,7 @@ from .clean import tokens, values
 from .engine import json_lines
 from .raw import Remote
 from .recipe import Files, Recipe, Source, judged
+from .times import time_columns
 
 SOURCE = Source(
     name="Yelp Open Dataset",
@@ -32,6 +33,7 @@ def recipes() -> list[Recipe]:
         "text": _text,
         "columns": COLUMNS,
         "reads": (REVIEWS, PLACES),
+        "time_column": "date",
     }
     year = (
         "The figures of the papers are of the 2018 release (round 11); another round gives others."
@@ -53,7 +55,8 @@ def _events(files: Files) -> str:
         files[REVIEWS], user_id="VARCHAR", business_id="VARCHAR", stars="DOUBLE", date="VARCHAR"
     )
     # releases have days or seconds, of no time zone that they tell
-    return f'SELECT user_id AS "user", business_id AS "item", stars AS "rating", epoch(try_cast("date" AS TIMESTAMP))::BIGINT AS "time" FROM {rows}'
+    time = time_columns('"date"')
+    return f'SELECT user_id AS "user", business_id AS "item", stars AS "rating", {time} FROM {rows}'
 
 
 def _items(files: Files) -> str:
