@@ -3,7 +3,7 @@
 from .clean import tokens, values
 from .engine import json_lines
 from .raw import Remote
-from .recipe import Files, Recipe, Source, judged
+from .recipe import Files, Recipe, Source, judged, title_alone
 from .times import time_columns
 
 SOURCE = Source(
@@ -21,6 +21,7 @@ FILES = (Remote(
     "yelp_dataset.tar", also=("yelp_dataset.tgz", "yelp_dataset.tar.gz", "Yelp-JSON.zip"),
     members={REVIEWS: ("review.json", f"{REVIEWS}.gz"), PLACES: ("business.json", f"{PLACES}.gz")},
 ),)  # fmt: skip
+DESCRIBED = {"text_fields": {"Title": "title", "Description": "description"}}  # ST5-Seq's of Yelp
 COLUMNS = ("title", "categories", "address", "city", "state", "description", "attributes")
 
 
@@ -41,11 +42,11 @@ def recipes() -> list[Recipe]:
     return [
         Recipe(
             name="Yelp", title="Yelp, a fifth of the users (TASTE-LoRA)", **own, users=0.2, least=(15, 5), notes=(year,),
-            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}, **judged("places")},
+            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}, "ST5Seq": DESCRIBED, **judged("places")},
         ),
         Recipe(
             name="Yelp-ST5", title="Yelp, every user (ST5-Seq)", **own, described=True, ascii_only=True, notes=(year,),
-            settings={"text_fields": {"Title": "title", "Description": "description"}, **judged("places")},
+            settings={**DESCRIBED, **title_alone("TASTELoRA"), **judged("places")},
         ),
     ]  # fmt: skip
 
