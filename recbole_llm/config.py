@@ -27,7 +27,7 @@ REPLACED = {
     "save_dataset": "data is read afresh", "dataset_save_path": "data is read afresh", "save_dataloaders": "data is read afresh",
     "dataloaders_save_path": "data is read afresh", "filter_inter_by_user_or_item": "use need_item_row",
     "metric_decimal_place": "scores are not rounded", "valid_metric_bigger": "it follows from valid_metric",
-    "field_separator": "atomic files are tab-separated", "seq_separator": "sequences are separated by spaces",
+    "seq_separator": "sequences are separated by spaces",
     "alias_of_item_id": "lists and targets share one numbering", "alias_of_user_id": "not used", "additional_feat_suffix": "not read",
     "unload_col": "use load_col", "encoding": "atomic files are UTF-8", "eval_batch_size": "use eval_memory",
 }  # fmt: skip
@@ -82,7 +82,9 @@ def read_yaml(path: Path) -> dict:
 
 
 def parse_value(text: str):
-    """A value from the command line: YAML, and plain text where that is no YAML."""
+    """A value from the command line: YAML, and plain text where that is no YAML; one sign such as ',' or ' ' is itself."""
+    if len(text) == 1 and not text.isalnum() and text != "~":
+        return text
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError:

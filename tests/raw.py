@@ -64,7 +64,8 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
     items = [
         {"category": ["Toys & Games", "Puzzles &amp; Games", "Puzzles", "3-D Puzzles", "Includes many more words than any level's name could have, so </span>"],
          "description": ["", f"A <b>fresh</b> {word}.<br />Really&nbsp;fresh.", "<style>.a{b:c}</style>"], "title": f"{word} juice, 3&quot; tall",
-         "brand": "by\n    Acme", "feature": [], "price": f"${number}.50", "asin": f"B{number}"}
+         "brand": "by\n    Acme", "feature": [], "price": f"${number}.50", "asin": f"B{number}",
+         "main_cat": "Toys &amp; Games" if number % 2 else "<img src=\"https://x.invalid/a.png\" class=\"nav-categ-image\" alt=\"AMAZON FASHION\"/>"}
         for number, word in enumerate(FRUIT)
     ]  # fmt: skip
     items[0] |= {

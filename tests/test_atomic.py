@@ -245,3 +245,56 @@ def test_a_file_without_rows(read, content):
     frame = read(content)
     assert frame.shape == (0, 3)
     assert frame["price"].dtype == np.float64
+
+
+SEPARATED = "user_id:token{0}item_id:token{0}rating:float{0}timestamp:float\nu{0}007{0}1.5{0}10\nv{0}b{0}{0}11\n"
+
+
+@pytest.mark.parametrize("separator", [" ", ",", ";", "|"])
+def test_another_separator_is_read_where_it_is_named(tmp_path, separator):
+    path = tmp_path / "toy.inter"
+    path.write_text(SEPARATED.format(separator))
+    assert list(read_header(path, separator)) == ["user_id", "item_id", "rating", "timestamp"]
+    frame = read_atomic(path, separator=separator)
+    assert frame["item_id"].tolist() == ["007", "b"] and frame["timestamp"].tolist() == [10, 11]
+    assert np.isnan(frame["rating"][1])
+    with pytest.raises(UserError) as caught:
+        read_atomic(path)
+    said = str(caught.value)
+    assert "line 1: expected columns separated by tabs" in said
+    assert f"--field_separator='{separator}'" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("separator", ["  ", ", ", " \u3000"])
+def test_separators_of_several_characters_are_told_too(tmp_path, separator):
+    path = tmp_path / "toy.inter"
+    path.write_text(SEPARATED.format(separator), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_atomic(path)
+    assert "write a tab between the cells of every line" in str(caught.value)
+    assert "field_separator" not in str(caught.value), "which is one character"
+
+
+def test_a_file_with_tabs_is_read_by_tabs_whatever_the_others_have(tmp_path):
+    path = tmp_path / "toy.item"
+    path.write_text("item_id:token\ttitle:token_seq\nb\toak lamp, red\n")
+    for separator in (" ", ","):
+        frame = read_atomic(path, separator=separator)
+        assert frame["title"].tolist() == ["oak lamp, red"]
+
+
+def test_quoted_cells_hold_separators(tmp_path):
+    path = tmp_path / "toy.item"
+    path.write_text('item_id:token,title:token_seq\na,"lamp, oak"\nb,"a ""q"""\n')
+    assert read_atomic(path, separator=",")["title"].tolist() == ["lamp, oak", 'a "q"']
+    path.write_text("item_id:token,title:token_seq\na,lamp, oak\n")
+    with pytest.raises(UserError, match="line 2: expected 2 cells, found 3 .a comma or line end"):
+        read_atomic(path, separator=",")
+
+
+@pytest.mark.parametrize("separator", ["", "::", ":", "a", '"'])
+def test_what_cannot_separate_is_told(tmp_path, separator):
+    path = tmp_path / "toy.inter"
+    path.write_text(SEPARATED.format(","))
+    with pytest.raises(UserError, match="field_separator: expected one character"):
+        read_atomic(path, separator=separator)

@@ -72,7 +72,11 @@ WRONG = [  # model, --key=value, what is said
         "candidates_exclude=foo",
         "candidates_exclude: expected user or target, found 'foo'",
     ),
-    ("GRU4Rec", "dedup=foo", "dedup: expected event, consecutive or none, found 'foo'"),
+    (
+        "GRU4Rec",
+        "dedup=foo",
+        "dedup: expected event, consecutive, consecutive_item or none, found 'foo'",
+    ),
     ("GRU4Rec", "catalogue=foo", "catalogue: expected met or all, found 'foo'"),
     ("LIR", "bm25_b=7", "bm25_b: expected a number from 0 to 1, found 7"),
     ("LIR", "bm25_k1=-1", "bm25_k1: expected a number from 0 up, found -1"),

@@ -29,7 +29,7 @@ FILES = sorted(PROPERTIES.rglob("*.yaml"))
         ),  # not eval_batch_size, which has no effect
         ("LIR", "zzzzzz", "run with --print_config to see all keys"),
         ("LIR", "eval_args.neg", "expected one of group_by, mode, order, part, split"),
-        ("LIR", "field_separator", "has no effect here: atomic files are tab-separated"),
+        ("LIR", "seq_separator", "has no effect here: sequences are separated by spaces"),
         ("LIR", "seed.a", "seed is a int, not a group of keys"),
     ],
 )
@@ -96,6 +96,9 @@ def test_anything_else_stays_text(text):
         ("{a: 1e-3}", {"a": 0.001}),
         ("'3'", "3"),
         ("", None),
+        (" ", " "),
+        (",", ","),
+        ("|", "|"),
     ],
 )
 def test_other_values_are_yaml(text, value):

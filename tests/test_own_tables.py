@@ -129,8 +129,10 @@ EVENTS = "u,i,t\na,x,1\na,y,2\nb,x,3\n"
     (EVENTS, "i,ti\n1.0,X\n", "i.csv: expected rows of the 2 items of the events, found none"),
     (EVENTS, "", "i.csv: expected a first line with the name of each column"),
     (EVENTS, "i,ti,ti\nx,X,Y\n", "i.csv: expected a first line with the name of each column, each once"),
-    (EVENTS, "i,name\nx,X\n", 'i.csv: .*"ti" not found'),
-    ("u,i\na,x\n", None, 'e.csv: .*"t" not found'),
+    (EVENTS, "i,name\nx,X\n", "title=ti, but .*i.csv has no column ti; it has i, name"),
+    (EVENTS, "sku,ti\nx,X\n", "item=i, but .*i.csv has no column i; it has sku, ti"),
+    ("u,i\na,x\n", None, "time=t, but .*e.csv has no column t; it has u, i"),
+    ("u,i,T_\na,x,1\n", None, "time=t, but .*e.csv has no column t; it has u, i, T_"),
     ("u,i,t\r\na,x,1\nb,y,2\r\n", None, "e.csv: cannot be read .*mend it"),
 ])  # fmt: skip
 def test_own_tables_that_are_none(tmp_path, capsys, events, items, message):
@@ -143,21 +145,121 @@ def test_own_tables_that_are_none(tmp_path, capsys, events, items, message):
 
 
 @pytest.mark.parametrize(("mapping", "message"), [
-    ("user=us,item=i,time=t", "expected events with user, item and time, found 1 lines without user"),
-    ("user=u,item=i,time=t,title=titel", "expected titles, found none that is not empty"),
+    ("user=us,item=i,time=t", "user=us, but {folder}/e.jsonl has no column us; it has u, i, t"),
+    ("user=u,item=i,time=t,title=titel", "title=titel, but {folder}/i.jsonl has no column titel; it has i, title; did you mean title?"),
+    ("user=u,item=i,time=T", "time=T, but {folder}/e.jsonl has no column T; it has u, i, t"),
 ])  # fmt: skip
 def test_a_misspelt_key_of_json_lines(tmp_path, capsys, mapping, message):
     ask = own(tmp_path, '{"u": 1, "i": 2, "t": 3}\n', kind="jsonl", mapping=mapping)
     (tmp_path / "i.jsonl").write_text('{"i": 2, "title": "two"}\n')
     assert cli.main([*ask, f"--items={tmp_path / 'i.jsonl'}"] if "title" in mapping else ask) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message.format(folder=tmp_path) in error and error.count("\n") == 1, error
+
+
+def test_a_missing_column_of_parquet_is_named_with_those_there_are(tmp_path, capsys):
+    import pandas as pd
+
+    pd.DataFrame({"who": ["a"], "What": ["x"], "time": [1]}).to_parquet(tmp_path / "e.parquet")
+    ask = ["prepare", "--name=own", f"--inter={tmp_path / 'e.parquet'}", f"--data_path={tmp_path}"]
+    assert cli.main([*ask, "--map=user=who,item=what,time=times"]) == 2
+    error = capsys.readouterr().err
+    assert "time=times, but" in error and "it has who, What, time; did you mean time?" in error
+    assert error.count("\n") == 1 and not (tmp_path / "own").exists()
+    assert cli.main([*ask, "--map=user=who,item=what,time=time"]) == 0, "case does not count"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("encoding", "title", "message"),
+    [
+        ("latin-1", "Thé", "perhaps Latin-1, in which the line is 'y,Thé'; convert the file"),
+        ("cp1251", "Чай", "with the encoding that it has in place of latin1"),
+        ("utf-16", "Tea", "line 1: expected UTF-8, found UTF-16; convert the file"),
+        ("gbk", "茶杯", "iconv -f latin1 -t utf-8"),
+    ],
+)
+def test_another_encoding_is_told_with_its_line(tmp_path, capsys, suffix, encoding, title, message):
+    """In one line of a thousand: it would be left out, and with it the item's text."""
+    ask = own(tmp_path, EVENTS, "i,ti\n")
+    items = f"i,ti\nx,X\ny,{title}\n" + "".join(f"z{row},Z\n" for row in range(1000))
+    content = items.encode(encoding)
+    path = tmp_path / f"i.csv{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    assert cli.main([part.replace("i.csv", f"i.csv{suffix}") for part in ask]) == 2
+    error = capsys.readouterr().err
+    assert f"i.csv{suffix}, line " in error and message in error and error.count("\n") == 1, error
+    assert ("zcat" if suffix else "cat") + f" i.csv{suffix} | iconv" in error
+    assert encoding == "utf-16" or f"i.csv{suffix}, line 3: expected UTF-8" in error
+    assert not (tmp_path / "own").exists()
+
+
+def test_the_line_of_another_encoding_far_down_a_large_file(tmp_path):
+    from recbole_llm.data.prepare.reading import PIECE, check_encoding
+    from recbole_llm.errors import UserError
+
+    line = ("a,é," + "x" * 90 + "\n").encode()  # whose letter may be cut by the end of a block
+    count = 2 * PIECE // len(line) + 7
+    (tmp_path / "e.csv").write_bytes(line * count)
+    check_encoding(tmp_path / "e.csv")
+    (tmp_path / "e.csv").write_bytes(line * count + b"b,\xe9t\xe9\n")
+    with pytest.raises(UserError, match=f"e.csv, line {count + 1}: .* is 'b,été'"):
+        check_encoding(tmp_path / "e.csv")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        ("{'i': 'x', 'ti': \"it's\"}", 1),
+        ("{u'i': u'x', u'ti': u'X'}", 1),
+        ('{"i": "v", "ti": "V"}\n{\'i\': \'x\', \'price\': nan}', 2),
+    ],
+)
+def test_printed_python_is_told_from_json(tmp_path, capsys, suffix, line, where):
+    """As Amazon's metadata of 2014 are."""
+    (tmp_path / "e.jsonl").write_text('{"u": "a", "i": "x", "t": 1}\n')
+    path = tmp_path / f"i.json{suffix}"
+    content = "".join(f"{one}\n" for one in line.split("\n")).encode()
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    ask = ["prepare", "--name=own", f"--inter={tmp_path / 'e.jsonl'}", f"--items={path}"]
+    assert cli.main([*ask, "--map=user=u,item=i,time=t,title=ti", f"--data_path={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}, line {where}: expected a JSON object, found a Python dict" in error
+    assert "ast.literal_eval" in error and error.count("\n") == 1, error
+    assert not (tmp_path / "own").exists()
+
+
+def test_the_command_that_is_given_for_printed_python_works(tmp_path, capsys):
+    (tmp_path / "e.jsonl").write_text('{"u": "a", "i": "x", "t": 1}\n')
+    (tmp_path / "i.json").write_text("{'i': 'x', 'ti': \"it's \\u00e9\", 'p': None}\n")
+    ask = ["prepare", "--name=own", f"--inter={tmp_path / 'e.jsonl'}", f"--data_path={tmp_path}"]
+    ask += ["--map=user=u,item=i,time=t,title=ti"]
+    assert cli.main([*ask, f"--items={tmp_path / 'i.json'}"]) == 2
+    told = capsys.readouterr().err.partition("convert the file: ")[2].strip()
+    told = told.replace("python -c", f"{sys.executable} -c")
+    subprocess.run(["sh", "-c", told], cwd=tmp_path, check=True)
+    assert cli.main([*ask, f"--items={tmp_path / 'converted.jsonl'}"]) == 0
+    assert tables(tmp_path, "own")[1].loc["x", "title"] == "it's é"
+
+
+def test_metadata_of_broken_lines_alone_is_told_as_that(tmp_path, capsys):
+    (tmp_path / "e.jsonl").write_text('{"u": "a", "i": "x", "t": 1}\n')
+    (tmp_path / "i.jsonl").write_text('{"i": "x", "ti": "X"\n' * 3 + '{"ti": "X", "i": null}\n')
+    ask = ["prepare", "--name=own", f"--inter={tmp_path / 'e.jsonl'}", f"--data_path={tmp_path}"]
+    assert (
+        cli.main([*ask, f"--items={tmp_path / 'i.jsonl'}", "--map=user=u,item=i,time=t,title=ti"])
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert "found none, and 4 lines that are broken or lack the item" in error
 
 
 def test_what_is_passed_over_is_counted(tmp_path, capsys):
     """Of events and of metadata, whatever is wrong with a row; a byte-order mark is nothing wrong."""
-    items = 'i,ti,note\nx,"X\nover two lines",1\ny,"a ""q"" b",2\nz,"5"nail",3\n\xe9,bad,4\n'
+    items = 'i,ti,note\nx,"X\nover two lines",1\ny,"a ""q"" b",2\nz,"5"nail",3\nq,bad,4,5\n'
     ask = own(tmp_path, EVENTS + "c,z,4,5,6\nc,,4\n", items)
-    (tmp_path / "i.csv").write_bytes(items.encode("latin-1") + b'v,"even",5\nw,w",6\n')
+    (tmp_path / "i.csv").write_bytes(items.encode() + b'v,"even",5\nw,w",6\n')
     assert cli.main(ask) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "2 of 5 events are broken" in out and "left out: 2" in out
@@ -298,4 +400,4 @@ def test_own_cells_are_taken_as_they_are_written(tmp_path, capsys):
         == 2
     )
     error = capsys.readouterr().err
-    assert '"whom" not found' in error and '"who"' in error and "cut short" not in error
+    assert "user=whom, but" in error and "it has who, what, when; did you mean who" in error

@@ -134,6 +134,112 @@ def test_amazon_2018(made):
     )
 
 
+CALREC = "Scientific Instruments Arts Office Games Pet CDs Automotive Cell Clothing Electronics Food Home Movies".split()
+
+
+def reviews(*rows):
+    """Raw reviews: (user, item, day, rating, text), a missing text None."""
+    return [
+        {"reviewerID": user, "asin": item, "unixReviewTime": 1472688000 + raw.DAY * day, "overall": float(stars)}
+        | ({"reviewText": text} if text is not None else {})
+        for user, item, day, stars, text in rows
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def instruments(tmp_path_factory):
+    """CALRec's Musical Instruments of three users, prepared, and the tables that a run on it reads."""
+    from recbole_llm.data import samples
+    from recbole_llm.data.dataset import load_tables
+
+    folder = tmp_path_factory.mktemp("instruments")
+    long = [("long", f"B{item}", item, 5, f"t{item}") for item in range(5)]
+    events = [
+        *long,
+        ("long", "B4", 4, 5, "t4"),  # the event before it, once more
+        ("long", "B4", 4, 5, "another text"),
+        ("long", "B4", 4, 3, "another text"),
+        ("long", "B4", 9, 3, "another text"),  # bought again
+        *[("short", f"B{item}", item, 5, None) for item in range(4)],
+        ("short", "B3", 3, 5, None),  # five events, four without duplicates
+        *[("aba", item, 1, 5, "x") for item in ("B0", "B1", "B0", "B1", "B0")],
+    ]
+    items = [
+        {"asin": f"B{number}", "title": f"horn {number}", "category": ["Instruments", "Wind", "Brass"], "brand": "Acme", "main_cat": department}
+        for number, department in enumerate(
+            ("Musical Instruments", "Arts, Crafts &amp; Sewing", '<img src="x.png" class="a" alt="AMAZON FASHION"/>', "", None)
+        )
+    ]  # fmt: skip
+    (folder / "Musical_Instruments_5.json.gz").write_bytes(
+        gzip.compress(raw.lines(reviews(*events)))
+    )
+    (folder / "meta_Musical_Instruments.json.gz").write_bytes(gzip.compress(raw.lines(items)))
+    prepare(catalogue.find("Instruments"), folder / "data", folder, Net(), log=str)
+    settings = config.resolve("CALRec", "Instruments", [], {"data_path": str(folder / "data")})
+    return folder, settings, load_tables(samples.configured(settings)[1])
+
+
+def test_calrecs_category_is_the_department_of_the_store(instruments):
+    from recbole_llm.data.text import ItemText
+
+    folder, settings, read = instruments
+    _, item = tables(folder / "data", "Instruments")
+    assert item["main_category"].tolist() == [
+        "Musical Instruments",
+        "Arts, Crafts & Sewing",
+        "AMAZON FASHION",
+        "",
+        "",
+    ]
+    assert set(item["categories"]) == {"Wind > Brass"}, "the path stays"
+    text = ItemText.from_tables(read, settings["text_fields"], settings["text_words"])
+    sentence = text.sentence(list(read.items).index("B1"))
+    assert (
+        sentence == "Title: horn 1. Category: Arts, Crafts & Sewing. Brand: Acme. Price: Unknown."
+    )
+
+
+def test_calrecs_users_have_five_events_after_duplicates_are_left_out(instruments):
+    folder, _, read = instruments
+    items = {
+        user: read.items[read.item[begin:end]].tolist()
+        for user, begin, end in zip(read.users, read.start[:-1], read.start[1:])
+    }
+    assert items == {
+        "long": ["B0", "B1", "B2", "B3", "B4", "B4", "B4", "B4"],
+        "aba": ["B0", "B1", "B0", "B1", "B0"],  # of one day, and none follows its equal
+    }
+    assert "2 duplicate events left out (dedup: consecutive)" in read.log
+    inter, _ = tables(folder / "data", "Instruments")
+    assert len(inter) == 19 and inter["review"].str.fullmatch("[0-9a-f]{8}|").all()
+    card = (folder / "data" / "Instruments" / "README.md").read_text()
+    assert "left out at load by `dedup`) | 2 (10.5%) |" in card and "`review:token`" in card
+
+
+def test_duplicates_of_a_paper_are_counted_before_users_are_left_out(instruments, monkeypatch):
+    from recbole_llm.data.prepare.check import figures
+
+    folder, _, read = instruments
+    own = figures("Instruments", folder / "data")
+    assert own["duplicate_share"] == pytest.approx(2 / 19)
+    assert (own["users"], own["interactions"]) == (2, len(read.item)) == (2, 13)
+
+
+@pytest.mark.parametrize("name", catalogue.recipes())
+def test_only_calrecs_categories_have_its_settings(name):
+    recipe = catalogue.find(name)
+    keys = ("dedup", "user_inter_num_interval")
+    if name in CALREC:
+        assert [recipe.settings[key] for key in keys] == ["consecutive", "[5,inf)"]
+        assert recipe.settings["text_fields"]["Category"] == "main_category" and recipe.reviewed
+        assert recipe.least == (1, 1)
+    else:
+        assert not recipe.settings.keys() & set(keys) and not recipe.reviewed
+        assert "main_category" not in recipe.columns
+    if name in ("Toys", "Yelp"):
+        assert recipe.least == (15, 5), "TASTE-LoRA's"
+
+
 def test_amazon_2023(made):
     inter, item = tables(made("All_Beauty-23"), "All_Beauty-23")
     assert item.loc["P0"].tolist() == [

@@ -127,7 +127,8 @@ TWICE = [  # u took a, b (told twice, and once with another rating), b later, a 
     ("dedup", "expected"),
     [
         ("event", {"u": ["a", "b", "b", "b", "a"], "v": ["a"]}),
-        ("consecutive", {"u": ["a", "b", "a"], "v": ["a"]}),
+        ("consecutive", {"u": ["a", "b", "b", "b", "a"], "v": ["a"]}),
+        ("consecutive_item", {"u": ["a", "b", "a"], "v": ["a"]}),
         ("none", {"u": ["a", "b", "b", "b", "b", "a"], "v": ["a", "a", "a"]}),
     ],
 )
@@ -145,8 +146,113 @@ def test_an_event_without_rating_is_user_item_and_time(tables):
 
 def test_which_of_equal_events_stays(tables):
     """The first in time of a run, whatever the order of the file."""
-    read = tables([("u", "a", 9), ("u", "a", 3), ("u", "a", 6)], dedup="consecutive")
+    read = tables([("u", "a", 9), ("u", "a", 3), ("u", "a", 6)], dedup="consecutive_item")
     assert read.time.tolist() == [3]
+
+
+REVIEWED = (*RATED, "review:token")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        (
+            [("a", 1, 5, "x"), ("b", 1, 5, "y"), ("a", 1, 5, "x")],
+            ["a", "b", "a"],
+        ),  # another follows
+        ([("a", 1, 5, "x"), ("a", 1, 5, "x"), ("b", 1, 5, "y")], ["a", "b"]),
+        ([("a", 1, 5, "x"), ("a", 1, 5, "other"), ("a", 1, 5, "")], ["a", "a", "a"]),
+        ([("a", 1, 5, ""), ("a", 1, 5, ""), ("a", 1, 4, "")], ["a", "a"]),
+        ([("a", 1, "", "x"), ("a", 1, "", "x"), ("a", 2, "", "x")], ["a", "a"]),  # of no rating
+    ],
+)
+def test_consecutive_events_are_one_if_all_that_is_known_of_them_is_equal(tables, rows, kept):
+    rows = [("u", *row) for row in rows] + [("v", *rows[-1]), ("v", *rows[-1])]
+    read = tables(rows, header=REVIEWED, dedup="consecutive")
+    assert sequences(read) == {"u": kept, "v": [rows[-1][1]]}
+    assert "review" not in read.columns, "it is read for this alone"
+
+
+def test_consecutive_without_times_or_reviews(tables):
+    """Without times, two equal rows may be two events; a review is compared where there is one."""
+    rows = [("u", "a"), ("u", "a"), ("u", "b")]
+    assert sequences(tables(rows, header=INTER[:2], dedup="consecutive")) == {"u": ["a", "a", "b"]}
+    rows = [("u", "a", 1), ("u", "b", 2), ("u", "a", 1), ("u", "a", 1)]
+    assert sequences(tables(rows, dedup="consecutive")) == {"u": ["a", "b"]}
+
+
+def test_users_are_counted_after_duplicates_are_left_out(tables):
+    rows = [
+        ("u", "a", 1),
+        ("u", "a", 1),
+        ("u", "b", 2),
+        ("v", "a", 1),
+        ("v", "b", 2),
+        ("v", "a", 3),
+    ]
+    read = tables(rows, dedup="consecutive", user_interval="[3,inf)")
+    assert sequences(read) == {"v": ["a", "b", "a"]}
+
+
+def test_a_review_column_that_is_asked_for_stays(tables):
+    rows = [("u", "a", 1, 5, "x"), ("u", "b", 2, 5, "y")]
+    for asked in (None, frozenset({"review"})):
+        read = tables(rows, header=REVIEWED, dedup="consecutive", inter_columns=asked)
+        assert read.columns["review"].tolist() == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ("time:float", "set --TIME_FIELD=time"),
+        ("bought_at:float", "set --TIME_FIELD=bought_at"),
+        ("reviewDate:float", "set --TIME_FIELD=reviewDate"),
+        ("unix_ts:float", "set --TIME_FIELD=unix_ts"),
+        ("day:token", "if day:token is the time, write it as a number in a column timestamp:float"),
+        ("rating:float", None),
+        ("format:float", None),
+        ("lifts:float", None),
+    ],
+)
+def test_a_column_that_is_called_like_a_time_is_named(tables, column, told):
+    log = tables([("u", "a", 1), ("u", "b", 2)], header=(*INTER[:2], column)).log[0]
+    assert "no column timestamp" in log
+    assert told in log if told else "if " not in log
+
+
+# Several rows of one id
+
+
+@pytest.mark.parametrize(
+    ("rows", "cells", "told"),
+    [
+        ([("a", "", "x"), ("a", "Apple", "y"), ("b", "B", "z")], {"a": ("Apple", "x")}, "rows of 1 ids differ: a"),
+        ([("a", "Apple", ""), ("b", "B", "z"), ("a", "", "x")], {"a": ("Apple", "x")}, ""),
+        ([("a", "A", "x"), ("a", "A", "x"), ("a", "A", "x")], {"a": ("A", "x")}, ""),
+        ([("a", "", ""), ("a", "", ""), ("b", "B", "NA")], {"a": ("", ""), "b": ("B", "NA")}, ""),
+    ],
+)  # fmt: skip
+def test_of_several_rows_of_an_item_each_first_cell_with_text_counts(tables, rows, cells, told):
+    files = {"item": [("item_id:token", "title:token_seq", "brand:token"), *rows]}
+    read = tables([("u", "a", 1), ("u", "b", 2)], files)
+    (line,) = [line for line in read.log if "further rows" in line]
+    repeated = len(rows) - len({row[0] for row in rows})
+    assert line.startswith(f"{repeated} further rows of toy.item")
+    assert line.endswith(told) and ("differ" in line) == bool(told)
+    for item, expected in cells.items():
+        assert tuple(read.item_table.loc[list(read.items).index(item)]) == expected
+
+
+def test_one_row_of_each_item_is_not_worth_a_word(tables):
+    files = {"item": [("item_id:token", "title:token_seq"), ("a", "A"), ("b", "A")]}
+    assert not any("further" in line for line in tables([("u", "a", 1), ("u", "b", 2)], files).log)
+
+
+def test_several_rows_of_a_user_are_joined_too(tables):
+    files = {"user": [("user_id:token", "age:token"), ("u", ""), ("u", "30")]}
+    read = tables([("u", "a", 1)], files)
+    assert read.user_table["age"].tolist() == ["30"]
+    assert any("1 further rows of toy.user" in line for line in read.log)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from .atomic import read_atomic, read_header
 from .tables import EVERY, Source, Tables, build
 
 PARTS = ("train", "valid", "test")
+PADDING = ("pad", "padding", "", "-1")  # names that no item has
+FILLERS = ("0", "0.0", "none", "null", "nan")  # usual ones that an item may have, too
 
 
 def load_benchmark(source: Source) -> Tables:
@@ -40,11 +42,19 @@ def load_benchmark(source: Source) -> Tables:
             raise UserError(
                 f"{path} not found; benchmark_filename names the files <dataset>.<suffix>.inter"
             )
-        types = read_header(path)
-        for name in (source.user_field, list_field, source.item_field):
+        types = read_header(path, source.separator)
+        for name in (source.user_field, source.item_field):
             if name not in types:
                 raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}")
-        frame = read_atomic(path, {source.user_field, list_field, source.item_field}, numbers=False)
+        if list_field not in types:
+            raise UserError(
+                f"{path}: expected a column {list_field}:token_seq, the history before each {source.item_field}, its ids separated by "
+                f"spaces, found {', '.join(types)}; files of single interactions, as RecBole splits them for general models, have no "
+                f"histories: put them together into {source.name}.inter with their times, leave benchmark_filename out, and set "
+                "eval_args.split"
+            )
+        columns = {source.user_field, list_field, source.item_field}
+        frame = read_atomic(path, columns, numbers=False, separator=source.separator)
         for name in (source.user_field, source.item_field):
             if len(empty := np.flatnonzero(frame[name] == "")):
                 raise UserError(
@@ -55,9 +65,28 @@ def load_benchmark(source: Source) -> Tables:
     if len(rows) == 0:
         raise UserError(f"{source.path('*.inter')}: the pre-split files hold no row")
     user, users = pd.factorize(rows[source.user_field].to_numpy(dtype=object))
+    log = [
+        f"{len(rows)} pre-split rows read: "
+        + ", ".join(f"{name} {len(part)}" for name, part in zip(PARTS, parts, strict=True))
+    ]
+    histories = [cells.split() for cells in rows[list_field]]
+    if pads := _padding(source, rows, histories):
+        before = sum(map(len, histories))
+        histories = [[token for token in history if token not in pads] for history in histories]
+        log.append(
+            f"{', '.join(map(repr, pads))} in {list_field} is taken for padding and left out {before - sum(map(len, histories))} times: "
+            f"it stands only at an end of lists, is never a target and has no row in {source.name}.item (give it one if it is an item)"
+        )
+    empty = np.array([not history for history in histories])
+    if empty.any():
+        counts = rows["part"][empty].value_counts()
+        told = ", ".join(f"{name} {counts[name]}" for name in PARTS if name in counts)
+        log.append(
+            f"{int(empty.sum())} rows have an empty {list_field} ({told}): they are no cases, since nothing precedes their targets"
+        )
     windows = [
-        [*cells.split(), target]
-        for cells, target in zip(rows[list_field], rows[source.item_field], strict=True)
+        [*history, target]
+        for history, target in zip(histories, rows[source.item_field], strict=True)
     ]
     own_rows = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1])
     blocks = [_chain([windows[row] for row in own]) for own in own_rows]
@@ -71,15 +100,50 @@ def load_benchmark(source: Source) -> Tables:
     base = np.array([offsets[user[row]][place[row, 0]] for row in range(len(rows))])
     frame = pd.DataFrame(events, columns=[source.user_field, source.item_field])
     frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
-    log = [
-        f"{len(rows)} pre-split rows read: "
-        + ", ".join(f"{name} {len(part)}" for name, part in zip(PARTS, parts, strict=True))
-    ]
     tables = build(source, frame, False, log)
     bounds = np.stack([base + place[:, 1], base + place[:, 2]], axis=1)
     return replace(
         tables, cases={part: bounds[(rows["part"] == part).to_numpy()] for part in PARTS}
     )
+
+
+def _padding(source: Source, rows: pd.DataFrame, histories: list[list[str]]) -> list[str]:
+    """Tokens that fill lists up and are no items.
+
+    Padding is never a target, has no row in .item, and stands in one run at the beginning of lists, or at
+    their end. Beyond that, its name tells (`[PAD]`), or it fills lists of several users by runs of
+    more than one; a name that says nothing must also have made all lists of each file equally long.
+    """
+    known = set(rows[source.item_field])
+    path = source.path("item")
+    if path.is_file():
+        items = read_atomic(path, {source.item_field}, numbers=False, separator=source.separator)
+        known |= set(items[source.item_field])
+    unknown = {token for history in histories for token in history} - known
+    if not unknown:
+        return []
+    at_ends = {token: {"head", "tail"} for token in unknown}
+    users: dict[str, set[str]] = {token: set() for token in unknown}
+    longest = dict.fromkeys(unknown, 0)
+    for user, history in zip(rows[source.user_field], histories, strict=True):
+        for token in unknown.intersection(history):
+            count = history.count(token)
+            users[token].add(user)
+            longest[token] = max(longest[token], count)
+            if history[:count] != [token] * count:
+                at_ends[token].discard("head")
+            if history[-count:] != [token] * count:
+                at_ends[token].discard("tail")
+    sizes = pd.Series(map(len, histories)).groupby(rows["part"].to_numpy()).nunique()
+    one_length = bool((sizes == 1).all())
+    found = []
+    for token in sorted(token for token in unknown if at_ends[token]):
+        fills = longest[token] > 1 and len(users[token]) > 1
+        if token.strip("[]<>()_'\"").casefold() in PADDING or (
+            fills and (token.casefold() in FILLERS or one_length)
+        ):
+            found.append(token)
+    return found
 
 
 def _chain(windows: list[list[str]]) -> list[list[str]]:

@@ -41,6 +41,7 @@ def source_of(config) -> Source:
         user_interval=config["user_inter_num_interval"] or "[0,inf)", item_interval=config["item_inter_num_interval"] or "[0,inf)",
         value_intervals=tuple((name, str(interval)) for name, interval in (config["val_interval"] or {}).items()),
         need_item_row=bool(config["need_item_row"]), benchmark=tuple(config["benchmark_filename"] or ()),
+        separator=str(config["field_separator"] or "\t").replace("\\t", "\t"),
     )  # fmt: skip
 
 

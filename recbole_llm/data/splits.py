@@ -70,14 +70,13 @@ def make_split(tables: Tables, split: dict, part: str = "pretrain") -> Split:
     Ignored for pre-split files, which bring their cases. Raises UserError if no test or training case is left.
     """
     if tables.cases is not None:
-        user = tables.user
-        parts = {
-            name: Cases(user[rows[:, 1]], rows[:, 0], rows[:, 1])
-            for name, rows in tables.cases.items()
-        }
+        user, parts = tables.user, {}
+        for name, rows in tables.cases.items():
+            told = rows[rows[:, 0] < rows[:, 1]]  # a target without a history is nobody's case
+            parts[name] = Cases(user[told[:, 1]], told[:, 0], told[:, 1])
         seen = np.zeros(len(tables.item) + 1, dtype=np.int64)
-        np.add.at(seen, parts["train"].begin, 1)
-        np.add.at(seen, parts["train"].end + 1, -1)
+        np.add.at(seen, tables.cases["train"][:, 0], 1)
+        np.add.at(seen, tables.cases["train"][:, 1] + 1, -1)
         result = Split(train_events=np.cumsum(seen[:-1]) > 0, **parts)
     else:
         if not isinstance(split, dict) or len(split) != 1 or next(iter(split)) not in _RULES:

@@ -4,6 +4,7 @@ Every model of the harness, RecBole's own included, sees the users, items and or
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,10 @@ from ..errors import UserError
 from .atomic import read_atomic, read_header
 
 EVERY = "[0,inf)"
+REVIEW = "review"  # a column of what the user wrote, or of its hash
+TIME_NAME = re.compile(
+    r"time|date|(^|_)(day|month|year|ts|epoch|when|moment)(_|$)|(?-i:[a-z]At)$|_at$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Source:
     time_field: str = "timestamp"
     rating_field: str = "rating"
     inter_columns: frozenset[str] | None = frozenset()  # further columns of .inter; None takes all
-    dedup: str = "event"  # event | consecutive | none
+    dedup: str = "event"  # event | consecutive | consecutive_item | none
     remove_repeats: str | None = None  # first | last: keep one event per (user, item)
     catalogue: str = "met"  # met | all
     user_sample: float = 1.0
@@ -120,6 +125,7 @@ class Source:
     value_intervals: tuple[tuple[str, str], ...] = ()
     need_item_row: bool = False  # leave out events of items that .item does not list
     benchmark: tuple[str, ...] = ()  # suffixes of pre-split files
+    separator: str = "\t"  # between the cells of files without a tab in their header
 
     def path(self, suffix: str) -> Path:
         return self.folder / f"{self.name}.{suffix}"
@@ -135,7 +141,9 @@ def load(source: Source) -> Tables:
     frame = _read_interactions(source)
     has_time = source.time_field in frame
     if not has_time:
-        log.append(f"no column {source.time_field}: the order of the file is the order of time")
+        log.append(
+            f"no column {source.time_field}: the order of the file is the order of time{_times_elsewhere(source)}"
+        )
         frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
     log.append(f"{len(frame)} events read from {source.folder}")
     frame = _deduplicate(frame, source, has_time, log)
@@ -147,6 +155,18 @@ def load(source: Source) -> Tables:
     return build(source, frame, has_time, log)
 
 
+def _times_elsewhere(source: Source) -> str:
+    """What is said where another column is called as times are."""
+    types = read_header(source.path("inter"), source.separator)
+    core = {source.user_field, source.item_field, source.rating_field}
+    found = [name for name in types if TIME_NAME.search(name) and name not in core]
+    if not found:
+        return ""
+    if types[found[0]] != "float":
+        return f"; if {found[0]}:{types[found[0]]} is the time, write it as a number in a column {source.time_field}:float"
+    return f"; if {found[0]} is the time, set --TIME_FIELD={found[0]}"
+
+
 def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -> Tables:
     """Tables from a filtered frame of events in file order."""
     (user, users), (item, items) = (
@@ -156,7 +176,7 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
     order = np.lexsort((time, user))  # stable: equal times keep the order of the file
     file_order = np.empty_like(order)
     file_order[order] = np.arange(len(order))
-    item_table, item_types = _side_table(source.path("item"), source.item_field)
+    item_table, item_types = _side_table(source, "item", source.item_field, log)
     strangers = None
     if item_table is not None and len(item_table) and not item_table.index.isin(items).any():
         strangers = f"no {source.item_field} of the events has a row in {source.path('item').name}: {items[0]!r} is an event's, {item_table.index[0]!r} a row's"
@@ -166,7 +186,7 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
         )
     elif source.catalogue not in ("met", "all"):
         raise UserError(f"catalogue: expected met or all, found {source.catalogue!r}")
-    user_table, user_types = _side_table(source.path("user"), source.user_field)
+    user_table, user_types = _side_table(source, "user", source.user_field, log)
     core = {source.user_field, source.item_field, source.time_field}
     tables = Tables(
         name=source.name, users=users, items=items, has_time=has_time,
@@ -191,7 +211,7 @@ def _read_interactions(source: Source) -> pd.DataFrame:
     path = source.path("inter")
     if not path.is_file():
         raise UserError(f"{path} not found; expected the interactions of {source.name} there")
-    types = read_header(path)
+    types = read_header(path, source.separator)
     for name in (source.user_field, source.item_field):
         if name not in types:
             raise UserError(
@@ -214,7 +234,9 @@ def _read_interactions(source: Source) -> pd.DataFrame:
             source.rating_field,
         } | source.inter_columns
         wanted |= {name for name, _ in source.value_intervals}
-    frame = read_atomic(path, wanted)
+        if source.dedup == "consecutive":
+            wanted.add(REVIEW)
+    frame = read_atomic(path, wanted, separator=source.separator)
     for name in (source.user_field, source.item_field):
         empty = np.flatnonzero(frame[name] == "")
         if len(empty):
@@ -224,7 +246,8 @@ def _read_interactions(source: Source) -> pd.DataFrame:
     if source.time_field in frame and len(
         bad := np.flatnonzero(~np.isfinite(frame[source.time_field]))
     ):
-        cell = read_atomic(path, {source.time_field}, numbers=False)[source.time_field][bad[0]]
+        cells = read_atomic(path, {source.time_field}, numbers=False, separator=source.separator)
+        cell = cells[source.time_field][bad[0]]
         raise UserError(
             f"{path}, line {bad[0] + 2}: expected a finite number in column {source.time_field}, found {cell!r} ({len(bad)} such lines); "
             "correct it or remove the line"
@@ -237,19 +260,21 @@ def _deduplicate(
 ) -> pd.DataFrame:
     before = len(frame)
     pair = [source.user_field, source.item_field]
+    event = pair + [name for name in (source.time_field, source.rating_field) if name in frame]
     if source.dedup == "event":
         if has_time:
-            same = pair + [
-                name for name in (source.time_field, source.rating_field) if name in frame
-            ]
-            frame = frame[~frame.duplicated(same)]
+            frame = frame[~frame.duplicated(event)]
     elif source.dedup == "consecutive":
-        order = np.lexsort((frame[source.time_field], pd.factorize(frame[source.user_field])[0]))
-        sorted_pairs = frame[pair].iloc[order]
-        repeat = (sorted_pairs == sorted_pairs.shift()).all(axis=1)
-        frame = frame[~repeat.sort_index()]
+        if has_time:
+            frame = frame[~_repeats(frame, event + [REVIEW] * (REVIEW in frame), source)]
+        if source.inter_columns is not None and REVIEW not in source.inter_columns:
+            frame = frame.drop(columns=REVIEW, errors="ignore")
+    elif source.dedup == "consecutive_item":
+        frame = frame[~_repeats(frame, pair, source)]
     elif source.dedup != "none":
-        raise UserError(f"dedup: expected event, consecutive or none, found {source.dedup!r}")
+        raise UserError(
+            f"dedup: expected event, consecutive, consecutive_item or none, found {source.dedup!r}"
+        )
     if source.remove_repeats:
         if source.remove_repeats not in ("first", "last"):
             raise UserError(
@@ -261,6 +286,17 @@ def _deduplicate(
     if len(frame) < before:
         log.append(f"{before - len(frame)} duplicate events left out (dedup: {source.dedup})")
     return frame.reset_index(drop=True)
+
+
+def _repeats(frame: pd.DataFrame, columns: list[str], source: Source) -> pd.Series:
+    """Whether each event equals the one before it of the same user in these columns; two missing cells are equal."""
+    order = np.lexsort((frame[source.time_field], pd.factorize(frame[source.user_field])[0]))
+    cells = frame[columns].iloc[order]
+    before = cells.shift()
+    same = (cells == before) | (cells.isna() & before.isna())
+    repeat = same.all(axis=1)
+    repeat.iloc[:1] = False  # nothing is before it
+    return repeat.sort_index()
 
 
 def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
@@ -277,7 +313,8 @@ def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
         log.append(f"{int((~kept).sum())} events with {name} outside {interval} left out")
         frame = frame[kept]
     if source.need_item_row and source.path("item").is_file():
-        known = read_atomic(source.path("item"), {source.item_field}, numbers=False)[
+        path = source.path("item")
+        known = read_atomic(path, {source.item_field}, numbers=False, separator=source.separator)[
             source.item_field
         ]
         kept = frame[source.item_field].isin(known)
@@ -339,15 +376,45 @@ def _inside(values: np.ndarray, interval: str) -> np.ndarray:
     return above & (values <= high if text[-1] == "]" else values < high)
 
 
-def _side_table(path: Path, key: str) -> tuple[pd.DataFrame | None, dict[str, str]]:
-    """A .item or .user file with its id as index; the first row of an id counts."""
+def _side_table(
+    source: Source, kind: str, key: str, log: list[str]
+) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    """A .item or .user file with its id as index. Of several rows of an id, each column's first cell that is not empty counts."""
+    path = source.path(kind)
     if not path.is_file():
         return None, {}
-    types = read_header(path)
+    types = read_header(path, source.separator)
     if key not in types:
         raise UserError(f"{path}: expected a column {key}, found {', '.join(types)}")
-    frame = read_atomic(path, numbers=False).drop_duplicates(key).set_index(key)
-    return frame, {name: kind for name, kind in types.items() if name != key}
+    frame = read_atomic(path, numbers=False, separator=source.separator)
+    repeated = frame.duplicated(key)
+    if repeated.any():
+        frame = _joined(frame, repeated, key, path, log)
+    return frame.set_index(key), {name: kind for name, kind in types.items() if name != key}
+
+
+def _joined(
+    frame: pd.DataFrame, repeated: pd.Series, key: str, path: Path, log: list[str]
+) -> pd.DataFrame:
+    """One row of each id, in the place of its first one, and a line of how many there were."""
+    several = frame[frame[key].isin(frame[key][repeated])]
+    columns = [name for name in frame if name != key]
+    filled = several[[key, *columns]].replace("", np.nan).infer_objects()
+    by_id = filled.groupby(key, sort=False)
+    first = by_id.first().fillna("")
+    frame = frame[~repeated].copy()
+    again = frame[key].isin(first.index)
+    for name in columns:
+        frame.loc[again, name] = frame.loc[again, key].map(first[name])
+    differing = (by_id[columns].nunique() > 1).any(axis=1)
+    line = f"{int(repeated.sum())} further rows of {path.name} are of an id that has a row: of each column the first cell that is not empty is taken"
+    if differing.any():
+        ids = differing.index[differing]
+        line += (
+            f"; rows of {len(ids)} ids differ: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}"
+        )
+    log.append(line)
+    return frame
 
 
 def _align(

@@ -25,6 +25,19 @@ def described(tables: Tables, config) -> bool:
     )
 
 
+def _check_answers(config) -> None:
+    """Raise UserError where the text of an item holds the description that phase `item` pairs it with."""
+    for settings in (config, *(config["joint"] or [])):
+        descriptions = settings["description_fields"].values()
+        fields = settings["text_fields"]
+        if both := [name for name, column in fields.items() if column in descriptions]:
+            rest = ", ".join(f"{name}: {fields[name]}" for name in fields if name not in both)
+            raise UserError(
+                f"phase item pairs an item's text with its description, and the text on {settings['dataset']} has the description "
+                f"in it (text_fields: {', '.join(both)}); set --text_fields='{{{rest or 'Title: title'}}}', or --variant=finetune"
+            )
+
+
 class ST5Seq(DenseModel):
     """Sequential recommendation as retrieval of sentences, learned from three kinds of pairs.
 
@@ -37,7 +50,10 @@ class ST5Seq(DenseModel):
     @classmethod
     def check(cls, config, tables):
         super().check(config, tables)
-        if config["phase"] == "item" and not config["datasets"] and not described(tables, config):
+        if config["phase"] != "item":
+            return
+        _check_answers(config)
+        if not config["datasets"] and not described(tables, config):
             columns = ", ".join(config["description_fields"].values())
             raise UserError(
                 f"phase item learns from descriptions, and {tables.name} has none in {columns}; set description_fields, or --variant=finetune"

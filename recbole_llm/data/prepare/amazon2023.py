@@ -5,7 +5,7 @@ from functools import partial
 from .clean import tokens, values
 from .engine import delimited, json_lines
 from .raw import Remote
-from .recipe import Files, Recipe, Source
+from .recipe import Files, Recipe, Source, title_alone
 
 SOURCE = Source(
     name="Amazon Reviews 2023",
@@ -63,7 +63,10 @@ def _recipe(name: str, category: str, core: str) -> Recipe:
         events=partial(_events, ratings), items=partial(_items, metadata), text=_text, reads=(ratings, metadata), described=True, ascii_only=True,
         columns=("title", "categories", "brand", "price", "description", "attributes"), time="milliseconds since 1970 (UTC)",
         core=5 if core == "5core" else 0,
-        settings={"text_fields": {"Title": "title", "Description": "description"}, "eval_args": {"split": {"timestamp": BORDERS}}},
+        settings={
+            "text_fields": {"Title": "title", "Description": "description"}, "eval_args": {"split": {"timestamp": BORDERS}},
+            **title_alone("ST5Seq", "TASTELoRA"),
+        },
         notes=("An item is a parent_asin; of several ratings of one item by one user the benchmark keeps the earliest.",
                "Texts are ASCII, as ST5-Seq has them; the split is at the two times that the benchmark cuts all categories at."),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ... import __version__
-from .engine import Engine
+from .engine import PLACE, Engine
 from .recipe import Recipe
 
 
@@ -35,17 +35,21 @@ class Facts:
     first: float | None = None
     last: float | None = None
     lengths: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)  # least, median, mean, most
+    time: str = ""  # unit of the times, in words
 
-    def count(self, engine: Engine) -> None:
-        """Statistics of the table of events."""
+    def count(self, engine: Engine, reviewed: bool) -> None:
+        """Statistics of the table of events. reviewed : whether equal events are those that follow each other and have one review."""
         row = engine.run(
             'SELECT count(DISTINCT "user"), count(DISTINCT "item"), count(*), min("time"), max("time") FROM events'
         ).fetchone()
         self.users, self.items, self.events, self.first, self.last = row
         same = 'SELECT count(*) AS times FROM events GROUP BY "user", "item", "time", "rating"'
-        self.repeated_events = engine.value(
-            f"SELECT coalesce(sum(times - 1), 0)::BIGINT FROM ({same})"
-        )
+        repeated = f"SELECT coalesce(sum(times - 1), 0)::BIGINT FROM ({same})"
+        if reviewed:
+            row = '("item", "time", "rating", "review")'
+            before = f'lag({row}) OVER (PARTITION BY "user" ORDER BY "time", {PLACE})'
+            repeated = f"SELECT count(*) FILTER ({row} IS NOT DISTINCT FROM before) FROM (SELECT *, {before} AS before FROM events)"
+        self.repeated_events = engine.value(repeated)
         tied = 'SELECT "user" FROM events GROUP BY "user", "time" HAVING min("item") <> max("item")'
         self.tied = engine.value(f'SELECT count(DISTINCT "user") FROM ({tied})')
         self.lengths = engine.run(
@@ -64,7 +68,7 @@ def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> s
         ("density", f"{facts.events / facts.users / facts.items:.4%}"),
         ("events of a user: least, median, mean, most", f"{least}, {median:g}, {mean:.2f}, {most}"),
         ("users with several items at one time", f"{facts.tied:,}"),
-        (f"times ({recipe.time})", f"{_moment(facts.first, recipe.time)} to {_moment(facts.last, recipe.time)}"),
+        (f"times ({facts.time})", f"{_moment(facts.first, facts.time)} to {_moment(facts.last, facts.time)}"),
         ("items with a row of text", f"{facts.described:,}"),
         ("words of an item (without its description)", f"{facts.words / max(1, facts.described):.2f}"),
         ("distinct words", f"{facts.vocabulary:,}"),
@@ -79,6 +83,7 @@ def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> s
         or "No user and no item is left out.\n"
     )
     ratings = ", `rating:float`" if recipe.rated else ""
+    reviews = ", `review:token` (a hash of the review's text)" if recipe.reviewed else ""
     page = f", <{recipe.source.page}>" if recipe.source.page else ""
     cited = (
         f"Please cite the source:\n\n```bibtex\n{recipe.source.reference}\n```\n\n"
@@ -108,7 +113,9 @@ Events are ordered by user, time and their order in the raw file.
 
 {_table(rows, "")}
 
-`{recipe.name}.inter`: `user_id:token`, `item_id:token`{ratings}, `timestamp:float` ({recipe.time}).
+`{recipe.name}.inter`: `user_id:token`, `item_id:token`{ratings}, `timestamp:float` ({facts.time}){
+        reviews
+    }.
 `{recipe.name}.item`: `item_id:token`, {
         ", ".join(f"`{column}:token_seq`" for column in recipe.columns)
     }; unknown is empty.

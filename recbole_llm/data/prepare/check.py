@@ -47,14 +47,17 @@ def figures(name: str, data_path: Path) -> Mapping[str, float]:
     from ..dataset import load_tables
 
     settings = config.resolve("LIR", name, [], {"data_path": str(data_path)})
-    tables, every = (
-        load_tables(samples.configured(settings | {"dedup": dedup})[1])
-        for dedup in (settings["dedup"], "none")
+    every_user = {
+        "user_inter_num_interval": None
+    }  # duplicates are counted before users are left out
+    tables, single, every = (
+        load_tables(samples.configured(settings | changed)[1])
+        for changed in ({}, every_user, every_user | {"dedup": "none"})
     )
     text = ItemText.from_tables(tables, settings["text_fields"], None)
     found = [words(text.plain(item)) for item in range(len(text))]
     return {
-        "users": len(tables.users), "items": len(tables.items), "interactions": len(tables.item), "duplicate_share": 1 - len(tables.item) / len(every.item),
+        "users": len(tables.users), "items": len(tables.items), "interactions": len(tables.item), "duplicate_share": 1 - len(single.item) / len(every.item),
         "words_per_item": sum(map(len, found)) / len(found), "word_vocabulary": len({word for row in found for word in row}),
         "history_items": len(tables.item) / len(tables.users) - 1,
     }  # fmt: skip

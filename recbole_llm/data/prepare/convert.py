@@ -17,6 +17,7 @@ from .items import TITLED, read_items, write_items
 from .raw import Net, fetch
 from .reading import Reader
 from .recipe import Files, Recipe
+from .times import settle
 
 
 def prepare(
@@ -100,6 +101,9 @@ def _convert(
         events,
     )
     facts.read = engine.value("SELECT count(*) FROM events") + engine.rejected()
+    facts.time = recipe.time
+    if recipe.time_column:
+        facts.time = settle(engine, events, recipe.time_column, log) or facts.time
     whole = '"user" IS NOT NULL AND "item" IS NOT NULL AND "time" IS NOT NULL AND "user" <> \'\' AND "item" <> \'\''
     if facts.read and not engine.value(f"SELECT count(*) FROM events WHERE {whole}"):
         missing = [
@@ -142,7 +146,7 @@ def _convert(
             f"{recipe.name}: no event is left of {facts.read} ({left_out}); are {events} and {items} of one source?"
         )
     _write_events(recipe, engine, work)
-    facts.count(engine)
+    facts.count(engine, recipe.reviewed)
     if recipe.columns:
         write_items(recipe, engine, work / f"{recipe.name}.item", facts)
         _check_items(recipe, facts, files[recipe.reads[1]], log)
@@ -160,6 +164,11 @@ def _convert(
 
 def _check_items(recipe: Recipe, facts: Facts, path: Path, log) -> None:
     """Columns that are all empty and ids that never fit are misspelt, as a rule."""
+    if not facts.described and facts.broken_rows:
+        raise UserError(
+            f"{path}: expected rows of the {facts.items} items of the events, found none, and {facts.broken_rows} lines that are broken or "
+            "lack the item; is it the right file, and whole?"
+        )
     if not facts.described:
         raise UserError(
             f"{path}: expected rows of the {facts.items} items of the events, found none; are the ids written alike, and is it the right file?"
@@ -211,9 +220,8 @@ def _leave_out(recipe: Recipe, engine: Engine) -> None:
 
 def _write_events(recipe: Recipe, engine: Engine, work: Path) -> None:
     rating = ', "rating" AS "rating:float"' if recipe.rated else ""
-    columns = (
-        f'"user" AS "user_id:token", "item" AS "item_id:token"{rating}, "time" AS "timestamp:float"'
-    )
+    review = ', "review" AS "review:token"' if recipe.reviewed else ""
+    columns = f'"user" AS "user_id:token", "item" AS "item_id:token"{rating}, "time" AS "timestamp:float"{review}'
     target = text(work / f"{recipe.name}.inter")
     engine.run(f"""COPY (SELECT {columns} FROM events ORDER BY "user", "time", {PLACE})
         TO {target} (FORMAT csv, DELIMITER '\t', HEADER true, QUOTE '', ESCAPE '')""")

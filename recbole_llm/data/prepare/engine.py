@@ -42,6 +42,7 @@ class Engine:
         }
         self.connection = duckdb.connect(":memory:", config=limits)
         self.connection.execute("SET enable_progress_bar = false")
+        self.connection.execute("SET TimeZone = 'UTC'")  # else times depend on the machine's zone
         # whichever side seems small would be held: of a join with metadata always the ids, never the texts
         self.connection.execute("SET disabled_optimizers = 'build_side_probe_side'")
 
@@ -116,6 +117,11 @@ def text(value: str | Path) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
+def hashed(column: str) -> str:
+    """SQL of 8 hex digits that tell one text from another; of a missing text none."""
+    return f"left(md5({column}), 8)"
+
+
 def file(path: Path) -> str:
     """A literal of one file's name, whatever characters it has."""
     return text(re.sub(r"[*?]", lambda found: f"[{found[0]}]", str(path)))
@@ -154,6 +160,20 @@ def delimited(
         f"null_padding = true, nullstr = '', store_rejects = true, hive_partitioning = false, "
         f"parallel = {str(not quote).lower()})"  # quoted cells may hold line ends, which no thread in the middle of a file can tell
     )
+
+
+def columns_of(path: Path) -> list[str]:
+    """Columns of a Parquet file; none of one that cannot be read, or without duckdb, which conversions tell."""
+    try:
+        import duckdb
+    except ImportError:
+        return []
+    try:
+        with duckdb.connect() as connection:
+            query = f"DESCRIBE SELECT * FROM read_parquet({file(path)}, hive_partitioning = false)"
+            return [row[0] for row in connection.execute(query).fetchall()]
+    except duckdb.Error:
+        return []
 
 
 def header_of(path: Path, delimiter: str) -> list[str]:

@@ -66,6 +66,9 @@ def read_items(
 def write_items(recipe: Recipe, engine: Engine, path: Path, facts: Facts) -> None:
     """Write .item, a row for each item of `events` that has one, and count what is in it."""
     vocabulary: set[str] = set()
+    counted = [column for column in recipe.columns if column not in UNCOUNTED]
+    if "main_category" in counted:  # which stands for the levels in the text
+        counted.remove("categories")
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(
             "\t".join(["item_id:token", *(f"{column}:token_seq" for column in recipe.columns)])
@@ -82,9 +85,7 @@ def write_items(recipe: Recipe, engine: Engine, path: Path, facts: Facts) -> Non
             )
             facts.described += 1
             facts.empty.update(column for column in recipe.columns if not cells[column])
-            found = words(
-                " ".join(cells[column] for column in recipe.columns if column not in UNCOUNTED)
-            )
+            found = words(" ".join(cells[column] for column in counted))
             facts.words += len(found)
             vocabulary.update(found)
     facts.vocabulary = len(vocabulary)

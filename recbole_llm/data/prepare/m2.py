@@ -3,7 +3,7 @@
 from .clean import tokens
 from .engine import delimited
 from .raw import Remote
-from .recipe import Files, Recipe, Source
+from .recipe import Files, Recipe, Source, title_alone
 
 SOURCE = Source(
     name="Amazon-M2",
@@ -29,7 +29,7 @@ def recipes() -> list[Recipe]:
         events=_events, items=_items, text=_text, columns=(*FIELDS, "attributes"),
         reads=(SESSIONS, PRODUCTS), quoted=(SESSIONS, PRODUCTS), length=(11, 26), rated=False,
         time="place in the session, from 1",
-        settings={"text_fields": {name.capitalize(): name for name in FIELDS}, "eval_args": {"mode": "uni20"}},
+        settings={"text_fields": {name.capitalize(): name for name in FIELDS}, "eval_args": {"mode": "uni20"}, **title_alone("ST5Seq", "TASTELoRA")},
         notes=("Sessions have no user ids and no times: every row of the file is a user, called by its number, and the place in the session is the time. "
                "So the data cannot be split by time, and no two sessions are known to be of one person.",
                "A session is its previous items and its next one: 10 to 25 items of history, as in LLM-TRSR's released code."),

@@ -3,7 +3,7 @@
 from .clean import tokens
 from .engine import delimited
 from .raw import Remote
-from .recipe import Files, Recipe, Source, judged
+from .recipe import Files, Recipe, Source, judged, title_alone
 
 SOURCE = Source(
     name="MIND",
@@ -36,7 +36,7 @@ def _recipe(size: str) -> Recipe:
         length=(11, 26), rated=False, time="place in the history, from 1",
         settings={
             "text_fields": {"Category": "category", "Subcategory": "subcategory", "Title": "title"}, "eval_args": {"mode": "uni20"},
-            **judged("news"),
+            **judged("news"), **title_alone("ST5Seq", "TASTELoRA"),
         },
         notes=("A user's events are the clicks listed in the user's first row of behaviors.tsv, which have no times: the place in the list is the time. "
                "Impressions are not read.",

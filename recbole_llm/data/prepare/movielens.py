@@ -4,7 +4,7 @@ import re
 
 from .engine import delimited
 from .raw import Remote
-from .recipe import Files, Recipe, Source, judged
+from .recipe import Files, Recipe, Source, judged, title_alone
 
 SOURCE = Source(
     name="MovieLens",
@@ -30,7 +30,10 @@ def recipes() -> list[Recipe]:
     features = {"selected_features": ["class"], "item_attribute": "class"}
     own = {
         "source": SOURCE,
-        "settings": {"text_fields": FIELDS} | features | judged("movies"),
+        "settings": {"text_fields": FIELDS}
+        | features
+        | judged("movies")
+        | title_alone("ST5Seq", column="movie_title"),
         "text": _text,
         "columns": tuple(FIELDS.values()),
     }

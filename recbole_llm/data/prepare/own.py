@@ -4,15 +4,16 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from ...checks import nearest
 from ...errors import UserError
 from .clean import values
-from .engine import delimited, file, header_of, json_lines
-from .reading import JSON
-from .recipe import Files, Recipe, Source
+from .engine import columns_of, delimited, file, header_of, json_lines
+from .reading import DELIMITERS, JSON, check_encoding, check_lines, keys_of
+from .recipe import Files, Recipe, Source, title_alone
+from .times import time_columns
 
 SOURCE = Source("tables of the user", "", "That of the tables.", "")
 ROLES = ("user", "item", "time", "rating")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = {  # suffix -> how DuckDB reads a file; every cell of it is text where it has no types, for 007 is no 7
     **dict.fromkeys(DELIMITERS, lambda path, columns: _delimited(path)),
     ".parquet": lambda path, columns: f"read_parquet({file(path)}, hive_partitioning = false)",
@@ -59,15 +60,42 @@ def recipe(name: str, files: Files, mapping: str) -> Recipe:
         if not path.is_file():
             raise UserError(f"--{role}: expected a file, found {path}")
         _rows(path, ())
+        if _suffix(path) != ".parquet":
+            check_encoding(path)
+        if _suffix(path) in JSON:
+            check_lines(path)
+        wanted = ("user", "item", "time", "rating") if role == "inter" else ("item", *columns)
+        _check_columns(path, {one: named[one] for one in wanted if one in named})
     shown = {column.replace("_", " ").capitalize(): column for column in columns}
     return Recipe(
         name=name, title="own tables", source=SOURCE, files=(), events=partial(_events, named), items=partial(_items, named, columns),
         text=partial(_text, columns), columns=columns, reads=("inter", "items" if items else "inter"),
         quoted=tuple(role for role, path in files.items() if _suffix(path) in DELIMITERS), rated="rating" in named,
-        settings={"text_fields": shown} if shown else {}, time="as in the source, or seconds since 1970 where it has dates",
+        settings={"text_fields": shown} | title_alone("ST5Seq", "TASTELoRA") if shown else {}, time="as in the source", time_column=named["time"],
         arguments=" ".join([f"--name={name}", *(f"--{role}={path}" for role, path in files.items()), f'--map="{mapping}"']),
         notes=("Columns: " + ", ".join(f"{role} from `{column}`" for role, column in named.items()) + ".",),
     )  # fmt: skip
+
+
+def _check_columns(path: Path, wanted: dict[str, str]) -> None:
+    """Raise UserError for the first column that a file lacks. wanted : role -> column."""
+    if _suffix(path) in DELIMITERS:
+        names = header_of(path, DELIMITERS[_suffix(path)])
+    elif _suffix(path) in JSON:
+        names = keys_of(path)
+        # a key may be that of a few objects only, but for what every event and every text needs
+        wanted = {
+            role: wanted[role] for role in ("user", "item", "time", "title") if role in wanted
+        }
+    else:
+        names = columns_of(path)
+    known = {name if _suffix(path) in JSON else name.lower() for name in names}
+    for role, column in wanted.items():
+        if names and (column if _suffix(path) in JSON else column.lower()) not in known:
+            raise UserError(
+                f"--map: {role}={column}, but {path} has no column {column}; it has {', '.join(names)[:400]}"
+                f"{nearest(column, names)}"
+            )
 
 
 def _suffix(path: Path) -> str:
@@ -92,14 +120,11 @@ def _delimited(path: Path) -> str:
 
 def _events(named: dict[str, str], files: Files) -> str:
     user, item, time, rating = (_column(named[role]) if role in named else "NULL" for role in ROLES)
-    moment = f"coalesce(try_cast({time} AS DOUBLE), epoch(try_cast({time}::VARCHAR AS TIMESTAMP)))"
     rows = _rows(files["inter"], [named[role] for role in ROLES if role in named])
     ids = f'trim({user}::VARCHAR) AS "user", trim({item}::VARCHAR) AS "item"'
-    read = f'SELECT {ids}, try_cast({rating} AS DOUBLE) AS "rating", {moment} AS "time" FROM {rows}'
-    finite = ", ".join(
-        f'CASE WHEN isfinite("{name}") THEN "{name}" END AS "{name}"' for name in ("rating", "time")
-    )
-    return f'SELECT "user", "item", {finite} FROM ({read})'
+    score = f"try_cast({rating} AS DOUBLE)"
+    finite = f'CASE WHEN isfinite({score}) THEN {score} END AS "rating"'
+    return f"SELECT {ids}, {finite}, {time_columns(time)} FROM {rows}"
 
 
 def _items(named: dict[str, str], columns: tuple[str, ...], files: Files) -> str:

@@ -1,11 +1,15 @@
 """Raw files, each read once from end to end: summed, checked, and unpacked piece by piece while the piece before is converted."""
 
+import codecs
 import gzip
 import hashlib
+import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ...errors import UserError
@@ -23,6 +27,9 @@ BLOCK, PIECE = (
 LINE = 2**24  # bytes of the longest line
 BOM = b"\xef\xbb\xbf"
 JSON = (".json", ".jsonl", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PYTHON = re.compile(r"\s*\{\s*u?'")  # how a dict begins that Python has printed
+FIRST, SHOWN = 1000, 60  # lines that tell what a file has; characters of a line in a message
 AS_IS = (".parquet",)  # which tell themselves if they are cut
 
 
@@ -40,10 +47,8 @@ class Reader:
         Raises UserError, at the end at the latest, where a file is damaged or cut short. quoted : its cells may be quoted.
         """
         lines = path.name.removesuffix(".gz").endswith(JSON)
-        if lines and _begin(path).removeprefix(BOM).lstrip().startswith(b"["):
-            raise UserError(
-                f"{path}: expected JSON lines, one object a line, found a list; write its members a line each"
-            )
+        if lines:
+            check_lines(path)
         if not lines or not (path.name.endswith(".gz") or _begin(path).startswith(BOM)):
             self.sums[path] = self.threads.submit(self._through, path, quoted)
             yield path
@@ -99,6 +104,87 @@ class Reader:
 def opened(path: Path, mode: str = "rb", **given):
     """A file's content, unpacked where its name says that it is gzipped."""
     return (gzip.open if path.name.endswith(".gz") else open)(path, mode, **given)
+
+
+def check_lines(path: Path) -> None:
+    """Raise UserError for a .json file that begins with a list, or has Python's dicts in place of JSON's objects."""
+    if _begin(path).removeprefix(BOM).lstrip().startswith(b"["):
+        raise UserError(
+            f"{path}: expected JSON lines, one object a line, found a list; write its members a line each"
+        )
+    for number, line in enumerate(_first_lines(path), start=1):
+        try:
+            json.loads(line)
+        except ValueError:
+            if PYTHON.match(line):
+                unpack = "zcat" if path.name.endswith(".gz") else "cat"
+                raise UserError(
+                    f"{path}, line {number}: expected a JSON object, found a Python dict ({line.strip()[:SHOWN]} …); convert the file: "
+                    f'{unpack} {path.name} | python -c "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) '
+                    'for line in sys.stdin]" > converted.jsonl'
+                ) from None
+
+
+def check_encoding(path: Path) -> None:
+    """Raise UserError, with the first such line, for a text file that is not UTF-8. A file that cannot be unpacked is told elsewhere."""
+    decoder, lines, end = codecs.getincrementaldecoder("utf-8")(), 1, b""
+    try:
+        with opened(path) as file:
+            while block := file.read(PIECE):
+                try:
+                    decoder.decode(block)
+                except UnicodeDecodeError as fault:
+                    _report_encoding(path, lines, end + block, fault)
+                lines += block.count(b"\n")
+                end = block[-BLOCK:].rpartition(b"\n")[2]
+    except (OSError, EOFError, zlib.error):
+        return
+
+
+def _report_encoding(path: Path, lines: int, content: bytes, fault: UnicodeDecodeError) -> None:
+    """lines : number of the line that content begins in."""
+    at = len(content) - (len(fault.object) - fault.start)
+    line = lines + content.count(b"\n", 0, at)
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    guess = "utf-16" if utf16 else "latin1"
+    shown = content[:at].rpartition(b"\n")[2] + content[at:].partition(b"\n")[0]
+    text = shown.decode(guess, "replace").strip()[:SHOWN]
+    name = path.name
+    unpack = "zcat" if name.endswith(".gz") else "cat"
+    known = (
+        "found UTF-16"
+        if utf16
+        else f"found bytes of another encoding, perhaps Latin-1, in which the line is {text!r}"
+    )
+    raise UserError(
+        f"{path}, line {line}: expected UTF-8, {known}; convert the file: "
+        f"{unpack} {name} | iconv -f {guess} -t utf-8 > converted{''.join(Path(name.removesuffix('.gz')).suffixes)}"
+        + ("" if utf16 else ", with the encoding that it has in place of latin1")
+    ) from None
+
+
+def keys_of(path: Path) -> list[str]:
+    """The keys that the first lines of a file of JSON lines have, in the order in which they come up."""
+    keys: dict[str, None] = {}
+    for line in _first_lines(path):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            keys.update(dict.fromkeys(found))
+    return list(keys)
+
+
+def _first_lines(path: Path) -> list[str]:
+    """As many as tell what a file has; fewer of one that cannot be unpacked."""
+    lines: list[str] = []
+    with (
+        suppress(OSError, EOFError, zlib.error),
+        opened(path, "rt", encoding="utf-8-sig", errors="replace") as file,
+    ):
+        lines.extend(itertools.islice(file, FIRST))
+    return lines
 
 
 def _begin(path: Path) -> bytes:

@@ -24,6 +24,15 @@ def judged(domain: str) -> dict:
     return {model: {"domain": domain} for model in ("LLMTRSR", "TALLRec")}
 
 
+def title_alone(*models: str, column: str = "title") -> dict:
+    """Settings of models whose item text is the title, whatever text a dataset gives to the others.
+
+    A dataset's `text_fields` come after a model's own and would replace them, so a recipe that sets
+    `text_fields` names these models, too.
+    """
+    return {model: {"text_fields": {"Title": column}} for model in models}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One dataset, from raw files to RecBole's atomic files.
@@ -34,8 +43,10 @@ class Recipe:
     text : the raw columns of one item -> the columns of .item, still to be cleaned.
     reads : the raw file that `events` and the one that `items` read; quoted : those of them that are delimited files with quoted cells.
     core : fewest events of a user and of an item that the source promises, 0 where it promises that some have fewer, None where it promises nothing.
+    reviewed : whether `events` has a further column "review", a hash of what the user wrote.
     users : share of the users that is drawn first. least : fewest events of a user and of an item, reached by leaving out in turns.
     length : fewest and most events of a user. described : whether events of items without a row or a title are left out.
+    time_column : the raw column of times that may be dates, or numbers of any unit; `events` then has the columns of `times.time_columns`.
     settings : what runs on the dataset set by default, in its own settings file. ascii_only : see `clean`.
     arguments : of `prepare`, where the name is not enough.
     notes : what a reader of the numbers must know of the mapping, a sentence each.
@@ -57,7 +68,9 @@ class Recipe:
     length: tuple[int, int] | None = None
     described: bool = False
     rated: bool = True
+    reviewed: bool = False
     time: str = "seconds since 1970 (UTC)"
+    time_column: str = ""
     ascii_only: bool = False
     arguments: str = ""
     settings: dict = field(default_factory=dict)

@@ -3,7 +3,8 @@
 from .clean import tokens, values
 from .engine import json_lines
 from .raw import Remote
-from .recipe import Files, Recipe, Source, judged
+from .recipe import Files, Recipe, Source, judged, title_alone
+from .times import time_columns
 
 SOURCE = Source(
     name="Yelp Open Dataset",
@@ -20,6 +21,7 @@ FILES = (Remote(
     "yelp_dataset.tar", also=("yelp_dataset.tgz", "yelp_dataset.tar.gz", "Yelp-JSON.zip"),
     members={REVIEWS: ("review.json", f"{REVIEWS}.gz"), PLACES: ("business.json", f"{PLACES}.gz")},
 ),)  # fmt: skip
+DESCRIBED = {"text_fields": {"Title": "title", "Description": "description"}}  # ST5-Seq's of Yelp
 COLUMNS = ("title", "categories", "address", "city", "state", "description", "attributes")
 
 
@@ -32,6 +34,7 @@ def recipes() -> list[Recipe]:
         "text": _text,
         "columns": COLUMNS,
         "reads": (REVIEWS, PLACES),
+        "time_column": "date",
     }
     year = (
         "The figures of the papers are of the 2018 release (round 11); another round gives others."
@@ -39,11 +42,11 @@ def recipes() -> list[Recipe]:
     return [
         Recipe(
             name="Yelp", title="Yelp, a fifth of the users (TASTE-LoRA)", **own, users=0.2, least=(15, 5), notes=(year,),
-            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}, **judged("places")},
+            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}, "ST5Seq": DESCRIBED, **judged("places")},
         ),
         Recipe(
             name="Yelp-ST5", title="Yelp, every user (ST5-Seq)", **own, described=True, ascii_only=True, notes=(year,),
-            settings={"text_fields": {"Title": "title", "Description": "description"}, **judged("places")},
+            settings={**DESCRIBED, **title_alone("TASTELoRA"), **judged("places")},
         ),
     ]  # fmt: skip
 
@@ -53,7 +56,8 @@ def _events(files: Files) -> str:
         files[REVIEWS], user_id="VARCHAR", business_id="VARCHAR", stars="DOUBLE", date="VARCHAR"
     )
     # releases have days or seconds, of no time zone that they tell
-    return f'SELECT user_id AS "user", business_id AS "item", stars AS "rating", epoch(try_cast("date" AS TIMESTAMP))::BIGINT AS "time" FROM {rows}'
+    time = time_columns('"date"')
+    return f'SELECT user_id AS "user", business_id AS "item", stars AS "rating", {time} FROM {rows}'
 
 
 def _items(files: Files) -> str:
