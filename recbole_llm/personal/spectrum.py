@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import cluster, store
+from .. import cluster, resources, store
 from ..cluster import Cluster, has_ray, need_ray
-from ..config import digest
+from ..config import digest, read_yaml
 from ..data.splits import Cases, make_split
 from ..data.tables import Tables
 from ..errors import UserError
@@ -20,6 +20,11 @@ from .cohorts import Cohorts, activity, at_random
 from .training import Frozen, Learner, Recipe, freeze
 from .units import RANKS, Unit, done, finished, unit_folder
 
+ADAPTER_KEYS = {  # of TASTELoRA alone -> those of personalize
+    "lora_rank": "--cohort_rank (Models 3, 4 and 6) or --user_rank (5 and 7)",
+    "lora_alpha": "--cohort_alpha (Models 3, 4 and 6) or --user_alpha (5 and 7)",
+    "lora_dropout": "--adapter_dropout",
+}
 USERS = "users"  # what the names of units with adapters of single users begin with
 
 
@@ -309,11 +314,18 @@ def _check(settings: dict) -> None:
         ("stages", None),
         ("init_from", None),
         ("test_users", 0),
-        ("seeds", None),
         ("eval_args.part", "pretrain"),
     ):
         if told[key] != plain:
             raise UserError(f"{key}: personalize sets it itself; leave it out")
+    if settings["seeds"]:
+        raise UserError(
+            "seeds: personalize runs one seed, of training and of random cohorts; set --seed, and give the command once for each"
+        )
+    defaults = read_yaml(resources.properties() / "model" / f"{settings['model']}.yaml")
+    for key, own in ADAPTER_KEYS.items():
+        if settings[key] != defaults[key]:
+            raise UserError(f"{key}: personalize reads it of no model; set {own}, or leave it out")
 
 
 def _recipe(settings: dict, own: dict, rank: int, alpha: float) -> Recipe:
