@@ -220,6 +220,8 @@ def test_gains_of_cohorts_are_correlated_with_what_is_known_of_them(monkeypatch)
     assert f"silhouette: Spearman {spearmanr(shapes, gains)[0]:+.4f} [" in lines[1]
     monkeypatch.setattr(found, "cohort_gains", lambda: (gains[:2], samples[:2], shapes[:2]))
     assert found._by_cohort() == ["   2 clustered cohorts with a gain: too few for a correlation"]
+    monkeypatch.setattr(found, "cohort_gains", lambda: (0 * gains, samples, shapes))
+    assert found._by_cohort() == ["   all 9 clustered cohorts have the same gain"]
 
 
 def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much():
