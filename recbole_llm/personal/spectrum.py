@@ -17,7 +17,7 @@ from ..prepared import Prepared
 from ..runs import Run, run_settings
 from . import jobs, plan
 from .cohorts import Cohorts, activity, at_random
-from .training import Frozen, Learner, Recipe, freeze
+from .training import Frozen, Learner, Recipe, freeze, step_tokens
 from .units import RANKS, Unit, done, finished, unit_folder
 
 ADAPTER_KEYS = {  # of TASTELoRA alone -> those of personalize
@@ -267,11 +267,8 @@ class Personal:
                     Learner(names[one], _of(self.part.train, [one]), _of(self.part.valid, [one]))
                     for one in users
                 ]
-                tests, stack = (
-                    [_of(self.part.test, [one]) for one in users],
-                    _stack(frozen, learners, self.recipes[1]),
-                )
-                units[name] = Unit(name, learners, tests, self.recipes[1], stack=stack, **more)
+                tests = [_of(self.part.test, [one]) for one in users]
+                units[name] = Unit(name, learners, tests, self.recipes[1], stack=len(users), **more)
                 shards[name] = users
             served |= {
                 model: Served(shards, users, others=model == "7") for model, users in mine.items()
@@ -347,23 +344,11 @@ def _of(cases: Cases, users: Sequence[int] | np.ndarray) -> Cases:
     return cases[np.isin(cases.user, users)]
 
 
-def _step(frozen: Frozen, learner: Learner, recipe: Recipe) -> int:
-    """Tokens of a learner's step, all but exactly."""
-    cases = learner.train[: recipe.train_batch_size]
-    items = (1 + recipe.negatives) * np.mean([len(one) for one in frozen.items])
-    return int(len(cases) * items + sum(len(frozen.histories[int(end)]) for end in cases.end))
-
-
-def _stack(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> int:
-    """How many of these adapters can be trained together, if a step is to hold as many tokens as a pass."""
-    return max(1, recipe.pass_tokens // max(_step(frozen, learner, recipe) for learner in learners))
-
-
 def _tokens(frozen: Frozen, unit: Unit) -> float:
     """What a unit costs, all but exactly: the tokens that it reads, those of training three times."""
     catalogue, recipe = sum(map(len, frozen.items)), unit.recipe
     steps = sum(
-        -(-len(learner.train) // recipe.train_batch_size) * _step(frozen, learner, recipe)
+        -(-len(learner.train) // recipe.train_batch_size) * step_tokens(frozen, learner, recipe)
         for learner in unit.learners
     )
     return 3 * recipe.epochs * steps + catalogue * len(unit.learners)
