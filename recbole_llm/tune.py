@@ -256,7 +256,9 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
         f"# python run_recbole_llm.py --model={model} --dataset={dataset} --config_files={path}"
     )
     best_settings = {key: value for layer in layers for key, value in layer.items()} | best["point"]
-    why = f"# the best of {len(records)} trials by validation {search.metric} ({best['score']:.4f}), {own['search']}"
+    tied = [record for record in finished if record["score"] == best["score"]]
+    what = "best" if len(tied) == 1 else f"first of {len(tied)} trials that tie"
+    why = f"# the {what} of {len(records)} by validation {search.metric} ({best['score']:.4f}), {own['search']}"
     write_text(path, "\n".join([command, why, yaml.safe_dump(best_settings, sort_keys=False)]))
     lines = [f"{'valid ' + search.metric:>16s}  {'epochs':>6s}  status    settings"]
     for record in sorted(
@@ -270,8 +272,12 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
     row = store.finished_run(run)["row"]
     lines += [
         "",
-        f"best: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}",
+        f"{what}: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}",
     ]
+    if 1 < len(tied) == len(finished):
+        lines.append(
+            f"all finished trials have {best['score']:.4f}: this search shows no difference between them"
+        )
     return [*lines, f"run: {run}   settings: {path}   trials: {search.folder / TRIALS}"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_stacked import RECIPE, learners_of, world  # noqa: F401
 
-from recbole_llm.cluster import Cluster
+from recbole_llm.cluster import Cluster, check
 from recbole_llm.errors import UserError
 from recbole_llm.personal import jobs
 from recbole_llm.personal.training import Learner, Recipe, freeze
@@ -133,7 +133,8 @@ def test_a_machine_that_dies_half_way_loses_nothing(frozen, units, tmp_path, mon
             UserError,
             match="expected a machine with 9 cores and 0 GPUs for each piece of work, found 1 cores and 0 GPUs; 1 cores",
         ):
-            jobs.run(frozen, units, tmp_path / "never", Cluster(address=machines.address, cpus=9))
+            check(Cluster(address=machines.address, cpus=9))
+        check(Cluster(address=machines.address))
         failed = jobs.run(
             frozen,
             [*units, broken(units[0])],

@@ -220,6 +220,8 @@ def test_gains_of_cohorts_are_correlated_with_what_is_known_of_them(monkeypatch)
     assert f"silhouette: Spearman {spearmanr(shapes, gains)[0]:+.4f} [" in lines[1]
     monkeypatch.setattr(found, "cohort_gains", lambda: (gains[:2], samples[:2], shapes[:2]))
     assert found._by_cohort() == ["   2 clustered cohorts with a gain: too few for a correlation"]
+    monkeypatch.setattr(found, "cohort_gains", lambda: (0 * gains, samples, shapes))
+    assert found._by_cohort() == ["   all 9 clustered cohorts have the same gain"]
 
 
 def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much():
@@ -539,6 +541,10 @@ def test_models_and_groupings_that_are_not_there():
     (["--eval_args.split={LS: valid_and_test}"], "expected --eval_args.split='{temporal: [0.6, 0.2, 0.2]}'"),
     (["--eval_args.mode=uni9"], "personalize ranks the whole catalogue"),
     (["--adapter=lora"], "adapter: personalize sets it itself"),
+    (["--lora_rank=8"], "lora_rank: personalize reads it of no model; set --cohort_rank (Models 3, 4 and 6) or --user_rank"),
+    (["--lora_alpha=8"], "set --cohort_alpha (Models 3, 4 and 6) or --user_alpha"),
+    (["--lora_dropout=0.5"], "set --adapter_dropout"),
+    (["--seeds=[1,2]"], "seeds: personalize runs one seed, of training and of random cohorts; set --seed"),
     (["--user_inter_num_interval=[99,inf)"], "nothing"),
     (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
     (["--frequent=2"], "frequent: expected"),

@@ -252,6 +252,27 @@ def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
     assert len(stopped) > 1
 
 
+def test_one_user_of_long_steps_does_not_keep_the_others_apart(world):
+    """A budget of eight plain steps: fifteen users are two stacks and the one whose step is as large as the budget is alone."""
+    cases = world[1].train
+    learners = [Learner(f"user {user}", cases[:1], cases[:1]) for user in range(16)]
+    tokens = [100] * 16
+    tokens[3] = 800
+    stacks = training.together(learners, 4, 16, tokens, 800)
+    assert [len(own) for own in stacks] == [8, 7, 1] and stacks[2] == [learners[3]]
+    assert [len(own) for own in training.together(learners, 4, 6, tokens, 800)] == [6, 6, 3, 1]
+    assert [len(own) for own in training.together(learners, 4, 16, tokens, 50)] == [1] * 16
+    assert [len(own) for own in training.together(learners, 4, 16)] == [16]
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 300, 16).tolist()
+    size = {learner.name: own for learner, own in zip(learners, tokens)}
+    stacks = training.together(learners, 4, 16, tokens, 900)
+    assert sorted(one.name for own in stacks for one in own) == sorted(size)
+    for own in stacks:
+        assert len(own) == 1 or len(own) * max(size[one.name] for one in own) <= 900
+    assert len(stacks) < 16 * max(tokens) / 900 + 1
+
+
 def test_peft_loads_a_saved_adapter(world, tmp_path):
     from peft import PeftModel
 

@@ -1,6 +1,7 @@
 """A search for settings: which are tried, which is the best, and what is left when it is stopped."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from worlds import write_cycle
 
 from recbole_llm import cli
+from recbole_llm import tune as tuning
 from recbole_llm.errors import UserError
 from recbole_llm.tune import points
 
@@ -141,6 +143,32 @@ def test_trials_are_runs_and_the_best_by_validation_is_a_file_of_settings(tmp_pa
     assert [
         json.loads(line)["score"] for line in (folder / "trials.jsonl").read_text().splitlines()
     ] == [record["score"] for record in records]
+
+
+@pytest.mark.parametrize(("scores", "said", "none_differs"), [
+    ([0.0, 0.0, 0.0], "first of 3 trials that tie: hidden_size=8: ", True),
+    ([0.1, 0.3, 0.3], "first of 2 trials that tie: hidden_size=16: ", False),
+    ([0.1, 0.3, 0.2], "best: hidden_size=16: ", False),
+    ([0.0], "best: hidden_size=8: ", False),
+])  # fmt: skip
+def test_trials_that_tie_are_not_called_best(tmp_path, monkeypatch, scores, said, none_differs):
+    records = [
+        {"point": {"hidden_size": size}, "status": "finished", "score": score, "epochs": 1, "run": "r"}
+        for size, score in zip((8, 16, 32), scores)
+    ]  # fmt: skip
+    stopped = records[0] | {"point": {"hidden_size": 64}, "status": "stopped", "score": 0.9}
+    search = SimpleNamespace(
+        folder=tmp_path / "tune", metric="ndcg@10", run=lambda: [*records, stopped]
+    )
+    search.folder.mkdir()
+    monkeypatch.setattr(tuning, "Search", lambda *args: search)
+    row = {"row": {"test": {"ndcg@10": 0.25}}}
+    monkeypatch.setattr(tuning.store, "finished_run", lambda folder: row)
+    lines = tuning.tune("GRU4Rec", "cycle", [{}], {"search": "random"})
+    assert sum(line.startswith(said) for line in lines) == 1
+    assert any("no difference between them" in line for line in lines) == none_differs
+    why = (search.folder / "best.yaml").read_text().splitlines()[1]
+    assert why.startswith(f"# the {said.partition(':')[0]} of {len(scores) + 1} by validation")
 
 
 @pytest.mark.slow

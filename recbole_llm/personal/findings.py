@@ -316,6 +316,8 @@ class Findings:
         gains, samples, shapes = self.cohort_gains()
         if len(gains) < 3:
             return [f"   {len(gains)} clustered cohorts with a gain: too few for a correlation"]
+        if not np.ptp(gains):
+            return [f"   all {len(gains)} clustered cohorts have the same gain"]
         lines = []
         for name, values in (("number of samples", samples), ("silhouette", shapes)):
             found = correlation(values, gains)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import cluster, store
+from .. import cluster, resources, store
 from ..cluster import Cluster, has_ray, need_ray
-from ..config import digest
+from ..config import digest, read_yaml
 from ..data.splits import Cases, make_split
 from ..data.tables import Tables
 from ..errors import UserError
@@ -18,9 +18,14 @@ from ..runs import Run, run_settings
 from ..screen import say
 from . import jobs, plan
 from .cohorts import Cohorts, activity, at_random
-from .training import Frozen, Learner, Recipe, freeze
+from .training import Frozen, Learner, Recipe, freeze, step_tokens
 from .units import RANKS, Unit, done, finished, unit_folder
 
+ADAPTER_KEYS = {  # of TASTELoRA alone -> those of personalize
+    "lora_rank": "--cohort_rank (Models 3, 4 and 6) or --user_rank (5 and 7)",
+    "lora_alpha": "--cohort_alpha (Models 3, 4 and 6) or --user_alpha (5 and 7)",
+    "lora_dropout": "--adapter_dropout",
+}
 USERS = "users"  # what the names of units with adapters of single users begin with
 
 
@@ -263,11 +268,8 @@ class Personal:
                     Learner(names[one], _of(self.part.train, [one]), _of(self.part.valid, [one]))
                     for one in users
                 ]
-                tests, stack = (
-                    [_of(self.part.test, [one]) for one in users],
-                    _stack(frozen, learners, self.recipes[1]),
-                )
-                units[name] = Unit(name, learners, tests, self.recipes[1], stack=stack, **more)
+                tests = [_of(self.part.test, [one]) for one in users]
+                units[name] = Unit(name, learners, tests, self.recipes[1], stack=len(users), **more)
                 shards[name] = users
             served |= {
                 model: Served(shards, users, others=model == "7") for model, users in mine.items()
@@ -310,11 +312,18 @@ def _check(settings: dict) -> None:
         ("stages", None),
         ("init_from", None),
         ("test_users", 0),
-        ("seeds", None),
         ("eval_args.part", "pretrain"),
     ):
         if told[key] != plain:
             raise UserError(f"{key}: personalize sets it itself; leave it out")
+    if settings["seeds"]:
+        raise UserError(
+            "seeds: personalize runs one seed, of training and of random cohorts; set --seed, and give the command once for each"
+        )
+    defaults = read_yaml(resources.properties() / "model" / f"{settings['model']}.yaml")
+    for key, own in ADAPTER_KEYS.items():
+        if settings[key] != defaults[key]:
+            raise UserError(f"{key}: personalize reads it of no model; set {own}, or leave it out")
 
 
 def _recipe(settings: dict, own: dict, rank: int, alpha: float) -> Recipe:
@@ -336,23 +345,11 @@ def _of(cases: Cases, users: Sequence[int] | np.ndarray) -> Cases:
     return cases[np.isin(cases.user, users)]
 
 
-def _step(frozen: Frozen, learner: Learner, recipe: Recipe) -> int:
-    """Tokens of a learner's step, all but exactly."""
-    cases = learner.train[: recipe.train_batch_size]
-    items = (1 + recipe.negatives) * np.mean([len(one) for one in frozen.items])
-    return int(len(cases) * items + sum(len(frozen.histories[int(end)]) for end in cases.end))
-
-
-def _stack(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> int:
-    """How many of these adapters can be trained together, if a step is to hold as many tokens as a pass."""
-    return max(1, recipe.pass_tokens // max(_step(frozen, learner, recipe) for learner in learners))
-
-
 def _tokens(frozen: Frozen, unit: Unit) -> float:
     """What a unit costs, all but exactly: the tokens that it reads, those of training three times."""
     catalogue, recipe = sum(map(len, frozen.items)), unit.recipe
     steps = sum(
-        -(-len(learner.train) // recipe.train_batch_size) * _step(frozen, learner, recipe)
+        -(-len(learner.train) // recipe.train_batch_size) * step_tokens(frozen, learner, recipe)
         for learner in unit.learners
     )
     return 3 * recipe.epochs * steps + catalogue * len(unit.learners)

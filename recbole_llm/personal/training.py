@@ -177,14 +177,47 @@ def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Traine
     return Trained(best, losses)
 
 
-def together(learners: Sequence[Learner], batch: int, most: int) -> list[list[Learner]]:
-    """Stacks of at most so many adapters that have as many steps an epoch, like numbers of cases beside each other."""
-    ordered = sorted(learners, key=lambda one: (-(-len(one.train) // batch), len(one.train)))
+def step_tokens(frozen: Frozen, learner: Learner, recipe: Recipe) -> int:
+    """Tokens of a learner's step, all but exactly."""
+    cases = learner.train[: recipe.train_batch_size]
+    items = (1 + recipe.negatives) * np.mean([len(one) for one in frozen.items])
+    return int(len(cases) * items + sum(len(frozen.histories[int(end)]) for end in cases.end))
+
+
+def together(
+    learners: Sequence[Learner],
+    batch: int,
+    most: int,
+    tokens: Sequence[int] | None = None,
+    budget: int = 0,
+) -> list[list[Learner]]:
+    """Stacks of adapters that have as many steps an epoch, like numbers of cases beside each other.
+
+    Parameters
+    ----------
+    batch : cases of a step.
+    most : adapters of a stack.
+    tokens : of a step of each learner. Every adapter of a stack is padded to the largest, so a stack holds as many of those
+        as fit into the budget, and one at least; other stacks do not suffer for it. None: the number alone counts.
+    budget : tokens of a step of a whole stack.
+    """
+    sizes = [0] * len(learners) if tokens is None else tokens
+
+    def steps(learner: Learner) -> int:
+        return -(-len(learner.train) // batch)
+
+    ordered = sorted(
+        zip(learners, sizes, strict=True),
+        key=lambda one: (steps(one[0]), len(one[0].train), one[1]),
+    )
     found: list[list[Learner]] = []
-    for learner in ordered:
-        steps = -(-len(learner.train) // batch)
-        if not found or len(found[-1]) == most or -(-len(found[-1][0].train) // batch) != steps:
+    largest = 0
+    for learner, size in ordered:
+        own, largest = found[-1] if found else [], max(largest, size)
+        alike = bool(own) and steps(own[0]) == steps(learner)
+        if not alike or len(own) == most or (tokens and largest * (len(own) + 1) > budget):
             found.append([])
+            largest = size
         found[-1].append(learner)
     return found
 

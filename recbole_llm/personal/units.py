@@ -14,7 +14,7 @@ from ..data.splits import Cases
 from ..evaluation.ranks import RankTable
 from ..files import atomic_folder
 from .ranking import rank
-from .training import Frozen, Learner, Recipe, together, train
+from .training import Frozen, Learner, Recipe, step_tokens, together, train
 
 RECORD, RANKS, ADAPTERS = "unit.json", "ranks.npz", "adapters"
 
@@ -23,7 +23,7 @@ RECORD, RANKS, ADAPTERS = "unit.json", "ranks.npz", "adapters"
 class Unit:
     """Adapters that are trained in one go.
 
-    tests : the Future-Test cases of each learner. stack : most adapters in one pass. base : how their frozen weights are found, see Stack.save.
+    tests : the Future-Test cases of each learner. stack : most adapters in one pass, of which fewer are taken if their steps are long. base : how their frozen weights are found, see Stack.save.
     cost : beside that of other units.
     """
 
@@ -46,7 +46,9 @@ def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
     tables, losses = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for own in together(unit.learners, unit.recipe.train_batch_size, unit.stack):
+        sizes = [step_tokens(frozen, learner, unit.recipe) for learner in unit.learners]
+        batch, budget = unit.recipe.train_batch_size, unit.recipe.pass_tokens
+        for own in together(unit.learners, batch, unit.stack, sizes, budget):
             trained = train(frozen, own, unit.recipe)
             tables += rank(
                 frozen,
