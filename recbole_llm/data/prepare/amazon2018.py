@@ -36,7 +36,7 @@ SHORT = {
     "Clothing": "Clothing_Shoes_and_Jewelry", "Electronics": "Electronics", "Food": "Grocery_and_Gourmet_Food", "Home": "Home_and_Kitchen",
     "Movies": "Movies_and_TV", "Toys": "Toys_and_Games", "Beauty": "All_Beauty", "Sports": "Sports_and_Outdoors",
 }  # fmt: skip
-SAMPLED = {"Office": 0.5, "Pet": 0.2}  # CALRec, section 4.1
+SAMPLED = {"Office": 0.5, "Pet": 0.2}  # CALRec, section 4
 LEAST = {"Toys": (15, 5)}  # TASTE-LoRA, section 4
 PRICE = re.compile(r"\$[\d,]+(\.\d\d)?")
 AUTHOR = re.compile(r"Visit Amazon's (.+) Page")
