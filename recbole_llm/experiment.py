@@ -7,6 +7,8 @@ import numpy as np
 
 from . import config, registry, resources, store
 from .compare import COLUMNS, show, table_of, write_table
+from .data.splits import Cases
+from .data.tables import Tables
 from .errors import UserError
 from .prepared import Prepared, moved
 from .report.table import make_table
@@ -108,8 +110,9 @@ def run(
     }
     saved = Path(next(iter(next(iter(planned.values())).values()))["checkpoint_dir"])
     for dataset, rows in planned.items():
-        for row, settings in rows.items():
-            _check(experiment, dataset, row, settings)
+        tables = {row: _check(experiment, dataset, row, settings) for row, settings in rows.items()}
+        if experiment.kind == "projection":
+            _check_alike(dataset, tables)
     if experiment.kind == "projection":
         return _projection(experiment, planned, saved)
     told = []
@@ -127,8 +130,8 @@ def run(
     return told
 
 
-def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> None:
-    """Raise UserError for a row that cannot be."""
+def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> Tables:
+    """The data that a row is evaluated on. Raises UserError for a row that cannot be."""
     model = registry.model_class(settings["model"])
     if settings["seeds"]:
         raise UserError(
@@ -151,9 +154,23 @@ def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> No
             f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of its .inter file that holds ratings"
         )
     if elsewhere:
-        Prepared(moved(settings, dataset) | {"stages": None}).check(
-            first=False
-        )  # ranked there, by weights that another run has
+        prepared = Prepared(moved(settings, dataset) | {"stages": None})
+        prepared.check(first=False)  # ranked there, by weights that another run has
+    return prepared.tables
+
+
+def _check_alike(dataset: str, tables: dict[str, Tables]) -> None:
+    """Raise UserError if not all rows have the items and the events of the first."""
+    (first, one), *others = tables.items()
+    for row, other in others:
+        if not all(
+            np.array_equal(getattr(one, part), getattr(other, part))
+            for part in ("items", "users", "item", "start")
+        ):
+            raise UserError(
+                f"{row}: expected the items and events of {dataset} that {first} has, since a projection shows the same points in every "
+                "row; give all rows the same filters, catalogue and dedup"
+            )
 
 
 def _run(settings: dict, dataset: str) -> list[Run]:
@@ -230,7 +247,6 @@ def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], sa
     """Root mean squared and mean absolute error on the test cases, by a network over each row's vectors and by baselines."""
     import torch
 
-    from .data.splits import Cases
     from .evaluation import rating
 
     results = {}
@@ -291,36 +307,35 @@ def _at_most(cases, most: int, seed: int):
 def _projection(
     experiment: Experiment, planned: dict[str, dict[str, dict]], saved: Path
 ) -> list[str]:
-    """Items and users of all datasets on one plane for each row, coloured by dataset."""
+    """Items and users of all datasets on one plane for each row, coloured by dataset.
+
+    The items and users of a dataset are drawn once, so that all rows show the same.
+    """
     import torch
 
     from .report.projection import draw, tsne
 
-    panels: dict[str, dict[str, list]] = {
-        kind: {row: [] for row in experiment.rows} for kind in ("items", "users")
-    }
-    names: dict[str, list[str]] = {kind: [] for kind in panels}
-    texts: dict[str, list[str]] = {kind: [] for kind in panels}
-    first, ids = next(iter(experiment.rows)), []
-    for row, settings in next(iter(planned.values())).items():
-        run, rng = run_settings(settings), np.random.default_rng(settings["seed"])
-        ids.append(run.folder.name)
-        for dataset in planned:
+    kinds = ("items", "users")
+    panels, names, texts = (
+        {kind: {row: [] for row in experiment.rows} for kind in kinds} for _ in range(3)
+    )
+    runs = {row: run_settings(settings) for row, settings in next(iter(planned.values())).items()}
+    for dataset in planned:
+        items = None
+        for row, run in runs.items():
             model, (_, _, test) = _restored(run, dataset)
-            chosen = {
-                "items": _drawn(len(model.first), experiment.points, rng),
-                "users": _drawn(len(test.cases), experiment.points, rng),
-            }
+            if items is None:  # one item of each text
+                rng, different = np.random.default_rng(model.config["seed"]), model.text.unique[0]
+                items = different[_drawn(len(different), experiment.points, rng)]
+                drawn = test.cases[_drawn(len(test.cases), experiment.points, rng)]
             with torch.no_grad(), model.autocast():
-                panels["items"][row].append(model.encode_items()[chosen["items"]])
-                panels["users"][row].append(model.encode_users(test.cases[chosen["users"]]))
-            if row == first:
-                for kind, rows in chosen.items():
-                    names[kind] += [dataset] * len(rows)
-                texts["items"] += [model.text.plain(item) for item in model.first[chosen["items"]]]
-                texts["users"] += [
-                    f"user {user}" for user in test.tables.users[test.cases.user[chosen["users"]]]
-                ]
+                panels["items"][row].append(model.encode_items()[model.same[items]])
+                panels["users"][row].append(model.encode_users(drawn))
+            texts["items"][row] += [model.text.plain(item) for item in items]
+            texts["users"][row] += [f"user {user}" for user in test.tables.users[drawn.user]]
+            names["items"][row] += [dataset] * len(items)
+            names["users"][row] += [dataset] * len(drawn)
+    ids = [run.folder.name for run in runs.values()]
     told = []
     for kind, by_row in panels.items():
         points = {row: tsne(np.concatenate(parts), seed=0) for row, parts in by_row.items()}
@@ -331,8 +346,8 @@ def _projection(
         )
         files = draw(
             points,
-            dict.fromkeys(points, names[kind]),
-            dict.fromkeys(points, texts[kind]),
+            names[kind],
+            texts[kind],
             f"{kind} of {', '.join(planned)}",
             folder,
         )

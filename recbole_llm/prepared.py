@@ -427,9 +427,15 @@ class Prepared:
     def rates(self, model, part: str) -> dict[str, float]:
         """What a model of ours tells of its answers in the last ranking."""
         rates = getattr(model, "rates", dict)()
-        if rates.get("formatted") == 0 or rates.get("unmatched") == 1:
-            what = "no text it wrote has the format of an item; what no item shares a word with is scored as a tie"
-            model.logger.warning(f"!!! {self.run_id}, {part}: {what} !!!")
+        fault = None
+        if rates.get("formatted") == 0:
+            fault = "no text it wrote has the format of an item"
+        elif rates.get("unmatched") == 1:
+            fault = model.unmatched_reason
+        if fault:
+            model.logger.warning(
+                f"!!! {self.run_id}, {part}: {fault}; targets of cases without any named item are ranked last !!!"
+            )
         return rates
 
     def evaluate(self, trainer, data, folder: Path, part: str) -> tuple[dict[str, float], float]:

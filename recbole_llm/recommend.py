@@ -7,10 +7,14 @@ import torch
 
 from . import store
 from .data import samples
+from .data.tables import Tables
 from .data.text import ItemText
 from .errors import UserError
 from .prepared import Prepared
 from .runlog import RunLog
+
+COVERED = 0.5  # least share of a text in the history that an item must have, see BM25Index.coverage
+NEAREST = 3  # titles named where there is no such item
 
 
 def recommend(
@@ -21,12 +25,13 @@ def recommend(
     k: int = 10,
     index: str = "exact",
 ) -> list[str]:
-    """Lines with rank, score, item id and text; the history first.
+    """Lines with rank, score, item id and text; the history first, with what its texts were taken for.
 
     Parameters
     ----------
     user : a user id; all of the user's events are the history.
-    history : item titles or ids, separated by `;`; each is matched to the catalogue.
+    history : item titles or ids, separated by `;`; each is matched to the catalogue, a text to the item that reads most like it and has half of
+        its words, weighed by how rare they are.
     index : "exact" scores every item; "faiss" looks the items up in an index of their vectors, which is made once and stored.
 
     Raises
@@ -51,16 +56,21 @@ def recommend(
         if len(tables.item_table.columns)
         else None
     )
+    matched = []
     if history is not None:
         if type(model).type.name.lower() != "sequential":
             raise UserError(
                 f"{settings['model']} knows users by number: give --user; a --history needs a sequential model"
             )
-        items = [
-            _match(entry.strip(), tables, text) for entry in history.split(";") if entry.strip()
-        ]
-        if not items:
+        entries = [entry.strip() for entry in history.split(";") if entry.strip()]
+        if not entries:
             raise UserError("--history is empty: give item titles or ids separated by ;")
+        found = [_match(entry, tables, text) for entry in entries]
+        items = [one[0] for one in found]
+        for entry, (item, alike) in zip(entries, found, strict=True):
+            if entry != tables.items[item]:
+                others = f" (one of {alike} that match as well)" if alike > 1 else ""
+                matched.append(f"{entry!r} is taken for {_name(item, tables, text)}{others}")
         dataset, cases = dataset.extended(np.array(items))
         if hasattr(model, "dataset"):
             model.dataset, model.tables = dataset, dataset.tables
@@ -98,32 +108,45 @@ def recommend(
             scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:k]
     best = best[~np.isneginf(scores[best])]
-    name = (
-        (lambda item: f"{tables.items[item]}  {text.sentence(item)}")
-        if text
-        else (lambda item: str(tables.items[item]))
-    )
     lines = [loud] if (loud := samples.warning(prepared.name)) else []
     lines += [f"served by: {router.of(user).name}"] if router else []
+    lines += matched
     lines += [
         f"history ({len(items)} items, newest last):",
-        *(f"      {name(item)}" for item in items[-10:]),
-        "recommended:",
+        *(f"      {_name(item, tables, text)}" for item in items[-10:]),
+        "recommended:" if len(best) else "recommended: nothing, since the model names no item",
     ]
     return lines + [
-        f"{rank:4d}  {scores[item]:10.4f}  {name(item)}" for rank, item in enumerate(best, start=1)
+        f"{rank:4d}  {scores[item]:10.4f}  {_name(item, tables, text)}"
+        for rank, item in enumerate(best, start=1)
     ]
 
 
-def _match(entry: str, tables, text: ItemText | None) -> int:
-    """The item with this id, else the one whose text reads most like the entry."""
+def _name(item: int, tables: Tables, text: ItemText | None) -> str:
+    """An item's id, and its text if there is one."""
+    return f"{tables.items[item]}  {text.sentence(item)}" if text else str(tables.items[item])
+
+
+def _match(entry: str, tables: Tables, text: ItemText | None) -> tuple[int, int]:
+    """(item, number of items that match as well, itself included): by its id, else by BM25 of its text.
+
+    Raises UserError if no item has enough of the entry, with the titles that are nearest to it.
+    """
     by_id = np.flatnonzero(tables.items == entry)
     if len(by_id):
-        return int(by_id[0])
+        return int(by_id[0]), 1
+    nearest = ""
     if text is not None:
         from .retrieval.bm25 import BM25Index
 
-        scores = BM25Index([text.plain(item) for item in range(len(text))]).scores([entry])[0]
-        if scores.max(initial=0) > 0:
-            return int(scores.argmax())
-    raise UserError(f"--history: nothing in the catalogue reads like {entry!r}")
+        index = BM25Index([text.plain(item) for item in range(len(text))])
+        scores = index.scores([entry])[0]
+        enough = np.where(index.coverage(entry) >= COVERED, scores, 0)
+        if enough.max(initial=0) > 0:
+            return int(enough.argmax()), int((enough == enough.max()).sum())
+        some = np.argsort(-scores, kind="stable")[:NEAREST]
+        titles = [repr(text.values[item][0]) for item in some if scores[item] > 0]
+        nearest = f"; the nearest are {', '.join(titles)}" if titles else ""
+    raise UserError(
+        f"--history: expected an item's title or id, found {entry!r}, of which no item has half of the words{nearest}"
+    )

@@ -313,6 +313,77 @@ def test_a_projection_is_a_picture_and_a_page(ours, world):
         )
 
 
+TEXTS = {
+    "titles": {"text_fields": {"Title": "title"}},
+    "titles and categories": {"text_fields": {"Title": "title", "Category": "categories"}},
+}
+
+
+@pytest.fixture
+def twins(world):
+    """Of 12 items three share their title with another, of another category."""
+    write_cycle(world, seed=2, name="twins")
+    path = world / "twins" / "twins.item"
+    text = path.read_text()
+    for name in ("banana", "cherry", "iris"):
+        text = text.replace(f"{name} juice", "apple juice")
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("points", [8, 100])
+def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch, points, order):
+    """Vectors that say which item or user they are of, left as they are on the way to the picture."""
+    from recbole_llm.model.st5seq import ST5Seq
+    from recbole_llm.report import projection
+
+    seen, tables = [], {}
+
+    def numbers(model, chosen):
+        tables[model.tables.name] = (model.tables, model.text)
+        number = list(tables).index(model.tables.name)
+        return np.stack([np.full(len(chosen), number), chosen], axis=1).astype(np.float32)
+
+    monkeypatch.setattr(ST5Seq, "encode_items", lambda model: numbers(model, model.first))
+    monkeypatch.setattr(ST5Seq, "encode_users", lambda model, cases: numbers(model, cases.user))
+    monkeypatch.setattr(projection, "tsne", lambda vectors, seed: vectors)
+    monkeypatch.setattr(projection, "draw", lambda *args: seen.append(args) or [])
+    rows = {
+        name: ROWS["untrained"] | {"trained_on": "cycle"} | TEXTS[name]
+        for name in list(TEXTS)[::order]
+    }
+    datasets = ["twins", "cycle"]
+    content = {"kind": "projection", "datasets": datasets, "points": points, "models": SMALL}
+    assert ours(content | {"rows": rows}) == 0
+    (panels, colours, told, *_), (users, by_user, names, *_) = seen
+    different = {1: 9, -1: 12}[order]  # texts of the first row
+    for row in rows:
+        assert len(panels[row]) == len(colours[row]) == len(told[row])
+        assert len(panels[row]) == min(points, different) + min(points, 12)
+        for (number, item), colour, text in zip(panels[row], colours[row], told[row], strict=True):
+            name = list(tables)[int(number)]
+            title = tables[name][0].item_table["title"].iloc[int(item)]
+            category = tables[name][0].item_table["categories"].iloc[int(item)]
+            assert colour == name and text == (title if row == "titles" else f"{title} {category}")
+        for (number, user), colour, text in zip(users[row], by_user[row], names[row], strict=True):
+            name = list(tables)[int(number)]
+            assert colour == name and text == f"user {tables[name][0].users[int(user)]}"
+    one, other = (users[row] for row in rows)
+    assert np.array_equal(one, other)
+    categories = [set(zip(panels[row][:, 0], panels[row][:, 1])) for row in rows]
+    assert len(categories[0] & categories[1]) >= min(points, different) - 3
+
+
+def test_rows_of_a_projection_with_other_items_are_refused_before_training(ours, world, capsys):
+    rows = {
+        "all": ROWS["untrained"] | {"trained_on": "cycle"},
+        "few": ROWS["untrained"] | {"trained_on": "cycle", "user_sample": 0.5},
+    }
+    content = {"kind": "projection", "datasets": ["cycle"], "points": 5, "models": SMALL}
+    assert ours(content | {"rows": rows}) == 2
+    assert "few: expected the items and events of cycle that all has" in capsys.readouterr().err
+
+
 def test_what_is_near_stays_near():
     from recbole_llm.report.projection import tsne
 

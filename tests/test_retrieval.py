@@ -180,3 +180,18 @@ def test_what_an_index_does_not_hold_is_no_item():
         and np.isneginf(products[:, 3:]).all()
         and (rows[:, :3] >= 0).all()
     )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_coverage_is_the_share_of_a_query_by_the_rarity_of_its_words(seed):
+    rng = np.random.default_rng(seed)
+    letters = list("abcdefghij")
+    texts = [" ".join(rng.choice(letters, size=4)) for _ in range(30)]
+    query = " ".join([*rng.choice(letters, size=5), "unknown", "rare"])
+    sets = [set(words(text)) for text in texts]
+    counts = {word: sum(word in own for own in sets) for word in set(words(query))}
+    idf = {word: np.log(1 + (30 - n + 0.5) / (n + 0.5)) for word, n in counts.items()}
+    expected = [sum(idf[word] for word in idf if word in own) / sum(idf.values()) for own in sets]
+    assert BM25Index(texts).coverage(query) == pytest.approx(expected)
+    assert (BM25Index(texts).coverage("…") == 0).all()
+    assert (BM25Index(["", "!"]).coverage("a b") == 0).all()

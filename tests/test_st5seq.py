@@ -304,7 +304,7 @@ def test_recommendations_by_an_index_are_those_by_every_item(cycle):
     )
     assert (
         every == found
-        and len(every) == 7
+        and len(every) == 9
         and len(list((cycle / "saved" / "cache").glob("index-*.faiss"))) == 1
     )
     pop = run_model(

@@ -13,7 +13,7 @@ from .splits import Cases, every_case, make_split
 from .tables import Tables
 from .text import ItemText
 
-POWER = 0.3  # CALRec, section 4.2: a category is drawn with probability proportional to |U|^0.3
+POWER = 0.3  # CALRec, section 3.3: a category is drawn with probability proportional to |U|^0.3
 
 
 @dataclass(frozen=True)

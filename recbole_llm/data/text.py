@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import UserError
 from .tables import Tables
+from .words import cut
 
 UNKNOWN = "Unknown"
 
@@ -32,7 +33,7 @@ class ItemText:
         Parameters
         ----------
         fields : attribute name -> column, or item_id for the item's own id. A column the dataset lacks is left out and logged.
-        words : attribute name -> most words kept (CALRec: 25 / 15 / 15 / 15).
+        words : attribute name -> most words kept, as `words.cut` counts them (CALRec: 25 / 15 / 15 / 15).
 
         Raises
         ------
@@ -58,7 +59,7 @@ class ItemText:
         cells = []
         for name, column in present.items():
             limit = limits.get(name)
-            cells.append([" ".join(cell.split()[:limit]) or UNKNOWN for cell in columns[column]])
+            cells.append([cut(cell, limit) or UNKNOWN for cell in columns[column]])
         values = tuple(zip(*cells, strict=True))
         blank = sum(all(value == UNKNOWN for value in row) for row in values)
         if blank == len(values):

@@ -27,6 +27,7 @@ class TextModel(AbstractRecommender):
     unmatched : bool [cases], set by a `score` that ranks by something else where no answer could be parsed; else `fallback`.
     names_all : whether `score` gives every item a score, so that one of -inf is an error; if not, it is `UNNAMED`.
     counts : tallies of one ranking, see `rates`.
+    unmatched_reason : what is the matter if it could say nothing about any case.
     answer_keys : settings that `evaluate` may change, since they decide how a trained model answers.
     pass_cost : what a pass of training costs beside its tokens, in tokens.
     """
@@ -37,6 +38,7 @@ class TextModel(AbstractRecommender):
     answer_keys: tuple[str, ...] = ()
     pass_cost = PASS_COST
     names_all = True
+    unmatched_reason = "it names no item for any case"
 
     @classmethod
     def moves(cls, settings: dict) -> bool:

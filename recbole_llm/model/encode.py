@@ -8,6 +8,7 @@ import torch
 from ..cache import name_of
 from ..data.splits import Cases, draw
 from ..errors import UserError
+from ..evaluation.ranks import UNNAMED
 from ..retrieval.nearest import ASKED, InvertedLists
 from .base import TextModel
 
@@ -78,7 +79,7 @@ class EncodeModel(TextModel):
             return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.column]
 
     def found(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
-        """[cases, items] scores as in `score` of k items and more that a FAISS index finds, of all others -inf.
+        """[cases, items] scores as in `score` of k items and more that a FAISS index finds, all others `UNNAMED`.
 
         folder : where the index of these item vectors is stored. It is judged by users of validation when it is made.
         """
@@ -93,7 +94,7 @@ class EncodeModel(TextModel):
         )
         rows, products = index.search(self.encode_users(cases), k)
         scores = np.full(
-            (len(cases), len(vectors) + 1), -np.inf, dtype=np.float32
+            (len(cases), len(vectors) + 1), UNNAMED, dtype=np.float32
         )  # the last for what was not found
         np.put_along_axis(scores, rows, products, axis=1)
         return scores[:, self.column]

@@ -1,4 +1,4 @@
-"""LIR, the last-item repeater: BM25 of the newest items' text against the catalogue (CALRec, section 4.1)."""
+"""LIR, the last-item repeater: BM25 of the newest items' text against the catalogue (CALRec, section 4)."""
 
 from ..retrieval.bm25 import BM25Index
 from .base import TextModel
@@ -7,6 +7,7 @@ from .base import TextModel
 class LIR(TextModel):
     """The text baseline without training: whoever bought this may buy what reads like it."""
 
+    unmatched_reason = "the newest items of every history have no word in their texts (set text_fields to columns that have)"
     answer_keys = ("last_n", "bm25_k1", "bm25_b")
 
     def __init__(self, config, dataset):

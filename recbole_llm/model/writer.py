@@ -34,6 +34,7 @@ class WriterModel(BackboneModel):
         "max_new_tokens", "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
     )  # fmt: skip
     names_all = False
+    unmatched_reason = "no text it wrote agrees with an item"
     max_cases = 128  # per call of `score`: enough to sort by length, few enough for a progress bar
 
     def __init__(self, config, dataset):

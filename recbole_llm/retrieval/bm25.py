@@ -51,3 +51,17 @@ class BM25Index:
             (np.array(counts, np.float32), (rows, columns)), (len(queries), len(self.vocabulary))
         )
         return (weights @ self.matrix).toarray()
+
+    def coverage(self, query: str) -> np.ndarray:
+        """float64 [items]: the share of a query that each item has, by the inverse document frequency of its distinct words.
+
+        Words of no item count too, as the rarest. Zeros for a query without words.
+        """
+        numbers = [self.vocabulary.get(word) for word in dict.fromkeys(words(query))]
+        known = [number for number in numbers if number is not None]
+        has = self.matrix[known] > 0
+        frequency = np.asarray(has.sum(axis=1)).ravel().astype(np.float64)
+        size = self.matrix.shape[1]
+        idf = np.log1p((size - frequency + 0.5) / (frequency + 0.5))
+        total = idf.sum() + (len(numbers) - len(known)) * np.log1p((size + 0.5) / 0.5)
+        return has.T @ idf / total if numbers else np.zeros(size)
