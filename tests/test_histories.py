@@ -1,7 +1,9 @@
 """General models at evaluation: every event before the target where the model can take it, and never the target."""
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +64,12 @@ def folder(tmp_path_factory):
 
 def test_the_list_names_models_of_recbole():
     assert READERS.keys() <= set(GENERAL) and set(NO_USERS) <= set(GENERAL)
+
+
+def test_the_documentation_has_the_list():
+    text = (Path(__file__).parents[1] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    sentence = text.partition("for each case its own: ")[2].partition(".")[0]
+    assert re.findall(r"\w+", sentence.replace(" and ", " ")) == sorted(READERS)
 
 
 @pytest.mark.parametrize("name", [name for name in GENERAL if name not in ("Random", "NNCF")])

@@ -145,7 +145,8 @@ def _text_means(model, histories: Histories) -> dict | None:
     if not hasattr(model.user_mf_embedding, "vectors"):
         return None
     items = model.item_mf_embedding
-    users, first = np.unique(histories.user, return_index=True)
+    first = np.flatnonzero(histories.place == 0)
+    users = histories.user[first]
     met = items.number[torch.from_numpy(histories.item).to(items.number.device)]
     offsets = torch.from_numpy(first).to(met.device)
     means = F.embedding_bag(met, items.vectors, offsets, mode="mean")
