@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shops import write_shop
+from shops import rows_of, write_shop
 from worlds import prepared, write_cycle
 
 from recbole_llm import config, registry
+from recbole_llm.cli import main
 from recbole_llm.evaluation.histories import NO_USERS, READERS, Histories, users_as_trained
 from recbole_llm.evaluation.loop import catalogue_scores
 from recbole_llm.loaders import make_loaders
@@ -263,3 +264,32 @@ def test_a_user_of_neumf_by_text_is_the_mean_of_all_events_before_the_target(mod
         torch.testing.assert_close(vector, means[user])
     assert users.vectors is before[0] and users.number is before[1]
     assert not users_as_trained(model, dataset)
+
+
+def test_the_table_says_whose_users_are_as_trained(folder, tmp_path, monkeypatch, capsys):
+    """By the real commands, whose rows keep it; and runs with other histories do not share a table."""
+    (tmp_path / "dataset").symlink_to(folder / "dataset")
+    monkeypatch.chdir(tmp_path)
+    common = ["--dataset=tiny", "--epochs=1", "--show_progress=false"]
+    assert main(["compare", "--models=Pop,EASE,BPR,NeuMF,GRU4Rec", *common]) == 0
+    note = "users as trained, without their events after training: "
+    assert f"{note}BPR, NeuMF\n" in capsys.readouterr().out
+    first = {row["model"]: row for row in rows_of(tmp_path)}
+    assert [name for name in first if first[name]["users_as_trained"]] == ["BPR", "NeuMF"]
+    run = first["EASE"]["run"]
+    assert main(["evaluate", f"--checkpoint={run}", "--history_at_test=training"]) == 0
+    assert f"{note}EASE\n" in capsys.readouterr().out
+    again = rows_of(tmp_path)[-1]
+    assert again["users_as_trained"] and again["test"]["mrr"] != first["EASE"]["test"]["mrr"]
+    assert main(["compare", f"--runs={run},{again['run']}"]) == 2
+    assert "one table needs one evaluation.history_at_test" in capsys.readouterr().err
+    assert main(["--model=EASE", "--history_at_test=stock", *common]) == 2
+    assert "history_at_test: expected all or training, found 'stock'" in capsys.readouterr().err
+
+
+def test_what_is_recommended_follows_from_all_events(folder):
+    """A case after everything that a user has done."""
+    model, dataset = build("EASE", folder)
+    case = dataset.case_after(3)
+    changed = scores(model, with_items(dataset, case.end - 1, 1), case)
+    assert not torch.equal(changed, scores(model, dataset, case))
