@@ -42,15 +42,19 @@ class SegmentEncoder(Pieces):
     def history(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
         opening, closing = (self.piece(sentence) for sentence in VISITS)
-        segments, left = [], list(map(self._item, texts))
-        while left and len(segments) < self.segments:
-            parts, room = [left.pop()], self.max_length - len(self.around[0]) - len(self.around[1])
-            room -= len(parts[0]) + (0 if segments else len(opening) + len(closing))
-            while left and len(self.between) + len(left[-1]) <= room:
-                parts += [self.between, left.pop()]
-                room -= len(self.between) + len(parts[-1])
+        segments, read = [], 0
+        left = map(self._item, reversed(texts))  # no older ones are read than fit
+        older = next(left, None)
+        while older is not None and len(segments) < self.segments:
+            parts, room = [older], self.max_length - len(self.around[0]) - len(self.around[1])
+            room -= len(older) + (0 if segments else len(opening) + len(closing))
+            read, older = read + 1, next(left, None)
+            while older is not None and len(self.between) + len(older) <= room:
+                parts += [self.between, older]
+                room -= len(self.between) + len(older)
+                read, older = read + 1, next(left, None)
             segments.append(parts if segments else [opening, *parts, closing])
-        return self._whole(segments, len(left))
+        return self._whole(segments, len(texts) - read)
 
     def _item(self, text: str) -> np.ndarray:
         return self.piece(text)[: self.item_length]

@@ -159,7 +159,7 @@ def _check_settings(where: str, settings: dict) -> None:
         checks.check_name(settings["dataset"])
         default = config.default_settings(model, settings["dataset"])
         if missing := sorted(default.keys() - settings.keys()):
-            raise UserError(f"{', '.join(missing[:3])} missing")
+            raise UserError(f"{', '.join(missing[:3])} missing; is it of another version?")
         _check("eval_args", settings["eval_args"], dict.fromkeys(default["eval_args"]))
         for key in config.REPLACED.keys() & default.keys():  # which nobody can set
             if settings[key] != default[key]:
