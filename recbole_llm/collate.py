@@ -116,14 +116,19 @@ class Encoder(Pieces):
             self.item(example.target) if example.target is not None else np.zeros(0, dtype=np.int64)
         )
         first, following = (self.piece(prefix(template, index)) for index in (0, 1))
-        items = [self.item(text) for text in example.items]
         room = self.max_length - reserve - len(head) - len(first) - len(before) - len(target)
-        sizes = np.cumsum([len(item) + len(following) for item in reversed(items)]) - len(following)
-        kept = max(1, int(np.searchsorted(sizes, room, side="right"))) if items else 0
-        cut = len(items) - kept
-        flags = (example.learned or (False,) * len(items))[cut:]
+        items, size = [], -len(following)
+        for text in reversed(example.items):  # no older ones are read than fit
+            item = self.item(text)
+            size += len(item) + len(following)
+            if items and size > room:
+                break
+            items.append(item)
+        items.reverse()
+        cut = len(example.items) - len(items)
+        flags = [False] * len(items) if example.learned is None else example.learned[cut:]
         parts, learned = [head], [False]
-        for index, item in enumerate(items[cut:]):
+        for index, item in enumerate(items):
             parts += [first if index == 0 else following, item]
             learned += [False, index > 0 and flags[index]]
         parts += [before, target]

@@ -51,20 +51,23 @@ class SegmentEncoder(Pieces):
         """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
         opening, between, closing = self.frame
         lead, gap = (self.spelling.part(before)[1] for before in (VISITS[0], BETWEEN))
-        segments, left = [], list(texts)
+        # texts[:left] are not read yet; of a long history most never are
+        segments, left = [], len(texts)
         while left and len(segments) < self.segments:
-            parts = [self._item(left.pop(), "" if segments else lead, opens=bool(segments))]
+            left -= 1
+            space = "" if segments else lead
+            parts = [self._item(texts[left], space, opens=bool(segments))]
             room = self.max_length - len(self.around[0]) - len(self.around[1]) - len(parts[0])
             room -= 0 if segments else len(opening) + len(closing)
             while left:
-                item = self._item(left[-1], gap, opens=False)
+                item = self._item(texts[left - 1], gap, opens=False)
                 if len(between) + len(item) > room:
                     break
                 parts += [between, item]
                 room -= len(between) + len(item)
-                left.pop()
+                left -= 1
             segments.append(parts if segments else [opening, *parts, closing])
-        return self._whole(segments, len(left))
+        return self._whole(segments, left)
 
     def _item(self, text: str, space: str = "", opens: bool = True) -> np.ndarray:
         """Tokens of an item behind that space, or of one that opens a text."""

@@ -26,6 +26,27 @@ class Template:
         return cls(**template)
 
 
+class Texts(Sequence):
+    """The texts of a history, each looked up when it is read: of a long history, that is the newest ones alone.
+
+    Parameters
+    ----------
+    table : text of each item, or whatever stands for it.
+    items : int [n], the items of the history, oldest first.
+    """
+
+    def __init__(self, table: Sequence, items: Sequence[int]):
+        self.table, self.items = table, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Texts(self.table, self.items[index])
+        return self.table[self.items[index]]
+
+
 @dataclass(frozen=True)
 class Example:
     """One history, and the target where it is known. Items are texts, oldest first.
@@ -34,9 +55,9 @@ class Example:
     """
 
     template: Template
-    items: tuple[str, ...]
+    items: Sequence[str]
     target: str | None = None
-    learned: tuple[bool, ...] | None = None
+    learned: Sequence[bool] | None = None
 
 
 def in_line(attributes: Iterable[tuple[str, str]]) -> str:

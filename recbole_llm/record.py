@@ -159,11 +159,11 @@ def _check_settings(where: str, settings: dict) -> None:
         checks.check_name(settings["dataset"])
         default = config.default_settings(model, settings["dataset"])
         if missing := sorted(default.keys() - settings.keys()):
-            raise UserError(f"{', '.join(missing[:3])} missing")
-        for key in config.MERGED:
-            _check(
-                key, settings[key], dict.fromkeys(default[key]) if default[key] else (dict, None)
-            )
+            raise UserError(f"{', '.join(missing[:3])} missing; is it of another version?")
+        _check("eval_args", settings["eval_args"], dict.fromkeys(default["eval_args"]))
+        for key in config.REPLACED.keys() & default.keys():  # which nobody can set
+            if settings[key] != default[key]:
+                raise UserError(f"{key}: expected {default[key]!r}, found {_shown(settings[key])}")
         rules = checks.rules(model)
         for key, value in settings.items():
             if settings.get("stage") is not None and key in config.WHOLE:
@@ -178,9 +178,11 @@ def _check_settings(where: str, settings: dict) -> None:
 
 def _check_kind(key: str, value, default) -> None:
     """Raise UserError for a setting without a rule that is nothing like its default."""
-    if value is None or default is None:
+    if value is None:
         return
-    if isinstance(default, str) and default and key not in FREE:
+    if default is None:
+        fits = True
+    elif isinstance(default, str) and default and key not in FREE:
         fits = isinstance(value, str)
     else:
         fits = all(isinstance(value, kind) == isinstance(default, kind) for kind in (dict, list))

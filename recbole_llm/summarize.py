@@ -46,6 +46,7 @@ def summarize(settings: dict) -> list[str]:
         config[key]
         for key in (
             "summary",
+            "summary_items",
             "block_size",
             "fan_in",
             "targets",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ..collate import IGNORED, Tokens, roomy
 from ..data.mixture import Corpus, draw_users, every_case_once
 from ..losses import in_batch_contrast
-from ..prompts import Example
+from ..prompts import Example, Texts
 from .writer import WriterModel
 
 
@@ -58,12 +58,11 @@ class CALRec(WriterModel):
     ) -> tuple[tuple[Tokens, ...], int]:
         """The texts of one case and how many items were cut; learned: bool [events], whose texts are training targets beside the case's own."""
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
-        texts = [corpus.sentences[item] for item in corpus.tables.item[begin : end + 1]]
-        flags = None if learned is None else tuple(learned[begin:end].tolist())
-        tokens = self.encoder.encode(Example(self.template, tuple(texts[:-1]), texts[-1], flags))
-        return (
-            (tokens, self.encoder.alone(texts[-1])) if self.contrastive else (tokens,)
-        ), tokens.cut
+        history = Texts(corpus.sentences, corpus.tables.item[begin:end])
+        target = corpus.sentences[corpus.tables.item[end]]
+        flags = None if learned is None else learned[begin:end]
+        tokens = self.encoder.encode(Example(self.template, history, target, flags))
+        return ((tokens, self.encoder.alone(target)) if self.contrastive else (tokens,)), tokens.cut
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""

@@ -10,7 +10,7 @@ from ..data.mixture import Corpus, load_corpora
 from ..data.splits import Cases
 from ..embedding import embed_once
 from ..errors import UserError
-from ..prompts import TextForm
+from ..prompts import TextForm, Texts
 from .encode import EncodeModel
 from .lm import BackboneModel
 
@@ -61,7 +61,7 @@ class DenseModel(EncodeModel, BackboneModel):
 
     def encode_users(self, cases: Cases) -> np.ndarray:
         tokens = [
-            self.encoder.sequence([self.sentences[0][item] for item in history])
+            self.encoder.sequence(Texts(self.sentences[0], history))
             for history in cases.histories(self.tables)
         ]
         self.count_cut(cases, [one.cut for one in tokens])

@@ -15,6 +15,7 @@ from ..data.mixture import Corpus, draw_users, load_corpora
 from ..embedding import embed
 from ..errors import UserError
 from ..losses import in_batch_contrast, over_catalogue
+from ..prompts import Texts
 from .encode import EncodeModel, check_datasets
 from .lm import BackboneModel
 
@@ -96,8 +97,9 @@ class RecFormer(EncodeModel, BackboneModel):
 
     def _group(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens, ...]:
         corpus = self.corpora[number]
-        *history, target = corpus.tables.item[corpus.cases.begin[row] : corpus.cases.end[row] + 1]
-        sequence = self.sequence(number, history)
+        end = corpus.cases.end[row]
+        sequence = self.sequence(number, corpus.tables.item[corpus.cases.begin[row] : end])
+        target = corpus.tables.item[end]
         if self.contrastive:
             texts = (sequence, self.sequence(number, [target]))
             return (
@@ -115,7 +117,7 @@ class RecFormer(EncodeModel, BackboneModel):
 
     def sequence(self, number: int, items) -> Tokens:
         """Items of one corpus by number, oldest first."""
-        return self.encoder.sequence([self.items[number][item] for item in items])
+        return self.encoder.sequence(Texts(self.items[number], items))
 
     def hidden(self, batch) -> torch.Tensor:
         """Last hidden states [rows, length, width]. The backbone adds its positions to the sum of the other three embeddings and normalises it (equation 2)."""

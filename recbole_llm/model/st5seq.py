@@ -11,6 +11,7 @@ from ..data.tables import Tables
 from ..data.text import UNKNOWN, ItemText
 from ..errors import UserError
 from ..losses import symmetric_contrast
+from ..prompts import Texts
 from .dense import DenseModel
 
 Pair = tuple[Tokens, Tokens]
@@ -133,7 +134,7 @@ class ST5Seq(DenseModel):
         ]  # fmt: skip
 
     def _sequence(self, number: int, items: np.ndarray) -> Tokens:
-        return self.encoder.sequence([self.sentences[number][item] for item in items])
+        return self.encoder.sequence(Texts(self.sentences[number], items))
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(no loss of a text alone, [rows, width] vectors)."""

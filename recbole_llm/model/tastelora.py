@@ -12,7 +12,7 @@ from ..embedding import embed_once
 from ..errors import UserError
 from ..fusion import FusionBackbone, SegmentEncoder
 from ..losses import over_candidates
-from ..prompts import VISITS, named
+from ..prompts import VISITS, Texts, named
 from .encode import EncodeModel
 from .lm import BackboneModel
 
@@ -110,7 +110,7 @@ class TASTELoRA(EncodeModel, BackboneModel):
 
     def history(self, items: np.ndarray) -> Tokens:
         """Items by number, oldest first."""
-        return self.encoder.history([self.sentences[item] for item in items])
+        return self.encoder.history(Texts(self.sentences, items))
 
     def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(no loss of a text alone, [rows, width] vectors)."""

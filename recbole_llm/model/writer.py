@@ -18,7 +18,7 @@ from ..generation.beam import Catalogue, search
 from ..generation.probe import check as check_decoding
 from ..generation.sampling import sample, stream_key
 from ..generation.written import Answer, Written
-from ..prompts import Example, Template
+from ..prompts import Example, Template, Texts
 from ..retrieval.matching import BM25Match, HierarchicalMatch
 from ..retrieval.round_robin import distinct
 from .lm import BackboneModel
@@ -72,11 +72,9 @@ class WriterModel(BackboneModel):
 
     def prompts(self, cases: Cases) -> list[Tokens]:
         """The encoded history of each case, with room for what is written after it."""
-        histories = (
-            [self.sentences[item] for item in history] for history in cases.histories(self.tables)
-        )
+        histories = [Texts(self.sentences, history) for history in cases.histories(self.tables)]
         return [
-            self.encoder.encode(Example(self.template, tuple(items)), reserve=self.longest)
+            self.encoder.encode(Example(self.template, items), reserve=self.longest)
             for items in histories
         ]
 

@@ -1,12 +1,14 @@
 """Vectors on a plane: t-SNE, as a picture and as a page to look around in."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
 from ..files import atomically
+from ..screen import printable
 
 
 def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -45,7 +47,7 @@ def draw(
     names = list(dict.fromkeys(name for group in colours.values() for name in group))
     palette = plot.get_cmap("tab10")
     figure, axes = plot.subplots(1, len(panels), figsize=(6 * len(panels), 5.5), squeeze=False)
-    page = make_subplots(rows=1, cols=len(panels), subplot_titles=list(panels))
+    page = make_subplots(rows=1, cols=len(panels), subplot_titles=list(map(_plain, panels)))
     for number, (panel, points) in enumerate(panels.items()):
         axis, group = axes[0, number], np.asarray(colours[panel])
         for index, name in enumerate(names):
@@ -53,20 +55,27 @@ def draw(
             red, green, blue, _ = (int(255 * part) for part in palette(index % 10))
             axis.scatter(*points[chosen].T, s=5, color=palette(index % 10), label=name)
             page.add_scattergl(
-                x=points[chosen, 0], y=points[chosen, 1], mode="markers", name=name, legendgroup=name, showlegend=number == 0,
-                marker={"size": 4, "color": f"rgb({red},{green},{blue})"}, text=[told[panel][row] for row in chosen], hoverinfo="text+name",
+                x=points[chosen, 0], y=points[chosen, 1], mode="markers", name=_plain(name), legendgroup=name, showlegend=number == 0,
+                marker={"size": 4, "color": f"rgb({red},{green},{blue})"}, text=[_plain(told[panel][row]) for row in chosen], hoverinfo="text+name",
                 row=1, col=number + 1,
             )  # fmt: skip
-        axis.set_title(panel)
+        axis.set_title(printable(panel), parse_math=False)
         axis.set_xticks([])
         axis.set_yticks([])
     handles, _ = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="lower center", ncols=len(names), markerscale=3, frameon=False
+    legend = figure.legend(
+        handles,
+        [printable(name) for name in names],
+        loc="lower center",
+        ncols=len(names),
+        markerscale=3,
+        frameon=False,
     )
-    figure.suptitle(title)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may have a $
+    figure.suptitle(printable(title), parse_math=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))  # the legend's place
-    page.update_layout(title=title)
+    page.update_layout(title=_plain(title))
     folder.mkdir(parents=True, exist_ok=True)
     picture, html = folder / "projection.png", folder / "projection.html"
     with atomically(picture) as temporary:
@@ -75,3 +84,8 @@ def draw(
     with atomically(html) as temporary:
         page.write_html(temporary, include_plotlyjs=True)
     return [picture, html]
+
+
+def _plain(text: str) -> str:
+    """Text as plotly shows it as it is: it takes some tags for markup."""
+    return escape(printable(text), quote=False)

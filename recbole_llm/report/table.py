@@ -4,11 +4,13 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from ..files import write_text
+from ..screen import printable
 
 LATEX = str.maketrans(
     {char: rf"\{char}" for char in "_%&#${}"}
@@ -121,7 +123,7 @@ def to_screen(table: Table) -> str:
         "  ".join([name.ljust(first), *map(str.rjust, row, widths)]).rstrip() for name, *row in grid
     ]
     legend = ["* best, ' second"] if _marked(table) else []
-    return "\n".join([table.title, *lines, *legend, *table.notes])
+    return printable("\n".join([table.title, *lines, *legend, *table.notes]))
 
 
 def _marked(table: Table) -> bool:
@@ -131,17 +133,31 @@ def _marked(table: Table) -> bool:
 def to_markdown(table: Table) -> str:
     """Best bold, second underlined."""
     style = {0: "{}", 1: "**{}**", 2: "<u>{}</u>"}
-    lines = ["| | " + " | ".join(table.columns) + " |", "| --- |" + " ---: |" * len(table.columns)]
+    lines = [
+        "| | " + " | ".join(map(_in_markdown, table.columns)) + " |",
+        "| --- |" + " ---: |" * len(table.columns),
+    ]
     for name, cells in table.rows:
         lines.append(
-            f"| {name} | "
+            f"| {_in_markdown(name)} | "
             + " | ".join(style[cell.place if cell else 0].format(_number(cell)) for cell in cells)
             + " |"
         )
     legend = ["**best**, <u>second</u>"] if _marked(table) else []
     return "\n".join(
-        [f"**{table.title}**", "", *lines, "", *(f"- {note}" for note in [*legend, *table.notes])]
+        [
+            f"**{_in_markdown(table.title)}**",
+            "",
+            *lines,
+            "",
+            *(f"- {line}" for line in [*legend, *map(_in_markdown, table.notes)]),
+        ]
     )
+
+
+def _in_markdown(text: str) -> str:
+    """Text that is neither markup nor the end of a table's cell."""
+    return escape(printable(text), quote=False).replace("|", r"\|")
 
 
 def to_latex(table: Table) -> str:
@@ -160,7 +176,7 @@ def to_latex(table: Table) -> str:
         )
     head, *body = (" & ".join(row) + r" \\" for row in grid)
     begin, end = r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\end{tabular}"
-    return "\n".join(
+    text = "\n".join(
         [
             begin,
             r"\toprule",
@@ -172,6 +188,7 @@ def to_latex(table: Table) -> str:
             *(f"% {line}" for line in (table.title, *table.notes)),
         ]
     )
+    return printable(text)
 
 
 def to_csv(table: Table) -> str:
@@ -192,7 +209,7 @@ def to_csv(table: Table) -> str:
                 ),
             ]
         )
-    return out.getvalue()
+    return printable(out.getvalue())
 
 
 def write(table: Table, folder: Path, name: str = "table") -> None:

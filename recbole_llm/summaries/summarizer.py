@@ -15,7 +15,7 @@ from .writing import Summaries
 
 
 class Summarizer:
-    """Condenses histories, int [n] item numbers, by the settings `summary`, `block_size`, `fan_in` and those of the summarizer.
+    """Condenses histories, int [n] item numbers, by the settings `summary`, `summary_items`, `block_size`, `fan_in` and those of the summarizer.
 
     Attributes
     ----------
@@ -44,8 +44,13 @@ class Summarizer:
         self.__dict__.pop("texts", None)
 
     def plan(self, history: np.ndarray) -> Round:
-        """The rounds by which a history is condensed."""
-        items, size = [self.items[item] for item in history], self.config["block_size"]
+        """The rounds by which a history is condensed: the blocks of its `summary_items` newest items.
+
+        Blocks are counted from the history's beginning, so that what is left out changes no other block.
+        """
+        size = self.config["block_size"]
+        begin = max(0, len(history) - self.config["summary_items"]) // size * size
+        items = [self.items[item] for item in history[begin:]]
         return (
             hierarchical(items, size, self.config["fan_in"])
             if self.config["summary"] == "hierarchical"
