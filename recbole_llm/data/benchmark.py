@@ -84,9 +84,9 @@ def load_benchmark(source: Source) -> Tables:
     empty = np.array([not history for history in histories])
     if empty.any():
         counts = rows["part"][empty].value_counts()
-        told = ", ".join(f"{name} {counts[name]}" for name in PARTS if name in counts)
+        by_part = ", ".join(f"{name} {counts[name]}" for name in PARTS if name in counts)
         log.append(
-            f"{int(empty.sum())} rows have an empty {list_field} ({told}): they are no cases, since nothing precedes their targets"
+            f"{int(empty.sum())} rows have an empty {list_field} ({by_part}): they are no cases, since nothing precedes their targets"
         )
     windows = [
         [*history, target]
@@ -166,14 +166,14 @@ def _padding(
                 at_ends[token].discard("tail")
     sizes = pd.Series(map(len, histories)).groupby(rows["part"].to_numpy()).nunique()
     one_length = bool((sizes == 1).all())
-    found = []
+    padding = []
     for token in sorted(token for token in unknown if at_ends[token]):
         fills = longest[token] > 1 and len(users[token]) > 1
         if token.strip("[]<>()_'\"").casefold() in PADDING or (
             fills and (token.casefold() in FILLERS or one_length)
         ):
-            found.append(token)
-    return found
+            padding.append(token)
+    return padding
 
 
 def _chain(windows: list[list[str]]) -> list[list[str]]:
