@@ -78,7 +78,10 @@ def read_yaml(path: Path) -> dict:
 
 
 def parse_value(text: str):
-    """A value from the command line: YAML, and plain text where that is no YAML; one sign such as ',' or ' ' is itself."""
+    """A value from the command line: YAML, and plain text where that is no YAML.
+
+    A single sign such as `,` or a space is that sign.
+    """
     if len(text) == 1 and not text.isalnum() and text != "~":
         return text
     try:
