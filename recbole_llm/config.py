@@ -82,7 +82,10 @@ def read_yaml(path: Path) -> dict:
 
 
 def parse_value(text: str):
-    """A value from the command line: YAML, and plain text where that is no YAML; one sign such as ',' or ' ' is itself."""
+    """A value from the command line: YAML, and plain text where that is no YAML.
+
+    A single sign such as `,` or a space is that sign.
+    """
     if len(text) == 1 and not text.isalnum() and text != "~":
         return text
     try:
@@ -366,7 +369,8 @@ def shared_settings(settings: dict) -> dict:
         "trust_remote_code",
     }
     data = {"data_path", "checkpoint_dir", "show_progress", "seed", "use_gpu", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD",
-            "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "MAX_ITEM_LIST_LENGTH"}  # fmt: skip
+            "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "field_separator",
+            "MAX_ITEM_LIST_LENGTH"}  # fmt: skip
     left = ("selected_features", "item_attribute", "item_features", "text_encoder", "repeatable")
     shared = {
         key: value for key, value in settings.items() if key in (overall | data) and key not in left

@@ -163,6 +163,32 @@ def test_an_item_at_an_end_of_lists_is_not_padding(presplit, rows, items):
     assert not any("padding" in line for line in read.log)
 
 
+@pytest.mark.parametrize(
+    ("cell", "token"),
+    [
+        ("a,b", "a,b"),
+        ("['a', 'b']", "['a',"),
+        ("[a b]", "[a"),
+        ("a|b", "a|b"),
+        ("a, b", "a,"),
+    ],
+)
+def test_lists_of_another_form_are_told(presplit, cell, token):
+    rows = [("u", "a", "b"), ("v", "b", "a")]
+    with pytest.raises(UserError) as caught:
+        presplit(train=rows, valid=rows, test=[*rows, ("w", cell, "a")])
+    said = str(caught.value)
+    assert "toy.test.inter, line 4: expected ids separated by spaces in item_id_list" in said
+    assert repr(token) in said and "\n" not in said
+
+
+def test_ids_may_have_any_sign(presplit):
+    read = presplit(
+        train=[("u", "a,b [x]", "c|d"), ("v", "c|d", "[x]")], test=[("u", "[x]", "c|d")]
+    )
+    assert sorted(read.items) == ["[x]", "a,b", "c|d"]
+
+
 def test_what_has_a_row_in_item_is_an_item(write):
     rows = padded("0", "tail")
     files = {f"{part}.inter": [SPLIT, *own] for part, own in rows.items()}

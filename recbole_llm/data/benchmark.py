@@ -1,5 +1,6 @@
 """Pre-split files `<name>.<part>.inter`: one row = a user's history list and the target after it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from .atomic import read_atomic, read_header
 from .tables import EVERY, Source, Tables, build
 
 PARTS = ("train", "valid", "test")
+LIST_SIGNS = re.compile(r"[,;|\[\](){}'\"]+")
 PADDING = ("pad", "padding", "", "-1")  # names that no item has
 FILLERS = ("0", "0.0", "none", "null", "nan")  # usual ones that an item may have, too
 
@@ -70,7 +72,9 @@ def load_benchmark(source: Source) -> Tables:
         + ", ".join(f"{name} {len(part)}" for name, part in zip(PARTS, parts, strict=True))
     ]
     histories = [cells.split() for cells in rows[list_field]]
-    if pads := _padding(source, rows, histories):
+    known = _known_items(source, rows)
+    _check_lists(source, rows, histories, known)
+    if pads := _padding(rows, histories, known, source.user_field):
         before = sum(map(len, histories))
         histories = [[token for token in history if token not in pads] for history in histories]
         log.append(
@@ -80,9 +84,9 @@ def load_benchmark(source: Source) -> Tables:
     empty = np.array([not history for history in histories])
     if empty.any():
         counts = rows["part"][empty].value_counts()
-        told = ", ".join(f"{name} {counts[name]}" for name in PARTS if name in counts)
+        by_part = ", ".join(f"{name} {counts[name]}" for name in PARTS if name in counts)
         log.append(
-            f"{int(empty.sum())} rows have an empty {list_field} ({told}): they are no cases, since nothing precedes their targets"
+            f"{int(empty.sum())} rows have an empty {list_field} ({by_part}): they are no cases, since nothing precedes their targets"
         )
     windows = [
         [*history, target]
@@ -107,25 +111,51 @@ def load_benchmark(source: Source) -> Tables:
     )
 
 
-def _padding(source: Source, rows: pd.DataFrame, histories: list[list[str]]) -> list[str]:
+def _known_items(source: Source, rows: pd.DataFrame) -> set[str]:
+    """Ids that are targets or have a row in .item."""
+    known = set(rows[source.item_field])
+    path = source.path("item")
+    if path.is_file():
+        items = read_atomic(path, {source.item_field}, numbers=False, separator=source.separator)
+        known |= set(items[source.item_field])
+    return known
+
+
+def _check_lists(
+    source: Source, rows: pd.DataFrame, histories: list[list[str]], known: set[str]
+) -> None:
+    """Raise UserError for a list that is not ids separated by spaces, such as `[a, b]`: each piece would be an item."""
+    for number, history in enumerate(histories):
+        for token in history:
+            if token in known:
+                continue
+            pieces = [piece for piece in LIST_SIGNS.split(token) if piece]
+            if pieces and pieces != [token] and all(piece in known for piece in pieces):
+                part = rows["part"][number]
+                line = number - int((rows["part"] == part).to_numpy().argmax()) + 2
+                path = source.path(f"{source.benchmark[PARTS.index(part)]}.inter")
+                raise UserError(
+                    f"{path}, line {line}: expected ids separated by spaces in {source.item_field}_list, found {token[:60]!r}, which is "
+                    f"made of the ids {', '.join(pieces[:3])}{', …' if len(pieces) > 3 else ''}; write the list as `{' '.join(pieces[:3])}`"
+                )
+
+
+def _padding(
+    rows: pd.DataFrame, histories: list[list[str]], known: set[str], user_field: str
+) -> list[str]:
     """Tokens that fill lists up and are no items.
 
     Padding is never a target, has no row in .item, and stands in one run at the beginning of lists, or at
     their end. Beyond that, its name tells (`[PAD]`), or it fills lists of several users by runs of
     more than one; a name that says nothing must also have made all lists of each file equally long.
     """
-    known = set(rows[source.item_field])
-    path = source.path("item")
-    if path.is_file():
-        items = read_atomic(path, {source.item_field}, numbers=False, separator=source.separator)
-        known |= set(items[source.item_field])
     unknown = {token for history in histories for token in history} - known
     if not unknown:
         return []
     at_ends = {token: {"head", "tail"} for token in unknown}
     users: dict[str, set[str]] = {token: set() for token in unknown}
     longest = dict.fromkeys(unknown, 0)
-    for user, history in zip(rows[source.user_field], histories, strict=True):
+    for user, history in zip(rows[user_field], histories, strict=True):
         for token in unknown.intersection(history):
             count = history.count(token)
             users[token].add(user)
@@ -136,14 +166,14 @@ def _padding(source: Source, rows: pd.DataFrame, histories: list[list[str]]) -> 
                 at_ends[token].discard("tail")
     sizes = pd.Series(map(len, histories)).groupby(rows["part"].to_numpy()).nunique()
     one_length = bool((sizes == 1).all())
-    found = []
+    padding = []
     for token in sorted(token for token in unknown if at_ends[token]):
         fills = longest[token] > 1 and len(users[token]) > 1
         if token.strip("[]<>()_'\"").casefold() in PADDING or (
             fills and (token.casefold() in FILLERS or one_length)
         ):
-            found.append(token)
-    return found
+            padding.append(token)
+    return padding
 
 
 def _chain(windows: list[list[str]]) -> list[list[str]]:

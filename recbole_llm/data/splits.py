@@ -72,8 +72,8 @@ def make_split(tables: Tables, split: dict, part: str = "pretrain") -> Split:
     if tables.cases is not None:
         user, parts = tables.user, {}
         for name, rows in tables.cases.items():
-            told = rows[rows[:, 0] < rows[:, 1]]  # a target without a history is nobody's case
-            parts[name] = Cases(user[told[:, 1]], told[:, 0], told[:, 1])
+            begin, end = rows[rows[:, 0] < rows[:, 1]].T  # a target without a history is no case
+            parts[name] = Cases(user[end], begin, end)
         seen = np.zeros(len(tables.item) + 1, dtype=np.int64)
         np.add.at(seen, tables.cases["train"][:, 0], 1)
         np.add.at(seen, tables.cases["train"][:, 1] + 1, -1)

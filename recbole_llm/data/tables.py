@@ -142,7 +142,8 @@ def load(source: Source) -> Tables:
     has_time = source.time_field in frame
     if not has_time:
         log.append(
-            f"no column {source.time_field}: the order of the file is the order of time{_times_elsewhere(source)}"
+            f"no column {source.time_field}: the order of the file is the order of time"
+            f"{_times_elsewhere(source)}"
         )
         frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
     log.append(f"{len(frame)} events read from {source.folder}")
@@ -156,15 +157,19 @@ def load(source: Source) -> Tables:
 
 
 def _times_elsewhere(source: Source) -> str:
-    """What is said where another column is called as times are."""
+    """A hint at a column whose name is that of a time, for a dataset without its time column."""
     types = read_header(source.path("inter"), source.separator)
     core = {source.user_field, source.item_field, source.rating_field}
-    found = [name for name in types if TIME_NAME.search(name) and name not in core]
-    if not found:
+    names = [name for name in types if TIME_NAME.search(name) and name not in core]
+    if not names:
         return ""
-    if types[found[0]] != "float":
-        return f"; if {found[0]}:{types[found[0]]} is the time, write it as a number in a column {source.time_field}:float"
-    return f"; if {found[0]} is the time, set --TIME_FIELD={found[0]}"
+    name = names[0]
+    if types[name] != "float":
+        return (
+            f"; if {name}:{types[name]} is the time, write it as a number in a column "
+            f"{source.time_field}:float"
+        )
+    return f"; if {name} is the time, set --TIME_FIELD={name}"
 
 
 def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -> Tables:
@@ -289,7 +294,10 @@ def _deduplicate(
 
 
 def _repeats(frame: pd.DataFrame, columns: list[str], source: Source) -> pd.Series:
-    """Whether each event equals the one before it of the same user in these columns; two missing cells are equal."""
+    """Whether each event equals its user's event before it in these columns.
+
+    Two missing cells are equal.
+    """
     order = np.lexsort((frame[source.time_field], pd.factorize(frame[source.user_field])[0]))
     cells = frame[columns].iloc[order]
     before = cells.shift()
@@ -379,7 +387,10 @@ def _inside(values: np.ndarray, interval: str) -> np.ndarray:
 def _side_table(
     source: Source, kind: str, key: str, log: list[str]
 ) -> tuple[pd.DataFrame | None, dict[str, str]]:
-    """A .item or .user file with its id as index. Of several rows of an id, each column's first cell that is not empty counts."""
+    """A .item or .user file with its id as index.
+
+    Of several rows of an id, each column's first cell that is not empty counts.
+    """
     path = source.path(kind)
     if not path.is_file():
         return None, {}
@@ -407,7 +418,10 @@ def _joined(
     for name in columns:
         frame.loc[again, name] = frame.loc[again, key].map(first[name])
     differing = (by_id[columns].nunique() > 1).any(axis=1)
-    line = f"{int(repeated.sum())} further rows of {path.name} are of an id that has a row: of each column the first cell that is not empty is taken"
+    line = (
+        f"{int(repeated.sum())} further rows of {path.name} are of an id that has a row: of each column "
+        "the first cell that is not empty is taken"
+    )
     if differing.any():
         ids = differing.index[differing]
         line += (

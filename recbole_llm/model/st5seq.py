@@ -27,7 +27,7 @@ def described(tables: Tables, config) -> bool:
 
 
 def _check_answers(config) -> None:
-    """Raise UserError where the text of an item holds the description that phase `item` pairs it with."""
+    """Raise UserError if an item's text holds the description that phase `item` pairs it with."""
     for settings in (config, *(config["joint"] or [])):
         descriptions = settings["description_fields"].values()
         fields = settings["text_fields"]

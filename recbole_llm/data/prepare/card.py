@@ -38,7 +38,10 @@ class Facts:
     time: str = ""  # unit of the times, in words
 
     def count(self, engine: Engine, reviewed: bool) -> None:
-        """Statistics of the table of events. reviewed : whether equal events are those that follow each other and have one review."""
+        """Statistics of the table of events.
+
+        reviewed : whether an event repeats another only if it follows it and has the same review.
+        """
         row = engine.run(
             'SELECT count(DISTINCT "user"), count(DISTINCT "item"), count(*), min("time"), max("time") FROM events'
         ).fetchone()

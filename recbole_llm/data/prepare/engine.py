@@ -163,7 +163,10 @@ def delimited(
 
 
 def columns_of(path: Path) -> list[str]:
-    """Columns of a Parquet file; none of one that cannot be read, or without duckdb, which conversions tell."""
+    """Columns of a Parquet file.
+
+    None if it cannot be read or duckdb is not installed: the conversion reports both.
+    """
     try:
         import duckdb
     except ImportError:

@@ -107,7 +107,7 @@ def opened(path: Path, mode: str = "rb", **given):
 
 
 def check_lines(path: Path) -> None:
-    """Raise UserError for a .json file that begins with a list, or has Python's dicts in place of JSON's objects."""
+    """Raise UserError for a .json file that begins with a list, or has Python's dicts for objects."""
     if _begin(path).removeprefix(BOM).lstrip().startswith(b"["):
         raise UserError(
             f"{path}: expected JSON lines, one object a line, found a list; write its members a line each"
@@ -126,7 +126,10 @@ def check_lines(path: Path) -> None:
 
 
 def check_encoding(path: Path) -> None:
-    """Raise UserError, with the first such line, for a text file that is not UTF-8. A file that cannot be unpacked is told elsewhere."""
+    """Raise UserError, with the first such line, for a text file that is not UTF-8.
+
+    A file that cannot be unpacked passes: its conversion reports it.
+    """
     decoder, lines, end = codecs.getincrementaldecoder("utf-8")(), 1, b""
     try:
         with opened(path) as file:
@@ -142,7 +145,13 @@ def check_encoding(path: Path) -> None:
 
 
 def _report_encoding(path: Path, lines: int, content: bytes, fault: UnicodeDecodeError) -> None:
-    """lines : number of the line that content begins in."""
+    """Raise UserError for bytes that are not UTF-8.
+
+    Parameters
+    ----------
+    lines : number of the line at which `content` begins.
+    content : what was read last, up to the end of the block that cannot be decoded.
+    """
     at = len(content) - (len(fault.object) - fault.start)
     line = lines + content.count(b"\n", 0, at)
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -164,7 +173,7 @@ def _report_encoding(path: Path, lines: int, content: bytes, fault: UnicodeDecod
 
 
 def keys_of(path: Path) -> list[str]:
-    """The keys that the first lines of a file of JSON lines have, in the order in which they come up."""
+    """The keys in the first lines of a file of JSON lines, in their order."""
     keys: dict[str, None] = {}
     for line in _first_lines(path):
         try:
@@ -177,7 +186,7 @@ def keys_of(path: Path) -> list[str]:
 
 
 def _first_lines(path: Path) -> list[str]:
-    """As many as tell what a file has; fewer of one that cannot be unpacked."""
+    """The first lines of a text file; fewer, or none, of one that cannot be unpacked."""
     lines: list[str] = []
     with (
         suppress(OSError, EOFError, zlib.error),

@@ -46,7 +46,8 @@ class Recipe:
     reviewed : whether `events` has a further column "review", a hash of what the user wrote.
     users : share of the users that is drawn first. least : fewest events of a user and of an item, reached by leaving out in turns.
     length : fewest and most events of a user. described : whether events of items without a row or a title are left out.
-    time_column : the raw column of times that may be dates, or numbers of any unit; `events` then has the columns of `times.time_columns`.
+    time_column : the raw column of times that may be dates, or numbers of any unit; `events` then has
+        the columns of `times.time_columns`.
     settings : what runs on the dataset set by default, in its own settings file. ascii_only : see `clean`.
     arguments : of `prepare`, where the name is not enough.
     notes : what a reader of the numbers must know of the mapping, a sentence each.

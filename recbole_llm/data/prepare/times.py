@@ -73,32 +73,32 @@ def settle(engine: Engine, path: Path, column: str, log: Callable[[str], None]) 
         unit: f'"time" >= {SINCE * size} AND "time" < {UNTIL * size}'
         for unit, size in UNITS.items()
     }
-    found = {
+    counts = {
         unit: count
         for unit, bounds in within.items()
         if (count := engine.value(f"SELECT count(*) FROM ({numbers}) WHERE {bounds}"))
     }
-    other = engine.value(f"SELECT count(*) FROM ({numbers})") - sum(found.values())
-    if other and (dated or len(found) > 1):
+    other = engine.value(f"SELECT count(*) FROM ({numbers})") - sum(counts.values())
+    if other and (dated or len(counts) > 1):
         outside = " AND ".join(f"NOT ({bounds})" for bounds in within.values())
         odd = f'NOT "dated" AND {outside}'
         cell = engine.value(f'SELECT arg_min("time", {PLACE}) FROM events WHERE {odd}')
         raise UserError(
             f"{path}: expected times of one kind in column {column}, found {cell:.16g} ({other} such numbers) beside "
-            f"{'dates' if dated else ' and '.join(found)}; write all of them as dates, or as seconds since 1970"
+            f"{'dates' if dated else ' and '.join(counts)}; write all of them as dates, or as seconds since 1970"
         )
     engine.run('ALTER TABLE events DROP COLUMN "unread"')
     if other:
-        if found:
+        if counts:
             log(
                 f"{path.name}: {other} of the numbers in column {column} are no times between 1980 and 2100: "
                 "all are kept as they are"
             )
         engine.run('ALTER TABLE events DROP COLUMN "dated"')
         return None
-    for unit in found:
+    for unit in counts:
         if UNITS[unit] > 1:
-            log(f"{path.name}: {found[unit]} times in {unit} made seconds")
+            log(f"{path.name}: {counts[unit]} times in {unit} made seconds")
             engine.run(
                 f'UPDATE events SET "time" = "time" / {UNITS[unit]} WHERE NOT "dated" AND {within[unit]}'
             )
