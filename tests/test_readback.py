@@ -17,9 +17,9 @@ LORA = {"adapter": "lora", "lora_rank": 2}
 KINDS = {
     "causal LM": ("CALRec", {"max_length": 128, "samples": 2}),
     "judge": ("TALLRec", {"max_length": 256, "eval_args.mode": "uni5"}),
-    "encoder-decoder": ("TASTELoRA", {"max_length": 64, "negatives": 2}),
-    "sentence encoder": ("ST5Seq", {"max_length": 64}),
-    "encoder of tokens": ("RecFormer", {"max_length": 64}),
+    "encoder-decoder": ("TASTELoRA", {"max_length": 128, "negatives": 2}),
+    "sentence encoder": ("ST5Seq", {"max_length": 128}),
+    "encoder of tokens": ("RecFormer", {"max_length": 128}),
 }
 
 
