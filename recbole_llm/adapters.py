@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from .errors import UserError
-from .reading import reading
+from .reading import no_table, reading
 
 CONFIG = "adapter_config.json"
 # what PEFT may train beside low-rank updates, and `merge` would lose
@@ -80,7 +80,7 @@ def put_on(core, folder: Path) -> None:
     # how the files of the base name its weights, which load_adapter replaces by how the adapters'
     # do; whatever is stored later, merged, is the base's kind of file
     conversions = getattr(core, "_weight_conversions", None)
-    with reading(str(folder), str(folder)):
+    with reading(str(folder), str(folder)), no_table():
         report = core.load_adapter(str(folder))
     core._weight_conversions = conversions
     own = [key for key in report.missing_keys if "lora_" in key]

@@ -285,16 +285,19 @@ def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
 
 
 def check_tokens(name: str, model, tokenizer) -> None:
-    """Raise UserError for a tokenizer with ids that the model has no embeddings for."""
+    """Raise UserError for a tokenizer that reads no text, or as ids without embeddings."""
     size = model.get_input_embeddings().num_embeddings
     with reading(name, name):
         added = tokenizer.get_added_vocab()
         ids = [number for token, number in tokenizer.get_vocab().items() if token not in added]
         end = tokenizer.eos_token_id
-        tokens = max([*ids, tokenizer.vocab_size - 1, -1 if end is None else end]) + 1
-    if tokens > size:
+        read = tokenizer("Title: one, two 12.", add_special_tokens=False)["input_ids"]
+        highest = max([*ids, *read, tokenizer.vocab_size - 1, -1 if end is None else end])
+    if not read:
+        raise UserError(f"backbone {name!r}: its tokenizer reads a text as no token at all")
+    if highest >= size:
         raise UserError(
-            f"backbone {name!r}: its tokenizer has {tokens} tokens, more than the {size} that it has embeddings for"
+            f"backbone {name!r}: its tokenizer has {highest + 1} tokens, more than the {size} that it has embeddings for"
         )
 
 

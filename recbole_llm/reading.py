@@ -95,6 +95,19 @@ def damaged_file(folder: Path) -> str | None:
 
 
 @contextmanager
+def no_table():
+    """Within it, transformers draws no table of missing weights: one line says what it says."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def loading_reports():
     """Within it, what transformers tells of the weights of every model that it loads is kept.
 
@@ -114,7 +127,10 @@ def loading_reports():
         reports.append(report)
         return (model, report) if output_loading_info else model
 
-    with patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
+    with (
+        patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
+        no_table(),
+    ):
         yield reports
 
 

@@ -278,7 +278,7 @@ def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
     write_cycle(tmp_path, users=12)
     own = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
     own |= {"epochs": 2, "train_batch_size": 4, "max_length": 512, "quantize": quantize}
-    own |= {"eval_args.mode": "uni5", "targets": "one"}
+    own |= {"eval_args.mode": "uni3", "targets": "one"}
     _, whole, trainer, (train, valid, test) = prepared(
         "TALLRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own
     )
