@@ -275,17 +275,19 @@ def of_command(command: str, files: list[str], overrides: dict) -> tuple[dict, l
         copy.deepcopy(_cached_yaml(path)),
         checks.parse_file(path.read_text(encoding="utf-8")),
     )
-    given = [*map(read_yaml, map(Path, files)), overrides]
-    own, fitting = _fitting([file], beginning([file.get("run") or {}, *given]))
-    own |= fitting
-    default, left = copy.deepcopy(own), []
-    for layer in given:
+    groups = {name: file.pop(name, {}) for name in BEGINNINGS}
+    own, default, left, asked = copy.deepcopy(file), copy.deepcopy(file), [], set()
+    for layer in [*map(read_yaml, map(Path, files)), overrides]:
         mine = {key: value for key, value in layer.items() if key.partition(".")[0] in own}
         left.append({key: value for key, value in layer.items() if key not in mine})
         _check_keys(mine, set(own), default)
         _merge(own, mine)
-        for key in dict.fromkeys(key.partition(".")[0] for key in mine):
+        heads = list(dict.fromkeys(key.partition(".")[0] for key in mine))
+        for key in heads:
             own[key] = checks.checked(key, own[key], rules)
+        asked.update(heads)
+    fitting = groups.get(beginning([own.get("run", {}), *left]) or "", {})
+    own |= {key: value for key, value in fitting.items() if key not in asked}
     return {key: value for key, value in own.items() if key != "run"}, [own.get("run", {}), *left]
 
 

@@ -4,7 +4,10 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from tokenizers_of import CHAT, KINDS, texts
+from transformers import LlamaConfig, LlamaForCausalLM
+from worlds import prepared, write_cycle
 
 from recbole_llm.collate import AttributeEncoder, Encoder, SentenceEncoder
 from recbole_llm.fusion import SegmentEncoder
@@ -302,3 +305,43 @@ def test_an_anchor_that_would_grow_into_the_piece_is_passed_over():
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     spelling = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=made))
     assert spelling.encode("b").tolist() == [1] and spelling.encode("b", opens=True).tolist() == [5]
+
+
+# --- models -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Llama 2", "Mistral", "byte-level BPE"])
+def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_path):
+    """The odds of Yes against No where the template's own chats with the two answers part, by a pass that knows nothing of pieces."""
+    tokenizer, folder = tokenizers[kind], str(tmp_path / "model")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes)
+    ).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_cycle(tmp_path)
+    _, judge, _, (_, _, test) = prepared("TALLRec", tmp_path, backbone=folder, max_length=1500)
+    judge.eval()
+    cases, items = test._dataset.cases[[0, 5]], [1, 4, 7]
+    with torch.no_grad():
+        found = judge.judge(cases, [np.array(items)] * 2)
+        for history, row in zip(cases.histories(judge.tables), found, strict=True):
+            lines = "\n".join(judge.lines[item] for item in history)
+            _, head, candidate = SHOPPING.judge_heads
+            for item, value in zip(items, row, strict=True):
+                said = f"{SHOPPING.judge_history}\n\n{head}\n{lines}\n\n{candidate}\n{judge.lines[item]}"
+                yes, no = (
+                    whole(tokenizer, tokenizer.apply_chat_template(chat, tokenize=False))
+                    for chat in (
+                        [{"role": "user", "content": said}, {"role": "assistant", "content": word}]
+                        for word in ("Yes", "No")
+                    )
+                )
+                place = next(at for at, pair in enumerate(zip(yes, no)) if pair[0] != pair[1])
+                logits = model(input_ids=torch.tensor([yes[:place]])).logits[0, -1]
+                assert value == pytest.approx((logits[yes[place]] - logits[no[place]]).item(), rel=1e-3, abs=1e-3)  # fmt: skip
+    assert judge.rates()["border_tokens"] == 0
