@@ -8,7 +8,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from tqdm import tqdm
 
 from ..data.splits import Cases
-from .kept import Kept, joined
+from .kept import Kept, Piece, joined, missing
 from .ranks import RankTable, count_above_and_tied
 
 MAX_CASES = 1024  # cases per forward pass, whatever the memory
@@ -51,22 +51,20 @@ def rank_cases(
     width = dataset.item_num - 1 if not pairwise else candidates.shape[1] + 1
     rows = int(max(1, min(getattr(model, "max_cases", MAX_CASES), memory * 2**20 // (4 * width))))
     tables = dataset.tables
-    parts, lists = ([], []) if kept is None else (kept.parts, kept.lists)
+    pieces: list[Piece] = [] if kept is None else kept.pieces
     if kept is not None:
         kept.start()
-    for begin in tqdm(
-        range(sum(map(len, parts)), len(cases), rows),
+    for begin, end in tqdm(
+        list(missing(pieces, len(cases), rows)),
         desc=progress,
         disable=progress is None,
         ncols=100,
     ):
-        batch = cases[begin : begin + rows]
+        batch = cases[begin:end]
         target = torch.from_numpy(tables.item[batch.end].astype(np.int64))
         chosen = None
         if candidates is not None:
-            chosen = torch.cat(
-                [target[:, None], torch.from_numpy(candidates[begin : begin + rows])], dim=1
-            )
+            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin:end])], dim=1)
         if judges:
             scores = model.judged(batch, chosen)
         elif pairwise:
@@ -89,12 +87,13 @@ def rank_cases(
             above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=np.full(len(batch), scores.shape[1]) - masked,
             fallback=np.zeros(len(batch), bool) if fallback is None else fallback,
         )  # fmt: skip
-        parts.append(table)
-        if topk:
-            lists.append(_top(scores, chosen, topk, table.fallback))
-        if kept is not None:
-            kept.keep(parts, lists)
-    return RankTable.concat(parts), TopLists(*joined(lists)) if topk else None
+        lists = _top(scores, chosen, topk, table.fallback) if topk else None
+        if kept is None:
+            pieces.append(Piece(begin, table, lists))
+        else:
+            kept.add(Piece(begin, table, lists))
+    whole = joined(pieces)
+    return whole.table, TopLists(*whole.lists) if topk else None
 
 
 def _scores_all(model) -> bool:
