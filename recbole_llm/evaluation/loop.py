@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
-from tqdm import tqdm
 
 from ..data.splits import Cases
+from ..progress import progress as shown
 from .kept import Kept, Piece, joined, missing
 from .ranks import RankTable, count_above_and_tied
 
@@ -54,11 +54,8 @@ def rank_cases(
     pieces: list[Piece] = [] if kept is None else kept.pieces
     if kept is not None:
         kept.start()
-    for begin, end in tqdm(
-        list(missing(pieces, len(cases), rows)),
-        desc=progress,
-        disable=progress is None,
-        ncols=100,
+    for begin, end in shown(
+        list(missing(pieces, len(cases), rows)), desc=progress, disable=progress is None
     ):
         batch = cases[begin:end]
         target = torch.from_numpy(tables.item[batch.end].astype(np.int64))

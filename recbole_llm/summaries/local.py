@@ -79,6 +79,10 @@ class LocalEngine:
             [opening, *parts(request, self.wording, self.pieces.piece, room, self.max_new), closing]
         )
 
+    def size(self, request: Request) -> int:
+        """Tokens of a request's prompt."""
+        return len(self.prompt(request))
+
     def write(
         self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
     ) -> None:
