@@ -331,12 +331,24 @@ def _pause(error, attempt: int) -> float:
 
 def _words(error) -> str:
     """What a server says with a status, in a line."""
-    body = error.body
-    for _ in range(3):
-        if isinstance(body, dict):
-            named = (body[name] for name in ("message", "error", "detail") if body.get(name))
-            body = next(named, str(body))
-    return f"{error.status_code}: {_plain(str(body or error.message))}"
+    return f"{error.status_code}: {_plain(_message(error.body or error.message))}"
+
+
+def _message(body: object) -> str:
+    """The words in a body that tells of an error, however deep they lie."""
+    while isinstance(body, dict):
+        named = (body[name] for name in ("message", "error", "detail") if body.get(name))
+        body = next(named, str(body))
+    return str(body)
+
+
+def _error_in(data: bytes) -> str:
+    """What a body that is no answer says."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = data.decode(errors="replace")
+    return _message(answer)
 
 
 def _plain(text: str) -> str:
