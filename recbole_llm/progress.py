@@ -38,6 +38,11 @@ def progress(
     return LineProgress(iterable, desc, total, initial=initial, unit=unit)
 
 
+def say(line: str) -> None:
+    """Print a line with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
 def _to_stderr(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 

@@ -29,7 +29,7 @@ LINGER = struct.pack("ii", 1, 0)  # a socket that is closed sends a reset
 class Server(ThreadingHTTPServer):
     """Answers with the number of words of a prompt. `fault` gives the kind of misbehaviour, or None, of (prompt, body)."""
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, 128
 
     def __init__(self):
         self.fault, self.spent, self.bodies = lambda prompt, body: None, Counter(), []
@@ -395,7 +395,7 @@ def test_the_client_says_nothing_of_single_requests(server, tmp_path, caplog):
 
 # --- the commands ------------------------------------------------------------------------------------------------------
 
-SMALL = ["--dataset=tiny", "--summarizer_model=tiny", "--summarizer_retries=1", "--block_size=2", "--fan_in=2", "--targets=one",
+SMALL = ["--dataset=tiny", "--summarizer_model=tiny", "--summarizer_retries=1", "--block_size=2", "--fan_in=2", "--targets=one", "--summary_tokens=16",
          "--show_progress=false"]  # fmt: skip
 RUN = [
     "--model=LLMTRSR",

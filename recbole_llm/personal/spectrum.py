@@ -14,6 +14,7 @@ from ..data.tables import Tables
 from ..errors import UserError
 from ..evaluation.ranks import RankTable
 from ..prepared import Prepared
+from ..progress import say
 from ..runs import Run, run_settings
 from . import jobs, plan
 from .cohorts import Cohorts, activity, at_random
@@ -145,7 +146,7 @@ class Personal:
             self.prepared.config,
         )
 
-    def run(self, told=print) -> tuple[Path, Spectrum]:
+    def run(self, told=say) -> tuple[Path, Spectrum]:
         """Train what is not there yet. Returns the folder that it is in, and what was found."""
         epochs = {"1": {"epochs": 0}, "2": {}}
         runs = {

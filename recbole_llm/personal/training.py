@@ -3,7 +3,7 @@
 An adapter of one user has a handful of cases, so that alone its steps are mostly overhead. Here one pass reads the texts of many adapters, in equal shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,8 +100,15 @@ def freeze(model, *parts: Cases) -> Frozen:
     )
 
 
-def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Trained:
+def train(
+    frozen: Frozen,
+    learners: Sequence[Learner],
+    recipe: Recipe,
+    epoch_ended: Callable[[], object] = lambda: None,
+) -> Trained:
     """Train one stack of adapters. All of them have as many steps an epoch: see `together`.
+
+    epoch_ended : called after each epoch.
 
     Each begins with nothing added to the frozen model, which counts as its first validated state. None of its numbers depends on the others but for
     dropout and the order of sums.
@@ -169,6 +176,7 @@ def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Traine
             worse[one] = 0 if better else worse[one] + 1
             if better:
                 best.put(one, stack, place)
+        epoch_ended()
         going = worse[living] <= recipe.patience
         if not going.any():
             break

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from .. import store
 from ..config import digest
 from ..data.splits import Cases
 from ..evaluation.ranks import RankTable
+from ..progress import LineProgress
 from .ranking import rank
 from .training import Frozen, Learner, Recipe, together, train
 
@@ -38,8 +39,11 @@ class Unit:
     cost: float = 1.0
 
 
-def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
-    """Do a unit: path -> content of its files, which are the adapters as PEFT has them, `ranks.npz` and `unit.json`."""
+def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) -> dict[str, bytes]:
+    """Do a unit: path -> content of its files, which are the adapters as PEFT has them, `ranks.npz` and `unit.json`.
+
+    told : takes lines on how far it is, now and then.
+    """
     started, tests = (
         time.perf_counter(),
         {learner.name: cases for learner, cases in zip(unit.learners, unit.tests, strict=True)},
@@ -47,8 +51,15 @@ def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
     tables, losses = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for own in together(unit.learners, unit.recipe.train_batch_size, unit.stack):
-            trained = train(frozen, own, unit.recipe)
+        stacks = together(unit.learners, unit.recipe.train_batch_size, unit.stack)
+        shown = LineProgress(
+            desc=f"in unit {unit.name}", total=len(stacks) * unit.recipe.epochs, unit="epochs",
+            write=told or (lambda line: None),
+        )  # fmt: skip
+        for place, own in enumerate(stacks, start=1):
+            shown.set_postfix_str(f"adapters {place} of {len(stacks)} stacks")
+            trained = train(frozen, own, unit.recipe, shown.update)
+            shown.n = place * unit.recipe.epochs  # of which an early stop leaves some out
             tables += rank(
                 frozen,
                 trained.stack,

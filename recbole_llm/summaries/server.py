@@ -25,6 +25,7 @@ BUSY = (
 )  # statuses, besides those from 500 on, of a server that may answer later
 LONGEST_PAUSE = 60.0  # seconds between two requests for one text, whatever the server asks for
 ENDED = ("stop", "eos_token", "end_turn", "stop_sequence", "", None)  # reasons of a text's own end
+UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the client's transport
 LIMITS = ("max_tokens", "max_completion_tokens")  # names of the most tokens of an answer
 # What is said of a field of the request, rather than of the text, names the field and one of these.
 REFUSAL = re.compile(
@@ -256,6 +257,8 @@ class ServerEngine:
                 ) as answer:
                     return _whole(answer, end)
             except (openai.APIConnectionError, openai.APIStatusError) as error:
+                if type(error.__cause__).__name__ in UNSENT:
+                    spent["requests"] -= 1
                 status = getattr(error, "status_code", 500)
                 last = attempt == self.retries or status < 500 and status not in BUSY
                 if last or self.stop.wait(_pause(error, attempt)):
