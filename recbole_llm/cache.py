@@ -18,6 +18,7 @@ from filelock import FileLock
 
 BLOCK = 16384  # vectors computed before they are stored: what a killed process loses at most
 NAME = 16  # bytes of a name
+SEAL = "checksum"  # of a line's record, beside its other values
 MAGIC = b"\x1f\x8b\x08"  # with which every gzip member begins
 FOREIGN = (  # what decoding an entry of another program, or of another version, may raise
     ArithmeticError,
@@ -167,6 +168,25 @@ class Lines:
 
     def append(self, objects: Iterable[dict]) -> None:
         self.entries.append(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in objects)
+
+
+def sealed(record: dict) -> str:
+    """A line of JSON with a checksum, for a file of lines that people read as it is."""
+    return json.dumps(record | {SEAL: _seal(record)}, ensure_ascii=False)
+
+
+def unsealed(line: str) -> dict | None:
+    """The record of a line that `sealed` wrote, or that has no checksum; None if it is damaged."""
+    try:
+        record = json.loads(line)
+        seal = record.pop(SEAL, None)
+    except FOREIGN:
+        return None
+    return record if seal in (None, _seal(record)) else None
+
+
+def _seal(record: dict) -> str:
+    return name_of(json.dumps(record, sort_keys=True).encode()).hex()[:8]
 
 
 def vectors(

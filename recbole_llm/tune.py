@@ -1,6 +1,7 @@
 """A search for settings by validation: trials are runs, in parallel by Ray Tune."""
 
 import json
+import logging
 from itertools import product
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import yaml
 
 from . import config, store
+from .cache import keep_aside, sealed, unsealed
 from .cluster import Cluster, asked, connected, need_ray, teller, trials
 from .errors import UserError
 from .prepared import Prepared
@@ -15,6 +17,7 @@ from .report.table import write_text
 from .runs import run_settings, stages_of
 
 TRIALS, BEST = "trials.jsonl", "best.yaml"
+RECORD = {"point", "status", "score", "epochs", "run", "error"}  # names of a trial's record
 RANGES = {
     "uniform": lambda rng, low, high: float(rng.uniform(low, high)),
     "log": lambda rng, low, high: float(np.exp(rng.uniform(np.log(low), np.log(high)))),
@@ -148,10 +151,19 @@ class Search:
 
     def _ended(self) -> dict[str, dict]:
         path = self.folder / TRIALS
-        records = map(
-            json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        )
-        return {json.dumps(record["point"]): record for record in records}
+        if not path.is_file():
+            return {}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = [line for line in lines if line.strip()]
+        records = [unsealed(line) for line in lines]
+        whole = [record for record in records if record and record.keys() == RECORD]
+        if len(whole) < len(lines):
+            aside = keep_aside(path)
+            write_text(path, "\n".join(map(sealed, whole)))
+            logging.getLogger().warning(
+                f"{path} is damaged: {len(lines) - len(whole)} trials are done again; the damaged file is kept as {aside.name}"
+            )
+        return {json.dumps(record["point"]): record for record in whole}
 
     def _try(self, numbers: list[int], told) -> None:
         own = self.own
@@ -178,7 +190,7 @@ class Search:
                     "run": result.get("run"),
                 }
             known = self._ended() | {json.dumps(record["point"]): record}
-            write_text(self.folder / TRIALS, "\n".join(map(json.dumps, known.values())))
+            write_text(self.folder / TRIALS, "\n".join(map(sealed, known.values())))
             score = f": {error}" if error else f", valid {self.metric} {record['score']:.4f}"
             told(
                 f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}"

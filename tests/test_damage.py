@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_summaries import Scripted, plans, summaries
 
-from recbole_llm import cache
-from recbole_llm.cache import Entries, Lines, members, name_of
+from recbole_llm import cache, tune
+from recbole_llm.cache import Entries, Lines, members, name_of, sealed
 from recbole_llm.evaluation import kept as kept_module
 from recbole_llm.evaluation.kept import Kept, Piece
 from recbole_llm.evaluation.ranks import RankTable
@@ -173,6 +173,34 @@ def test_a_damaged_byte_costs_the_entry_that_it_hits(tmp_path, kind, count, capl
             assert store.read(path) == found and not caplog.records
         path.unlink(missing_ok=True)
     assert lost > count / 2
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_a_damaged_trial_of_a_search_is_done_again(tmp_path, count, caplog):
+    """Lines that people read as they are have a checksum each."""
+    search, rng = object.__new__(tune.Search), random.Random(2)
+    search.folder = tmp_path
+    records = [
+        {"point": {"learning_rate": number / 8}, "status": "finished", "score": 0.25 + number, "epochs": 3, "run": f"r{number}", "error": None}
+        for number in range(6)
+    ]  # fmt: skip
+    path = tmp_path / tune.TRIALS
+    for seal in (json.dumps, sealed):  # older files have no checksums
+        path.write_text("\n".join(map(seal, records)) + "\n")
+        assert list(search._ended().values()) == records
+    whole = path.read_bytes()
+    ends = [at for at, byte in enumerate(whole) if byte == 10]
+    for _ in range(count):
+        at = rng.randrange(len(whole))
+        changed = bytes([whole[at] ^ rng.randint(1, 255)])
+        path.write_bytes(whole[:at] + changed + whole[at + 1 :])
+        found = list(search._ended().values())
+        hit = sum(end < at for end in ends)
+        assert all(one in records for one in found)
+        others = [one for number, one in enumerate(records) if number not in (hit, hit + 1)]
+        assert all(one in found for one in others)
+        for aside in tmp_path.glob("*.damaged*"):
+            aside.unlink()
 
 
 @pytest.mark.parametrize("kind", STORES, ids=lambda kind: kind.__name__)
