@@ -162,7 +162,7 @@ class Lines:
         """What `take` makes of each object; of a damaged file, see `Entries.read`."""
 
         def decode(content: bytes) -> list:  # older files have several lines in an entry
-            return [take(json.loads(line)) for line in content.decode().splitlines()]
+            return [take(json.loads(line)) for line in content.decode().split("\n") if line]
 
         return [one for entry in self.entries.read(decode) for one in entry]
 

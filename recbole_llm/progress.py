@@ -115,7 +115,9 @@ class LineProgress:
         if self.total:
             told += f" of {_number(self.total)} ({100 * self.n / self.total:.0f} %)"
         told += f", {_rate(rate, self.unit)}"
-        if self.total and rate > 0:
+        if self.total and self.n >= self.total:
+            told += f", in {_time(now - self.started)}"
+        elif self.total and rate > 0:
             told += f", about {_time((self.total - self.n) / rate)} left"
         self.write(f"{told}{', ' * bool(self.note)}{self.note}")
         self.told, self.last = self.n, now

@@ -161,7 +161,12 @@ def test_a_worker_that_is_killed_is_replaced(frozen, units, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     assert jobs.run(frozen, units, tmp_path / "here", None, print) == {}
     deadly = [Deadly(**vars(unit), mark=str(tmp_path / quote(unit.name))) for unit in units]
-    assert jobs.run(frozen, deadly, tmp_path / "ray", Cluster(), print) == {}
+    told = []
+    assert jobs.run(frozen, deadly, tmp_path / "ray", Cluster(), told.append) == {}
+    assert told[0] == "starting Ray for 3 units"
+    for unit in units:
+        again = [line for line in told if line.startswith(f"starting unit {unit.name} again, ")]
+        assert len(again) == 1 and f"starting unit {unit.name}" in told, told
     assert all((tmp_path / quote(unit.name)).exists() for unit in units)
     assert contents(tmp_path / "here", units) == contents(tmp_path / "ray", units)
 

@@ -104,11 +104,11 @@ def train(
     frozen: Frozen,
     learners: Sequence[Learner],
     recipe: Recipe,
-    epoch_ended: Callable[[], object] = lambda: None,
+    advanced: Callable[[float], object] = lambda epochs: None,
 ) -> Trained:
     """Train one stack of adapters. All of them have as many steps an epoch: see `together`.
 
-    epoch_ended : called after each epoch.
+    advanced : called after each step, with the share of an epoch that it is.
 
     Each begins with nothing added to the frozen model, which counts as its first validated state. None of its numbers depends on the others but for
     dropout and the order of sums.
@@ -169,6 +169,7 @@ def train(
                 ).sum().backward()
             _clip(stack, recipe.max_norm)
             optimizer.step()
+            advanced(1 / len(plans[0]))
         now = _validate(frozen, stack, [checks[one] for one in living], recipe)
         for place, (one, loss) in enumerate(zip(living, now, strict=True)):
             better = loss < min(losses[one])
@@ -176,7 +177,6 @@ def train(
             worse[one] = 0 if better else worse[one] + 1
             if better:
                 best.put(one, stack, place)
-        epoch_ended()
         going = worse[living] <= recipe.patience
         if not going.any():
             break

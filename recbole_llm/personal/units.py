@@ -57,7 +57,7 @@ def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) 
             write=told or (lambda line: None),
         )  # fmt: skip
         for place, own in enumerate(stacks, start=1):
-            shown.set_postfix_str(f"adapters {place} of {len(stacks)} stacks")
+            shown.set_postfix_str(f"stack {place} of {len(stacks)}")
             trained = train(frozen, own, unit.recipe, shown.update)
             shown.n = place * unit.recipe.epochs  # of which an early stop leaves some out
             tables += rank(

@@ -281,9 +281,7 @@ class ServerEngine:
                 int(used.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")
             )
         except (AttributeError, LookupError, TypeError, ValueError):
-            raise _NoAnswer(
-                f"no chat completion: {_plain(data.decode(errors='replace'))}"
-            ) from None
+            raise _NoAnswer(f"no chat completion: {_plain(_error_in(data))}") from None
         if reason == "content_filter":
             return Text("", False, tokens, requests, "refused", "finish_reason: content_filter")
         return Text(said, reason in ENDED, tokens, requests)
