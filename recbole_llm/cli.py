@@ -480,7 +480,7 @@ def _prepare(argv: list[str]) -> int:
                 "prepare: --items and --map are of your own tables, which --name and --inter name"
             )
         recipe, files = catalogue.find(_need(args.dataset, "list, or the NAME of a dataset")), None
-        net = Net(args.mirror, args.proxy, sys.stderr.isatty())
+        net = Net(args.mirror, args.proxy)
     if args.check:
         from .data.prepare.check import check  # it reads atomic files, by what runs read them with
 

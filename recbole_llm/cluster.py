@@ -239,13 +239,19 @@ def asked(space: dict):
     return value
 
 
-def teller(ended: Callable[[object, dict | None, str | None], None]):
-    """A tune.Callback that tells of each trial that has come to its end: its value, and its last result or its error."""
+def teller(
+    ended: Callable[[object, dict | None, str | None], None],
+    again: Callable[[object, str], None] = lambda value, error: None,
+):
+    """A tune.Callback that tells of each trial that has come to its end: its value, and its last result or its error.
+
+    again : told of each trial that failed and is tried again: its value and the error.
+    """
     from ray import tune
 
     class Teller(tune.Callback):
-        def __init__(self, ended=None):
-            self.ended = ended
+        def __init__(self, ended=None, again=None):
+            self.ended, self.again = ended, again
 
         def __getstate__(self):
             return {}  # Ray stores callbacks, and this one holds what cannot be stored
@@ -253,10 +259,13 @@ def teller(ended: Callable[[object, dict | None, str | None], None]):
         def on_trial_complete(self, iteration, trials, trial, **info):
             self.ended(asked(trial.config), trial.last_result, None)
 
+        def on_trial_recover(self, iteration, trials, trial, **info):
+            self.again(asked(trial.config), in_line(trial.get_error() or "its process died"))
+
         def on_trial_error(self, iteration, trials, trial, **info):
             self.ended(asked(trial.config), None, in_line(trial.get_error() or "its process died"))
 
-    return Teller(ended)
+    return Teller(ended, again)
 
 
 def in_line(error: object) -> str:

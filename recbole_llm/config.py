@@ -37,7 +37,7 @@ MERGED = (
 )  # given in part, the rest stays; any other dict is replaced whole
 GROUPS = {  # keys that take dotted names
     "eval_args", "stage_settings", "text_fields", "text_words", "template", "clip_grad_norm", "train_neg_sample_args", "load_col", "val_interval",
-    "seq_len", "threshold", "description_fields", "augmentation",
+    "seq_len", "threshold", "description_fields", "augmentation", "summarizer_extra",
 }  # fmt: skip
 FEATURES = ("selected_features", "item_attribute")
 WHOLE = (
@@ -557,7 +557,7 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
 # Settings that decide where, how fast and beside whom, not what: they do not make another run of it.
 NOT_IN_HASH = {
     "beside", "gpu_id", "use_gpu", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds",
-    "summarizer_parallel",
+    "summarizer_parallel", "summarizer_timeout", "summarizer_retries",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from .collate import SentenceEncoder, Tokens, by_length, pad
 from .config import digest
 from .errors import UserError
 from .precision import KINDS
+from .progress import progress
 from .prompts import TextForm
 
 PASS_TOKENS = 4096  # of a frozen encoder's passes
@@ -25,6 +26,7 @@ def embed(
     budget: int,
     device,
     width: int | None = None,
+    show_progress: bool = False,
 ) -> np.ndarray:
     """float32 [texts, width]: one vector for each encoded text.
 
@@ -35,7 +37,8 @@ def embed(
     width : of a vector; None for that of the backbone's states.
     """
     vectors = np.zeros((len(tokens), width or bundle.width), dtype=np.float32)
-    for chosen in by_length([len(one) for one in tokens], budget):
+    passes = by_length([len(one) for one in tokens], budget)
+    for chosen in progress(passes, desc="Encode texts", disable=not show_progress):
         batch = pad([tokens[row] for row in chosen], pad_id=bundle.tokenizer.pad_token_id).to(
             device
         )
@@ -55,6 +58,7 @@ def embed_once(
     device,
     precision: str,
     saved: Path | None,
+    show_progress: bool = False,
 ) -> np.ndarray:
     """`embed`, with equal texts once, and what is stored below `saved` for these weights, this precision and these libraries not at all."""
     names = [
@@ -63,7 +67,8 @@ def embed_once(
     ]
 
     def compute(rows: np.ndarray) -> np.ndarray:
-        return embed([tokens[row] for row in rows], pooled, bundle, budget, device)
+        chosen = [tokens[row] for row in rows]
+        return embed(chosen, pooled, bundle, budget, device, show_progress=show_progress)
 
     if saved is None:
         first = {name: index for index, name in enumerate(names)}
@@ -117,6 +122,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
         device,
         precision,
         saved,
+        bool(config["show_progress"]),
     )
 
 

@@ -333,6 +333,8 @@ class Prepared:
                     start_over(self.run_folder)
                 elif before and before["versions"].get("code") == store.code():
                     record["parts"] = before.get("parts", {})
+                if before and "summaries" in before:
+                    record["summaries"] = before["summaries"]
                 store.write_json(self.run_folder / store.RUN, record)
                 if (self.run_folder / STATE).is_file():
                     trainer.resume_checkpoint(self.run_folder)
@@ -345,6 +347,7 @@ class Prepared:
                     "versions": record["versions"]
                 }
                 del record["parts"]  # the row has them
+                record.pop("summaries", None)
                 store.write_json(
                     self.run_folder / store.RUN, record | {"status": "finished", "row": row}
                 )
@@ -370,7 +373,7 @@ class Prepared:
                 told = stock.refusal(model, f"train {model} with these settings", error)
             if not isinstance(told, UserError):
                 raise
-            stored = (STATE, "*.kept.npz", store.TEXTS, store.RANKS)
+            stored = (STATE, "*.kept.gz", store.TEXTS, store.RANKS)
             if any(any(folder.glob(name.format(part="*", key="*"))) for name in stored):
                 record = store.read_run(folder)
                 store.write_json(folder / store.RUN, record | {"status": "failed"})
@@ -393,6 +396,13 @@ class Prepared:
         )
         if self.settings.get("train_stage") == "pretrain":
             data = data | {"valid": None}
+        cases = {"train": train_data._dataset.split.train}
+        cases |= {part: trainer.ranked(own).cases for part, own in data.items() if own is not None}
+        try:
+            self.prepare_texts(model, cases, record)
+        finally:
+            if "summaries" in record:
+                store.write_json(self.run_folder / store.RUN, record)
         trainer.fit(
             train_data, data["valid"], show_progress=self.config["show_progress"], callback_fn=watch
         )
@@ -422,7 +432,30 @@ class Prepared:
             "seconds": seconds | {f"fit_{key}": round(value, 2) for key, value in trainer.seconds.items()},
             "memory_mib": memory, "device": str(self.config["device"]), "rates": record["parts"]["test"]["rates"], "cases": len(data["test"]._dataset.cases),
             "candidates": candidates, "users_as_trained": users_as_trained(model, data["test"]._dataset),
-        }  # fmt: skip
+        } | ({"summaries": record["summaries"]} if "summaries" in record else {})  # fmt: skip
+
+    @staticmethod
+    def prepare_texts(model, parts: dict, record: dict) -> None:
+        """Let a model that has texts written for it do so for the cases of these parts.
+
+        What they cost is added to `record["summaries"]`, where processes before this one may have
+        left what they paid.
+        """
+        if not hasattr(model, "prepare"):
+            return
+        before = record.get("summaries", {})
+        paid = before.get("bill", {})
+        try:
+            model.prepare(parts)
+        finally:
+            if costs := model.costs():
+                for part, bill in costs["bill"].items():
+                    for name, count in paid.get(part, {}).items():
+                        bill[name] = bill.get(name, 0) + count
+                record["summaries"] = {
+                    "forecast": before.get("forecast", costs["forecast"]),
+                    "bill": paid | costs["bill"],
+                }
 
     def rates(self, model, part: str) -> dict[str, float]:
         """What a model of ours tells of its answers in the last ranking."""

@@ -198,6 +198,8 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
                 return _already(log, target, known)
             log.start(target)
             trainer = prepared.make_trainer(model)
+            texts: dict = {}
+            prepared.prepare_texts(model, {part: trainer.ranked(data).cases}, texts)
             values, seconds = prepared.evaluate(trainer, data, target, part)
             row = done["row"] | prepared.measure | {
                 "run": f"{folder.name}/{target.name}", "dataset": prepared.name, "hash": prepared.hash,
@@ -207,8 +209,13 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
                 "candidates": {part: trainer.drawn}, "users_as_trained": users_as_trained(model, data._dataset),
             }  # fmt: skip
             row = (
-                {key: value for key, value in row.items() if key not in ("valid", "test")}
+                {
+                    key: value
+                    for key, value in row.items()
+                    if key not in ("valid", "test", "summaries")
+                }
                 | {part: values}
+                | texts
                 | ({"part": part} if part == "valid" else {})
             )
             record = {

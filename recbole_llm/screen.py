@@ -18,7 +18,7 @@ def printable(text: object) -> str:
 
 def say(text: object, file=None, end: str = "\n") -> None:
     """Print text of whatever origin, on standard output or on `file`."""
-    print(printable(text), file=file or sys.stdout, end=end)
+    print(printable(text), file=file or sys.stdout, end=end, flush=True)
 
 
 class LogFormatter(logging.Formatter):

@@ -39,9 +39,7 @@ def summarize(settings: dict) -> list[str]:
     with RunLog() as log:
         log.start()
         summarizer = Summarizer(config, text, logging.getLogger())
-        log.info(summarizer.forecast([history for part in histories.values() for history in part]))
-        found = {part: summarizer.of(own) for part, own in histories.items()}
-        log.info(summarizer.texts.told())
+        found = summarizer.prepare(histories)
     deciding = [
         config[key]
         for key in (

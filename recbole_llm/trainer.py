@@ -16,7 +16,6 @@ from recbole.utils.enum_type import ModelType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from . import optimizers, readback
 from .collate import by_length, pad, shuffled_steps
@@ -29,6 +28,7 @@ from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
 from .files import atomically, naming
 from .losses import backward
+from .progress import progress
 from .store import peak_memory
 
 SAVE_SECONDS = 120  # most training that a killed process loses
@@ -491,7 +491,7 @@ class LLMTrainer(Harness, stock.Trainer):
         begin, total, groups = self.position
         self.position = (0, 0.0, 0)
         started = saved = time.perf_counter()
-        bar = tqdm(steps, desc=f"Train {epoch_idx}", disable=not show_progress, ncols=100)
+        bar = progress(steps, desc=f"Train {epoch_idx}", disable=not show_progress)
         for step, rows in enumerate(bar):
             if step < begin:
                 continue

@@ -1,6 +1,7 @@
 """A search for settings by validation: trials are runs, in parallel by Ray Tune."""
 
 import json
+import logging
 from itertools import product
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import numpy as np
 import yaml
 
 from . import config, store
+from .cache import keep_aside, sealed, unsealed
 from .cluster import Cluster, asked, check, connected, need_ray, teller, trials
 from .errors import UserError
-from .files import read_lines, write_text
+from .files import write_text
 from .prepared import Prepared
 from .runs import run_settings, stages_of
 from .screen import say
 
 TRIALS, BEST = "trials.jsonl", "best.yaml"
+RECORD = {"point", "status", "score", "epochs", "run", "error"}  # names of a trial's record
 RANGES = {
     "uniform": lambda rng, low, high: float(rng.uniform(low, high)),
     "log": lambda rng, low, high: float(np.exp(rng.uniform(np.log(low), np.log(high)))),
@@ -156,8 +159,22 @@ class Search:
         return [ended[json.dumps(point)] for point in self.points if json.dumps(point) in ended]
 
     def _ended(self) -> dict[str, dict]:
-        records = [record for record in read_lines(self.folder / TRIALS) if _is_trial(record)]
-        return {json.dumps(record["point"]): record for record in records}
+        path = self.folder / TRIALS
+        if not path.is_file():
+            return {}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = [line for line in lines if line.strip()]
+        records = [unsealed(line) for line in lines]
+        whole = [
+            record for record in records if record and record.keys() == RECORD and _is_trial(record)
+        ]
+        if len(whole) < len(lines):
+            aside = keep_aside(path)
+            write_text(path, "\n".join(map(sealed, whole)))
+            logging.getLogger().warning(
+                f"{path} is damaged: {len(lines) - len(whole)} trials are done again; the damaged file is kept as {aside.name}"
+            )
+        return {json.dumps(record["point"]): record for record in whole}
 
     def _try(self, numbers: list[int], told) -> None:
         own = self.own
@@ -181,7 +198,7 @@ class Search:
                     "run": result.get("run"),
                 }
             known = self._ended() | {json.dumps(record["point"]): record}
-            write_text(self.folder / TRIALS, "\n".join(map(json.dumps, known.values())))
+            write_text(self.folder / TRIALS, "\n".join(map(sealed, known.values())))
             score = f": {error}" if error else f", valid {self.metric} {record['score']:.4f}"
             told(
                 f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}"

@@ -191,9 +191,11 @@ def test_what_a_killed_process_has_computed_stays(tmp_path, monkeypatch):
 def test_a_damaged_part_is_computed_again(tmp_path):
     names = [cache.name_of(text) for text in (b"a", b"b")]
     cache.vectors(tmp_path, names, lambda rows: np.ones((len(rows), 3)))
-    (path,) = tmp_path.glob("*.npz")
-    path.write_bytes(path.read_bytes()[:100])
+    (path,) = tmp_path.glob("*.vectors.gz")
+    path.write_bytes(path.read_bytes()[:20])
     assert (cache.vectors(tmp_path, names, lambda rows: np.full((len(rows), 3), 2.0)) == 2).all()
+    (aside,) = tmp_path.glob("*.damaged")
+    assert aside.stat().st_size == 20
 
 
 def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
@@ -204,10 +206,10 @@ def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
     def busy(path):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(np, "load", busy)
+    monkeypatch.setattr(type(tmp_path), "read_bytes", busy)
     with pytest.raises(OSError, match="Too many"):
         cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
-    assert len(list(tmp_path.glob("*.npz"))) == 1
+    assert len(list(tmp_path.glob("*.vectors.gz"))) == 1
 
 
 def frozen(folder, name, texts=TEXTS, **own):
@@ -215,7 +217,7 @@ def frozen(folder, name, texts=TEXTS, **own):
 
     settings = settings_for("LIR", folder, **own)
     found = embedding.frozen_vectors(name, texts, config.recbole_config(settings, folder))
-    return found, {path.parent.name for path in (folder / "saved" / "cache").glob("*/*.npz")}
+    return found, {path.parent.name for path in (folder / "saved" / "cache").glob("*/*.vectors.gz")}
 
 
 def test_stored_vectors_are_of_these_texts_weights_and_settings(tmp_path, monkeypatch):
@@ -295,8 +297,8 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
     write_cycle(tmp_path)
     settings = settings_for("ST5Seq", tmp_path, max_length=64)
     run = run_settings(settings)
-    stored = list((tmp_path / "saved" / "cache").glob("*/*.npz"))
-    assert len(stored) == 1 and len(np.load(stored[0])["vectors"]) == len(FRUIT)
+    stored = list((tmp_path / "saved" / "cache").glob("*/*.vectors.gz"))
+    assert len(stored) == 1 and len(cache.Entries(stored[0]).read(len)) == len(FRUIT)
     seen, inner = [], embedding.embed
     monkeypatch.setattr(
         embedding,
@@ -325,7 +327,7 @@ def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
             "fp16",
             tmp_path,
         )
-    assert not list(tmp_path.glob("cache/*/*.npz"))
+    assert not list(tmp_path.glob("cache/*/*.vectors.gz"))
 
 
 def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):

@@ -85,7 +85,7 @@ def test_what_is_there_is_not_done_again_and_a_failure_leaves_the_others(
     done, told = [], []
     real = jobs.work
     monkeypatch.setattr(
-        jobs, "work", lambda frozen, unit: done.append(unit.name) or real(frozen, unit)
+        jobs, "work", lambda frozen, unit, told: done.append(unit.name) or real(frozen, unit, told)
     )
     failed = jobs.run(frozen, [units[0], broken(units[0]), units[1]], tmp_path, None, told.append)
     assert (
@@ -97,6 +97,7 @@ def test_what_is_there_is_not_done_again_and_a_failure_leaves_the_others(
     done.clear()
     assert jobs.run(frozen, units, tmp_path, None, told.append) == {} and done == ["users 2"]
     assert "units: 2 of 3 are there already" in told
+    assert "starting unit broken (2 of 3)" in told and "starting unit users 2 (1 of 1)" in told
     record = json.loads((unit_folder(tmp_path, "users 2") / "unit.json").read_text())
     assert np.isfinite(list(record["losses"].values())).all()
 
@@ -161,7 +162,12 @@ def test_a_worker_that_is_killed_is_replaced(frozen, units, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     assert jobs.run(frozen, units, tmp_path / "here", None, print) == {}
     deadly = [Deadly(**vars(unit), mark=str(tmp_path / quote(unit.name))) for unit in units]
-    assert jobs.run(frozen, deadly, tmp_path / "ray", Cluster(), print) == {}
+    told = []
+    assert jobs.run(frozen, deadly, tmp_path / "ray", Cluster(), told.append) == {}
+    assert told[0] == "starting Ray for 3 units"
+    for unit in units:
+        again = [line for line in told if line.startswith(f"starting unit {unit.name} again, ")]
+        assert len(again) == 1 and f"starting unit {unit.name}" in told, told
     assert all((tmp_path / quote(unit.name)).exists() for unit in units)
     assert contents(tmp_path / "here", units) == contents(tmp_path / "ray", units)
 

@@ -245,7 +245,7 @@ def test_a_damaged_or_foreign_start_of_a_ranking_is_left(tmp_path, monkeypatch, 
     _, model, _, _ = prepared("CALRec", write_cycle(tmp_path))
     kept = kept_module.Kept(tmp_path, "test", model)
     kept.path.write_bytes(b"PK no archive")
-    assert kept_module.Kept(tmp_path, "test", model).parts == [] and "is damaged" in caplog.text
+    assert kept_module.Kept(tmp_path, "test", model).pieces == [] and "is damaged" in caplog.text
     monkeypatch.setattr(store, "code", lambda: "another")
     assert kept_module.Kept(tmp_path, "test", model).path != kept.path
     kept_module.forget(tmp_path)
@@ -342,4 +342,4 @@ def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
         assert run.row[part] == whole.row[part]
     assert run.row["rates"] == whole.row["rates"]
     assert (run.ranks().above == whole.ranks().above).all()
-    assert not list(run.folder.glob("*.kept.npz")) and "parts" not in store.read_run(run.folder)
+    assert not list(run.folder.glob("*.kept.gz")) and "parts" not in store.read_run(run.folder)

@@ -340,7 +340,8 @@ def test_empty_and_too_long_texts_are_tried_again_once_and_then_replaced(tmp_pat
         and counted.counts["written"] == 1 + 99 + 1 + 99 + 99 + 1 + 2 + 2 + 2
     )
     assert counted.told() == (
-        "summaries: 5 texts, of which 0 were there, 90 tokens read and 306 written; 3 came back empty and 3 too long; 2 are extracts instead"
+        "summaries: 5 texts, of which 0 were there, 90 tokens read and 306 written by 9 requests; "
+        "3 came back empty and 3 too long; 2 are extracts instead, which --summaries=retry asks for again"
     )
     again = summaries(tmp_path, Scripted())
     assert [summary.text for summary in again.of(plans(1, 1, 1, 1, 1))] == found and again.counts[

@@ -162,6 +162,6 @@ def test_nothing_is_kept_while_weights_change(tmp_path):
 
 def test_a_run_that_starts_over_forgets_what_others_wrote(tmp_path):
     (tmp_path / "test.0.texts.jsonl.gz").write_bytes(b"")
-    (tmp_path / "test.0.kept.npz").write_bytes(b"")
+    (tmp_path / "test.0.kept.gz").write_bytes(b"")
     kept_module.start_over(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
-from tqdm import tqdm
 
 from ..data.splits import Cases
+from ..progress import progress as shown
 from .histories import by_history
-from .kept import Kept, joined
+from .kept import Kept, Piece, joined, missing
 from .ranks import UNNAMED, RankTable, rank_targets
 
 MAX_CASES = 1024  # cases per forward pass, whatever the memory
@@ -53,22 +53,17 @@ def rank_cases(
     width = dataset.item_num - 1 if not pairwise else candidates.shape[1] + 1
     rows = int(max(1, min(getattr(model, "max_cases", MAX_CASES), memory * 2**20 // (4 * width))))
     tables = dataset.tables
-    parts, lists = ([], []) if kept is None else (kept.parts, kept.lists)
+    pieces: list[Piece] = [] if kept is None else kept.pieces
     if kept is not None:
         kept.start()
-    for begin in tqdm(
-        range(sum(map(len, parts)), len(cases), rows),
-        desc=progress,
-        disable=progress is None,
-        ncols=100,
+    for begin, end in shown(
+        list(missing(pieces, len(cases), rows)), desc=progress, disable=progress is None
     ):
-        batch = cases[begin : begin + rows]
+        batch = cases[begin:end]
         target = torch.from_numpy(tables.item[batch.end].astype(np.int64))
         chosen = None
         if candidates is not None:
-            chosen = torch.cat(
-                [target[:, None], torch.from_numpy(candidates[begin : begin + rows])], dim=1
-            )
+            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin:end])], dim=1)
         if judges:
             scores = model.judged(batch, chosen)
         elif pairwise:
@@ -92,12 +87,13 @@ def rank_cases(
             user=tables.users[batch.user], target=tables.items[tables.item[batch.end]], position=batch.end - tables.start[batch.user],
             above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=n_candidates, fallback=fallback,
         )  # fmt: skip
-        parts.append(table)
-        if topk:
-            lists.append(_top(scores, chosen, topk))
-        if kept is not None:
-            kept.keep(parts, lists)
-    return RankTable.concat(parts), TopLists(*joined(lists)) if topk else None
+        lists = _top(scores, chosen, topk) if topk else None
+        if kept is None:
+            pieces.append(Piece(begin, table, lists))
+        else:
+            kept.add(Piece(begin, table, lists))
+    whole = joined(pieces)
+    return whole.table, TopLists(*whole.lists) if topk else None
 
 
 def _scores_all(model) -> bool:

@@ -50,6 +50,7 @@ class DenseModel(EncodeModel, BackboneModel):
             self.device,
             self.config["precision"],
             saved,
+            bool(self.config["show_progress"]) and saved is not None,
         )
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 

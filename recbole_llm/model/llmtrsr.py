@@ -8,6 +8,8 @@ from .judge import JudgeModel
 class LLMTRSR(JudgeModel):
     """The judge with a summary of the whole history and its newest items."""
 
+    answer_keys = (*JudgeModel.answer_keys, "summaries")
+
     @classmethod
     def check(cls, config, tables):
         super().check(config, tables)
@@ -27,14 +29,28 @@ class LLMTRSR(JudgeModel):
         self.counts.update(summaries_replaced=sum(one.replaced for one in found))
         return [one.text or None for one in found]
 
-    def training_examples(self, epoch):
-        if self.summarizer:
-            if epoch == 0:
-                self.summarizer.prepare(
-                    self.corpus.newest(self.config["targets"]).histories(self.tables)
-                )
+    def prepare(self, parts):
+        """Write the summaries of cases, by part of the data, before anything is trained; those of "train" are the model's own."""
+        if not self.summarizer:
+            return
+        if "train" in parts:
+            parts = parts | {"train": self.corpus.newest(self.config["targets"])}
+        try:
+            self.summarizer.prepare(
+                {part: cases.histories(self.tables) for part, cases in parts.items()}
+            )
+        finally:
             self.summarizer.release()
-        return super().training_examples(epoch)
+
+    def costs(self):
+        """What summaries cost, see Summarizer.costs."""
+        return self.summarizer.costs() if self.summarizer else {}
+
+    def training_examples(self, epoch):
+        examples = super().training_examples(epoch)
+        if self.summarizer:
+            self.summarizer.release()
+        return examples
 
     def rates(self):
         own = ("cut_summaries", "summaries_replaced") if self.summarizer else ()

@@ -1,7 +1,9 @@
 """Units done one after another in this process, or in parallel by Ray Tune on this machine or a cluster: the same function, the same files."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..cluster import ATTEMPTS, Cluster, asked, connected, in_line, teller, trials
@@ -9,6 +11,8 @@ from ..files import storage_fault
 from ..screen import say
 from .training import Frozen
 from .units import Unit, done, keep, work
+
+RELAY_SECONDS = 5.0  # between two looks at what workers have said
 
 
 def run(
@@ -43,7 +47,7 @@ def run(
 
 
 class Progress:
-    """Tells of each unit that has come to its end, and how long the others are going to take."""
+    """Tells of each unit that begins or has come to its end, and how long the others are going to take."""
 
     def __init__(self, units: Sequence[Unit], told: Callable[[str], None]):
         self.cost, self.told, self.started, self.done = (
@@ -52,6 +56,13 @@ class Progress:
             time.perf_counter(),
             [],
         )
+
+    def begun(self, unit: str) -> None:
+        place = list(self.cost).index(unit) + 1
+        self.told(f"starting unit {unit} ({place} of {len(self.cost)})")
+
+    def again(self, unit: str, error: str) -> None:
+        self.told(f"starting unit {unit} again, since its process ended with: {error}")
 
     def ended(self, unit: str, error: str | None = None) -> None:
         self.done.append(unit)
@@ -68,9 +79,10 @@ def _here(
 ) -> dict[str, str]:
     failed = {}
     for unit in units:
+        progress.begun(unit.name)
         for attempt in range(ATTEMPTS):
             try:
-                keep(folder, unit.name, work(frozen, unit))
+                keep(folder, unit.name, work(frozen, unit, progress.told))
                 progress.ended(unit.name)
                 break
             except (
@@ -88,6 +100,7 @@ def _on_ray(
     frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster, progress: Progress
 ) -> dict[str, str]:
     """One trial for each unit. What all of them read is put into the object store once; an actor on this machine writes what they send."""
+    progress.told(f"starting Ray for {len(units)} units")
     with connected(cluster) as resources:
         import ray
         from ray import tune
@@ -105,8 +118,9 @@ def _on_ray(
             tune.with_parameters(_trainable(), frozen=frozen, units=by_name, keeper=keeper),
             resources,
         )
-        tell = teller(lambda unit, result, error: progress.ended(unit, error))
-        results = trials(trainable, "unit", by_name, tell, reuse_actors=True)
+        tell = teller(lambda unit, result, error: progress.ended(unit, error), progress.again)
+        with _relayed(keeper, progress.told):
+            results = trials(trainable, "unit", by_name, tell, reuse_actors=True)
         errors = {
             asked(result.config): result.error
             for result in results
@@ -119,11 +133,44 @@ def _on_ray(
         }
 
 
+@contextmanager
+def _relayed(keeper, told: Callable[[str], None]):
+    """Within it, what workers say through the keeper is told here."""
+    import ray
+
+    ended = threading.Event()
+
+    def relay() -> None:
+        last = False
+        while not last:
+            last = ended.wait(RELAY_SECONDS)
+            try:
+                for line in ray.get(keeper.said.remote()):
+                    told(line)
+            except ray.exceptions.RayError:  # the cluster is gone, which the units' errors say
+                return
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(RELAY_SECONDS)
+
+
 class Keeper:
-    """Writes what units send into a folder of the machine that asked for them."""
+    """Writes what units send into a folder of the machine that asked for them, and holds what they say until it is asked for."""
 
     def __init__(self, folder: str):
-        self.folder = Path(folder)
+        self.folder, self.lines = Path(folder), []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def said(self) -> list[str]:
+        lines, self.lines = self.lines, []
+        return lines
 
     def keep(self, unit: str, files: dict[str, bytes]) -> None:
         keep(self.folder, unit, files)
@@ -153,7 +200,10 @@ def _trainable() -> type:
         def step(self):
             import ray
 
-            ray.get(self.keeper.keep.remote(self.unit, work(self.frozen, self.units[self.unit])))
+            say = self.keeper.say.remote
+            say(f"starting unit {self.unit}")
+            files = work(self.frozen, self.units[self.unit], say)
+            ray.get(self.keeper.keep.remote(self.unit, files))
             return {"done": True}
 
     return Units

@@ -14,8 +14,8 @@ from ..data.tables import Tables
 from ..errors import UserError
 from ..evaluation.ranks import RankTable
 from ..prepared import Prepared
+from ..progress import say_with_time
 from ..runs import Run, run_settings
-from ..screen import say
 from . import jobs, plan
 from .cohorts import Cohorts, activity, at_random
 from .training import Frozen, Learner, Recipe, freeze, step_tokens
@@ -153,7 +153,7 @@ class Personal:
             self.prepared.config,
         )
 
-    def run(self, told=say) -> tuple[Path, Spectrum]:
+    def run(self, told=say_with_time) -> tuple[Path, Spectrum]:
         """Train what is not there yet. Returns the folder that it is in, and what was found."""
         epochs = {"1": {"epochs": 0}, "2": {}}
         runs = {

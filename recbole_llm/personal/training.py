@@ -3,7 +3,7 @@
 An adapter of one user has a handful of cases, so that alone its steps are mostly overhead. Here one pass reads the texts of many adapters, in equal shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,8 +100,15 @@ def freeze(model, *parts: Cases) -> Frozen:
     )
 
 
-def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Trained:
+def train(
+    frozen: Frozen,
+    learners: Sequence[Learner],
+    recipe: Recipe,
+    advanced: Callable[[float], object] = lambda epochs: None,
+) -> Trained:
     """Train one stack of adapters. All of them have as many steps an epoch: see `together`.
+
+    advanced : called after each step, with the share of an epoch that it is.
 
     Each begins with nothing added to the frozen model, which counts as its first validated state. None of its numbers depends on the others but for
     dropout and the order of sums.
@@ -162,6 +169,7 @@ def train(frozen: Frozen, learners: Sequence[Learner], recipe: Recipe) -> Traine
                 ).sum().backward()
             _clip(stack, recipe.max_norm)
             optimizer.step()
+            advanced(1 / len(plans[0]))
         now = _validate(frozen, stack, [checks[one] for one in living], recipe)
         for place, (one, loss) in enumerate(zip(living, now, strict=True)):
             better = loss < min(losses[one])

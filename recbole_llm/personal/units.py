@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from ..config import digest
 from ..data.splits import Cases
 from ..evaluation.ranks import RankTable
 from ..files import atomic_folder
+from ..progress import LineProgress
 from .ranking import rank
 from .training import Frozen, Learner, Recipe, step_tokens, together, train
 
@@ -37,8 +38,11 @@ class Unit:
     cost: float = 1.0
 
 
-def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
-    """Do a unit: path -> content of its files, which are the adapters as PEFT has them, `ranks.npz` and `unit.json`."""
+def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) -> dict[str, bytes]:
+    """Do a unit: path -> content of its files, which are the adapters as PEFT has them, `ranks.npz` and `unit.json`.
+
+    told : takes lines on how far it is, now and then.
+    """
     started, tests = (
         time.perf_counter(),
         {learner.name: cases for learner, cases in zip(unit.learners, unit.tests, strict=True)},
@@ -48,8 +52,15 @@ def work(frozen: Frozen, unit: Unit) -> dict[str, bytes]:
         folder = Path(name)
         sizes = [step_tokens(frozen, learner, unit.recipe) for learner in unit.learners]
         batch, budget = unit.recipe.train_batch_size, unit.recipe.pass_tokens
-        for own in together(unit.learners, batch, unit.stack, sizes, budget):
-            trained = train(frozen, own, unit.recipe)
+        stacks = together(unit.learners, batch, unit.stack, sizes, budget)
+        shown = LineProgress(
+            desc=f"in unit {unit.name}", total=len(stacks) * unit.recipe.epochs, unit="epochs",
+            write=told or (lambda line: None),
+        )  # fmt: skip
+        for place, own in enumerate(stacks, start=1):
+            shown.set_postfix_str(f"stack {place} of {len(stacks)}")
+            trained = train(frozen, own, unit.recipe, shown.update)
+            shown.n = place * unit.recipe.epochs  # of which an early stop leaves some out
             tables += rank(
                 frozen,
                 trained.stack,

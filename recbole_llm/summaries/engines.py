@@ -1,5 +1,6 @@
 """Who writes summaries: by the setting `summarizer`."""
 
+import json
 from pathlib import Path
 
 from .. import store
@@ -13,6 +14,7 @@ from .extractive import Extractive
 from .writing import Engine
 
 EXTRACTIVE = "extractive"
+FIXED = {"model", "messages", "stream", "n"}  # fields of a request that no setting may replace
 
 
 def check(config) -> None:
@@ -30,10 +32,31 @@ def check(config) -> None:
         with named_by("summarizer"):
             trusted = bool(config["trust_remote_code"])
             check_name(name, Path(config["checkpoint_dir"]), trusted)
+    _check_extra(config)
     if config["summary_tokens"] * 2 > config["summarizer_length"]:
         raise UserError(
             f"summary_tokens: expected at most half of summarizer_length ({config['summarizer_length']}), found {config['summary_tokens']}"
         )
+
+
+def _check_extra(config) -> None:
+    extra = config["summarizer_extra"]
+    if not extra:
+        return
+    if not asks_server(config["settings"]):
+        raise UserError(
+            f"summarizer_extra: these are fields of requests to a server, and the summarizer is {config['summarizer']}; leave it out, or set --summarizer to a server's URL"
+        )
+    if fixed := sorted(extra.keys() & FIXED):
+        raise UserError(
+            f"summarizer_extra: {', '.join(fixed)} cannot be set here; the model is summarizer_model, and each request asks for one text"
+        )
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"summarizer_extra: expected what JSON can say ({error}); put dates in quotes"
+        ) from None
 
 
 def make(config, wording: Wording, extractive: Extractive) -> Engine:
@@ -55,6 +78,9 @@ def make(config, wording: Wording, extractive: Extractive) -> Engine:
             config["summarizer_model"],
             wording,
             parallel=config["summarizer_parallel"],
+            retries=config["summarizer_retries"],
+            timeout=config["summarizer_timeout"],
+            extra=config["summarizer_extra"],
             **limits,
         )
     from .local import LocalEngine

@@ -78,6 +78,10 @@ class LocalEngine:
         said = parts(request, self.wording, self.pieces.piece, room, self.max_new, space)
         return np.concatenate([opening, *said, closing])
 
+    def size(self, request: Request) -> int:
+        """Tokens of a request's prompt."""
+        return len(self.prompt(request))
+
     def write(
         self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
     ) -> None:

@@ -22,11 +22,22 @@ class Request:
 
 
 class Text(NamedTuple):
-    """What an engine wrote; whole : it ended by itself. tokens : how many were read and written."""
+    """What an engine wrote.
+
+    Attributes
+    ----------
+    whole : it ended by itself.
+    tokens : how many were read and written.
+    requests : how often it was asked for.
+    fault : "refused" or "failed" where an engine gives no text, and `why`, in its own words.
+    """
 
     text: str
     whole: bool = True
     tokens: tuple[int, int] = (0, 0)
+    requests: int = 1
+    fault: str | None = None
+    why: str = ""
 
 
 def blocks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:

@@ -1,6 +1,7 @@
 """The summaries of a dataset's histories, as settings say."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ..data.text import ItemText
 from ..wording import Wording
 from . import engines
 from .extractive import Extractive
-from .plan import Request, Round, Summary, hierarchical, recurrent, run
+from .plan import Round, Summary, hierarchical, recurrent
 from .writing import Summaries
 
 
@@ -20,12 +21,18 @@ class Summarizer:
     Attributes
     ----------
     known : the summary of each history that was asked for in this process, by its items.
+    counts : see Summaries.
+    forecasts, bills : what `prepare` has expected and counted, by part of the data: `requests`, and the tokens `read` and `written`.
     """
 
     def __init__(self, config, text: ItemText, logger):
         self.config, self.logger, self.extractive = config, logger, Extractive.of(text)
         self.items = [tuple(zip(text.names, values, strict=True)) for values in text.values]
         self.known: dict[bytes, Summary] = {}
+        self.counts: Counter = Counter()
+        self.tried: set[str] = set()
+        self.forecasts: dict[str, Counter] = {}
+        self.bills: dict[str, Counter] = {}
         self.logger.info(f"summaries: {engines.told(config)}")
 
     @cached_property
@@ -37,6 +44,9 @@ class Summarizer:
             self.extractive,
             Path(self.config["checkpoint_dir"]) / "cache" / "summaries",
             self.config["show_progress"],
+            retry=self.config["summaries"] == "retry",
+            tried=self.tried,
+            counts=self.counts,
         )
 
     def release(self) -> None:
@@ -57,32 +67,42 @@ class Summarizer:
             else recurrent(items, size)
         )
 
-    def prepare(self, histories: Sequence[np.ndarray]) -> None:
-        """`of`, with lines in the log on how much there is to write and what was done."""
-        if self.texts.engine.paid:
-            self.logger.info(self.forecast(histories))
-        self.of(histories)
-        self.logger.info(self.texts.told())
-
-    def forecast(self, histories: Sequence[np.ndarray]) -> str:
-        """One line on how much there is to write at most: equal texts are written once, and those on disk not at all."""
-        texts = characters = 0
-
-        def count(requests: list[Request], level: int) -> list[tuple[str, bool]]:
-            nonlocal texts, characters
-            texts += len(requests)
-            characters += sum(
-                len(value) for request in requests for item in request.items for _, value in item
-            )
-            return [("", False)] * len(requests)
-
-        run(map(self.plan, histories), count)
-        most = texts * self.config["summary_tokens"] / 1e6
-        tokens = (
-            f", {characters / 4e6:.2f} M tokens of items to read and at most {most:.2f} M to write"
+    def prepare(self, parts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[Summary]]:
+        """`of` the histories of each part of the data, with lines in the log on what it will cost at most, and what it has cost."""
+        self.forecasts = self.texts.forecast(
+            {part: map(self.plan, histories) for part, histories in parts.items()}
         )
-        tokens = "" if self.config["summarizer"] == engines.EXTRACTIVE else tokens
-        return f"forecast: at most {texts} texts for {len(histories)} histories{tokens}; equal ones are written once, and those that are there are not"
+        histories = sum(map(len, parts.values()))
+        texts = sum(costs["requests"] for costs in self.forecasts.values())
+        told = f"forecast: at most {texts} texts for {histories} histories"
+        if self.texts.engine.paid:
+            told += f" ({_told(self.forecasts)}), if each is good at once; a second request may be made for any"
+        self.logger.info(told)
+        found = {}
+        for part, own in parts.items():
+            before = self.counts.copy()
+            try:
+                found[part] = self.of(own)
+            finally:
+                self.bills[part] = self.counts - before
+        if self.texts.engine.paid:
+            self.logger.info(f"bill: {_told(self.bills)}")
+        self.logger.info(self.texts.told())
+        return found
+
+    def costs(self) -> dict[str, dict]:
+        """`forecasts` and `bills` for a run's record; nothing where no engine is paid."""
+        if not self.forecasts or self.config["summarizer"] == engines.EXTRACTIVE:
+            return {}
+        columns = {"requests": "requests", "read": "prompt_tokens", "written": "answer_tokens"}
+        kinds = {"forecast": self.forecasts, "bill": self.bills}
+        return {
+            kind: {
+                part: {name: costs[key] for key, name in columns.items()}
+                for part, costs in parts.items()
+            }
+            for kind, parts in kinds.items()
+        }
 
     def of(self, histories: Sequence[np.ndarray]) -> list[Summary]:
         """The summary of each history."""
@@ -95,3 +115,13 @@ class Summarizer:
             written = self.texts.of([self.plan(history) for history in missing.values()])
             self.known |= dict(zip(missing, written, strict=True))
         return [self.known[name] for name in names]
+
+
+def _told(parts: Mapping[str, Counter]) -> str:
+    """What each part costs, and all of them."""
+    whole = sum(parts.values(), Counter())
+    texts = [
+        f"{part} {costs['requests']} requests, {costs['read']} tokens read, {costs['written']} written"
+        for part, costs in (*parts.items(), ("in all", whole))
+    ]
+    return "; ".join(texts)

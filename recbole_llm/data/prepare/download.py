@@ -8,9 +8,9 @@ from pathlib import Path
 
 import requests
 from filelock import FileLock
-from tqdm import tqdm
 
 from ...errors import UserError
+from ...progress import progress
 from .raw import Net, Remote, check
 
 ATTEMPTS, WAIT, TIMEOUT, BLOCK = (
@@ -109,14 +109,13 @@ def _continue(url: str, name: str, part: Path, net: Net) -> None:
         )
         with (
             open(part, "ab" if have else "wb") as file,
-            tqdm(
+            progress(
                 desc=name,
                 total=total,
                 initial=have,
                 unit="B",
                 unit_scale=True,
                 disable=not net.show_progress,
-                ncols=100,
             ) as bar,
         ):
             for block in answer.iter_content(BLOCK):

@@ -1,0 +1,300 @@
+"""Files that are damaged on disk: what is whole is read, nothing wrong is, and what is paid for is not overwritten."""
+
+import gzip
+import json
+import random
+
+import numpy as np
+import pytest
+from test_summaries import Scripted, plans, summaries
+
+from recbole_llm import cache, tune
+from recbole_llm.cache import Entries, Lines, members, name_of, sealed
+from recbole_llm.evaluation import kept as kept_module
+from recbole_llm.evaluation.kept import Kept, Piece
+from recbole_llm.evaluation.ranks import RankTable
+from recbole_llm.generation.written import Answer, Written
+
+FEW, MANY = 200, 5000  # single bytes that are changed, in the fast suite and in the slow one
+SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
+RNG = np.random.default_rng(0)
+
+
+class TextStore:
+    """Summaries: JSON lines."""
+
+    name = "texts.jsonl.gz"
+    entries = {f"n{number}": f"text {number} ñ " + "x" * number for number in range(12)}
+
+    def write(self, path):
+        Lines(path).append({"name": name, "text": text} for name, text in self.entries.items())
+
+    def read(self, path):
+        return dict(Lines(path).read(lambda line: (line["name"], line["text"])))
+
+
+class OldTextStore(TextStore):
+    """As older versions wrote them: some lines in one member, with the time of day in its head."""
+
+    def write(self, path):
+        items = list(self.entries.items())
+        with open(path, "wb") as file:
+            for begin in range(0, len(items), 3):
+                lines = [json.dumps({"name": n, "text": t}) + "\n" for n, t in items[begin : begin + 3]]  # fmt: skip
+                file.write(gzip.compress("".join(lines).encode()))
+
+
+class AnswerStore:
+    """What a model has generated."""
+
+    name = "test.0.texts.jsonl.gz"
+    entries = {
+        (f"u{number}", 0, 3 + number): Answer(["Title: a ñ."], [-0.5 - number], [2], 1, [number])
+        for number in range(12)
+    }
+
+    def write(self, path):
+        for name, answer in self.entries.items():
+            Written(path).add({name: answer})
+
+    def read(self, path):
+        return Written(path).known
+
+
+class VectorStore:
+    """Vectors of texts; what is damaged is computed again, as zeros here."""
+
+    name = "part.vectors.gz"
+    entries = {name_of(bytes([number])): RNG.normal(size=5).astype("f4") for number in range(12)}
+
+    def write(self, path):
+        names = list(self.entries)
+        cache._write_vectors(path.parent, names, np.stack([self.entries[name] for name in names]))
+        next(path.parent.glob("*.vectors.gz")).rename(path)
+
+    def read(self, path):
+        names = list(self.entries)
+        found = cache.vectors(path.parent, names, lambda rows: np.zeros((len(rows), 5)))
+        for other in set(path.parent.glob("*.vectors.gz")) - {path}:
+            other.unlink()
+        return {name: row.tobytes() for name, row in zip(names, found, strict=True) if row.any()}
+
+
+class OldVectorStore(VectorStore):
+    """As older versions wrote them: one archive of numpy's."""
+
+    name = "part.npz"
+
+    def write(self, path):
+        names = np.frombuffer(b"".join(self.entries), dtype=np.uint8).reshape(12, -1)
+        np.savez(path, names=names, vectors=np.stack(list(self.entries.values())))
+
+
+class RankStore:
+    """A ranking that goes on."""
+
+    name = "test.code.kept.gz"
+    entries = {number: [number % 5, 2, number] for number in range(4)}
+
+    def table(self, number):
+        above, tied, position = self.entries[number]
+        return RankTable([f"u{number}"], [f"i{number}"], [position], [above], [tied], [20], [False])
+
+    def kept(self, path):
+        found = Kept(path.parent, "test", None)
+        found.path, found.entries = path, Entries(path, level=0)
+        return found
+
+    def write(self, path):
+        kept = self.kept(path)
+        for number in self.entries:
+            lists = np.full((1, 3), number, "i4"), np.full((1, 3), number, "f4")
+            kept.saved = -1e9  # it is time to write
+            kept.add(Piece(number, self.table(number), lists))
+
+    def read(self, path):
+        found = {}
+        for piece, _, _ in Entries(path).read(kept_module._unpacked):
+            table, (items, scores) = piece.table, piece.lists
+            assert (items == piece.begin).all() and (scores == piece.begin).all()
+            found[piece.begin] = [int(table.above[0]), int(table.tied[0]), int(table.position[0])]
+        return found
+
+
+STORES = [TextStore, OldTextStore, AnswerStore, VectorStore, RankStore]
+
+
+def plain(entries):
+    return {
+        name: value.tobytes() if isinstance(value, np.ndarray) else value
+        for name, value in entries.items()
+    }
+
+
+def parts_of(store, path, whole):
+    """(begin, end, names) of each part of a file that damage costs whole."""
+    if store.name.endswith(".npz"):
+        return [(0, len(whole), list(store.entries))]
+    bounds = [(begin, end) for begin, end, _ in members(whole)]
+    names, each = list(store.entries), len(store.entries) // len(bounds)
+    return [
+        (begin, end, names[number * each : (number + 1) * each])
+        for number, (begin, end) in enumerate(bounds)
+    ]
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("kind", [*STORES, OldVectorStore], ids=lambda kind: kind.__name__)
+def test_a_damaged_byte_costs_the_entry_that_it_hits(tmp_path, kind, count, caplog):
+    store, rng = kind(), random.Random(1)
+    path = tmp_path / store.name
+    store.write(path)
+    whole, expected = path.read_bytes(), plain(store.entries)
+    assert store.read(path) == expected and not list(tmp_path.glob("*.damaged*"))
+    parts, lost = parts_of(store, path, whole), 0
+    assert len(parts) == {OldVectorStore: 1, OldTextStore: 4}.get(kind, len(store.entries))
+    for _ in range(count):
+        at = rng.randrange(len(whole))
+        changed = bytes([whole[at] ^ rng.randint(1, 255)])
+        path.write_bytes(whole[:at] + changed + whole[at + 1 :])
+        found = store.read(path)
+        assert found.items() <= expected.items(), "a value that nobody wrote"
+        for begin, end, names in parts:
+            if not begin <= at < end:
+                assert found.keys() >= set(names), "an entry is lost that was whole"
+        asides = list(tmp_path.glob("*.damaged*"))
+        assert bool(asides) == (found != expected)
+        for aside in asides:
+            assert aside.read_bytes() == whole[:at] + changed + whole[at + 1 :]
+            aside.unlink()
+        lost += found != expected
+        if path.is_file() and found != expected:  # it is mended
+            caplog.clear()
+            assert store.read(path) == found and not caplog.records
+        path.unlink(missing_ok=True)
+    assert lost > count / 2
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_a_damaged_trial_of_a_search_is_done_again(tmp_path, count, caplog):
+    """Lines that people read as they are have a checksum each."""
+    search, rng = object.__new__(tune.Search), random.Random(2)
+    search.folder = tmp_path
+    records = [
+        {"point": {"learning_rate": number / 8}, "status": "finished", "score": 0.25 + number, "epochs": 3, "run": f"r{number}", "error": None}
+        for number in range(6)
+    ]  # fmt: skip
+    path = tmp_path / tune.TRIALS
+    for seal in (json.dumps, sealed):  # older files have no checksums
+        path.write_text("\n".join(map(seal, records)) + "\n")
+        assert list(search._ended().values()) == records
+    whole = path.read_bytes()
+    ends = [at for at, byte in enumerate(whole) if byte == 10]
+    for _ in range(count):
+        at = rng.randrange(len(whole))
+        changed = bytes([whole[at] ^ rng.randint(1, 255)])
+        path.write_bytes(whole[:at] + changed + whole[at + 1 :])
+        found = list(search._ended().values())
+        hit = sum(end < at for end in ends)
+        assert all(one in records for one in found)
+        others = [one for number, one in enumerate(records) if number not in (hit, hit + 1)]
+        assert all(one in found for one in others)
+        for aside in tmp_path.glob("*.damaged*"):
+            aside.unlink()
+
+
+@pytest.mark.parametrize("kind", STORES, ids=lambda kind: kind.__name__)
+def test_a_file_that_is_cut_gives_what_is_whole(tmp_path, kind):
+    store = kind()
+    path = tmp_path / store.name
+    store.write(path)
+    whole = path.read_bytes()
+    parts = parts_of(store, path, whole)
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        names = {name for _, end, own in parts if end <= size for name in own}
+        assert store.read(path) == {name: plain(store.entries)[name] for name in names}
+
+
+def test_what_is_no_file_of_ours_is_kept_aside(tmp_path, caplog):
+    path = tmp_path / "texts.jsonl.gz"
+    for content in (b"no archive", gzip.compress(b"[1, 2]\n"), gzip.compress(b"\xff\xfe"), gzip.compress(b"{"), b"\x1f\x8b\x08"):  # fmt: skip
+        path.write_bytes(content)
+        lines = Lines(path)
+        assert lines.read(lambda line: line["name"]) == []
+        lines.append([{"name": "a"}])
+        assert lines.read(lambda line: line["name"]) == ["a"]
+    asides = sorted(tmp_path.glob("*.damaged*"))
+    assert [path.name.partition(".damaged")[2] for path in asides] == ["", "-2", "-3", "-4", "-5"]
+    assert (
+        caplog.text.count("is damaged") == 5 and "kept as texts.jsonl.gz.damaged-2" in caplog.text
+    )
+
+
+def test_a_file_is_read_by_zcat(tmp_path):
+    """And a line of any characters stays one."""
+    path = tmp_path / "texts.jsonl.gz"
+    texts = ["a", "line\u2028separator", "b\nc", "\x85"]
+    Lines(path).append({"text": text} for text in texts)
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        assert [json.loads(line)["text"] for line in file] == texts
+    assert Lines(path).read(lambda line: line["text"]) == texts
+
+
+def test_a_magic_number_within_an_entry_is_none(tmp_path):
+    path = tmp_path / "entries.gz"
+    contents = [b"\x1f\x8b\x08" * 5 + bytes([number]) for number in range(4)]
+    Entries(path, level=0).append(contents)  # stored as they are
+    assert Entries(path).read(bytes) == contents
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        found = Entries(path).read(bytes)
+        assert len(found) >= 3 and set(found) <= set(contents)
+
+
+def test_many_entries_are_read_in_time(tmp_path):
+    """Each is copied once, however many there are."""
+    path = tmp_path / "entries.gz"
+    Entries(path).append(str(number).encode() for number in range(20000))
+    assert Entries(path).read(int) == list(range(20000))
+
+
+def test_a_folder_that_cannot_be_written_is_read(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "texts.jsonl.gz"
+    TextStore().write(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+
+    def full(*args):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(cache.shutil, "copyfile", full)
+    assert len(TextStore().read(path)) == 11
+    assert "cannot be mended (Read-only file system)" in caplog.text
+    assert path.read_bytes() == whole[:-3]
+
+
+def test_only_the_text_that_is_damaged_is_asked_for_again(tmp_path):
+    summaries(tmp_path, Scripted()).of(plans(*[1] * 30))
+    (path,) = tmp_path.glob("*.jsonl.gz")
+    whole = bytearray(path.read_bytes())
+    whole[400] ^= 1
+    path.write_bytes(whole)
+    engine = Scripted()
+    found = summaries(tmp_path, engine).of(plans(*[1] * 30))
+    assert len(engine.calls) == 1 and found == summaries(tmp_path, Scripted()).of(plans(*[1] * 30))
+
+
+def test_a_ranking_with_a_hole_ranks_what_is_missing_alone(tmp_path):
+    def piece(begin, count):
+        table = RankTable([f"u{n}" for n in range(begin, begin + count)], ["i"] * count, [0] * count, [0] * count, [0] * count, [5] * count, [False] * count)  # fmt: skip
+        return Piece(begin, table, (np.full((count, 2), begin), np.full((count, 2), begin)))
+
+    pieces = [piece(10, 5), piece(0, 4)]
+    assert list(kept_module.missing(pieces, 20, 3)) == [(4, 7), (7, 10), (15, 18), (18, 20)]
+    assert list(kept_module.missing([], 4, 3)) == [(0, 3), (3, 4)]
+    assert list(kept_module.missing([piece(0, 4)], 4, 3)) == []
+    whole = kept_module.joined([*pieces, piece(4, 6), piece(15, 5)])
+    assert whole.table.user.tolist() == [f"u{number}" for number in range(20)]
+    assert whole.lists[0][:, 0].tolist() == [0] * 4 + [4] * 6 + [10] * 5 + [15] * 5
