@@ -85,16 +85,16 @@ class Backbone:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        own = gguf_file(name)
-        kind = {"dtype": torch.float32} | own | quantized(quantize)
+        packed = gguf_file(name)
+        kind = {"dtype": torch.float32} | packed | quantized(quantize)
         trust = {"trust_remote_code": trust_remote_code}
         with reading(name, name), loading_reports() as reports:
-            if own:
-                gguf_header.check(Path(name) / own["gguf_file"])
-            tokenizer = AutoTokenizer.from_pretrained(name, **own, **trust)
+            if packed:
+                gguf_header.check(Path(name) / packed["gguf_file"])
+            tokenizer = AutoTokenizer.from_pretrained(name, **packed, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
         check_whole(name, cls.kind, reports)
-        if own:  # its weights are float32 now, and can be trained and stored like any other
+        if packed:  # its weights are float32 now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if tokenizer.eos_token_id is None:
             raise UserError(
