@@ -65,3 +65,14 @@ def test_it_is_an_answering_setting_and_its_cases_are_the_same(tmp_path):
         UserError, match="rerank_from: split.split.* is .* in Pop-cycle-.* and .* here"
     ):
         evaluate_run(plain.folder, settings_for("CALRec", tmp_path, rerank_from=other.folder.name))
+
+
+def test_a_list_stands_as_it_is_where_no_text_says_anything(tmp_path):
+    write_cycle(tmp_path)
+    first = run_settings(settings_for("GRU4Rec", tmp_path, topk_saved=3))
+    own = {"epochs": 0, "max_new_tokens": 3}
+    silent = run_settings(settings_for("CALRec", tmp_path, **own)).ranks().fallback
+    again = run_settings(settings_for("CALRec", tmp_path, **own, rerank_from=first.folder.name))
+    assert silent.any() and again.row["rates"]["unmatched"] == silent.mean()
+    assert np.array_equal(tops(again)[silent, :3], tops(first)[silent])
+    assert (tops(again)[:, 3:] == -1).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from worlds import prepared, settings_for
 
-from recbole_llm.data.words import cut, words
+from recbole_llm.data.words import count, cut, words
 from recbole_llm.runs import run_settings
 
 
@@ -156,3 +156,19 @@ def test_what_cannot_be_matched_is_said_as_it_is(tmp_path, caplog, titles):
     assert run.row["rates"]["unmatched"] == 1 and "format of an item" not in caplog.text
     assert "the newest items of every history have no word in their texts" in caplog.text
     assert run.row["test"]["mrr_opt"] == pytest.approx(1 / 4)
+
+
+def test_sentences_without_spaces_are_drawn_apart_and_counted():
+    """A description is no title because it has no spaces, and the extract of it ends."""
+    from recbole_llm.summaries.extractive import SENTENCES, _sentences, nearest
+
+    value = "这个保温杯可以保温十二个小时。杯盖不会漏水！适合办公室和旅行使用？颜色有蓝色和红色"
+    assert _sentences(value) == [
+        "这个保温杯可以保温十二个小时。", "杯盖不会漏水！", "适合办公室和旅行使用？", "颜色有蓝色和红色.",
+    ]  # fmt: skip
+    assert _sentences("不锈钢保温杯蓝色") == ["不锈钢保温杯蓝色."]
+    drawn = nearest(_sentences(value * 9))
+    assert sum(map(count, drawn)) <= SENTENCES and len(drawn) > 2
+    assert count(nearest(["保温杯" * 100])[0]) == SENTENCES
+    english = "It keeps warm for hours. The lid is tight! Good for an office, or for travel? No more to say here at all"
+    assert len(_sentences(english)) == 4 and count(english) == len(english.split())

@@ -105,6 +105,12 @@ def cut(text: str, limit: int | None = None) -> str:
     return " ".join(kept)
 
 
+def count(text: str) -> int:
+    """How many words a text has for `cut`."""
+    parts = text.split()
+    return len(parts) if UNSPACED.search(text) is None else sum(map(len, map(_word_ends, parts)))
+
+
 def _word_ends(part: str) -> list[int]:
     """Places behind each word of a text without spaces."""
     runs = list(_runs(part))

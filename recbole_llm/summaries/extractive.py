@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.text import UNKNOWN, ItemText
-from ..data.words import words
+from ..data.words import count, cut, words
 from ..store import versions
 from .plan import Request, Text
 
 VALUES, SENTENCES = 4, 60  # values named of an attribute; most words of the sentences
 TITLE = 15  # words of a text that is taken for one sentence
 TIMES = re.compile(r"(.+) x(\d+)")
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+ENDS = (".", "!", "?", "。", "！", "？")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,10 @@ def _sentences(value: str) -> list[str]:
     """Of what is longer than a title, without fragments. Each ends like one, since a prompt has them in one line, and titles would run together."""
     found = (
         [value]
-        if len(value.split()) <= TITLE
-        else [part for part in SENTENCE_END.split(value) if len(part.split()) > 2]
+        if count(value) <= TITLE
+        else [part for part in SENTENCE_END.split(value) if count(part) > 2]
     )
-    return [
-        part if part.endswith((".", "!", "?")) else f"{part}."
-        for part in map(str.strip, found)
-        if part
-    ]
+    return [part if part.endswith(ENDS) else f"{part}." for part in map(str.strip, found) if part]
 
 
 def _most(counter: Counter) -> list[tuple[str, int]]:
@@ -146,6 +143,6 @@ def nearest(sentences: Sequence[str]) -> list[str]:
         ]
     )
     order = np.argsort(-scores, kind="stable")
-    filled = np.cumsum([len(distinct[place].split()) for place in order])
+    filled = np.cumsum([count(distinct[place]) for place in order])
     kept = order[: max(1, int(np.searchsorted(filled, SENTENCES, side="right")))]
-    return [" ".join(distinct[place].split()[:SENTENCES]) for place in sorted(kept)]
+    return [cut(distinct[place], SENTENCES) for place in sorted(kept)]
