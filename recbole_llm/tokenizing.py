@@ -79,7 +79,7 @@ class TextTokenizer:
         ids = np.array(self._piece(text, opens, special), dtype=np.int64)
         if special:
             return ids
-        return ids[~np.isin(ids, list(self._special - {self.tokenizer.unk_token_id}))]
+        return ids[~np.isin(ids, self._reserved)]
 
     def _piece(self, text: str, opens: bool, special: bool) -> list[int]:
         if text and self.adds_space and not opens:
@@ -123,6 +123,11 @@ class TextTokenizer:
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         marked = {token for token, content in added.items() if content.special}
         return marked | set(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def _reserved(self) -> np.ndarray:
+        """Tokens that no ordinary text becomes; an unknown word may become the unknown token."""
+        return np.array(sorted(self._special - {self.tokenizer.unk_token_id}), dtype=np.int64)
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(

@@ -344,4 +344,4 @@ def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_
                 place = next(at for at, pair in enumerate(zip(yes, no)) if pair[0] != pair[1])
                 logits = model(input_ids=torch.tensor([yes[:place]])).logits[0, -1]
                 assert value == pytest.approx((logits[yes[place]] - logits[no[place]]).item(), rel=1e-3, abs=1e-3)  # fmt: skip
-    assert judge.rates()["border_tokens"] == 0
+    assert judge.counts["compared"] == 2 and judge.counts["border_tokens"] == 0
