@@ -93,8 +93,13 @@ class Entries:
         """
         found, damaged = self._read(decode)
         if damaged:
-            with self.lock:  # another process may have been at its last entry
-                found, damaged = self._read(decode, mend=True)
+            try:
+                with self.lock:  # another process may have been at its last entry
+                    found, damaged = self._read(decode, mend=True)
+            except OSError as error:  # of the lock, in a folder that cannot be written
+                logging.getLogger().warning(
+                    f"{self.path} is damaged and cannot be mended ({error.strerror}): {len(found)} whole entries are read"
+                )
         return found
 
     def append(self, entries: Iterable[bytes]) -> None:

@@ -260,16 +260,18 @@ def test_many_entries_are_read_in_time(tmp_path):
     assert Entries(path).read(int) == list(range(20000))
 
 
-def test_a_folder_that_cannot_be_written_is_read(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("where", ["acquire", "copyfile"])
+def test_a_folder_that_cannot_be_written_is_read(tmp_path, caplog, monkeypatch, where):
     path = tmp_path / "texts.jsonl.gz"
     TextStore().write(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
 
-    def full(*args):
+    def refuse(*args, **kwargs):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(cache.shutil, "copyfile", full)
+    holder = cache.FileLock if where == "acquire" else cache.shutil
+    monkeypatch.setattr(holder, where, refuse)
     assert len(TextStore().read(path)) == 11
     assert "cannot be mended (Read-only file system)" in caplog.text
     assert path.read_bytes() == whole[:-3]

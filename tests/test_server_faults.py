@@ -277,7 +277,7 @@ def test_what_no_text_can_pass_stops_the_work(server, tmp_path, kind, said):
 def test_texts_in_a_row_without_an_answer_stop_the_work(server, tmp_path, kind):
     server.fault = lambda prompt, body: kind if len(server.bodies) > 5 else None
     words = {"context": "400: This model's maximum", "page": "Welcome to nginx", "gateway": "502: 502 Bad Gateway"}  # fmt: skip
-    with pytest.raises(UserError, match=f"{PATIENCE} texts in a row, .*{words[kind]}"):
+    with pytest.raises(UserError, match=rf"{PATIENCE} texts in a row, .*{words[kind]}"):
         summaries(tmp_path, engine(server, parallel=1, retries=0)).of(plans(*[1] * 60))
     assert server.spent["requests"] == 5 + PATIENCE
     server.fault = lambda prompt, body: None

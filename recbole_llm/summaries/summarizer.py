@@ -119,9 +119,11 @@ class Summarizer:
 
 def _told(parts: Mapping[str, Counter]) -> str:
     """What each part costs, and all of them."""
-    whole = sum(parts.values(), Counter())
+    lines = list(parts.items())
+    if len(lines) > 1:
+        lines.append(("in all", sum(parts.values(), Counter())))
     texts = [
         f"{part} {costs['requests']} requests, {costs['read']} tokens read, {costs['written']} written"
-        for part, costs in (*parts.items(), ("in all", whole))
+        for part, costs in lines
     ]
     return "; ".join(texts)

@@ -254,7 +254,8 @@ class Summaries:
         if self.bad is not None:
             thought = text.text.lstrip().startswith("<think>")
             self.bad["thought" if thought else fault] += 1
-            if self.bad.total() == PATIENCE:
+            silent = self.bad["refused"] + self.bad["failed"]  # which end the work by themselves
+            if self.bad.total() == PATIENCE > silent:
                 self._warn()
 
     def _warn(self) -> None:
