@@ -133,7 +133,7 @@ DATA = {  # name: (arguments, file to change, change, what is said)
     "a split that leaves no test case": ((*POP_LIR, "--eval_args.split={timestamp: [1e18, 2e18]}"), None, None, r"leaves no test case"),
     "a split that there is not": ((*GRU, "--eval_args.split={LO: 1}"), None, None, r"eval_args.split: expected one of LS, RS, temporal, timestamp"),
     "more negatives than there are items": ((*GRU, "--eval_args.mode=uni25"), None, None, r"uni25: user u\d+ leaves only \d+ items .*smaller uniK"),
-    "a model that the harness does not run": (("--model=CFKG", "--beside=[Pop]"), None, None, r"CFKG learns from a knowledge graph .*this harness does not run such models"),
+    "a model that the harness does not run": (("--model=CFKG", "--beside=[Pop]"), None, None, r"CFKG learns from a knowledge graph .*such models are not run by this harness"),
     "fine-tuning from nothing": (
         ("--model=S3Rec", "--beside=[]", "--item_attribute=categories", "--stages=[finetune]"), None, None, r"expected --init_from=RUN",
     ),

@@ -100,7 +100,7 @@ REFUSED = {  # before anything is trained or written
     "--model=DeepFM --threshold.rating=4 --load_col.inter='[user_id, item_id, rating, timestamp, weight]' --numerical_features=[weight]": r"DeepFM would read weight of the event",
     "--model=S3Rec --item_attribute=price": r"item_attribute: S3Rec learns to name the values of a token column, found price:float",
     "--model=S3Rec --item_attribute=vector": r"item_attribute: S3Rec .* found vector:float_seq",
-    "--model=GRU4RecKG": r"GRU4RecKG learns from a knowledge graph \(.kg, .link\), and this harness does not run such models",
+    "--model=GRU4RecKG": r"GRU4RecKG learns from a knowledge graph \(.kg, .link\): such models are not run by this harness",
     "--model=KSR": r"KSR learns from a knowledge graph",
     "--model=XGBoost": r"XGBoost: tree models are not run by this harness",
     # RecBole's own words

@@ -380,7 +380,7 @@ def dataset_class(model_name: str, model_type: ModelType) -> type:
     if base is None or issubclass(base, stock.KnowledgeBasedDataset | stock.DecisionTreeDataset):
         reads = "trees" if base is stock.DecisionTreeDataset else "a knowledge graph (.kg, .link)"
         raise UserError(
-            f"{model_name} learns from {reads}, and this harness does not run such models; use recbole.quick_start.run_recbole"
+            f"{model_name} learns from {reads}: such models are not run by this harness; use recbole.quick_start.run_recbole"
         )
     mixin = SequenceMixin if issubclass(base, stock.SequentialDataset) else TableMixin
     return type(f"Table{base.__name__}", (mixin, base), {})
