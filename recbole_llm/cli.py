@@ -260,7 +260,15 @@ def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
     from .runs import Run
 
     folders = [store.find_run(name.strip(), saved) for name in names]
-    runs = [Run(folder, store.finished_run(folder)["row"]) for folder in folders]
+    runs = []
+    for folder in folders:
+        done = store.finished_run(folder)
+        if "routes" in done:
+            raise UserError(
+                f"--runs: {folder.name} holds the adapters of many and was not measured itself; "
+                f"give the runs of its models, which are in {folder}"
+            )
+        runs.append(Run(folder, done["row"]))
     if len({run.row["run"] for run in runs}) < len(runs):
         raise UserError("--runs: a run is named twice")
     for run in runs:

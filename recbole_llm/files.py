@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
 
 
 def storage_fault(error: BaseException | None) -> OSError | None:
@@ -52,8 +52,8 @@ def fault_line(fault: OSError) -> str:
     path = str(fault.filename) if fault.filename else "a file"
     if fault.errno not in FULL:
         return (
-            f"{path}: {fault.strerror}; let it be read and written, or name another folder by "
-            "checkpoint_dir, or by data_path where data is prepared"
+            f"{path[:300]}: {fault.strerror}; let it be read and written, or name another one "
+            "(checkpoint_dir is where runs are stored, data_path where datasets are)"
         )
     room = ""
     if fault.filename:

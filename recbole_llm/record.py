@@ -31,7 +31,8 @@ ROUTES = {
     "cohorts_of": (str, None),
     "users": {str: str},
 }
-FREE = ("wandb_project",)  # texts that may look like something else
+# texts by default that may be something else: a name that looks like a number, the two ends of an interval
+FREE = ("wandb_project", "user_inter_num_interval", "item_inter_num_interval")
 KINDS = {str: "a text", int: "a whole number", float: "a number", dict: "a group", list: "a list", None: "null"}  # fmt: skip
 
 
@@ -182,7 +183,9 @@ def _check_kind(key: str, value, default) -> None:
         return
     if default is None:
         fits = True
-    elif isinstance(default, str) and default and key not in FREE:
+    elif key in FREE:
+        fits = not isinstance(value, dict)
+    elif isinstance(default, str) and default:
         fits = isinstance(value, str)
     else:
         fits = all(isinstance(value, kind) == isinstance(default, kind) for kind in (dict, list))

@@ -322,3 +322,57 @@ def test_a_run_as_backbone_is_read_as_closely(tmp_path, stored):
     assert code == 2 and f"{run.name}/run.json: expected the record" in err, err
     with pytest.raises(UserError, match="expected the record"):
         store.finished_run(run)
+
+
+# ---- records with more in them ----
+
+ROUTES = {"base": "x", "everybody": "a/b", "cohorts": {"u1": ["one", "a/c"]}, "cohorts_of": "4", "users": {"u2": "a/d"}}  # fmt: skip
+
+
+def test_every_part_of_a_record_is_checked(stored):
+    from recbole_llm.record import check_record
+
+    record = json.loads((only(stored, "SASRec") / "run.json").read_text())
+    other = {"settings": record["settings"], "data": "x"}
+    part = {"values": {"mrr": 0.5}, "rates": {}, "seconds": 1.5, "candidates": None}
+    whole = record | {"joint": [other], "parts": {"valid": part}, "versions": {"code": "x"}}
+    check_record(whole)
+    served = record | {"routes": ROUTES, "row": {"run": "x"}}
+    check_record(served)
+    for holder, path, value in (
+        (whole, ("joint",), {}), (whole, ("joint", 0), None), (whole, ("joint", 0, "data"), 5),
+        (whole, ("joint", 0, "settings", "topk"), ...), (whole, ("parts",), []), (whole, ("parts", "valid"), 3),
+        (whole, ("parts", "valid", "values"), None), (whole, ("parts", "valid", "seconds"), "long"),
+        (whole, ("versions",), 5), (whole, ("row", "candidates"), "x"), (whole, ("row", "evaluation"), []),
+        (whole, ("row", "split"), {}), (whole, ("row", "part"), "train"), (whole, ("row", "part"), "valid2"),
+        (served, ("routes", "base"), None), (served, ("routes", "users"), []), (served, ("routes", "users", "u2"), 5),
+        (served, ("routes", "cohorts", "u1"), ["one"]), (served, ("routes", "cohorts", "u1"), "one"),
+        (served, ("routes", "cohorts_of"), ...), (served, ("row",), {}),
+    ):  # fmt: skip
+        damaged = json.loads(edited(json.dumps(holder), path, value))
+        with pytest.raises(UserError) as told:
+            check_record(damaged)
+        assert "\n" not in str(told.value)
+
+
+def test_adapters_of_many_are_no_run_to_compare(copied):
+    path, lir = copied / "run.json", only(copied.parents[1], "LIR").name
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"routes": ROUTES, "row": {"run": copied.name}}))
+    code, _, err = ran(copied.parents[1], "compare", f"--runs={lir},{copied.name}")
+    assert code == 2 and "holds the adapters of many" in err and err.count("\n") == 1
+
+
+def test_the_record_of_a_unit_that_is_damaged_is_none(tmp_path):
+    from recbole_llm.personal.units import RECORD, done, finished, unit_folder
+
+    good = {"unit": "own 1", "losses": {"u1": [0.5]}, "samples": {"u1": 3}, "seconds": 1.5, "memory_mib": 5.0}  # fmt: skip
+    path = unit_folder(tmp_path, "own 1") / RECORD
+    path.parent.mkdir(parents=True)
+    for content, there_ in (
+        (json.dumps(good), True), ("", False), ("[1]", False), ("{}", False), (json.dumps(good)[:40], False),
+        (json.dumps(good | {"losses": 5}), False), ("\0" * 50, False), ("[" * 100_000, False),
+    ):  # fmt: skip
+        path.write_text(content)
+        assert done(tmp_path, "own 1") == there_
+        assert finished(tmp_path, "own") == ({"own 1": ["u1"]} if there_ else {})

@@ -1,6 +1,7 @@
 """Disks that are full: one line that names the file, nothing half-written, and the next start with room goes on."""
 
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ import torch
 from shops import write_shop
 
 from recbole_llm.cache import Lines, vectors
+from recbole_llm.cli import COMMANDS as COMMANDS_OF_CLI
 from recbole_llm.cli import main
 from recbole_llm.files import (
     append,
@@ -389,6 +391,24 @@ def test_a_handled_refusal_is_not_to_blame_for_a_later_error():
         except PermissionError:
             {}["another mistake"]
     assert storage_fault(raised.value) is None
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+def test_a_file_that_must_not_be_read_or_written_is_told(code, tmp_path, monkeypatch):
+    """Whoever opens it: root may read all files, so the system's answer is put in its place."""
+
+    def refuse(argv):
+        raise OSError(code, os.strerror(code), str(tmp_path / "shop.inter"))
+
+    monkeypatch.setitem(COMMANDS_OF_CLI, "compare", refuse)
+    status, out, err = ran(tmp_path, "compare")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "shop.inter" in err and os.strerror(code) in err
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    status, _, err = ran(tmp_path, "evaluate", f"--checkpoint={'a' * 5000}")
+    assert status == 2 and err.count("\n") == 1 and err.startswith("error: ")
 
 
 def test_text_is_written_whole(tmp_path):

@@ -12,7 +12,7 @@ from .. import store
 from ..config import digest
 from ..data.splits import Cases
 from ..evaluation.ranks import RankTable
-from ..files import atomic_folder
+from ..files import atomic_folder, parse
 from ..progress import LineProgress
 from .ranking import rank
 from .training import Frozen, Learner, Recipe, step_tokens, together, train
@@ -95,16 +95,27 @@ def adapter_path(name: str) -> str:
     return f"{ADAPTERS}/{quote(name, safe=' ')[:60]}-{digest(name)}"  # however long it is, and where a and A are one file
 
 
+def _record(path: Path) -> dict | None:
+    """What `work` has written of a unit; None where there is nothing, or something else: it is done again then."""
+    record = parse(path.read_bytes()) if path.is_file() else None
+    kinds = {"unit": str, "losses": dict, "samples": dict, "seconds": float, "memory_mib": float}
+    if isinstance(record, dict) and all(
+        isinstance(record.get(key), kind) for key, kind in kinds.items()
+    ):
+        return record
+    return None
+
+
 def done(folder: Path, unit: str) -> bool:
-    return (unit_folder(folder, unit) / RECORD).is_file()
+    return _record(unit_folder(folder, unit) / RECORD) is not None
 
 
 def finished(folder: Path, beginning: str) -> dict[str, list[str]]:
     """The units that are done and whose names begin with this word: name -> its learners."""
     found = {}
     for path in sorted(folder.glob(f"units/{beginning} */{RECORD}")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found[record["unit"]] = list(record["losses"])
+        if record := _record(path):
+            found[record["unit"]] = list(record["losses"])
     return found
 
 
