@@ -89,8 +89,8 @@ class Backbone:
         kind = {"dtype": torch.float32} | own | quantized(quantize)
         trust = {"trust_remote_code": trust_remote_code}
         with reading(name, name), loading_reports() as reports:
-            if own:
-                gguf_header.check(Path(name) / own["gguf_file"])
+            for file in own.values():
+                gguf_header.check(Path(name) / file)
             check_size(name, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(name, **own, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)

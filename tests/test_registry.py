@@ -291,9 +291,9 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 
 # A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
 # run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
-LAYERS = """errors compat resources registry __init__ checks config store cache data prompts wording precision adapters scratch backbone attention
-collate fusion stacked losses optimizers embedding features generation judging summaries retrieval evaluation model trainer loaders report
-runlog cluster leaks prepared runs personal personalize compare recommend summarize experiment tune cli __main__""".split()
+LAYERS = """errors compat resources registry __init__ checks config store cache data prompts wording precision reading gguf_header adapters scratch backbone attention
+collate fusion stacked losses optimizers embedding features generation judging summaries retrieval evaluation model readback trainer loaders
+report runlog cluster leaks prepared runs personal personalize compare recommend summarize experiment tune cli __main__""".split()
 # Imports inside functions that look ahead: hooks which RecBole calls when everything is there, and the Python front door.
 AHEAD = {("registry", "config"), ("__init__", "runs")}
 
