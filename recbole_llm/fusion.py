@@ -12,7 +12,7 @@ from .backbone import Backbone, check_tokens
 from .collate import Pieces, Tokens, roomy
 from .errors import UserError
 from .prompts import BETWEEN, VISITS
-from .reading import check_whole, loading_reports, reading
+from .reading import check_size, check_whole, loading_reports, reading
 
 
 @dataclass
@@ -104,6 +104,7 @@ class FusionBackbone(Backbone):
                 raise UserError(
                     f"backbone {name!r} has no decoder beside an encoder: give T5 or another encoder-decoder"
                 )
+            check_size(name, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(name, **trust)
             model = AutoModel.from_pretrained(name, dtype=torch.float32, **trust)
         check_whole(name, cls.kind, reports)

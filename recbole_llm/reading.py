@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from .errors import UserError
 
+MOST_PARAMETERS = 4  # for each byte of weights; files of 16 bits have half a parameter
 POOLER = (
     "pooler"  # BERT's family has one beside the last hidden states, and many files leave it out
 )
@@ -28,7 +29,7 @@ def reading(name: str, folder: str | None = None):
     """
     try:
         yield
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, NameError):  # the last is a fault of ours
         raise
     except Exception as error:
         raise unreadable(name, error, folder) from None
@@ -158,3 +159,40 @@ def check_whole(name: str, kind: str, reports: Iterable[dict], pooler: bool = Tr
                 f"backbone {name!r} is no whole {kind}: {len(absent)} of its weights are missing "
                 f"or of another shape, the first is {min(absent)}"
             )
+
+
+def check_size(name: str, trust_remote_code: bool) -> None:
+    """Refuse a folder whose config.json is of a far larger model than its weights can be.
+
+    The library would draw what is missing at random before it tells of it, and run out of memory.
+
+    Parameters
+    ----------
+    name : hub id or folder; of a hub id nothing is checked.
+
+    Raises
+    ------
+    UserError : for a model of more than MOST_PARAMETERS parameters a byte of its files. What the
+        configuration says of layers, width and vocabulary is a lower bound of them.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(name)
+    files = [path for kind in ("safetensors", "bin") for path in folder.glob(f"*.{kind}")]
+    if not (folder / "config.json").is_file() or not files:
+        return
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None):
+        return
+    text = config.get_text_config()
+    sizes = [getattr(text, key, None) for key in ("hidden_size", "num_hidden_layers", "vocab_size")]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    width, layers, vocabulary = sizes
+    parameters = layers * 4 * width**2 + vocabulary * width
+    room = sum(path.stat().st_size for path in files)
+    if parameters > MOST_PARAMETERS * room:
+        raise UserError(
+            f"backbone {name!r}: config.json is of a model of at least {parameters} parameters, "
+            f"and the weights beside it are {room} bytes: one of them is another model's"
+        )

@@ -39,8 +39,9 @@ WEIGHTS, STATE, OTHER = "model.safetensors", "state.pt", "other_parameter."
 class Harness:
     """Mixin over a RecBole trainer, which keeps its `_train_epoch` and `_build_optimizer`.
 
-    Files of `folder`: model.safetensors holds the best weights so far; state.pt holds the last ones with the
-    optimizer, the random generators and the counters, so that a resumed run equals an uninterrupted one.
+    Files of `folder`: model.safetensors holds the best weights so far, and readback.json what they are compared
+    with when they are read; state.pt holds the last ones with the optimizer, the random generators and the counters,
+    so that a resumed run equals an uninterrupted one.
     """
 
     def __init__(self, config, model):

@@ -24,6 +24,7 @@ from recbole_llm.backbone import (
 )
 from recbole_llm.errors import UserError
 from recbole_llm.fusion import FusionBackbone
+from recbole_llm.reading import reading
 from recbole_llm.runs import run_settings
 
 TEXTS = ["Title: red dog bowl.", "Brand: apple and banana, of 1996"]
@@ -331,6 +332,42 @@ def test_the_damaged_file_is_named(folders, tmp_path, kind, cause):
         expected += "|has no decoder|is no whole"
     with pytest.raises(UserError, match=expected):
         load_folder(str(folder), reader)
+
+
+@pytest.mark.parametrize("kind", ["causal", "t5", "sentence"])
+@pytest.mark.parametrize("own", [{"layers": 10**6}, {"width": 2**18}, {"vocab_size": 2**40}])
+def test_the_configuration_of_a_far_larger_model_is_one_line(folders, tmp_path, kind, own):
+    """Of which the library would draw the missing weights, until the memory is full."""
+    source, reader = folders[kind]
+    folder = shutil.copytree(source, tmp_path / "copy")
+    path = folder / "config.json"
+    names = {"layers": ("num_hidden_layers", "num_layers", "n_layers")}
+    names |= {"width": ("hidden_size", "d_model", "dim"), "vocab_size": ("vocab_size",)}
+    written = json.loads(path.read_text())
+    for key, value in own.items():
+        written |= {name: value for name in names[key] if name in written}
+    path.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"config\.json is of a model of at least \d+ parameters"):
+        load_folder(str(folder), reader)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit])
+def test_an_interruption_is_no_damaged_file(error):
+    with pytest.raises(error), reading("a folder"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), AssertionError(), RecursionError("deep")])
+def test_whatever_else_a_library_raises_is_one_line(error):
+    with pytest.raises(UserError, match="backbone 'a folder' cannot be loaded: .+"):
+        with reading("a folder"):
+            raise error
+
+
+def test_a_panic_of_a_library_is_one_line():
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(UserError, match="cannot be loaded: no entry"), reading("a folder"):
+        raise panic("no entry")
 
 
 def mutations(data: bytes, count: int, seed: int, most: int | None = None):
