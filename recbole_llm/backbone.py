@@ -310,10 +310,10 @@ def check_activations(name: str) -> None:
     """
     for path in Path(name).glob("*/config.json"):
         with reading(name, name):
-            function = json.loads(path.read_text(encoding="utf-8")).get("activation_function", "")
-            if not function.startswith("torch."):
-                if function:
-                    raise own_code(name)
+            written = json.loads(path.read_text(encoding="utf-8"))
+            function = str(written.get("activation_function") or "")
+            if function and not function.startswith("torch."):
+                raise own_code(name)
 
 
 def gguf_file(name: str) -> dict:

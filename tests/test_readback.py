@@ -114,13 +114,11 @@ def test_damage_between_saving_and_reading_ends_the_run(world, monkeypatch, mode
 def test_a_model_that_forgets_a_tensor_ends_the_run(world, monkeypatch):
     """Even where the process still holds it, since the last epoch was the best."""
     from recbole_llm.model.recformer import RecFormer
-    from recbole_llm.trainer import load_tensors
 
     monkeypatch.setattr(RecFormer, "saved_apart", ("backbone.", "table_epoch", "word_bias"))
     own = {"checkpoint_dir": str(world / "forgets"), "max_length": 128}
     with pytest.raises(UserError, match="1 of .* tensors differ, the first is word_bias"):
         run_settings(settings_for("RecFormer", world, **own))
-    assert callable(load_tensors)
 
 
 def test_scores_that_depend_on_something_unstored_end_the_run(world, monkeypatch):
@@ -201,3 +199,24 @@ def test_stored_weights_that_change_later_are_refused(world):
     settings = json.loads((run.folder / "run.json").read_text())["settings"]
     with pytest.raises(UserError, match="the first is item_embedding.weight"):
         evaluate_run(run.folder, settings | {"topk_saved": 7})
+
+
+@pytest.mark.parametrize("model", ["SASRec", "CALRec"])
+def test_weights_of_an_earlier_process_are_compared(world, monkeypatch, model):
+    """A resumed run whose best epoch was before it was stopped."""
+    own = {"checkpoint_dir": str(world / f"earlier-{model}"), "epochs": 1}
+    own |= {"max_length": 128} if model == "CALRec" else {}
+    _, _, first, (train, valid, _) = prepared(model, world, **own)
+    first.fit(train, valid)
+    _, _, second, (train, valid, _) = prepared(model, world, **own)
+    second.resume_checkpoint(first.folder)
+    second.fit(train, valid)  # no epoch is left
+    asked = []
+    inner = readback.probe
+    monkeypatch.setattr(readback, "probe", lambda *args: asked.append(args) or inner(*args))
+    second.load_best()
+    assert len(asked) == 1 and not second.history[1:]
+    file = "model.safetensors" if model == "SASRec" else "backbone/model.safetensors"
+    damage(first.folder / file)
+    with pytest.raises(UserError, match="read back is not what was trained"):
+        second.load_best()
