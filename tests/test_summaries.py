@@ -146,8 +146,8 @@ def test_a_prompt_keeps_to_its_budget():
     assert (
         sum(map(len, found)) <= 1500
         and found[0].startswith(SHOPPING.update)
-        and "likes wood" in found
-        and "Title: thing 0 of wood; Brand: brand0" in found
+        and "\nlikes wood" in found
+        and " Title: thing 0 of wood; Brand: brand0" in found
     )
     assert (
         caps([3, 100, 5], 50) == 42
