@@ -607,6 +607,10 @@ def test_a_small_group_by_activity_is_not_filled_from_the_others():
     for most in (1, 2, 3, 6, 7):  # what four do not divide
         found = tests[plan.drawn(np.arange(624), tests, most, 0, (5, 10, 20))]
         assert (found <= 5).sum() == -(-most // 4) and len(found) <= most
+    busy = np.repeat([15, 40], 10)
+    for most, expected in ((1, [1, 0]), (2, [1, 1]), (4, [1, 1]), (5, [2, 1]), (400, [10, 10])):
+        found = busy[plan.drawn(np.arange(20), busy, most, 0, (5, 10, 20))]
+        assert [(found == 15).sum(), (found == 40).sum()] == expected
     assert len(plan.drawn(np.arange(0), tests[:0], 340, 0, (5, 10, 20))) == 0
     assert len(plan.drawn(np.arange(0), tests[:0], 340, 0, None)) == 0
 

@@ -167,8 +167,11 @@ def drawn(
         return users
     groups, order = by_activity(tests, borders), np.random.default_rng([seed, 5])
     order = order.permutation(len(users))
-    count, chosen = len(groups.names), []
-    for number in range(count):
-        share = most // count + (number < most % count)
-        chosen.append(order[groups.of[order] == number][:share])
+    share, rest = divmod(most, len(groups.names))
+    chosen = []
+    for number in np.unique(
+        groups.of
+    ):  # what the groups' number does not divide goes to those that have users
+        chosen.append(order[groups.of[order] == number][: share + (rest > 0)])
+        rest -= 1
     return users[np.sort(np.concatenate(chosen))]
