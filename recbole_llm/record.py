@@ -31,6 +31,13 @@ ROUTES = {
     "cohorts_of": (str, None),
     "users": {str: str},
 }
+RULES = """
+worker: 0               # (int, >= 0)
+unused_col: ~           # (dict)
+preload_weight: ~       # (dict)
+discretization: ~       # (dict)
+transform: ~            # (str)
+"""  # for settings that no rule of checks.py is about
 # texts by default that may be something else: a name that looks like a number, the two ends of an interval
 FREE = ("wandb_project", "user_inter_num_interval", "item_inter_num_interval")
 KINDS = {str: "a text", int: "a whole number", float: "a number", dict: "a group", list: "a list", None: "null"}  # fmt: skip
@@ -165,7 +172,7 @@ def _check_settings(where: str, settings: dict) -> None:
         for key in config.REPLACED.keys() & default.keys():  # which nobody can set
             if settings[key] != default[key]:
                 raise UserError(f"{key}: expected {default[key]!r}, found {_shown(settings[key])}")
-        rules = checks.rules(model)
+        rules = checks.parse_file(RULES) | checks.rules(model)
         for key, value in settings.items():
             if settings.get("stage") is not None and key in config.WHOLE:
                 continue  # of the run that the stage belongs to, and empty here
