@@ -71,7 +71,8 @@ Loader.add_implicit_resolver(
 
 def read_yaml(path: Path) -> dict:
     if not path.is_file():
-        raise UserError(f"settings file {path} not found")
+        several = "; several are separated by spaces" if set(str(path)) & set(",;[]") else ""
+        raise UserError(f"settings file {path} not found{several}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -537,6 +538,9 @@ def _cross_entropy(settings: dict, model: str, asked: bool) -> None:
     settings["train_neg_sample_args"] = None
 
 
+ARGUMENTS = {"config_files", "print_config"}  # of the command line, beside settings
+
+
 def _check_keys(layer: dict, known: set, default: dict) -> None:
     for key in layer:
         head, _, rest = str(key).partition(".")
@@ -544,7 +548,7 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
             raise UserError(f"key {head!r} has no effect here: {REPLACED[head]}")
         if head not in known:
             hint = (
-                checks.nearest(head, known - REPLACED.keys()).removeprefix("; ")
+                checks.nearest(head, known - REPLACED.keys() | ARGUMENTS).removeprefix("; ")
                 or "run with --print_config to see all keys"
             )
             raise UserError(f"unknown key {head!r}: {hint}")

@@ -317,7 +317,7 @@ def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
             raise UserError(
                 f"val_interval: column {name} of {source.path('inter')} holds no numbers; only float columns can be bounded"
             )
-        kept = _inside(frame[name].to_numpy(), interval)
+        kept = _inside(frame[name].to_numpy(), interval, f"val_interval.{name}")
         log.append(f"{int((~kept).sum())} events with {name} outside {interval} left out")
         frame = frame[kept]
     if source.need_item_row and source.path("item").is_file():
@@ -356,12 +356,10 @@ def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
     user, item = (pd.factorize(frame[name])[0] for name in (source.user_field, source.item_field))
     kept = np.ones(len(frame), dtype=bool)
     while True:
-        bad = ~_inside(
-            np.bincount(user[kept], minlength=user.max(initial=0) + 1), source.user_interval
-        )[user]
-        bad |= ~_inside(
-            np.bincount(item[kept], minlength=item.max(initial=0) + 1), source.item_interval
-        )[item]
+        user_events = np.bincount(user[kept], minlength=user.max(initial=0) + 1)
+        item_events = np.bincount(item[kept], minlength=item.max(initial=0) + 1)
+        bad = ~_inside(user_events, source.user_interval, "user_inter_num_interval")[user]
+        bad |= ~_inside(item_events, source.item_interval, "item_inter_num_interval")[item]
         if not (bad & kept).any():
             break
         kept &= ~bad
@@ -372,14 +370,17 @@ def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
     return frame[kept]
 
 
-def _inside(values: np.ndarray, interval: str) -> np.ndarray:
+def _inside(values: np.ndarray, interval: str, key: str) -> np.ndarray:
+    """bool [n]: which values lie in an interval. key: the setting that names it, for the error."""
     text = str(interval).strip()
     try:
         low, high = (float(end) for end in text[1:-1].split(","))
         if text[0] not in "[(" or text[-1] not in "])":
             raise ValueError
     except (ValueError, IndexError):
-        raise UserError(f'expected an interval such as "[5,inf)", found {interval!r}') from None
+        raise UserError(
+            f'{key}: expected an interval such as "[5,inf)", found {interval!r}'
+        ) from None
     above = values >= low if text[0] == "[" else values > low
     return above & (values <= high if text[-1] == "]" else values < high)
 
