@@ -571,6 +571,8 @@ def settings_hash(settings: dict, **extra) -> str:
         {"MAX_ITEM_LIST_LENGTH"} if settings["model"] in registry.OURS else set()
     )  # ours read whole histories
     left |= {"text_encoder"} if settings["item_features"] == "id" else set()
+    # off, it changes nothing that was computed before there was such a setting
+    left |= set() if settings.get("trust_remote_code") else {"trust_remote_code"}
     return digest({key: value for key, value in settings.items() if key not in left} | extra)
 
 
