@@ -340,14 +340,14 @@ def test_values_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = "__import__('pathlib').Path('called').touch()"
     settings = printed(
-        capsys, "--model=GRU4Rec", "--dataset=tiny", "--learning_rate=1e-4", "--weight_decay=-2.5E+3", "--epochs=3", "--show_progress=false",
+        capsys, "--model=GRU4Rec", "--dataset=tiny", "--learning_rate=1e-4", "--weight_decay=2.5E+3", "--epochs=3", "--show_progress=false",
         "--eval_args.mode={valid: uni5, test: full}", "--eval_args.split.RS=[8, 1, 1]", "--metrics=[Hit, NDCG]", "--benchmark_filename=null",
         "--wandb_project=3-1", f"--data_name={code}", "--checkpoint_dir=[not yaml: {",
     )  # fmt: skip
     assert (
         settings["learning_rate"] == 0.0001
         and isinstance(settings["learning_rate"], float)
-        and settings["weight_decay"] == -2500.0
+        and settings["weight_decay"] == 2500.0
     )
     assert (
         settings["epochs"] == 3
