@@ -374,8 +374,9 @@ class Prepared:
             if not isinstance(told, UserError):
                 raise
             stored = (STATE, "*.kept.gz", store.TEXTS, store.RANKS)
-            if any(any(folder.glob(name.format(part="*", key="*"))) for name in stored):
-                record = store.read_run(folder)
+            record = store.read_run(folder) or {}
+            has_files = any(any(folder.glob(name.format(part="*", key="*"))) for name in stored)
+            if has_files or "summaries" in record:  # what was paid for stays on the bill
                 store.write_json(folder / store.RUN, record | {"status": "failed"})
             else:
                 shutil.rmtree(folder)
