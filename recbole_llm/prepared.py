@@ -89,8 +89,8 @@ class Prepared:
         mode = self.config["eval_args"]["mode"]["test"]
         keys += ["candidates_exclude", "candidate_seed"] if mode != "full" else []
         keys += ["test_users"] if self.settings["test_users"] else []
-        # a run of before this setting was given histories of training
-        keys += ["history_at_test"] if self.settings.get("history_at_test") == "training" else []
+        # where a row does not name it, it is `all`
+        keys += ["history_at_test"] if self.settings["history_at_test"] == "training" else []
         return {
             "fingerprint": self.tables.fingerprint,
             "split": self.settings["eval_args"],
@@ -331,7 +331,7 @@ class Prepared:
                 record |= {"joint": self.joint, "parts": {}}
                 if not (self.run_folder / STATE).is_file() and trainer.epochs:
                     start_over(self.run_folder)
-                elif before and before["versions"].get("code") == store.code():
+                elif before and before.get("versions", {}).get("code") == store.code():
                     record["parts"] = before.get("parts", {})
                 if before and "summaries" in before:
                     record["summaries"] = before["summaries"]
@@ -373,12 +373,13 @@ class Prepared:
                 told = stock.refusal(model, f"train {model} with these settings", error)
             if not isinstance(told, UserError):
                 raise
+            record = store.read_run(folder) or {}
             stored = (STATE, "*.kept.gz", store.TEXTS, store.RANKS)
-            if any(any(folder.glob(name.format(part="*", key="*"))) for name in stored):
-                record = store.read_run(folder)
+            kept = any(any(folder.glob(name.format(part="*", key="*"))) for name in stored)
+            if record and (kept or _paid(record)):
                 store.write_json(folder / store.RUN, record | {"status": "failed"})
-            else:
-                shutil.rmtree(folder)
+            else:  # where open files cannot be removed, the log and the lock stay
+                shutil.rmtree(folder, ignore_errors=True)
             if told is error:
                 raise
             raise told from error
@@ -525,6 +526,12 @@ class Prepared:
                 ).items()
             }
         return {key: float(value) for key, value in values.items()}, round(kept.seconds, 2)
+
+
+def _paid(record: dict) -> bool:
+    """Whether a run's record has a bill, which the same command adds to when it is given again."""
+    bill = record.get("summaries", {}).get("bill", {})
+    return any(count for costs in bill.values() for count in costs.values())
 
 
 def moved(stored: dict, dataset: str) -> dict:
