@@ -549,6 +549,7 @@ def test_models_and_groupings_that_are_not_there():
     (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
     (["--frequent=2"], "frequent: expected"),
     (["--activity_borders=[10,5]"], "activity_borders: expected ascending numbers"),
+    (["--activity_borders=10,5"], "or quartiles, found [10, 5]"),
     (["--models=4.text", "--text_encoder=scratch:tiny"], "text_encoder: scratch:tiny has random weights"),
 ])  # fmt: skip
 def test_mistakes_are_one_line_before_anything_is_written(tmp_path, capsys, more, message):
