@@ -373,13 +373,13 @@ class Prepared:
                 told = stock.refusal(model, f"train {model} with these settings", error)
             if not isinstance(told, UserError):
                 raise
-            record = store.read_run(folder) or {}
             stored = (STATE, "*.kept.gz", store.TEXTS, store.RANKS)
-            kept = any(any(folder.glob(name.format(part="*", key="*"))) for name in stored)
-            if record and (kept or _paid(record)):
+            record = store.read_run(folder) or {}
+            has_files = any(any(folder.glob(name.format(part="*", key="*"))) for name in stored)
+            if has_files or "summaries" in record:  # what was paid for stays on the bill
                 store.write_json(folder / store.RUN, record | {"status": "failed"})
-            else:  # where open files cannot be removed, the log and the lock stay
-                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)  # open files stay on some systems
             if told is error:
                 raise
             raise told from error
@@ -526,12 +526,6 @@ class Prepared:
                 ).items()
             }
         return {key: float(value) for key, value in values.items()}, round(kept.seconds, 2)
-
-
-def _paid(record: dict) -> bool:
-    """Whether a run's record has a bill, which the same command adds to when it is given again."""
-    bill = record.get("summaries", {}).get("bill", {})
-    return any(count for costs in bill.values() for count in costs.values())
 
 
 def moved(stored: dict, dataset: str) -> dict:
