@@ -220,3 +220,13 @@ def test_weights_of_an_earlier_process_are_compared(world, monkeypatch, model):
     damage(first.folder / file)
     with pytest.raises(UserError, match="read back is not what was trained"):
         second.load_best()
+
+
+@pytest.mark.parametrize("model", ["LightGCN", "NGCF", "SGL", "SpectralCF"])
+@pytest.mark.parametrize("own", [{"eval_step": 0}, {"epochs": 0}])
+def test_models_that_keep_what_they_score_by_need_no_validation(world, model, own):
+    """RecBole's graph models store the vectors that they have scored by: they are read back with the weights."""
+    run = run_settings(settings_for(model, world, **({"epochs": 1} | own)))
+    settings = json.loads((run.folder / "run.json").read_text())["settings"]
+    again = evaluate_run(run.folder, settings | {"topk_saved": 11})
+    assert again.folder != run.folder and again.row["test"] == run.row["test"]
