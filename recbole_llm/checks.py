@@ -221,7 +221,15 @@ def _parted(value, of: Rule | None) -> list:
     if not isinstance(value, str) or "," not in value:
         return [value]
     parts = [part.strip() for part in value.split(",")]
-    return [yaml.safe_load(part) for part in parts] if of and of.kind in ("int", "float") else parts
+    return parts if of and of.kind in ("str", "text") else list(map(_read, parts))
+
+
+def _read(text: str):
+    """A value as YAML reads it inside a list; what is no YAML stays a text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _check_inside(key: str, group: dict, rule: Rule, known: Mapping[str, Rule]) -> None:

@@ -89,8 +89,8 @@ class Prepared:
         mode = self.config["eval_args"]["mode"]["test"]
         keys += ["candidates_exclude", "candidate_seed"] if mode != "full" else []
         keys += ["test_users"] if self.settings["test_users"] else []
-        # a run of before this setting was given histories of training
-        keys += ["history_at_test"] if self.settings.get("history_at_test") == "training" else []
+        # where a row does not name it, it is `all`
+        keys += ["history_at_test"] if self.settings["history_at_test"] == "training" else []
         return {
             "fingerprint": self.tables.fingerprint,
             "split": self.settings["eval_args"],
@@ -331,7 +331,7 @@ class Prepared:
                 record |= {"joint": self.joint, "parts": {}}
                 if not (self.run_folder / STATE).is_file() and trainer.epochs:
                     start_over(self.run_folder)
-                elif before and before["versions"].get("code") == store.code():
+                elif before and before.get("versions", {}).get("code") == store.code():
                     record["parts"] = before.get("parts", {})
                 if before and "summaries" in before:
                     record["summaries"] = before["summaries"]
@@ -379,7 +379,7 @@ class Prepared:
             if has_files or "summaries" in record:  # what was paid for stays on the bill
                 store.write_json(folder / store.RUN, record | {"status": "failed"})
             else:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # open files stay on some systems
             if told is error:
                 raise
             raise told from error

@@ -28,10 +28,14 @@ def fingerprint(tensor: torch.Tensor) -> str:
 
 
 @contextmanager
-def own_generators():
-    """Within it, random numbers are those of a fixed seed; outside nothing has been drawn."""
+def own_generators(device: torch.device):
+    """Within it, random numbers on the CPU and a device are those of a fixed seed.
+
+    Outside of it, nothing has been drawn.
+    """
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # of other GPUs, torch would occupy memory to ask for their state, and warn
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
@@ -58,7 +62,7 @@ def probe(model, dataset, cases: Cases) -> np.ndarray:
     training = model.training
     model.eval()
     try:
-        with own_generators():
+        with own_generators(torch.device(model.device)):
             if hasattr(model, "probe"):
                 with model.autocast():
                     found = model.probe(cases)

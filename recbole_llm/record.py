@@ -31,6 +31,11 @@ ROUTES = {
     "cohorts_of": (str, None),
     "users": {str: str},
 }
+STATUSES = (
+    "running",  # also of a process that was killed
+    "failed",  # in a UserError, and with something to go on with
+    "finished",
+)
 RULES = """
 worker: 0               # (int, >= 0)
 unused_col: ~           # (dict)
@@ -48,14 +53,16 @@ def check_record(record: object) -> None:
     _check("", record, {"status": str, "settings": {str: None}, "data": str})
     _check_scalars("", record)
     status, settings = record["status"], record["settings"]
-    if status not in ("running", "finished"):
-        raise UserError(f"status: expected running or finished, found {status!r}")
+    if status not in STATUSES:
+        raise UserError(f"status: expected {', '.join(STATUSES)}, found {_shown(status)}")
     _check_settings("settings", settings)
     for number, other in enumerate(_optional(record, "joint", list, [])):
         _check(f"joint.{number}", other, {"settings": {str: None}, "data": str})
         _check_settings(f"joint.{number}.settings", other["settings"])
     for part, found in _optional(record, "parts", dict, {}).items():
         _check(f"parts.{part}", found, PART)
+    costs = {str: {str: {str: NUMBER}}}  # forecast and bill: part -> what is counted -> number
+    _check("summaries", _optional(record, "summaries", dict, {}), costs)
     if "versions" in record:
         _check("versions", record["versions"], {str: str})
     if "routes" in record:

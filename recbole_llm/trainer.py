@@ -194,8 +194,9 @@ class Harness:
 
     def _save_best(self) -> None:
         readback.forget(self.folder)
+        scores = self._probe()  # first: some models keep what they score by, and that is stored too
         save_weights(self.model, self.folder)
-        tensors, scores = trained_tensors(self.model), self._probe()
+        tensors = trained_tensors(self.model)
         if scores is not None and self.repeats is None:
             again = self._probe()
             self.repeats = readback.agree(scores, again, self.config["precision"])

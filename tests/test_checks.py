@@ -343,3 +343,16 @@ def test_tuples_are_lists():
     ] == [5, 10]
     with pytest.raises(UserError, match="topk: expected"):
         config.resolve("LIR", "any", [], {"topk": np.array([5, 10])})
+
+
+@pytest.mark.parametrize("text", ["5,10,20", "5, 10 ,20", "low+5,5,low+high", "4.text,7", "quartiles, x"])  # fmt: skip
+def test_values_between_commas_are_those_of_a_list(text):
+    """Of whatever kind, where the rule asks for none: `--activity_borders=5,10,20`."""
+    known = {"key": checks.parse("list")}
+    listed = checks.checked("key", config.parse_value(f"[{text}]"), known)
+    assert checks.checked("key", config.parse_value(text), known) == listed
+
+
+def test_what_is_no_yaml_between_commas_is_told():
+    with pytest.raises(UserError, match=r"topk: expected .* found '\[5'"):
+        config.resolve("LIR", "Pet", overrides={"topk": "1,[5"})

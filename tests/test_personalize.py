@@ -324,7 +324,7 @@ def test_the_same_command_trains_nothing_and_a_lost_unit_is_done_again(spectrum,
     folder, said, adapters = spectrum
     done, real = [], jobs.work
     monkeypatch.setattr(
-        jobs, "work", lambda frozen, unit: done.append(unit.name) or real(frozen, unit)
+        jobs, "work", lambda frozen, unit, told: done.append(unit.name) or real(frozen, unit, told)
     )
     before = (adapters / "run.json").read_bytes()
     code, again = command(folder, f"--backbone={folder / 't5'}", "--max_length=90")
@@ -352,7 +352,9 @@ def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(
     folder, _, adapters = spectrum
     shutil.copytree(folder / "saved", tmp_path / "saved")
     done, real = [], jobs.work
-    monkeypatch.setattr(jobs, "work", lambda frozen, unit: done.append(unit) or real(frozen, unit))
+    monkeypatch.setattr(
+        jobs, "work", lambda frozen, unit, told: done.append(unit) or real(frozen, unit, told)
+    )
     how, copy = (
         [
             f"--backbone={folder / 't5'}",
@@ -399,7 +401,7 @@ def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypa
     for path in gone:
         shutil.rmtree(path)
 
-    def broken(frozen, unit):
+    def broken(frozen, unit, told):
         raise ValueError(f"no {unit.name} today")
 
     monkeypatch.setattr(jobs, "work", broken)
@@ -549,6 +551,7 @@ def test_models_and_groupings_that_are_not_there():
     (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
     (["--frequent=2"], "frequent: expected"),
     (["--activity_borders=[10,5]"], "activity_borders: expected ascending numbers"),
+    (["--activity_borders=10,5"], "or quartiles, found [10, 5]"),
     (["--models=4.text", "--text_encoder=scratch:tiny"], "text_encoder: scratch:tiny has random weights"),
 ])  # fmt: skip
 def test_mistakes_are_one_line_before_anything_is_written(tmp_path, capsys, more, message):

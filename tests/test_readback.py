@@ -220,3 +220,28 @@ def test_weights_of_an_earlier_process_are_compared(world, monkeypatch, model):
     damage(first.folder / file)
     with pytest.raises(UserError, match="read back is not what was trained"):
         second.load_best()
+
+
+@pytest.mark.parametrize("model", ["LightGCN", "NGCF", "SGL", "SpectralCF"])
+@pytest.mark.parametrize("own", [{"eval_step": 0}, {"epochs": 0}])
+def test_models_that_keep_what_they_score_by_need_no_validation(world, model, own):
+    """RecBole's graph models store the vectors that they have scored by: they are read back with the weights."""
+    run = run_settings(settings_for(model, world, **({"epochs": 1} | own)))
+    settings = json.loads((run.folder / "run.json").read_text())["settings"]
+    again = evaluate_run(run.folder, settings | {"topk_saved": 11})
+    assert again.folder != run.folder and again.row["test"] == run.row["test"]
+
+
+def test_the_generators_of_other_gpus_are_left_alone(monkeypatch):
+    """torch would start on every GPU of the machine to ask for them, and warn."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(
+        torch.cuda, "get_rng_state", lambda device: asked.append(device) or torch.zeros(1)
+    )
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    for name, expected in (("cpu", []), ("cuda:3", [torch.device("cuda:3")])):
+        asked.clear()
+        with readback.own_generators(torch.device(name)):
+            pass
+        assert asked == expected

@@ -482,6 +482,25 @@ def test_second_attempts_are_billed_too(server, shop):
     assert server.spent["requests"] > sum(part["requests"] for part in forecast.values())
 
 
+def test_what_a_failed_command_has_paid_is_in_the_bill_of_the_next(server, shop):
+    """A command that ends because the server fails keeps the record of what it has spent."""
+    good = []
+
+    def fault(prompt, body):
+        good.append(1)
+        return None if len(good) < 5 else "error"
+
+    server.fault = fault
+    assert cli.main([*RUN, f"--summarizer={server.url}", *SMALL]) == 2
+    assert not (shop / "saved" / "results.jsonl").exists()
+    server.fault = lambda prompt, body: None
+    assert cli.main([*RUN, f"--summarizer={server.url}", *SMALL]) == 0
+    (row,) = rows_of(shop)
+    bill = row["summaries"]["bill"].values()
+    assert sum(part["requests"] for part in bill) == server.spent["requests"]
+    assert sum(part["answer_tokens"] for part in bill) == server.spent["written"]
+
+
 def test_extra_fields_that_cannot_be_are_one_line(shop, capsys):
     for setting, said in (
         ("--summarizer_extra=fast", "summarizer_extra: expected a group"),

@@ -293,6 +293,28 @@ def test_a_run_that_diverges(command, tmp_path, monkeypatch):
     assert sorted(run["status"] for run in runs) == ["failed", "finished"]
 
 
+def test_a_failed_run_goes_on_when_its_command_is_given_again(command, tmp_path, monkeypatch):
+    """From the state that it has stored; another command finds it, and says that it is not finished."""
+    from recbole.model.sequential_recommender.gru4rec import GRU4Rec
+
+    original, calls = GRU4Rec.calculate_loss, []
+
+    def diverge(self, interaction):
+        calls.append(1)
+        return original(self, interaction) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(GRU4Rec, "calculate_loss", diverge)
+    monkeypatch.setattr("test_stock_settings.COMMON", (*COMMON[:-1], "--epochs=3"))
+    line = "--model=GRU4Rec --train_batch_size=1000"  # one step an epoch
+    assert command(line)[0] == 2
+    (path,) = tmp_path.glob("saved/*/run.json")
+    assert json.loads(path.read_text())["status"] == "failed"
+    code = main(["recommend", f"--checkpoint={path.parent.name}", "--user=u1"])
+    assert code == 2 and len(calls) == 2
+    assert command(line)[0] == 0 and len(calls) == 4  # the first epoch is not trained again
+    assert json.loads(path.read_text())["status"] == "finished"
+
+
 def test_every_check_comes_before_the_first_model_is_trained(command, tmp_path):
     """In a table of several models too."""
     code, said = command("compare --models=Pop,GRU4Rec,S3Rec --item_attribute=price")

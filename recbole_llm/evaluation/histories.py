@@ -214,8 +214,8 @@ def by_history(
     -------
     float [cases, items], in the order of `cases`.
     """
-    replace = replacement(model) if dataset.config["history_at_test"] == "all" else None
-    if replace is None:
+    replace = replacement(model)
+    if replace is None or dataset.config["history_at_test"] != "all":
         return score(np.arange(len(cases)))
     turn = _turns(cases.user)
     groups = [np.flatnonzero(turn == number) for number in range(turn.max() + 1)]
