@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -184,7 +185,7 @@ class SentenceEncoder(Pieces):
         lead, gap = self._spaced(self.form.instruction)[1], self._spaced(self.form.between)[1]
         room = self.max_length - self._size(self.around) - len(head) - len(close)
         first, others = self._item(texts[-1], lead, room), []  # others: the newest first
-        for older, newer in zip(texts[-2::-1], texts[::-1]):
+        for newer, older in pairwise(reversed(texts)):  # none older is read than what fits
             behind = np.concatenate([between, self._item(newer, gap)])
             oldest = self._item(older, lead)
             if len(oldest) + len(behind) > room:

@@ -57,14 +57,10 @@ def test_models_without_a_language_model_of_their_own_have_one_default(model):
 def store(saved, name, **settings):
     folder = saved / name
     (folder / "backbone").mkdir(parents=True)
-    settings = {
-        "model": "CALRec",
-        "dataset": "any",
-        "init_from": None,
-        "checkpoint_dir": "elsewhere",
-    } | settings
+    settings = config.default_settings("CALRec", "any") | settings
+    settings["checkpoint_dir"] = "elsewhere"
     (folder / "run.json").write_text(
-        json.dumps({"status": "finished", "settings": settings, "data": ""})
+        json.dumps({"status": "running", "settings": settings, "data": ""})
     )
     return folder
 

@@ -302,14 +302,21 @@ def test_damaged_trials_are_tried_again(tmp_path, caplog):
 
     search = Search.__new__(Search)
     search.folder = tmp_path
-    good = {"point": {"a": 1}, "status": "finished", "score": 0.5, "epochs": 1, "run": "x"}
+    good = {
+        "point": {"a": 1},
+        "status": "finished",
+        "score": 0.5,
+        "epochs": 1,
+        "run": "x",
+        "error": None,
+    }
     others = [
         good | {"point": [1]}, good | {"score": None}, good | {"run": None}, good | {"epochs": "1"}, {"point": {}}, {}
     ]  # fmt: skip
     lines = [json.dumps(one) for one in [good, *others]] + ["{", "\0"]
     (tmp_path / TRIALS).write_text("\n".join(lines))
     assert list(search._ended().values()) == [good]
-    assert "line 8, 9" in caplog.text
+    assert "8 trials are done again" in caplog.text
 
 
 def test_a_run_as_backbone_is_read_as_closely(tmp_path, stored):

@@ -303,7 +303,7 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(
         embedding,
         "embed",
-        lambda tokens, *rest: (seen.append(len(tokens)), inner(tokens, *rest))[1],
+        lambda tokens, *rest, **more: (seen.append(len(tokens)), inner(tokens, *rest, **more))[1],
     )
     evaluate_run(
         run.folder,

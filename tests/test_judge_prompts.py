@@ -124,6 +124,10 @@ class Mute:
     """An engine to which nothing occurs."""
 
     name, paid = "mute", True
+    max_new, max_length = 100, 2048
+
+    def size(self, request):
+        return 10
 
     def write(self, requests, take, again=False):
         for number in range(len(requests)):

@@ -58,7 +58,8 @@ def test_no_more_is_read_than_fits(encode):
     history = np.random.default_rng(0).integers(0, len(table), LONG)
     tokens = encode(Texts(table, history))
     kept = LONG - tokens.cut
-    assert 1 < kept < 60 and kept <= table.read <= kept + 2
+    # the item that does not fit is read too, of each segment
+    assert 1 < kept < 60 and kept <= table.read <= kept + 3
 
 
 @pytest.mark.parametrize("encode", ENCODERS)
@@ -135,10 +136,10 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
     built, _, (_, _, test) = Prepared(config.resolve(model.split()[0], "tiny", [], own)).build()
     counted, piece = 0, Pieces.piece
 
-    def counting(self, text, end=False):
+    def counting(self, text, end=False, opens=False):
         nonlocal counted
         counted += 1
-        return piece(self, text, end)
+        return piece(self, text, end, opens)
 
     with monkeypatch.context() as patch:
         patch.setattr(Pieces, "piece", counting)

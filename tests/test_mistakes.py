@@ -206,7 +206,7 @@ CHECKPOINTS = {
     "evaluate --checkpoint=unfinished": r"unfinished is not a finished run; go on with it by --resume=unfinished",
     "recommend --checkpoint=unfinished --user=u1": r"unfinished is not a finished run",
     "recommend --checkpoint=GRU --user=nobody": r"unknown user 'nobody': the data has 40 users such as u0",
-    "recommend --checkpoint=GRU --history=zebra": r"nothing in the catalogue reads like 'zebra'",
+    "recommend --checkpoint=GRU --history=zebra": r"expected an item's title or id, found 'zebra', of which no item has half of the words",
     "recommend --checkpoint=GRU --history=;": r"--history is empty",
     "recommend --checkpoint=GRU": r"expected either --user=ID or --history",
     "recommend --checkpoint=GRU --user=u1 --k=few": r"--k: expected a positive whole number, found 'few'",

@@ -55,7 +55,7 @@ def draw(
             red, green, blue, _ = (int(255 * part) for part in palette(index % 10))
             axis.scatter(*points[chosen].T, s=5, color=palette(index % 10), label=name)
             page.add_scattergl(
-                x=points[chosen, 0], y=points[chosen, 1], mode="markers", name=_plain(name), legendgroup=name, showlegend=number == 0,
+                x=points[chosen, 0], y=points[chosen, 1], mode="markers", name=_plain(name), legendgroup=_plain(name), showlegend=number == 0,
                 marker={"size": 4, "color": f"rgb({red},{green},{blue})"}, text=[_plain(told[panel][row]) for row in chosen], hoverinfo="text+name",
                 row=1, col=number + 1,
             )  # fmt: skip
