@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import time
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from .screen import say
 
 RUN, RESULTS, RANKS, TOP = "run.json", "results.jsonl", "{part}.ranks.npz", "{part}.top.npz"
 TEXTS = "{part}.{key}.texts.jsonl.gz"
+POLL_SECONDS = 0.1  # between two attempts to get a lock
 BACKBONE = "backbone"  # the folder of a run with its language model
 
 
@@ -150,14 +152,20 @@ def locked(folder: Path, waiting=say):
     """One process at a time writes to a run's folder, which is made; what a killed one left unfinished is removed."""
     from filelock import FileLock, Timeout
 
+    lock, told = FileLock(folder / ".lock"), False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waiting(f"another process works on {folder.name}: waiting for it")
-            lock.acquire()
+        while not lock.is_locked:
+            # anew each time: whom we wait for may fail, and remove the folder
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except FileNotFoundError:
+                continue
+            except Timeout:
+                if not told:
+                    waiting(f"another process works on {folder.name}: waiting for it")
+                told = True
+                time.sleep(POLL_SECONDS)
     except OSError as error:
         raise UserError(f"checkpoint_dir: {folder} cannot be written ({error.strerror})") from None
     try:

@@ -1,8 +1,11 @@
 """Runs: which are the same, who may start from whom, and what happens when two processes want one."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +262,22 @@ def test_validation_cases_can_be_evaluated_on_their_own(tmp_path):
         main(["evaluate", f"--checkpoint={run.folder}", "--on=valid", f"--data_path={tmp_path}"])
         == 0
     )
+
+
+def test_who_waits_for_a_run_that_fails_begins_it(tmp_path):
+    """The folder of a run that fails is removed, with the lock that another process waits for."""
+    folder, inside, waited = tmp_path / "saved" / "run", threading.Event(), threading.Event()
+
+    def fail():
+        with store.locked(folder):
+            inside.set()
+            assert waited.wait(60)
+            time.sleep(0.5)  # until the other one has begun to wait
+            shutil.rmtree(folder)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    assert inside.wait(60)
+    with store.locked(folder, lambda line: waited.set()):
+        assert waited.is_set() and folder.is_dir()
+    thread.join()
