@@ -133,10 +133,18 @@ def _fitting(layers: Sequence[dict], begins: str | None) -> list[dict]:
     return found
 
 
-def beginning(layers: Sequence[dict]) -> str | None:
+def beginning(layers: Sequence[dict], later: Sequence[Path] = ()) -> str | None:
     """What the language model begins with that the last of these layers name: `scratch` or `pretrained`; None if they name none.
 
     Of the weights of another run (`init_from`, `run:<id>`), what that run has begun with.
+
+    Parameters
+    ----------
+    later : folders of runs that begin with this one.
+
+    Raises
+    ------
+    UserError : for a run that begins with itself.
     """
     named = {
         key: next((layer[key] for layer in reversed(layers) if key in layer), None)
@@ -159,7 +167,9 @@ def beginning(layers: Sequence[dict]) -> str | None:
         stored = None
     if stored:
         started = {"checkpoint_dir": run.absolute().parent}
-        return beginning([stored["settings"], started])
+        if run.resolve() in later:
+            raise UserError(f"{run}/run.json: this run begins with itself; name another one")
+        return beginning([stored["settings"], started], [*later, run.resolve()])
     return "scratch" if str(name).startswith("scratch:") else "pretrained"
 
 

@@ -45,11 +45,24 @@ transform: ~            # (str)
 """  # for settings that no rule of checks.py is about
 # texts by default that may be something else: a name that looks like a number, the two ends of an interval
 FREE = ("wandb_project", "user_inter_num_interval", "item_inter_num_interval")
+# settings that came after runs had been stored, with what those runs did
+LATER = {
+    "history_at_test": "training",
+    "trust_remote_code": False,
+    "summaries": "stored",
+    "summary_items": 10**6,
+    "summarizer_extra": None,
+    "summarizer_retries": 8,
+    "summarizer_timeout": 600.0,
+}
 KINDS = {str: "a text", int: "a whole number", float: "a number", dict: "a group", list: "a list", None: "null"}  # fmt: skip
 
 
 def check_record(record: object) -> None:
-    """Raise UserError, without the file's name, unless this is what a run of this version stores."""
+    """Raise UserError, without the file's name, unless this is what a run stores.
+
+    Settings that came after the run was stored are added, see LATER.
+    """
     _check("", record, {"status": str, "settings": {str: None}, "data": str})
     _check_scalars("", record)
     status, settings = record["status"], record["settings"]
@@ -173,6 +186,8 @@ def _check_settings(where: str, settings: dict) -> None:
             raise UserError(f"unknown model {model!r}")
         checks.check_name(settings["dataset"])
         default = config.default_settings(model, settings["dataset"])
+        missing = default.keys() - settings.keys()
+        settings |= {key: LATER[key] for key in missing & LATER.keys()}
         if missing := sorted(default.keys() - settings.keys()):
             raise UserError(f"{', '.join(missing[:3])} missing; is it of another version?")
         _check("eval_args", settings["eval_args"], dict.fromkeys(default["eval_args"]))

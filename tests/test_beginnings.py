@@ -11,6 +11,7 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import config, resources, runs
 from recbole_llm.cli import main
+from recbole_llm.errors import UserError
 from recbole_llm.runs import run_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,3 +273,11 @@ def test_every_example_of_a_yaml_is_a_command(capsys):
                 seen += 1
     capsys.readouterr()
     assert seen > 4
+
+
+def test_a_run_that_begins_with_itself_is_one_line(tmp_path):
+    saved = tmp_path / "saved"
+    store(saved, "CALRec-any-1", backbone="run:CALRec-any-2")
+    store(saved, "CALRec-any-2", backbone="run:CALRec-any-1")
+    with pytest.raises(UserError, match="begins with itself"):
+        rate("CALRec", backbone="run:CALRec-any-1", checkpoint_dir=str(saved))

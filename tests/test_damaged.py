@@ -76,6 +76,24 @@ def places(content, path=()):
     return found
 
 
+def test_a_run_from_before_a_setting_is_still_read(copied):
+    """By the value that it was made with, which need not be today's default."""
+    path = copied / "run.json"
+    record = json.loads(path.read_text())
+    assert record["settings"]["history_at_test"] == "all"
+    for key in ("history_at_test", "trust_remote_code"):
+        del record["settings"][key]
+    path.write_text(json.dumps(record))
+    settings = store.read_run(copied)["settings"]
+    assert settings["history_at_test"] == "training" and settings["trust_remote_code"] is False
+    assert settings.keys() == json.loads(path.read_text())["settings"].keys() | {
+        "history_at_test",
+        "trust_remote_code",
+    }
+    code, _, err = ran(copied.parent.parent, "evaluate", f"--checkpoint={copied.name}", QUIET)
+    assert code == 0, err
+
+
 def damaged(text: str, rng: random.Random) -> tuple[str, bytes]:
     """One damage: what it is, and the file."""
     record = json.loads(text)
