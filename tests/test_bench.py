@@ -11,13 +11,17 @@ import pytest
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 SCRIPTS = sorted(path.name for path in BENCH.glob("*.py") if path.name != "common.py")
+QUICK = "bm25.py"  # the one that is run by the fast suite
 SIZES = {
     "evaluate.py": ("stock_s", "ours_s", "final_s", "final_ratio", "final_mib"),
     "load.py": ("stock_seconds", "ours_seconds", "ours_peak_mib"),
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script",
+    [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS if name != QUICK)],
+)
 def test_a_bench_ends_with_its_figures(script, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -26,7 +30,7 @@ def test_a_bench_ends_with_its_figures(script, tmp_path):
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
