@@ -1,10 +1,11 @@
-"""Histories of general models at evaluation: every event before a case's target, not the training events alone.
+"""Histories of general models at evaluation: all events before a case's target.
 
-A sequential model reads the history that comes with a case. RecBole's general models instead store a matrix of users
-and items when they are built, which holds training events only: at test they would not know of the validation event.
-Where a model computes its user from such a matrix, :func:`by_history` puts the events before each case's target into
-it while the case is scored, and puts the matrix of training back afterwards. A model that learns a vector per user
-(matrix factorisation, graph convolution) has nothing to put them into: its users stay as they were trained.
+A sequential model reads the history that comes with a case. RecBole's general models instead store
+a matrix of users and items when they are built, which holds training events only: at test they would
+not know of the validation event. Where a model computes its user from such a matrix,
+:func:`by_history` puts the events before each case's target into it while the case is scored, and
+puts the matrix of training back afterwards. A model that learns a vector per user (matrix
+factorisation, graph convolution) has nothing to put them into: its users stay as they were trained.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class Histories:
 
     Attributes
     ----------
-    user : int64 [n_events], the user of each event; the events of a user follow each other, oldest first.
+    user : int64 [n_events], the user of each event; events of one user stand together, oldest first.
     item : int64 [n_events].
     place : int64 [n_events], how many events of the same history are older.
     length : int64 [n_users], number of events; 0 for users without a case.
@@ -50,7 +51,7 @@ class Histories:
         return self.dataset.events[field].numpy()[self.rows]
 
     def matrix(self) -> sp.csr_matrix:
-        """float32 [n_users, n_items]: how often a user has met an item, as `Dataset.inter_matrix` counts."""
+        """float32 [n_users, n_items]: counts of events, as of `Dataset.inter_matrix`."""
         ones = np.ones(len(self.item), dtype=np.float32)
         return sp.coo_matrix((ones, (self.user, self.item)), shape=self.shape).tocsr()
 
@@ -141,7 +142,7 @@ def _masked(model, histories: Histories) -> dict:
 
 
 def _text_means(model, histories: Histories) -> dict | None:
-    """Of NeuMF with item_features text or both, whose user is the mean of the vectors of the user's items."""
+    """Of NeuMF with item_features text or both: its user is the mean of the items' vectors."""
     if not hasattr(model.user_mf_embedding, "vectors"):
         return None
     items = model.item_mf_embedding
@@ -242,7 +243,7 @@ def _turns(user: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _attributes(model, values: dict):
-    """A model with other values of some attributes, by dotted names; at the end they get their own back."""
+    """A model with other values of some attributes, by dotted names, which are put back after."""
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in values}
     before = {name: getattr(owners[name], name.rpartition(".")[2]) for name in values}
     try:

@@ -85,9 +85,8 @@ def _here(
                 keep(folder, unit.name, work(frozen, unit, progress.told))
                 progress.ended(unit.name)
                 break
-            except (
-                Exception
-            ) as error:  # whatever it is, the others go on, unless their disk is full
+            # whatever it is, the others go on, unless their disk is full
+            except Exception as error:
                 if storage_fault(error):
                     raise
                 if attempt + 1 == ATTEMPTS:

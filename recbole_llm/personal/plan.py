@@ -169,9 +169,8 @@ def drawn(
     order = order.permutation(len(users))
     share, rest = divmod(most, len(groups.names))
     chosen = []
-    for number in np.unique(
-        groups.of
-    ):  # what the groups' number does not divide goes to those that have users
+    # what the groups' number does not divide goes to those that have users
+    for number in np.unique(groups.of):
         chosen.append(order[groups.of[order] == number][: share + (rest > 0)])
         rest -= 1
     return users[np.sort(np.concatenate(chosen))]
