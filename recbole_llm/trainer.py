@@ -479,7 +479,11 @@ class LLMTrainer(Harness, stock.Trainer):
 
     def _build_optimizer(self, **kwargs):
         return optimizers.build(
-            self.model, self.config["learner"], self.learning_rate, self.weight_decay
+            self.model,
+            self.config["learner"],
+            self.learning_rate,
+            self.weight_decay,
+            self.config["precision"],
         )
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):

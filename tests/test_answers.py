@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from worlds import needs_muon, prepared, settings_for, write_cycle
+from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import optimizers
 from recbole_llm.data.text import ItemText
@@ -169,7 +169,7 @@ def test_the_rate_rises_and_falls_as_it_should():
     assert rates == pytest.approx([0.002, 0.004, 0.55 * 0.004, 0.0004])
 
 
-@pytest.mark.parametrize("learner", ["adam", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_weights_without_a_gradient_decay(learner):
     layer = torch.nn.Linear(8, 8)
     before = {name: value.detach().clone() for name, value in layer.named_parameters()}

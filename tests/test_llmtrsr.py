@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_backbones import save_model
-from worlds import needs_muon, prepared, scores_of, settings_for, write_cycle
+from worlds import prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.collate import IGNORED
 from recbole_llm.errors import UserError
@@ -251,7 +251,6 @@ LEARNING = {
 }
 
 
-@needs_muon
 @pytest.mark.parametrize("model", ["LLMTRSR", pytest.param("TALLRec", marks=pytest.mark.slow)])
 def test_it_learns_the_cycle(tmp_path, model):
     """The next item is certain: chance among five is 1/5, and no popularity helps."""

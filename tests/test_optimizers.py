@@ -3,10 +3,8 @@
 import pytest
 import torch
 import transformers
-from worlds import needs_muon
 
 from recbole_llm import optimizers
-from recbole_llm.errors import UserError
 
 WIDTH = 32
 
@@ -29,7 +27,6 @@ def model(kind: str) -> torch.nn.Module:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
 
 
-@needs_muon
 @pytest.mark.parametrize(
     ("kind", "matrices", "tables"), [("tied", 14, 1), ("untied", 14, 2), ("gpt2", 8, 2)]
 )
@@ -48,7 +45,6 @@ def test_every_weight_has_one_optimizer_and_no_table_is_orthogonalised(kind, mat
     assert len([name for name in others if net.get_parameter(name).ndim == 2]) == tables
 
 
-@needs_muon
 def test_a_step_turns_matrices_evenly_and_keeps_adamws_size():
     net = model("tied")
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
@@ -65,12 +61,37 @@ def test_a_step_turns_matrices_evenly_and_keeps_adamws_size():
             assert step[:40].abs().max() == pytest.approx(0.01, rel=1e-2)  # AdamW's first step
 
 
-def test_an_old_torch_is_told(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(
-        UserError,
-        match=r"learner: muon needs torch 2\.9 or later, found .*; update torch, or take learner: adam",
-    ):
-        optimizers.check("muon")
-    optimizers.check("adam")
-    assert isinstance(optimizers.build(model("tied"), "adam", 0.01, 0.0), torch.optim.AdamW)
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch's came with torch 2.9")
+def test_steps_in_bfloat16_are_torchs():
+    """Tall, wide and square matrices, one of them without a gradient at first."""
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in [(6, 20), (20, 6), (8, 8)]]
+    theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours]
+    mine = optimizers.Muon(ours, 0.01, 0.5, torch.bfloat16)
+    reference = torch.optim.Muon(theirs, 0.01, 0.5, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        for weight, other in zip(ours[step == 0 :], theirs[step == 0 :], strict=True):
+            weight.grad = torch.randn(weight.shape)
+            other.grad = weight.grad.clone()
+        mine.step()
+        reference.step()
+    for weight, other in zip(ours, theirs, strict=True):
+        assert torch.equal(weight, other)
+
+
+@pytest.mark.parametrize("shape", [(5, 30), (30, 5), (16, 16)])
+def test_singular_values_move_near_one_and_singular_vectors_stay(shape):
+    torch.manual_seed(1)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    turned = left.T @ optimizers.orthogonal(matrix, torch.float64) @ right.T
+    kept = values > 0.05 * values.norm()  # smaller ones need more steps
+    assert (turned - torch.diag(turned.diag())).abs().max() < 1e-9
+    assert ((turned.diag() > 0.6) & (turned.diag() < 1.25))[kept].all()
+
+
+def test_only_bf16_runs_orthogonalise_in_bfloat16():
+    kinds = {"fp32": torch.float32, "fp16": torch.float32, "bf16": torch.bfloat16}
+    for precision, dtype in kinds.items():
+        muon = optimizers.build(model("tied"), "muon", 0.01, 0.0, precision).parts[0]
+        assert muon.dtype == dtype, precision

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_backbones import save_model
-from worlds import needs_muon, prepared, settings_for, write_cycle
+from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import store
 from recbole_llm.backbone import load_folder
@@ -308,7 +308,7 @@ def test_anomaly_detection_is_left_to_the_user():
     assert get_model("SINE").__name__ == "SINE" and not torch.is_anomaly_enabled()
 
 
-@pytest.mark.parametrize("learner", ["adam", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
     """What was ranked is not ranked again, and the run's figures are those of a run that nobody stopped."""
     write_cycle(tmp_path)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from worlds import needs_muon, prepared, settings_for, write_cycle
+from worlds import prepared, settings_for, write_cycle
 
 STOCK = """
 import json, sys, logging
@@ -110,7 +110,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("learner", ["adam", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch, learner):
     from recbole_llm import trainer as module
 

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
 FRUIT = "apple banana cherry damson elder fig grape hazel iris juniper kiwi lemon".split()
 
 

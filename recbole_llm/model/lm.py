@@ -12,7 +12,6 @@ from ..backbone import PACKAGED, Backbone, check_name, load, load_folder
 from ..collate import Encoder, Tokens, roomy
 from ..embedding import embed
 from ..errors import UserError
-from ..optimizers import check as check_learner
 from .base import TextModel
 
 BORDERS = 16  # texts of a ranking that are compared with their tokens as a whole
@@ -27,7 +26,6 @@ class BackboneModel(TextModel):
 
     @classmethod
     def check(cls, config, tables):
-        check_learner(config["learner"])
         if config["init_from"] or config["restored"]:
             return
         check_name(

@@ -13,7 +13,6 @@ from ..data.augmentation import drop, drop_words
 from ..data.mixture import Corpus, draw_users, every_case_once, load_corpora
 from ..embedding import check_frozen, frozen_vectors
 from ..losses import in_batch_contrast, over_catalogue
-from ..optimizers import check as check_learner
 from .encode import EncodeModel, check_datasets
 from .whitening import WhiteningExperts
 
@@ -35,7 +34,6 @@ class UniSRec(EncodeModel):
 
     @classmethod
     def check(cls, config, tables):
-        check_learner(config["learner"])
         trusted = bool(config["trust_remote_code"])
         check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]), trusted)
         check_datasets(config, "[pretrain, finetune]")
