@@ -16,6 +16,9 @@ from pathlib import Path
 from .errors import UserError
 
 ATTEMPTS = 3  # of a piece of work, before it is left and reported
+# Lost processes are no fault of the work: until Ray knows that a machine is gone, it may hand a
+# piece of work to the machine's dead processes several times.
+DEATHS = 6
 PROBE_SECONDS, CONNECT_SECONDS = 3, 60  # a server that is there answers; Ray connects to it
 LOCAL = (None, "", "local")  # addresses that stand for a Ray on this machine
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -215,10 +218,21 @@ def connected(cluster: Cluster):
             ray.shutdown()
 
 
-def trials(trainable, name: str, values: Sequence, callback, **how):
-    """Ray Tune's results of one trial for each value, which the trainable finds as the only entry of its config. A trial that fails is tried again.
+def trials(trainable, name: str, values: Sequence, callback, failures=ATTEMPTS - 1, **how):
+    """Run one trial of Ray Tune for each value.
 
-    callback : a tune.Callback. how : more of tune.TuneConfig.
+    Parameters
+    ----------
+    trainable : Finds its value as the only entry of its config.
+    name : Name of that entry.
+    values : A value for each trial.
+    callback : A tune.Callback.
+    failures : How many times a trial may fail and is tried again.
+    how : More of tune.TuneConfig.
+
+    Returns
+    -------
+    Ray Tune's results.
     """
     from ray import tune
 
@@ -226,7 +240,7 @@ def trials(trainable, name: str, values: Sequence, callback, **how):
         tuner = tune.Tuner(
             trainable, param_space={name: tune.grid_search(list(values))}, tune_config=tune.TuneConfig(**how),
             run_config=tune.RunConfig(
-                name=name, storage_path=scratch, failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1), verbose=0, callbacks=[callback],
+                name=name, storage_path=scratch, failure_config=tune.FailureConfig(max_failures=failures), verbose=0, callbacks=[callback],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False if isinstance(trainable, type) else None),
             ),
         )  # fmt: skip

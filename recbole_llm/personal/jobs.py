@@ -2,11 +2,12 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..cluster import ATTEMPTS, Cluster, asked, connected, in_line, teller, trials
+from ..cluster import ATTEMPTS, DEATHS, Cluster, asked, connected, in_line, teller, trials
 from ..files import storage_fault
 from ..screen import say
 from .training import Frozen
@@ -64,11 +65,11 @@ class Progress:
     def again(self, unit: str, error: str) -> None:
         self.told(f"starting unit {unit} again, since its process ended with: {error}")
 
-    def ended(self, unit: str, error: str | None = None) -> None:
+    def ended(self, unit: str, error: str | None = None, attempts: int = ATTEMPTS) -> None:
         self.done.append(unit)
         spent, past = time.perf_counter() - self.started, sum(self.cost[one] for one in self.done)
         left = spent / past * (sum(self.cost.values()) - past) / 60
-        what = "is done" if error is None else f"failed in {ATTEMPTS} attempts: {error}"
+        what = "is done" if error is None else f"failed in {attempts} attempts: {error}"
         self.told(
             f"unit {unit} {what} ({len(self.done)} of {len(self.cost)}, about {left:.0f} minutes left)"
         )
@@ -117,14 +118,28 @@ def _on_ray(
             tune.with_parameters(_trainable(), frozen=frozen, units=by_name, keeper=keeper),
             resources,
         )
-        tell = teller(lambda unit, result, error: progress.ended(unit, error), progress.again)
+
+        def ended(unit: str, result: dict | None, died: str | None) -> None:
+            if died is not None:
+                progress.ended(unit, died, ATTEMPTS + DEATHS)
+            else:
+                progress.ended(unit, result["failed"])
+
+        failures = ATTEMPTS - 1 + DEATHS
         with _relayed(keeper, progress.told):
-            results = trials(trainable, "unit", by_name, tell, reuse_actors=True)
-        errors = {
-            asked(result.config): result.error
-            for result in results
-            if result.config and result.error
-        }
+            results = trials(
+                trainable,
+                "unit",
+                by_name,
+                teller(ended, progress.again),
+                failures,
+                reuse_actors=True,
+            )
+        errors = {}
+        for result in results:
+            if result.config:
+                failed = (result.metrics or {}).get("failed")
+                errors[asked(result.config)] = failed or result.error
         return {
             name: in_line(errors.get(name) or "no result")
             for name in by_name
@@ -163,6 +178,7 @@ class Keeper:
 
     def __init__(self, folder: str):
         self.folder, self.lines = Path(folder), []
+        self.attempts = Counter()
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -173,6 +189,11 @@ class Keeper:
 
     def keep(self, unit: str, files: dict[str, bytes]) -> None:
         keep(self.folder, unit, files)
+
+    def attempted(self, unit: str) -> int:
+        """Count a failure of a unit's work, whichever process it was in. Returns how many."""
+        self.attempts[unit] += 1
+        return self.attempts[unit]
 
 
 def _trainable() -> type:
@@ -201,8 +222,13 @@ def _trainable() -> type:
 
             say = self.keeper.say.remote
             say(f"starting unit {self.unit}")
-            files = work(self.frozen, self.units[self.unit], say)
-            ray.get(self.keeper.keep.remote(self.unit, files))
-            return {"done": True}
+            try:
+                files = work(self.frozen, self.units[self.unit], say)
+                ray.get(self.keeper.keep.remote(self.unit, files))
+            except Exception as error:
+                if ray.get(self.keeper.attempted.remote(self.unit)) < ATTEMPTS:
+                    raise  # the next attempt has a process of its own
+                return {"done": True, "failed": in_line(error)}
+            return {"done": True, "failed": None}
 
     return Units
