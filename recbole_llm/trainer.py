@@ -28,6 +28,7 @@ from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
 from .files import atomically, naming
 from .losses import backward
+from .precision import in_software
 from .progress import progress
 from .store import peak_memory
 
@@ -475,7 +476,13 @@ class LLMTrainer(Harness, stock.Trainer):
         if not optimizers.trained(model):
             self.epochs = 0
         self.choosing = False
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
+        precision = config["precision"]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        if in_software(self.device, precision):
+            self.logger.warning(
+                f"precision: this CPU has no {precision} instructions, which makes {precision} far "
+                "slower than fp32; take precision: fp32 here"
+            )
 
     def _build_optimizer(self, **kwargs):
         return optimizers.build(

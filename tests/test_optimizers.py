@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from recbole_llm import optimizers
+from recbole_llm.precision import in_software
 
 WIDTH = 32
 
@@ -95,3 +96,27 @@ def test_only_bf16_runs_orthogonalise_in_bfloat16():
     for precision, dtype in kinds.items():
         muon = optimizers.build(model("tied"), "muon", 0.01, 0.0, precision).parts[0]
         assert muon.dtype == dtype, precision
+
+
+@pytest.mark.parametrize(
+    ("device", "units", "slow"),
+    [
+        ("cpu", {"architecture": "x86_64", "avx512_bf16": False}, {"bf16", "fp16"}),
+        ("cpu", {"architecture": "x86_64", "avx512_bf16": True}, {"fp16"}),
+        ("cpu", {"architecture": "x86_64", "amx_bf16": True, "amx_fp16": True}, set()),
+        ("cpu", {"architecture": "aarch64"}, set()),
+        ("cpu", {}, set()),
+        ("cuda", {"architecture": "x86_64"}, set()),
+    ],
+)
+def test_a_precision_that_the_cpu_has_no_instructions_for_is_known(
+    monkeypatch, device, units, slow
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    found = {kind for kind in ("fp32", "bf16", "fp16") if in_software(device, kind)}
+    assert found == slow
+
+
+def test_an_older_torch_says_nothing_of_its_cpu(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not in_software("cpu", "bf16")
