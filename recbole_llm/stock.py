@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import checks, registry
-from .errors import UserError
+from .errors import UserError, described
 from .files import storage_fault
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
@@ -210,8 +210,7 @@ def refusal(model: str, what: str, error: BaseException) -> BaseException:
     by_disk = isinstance(error, OSError) or storage_fault(error)
     if isinstance(error, UserError) or by_disk or model in registry.OURS:
         return error
-    words = " ".join(str(error).split())
-    return UserError(f"RecBole cannot {what}: {type(error).__name__}: {words}")
+    return UserError(f"RecBole cannot {what}: {described(error)}")
 
 
 @contextmanager

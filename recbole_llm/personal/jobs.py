@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..cluster import ATTEMPTS, DEATHS, Cluster, asked, connected, in_line, teller, trials
+from ..errors import described
 from ..files import storage_fault
 from ..screen import say
 from .training import Frozen
@@ -91,7 +92,7 @@ def _here(
                 if storage_fault(error):
                     raise
                 if attempt + 1 == ATTEMPTS:
-                    failed[unit.name] = in_line(error)
+                    failed[unit.name] = described(error)
                     progress.ended(unit.name, failed[unit.name])
     return failed
 
@@ -228,7 +229,7 @@ def _trainable() -> type:
             except Exception as error:
                 if ray.get(self.keeper.attempted.remote(self.unit)) < ATTEMPTS:
                     raise  # the next attempt has a process of its own
-                return {"done": True, "failed": in_line(error)}
+                return {"done": True, "failed": described(error)}
             return {"done": True, "failed": None}
 
     return Units
