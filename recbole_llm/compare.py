@@ -38,7 +38,7 @@ def table_of(runs: dict[str, list[Run]], metrics: Sequence[str] = COLUMNS) -> Ta
     every = [run for group in runs.values() for run in group]
     first = every[0].row
     _check_same(every)
-    tables = _paired_ranks(runs) if len(every) > 1 else {}
+    tables = _paired_ranks(runs)  # of a single run too: its metrics are compared with its ranks
     results = {name: [run.values for run in group] for name, group in runs.items()}
     columns = [column for column in metrics if all(column in run.values for run in every)]
     bounds = {

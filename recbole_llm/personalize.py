@@ -6,7 +6,9 @@ import numpy as np
 
 from . import store
 from .config import digest
+from .errors import UserError
 from .evaluation import metrics
+from .evaluation.ranks import RankTable
 from .files import atomically
 from .personal.findings import Findings
 from .personal.outcomes import OUTCOMES
@@ -82,7 +84,7 @@ def _keep_models(asked: Personal, found: Spectrum, target: Path) -> None:
         model for model in found.models if model not in "12" and found.covered[model].all()
     ]:
         folder = target / model
-        if store.read_run(folder):
+        if _is_kept(folder):
             continue
         folder.mkdir(parents=True, exist_ok=True)
         ranks = found.ranks[model]
@@ -97,6 +99,17 @@ def _keep_models(asked: Personal, found: Spectrum, target: Path) -> None:
         ranks.save(folder / store.RANKS.format(part="test"))
         store.write_json(folder / store.RUN, _finished(asked, row))
         store.append_result(target.parent.parent, row)
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether a model is there as a run, with its ranks."""
+    if store.read_run(folder) is None:
+        return False
+    try:
+        RankTable.load(folder / store.RANKS.format(part="test"))
+    except UserError:
+        return False
+    return True
 
 
 def _finished(asked: Personal, row: dict) -> dict:

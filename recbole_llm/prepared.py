@@ -299,6 +299,7 @@ class Prepared:
         started = time.perf_counter()
         self.check(first=not self.settings.get("stage") or bool(self.config["init_from"]))
         from .evaluation.kept import start_over
+        from .evaluation.stored import unranked
         from .trainer import STATE, load_tensors
 
         model, (train_data, valid_data, test_data) = self.make_model()
@@ -317,7 +318,9 @@ class Prepared:
         )
         with store.locked(self.run_folder, log.info):
             before = store.read_run(self.run_folder)
-            if before and before["status"] == "finished":  # by another process, in the meantime
+            trained = bool(before) and before["status"] == "finished"
+            lost = unranked(self.run_folder, before["row"]) if trained else []
+            if trained and not lost:  # by another process, in the meantime
                 return before["row"]
             log.start(self.run_folder)
             with self._started():
@@ -329,16 +332,22 @@ class Prepared:
                     "data": self.tables.fingerprint,
                 }
                 record |= {"joint": self.joint, "parts": {}}
-                if not (self.run_folder / STATE).is_file() and trainer.epochs:
+                if trained:  # it stays a finished run, whose weights others may read
+                    record |= before | {"versions": store.versions(), "parts": self._ranked(before)}
+                    log.info(
+                        f"the stored ranks of {' and '.join(lost)} are missing or damaged: "
+                        "they are ranked again by the stored weights"
+                    )
+                elif not (self.run_folder / STATE).is_file() and trainer.epochs:
                     start_over(self.run_folder)
                 elif before and before.get("versions", {}).get("code") == store.code():
-                    record["parts"] = before.get("parts", {})
-                if before and "summaries" in before:
-                    record["summaries"] = before["summaries"]
+                    record["parts"] = self._ranked(before)
+                if before and "summaries" in (paid := before["row"] if trained else before):
+                    record["summaries"] = paid["summaries"]
                 store.write_json(self.run_folder / store.RUN, record)
-                if (self.run_folder / STATE).is_file():
+                if (self.run_folder / STATE).is_file() and not trained:
                     trainer.resume_checkpoint(self.run_folder)
-                elif before:
+                elif before and not trained:
                     log.info(
                         "this run was stopped before its first state was stored: it starts over"
                     )
@@ -355,6 +364,28 @@ class Prepared:
                 (self.run_folder / STATE).unlink(missing_ok=True)
                 store.append_result(self.run_folder.parent, row)
         return row
+
+    def _ranked(self, before: dict) -> dict[str, dict]:
+        """What the record of a run has of the parts that today's code has ranked, and whose ranks are still stored."""
+        from .evaluation.stored import unranked
+
+        def by_this_code(stored: dict) -> bool:
+            return stored.get("versions", {}).get("code") == store.code()
+
+        parts, row = {}, before.get("row", {})
+        if before["status"] == "finished" and by_this_code(row):
+            for part in ("valid", "test"):
+                if part in row:
+                    parts[part] = {
+                        "values": row[part],
+                        "rates": row["rates"],
+                        "seconds": row.get("seconds", {}).get(part, 0.0),
+                        "candidates": (row.get("candidates") or {}).get(part),
+                    }
+        if by_this_code(before):
+            parts |= before.get("parts", {})
+        lost = unranked(self.run_folder, parts)
+        return {part: found for part, found in parts.items() if part not in lost}
 
     @contextmanager
     def _started(self):
@@ -376,7 +407,9 @@ class Prepared:
             stored = (STATE, "*.kept.gz", store.TEXTS, store.RANKS)
             record = store.read_run(folder) or {}
             has_files = any(any(folder.glob(name.format(part="*", key="*"))) for name in stored)
-            if has_files or "summaries" in record:  # what was paid for stays on the bill
+            if record.get("status") == "finished":
+                pass  # its ranks were lost, and its weights are there as they were
+            elif has_files or "summaries" in record:  # what was paid for stays on the bill
                 store.write_json(folder / store.RUN, record | {"status": "failed"})
             else:
                 shutil.rmtree(folder, ignore_errors=True)  # open files stay on some systems
@@ -387,7 +420,10 @@ class Prepared:
     def _fit(
         self, trainer, model, train_data, data: dict, started: float, record: dict, watch
     ) -> dict:
-        """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again."""
+        """Train and evaluate: the run's row. What a part gave is stored in `record`, and a part that it holds is not ranked again.
+
+        The record of a finished run, whose ranks were lost, has that run's row: it is not trained again.
+        """
         from .evaluation.histories import users_as_trained
         from .evaluation.kept import forget
 
@@ -404,9 +440,14 @@ class Prepared:
         finally:
             if "summaries" in record:
                 store.write_json(self.run_folder / store.RUN, record)
-        trainer.fit(
-            train_data, data["valid"], show_progress=self.config["show_progress"], callback_fn=watch
-        )
+        trained = record["status"] == "finished"
+        if not trained:
+            trainer.fit(
+                train_data,
+                data["valid"],
+                show_progress=self.config["show_progress"],
+                callback_fn=watch,
+            )
         memory["fit"] = store.peak_memory()
         trainer.optimizer = None  # twice the weights, and the gradients once more
         model.zero_grad(set_to_none=True)
@@ -426,7 +467,12 @@ class Prepared:
             forget(self.run_folder, part)
         results = {part: found["values"] for part, found in record["parts"].items()}
         candidates = {part: found["candidates"] for part, found in record["parts"].items()}
-        seconds |= {part: found["seconds"] for part, found in record["parts"].items()}
+        spent = {part: found["seconds"] for part, found in record["parts"].items()}
+        if trained:
+            row = record["row"] | results | {"candidates": candidates}
+            row |= {"rates": record["parts"]["test"]["rates"]}
+            return row | {"seconds": row.get("seconds", {}) | spent}
+        seconds |= spent
         return {
             "run": self.run_id, "model": self.settings["model"], "dataset": self.name, "stage": self.settings.get("stage"), **self.measure,
             "seed": self.settings["seed"], "hash": self.hash, "backbone": self.settings.get("backbone"), **results, "best_epoch": trainer.best_epoch,

@@ -97,7 +97,8 @@ def _check_row(record: dict) -> None:
     part = row.get("part", "test")
     if part not in ("test", "valid"):
         raise UserError(f"row.part: expected test or valid, found {part!r}")
-    _check("row", row, {part: {str: NUMBER}})
+    measured = {one for one in ("test", "valid") if one in row} | {part}
+    _check("row", row, dict.fromkeys(measured, {str: NUMBER}))
     _check("row.split", row["split"], {"mode": (str, dict)})
     for key in ("evaluation", "candidates"):
         _optional(row, key, dict, {}, "row.")
@@ -145,6 +146,8 @@ def _check(where: str, value, kind) -> None:
 def _is(value, kind) -> bool:
     if kind is None:
         return value is None
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

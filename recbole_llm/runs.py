@@ -30,10 +30,32 @@ class Run:
         """Its metrics."""
         return self.row[self.part]
 
-    def ranks(self):
+    def ranks(self, part: str | None = None):
+        """The RankTable of a part of the cases, "test" or "valid"; of `self.part` by default.
+
+        Raises
+        ------
+        UserError : if the table is missing or damaged, or if the metrics of the row are not those of
+            its ranks.
+        """
+        from .evaluation.metrics import differing
         from .evaluation.ranks import RankTable
 
-        return RankTable.load(self.folder / store.RANKS.format(part=self.part))
+        part = part or self.part
+        path = self.folder / store.RANKS.format(part=part)
+        table = RankTable.load(path)
+        wrong = {}
+        if part == self.part and self.row["cases"] != len(table):
+            wrong = {"cases": (self.row["cases"], len(table))}
+        elif len(table):
+            grouped = bool((self.row.get("evaluation") or {}).get("group_by_user"))
+            wrong = differing(self.row[part], table, grouped)
+        for name, (stored, found) in wrong.items():
+            raise UserError(
+                f"{self.folder / store.RUN}: {part} {name} is {stored:.10g}, and by the ranks in {path.name} it is {found:.10g}: "
+                f"one of the two files is damaged or another run's; remove {path}, and {store.ranked_again(self.folder)}"
+            )
+        return table
 
 
 def run_model(
@@ -146,15 +168,21 @@ def resume_run(folder: Path, settings: dict) -> Run:
 
 
 def _run(settings: dict, watch: Callable[[int, float], None] | None = None) -> Run:
+    from .evaluation.stored import unranked
+
     prepared = Prepared(settings)
     with RunLog() as log:
         done = store.read_run(prepared.run_folder)
-        if done and done["status"] == "finished":
+        if done and done["status"] == "finished" and not unranked(prepared.run_folder, done["row"]):
             return _already(log, prepared.run_folder, done)
         return Run(prepared.run_folder, prepared.train(log, watch))
 
 
 def _already(log: RunLog, folder: Path, done: dict) -> Run:
+    run = Run(folder, done["row"])
+    for part in ("valid", "test"):
+        if part in done["row"]:
+            run.ranks(part)  # which compares its metrics
     log.start()
     other = (
         ""
@@ -162,7 +190,16 @@ def _already(log: RunLog, folder: Path, done: dict) -> Run:
         else ", by other code than today's"
     )
     log.info(f"already there{other}: {folder} (remove it to run again)")
-    return Run(folder, done["row"])
+    return run
+
+
+def _evaluated(folder: Path) -> dict | None:
+    """The record of an evaluation that is whole, else None."""
+    from .evaluation.stored import unranked
+
+    known = store.read_run(folder)
+    whole = known and known["status"] == "finished" and not unranked(folder, known["row"])
+    return known if whole else None
 
 
 def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
@@ -185,7 +222,7 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
     with RunLog() as log:
         if prepared.hash == done["row"]["hash"] and part == "test":
             return _already(log, folder, done)
-        if known := store.read_run(target):
+        if known := _evaluated(target):
             return _already(log, target, known)
         prepared.check()
         model, (_, valid_data, test_data) = prepared.restore(done, part)
@@ -194,7 +231,7 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
             raise UserError(f"the split {prepared.config['eval_args']['split']} has no {part} case")
         prepared.config["run_folder"] = str(target)
         with store.locked(target, log.info):
-            if known := store.read_run(target):  # by another process, in the meantime
+            if known := _evaluated(target):  # by another process, in the meantime
                 return _already(log, target, known)
             log.start(target)
             trainer = prepared.make_trainer(model)

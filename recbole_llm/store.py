@@ -17,6 +17,7 @@ from .screen import say
 
 RUN, RESULTS, RANKS, TOP = "run.json", "results.jsonl", "{part}.ranks.npz", "{part}.top.npz"
 TEXTS = "{part}.{key}.texts.jsonl.gz"
+WEIGHTS = "model.safetensors"
 POLL_SECONDS = 0.1  # between two attempts to get a lock
 BACKBONE = "backbone"  # the folder of a run with its language model
 
@@ -50,6 +51,13 @@ def finished_run(folder: Path) -> dict:
     if run is None or run["status"] != "finished":
         raise UserError(f"{folder} is not a finished run; go on with it by --resume={folder.name}")
     return run
+
+
+def ranked_again(folder: Path) -> str:
+    """What to type so that a part of this folder whose stored ranks are lost is ranked again, by its stored weights."""
+    if (folder / WEIGHTS).is_file():
+        return f"--resume={folder} ranks again by the stored weights"
+    return "give the command that wrote it again: it ranks again by the stored weights"
 
 
 def find_run(name: str, saved: Path) -> Path:

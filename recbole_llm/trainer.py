@@ -30,11 +30,11 @@ from .files import atomically, naming
 from .losses import backward
 from .precision import in_software
 from .progress import progress
-from .store import peak_memory
+from .store import WEIGHTS, peak_memory
 
 SAVE_SECONDS = 120  # most training that a killed process loses
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
-WEIGHTS, STATE, OTHER = "model.safetensors", "state.pt", "other_parameter."
+STATE, OTHER = "state.pt", "other_parameter."
 
 
 class Harness:

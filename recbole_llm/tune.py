@@ -14,7 +14,7 @@ from .cluster import Cluster, asked, check, connected, need_ray, teller, trials
 from .errors import UserError
 from .files import write_text
 from .prepared import Prepared
-from .runs import run_settings, stages_of
+from .runs import Run, run_settings, stages_of
 from .screen import say
 
 TRIALS, BEST = "trials.jsonl", "best.yaml"
@@ -287,6 +287,7 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
         )
     run = search.folder.parent / best["run"]
     row = store.finished_run(run)["row"]
+    Run(run, row).ranks()  # which compares its metrics
     lines += [
         "",
         f"{what}: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}",

@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import random
+import re
 import shutil
 
 import numpy as np
@@ -312,6 +313,150 @@ def test_damaged_ranks_are_named(copied):
     assert told >= 20
 
 
+def changed_metric(folder, value):
+    path = folder / "run.json"
+    path.write_bytes(edited(path.read_text(), ("row", "test", "ndcg@10"), value))
+
+
+def ranks_of_another_run(folder, lir):
+    shutil.copy(lir / "test.ranks.npz", folder / "test.ranks.npz")
+
+
+WRONG = {  # damage: what is said of it
+    "a digit": (lambda run, lir: changed_metric(run, 0.99), r"run.json: test ndcg@10 is 0.99, and by the ranks in test.ranks.npz it is 0.\d+: "),
+    "the last digit that is shown": (lambda run, lir: changed_metric(run, metric(run) + 1e-4), r"run.json: test ndcg@10 is "),
+    "no number": (lambda run, lir: changed_metric(run, float("nan")), r"run.json: expected the record of a run.*test.ndcg@10: expected .* number, found nan"),
+    "ranks of another run": (ranks_of_another_run, r"run.json: test recall@\d+ is .*, and by the ranks"),
+}  # fmt: skip
+
+
+def metric(folder):
+    return store.read_run(folder)["row"]["test"]["ndcg@10"]
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_metrics_that_are_not_those_of_the_ranks_are_refused(what, copied):
+    """By every command that shows them, and never beside tests of other numbers."""
+    folder, lir = copied.parents[1], only(copied.parents[1], "LIR")
+    change, said = WRONG[what]
+    change(copied, lir)
+    for command in (
+        ("compare", f"--runs={copied.name},{lir.name}"),
+        ("compare", f"--runs={lir.name},{copied.name}", "--columns=ndcg@10"),
+        ("evaluate", f"--checkpoint={copied.name}", QUIET),
+        (f"--resume={copied.name}", QUIET),
+        SASREC,
+    ):
+        before = there(folder)
+        code, out, err = ran(folder, *command)
+        assert (code, out, err.count("\n")) == (2, "", 1), (command, out, err)
+        assert re.search(said, err), err
+        assert there(folder) == before
+    if what != "no number":  # what the line says to type
+        assert f"test.ranks.npz, and --resume=saved/{copied.name} ranks again by the stored" in err
+        (copied / "test.ranks.npz").unlink()
+        assert ran(folder, f"--resume={copied}", QUIET)[0] == 0
+        assert ran(folder, "compare", f"--runs={copied.name},{lir.name}")[0] == 0
+
+
+def test_metrics_of_an_evaluation_are_compared_with_its_ranks(copied):
+    folder = copied.parents[1]
+    (evaluation,) = copied.glob("evaluate-*")
+    before = metric(evaluation)
+    changed_metric(evaluation, 0.5)
+    again = ("evaluate", f"--checkpoint={copied.name}", "--eval_args.mode=uni5", QUIET)
+    code, _, err = ran(folder, *again)
+    assert code == 2 and "test ndcg@10 is 0.5, and by the ranks" in err
+    (evaluation / "test.ranks.npz").unlink()
+    assert ran(folder, *again)[0] == 0 and metric(evaluation) == before
+
+
+@pytest.mark.parametrize("by_user", [False, True])
+def test_metrics_as_they_were_stored_are_those_of_the_ranks(tmp_path, by_user):
+    write_shop(tmp_path)
+    split = "--eval_args.split={RS: [0.5, 0.2, 0.3]}"  # several cases of a user
+    command = (*LIR, split, f"--group_by_user={by_user}")
+    for _ in range(2):
+        code, _, err = ran(tmp_path, *command)
+        assert code == 0, err
+
+
+LOST = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:200]),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+@pytest.mark.parametrize("names", ["test.ranks", "valid.ranks test.ranks", "valid.top"])
+def test_ranks_that_are_lost_are_ranked_again_by_the_stored_weights(names, how, copied, caplog):
+    folder = copied.parents[1]
+    record, before = (copied / "run.json").read_text(), {}
+    for path in copied.glob("*.npz"):
+        with np.load(path) as file:
+            before[path.name] = dict(file)
+    kept = {name: (copied / name).read_bytes() for name in ("model.safetensors", "readback.json")}
+    for name in names.split():
+        LOST[how](copied / f"{name}.npz")
+    code, _, err = ran(folder, *SASREC)
+    assert code == 0 and "ranked again by the stored weights" in err and "epoch 0" not in err, err
+    assert {name: (copied / name).read_bytes() for name in kept} == kept
+    for name, arrays in before.items():
+        with np.load(copied / name) as file:
+            for key, values in arrays.items():
+                assert np.array_equal(file[key], values), (name, key)
+    old, new = json.loads(record), json.loads((copied / "run.json").read_text())
+    old["row"]["seconds"] = new["row"]["seconds"] = None
+    assert old == new
+    code, _, err = ran(folder, *SASREC)
+    assert code == 0 and "already there" in err and "ranked again" not in err
+
+
+def test_ranks_that_are_lost_cost_no_weights_where_ranking_fails(copied, monkeypatch):
+    """Neither an error of the user's nor a killed process makes an unfinished run of it."""
+    from recbole_llm.prepared import Prepared
+
+    folder, evaluate, calls = copied.parents[1], Prepared.evaluate, []
+
+    def fails(self, trainer, data, target, part):
+        calls.append(part)
+        if part == "test":
+            raise KeyboardInterrupt if len(calls) > 2 else UserError("no")
+        return evaluate(self, trainer, data, target, part)
+
+    for part in ("valid", "test"):
+        (copied / f"{part}.ranks.npz").unlink()
+    monkeypatch.setattr(Prepared, "evaluate", fails)
+    for code in (2, 130):
+        assert ran(folder, *SASREC)[0] == code
+        assert (copied / "model.safetensors").is_file()
+        assert store.finished_run(copied)["row"]["test"]
+    monkeypatch.undo()
+    assert calls == ["valid", "test", "test"]  # what is ranked again is not ranked once more
+    code, _, err = ran(folder, *SASREC)
+    assert code == 0 and "epoch 0" not in err, err
+
+
+@pytest.mark.parametrize("how", ["cut", "missing", "other cases", "no lists"])
+def test_lists_of_another_run_that_are_damaged_are_named(how, copied):
+    folder, lir = copied.parents[1], only(copied.parents[1], "LIR")
+    path = lir / "valid.top.npz"
+    if how in LOST:
+        LOST[how](path)
+    else:
+        with np.load(path) as file:
+            arrays = {name: values[1:] for name, values in file.items()}
+        np.savez(path, **({"x": np.zeros(3)} if how == "no lists" else arrays))
+    command = ("--model=LLMTRSR", "--dataset=tiny", "--beside=[]", f"--rerank_from={lir.name}", "--eval_args.mode=full", "--backbone=scratch:tiny", "--summaries=stored", QUIET)  # fmt: skip
+    before = there(folder)
+    code, out, err = ran(folder, *command)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    path = path.relative_to(folder)
+    assert f"{path} are missing or damaged, or not those of its 40 cases; remove {path}, " in err
+    assert f"--resume=saved/{lir.name} ranks again by the stored weights" in err, err
+    assert there(folder) == before
+
+
 # ---- a search ----
 
 
@@ -389,11 +534,14 @@ def test_adapters_of_many_are_no_run_to_compare(copied):
 
 
 def test_the_record_of_a_unit_that_is_damaged_is_none(tmp_path):
-    from recbole_llm.personal.units import RECORD, done, finished, unit_folder
+    from recbole_llm.evaluation.ranks import RankTable
+    from recbole_llm.personal.units import RANKS, RECORD, done, finished, unit_folder
 
     good = {"unit": "own 1", "losses": {"u1": [0.5]}, "samples": {"u1": 3}, "seconds": 1.5, "memory_mib": 5.0}  # fmt: skip
     path = unit_folder(tmp_path, "own 1") / RECORD
     path.parent.mkdir(parents=True)
+    ranks = path.with_name(RANKS)
+    RankTable(["u1"], ["i1"], [1], [0], [0], [5], [False]).save(ranks)
     for content, there_ in (
         (json.dumps(good), True), ("", False), ("[1]", False), ("{}", False), (json.dumps(good)[:40], False),
         (json.dumps(good | {"losses": 5}), False), ("\0" * 50, False), ("[" * 100_000, False),
@@ -401,3 +549,10 @@ def test_the_record_of_a_unit_that_is_damaged_is_none(tmp_path):
         path.write_text(content)
         assert done(tmp_path, "own 1") == there_
         assert finished(tmp_path, "own") == ({"own 1": ["u1"]} if there_ else {})
+    path.write_text(json.dumps(good))
+    for how in LOST:  # the unit is done again then
+        assert done(tmp_path, "own 1")
+        whole = ranks.read_bytes()
+        LOST[how](ranks)
+        assert not done(tmp_path, "own 1") and finished(tmp_path, "own") == {}
+        ranks.write_bytes(whole)

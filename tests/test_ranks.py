@@ -246,7 +246,7 @@ def test_load_never_unpickles_and_says_what_to_do(tmp_path):
     for name in ("evil.npz", "short.npz", "one.npy", "missing.npz"):
         with pytest.raises(
             UserError,
-            match=f"rank table .*{name} is missing or damaged; remove {tmp_path} and run again",
+            match=f"rank table .*{name} is missing or damaged; give the command that wrote it again",
         ) as fault:
             RankTable.load(tmp_path / name)
         assert "\n" not in str(fault.value)

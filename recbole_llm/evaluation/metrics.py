@@ -8,7 +8,7 @@ presence of tied scores", ECIR 2008). The suffixes _opt and _pes put the target 
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,9 @@ GAINS = {
     "mrr": lambda rank: 1 / rank,
 }
 ORDERS = ("", "_opt", "_pes")
+ROUNDING = (
+    1e-9  # what the mean of one metric may differ by on two machines: they add in other orders
+)
 _NAME = re.compile(rf"({'|'.join(GAINS)})(?:@([1-9]\d*))?(_opt|_pes)?")
 
 
@@ -51,10 +54,16 @@ def rank_values(
     return np.where(tied == 0, gains[np.minimum(first, top + 1)], mean)
 
 
+def _is_metric(name: str) -> bool:
+    """Whether ranks alone determine what is called so; only the reciprocal rank needs no cut-off."""
+    match = _NAME.fullmatch(name.lower())
+    return match is not None and (match[2] is not None or match[1] == "mrr")
+
+
 def _parse(metric):
     """(base, k, order) of a name such as 'ndcg@10_opt'; UserError for a name that is no metric."""
     match = _NAME.fullmatch(metric.lower())
-    if match is None or (match[2] is None and match[1] != "mrr"):
+    if not _is_metric(metric):
         known = ", ".join(f"{base}@K" for base in GAINS)
         raise UserError(
             f"expected a metric among {known}, mrr, each also with _opt or _pes; found {metric!r}; change `metrics`"
@@ -86,16 +95,41 @@ def evaluate(
     names = dict.fromkeys(
         name for metric in asked for name in ([metric] if "@" in metric else _expand(metric, topk))
     )
+    return _means(table, [name + order for name in names for order in ORDERS], group_by_user)
+
+
+def differing(
+    stored: Mapping[str, float], table: RankTable, group_by_user: bool = False
+) -> dict[str, tuple[float, float]]:
+    """Metrics that were stored with a rank table and are not the metrics of its ranks.
+
+    Metrics that ranks alone do not determine, such as the coverage of the catalogue, are not looked at.
+
+    Parameters
+    ----------
+    stored : name of a metric -> value.
+    table : at least one case.
+    group_by_user : means are over users of the means over their cases.
+
+    Returns
+    -------
+    Name -> (stored value, value of the ranks); they differ by more than another order of the sums may cause.
+    """
+    found = _means(table, [name for name in stored if _is_metric(name)], group_by_user)
+    return {
+        name: (stored[name], value)
+        for name, value in found.items()
+        if not abs(stored[name] - value) <= ROUNDING
+    }
+
+
+def _means(table: RankTable, names: Sequence[str], group_by_user: bool) -> dict[str, float]:
     if group_by_user:
         users, sizes = np.unique(table.user, return_inverse=True, return_counts=True)[1:]
         weights = 1 / (len(sizes) * sizes[users])
     else:
         weights = np.full(len(table), 1 / len(table))
-    return {
-        name + order: float(weights @ case_values(table, name + order))
-        for name in names
-        for order in ORDERS
-    }
+    return {name: float(weights @ case_values(table, name)) for name in names}
 
 
 def _expand(base, topk):

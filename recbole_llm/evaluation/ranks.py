@@ -17,6 +17,7 @@ A score of zero is a score: BM25 gives it to items that share no word with a que
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,11 +27,26 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomically
+from ..store import ranked_again
 
 if TYPE_CHECKING:
     import torch
 
 UNNAMED = -np.inf  # score of an item that a method does not name
+
+# What numpy raises for an npz file that is missing, cut, damaged or another one.
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 # Scores compared at a time: with the comparisons' results they fill a second-level cache (at most 1 MB per core), and a sum
 # of as many ones is exact in float32.
@@ -113,20 +129,11 @@ class RankTable:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return RankTable(*(file[name] for name in names))
-        except (
-            AttributeError,
-            EOFError,
-            KeyError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            zipfile.BadZipFile,
-        ) as fault:
+        except UNREADABLE as fault:
             if isinstance(fault, PermissionError):
                 raise
             raise UserError(
-                f"rank table {path} is missing or damaged; remove {Path(path).parent} and run again"
+                f"rank table {path} is missing or damaged; {ranked_again(Path(path).parent)}"
             ) from fault
 
 

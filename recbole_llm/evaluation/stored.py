@@ -7,25 +7,72 @@ import numpy as np
 
 from .. import store
 from ..errors import UserError
-from .ranks import UNNAMED, RankTable, in_front
+from .ranks import UNNAMED, UNREADABLE, RankTable, in_front
+
+NAMES = ("items", "scores")  # of the arrays in a file of top lists
 
 Judge = Callable[
     [list[int], list[np.ndarray]], list[np.ndarray]
 ]  # (cases, their items) -> float scores of those
 
 
+def unranked(folder: Path, row: dict) -> list[str]:
+    """Parts of the cases that a finished run has metrics of, and whose rank table or top lists are missing or damaged.
+
+    Of top lists, which are large, the contents are not read: only that the file is there and whole.
+    """
+    lost = []
+    for part in ("valid", "test"):
+        if part not in row:
+            continue
+        try:
+            RankTable.load(folder / store.RANKS.format(part=part))
+            with np.load(folder / store.TOP.format(part=part)) as top:
+                whole = set(NAMES) <= set(top.files)
+        except PermissionError:
+            raise
+        except (UserError, *UNREADABLE):
+            whole = False
+        if not whole:
+            lost.append(part)
+    return lost
+
+
+def _load(path: Path, cases: int) -> tuple[np.ndarray, np.ndarray]:
+    """(items, scores) of a file of top lists, [cases, k] each. Raises UserError if they are not there."""
+    try:
+        with np.load(path, allow_pickle=False) as top:
+            items, scores = (top[name] for name in NAMES)
+        fits = (
+            items.ndim == 2
+            and len(items) == cases
+            and items.shape == scores.shape
+            and (items.dtype.kind, scores.dtype.kind) == ("i", "f")
+            and items.min(initial=-1) >= -1
+        )
+    except PermissionError:
+        raise
+    except UNREADABLE:
+        fits = False
+    if not fits:
+        raise UserError(
+            f"rerank_from: the top lists {path} are missing or damaged, or not those of its {cases} cases; "
+            f"remove {path}, and {store.ranked_again(path.parent)}"
+        )
+    return items, scores
+
+
 class StoredLists:
     """Top lists of one part of a finished run, by case."""
 
     def __init__(self, folder: Path, part: str):
-        path = folder / store.RANKS.format(part=part)
-        if not path.is_file():
+        if part not in store.finished_run(folder)["row"]:
             raise UserError(
                 f"rerank_from: {folder.name} has ranked no {part} cases; give a run that has"
             )
-        ranks = RankTable.load(path)
-        top = np.load(folder / store.TOP.format(part=part))
-        self.folder, self.items, self.values = folder, top["items"], top["scores"]
+        ranks = RankTable.load(folder / store.RANKS.format(part=part))
+        self.folder = folder
+        self.items, self.values = _load(folder / store.TOP.format(part=part), len(ranks))
         self.row = {
             case: row
             for row, case in enumerate(

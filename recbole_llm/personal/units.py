@@ -11,6 +11,7 @@ from urllib.parse import quote
 from .. import store
 from ..config import digest
 from ..data.splits import Cases
+from ..errors import UserError
 from ..evaluation.ranks import RankTable
 from ..files import atomic_folder, parse
 from ..progress import LineProgress
@@ -96,12 +97,16 @@ def adapter_path(name: str) -> str:
 
 
 def _record(path: Path) -> dict | None:
-    """What `work` has written of a unit; None where there is nothing, or something else: it is done again then."""
+    """What `work` has written of a unit; None where there is nothing, or something else, or no ranks: it is done again then."""
     record = parse(path.read_bytes()) if path.is_file() else None
     kinds = {"unit": str, "losses": dict, "samples": dict, "seconds": float, "memory_mib": float}
     if isinstance(record, dict) and all(
         isinstance(record.get(key), kind) for key, kind in kinds.items()
     ):
+        try:
+            RankTable.load(path.with_name(RANKS))
+        except UserError:
+            return None
         return record
     return None
 
