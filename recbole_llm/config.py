@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -176,7 +177,20 @@ def beginning(layers: Sequence[dict], later: Sequence[Path] = ()) -> str | None:
 def _grouped(data: dict, model: str) -> list[dict]:
     """A dataset's properties: those for all models, and over them its group for this one."""
     models = {name: data.pop(name) for name in list(data) if name in registry.OURS}
-    return [data, models.get(model, {})]
+    return [data, models.get(model) or {}]
+
+
+def _check_groups(content: dict) -> None:
+    """Raise UserError if a dataset's properties have something else than a group under the name of one."""
+    for name in (*registry.OURS, *BEGINNINGS):
+        group = content.get(name)
+        if group is not None and not isinstance(group, dict):
+            raise UserError(f"{name}: expected a group of settings, found {group!r}")
+        if group and name in registry.OURS:
+            try:
+                _check_groups({key: group.get(key) for key in BEGINNINGS})
+            except UserError as error:
+                raise UserError(f"{name}.{error}") from None
 
 
 def _stock_layers(model: str) -> list[dict]:
@@ -230,10 +244,28 @@ def resolve(
     if (
         data.is_file() and prepared.is_file()
     ):  # written when the data was prepared, which may have been killed in between
+        content = read_yaml(prepared)
+        try:
+            _check_groups(content)
+        except UserError as error:
+            raise UserError(f"{prepared}: {error}") from None
         beside = [
             {key: value for key, value in layer.items() if key not in foreign}
-            for layer in _grouped(read_yaml(prepared), model)
+            for layer in _grouped(content, model)
         ]
+    try:
+        return _resolved(model, dataset, beside, layers)
+    except UserError as error:
+        if beside:
+            _resolved(
+                model, dataset, [], layers
+            )  # which raises what the user's own layers do wrong
+            raise UserError(f"{prepared}: {error}") from None
+        raise
+
+
+def _resolved(model: str, dataset: str, beside: list[dict], layers: list[dict]) -> dict:
+    """`resolve`, with the properties beside the data as `_grouped` gives them."""
     given = [*beside, *layers]
     settings = default_settings(model, dataset, given)
     begins = beginning([settings, *given])
@@ -276,6 +308,12 @@ def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: 
             if chosen
             else [resolved]
         )
+        counts = Counter(settings["seed"] for settings in planned[model])
+        for seed, count in counts.items():
+            if count > 1:
+                raise UserError(
+                    f"seeds: expected different ones, found {seed} {count} times; a table takes each run once"
+                )
     return planned
 
 

@@ -35,14 +35,25 @@ def of_run(run: str, settings: dict, joint: Sequence[dict]) -> list[Learned]:
     ]
 
 
-def of_starts(folders: Sequence[Path]) -> list[Learned]:
-    """What these runs have learned, and those that they started from."""
-    found, left = [], list(folders)
-    while left:
-        folder = left.pop()
+def of_starts(folders: Sequence[Path], later: Sequence[Path] = ()) -> list[Learned]:
+    """What these runs have learned, and those that they started from.
+
+    Parameters
+    ----------
+    later : folders of the runs that started from these.
+
+    Raises
+    ------
+    UserError : for a run that starts from itself, also by way of others.
+    """
+    found = []
+    for folder in folders:
+        if folder.resolve() in later:
+            raise UserError(f"{folder / store.RUN}: this run begins with itself; name another one")
         done = store.finished_run(folder)
         found += of_run(folder.name, done["settings"], done.get("joint", []))
-        left += starts(done["settings"], folder.parent)
+        before = starts(done["settings"], folder.parent)
+        found += of_starts(before, [*later, folder.resolve()])
     return found
 
 

@@ -263,6 +263,25 @@ def test_the_record_of_an_evaluation_is_read_as_closely(copied):
         assert code == 2 and f"{path.parent.name}/run.json: expected the record" in err, err
 
 
+@pytest.mark.parametrize("names", ["SASRec", "SASRec LIR"])
+def test_a_run_that_begins_with_itself_is_refused(names, copied):
+    """Also by way of another run."""
+    folder = copied.parents[1]
+    chain = [only(folder, name) for name in names.split()]
+    for run, other in zip(chain, [*chain[1:], chain[0]], strict=True):
+        path = run / "run.json"
+        path.write_bytes(edited(path.read_text(), ("settings", "init_from"), other.name))
+    for command in (
+        ("evaluate", f"--checkpoint={copied.name}", "--eval_args.mode=uni3", QUIET),
+        ("--model=SASRec", "--dataset=tiny", "--beside=[]", "--epochs=0", f"--init_from={copied.name}", "--hidden_size=16", "--n_layers=1", QUIET),
+    ):  # fmt: skip
+        before = there(folder)
+        code, out, err = ran(folder, *command)
+        assert (code, out, err.count("\n")) == (2, "", 1), (command, err)
+        assert "/run.json: this run begins with itself; name another one" in err, err
+        assert there(folder) == before
+
+
 # ---- results.jsonl ----
 
 

@@ -83,6 +83,9 @@ ARGUMENTS = {  # told before any data is read
     "compare --models=Pop --dataset=tiny --LIR.last_n=2": r"--LIR.last_n: LIR is not among the models, which are Pop",
     "compare --models=Pop,LIR --dataset=tiny --last_n=2": r"unknown key 'last_n'",  # Pop has none
     "compare --models=Pop --dataset=tiny --seeds=1,a": r"seed: expected a number, found 'a'",
+    "compare --models=Pop --dataset=tiny --seeds=1,1": r"seeds: expected different ones, found 1 2 times",
+    "--model=LIR --dataset=tiny --seeds=2,1,2": r"seeds: expected different ones, found 2 2 times",
+    "compare --models=LIR,Pop --dataset=tiny --config_files=seeds.yaml": r"seeds: expected different ones, found 3 2 times",
     "--model=LIR --dataset=none": r"dataset 'none': expected dataset/none/none.inter, found there: tiny; make it",
     "--model=LIR --dataset=tiny --data_path=nowhere": r"dataset 'tiny': expected nowhere/tiny/tiny.inter, nothing is there",
     "--model=SASRec --dataset=tiny --init_from=nobody": r"run 'nobody': expected a run folder or id below saved, found none",
@@ -105,6 +108,7 @@ def bare(tmp_path_factory):
         "list": b"- epochs",
         "key": b"epoch: 1",
         "model": b"model: Pop",
+        "seeds": b"seeds: [3, 3]",
     }.items():
         (folder / f"{name}.yaml").write_bytes(content)
     return folder
@@ -113,6 +117,40 @@ def bare(tmp_path_factory):
 @pytest.mark.parametrize("line", ARGUMENTS)
 def test_arguments_that_cannot_be(line, bare, refused):
     assert re.search(ARGUMENTS[line], refused(*shlex.split(line), folder=bare))
+
+
+PREPARED = {  # dataset/tiny/tiny.yaml: what is said of it
+    "CALRec: 5": r"CALRec: expected a group of settings, found 5",
+    "CALRec: [epochs]": r"CALRec: expected a group of settings, found \['epochs'\]",
+    "CALRec: {scratch: 3}": r"CALRec.scratch: expected a group of settings, found 3",
+    "scratch: [1]": r"scratch: expected a group of settings, found \[1\]",
+    "scratch: {epoch: 1}": r"unknown key 'epoch': did you mean epochs",
+    "TALLRec: 5": r"TALLRec: expected a group of settings, found 5",  # of another model
+    "epochs: many": r"epochs: expected a number, found 'many'",
+    "epoch: 3": r"unknown key 'epoch': did you mean epochs",
+    "1: 3": r"unknown key '1'",
+    "CALRec: {epochs: -1}": r"epochs: expected a whole number from 0 up, found -1",
+    "- 5": r"expected `key: value` lines, found a list",
+    "valid_metric: NDCG@7": r"valid_metric: expected one of .*, found 'NDCG@7'",
+}
+
+
+@pytest.mark.parametrize("content", PREPARED)
+def test_mistakes_in_the_settings_beside_the_data_name_their_file(content, tmp_path, refused):
+    write_shop(tmp_path)
+    path = tmp_path / "dataset" / "tiny" / "tiny.yaml"
+    path.write_text(content + "\n")
+    calrec = ("--model=CALRec", "--dataset=tiny", "--beside=[]", "--backbone=scratch:tiny")
+    assert re.search(rf"error: dataset/tiny/tiny.yaml: {PREPARED[content]}", refused(*calrec))
+
+
+def test_mistakes_of_the_command_do_not_name_the_settings_beside_the_data(tmp_path, refused):
+    write_shop(tmp_path)
+    path = tmp_path / "dataset" / "tiny" / "tiny.yaml"
+    for content in ("TASTELoRA: ~\nCALRec: ~\nscratch: ~\nseed: 5", "epochs: many"):
+        path.write_text(content + "\n")
+        said = refused("--model=CALRec", "--dataset=tiny", "--beside=[]", "--train_batch_size=0")
+        assert said.startswith("error: train_batch_size: expected"), said
 
 
 POP_LIR, GRU = ("--model=LIR", "--beside=[Pop]"), ("--model=GRU4Rec", "--beside=[]")
