@@ -95,6 +95,8 @@ def _check(reader: _Reader) -> None:
         reader.at, reader.order = 4, ">"
         reader.number("I")
     tensors, pairs = reader.number("Q"), reader.number("Q")
+    if not tensors:
+        raise Damaged("it holds no tensors")
     reader._need(pairs * 13 + tensors * 24)  # the least that they can take
     metadata = {}
     for _ in range(pairs):

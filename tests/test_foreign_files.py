@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import struct
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -466,6 +467,15 @@ def test_a_damaged_gguf_file_is_one_line(tmp_path, change):
     path.write_bytes(GGUF_DAMAGES[change](data))
     with pytest.raises(UserError, match=r"tiny\.gguf|cannot be loaded"), no_longer_than(300):
         load_folder(str(path.parent))
+
+
+def test_a_gguf_file_without_tensors_is_told_as_that(tmp_path):
+    from recbole_llm import gguf_header
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    with pytest.raises(UserError, match=r"m\.gguf is damaged or no GGUF file: it holds no tensors"):
+        gguf_header.check(path)
 
 
 @pytest.mark.parametrize("key", ["block_count", "feed_forward_length", "attention.head_count"])

@@ -144,6 +144,21 @@ def test_own_tables_that_are_none(tmp_path, capsys, events, items, message):
     assert not (tmp_path / "own").exists()
 
 
+@pytest.mark.parametrize("items", [False, True])
+@pytest.mark.parametrize("header", ["u,i,t\n", "u,i,t", ""])
+def test_events_without_a_row_are_told_as_that(tmp_path, capsys, header, items):
+    path = tmp_path / "events.csv"
+    path.write_text(header)
+    (tmp_path / "items.csv").write_text("i,label\na,b\n")
+    args = ["prepare", "--name=own", f"--inter={path}", f"--data_path={tmp_path}"]
+    args += [f"--items={tmp_path / 'items.csv'}", "--map=user=u,item=i,time=t,title=label"] if items else ["--map=user=u,item=i,time=t"]  # fmt: skip
+    assert cli.main(args) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{path}" in said and "of one source" not in said, said
+    assert not header or "found a file without rows" in said, said
+    assert not (tmp_path / "own").exists()
+
+
 @pytest.mark.parametrize(("mapping", "message"), [
     ("user=us,item=i,time=t", "user=us, but {folder}/e.jsonl has no column us; it has u, i, t"),
     ("user=u,item=i,time=t,title=titel", "title=titel, but {folder}/i.jsonl has no column titel; it has i, title; did you mean title?"),

@@ -224,6 +224,30 @@ def test_gains_of_cohorts_are_correlated_with_what_is_known_of_them(monkeypatch)
     assert found._by_cohort() == ["   all 9 clustered cohorts have the same gain"]
 
 
+def test_a_correlation_that_is_not_defined_is_said_to_be_so(monkeypatch):
+    found = findings.Findings.__new__(findings.Findings)
+    cases, other = np.array([3, 5, 9, 2]), np.zeros((4, 4))
+    gains = other + np.arange(4)[:, None]
+    for own, counts, said in (
+        (other, cases, "not defined, since all users have the same difference"),
+        (gains, 0 * cases + 3, "not defined, since all users have the same activity"),
+        (gains, np.arange(4), "+1.0000 ["),
+    ):
+        groups = findings.by_activity(counts, (2, 5))
+        monkeypatch.setattr(
+            found, "own_users", lambda own=own, counts=counts, groups=groups: (counts, own, other, groups), raising=False
+        )  # fmt: skip
+        lines = [line for line in found._by_activity() if "correlation" in line]
+        assert len(lines) == 2 and all(f"(Spearman): {said}" in line for line in lines), lines
+    shapes = np.array([0.5, 0.5, 0.5])
+    monkeypatch.setattr(
+        found, "cohort_gains", lambda: (np.arange(3.0), np.arange(3.0), shapes), raising=False
+    )
+    lines = found._by_cohort()
+    assert "number of samples: Spearman +1.0000 [" in lines[0]
+    assert "not defined, since all 3 cohorts have the same silhouette" in lines[1]
+
+
 def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much():
     from itertools import permutations
 

@@ -287,6 +287,8 @@ def test_timestamp_boundaries(tables):
         ({"temporal": [0.6, 0.2, 0.2]}, "later", "eval_args.part"),
         ({"timestamp": [1]}, "pretrain", "two times"),
         ({"timestamp": ["May", "June"]}, "pretrain", "two times"),
+        ({"timestamp": [5, 3]}, "pretrain", "found [5, 3], whose first time is after the second"),
+        ({"timestamp": [".nan", 3]}, "pretrain", "two times"),
         ({"timestamp": [90, 99]}, "pretrain", "leaves no test case"),
         ({"timestamp": [-9, -5]}, "pretrain", "leaves no train case"),
         ({"TS": [0.8, 0.1, 0.1]}, "pretrain", "expected one of"),

@@ -173,6 +173,14 @@ def test_times_that_do_not_fit_each_other(tmp_path, cells, message, capsys):
         "0000-00-00",
         "yesterday",
         "10:00:00",
+        "Epoch",  # DuckDB takes these for times or numbers
+        "infinity",
+        "-Infinity",
+        "inf",
+        "-inf",
+        "-nan",
+        "1e999",
+        "1_588_334_400",
     ],
 )
 def test_an_unreadable_date_is_one_line_and_not_half_of_the_data(tmp_path, kind, cell, capsys):
@@ -193,10 +201,28 @@ def test_a_line_number_counts_the_lines_within_cells(tmp_path, capsys):
 
 
 def test_missing_times_are_counted_and_left_out(tmp_path, capsys):
-    cells = ["2020-05-01", "", "NaN", "NULL", "NaT", "inf", "None", " 2020-05-02 "]
+    cells = ["2020-05-01", "", "NaN", "NULL", "NaT", "None", " 2020-05-02 "]
     assert cli.main(ask(tmp_path, write(tmp_path, cells))) == 0
-    assert "6 of 8 events are broken or lack" in capsys.readouterr().out
-    assert list(written(tmp_path)) == ["x0", "x7"]
+    assert "5 of 7 events are broken or lack" in capsys.readouterr().out
+    assert list(written(tmp_path)) == ["x0", "x6"]
+
+
+def test_numbers_are_read_however_they_are_written(tmp_path):
+    cells = {"5": 5, "+6.5": 6.5, "-7": -7, "8.": 8, ".5": 0.5, "1.5e3": 1500, "25E-1": 2.5}
+    assert cli.main(ask(tmp_path, write(tmp_path, cells))) == 0
+    assert written(tmp_path) == {f"x{n}": value for n, value in enumerate(cells.values())}
+
+
+def test_numbers_without_end_in_a_column_of_numbers_are_unreadable(tmp_path, capsys):
+    import duckdb
+
+    path = tmp_path / "e.parquet"
+    for cell, code in (("nan", 0), ("infinity", 2), ("-infinity", 2)):
+        rows = f"(VALUES ('x', 5.0::DOUBLE), ('y', '{cell}'::DOUBLE)) v(i, t)"
+        duckdb.execute(f"COPY (SELECT 'a' AS u, i, t FROM {rows}) TO '{path}'")
+        assert cli.main(ask(tmp_path, path, f"own{cell}")) == code
+        said = capsys.readouterr()
+        assert ("1 of 2 events are broken" in said.out) != (": expected a number" in said.err)
 
 
 def test_yelp_reads_offsets_too(tmp_path):

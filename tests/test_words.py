@@ -31,6 +31,16 @@ from recbole_llm.runs import run_settings
         ("ကော်ဖီ", "ကော်ဖီ"),
         ("3\ufe0f\u20e3 pack \u2764\ufe0f", "3 pack"),
         ("می\u200cخواهم", "میخواهم"),
+        ("co\u00adoperate", "cooperate"),
+        ("re\u200busable", "reusable"),  # a place to break the line, where words have spaces
+        ("zero\u2060width and\ufeff more\u200e", "zerowidth and more"),
+        ("\ufeffcup \u00ad \u200b-\u2060", "cup"),
+        ("cafe\u00ad\u0301", "café"),
+        ("क्\u200dष क्\u200cष", "क्ष क्ष"),
+        ("کتاب\u200cها", "کتابها"),
+        ("กาแฟ\u200bเย็น", "กา าแ แฟ เย็ ย็น"),  # it ends a word there
+        ("กา\u2060แฟ", "กา าแ แฟ"),
+        ("杯\u200b子 cup\u200b子", "杯 子 cup 子"),
         ("", ""),
         ("… — 。", ""),
     ],
@@ -172,3 +182,20 @@ def test_sentences_without_spaces_are_drawn_apart_and_counted():
     assert count(nearest(["保温杯" * 100])[0]) == SENTENCES
     english = "It keeps warm for hours. The lid is tight! Good for an office, or for travel? No more to say here at all"
     assert len(_sentences(english)) == 4 and count(english) == len(english.split())
+
+
+INVISIBLE = "\u00ad\u034f\u061c\u200c\u200d\u200e\u200f\u202a\u202c\u2060\u2066\u2069\ufeff"
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("alphabet", [LATIN, LATIN + MARKS, KANA + HAN + "ab "])
+def test_invisible_characters_change_no_word_and_no_count(alphabet, seed):
+    rng = np.random.default_rng(seed)
+    text = unicodedata.normalize("NFC", any_text(rng, alphabet))
+    more = INVISIBLE if alphabet != LATIN else INVISIBLE + "\u200b"
+    seen = "".join(
+        char + (rng.choice(list(more)) if rng.random() < 0.5 and char != " " else "")
+        for char in text
+    )
+    assert words(seen) == words(text) and seen != text
+    assert count(seen) == count(text)

@@ -173,6 +173,10 @@ def _timestamps(tables: Tables, value: list, part: str) -> np.ndarray:
         raise UserError(
             f"eval_args.split.timestamp: expected two times [t1, t2] in the file's unit, found {value!r}"
         ) from None
+    if not first <= second:
+        raise UserError(
+            f"eval_args.split.timestamp: expected [t1, t2] with t1 before t2, found {value!r}, whose first time is after the second"
+        )
     return (tables.time >= first).astype(np.int64) + (tables.time >= second)
 
 

@@ -1,7 +1,7 @@
 """What counts as a word, wherever words are matched, counted or cut.
 
 A word is a run of letters, digits and underscores, in lower case and in Unicode's composed form (NFC); combining marks
-belong to the letter before them. Scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer,
+belong to the letter before them. Invisible format characters, such as the soft hyphen, are no part of a word and end none. Scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer,
 Myanmar) have no such runs: there, every two neighbouring characters are a word, and a character that stands alone is one.
 Where the script changes, a word ends. Hangul is written with spaces.
 """
@@ -21,13 +21,18 @@ UNSPACED = re.compile(
     "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"  # Hiragana, Katakana
     "]"
 )
-JOINERS = "\u200c\u200d"  # they shape letters and separate nothing
+# Format characters that nobody sees and that separate nothing: soft hyphen, joiners, marks of direction, …
+FORMAT = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200c-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0001\U000e0020-\U000e007f]"
+)
+# It separates words in scripts that are written without spaces, and is only a place to break a line in others.
+ZERO_WIDTH_SPACE = "\u200b"
 
 
 @cache
 def _kind(char: str) -> str:
     """ "unspaced" or "spaced" for what words are made of, "mark" for what belongs to the character before, else "other"."""
-    if char in JOINERS or unicodedata.category(char) in ("Mn", "Mc", "Me"):
+    if FORMAT.match(char) or unicodedata.category(char) in ("Mn", "Mc", "Me"):
         return "mark"
     if not char.isalnum() and char != "_":
         return "other"
@@ -36,13 +41,18 @@ def _kind(char: str) -> str:
 
 @cache
 def _invisible(char: str) -> bool:
-    """Whether a character only says how the one before is drawn: joiners, variation selectors, enclosing marks."""
+    """Whether a character only says how those beside it are drawn: format characters, variation selectors, enclosing marks."""
     return (
-        char in JOINERS
+        FORMAT.match(char) is not None
         or "\ufe00" <= char <= "\ufe0f"
         or "\U000e0100" <= char <= "\U000e01ef"
         or unicodedata.category(char) == "Me"
     )
+
+
+def _separates(text: str, place: int) -> bool:
+    """Whether a zero-width space at this place stands beside a character of a script without spaces."""
+    return "unspaced" in map(_kind, text[max(0, place - 1) : place + 2])
 
 
 def _runs(text: str) -> Iterator[tuple[str, list[int]]]:
@@ -50,6 +60,8 @@ def _runs(text: str) -> Iterator[tuple[str, list[int]]]:
     before, ends = "other", []
     for place, char in enumerate(text, start=1):
         kind = _kind(char)
+        if char == ZERO_WIDTH_SPACE and not _separates(text, place - 1):
+            kind = "mark"
         if kind == "mark" and ends:
             ends[-1] = place
             continue
@@ -71,9 +83,16 @@ def words(text: str) -> list[str]:
         return WORD.findall(text)
     text = unicodedata.normalize("NFC", text)
     kinds = {_kind(char) for char in set(text)}
-    if kinds.isdisjoint(("mark", "unspaced")):
+    if kinds.isdisjoint(("mark", "unspaced")) and ZERO_WIDTH_SPACE not in text:
         return WORD.findall(text)
     text = "".join(char for char in text if not _invisible(char))
+    if ZERO_WIDTH_SPACE in text:
+        text = "".join(
+            char
+            for place, char in enumerate(text)
+            if char != ZERO_WIDTH_SPACE or _separates(text, place)
+        )
+    text = unicodedata.normalize("NFC", text)  # of letters and marks that are neighbours only now
     found, begin = [], 0
     for kind, ends in _runs(text):
         if kind == "spaced":

@@ -320,6 +320,11 @@ class Findings:
             return [f"   all {len(gains)} clustered cohorts have the same gain"]
         lines = []
         for name, values in (("number of samples", samples), ("silhouette", shapes)):
+            if not np.ptp(values):
+                lines.append(
+                    f"   gain % (Recall@10 over Model 2) and {name}: Spearman not defined, since all {len(gains)} cohorts have the same {name}"
+                )
+                continue
             found = correlation(values, gains)
             lines.append(
                 f"   gain % (Recall@10 over Model 2) and {name}: Spearman {_interval(found)}, "
@@ -370,9 +375,13 @@ class Findings:
                 found = user_bootstrap(np.arange(len(mine)), mine, np.zeros(len(mine)))
                 parts.append(f"{name} {_interval(found)}")
             lines.append(f"   5 - 3, {metric}, mean over users: {', '.join(parts)}")
-            lines.append(
-                f"   correlation of that difference with activity (Spearman): {_interval(correlation(cases, gap))}"
-            )
+            if not np.ptp(gap):
+                told = "not defined, since all users have the same difference"
+            elif not np.ptp(cases):
+                told = "not defined, since all users have the same activity"
+            else:
+                told = _interval(correlation(cases, gap))
+            lines.append(f"   correlation of that difference with activity (Spearman): {told}")
         return lines
 
 

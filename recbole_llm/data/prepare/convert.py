@@ -101,6 +101,10 @@ def _convert(
         events,
     )
     facts.read = engine.value("SELECT count(*) FROM events") + engine.rejected()
+    if not facts.read:
+        raise UserError(
+            f"{events}: expected events, found a file without rows; is it the right file, and whole?"
+        )
     facts.time = recipe.time
     if recipe.time_column:
         facts.time = settle(engine, events, recipe.time_column, log) or facts.time
@@ -142,9 +146,8 @@ def _convert(
         _leave_out(recipe, engine)
     if not engine.value("SELECT count(*) FROM events"):
         left_out = "; ".join(recipe.filters) or "nothing was filtered"
-        raise UserError(
-            f"{recipe.name}: no event is left of {facts.read} ({left_out}); are {events} and {items} of one source?"
-        )
+        whole = "" if items == events else f"; are {events} and {items} of one source?"
+        raise UserError(f"{recipe.name}: no event is left of {facts.read} ({left_out}){whole}")
     _write_events(recipe, engine, work)
     facts.count(engine, recipe.reviewed)
     if recipe.columns:

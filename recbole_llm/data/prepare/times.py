@@ -13,6 +13,8 @@ MISSING = ("", "nan", "nat", "null", "none", "na", "n/a", "<na>", "\\n")  # cell
 OLDEST, NEWEST = -2208988800, 7258118400  # years 1900 to 2200: "01-05-20" is no day of the year 1
 SINCE, UNTIL = 315532800, 4102444800  # years 1980 to 2100, in seconds since 1970
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+DATE = r"^\d"  # what a date begins with
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 SHOWN = 60  # most characters of a cell in a message
 
 
@@ -26,12 +28,15 @@ def time_columns(column: str) -> str:
     cell = f"trim({column}::VARCHAR)"
     # "10:00:00 +0200" and a small z are common, and DuckDB reads neither
     iso = rf"regexp_replace(regexp_replace({cell}, '\s+([+-]\d)', '\1'), 'z$', 'Z')"
-    date = f"epoch(try_cast({iso} AS TIMESTAMPTZ))"
-    number = f"try_cast({cell} AS DOUBLE)"
+    # DuckDB also takes words such as "epoch" and "infinity" for times and numbers
+    date = (
+        f"CASE WHEN regexp_matches({iso}, '{DATE}') THEN epoch(try_cast({iso} AS TIMESTAMPTZ)) END"
+    )
+    number = f"CASE WHEN regexp_full_match({cell}, '{NUMBER}') THEN try_cast({cell} AS DOUBLE) END"
     missing = ", ".join(f"'{word}'" for word in MISSING)
     dated = f"({number} IS NULL AND coalesce({date} BETWEEN {OLDEST} AND {NEWEST}, false))"
     readable = (
-        f"({cell} IS NULL OR {number} IS NOT NULL OR {dated} OR lower({cell}) IN ({missing}))"
+        f"({cell} IS NULL OR isfinite({number}) IS TRUE OR {dated} OR lower({cell}) IN ({missing}))"
     )
     return f"""CASE WHEN {dated} THEN {date} WHEN isfinite({number}) THEN {number} END AS "time",
         {dated} AS "dated", CASE WHEN NOT {readable} THEN left({cell}, {SHOWN}) END AS "unread" """
