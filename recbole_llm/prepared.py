@@ -366,7 +366,7 @@ class Prepared:
         return row
 
     def _ranked(self, before: dict) -> dict[str, dict]:
-        """What the record of a run has of the parts that today's code has ranked, and whose ranks are still stored."""
+        """Parts in the record of a run that today's code has ranked and whose ranks are still stored."""
         from .evaluation.stored import unranked
 
         def by_this_code(stored: dict) -> bool:

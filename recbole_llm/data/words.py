@@ -1,8 +1,8 @@
 """What counts as a word, wherever words are matched, counted or cut.
 
 A word is a run of letters, digits and underscores, in lower case and in Unicode's composed form (NFC); combining marks
-belong to the letter before them. Invisible format characters, such as the soft hyphen, are no part of a word and end none. Scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer,
-Myanmar) have no such runs: there, every two neighbouring characters are a word, and a character that stands alone is one.
+belong to the letter before them. Invisible format characters, such as the soft hyphen, are no part of a word and end
+none. Scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no such runs: there, every two neighbouring characters are a word, and a character that stands alone is one.
 Where the script changes, a word ends. Hangul is written with spaces.
 """
 
@@ -21,11 +21,11 @@ UNSPACED = re.compile(
     "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"  # Hiragana, Katakana
     "]"
 )
-# Format characters that nobody sees and that separate nothing: soft hyphen, joiners, marks of direction, …
+# Format characters that nobody sees and that separate nothing: soft hyphen, joiners, directions, …
 FORMAT = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200c-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0001\U000e0020-\U000e007f]"
 )
-# It separates words in scripts that are written without spaces, and is only a place to break a line in others.
+# It separates words in scripts that are written without spaces; elsewhere a line may break there.
 ZERO_WIDTH_SPACE = "\u200b"
 
 
@@ -41,7 +41,10 @@ def _kind(char: str) -> str:
 
 @cache
 def _invisible(char: str) -> bool:
-    """Whether a character only says how those beside it are drawn: format characters, variation selectors, enclosing marks."""
+    """Whether a character only says how those beside it are drawn.
+
+    These are format characters, variation selectors and enclosing marks.
+    """
     return (
         FORMAT.match(char) is not None
         or "\ufe00" <= char <= "\ufe0f"

@@ -113,7 +113,7 @@ def differing(
 
     Returns
     -------
-    Name -> (stored value, value of the ranks); they differ by more than another order of the sums may cause.
+    Name -> (stored value, value of the ranks), which differ by more than `ROUNDING`.
     """
     found = _means(table, [name for name in stored if _is_metric(name)], group_by_user)
     return {

@@ -17,9 +17,10 @@ Judge = Callable[
 
 
 def unranked(folder: Path, row: dict) -> list[str]:
-    """Parts of the cases that a finished run has metrics of, and whose rank table or top lists are missing or damaged.
+    """Parts of the cases that `row` has metrics of and whose ranks or top lists are lost.
 
-    Of top lists, which are large, the contents are not read: only that the file is there and whole.
+    They are lost if the file is missing, damaged or another one. The contents of top lists, which
+    are large, are not read.
     """
     lost = []
     for part in ("valid", "test"):

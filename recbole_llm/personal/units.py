@@ -97,7 +97,10 @@ def adapter_path(name: str) -> str:
 
 
 def _record(path: Path) -> dict | None:
-    """What `work` has written of a unit; None where there is nothing, or something else, or no ranks: it is done again then."""
+    """What `work` has written of a unit, which is done again where this is None.
+
+    That is where there is no such record, or no rank table beside it.
+    """
     record = parse(path.read_bytes()) if path.is_file() else None
     kinds = {"unit": str, "losses": dict, "samples": dict, "seconds": float, "memory_mib": float}
     if isinstance(record, dict) and all(
