@@ -2,8 +2,9 @@
 
 A word is a run of letters, digits and underscores, in lower case and in Unicode's composed form (NFC); combining marks
 belong to the letter before them. Invisible format characters, such as the soft hyphen, are no part of a word and end
-none. Scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no such runs: there, every two neighbouring characters are a word, and a character that stands alone is one.
-Where the script changes, a word ends. Hangul is written with spaces.
+none. Scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no such runs:
+there, every two neighbouring characters are a word, and a character that stands alone is one. Where the script
+changes, a word ends. Hangul is written with spaces.
 """
 
 import re
