@@ -27,7 +27,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomically
-from ..store import ranked_again
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +131,8 @@ class RankTable:
         except UNREADABLE as fault:
             if isinstance(fault, PermissionError):
                 raise
+            from ..store import ranked_again  # not needed where metrics alone are
+
             raise UserError(
                 f"rank table {path} is missing or damaged; {ranked_again(Path(path).parent)}"
             ) from fault
