@@ -295,6 +295,7 @@ class ServerEngine:
     async def _answer(self, content: str, body: dict) -> bytes:
         """The body of the answer to one request, whose connection is closed after `timeout`."""
         from anyio import fail_after
+        from openai import OpenAIError
 
         begun = False
         try:
@@ -310,10 +311,13 @@ class ServerEngine:
             if begun:
                 raise _NoAnswer("the answer takes longer than summarizer_timeout") from None
             raise _Silent("no answer within summarizer_timeout") from None
-        except Exception as error:
-            if not begun:
-                raise
-            raise _NoAnswer(f"the answer breaks off: {_reason(error)}") from None
+        except OpenAIError:
+            raise
+        except (
+            Exception
+        ) as error:  # whatever the transport raises, of an address sent by the server too
+            failed = "the answer breaks off" if begun else "no answer"
+            raise _NoAnswer(f"{failed}: {_reason(error)}") from None
 
     def _read(self, data: bytes, requests: int) -> Text:
         """The text of an answer's body."""
@@ -396,21 +400,25 @@ def _error_in(data: bytes) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What a connection failed at, in a line: the first cause that has words, and the address asked.
+    """What a connection failed at, in a line: the system's words, else the transport's; and the address.
 
     The client's own error says `Connection error.` of them all.
     """
-    words, address, kind = "", "", type(error).__name__
+    words, address = "", ""
     cause: BaseException | None = error.__cause__ or error
+    kind = type(cause).__name__
     while cause is not None:
-        kind = type(cause).__name__
-        words = str(cause) or words
+        if attempts := getattr(cause, "exceptions", None):  # made at the same time
+            cause = attempts[0]
+            continue
+        if str(cause) and (not words or isinstance(cause, OSError)):
+            words = str(cause)
         try:
-            address = address or str(cause.request.url)
+            address = address or f"; {cause.request.url}"
         except (AttributeError, RuntimeError):  # RuntimeError: of a transport's error without one
             pass
-        cause = cause.__cause__
-    return _in_line(f"{words or kind}; {address}" if address else words or kind)
+        cause = cause.__cause__ or cause.__context__
+    return _in_line(f"{words or kind}{address}")
 
 
 def _plain(text: str) -> str:
