@@ -343,6 +343,16 @@ def test_a_text_does_not_need_a_bill(server, tmp_path, usage):
     assert not any(one.replaced for one in asked.of(plans(1))) and asked.counts["read"] == 0
 
 
+def test_an_answer_may_begin_with_a_mark_of_its_encoding(server, tmp_path, monkeypatch):
+    def marked(self, body, prompt):
+        self.reply(200, b"\xef\xbb\xbf" + self.chat(prompt, "Buys bowls."))
+
+    monkeypatch.setattr(Handler, "answer_marked", marked, raising=False)
+    server.fault = lambda prompt, body: "marked"
+    (found,) = summaries(tmp_path, engine(server)).of(plans(1))
+    assert (found.text, found.replaced) == ("Buys bowls.", False)
+
+
 def test_thoughts_whose_beginning_is_in_the_prompt_are_none_of_the_text(server, tmp_path, monkeypatch):  # fmt: skip
     def thought(self, body, prompt):
         self.reply(200, self.chat(prompt, "hmm, the user</think>\n\nBuys bowls."))

@@ -381,6 +381,12 @@ def test_only_what_follows_the_last_thought_counts(tmp_path, text, said, caplog)
     assert ("are thoughts alone" in caplog.text) == (said is None)
 
 
+def test_an_extract_keeps_what_looks_like_the_end_of_a_thought(tmp_path):
+    item = (("Title", "bowl </think> of wood"),)
+    (found,) = summaries(tmp_path, Extractive()).of([hierarchical([item], 5, 5)])
+    assert found.text == "bowl </think> of wood."
+
+
 def test_what_is_written_is_kept_when_the_engine_fails(tmp_path):
     class Failing(Scripted):
         def write(self, requests, take, again=False):

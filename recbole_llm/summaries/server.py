@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from ..errors import UserError
-from ..files import parse
 from ..wording import Wording
 from .plan import Request, Text
 from .prompt import LAYOUT, parts
@@ -202,12 +201,12 @@ class ServerEngine:
         try:
             self.portal.call(self._list_models)
         except (TimeoutError, openai.APITimeoutError):
-            if self.lists_models:
+            first, self.lists_models = self.lists_models, False
+            if first:
                 logging.getLogger().warning(
                     f"summarizer: {self.url}/models gave no answer within {REACH:g} s; texts are asked for "
                     f"nevertheless, each with a limit of {self.timeout:g} s (summarizer_timeout)"
                 )
-            self.lists_models = False
         except openai.APIConnectionError as error:
             raise UserError(
                 f"summarizer: {self.url} gives no answer ({_reason(error)}); what is written is kept, run again"
@@ -313,15 +312,13 @@ class ServerEngine:
             raise _Silent("no answer within summarizer_timeout") from None
         except OpenAIError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever the transport raises, of an address sent by the server too
+        except Exception as error:  # of the transport, which the client does not always wrap
             failed = "the answer breaks off" if begun else "no answer"
             raise _NoAnswer(f"{failed}: {_reason(error)}") from None
 
     def _read(self, data: bytes, requests: int) -> Text:
         """The text of an answer's body."""
-        answer = parse(data)
+        answer = _parsed(data)
         try:
             choice, used = answer["choices"][0], answer.get("usage")
             message, reason = choice["message"], choice.get("finish_reason")
@@ -393,9 +390,17 @@ def _as_text(body: object) -> str:
         return "lists within lists, too deep to show"
 
 
+def _parsed(data: bytes):
+    """What some JSON says, in any encoding that JSON may have; None where it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):  # RecursionError: nested too deep
+        return None
+
+
 def _error_in(data: bytes) -> str:
     """What a body that is no answer says."""
-    answer = parse(data)
+    answer = _parsed(data)
     return _message(data.decode(errors="replace") if answer is None else answer)
 
 

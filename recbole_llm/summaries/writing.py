@@ -209,7 +209,9 @@ class Summaries:
 
         def take(number: int, text: Text) -> None:
             nonlocal saved
-            said = _without_thoughts(text.text)
+            said = text.text.strip()
+            if self.engine.paid:  # an extract has words of items alone, whatever they look like
+                said = _without_thoughts(said)
             fault = text.fault
             if fault is None and not any(char.isalnum() for char in said):
                 fault = "empty"
@@ -251,7 +253,7 @@ class Summaries:
                 f"summaries: a text is {FAULTS[fault]} ({text.why}), which costs this text alone; more of them are counted"
             )
         if self.bad is not None:
-            thought = THOUGHT.match(text.text) or THOUGHT_END in text.text
+            thought = text.text.strip() and not _without_thoughts(text.text)
             self.bad["thought" if thought else fault] += 1
             silent = self.bad["refused"] + self.bad["failed"]  # which end the work by themselves
             if self.bad.total() == PATIENCE > silent:
