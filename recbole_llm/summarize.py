@@ -12,6 +12,7 @@ from .errors import UserError
 from .files import atomically
 from .prepared import Prepared
 from .runlog import RunLog
+from .screen import printable
 from .summaries.plan import Summary
 from .summaries.summarizer import Summarizer
 
@@ -72,7 +73,7 @@ def summarize(settings: dict) -> list[str]:
 
 
 def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Summary]]) -> None:
-    """A row for every text: user, part, items of the history, level, text."""
+    """A row for every text: user, part, items of the history, level, text in printable characters."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomically(path) as temporary,
@@ -86,5 +87,6 @@ def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Sum
             ):
                 for level, texts in enumerate(summary.levels):
                     rows.writerows(
-                        [user, part, size, level, " ".join(text.split())] for text in texts
+                        [user, part, size, level, printable(" ".join(text.split()))]
+                        for text in texts
                     )

@@ -34,6 +34,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         self.fault, self.spent, self.bodies = lambda prompt, body: None, Counter(), []
         self.lock = threading.Lock()
+        self.models, self.usage, self.trickled = "well", None, []
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -49,6 +50,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        self.server.spent["lists"] += 1
+        if self.server.models == "trickle":
+            return self.trickle(200)
+        if self.server.models == "loop":
+            return self.reply(302, b"", Location=self.path)
         self.reply(200, json.dumps({"object": "list", "data": []}).encode())
 
     def do_POST(self):
@@ -85,6 +91,10 @@ class Handler(BaseHTTPRequestHandler):
             "usage": used,
         }
         choice = {"index": 0, "finish_reason": reason, "message": message}
+        if self.server.usage is not None:
+            answer["usage"] = "USAGE"
+            data = json.dumps(answer | {"choices": [choice]})
+            return data.replace('"USAGE"', self.server.usage).encode()
         return json.dumps(answer | {"choices": [choice]}).encode()
 
     def answer_well(self, body, prompt):
@@ -148,6 +158,48 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes([byte]))
             time.sleep(0.05)
 
+    def trickle(self, status):
+        """A body of 20 s, a byte at a time, and a note whether the client has taken all of it."""
+        self.send_response(status)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for _ in range(200):
+                self.wfile.write(b"1\r\n \r\n")
+                time.sleep(0.1)
+            self.wfile.write(b"0\r\n\r\n")
+            self.server.trickled.append("whole")
+        except OSError:
+            self.server.trickled.append("cut")
+            self.close_connection = True
+
+    def answer_trickle(self, body, prompt):
+        self.trickle(500)
+
+    def answer_head(self, body, prompt):
+        """A header that never ends: what comes is within any limit on a single read."""
+        for byte in b"HTTP/1.1 200 OK\r\nX-Pad: " + b"x" * 200:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+
+    def answer_deep(self, body, prompt):
+        self.reply(200, b"[" * 200_000)
+
+    def answer_deep_error(self, body, prompt):
+        self.reply(400, b"[" * 200_000)
+
+    def answer_loop(self, body, prompt):
+        self.reply(307, b"", Location=self.path)
+
+    def answer_scheme(self, body, prompt):
+        self.reply(307, b"", Location="ftp://elsewhere/file")
+
+    def answer_port(self, body, prompt):
+        self.reply(307, b"", Location="http://127.0.0.1:99999/")
+
+    def answer_closed(self, body, prompt):
+        self.reply(307, b"", Location="http://127.0.0.1:1/")
+
     def answer_key(self, body, prompt):
         self.refuse(401, "Incorrect API key provided")
 
@@ -197,7 +249,7 @@ TEXTS = 10
 KINDS = {
     "context": ("refused", 1), "filter": ("refused", 1), "unprocessable": ("refused", 1), "filtered": ("refused", 1), "empty": ("empty", 1),
     "long": ("too_long", 1), "thought": ("empty", 1), "cut": ("failed", 1), "half": ("failed", 1), "page": ("failed", 1), "error": ("failed", 1),
-    "drip": ("failed", 1), "reset": ("failed", 3), "gateway": ("failed", 3), "busy": ("failed", 3),
+    "deep": ("failed", 1), "deep_error": ("refused", 1), "drip": ("failed", 1), "reset": ("failed", 3), "gateway": ("failed", 3), "busy": ("failed", 3),
 }  # fmt: skip
 
 
@@ -228,6 +280,87 @@ def test_what_is_wrong_with_one_text_costs_that_text(server, tmp_path, kind, cap
     assert summaries(tmp_path, engine(server, **own)).of(plans(*[1] * TEXTS)) == healed
     assert again(tmp_path, engine(server, **own)).of(plans(*[1] * TEXTS)) == healed
     assert not server.spent
+
+
+@pytest.mark.parametrize("kind", ["trickle", "head"])
+def test_an_answer_that_trickles_ends_with_the_timeout(server, tmp_path, kind, caplog):
+    """Whatever its status, and its body as much as its head: each single read is in time."""
+    server.fault = one_in_ten(kind)
+    asked = summaries(tmp_path, engine(server, timeout=0.5, retries=0))
+    found = asked.of(plans(*[1] * TEXTS))
+    assert [one.replaced for one in found] == [number == 7 for number in range(TEXTS)]
+    assert asked.counts["failed"] == 2 and "no answer within summarizer_timeout" in caplog.text
+    assert kind == "head" or server.trickled and set(server.trickled) <= {"cut"}
+
+
+def test_a_list_of_models_that_does_not_come_is_waited_for_once(server, tmp_path, monkeypatch, caplog):  # fmt: skip
+    monkeypatch.setattr("recbole_llm.summaries.server.REACH", 0.3)
+    server.models = "trickle"
+    asked = summaries(tmp_path, engine(server))
+    found = asked.of(plans(*[12] * 2)) + asked.of(plans(*[1] * TEXTS))  # several rounds
+    assert not any(one.replaced for one in found) and server.spent["lists"] == 1
+    lines = [line for line in caplog.messages if "/models gave no answer within 0.3 s" in line]
+    assert len(lines) == 1 and "texts are asked for nevertheless" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("loop", r"no answer: Exceeded maximum allowed redirects\.; http://.*/v1/chat/completions"),
+        ("scheme", r"no answer: .*unsupported protocol.*ftp://elsewhere/file"),
+        ("port", r"no answer: .*port"),
+        ("closed", r"no answer: .*Connect.*; http://127\.0\.0\.1:1/"),
+    ],
+)
+def test_why_no_connection_answers_is_said(server, tmp_path, kind, said, caplog):
+    server.fault = one_in_ten(kind)
+    summaries(tmp_path, engine(server, retries=0)).of(plans(*[1] * TEXTS))
+    assert re.search(said, caplog.text) and "Connection error" not in caplog.text
+
+
+def test_a_server_that_redirects_in_a_circle_is_one_line(server, tmp_path):
+    server.models = "loop"
+    with pytest.raises(
+        UserError, match=r"gives no answer \(Exceeded maximum .*; http://.*/models\)"
+    ):
+        summaries(tmp_path, engine(server)).of(plans(1))
+
+
+@pytest.mark.parametrize(
+    "count", ["1e300", "1e999", "NaN", "-5", "true", '"7"', "[7]", "2.5", str(2**40 + 1), "null"]
+)
+def test_a_count_of_tokens_that_cannot_be_is_none(server, tmp_path, count):
+    server.usage = f'{{"prompt_tokens": {count}, "completion_tokens": 3}}'
+    asked = summaries(tmp_path, engine(server))
+    assert not any(one.replaced for one in asked.of(plans(*[1] * TEXTS)))
+    assert (asked.counts["read"], asked.counts["written"]) == (0, 3 * TEXTS)
+
+
+@pytest.mark.parametrize("usage", ["[7]", '"none"', "7", "null"])
+def test_a_text_does_not_need_a_bill(server, tmp_path, usage):
+    server.usage = usage
+    asked = summaries(tmp_path, engine(server))
+    assert not any(one.replaced for one in asked.of(plans(1))) and asked.counts["read"] == 0
+
+
+def test_an_answer_may_begin_with_a_mark_of_its_encoding(server, tmp_path, monkeypatch):
+    def marked(self, body, prompt):
+        self.reply(200, b"\xef\xbb\xbf" + self.chat(prompt, "Buys bowls."))
+
+    monkeypatch.setattr(Handler, "answer_marked", marked, raising=False)
+    server.fault = lambda prompt, body: "marked"
+    (found,) = summaries(tmp_path, engine(server)).of(plans(1))
+    assert (found.text, found.replaced) == ("Buys bowls.", False)
+
+
+def test_thoughts_whose_beginning_is_in_the_prompt_are_none_of_the_text(server, tmp_path, monkeypatch):  # fmt: skip
+    def thought(self, body, prompt):
+        self.reply(200, self.chat(prompt, "hmm, the user</think>\n\nBuys bowls."))
+
+    monkeypatch.setattr(Handler, "answer_opened", thought, raising=False)
+    server.fault = lambda prompt, body: "opened"
+    (found,) = summaries(tmp_path, engine(server)).of(plans(1))
+    assert (found.text, found.replaced) == ("Buys bowls.", False)
 
 
 def test_a_text_that_is_refused_again_is_asked_for_once_by_each_process(server, tmp_path):
@@ -470,6 +603,20 @@ def test_what_is_forecast_and_billed_is_what_the_server_saw(server, shop, caplog
     order = [record.getMessage() for record in caplog.records]
     places = [next(at for at, line in enumerate(order) if line.startswith(begin)) for begin in ("forecast: at most", "bill: train", "epoch 0")]  # fmt: skip
     assert places == sorted(places) and sum(line.startswith("bill: ") for line in order) == 1
+
+
+def test_the_file_of_summaries_is_printable(server, shop, monkeypatch):
+    def steering(self, body, prompt):
+        self.reply(200, self.chat(prompt, "\x1b[31mred\x1b[0m\tand\nnothing \x00 \u202eback\x9b2J"))
+
+    monkeypatch.setattr(Handler, "answer_steering", steering, raising=False)
+    server.fault = lambda prompt, body: "steering"
+    assert cli.main(["summarize", f"--summarizer={server.url}", *SMALL]) == 0
+    (path,) = (shop / "saved" / "summaries").iterdir()
+    text = path.read_text(encoding="utf-8")
+    assert all(char.isprintable() for char in text.replace("\t", "").replace("\n", ""))
+    texts = {row["text"] for row in rows_of_table(text)}
+    assert texts == {r"\x1b[31mred\x1b[0m and nothing \x00 \u202eback\x9b2J"}
 
 
 def test_second_attempts_are_billed_too(server, shop):

@@ -363,6 +363,30 @@ def test_what_a_model_says_to_itself_is_left_out(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hmm, the user</think>\n\nBuys bowls.", "Buys bowls."),  # <think> is in the prompt
+        ("hmm</think> no, wait</think>Buys bowls.", "Buys bowls."),
+        ("<think>a</think><think>b</think>\nBuys bowls.", "Buys bowls."),
+        ("hmm, the user</think>\n", None),
+        ("hmm</think>\n<think>and on", None),
+        ("Buys bowls; thinks.", "Buys bowls; thinks."),
+    ],
+)
+def test_only_what_follows_the_last_thought_counts(tmp_path, text, said, caplog):
+    script = {("0", again): Text(text) for again in (False, True)}
+    (found,) = summaries(tmp_path, Scripted(script=script)).of(plans(1))
+    assert (found.text, found.replaced) == (said or "thing 0 of wood.\nbrand0.", said is None)
+    assert ("are thoughts alone" in caplog.text) == (said is None)
+
+
+def test_an_extract_keeps_what_looks_like_the_end_of_a_thought(tmp_path):
+    item = (("Title", "bowl </think> of wood"),)
+    (found,) = summaries(tmp_path, Extractive()).of([hierarchical([item], 5, 5)])
+    assert found.text == "bowl </think> of wood."
+
+
 def test_what_is_written_is_kept_when_the_engine_fails(tmp_path):
     class Failing(Scripted):
         def write(self, requests, take, again=False):

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,6 +22,9 @@ BUSY = (
     425,
     429,
 )  # statuses, besides those from 500 on, of a server that may answer later
+CONNECT = 30.0  # seconds in which a server takes a connection
+REACH = 10.0  # seconds in which a server lists its models
+MOST_TOKENS = 2**40  # that a server may count for one text
 LONGEST_PAUSE = 60.0  # seconds between two requests for one text, whatever the server asks for
 ENDED = ("stop", "eos_token", "end_turn", "stop_sequence", "", None)  # reasons of a text's own end
 UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the client's transport
@@ -43,6 +45,10 @@ class _NoAnswer(Exception):
     """What came is no answer to a request."""
 
 
+class _Silent(_NoAnswer):
+    """No answer began in time."""
+
+
 class ServerEngine:
     """Requests in parallel through OpenAI's client.
 
@@ -61,7 +67,8 @@ class ServerEngine:
     seed : sent with every request.
     parallel : requests at once.
     retries : most further requests for a text while the server is busy or fails.
-    timeout : seconds for one whole answer.
+    timeout : seconds for one whole answer, from the connection to its last byte, however slowly
+        the server sends it.
     extra : fields of the request's body; None leaves a field out.
     """
 
@@ -83,19 +90,13 @@ class ServerEngine:
         extra: dict | None = None,
     ):
         try:
-            from openai import OpenAI
+            import openai  # noqa: F401
         except ImportError:
             raise UserError(
                 'summarizer: a server is asked through the package openai, which is not installed: pip install "recbole_llm[openai]"'
             ) from None
         for chatty in ("httpx", "httpx2", "openai"):  # a line for every request
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self.client = OpenAI(
-            base_url=url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=0,  # `_send` tries again itself, so that every request is counted
-            timeout=timeout,
-        )
         self.model, self.wording, self.url, self.parallel = model, wording, url, parallel
         self.max_length, self.max_new, self.temperature, self.seed = (
             max_length,
@@ -109,6 +110,8 @@ class ServerEngine:
         self.refused: set[Request] = set()
         self.unanswered = 0  # texts in a row
         self.stop = threading.Event()
+        self.portal = self.client = None  # which `write` opens and closes
+        self.lists_models = True  # until the server lets a request for its models wait
         self.name = repr(
             (
                 LAYOUT,
@@ -130,7 +133,8 @@ class ServerEngine:
     def write(
         self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
     ) -> None:
-        self._reach()
+        from anyio.from_thread import start_blocking_portal
+
         self.stop.clear()
         lock, abandoned = threading.Lock(), False
 
@@ -149,7 +153,15 @@ class ServerEngine:
                 self.stop.set()  # at once: this thread would begin with the next text
                 raise
 
-        with ThreadPoolExecutor(self.parallel) as pool:
+        # The threads wait, and the requests themselves run in the event loop of the portal: a request
+        # can be cancelled there at any moment, whatever the server sends or does not send.
+        with (
+            ThreadPoolExecutor(self.parallel) as pool,
+            start_blocking_portal() as self.portal,
+            self.portal.wrap_async_context_manager(self._client()) as self.client,
+        ):
+            if self.lists_models:
+                self._reach()
             waiting = [pool.submit(answer, number) for number in range(len(requests))]
             try:
                 for done in as_completed(waiting):
@@ -162,8 +174,17 @@ class ServerEngine:
                 with lock:
                     abandoned = True
                 pool.shutdown(wait=False, cancel_futures=True)
-                self.client.close()  # whose threads would else go on asking
-                raise
+                raise  # the portal cancels the requests that are under way
+
+    def _client(self):
+        from openai import AsyncOpenAI, Timeout
+
+        return AsyncOpenAI(
+            base_url=self.url,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            max_retries=0,  # `_send` tries again itself, so that every request is counted
+            timeout=Timeout(self.timeout, connect=min(self.timeout, CONNECT)),
+        )
 
     def _count(self, text: Text) -> None:
         self.unanswered = self.unanswered + 1 if text.fault else 0
@@ -178,15 +199,26 @@ class ServerEngine:
         import openai
 
         try:
-            self.client.with_options(max_retries=1).models.list()
-        except openai.APITimeoutError:
-            pass
+            self.portal.call(self._list_models)
+        except (TimeoutError, openai.APITimeoutError):
+            first, self.lists_models = self.lists_models, False
+            if first:
+                logging.getLogger().warning(
+                    f"summarizer: {self.url}/models gave no answer within {REACH:g} s; texts are asked for "
+                    f"nevertheless, each with a limit of {self.timeout:g} s (summarizer_timeout)"
+                )
         except openai.APIConnectionError as error:
             raise UserError(
-                f"summarizer: {self.url} gives no answer ({_in_line(error)}); what is written is kept, run again"
+                f"summarizer: {self.url} gives no answer ({_reason(error)}); what is written is kept, run again"
             ) from None
         except Exception:  # some that answer list no models, or have a page for browsers there, which the client trips over
             pass
+
+    async def _list_models(self) -> None:
+        from anyio import fail_after
+
+        with fail_after(REACH):
+            await self.client.with_options(max_retries=1, timeout=REACH).models.list()
 
     def _prompt(self, request: Request) -> str:
         # A refused prompt may have been too long for the model: some languages have a token for
@@ -219,7 +251,7 @@ class ServerEngine:
             except openai.APIConnectionError as error:
                 if not isinstance(error, openai.APITimeoutError) and not self.stop.is_set():
                     self._reach()
-                why = f"no answer: {_in_line(error)}"
+                why = f"no answer: {_reason(error)}"
                 return Text("", requests=spent["requests"], fault="failed", why=why)
             except openai.APIStatusError as error:
                 status, why = error.status_code, _words(error)
@@ -248,15 +280,9 @@ class ServerEngine:
         attempt = 0
         while True:
             spent["requests"] += 1
-            end = time.monotonic() + self.timeout
             try:
-                with self.client.chat.completions.with_streaming_response.create(
-                    model=self.model,
-                    messages=[{"role": "user", "content": content}],
-                    extra_body=body,
-                ) as answer:
-                    return _whole(answer, end)
-            except (openai.APIConnectionError, openai.APIStatusError) as error:
+                return self.portal.call(self._answer, content, body)
+            except (openai.APIConnectionError, openai.APIStatusError, _Silent) as error:
                 if type(error.__cause__).__name__ in UNSENT:
                     spent["requests"] -= 1
                 status = getattr(error, "status_code", 500)
@@ -265,11 +291,36 @@ class ServerEngine:
                     raise
             attempt += 1
 
+    async def _answer(self, content: str, body: dict) -> bytes:
+        """The body of the answer to one request, whose connection is closed after `timeout`."""
+        from anyio import fail_after
+        from openai import OpenAIError
+
+        begun = False
+        try:
+            with fail_after(self.timeout):
+                async with self.client.chat.completions.with_streaming_response.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": content}],
+                    extra_body=body,
+                ) as answer:
+                    begun = True
+                    return await answer.read()
+        except TimeoutError:
+            if begun:
+                raise _NoAnswer("the answer takes longer than summarizer_timeout") from None
+            raise _Silent("no answer within summarizer_timeout") from None
+        except OpenAIError:
+            raise
+        except Exception as error:  # of the transport, which the client does not always wrap
+            failed = "the answer breaks off" if begun else "no answer"
+            raise _NoAnswer(f"{failed}: {_reason(error)}") from None
+
     def _read(self, data: bytes, requests: int) -> Text:
         """The text of an answer's body."""
+        answer = _parsed(data)
         try:
-            answer = json.loads(data)
-            choice, used = answer["choices"][0], answer.get("usage") or {}
+            choice, used = answer["choices"][0], answer.get("usage")
             message, reason = choice["message"], choice.get("finish_reason")
             said = message.get("content") or ""
             if isinstance(said, list):
@@ -277,11 +328,9 @@ class ServerEngine:
             if not said and (message.get("reasoning_content") or message.get("reasoning")):
                 said = "<think>"  # which some servers put apart
             said = said.encode(errors="replace").decode()  # without halves of surrogate pairs
-            tokens = tuple(
-                int(used.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")
-            )
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _NoAnswer(f"no chat completion: {_plain(_error_in(data))}") from None
+        tokens = _token_count(used, "prompt_tokens"), _token_count(used, "completion_tokens")
         if reason == "content_filter":
             return Text("", False, tokens, requests, "refused", "finish_reason: content_filter")
         return Text(said, reason in ENDED, tokens, requests)
@@ -305,19 +354,10 @@ class ServerEngine:
         return False
 
 
-def _whole(answer, end: float) -> bytes:
-    """The body of an answer, which is read until `end`, in seconds of the monotonic clock."""
-    pieces = []
-    try:
-        for piece in answer.iter_bytes():
-            pieces.append(piece)
-            if time.monotonic() > end:
-                raise _NoAnswer("the answer takes longer than summarizer_timeout")
-    except _NoAnswer:
-        raise
-    except Exception as error:  # whatever the client's transport raises
-        raise _NoAnswer(f"the answer breaks off: {_in_line(error)}") from None
-    return b"".join(pieces)
+def _token_count(used: object, name: str) -> int:
+    """A count of an answer's `usage`; 0 where the server tells none, or none that can be."""
+    count = used.get(name) if isinstance(used, dict) else None
+    return count if type(count) is int and 0 <= count <= MOST_TOKENS else 0
 
 
 def _pause(error, attempt: int) -> float:
@@ -339,17 +379,51 @@ def _message(body: object) -> str:
     """The words in a body that tells of an error, however deep they lie."""
     while isinstance(body, dict):
         named = (body[name] for name in ("message", "error", "detail") if body.get(name))
-        body = next(named, str(body))
-    return str(body)
+        body = next(named, None) or _as_text(body)
+    return _as_text(body)
+
+
+def _as_text(body: object) -> str:
+    try:
+        return str(body)
+    except RecursionError:
+        return "lists within lists, too deep to show"
+
+
+def _parsed(data: bytes):
+    """What some JSON says, in any encoding that JSON may have; None where it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):  # RecursionError: nested too deep
+        return None
 
 
 def _error_in(data: bytes) -> str:
     """What a body that is no answer says."""
-    try:
-        answer = json.loads(data)
-    except ValueError:
-        answer = data.decode(errors="replace")
-    return _message(answer)
+    answer = _parsed(data)
+    return _message(data.decode(errors="replace") if answer is None else answer)
+
+
+def _reason(error: BaseException) -> str:
+    """What a connection failed at, in a line: the system's words, else the transport's; and the address.
+
+    The client's own error says `Connection error.` of them all.
+    """
+    words, address = "", ""
+    cause: BaseException | None = error.__cause__ or error
+    kind = type(cause).__name__
+    while cause is not None:
+        if attempts := getattr(cause, "exceptions", None):  # made at the same time
+            cause = attempts[0]
+            continue
+        if str(cause) and (not words or isinstance(cause, OSError)):
+            words = str(cause)
+        try:
+            address = address or f"; {cause.request.url}"
+        except (AttributeError, RuntimeError):  # RuntimeError: of a transport's error without one
+            pass
+        cause = cause.__cause__ or cause.__context__
+    return _in_line(f"{words or kind}{address}")
 
 
 def _plain(text: str) -> str:

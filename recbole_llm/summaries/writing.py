@@ -18,9 +18,8 @@ from ..progress import progress
 from .extractive import Extractive
 from .plan import Request, Round, Summary, Text, run
 
-THOUGHT = re.compile(
-    r"^\s*<think>.*?(</think>|$)", re.DOTALL
-)  # what a reasoning model says to itself first
+THOUGHT = re.compile(r"\s*<think>")  # begins what a reasoning model says to itself first
+THOUGHT_END = "</think>"
 AGAIN = 0.7  # least temperature of a second attempt: a greedy one would write the same
 FLUSH = 5.0  # seconds between writes to disk of texts that cost nothing
 PATIENCE = 20  # texts in a row, none of them any good, until that is said or ends the work
@@ -210,7 +209,9 @@ class Summaries:
 
         def take(number: int, text: Text) -> None:
             nonlocal saved
-            said = THOUGHT.sub("", text.text).strip()
+            said = text.text.strip()
+            if self.engine.paid:  # an extract has words of items alone, whatever they look like
+                said = _without_thoughts(said)
             fault = text.fault
             if fault is None and not any(char.isalnum() for char in said):
                 fault = "empty"
@@ -252,7 +253,7 @@ class Summaries:
                 f"summaries: a text is {FAULTS[fault]} ({text.why}), which costs this text alone; more of them are counted"
             )
         if self.bad is not None:
-            thought = text.text.lstrip().startswith("<think>")
+            thought = text.text.strip() and not _without_thoughts(text.text)
             self.bad["thought" if thought else fault] += 1
             silent = self.bad["refused"] + self.bad["failed"]  # which end the work by themselves
             if self.bad.total() == PATIENCE > silent:
@@ -275,6 +276,12 @@ class Summaries:
                 {"name": name, "text": text, "replaced": replaced} for name, text in texts.items()
             )
             self.known.update({name: (text, replaced) for name, text in texts.items()})
+
+
+def _without_thoughts(text: str) -> str:
+    """What a model writes behind its thoughts, which may begin in its prompt; empty if that is nothing."""
+    said = text.rpartition(THOUGHT_END)[2]
+    return "" if THOUGHT.match(said) else said.strip()
 
 
 def _name(request: Request) -> str:
