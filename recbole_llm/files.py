@@ -52,9 +52,7 @@ def fault_line(fault: OSError) -> str:
     """One line about an error of `storage_fault`: which file, why, and what to do."""
     path = str(fault.filename) if fault.filename else "a file"
     if fault.errno in OCCUPIED:
-        return (
-            f"{path[:300]}: {fault.strerror}; remove or rename what has a file's or folder's name"
-        )
+        return f"{path[:300]}: {fault.strerror}; remove or rename what is in its place"
     if fault.errno not in FULL:
         return (
             f"{path[:300]}: {fault.strerror}; let it be read and written, or name another one "

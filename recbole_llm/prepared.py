@@ -136,7 +136,7 @@ class Prepared:
             raise UserError(
                 f"{model}, finetune: expected --init_from=RUN, the pre-trained run it starts from; or leave out --stages"
             )
-        if config["init_from"]:
+        if config["init_from"] and not self.restored:
             check_files(Path(config["init_from"]))
         args = config["eval_args"]
         split = make_split(tables, args["split"], args["part"])

@@ -63,6 +63,13 @@ def weight_digests(folder: Path) -> dict[str, str]:
     return {}
 
 
+def run_digests(folder: Path) -> dict[str, str]:
+    """`weight_digests` of a run's folder, the weights of its language model among them."""
+    backbone = weight_digests(folder / store.BACKBONE)
+    inside = {f"{store.BACKBONE}/{name}": digest for name, digest in backbone.items()}
+    return weight_digests(folder) | inside
+
+
 @contextmanager
 def own_generators(device: torch.device):
     """Within it, random numbers on the CPU and a device are those of a fixed seed.
@@ -146,13 +153,11 @@ def remember(
     scores : of `probe`; None where there are none that can be compared.
     base : `backbone.base_digest` of frozen weights that the folder names and does not store.
     """
-    backbone = weight_digests(folder / store.BACKBONE)
     content = {
         "tensors": {name: fingerprint(tensor) for name, tensor in tensors.items()},
         "precision": precision,
         "scores": None if scores is None else scores.tolist(),
-        "files": weight_digests(folder)
-        | {f"{store.BACKBONE}/{name}": digest for name, digest in backbone.items()},
+        "files": run_digests(folder),
         "base": base,
     }
     store.write_json(folder / FILE, content)
