@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from tqdm import tqdm
 
-from . import adapters, gguf_header, scratch, store
+from . import adapters, gguf_header, readback, scratch, store
 from .errors import UserError
 from .files import atomic_folder
 from .reading import check_size, check_whole, loading_reports, own_code, reading
@@ -362,6 +362,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
         return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
     run = store.backbone_run(name, saved)
     folder = str(run / store.BACKBONE) if run else name
+    check_stored(folder)
     return load_folder(folder, kind, quantize, trust_remote_code).merged()
 
 
@@ -390,7 +391,7 @@ def check_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
     if folder := model_folder(name):
         if not any((folder / file).is_file() for file in FILES) and not gguf_file(str(folder)):
             raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
-        adapters.base_of(folder)
+        check_stored(str(folder))
         check_config(str(folder), trust_remote_code)
 
 
@@ -452,18 +453,95 @@ def load_folder(
 ) -> Backbone:
     """A pretrained model by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
     _quiet()
-    folder = model_folder(name)
-    if folder and (base := adapters.base_of(folder)):
+    *over, last = layers(name)
+    own = {} if quantize == "none" else {"quantize": quantize}
+    loaded = kind.read(last, trust_remote_code=trust_remote_code, **own)
+    for folder in reversed(over):
+        loaded = loaded.merged()
+        adapters.put_on(loaded.core, Path(folder))
+    return loaded
+
+
+def layers(name: str) -> list[str]:
+    """A model's hub id or folder; where it holds adapters, then that of their base, and so on.
+
+    Raises
+    ------
+    UserError : for adapters that are their own base, over however many others.
+    """
+    found = []
+    while True:
+        folder = model_folder(name)
+        if folder and any(Path(one).resolve() == folder.resolve() for one in found):
+            raise UserError(
+                f"backbone {found[0]!r}: its adapters lie on themselves, since the "
+                f"base_model_name_or_path of {adapters.CONFIG} leads back to {folder}; name the "
+                "model there that they were trained on"
+            )
+        found.append(str(folder or name))
+        base = folder and adapters.base_of(folder)
+        if not base:
+            return found
         how, _, rest = base.partition(":")
-        base = {
+        name = {
             "run": str(folder.absolute().parents[1] / rest / store.BACKBONE),
             "packaged": rest,
         }.get(how, base)  # runs stand beside each other
-        loaded = load_folder(base, kind, quantize, trust_remote_code).merged()
-        adapters.put_on(loaded.core, folder)
-        return loaded
-    own = {} if quantize == "none" else {"quantize": quantize}
-    return kind.read(str(folder or name), trust_remote_code=trust_remote_code, **own)
+
+
+def base_digest(names: Iterable[str]) -> str | None:
+    """16 hex digits over the files of weights of these `layers`.
+
+    The files are compared and not the weights in memory: of adapters that are merged, and of
+    quantised weights, the last bits depend on the machine.
+
+    Returns
+    -------
+    None if a folder is not on this machine.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    digest = hashlib.sha256()
+    for name in names:
+        folder = model_folder(name)
+        if folder is None:  # a hub id
+            path = try_to_load_from_cache(name, FILES[0])
+            if not isinstance(path, str):
+                return None
+            folder = Path(path).parent
+        if not folder.is_dir():
+            return None
+        digest.update(json.dumps(readback.weight_digests(folder)).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_stored(name: str, first: int = 0) -> None:
+    """Compare the weights that runs have stored with those that lie there now.
+
+    Parameters
+    ----------
+    name : hub id or folder, of a run's backbone or of another.
+    first : the first of its `layers` whose own files are compared. The bases of adapters that a
+        run has trained are compared for all of them.
+
+    Raises
+    ------
+    UserError : for files, or for bases of adapters, that are others than at the storing.
+    """
+    names = layers(name)
+    runs = [(place, store.backbone_run(one, Path())) for place, one in enumerate(names)]
+    runs = [(place, run) for place, run in reversed(runs) if run is not None]
+    for place, run in runs:  # the lowest first, which the others lie on
+        before = readback.stored_base(run)
+        if before is not None and base_digest(names[place + 1 :]) not in (None, before):
+            raise UserError(
+                f"{run}: {names[place + 1]}, the base of its adapters, holds other weights than "
+                "those that they were trained on; put these back, or remove that run and "
+                f"{run} and train both again"
+            )
+    for place, run in runs:
+        if place >= first:
+            readback.check_files(run, store.BACKBONE)
 
 
 def _quiet() -> None:

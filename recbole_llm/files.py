@@ -13,7 +13,8 @@ from pathlib import Path
 from filelock import FileLock
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
+OCCUPIED = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)  # by a file or a folder of that name
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, *OCCUPIED)
 
 
 def storage_fault(error: BaseException | None) -> OSError | None:
@@ -50,6 +51,8 @@ def _in_text(text: str) -> OSError | None:
 def fault_line(fault: OSError) -> str:
     """One line about an error of `storage_fault`: which file, why, and what to do."""
     path = str(fault.filename) if fault.filename else "a file"
+    if fault.errno in OCCUPIED:
+        return f"{path[:300]}: {fault.strerror}; remove or rename what is in its place"
     if fault.errno not in FULL:
         return (
             f"{path[:300]}: {fault.strerror}; let it be read and written, or name another one "

@@ -14,6 +14,7 @@ from .personal.findings import Findings
 from .personal.outcomes import OUTCOMES
 from .personal.spectrum import Personal, Spectrum, own_name
 from .personal.units import adapter_path, done, unit_folder
+from .readback import run_digests
 from .report.table import Table, to_markdown, to_screen, write, write_text
 
 
@@ -160,6 +161,7 @@ def _record(asked: Personal, found: Spectrum, folder: Path) -> dict:
     base, kind = found.runs["2"].folder.name, model or before["cohorts_of"]
     routes = {
         "base": base,
+        "weights": digest(run_digests(found.runs["2"].folder)),
         "everybody": adapter(everybody, everybody),
         "cohorts": cohorts,
         "cohorts_of": kind,

@@ -129,12 +129,15 @@ class Prepared:
         from .data.splits import make_split
         from .data.text import ItemText
         from .evaluation.significance import same_measure
+        from .readback import check_files
 
         config, tables, model = self.config, self.tables, self.config["model"]
         if first and config["train_stage"] == "finetune" and not config["init_from"]:
             raise UserError(
                 f"{model}, finetune: expected --init_from=RUN, the pre-trained run it starts from; or leave out --stages"
             )
+        if config["init_from"] and not self.restored:
+            check_files(Path(config["init_from"]))
         args = config["eval_args"]
         split = make_split(tables, args["split"], args["part"])
         by_text = config["item_features"] != "id"

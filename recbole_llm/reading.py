@@ -1,6 +1,7 @@
 """Model files of any origin: what a library raises about them is one line, and weights that are not in them are refused."""
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,7 +118,9 @@ def loading_reports():
 
     Yields
     ------
-    A list of what `from_pretrained` returns under `output_loading_info`, one dict a model.
+    A list of what `from_pretrained` returns under `output_loading_info`, one dict a model, with
+    the names of the model's own tensors (`own_keys`) and the beginning (`prefix`) that names have
+    or lack in files where a head is beside the model.
     """
     from transformers import PreTrainedModel
 
@@ -126,7 +129,8 @@ def loading_reports():
 
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         model, report = inner(cls, *args, output_loading_info=True, **kwargs)
-        reports.append(report)
+        own = {"own_keys": set(model.state_dict()), "prefix": f"{model.base_model_prefix}."}
+        reports.append(dict(report) | own)
         return (model, report) if output_loading_info else model
 
     with (
@@ -160,6 +164,30 @@ def check_whole(name: str, kind: str, reports: Iterable[dict], pooler: bool = Tr
                 f"backbone {name!r} is no whole {kind}: {len(absent)} of its weights are missing "
                 f"or of another shape, the first is {min(absent)}"
             )
+        if beyond := layers_beyond(report):
+            raise UserError(
+                f"backbone {name!r} is another {kind} than its config.json says: its files have "
+                f"{len(beyond)} weights of layers that this does not count, the first is "
+                f"{min(beyond)}"
+            )
+
+
+def layers_beyond(report: dict) -> set[str]:
+    """Names of weights in the files that belong to further layers of a model's own stacks.
+
+    Whatever else the model does not have, such as a head, a decoder beside an encoder or a buffer
+    that is computed, is none of them.
+
+    Parameters
+    ----------
+    report : of `loading_reports`.
+    """
+
+    def shape(key: str) -> str:
+        return re.sub(r"(?<![^.])\d+(?![^.])", "*", key.removeprefix(report["prefix"]))
+
+    own = {shape(key) for key in report["own_keys"]}
+    return {key for key in report["unexpected_keys"] if "*" in shape(key) and shape(key) in own}
 
 
 def check_size(name: str, trust_remote_code: bool) -> None:

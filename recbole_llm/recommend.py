@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from . import store
+from .config import digest
 from .data import samples
 from .data.tables import Tables
 from .data.text import ItemText
 from .errors import UserError
 from .prepared import Prepared
+from .readback import run_digests
 from .runlog import RunLog
 
 COVERED = 0.5  # least share of a text in the history that an item must have, see BM25Index.coverage
@@ -44,6 +46,11 @@ def recommend(
     ):  # adapters of personalize, and the run whose weights they are put on
         folder = store.find_run(routes["base"], folder.parent)
         done = store.finished_run(folder)
+        if routes.get("weights") not in (None, digest(run_digests(folder))):
+            raise UserError(
+                f"{folder} holds other weights than those that the adapters of {adapters} were "
+                "trained on; give the command of personalize again, which trains new ones"
+            )
     prepared = Prepared(settings | {"stages": None}, restored=folder)
     prepared.check_answering(done)
     with (

@@ -80,6 +80,7 @@ def check_record(record: object) -> None:
         _check("versions", record["versions"], {str: str})
     if "routes" in record:
         _check("routes", record["routes"], ROUTES)
+        _optional(record["routes"], "weights", str, None, "routes.")  # an earlier version has none
         for user, served in record["routes"]["cohorts"].items():
             if len(served) != 2:
                 raise UserError(f"routes.cohorts.{user}: expected a cohort and its adapter")

@@ -11,6 +11,7 @@ from torch import nn
 
 from .adapters import CONFIG
 from .precision import KINDS
+from .reading import reading
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -164,15 +165,13 @@ class Stack:
 
     @classmethod
     def load(cls, model: nn.Module, folders: Sequence[Path | None]) -> "Stack":
-        """Adapters of any ranks by the folders of PEFT's files; None for one that adds nothing. Their scales are taken into B."""
-        from safetensors.torch import load_file
+        """Adapters of any ranks by the folders of PEFT's files; None for one that adds nothing. Their scales are taken into B.
 
+        Raises UserError, naming the folder, for files that are missing, damaged or of another model.
+        """
         layers, device, dtype = linear_layers(model), model.device, model.dtype
-        said = [
-            folder and json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            for folder in folders
-        ]
-        rank = max([one["r"] for one in said if one], default=1)
+        read = [folder and _read(folder, layers) for folder in folders]
+        rank = max([one[0] for one in read if one], default=1)
         a = {
             name: torch.zeros(len(folders), rank, layer.in_features)
             for name, layer in layers.items()
@@ -181,17 +180,13 @@ class Stack:
             name: torch.zeros(len(folders), layer.out_features, rank)
             for name, layer in layers.items()
         }
-        for number, (folder, one) in enumerate(zip(folders, said, strict=True)):
-            if folder is None:
+        for number, one in enumerate(read):
+            if one is None:
                 continue
-            tensors, scale, own = (
-                load_file(folder / WEIGHTS),
-                one["lora_alpha"] / one["r"],
-                one["r"],
-            )
+            own, down, up = one
             for name in layers:
-                a[name][number, :own] = tensors[f"base_model.model.{name}.lora_A.weight"]
-                b[name][number, :, :own] = tensors[f"base_model.model.{name}.lora_B.weight"] * scale
+                a[name][number, :own] = down[name]
+                b[name][number, :, :own] = up[name]
         return cls(
             rank,
             rank,
@@ -269,6 +264,27 @@ class Stack:
             written["target_modules"]
         )  # PEFT has a set, in another order in each process
         path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(
+    folder: Path, layers: dict[str, nn.Linear]
+) -> tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """An adapter in PEFT's files: its rank, and A and B of each layer, B with the scale in it."""
+    from safetensors.torch import load_file
+
+    with reading(str(folder), str(folder)):
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        rank, scale = said["r"], said["lora_alpha"] / said["r"]
+        down, up = (
+            {name: tensors[f"base_model.model.{name}.lora_{part}.weight"] for name in layers}
+            for part in "AB"
+        )
+        for name, layer in layers.items():
+            found = tuple(down[name].shape), tuple(up[name].shape)
+            if found != ((rank, layer.in_features), (layer.out_features, rank)):
+                raise ValueError(f"{name} is of another shape")
+        return rank, down, {name: value * scale for name, value in up.items()}
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -4,6 +4,8 @@ import copy
 import json
 import random
 import time
+import zipfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from unittest.mock import patch
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
-from . import optimizers, readback
+from . import optimizers, readback, store
 from .collate import by_length, pad, shuffled_steps
 from .data.candidates import draw_candidates, fingerprint
 from .data.splits import draw
@@ -30,11 +32,16 @@ from .files import atomically, naming
 from .losses import backward
 from .precision import in_software
 from .progress import progress
-from .store import WEIGHTS, peak_memory
+from .store import WEIGHTS
 
 SAVE_SECONDS = 120  # most training that a killed process loses
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 STATE, OTHER = "state.pt", "other_parameter."
+TENSORBOARD = "tensorboard"
+STATE_KINDS = {  # what state.pt holds beside tensors and random generators
+    "epoch": int, "position": tuple, "cur_step": int, "best_epoch": int, "best_valid_score": float,
+    "best_valid_result": (dict, type(None)), "model": dict, "other": dict, "seconds": dict, "history": list,
+}  # fmt: skip
 
 
 class Harness:
@@ -51,15 +58,16 @@ class Harness:
             or Path(config["checkpoint_dir"])
             / f"{config['model']}-{time.strftime('%Y%m%d-%H%M%S')}"
         )
+        check_kinds(self.folder)
         with (
             patch.object(
-                stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / "tensorboard")
+                stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / TENSORBOARD)
             ),
             patch.object(stock, "ensure_dir", lambda folder: None),
             patch.object(stock, "Collector", lambda config: None),
             patch.object(stock, "Evaluator", lambda config: None),
         ):
-            with naming(self.folder / "tensorboard"):
+            with naming(self.folder / TENSORBOARD):
                 super().__init__(config, model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds = {"train": 0.0, "valid": 0.0}
@@ -190,7 +198,7 @@ class Harness:
         return eval_data._dataset
 
     def _plot(self, name: str, value: float, epoch: int) -> None:
-        with naming(self.folder / "tensorboard"):
+        with naming(self.folder / TENSORBOARD):
             self.tensorboard.add_scalar(name, value, epoch)
 
     def _save_best(self) -> None:
@@ -207,7 +215,8 @@ class Harness:
                     "are read back are compared tensor by tensor alone"
                 )
         scores = scores if self.repeats else None
-        readback.remember(self.folder, tensors, scores, self.config["precision"])
+        base = getattr(self.model, "frozen_base", None)
+        readback.remember(self.folder, tensors, scores, self.config["precision"], base)
 
     def load_best(self, folder: Path | None = None) -> None:
         """Read the best weights back.
@@ -240,7 +249,7 @@ class Harness:
     def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
         """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""
         state = {
-            "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
+            "base": getattr(self.model, "frozen_base", None), "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
             "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
             "model": resumable_tensors(self.model), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "loader": train_data.generator.get_state(), "torch": torch.get_rng_state(), "python": random.getstate(),
@@ -255,11 +264,31 @@ class Harness:
         """Continue from state.pt of a run folder, bit for bit."""
         path = Path(resume_file) / STATE
         try:
+            with zipfile.ZipFile(path) as archive:  # torch's own reader compares no checksum
+                if broken := archive.testzip():
+                    raise zipfile.BadZipFile(broken)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises whatever its zip, pickle and struct readers raise
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}); remove it, and the run starts over"
             ) from None
+        with _fitting(path):
+            self._take_state(state, path)
+            self._set_generators(state)  # once here, where a state that has none is told of
+        self._state = state
+        self.logger.info(f"resumed after epoch {state['epoch']} and {self.position[0]} steps")
+
+    def _take_state(self, state: dict, path: Path) -> None:
+        """Weights, optimizer and counters of state.pt. Raises whatever a foreign state leads to."""
+        wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state[key], kind)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} is {type(state[wrong[0]]).__name__}")
+        base = getattr(self.model, "frozen_base", None)
+        if base and state.get("base") not in (None, base):
+            raise UserError(
+                f"{path}: the weights that its adapters were trained on are others now; put those "
+                "back, or remove it, and the run starts over"
+            )
         own = resumable_tensors(self.model)
         if absent := sorted(own.keys() - state["model"].keys()):
             raise UserError(
@@ -270,6 +299,11 @@ class Harness:
         for name, value in state["other"].items():
             setattr(self.model, name, value.to(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
+        for part in getattr(self.optimizer, "parts", (self.optimizer,)):
+            for parameter, values in part.state.items():
+                for name, value in values.items():  # torch compares none of their shapes
+                    if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
+                        raise ValueError(f"{name} of the optimizer is of another shape")
         self.scaler.load_state_dict(state["scaler"])
         self.start_epoch, self.cur_step, self.best_epoch = (
             state["epoch"] + 1,
@@ -285,15 +319,18 @@ class Harness:
             state["history"],
             state["position"],
         )
-        self._generators = state
-        self.logger.info(f"resumed after epoch {state['epoch']} and {self.position[0]} steps")
 
     def _restore_generator(self, train_data) -> None:
         """Set the random generators last, when nothing else will draw from them before the first batch."""
-        state = self.__dict__.pop("_generators", None)
+        state = self.__dict__.pop("_state", None)
         if state is None:
             return
-        train_data.generator.set_state(state["loader"].cpu())
+        with _fitting(self.folder / STATE):
+            train_data.generator.set_state(state["loader"].cpu())
+            self._set_generators(state)
+
+    @staticmethod
+    def _set_generators(state: dict) -> None:
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])
@@ -301,6 +338,31 @@ class Harness:
         random.setstate((version, tuple(internal), gauss))
         name, keys, *rest = json.loads(state["numpy"])
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+@contextmanager
+def _fitting(path: Path):
+    """Within it, a stored state that is not of this run is told of in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is not a state of this run ({type(error).__name__}: {said}); remove it, and "
+            "the run starts over"
+        ) from None
+
+
+def check_kinds(folder: Path) -> None:
+    """Raise UserError for a folder where a run writes a file, or a file where it writes a folder."""
+    for name in (WEIGHTS, STATE, readback.FILE, store.RUN):
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name}: expected a file, found a folder; remove it")
+    for name in (TENSORBOARD, store.BACKBONE):
+        if (folder / name).is_file():
+            raise UserError(f"{folder / name}: expected a folder, found a file; remove it")
 
 
 def part_of(dataset) -> str:
@@ -562,7 +624,7 @@ class LLMTrainer(Harness, stock.Trainer):
         left = self.epochs - self.start_epoch
         self.logger.info(
             f"forecast: {left} epochs of {tokens / 1e6:.2f} M tokens at {done / seconds:.0f} tokens/s: {left * tokens * seconds / done / 60:.1f} minutes, "
-            f"{peak_memory():.0f} MiB so far; validation and test come on top"
+            f"{store.peak_memory():.0f} MiB so far; validation and test come on top"
         )
 
     def ranked(self, eval_data):

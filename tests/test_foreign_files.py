@@ -506,3 +506,87 @@ def test_any_damaged_byte_of_a_gguf_header_is_one_line_or_loads(tmp_path):
             path.write_bytes(changed)
             refused += not loads(path.parent, Backbone)
     assert refused > 20
+
+
+def with_layers(folder, count):
+    """A folder whose config.json says so many layers."""
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    keys = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers")
+    written |= {key: count for key in keys if key in written}
+    if "layer_types" in written:
+        written["layer_types"] = written["layer_types"][:count]
+    path.write_text(json.dumps(written))
+    return folder
+
+
+def test_layers_that_the_configuration_does_not_count_are_refused(folders, tmp_path):
+    """Half of a model would be used in silence."""
+    sources = {
+        "llama": (Path(save_model("Llama", tmp_path / "llama")), Backbone),
+        "gpt2": (Path(save_model("GPT2", tmp_path / "gpt2")), Backbone),
+        "t5": (t5(tmp_path / "t5", TEXTS, layers=2), FusionBackbone),
+        "minilm": (model_folder("minilm"), SentenceBackbone),
+        "sentence": folders["sentence"],
+    }
+    for name, (source, reader) in sources.items():
+        assert loads(source, reader), name
+        folder = with_layers(shutil.copytree(source, tmp_path / f"{name}-short"), 1)
+        with pytest.raises(UserError, match="weights of layers that this does not count") as error:
+            load_folder(str(folder), reader)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_beside_a_model_are_no_fault(folders, tmp_path):
+    """Heads, a decoder beside the encoder that is read, and buffers that are computed."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    more = {
+        "causal": ["model.layers.0.self_attn.rotary_emb.inv_freq", "score.weight"],
+        "t5": ["lm_head.weight"],
+        "sentence": ["embeddings.position_ids", "cls.predictions.bias", "classifier.0.weight"],
+    }
+    for kind, names in more.items():
+        source, reader = folders[kind]
+        folder = shutil.copytree(source, tmp_path / kind)
+        path = folder / "model.safetensors"
+        extra = {name: torch.zeros(3) for name in names}
+        save_file(load_file(path) | extra, path, metadata={"format": "pt"})
+        assert loads(folder, reader), kind
+    assert loads(folder_of_encoder(folders["t5"][0], tmp_path / "encoder"), SentenceBackbone)
+    source = folders["sentence"][0]
+    folder = shutil.copytree(source, tmp_path / "masked")
+    masked = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(source))
+    masked.save_pretrained(folder)
+    prefix = f"{masked.base_model_prefix}."  # which the model without its head has not
+    assert any(name.startswith(prefix) for name in load_file(folder / "model.safetensors"))
+    assert loads(folder, SentenceBackbone)
+    with pytest.raises(UserError, match="weights of layers that this does not count"):
+        load_folder(str(with_layers(folder, 1)), SentenceBackbone)
+
+
+def folder_of_encoder(source, folder):
+    """A folder of a whole T5, of which sentence-transformers reads the encoder alone."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    core = Transformer(str(source))
+    modules = [core, Pooling(core.get_embedding_dimension())]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder))
+    (path,) = folder.glob("**/model.safetensors")
+    shutil.copy(Path(source) / "model.safetensors", path)
+    assert any(name.startswith("decoder.block.0") for name in load_file(path))
+    return folder
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_adapters_on_themselves_are_one_line(folders, tmp_path, length):
+    names = [adapter(folders["causal"][0], tmp_path / f"lora{n}")[0] for n in range(length)]
+    for number, folder in enumerate(names):
+        path = folder / "adapter_config.json"
+        base = {"base_model_name_or_path": str(names[(number + 1) % length])}
+        path.write_text(json.dumps(json.loads(path.read_text()) | base))
+    for read in (lambda: load_folder(str(names[0])), lambda: check_name(str(names[0]), tmp_path)):
+        with pytest.raises(UserError, match="its adapters lie on themselves") as error:
+            read()
+        assert "\n" not in str(error.value)

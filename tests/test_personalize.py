@@ -731,3 +731,107 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
         and [name for name in weights if weights[name] != other[name]] == []
     )
     assert cohorts == others and not np.array_equal(above, elsewhere)
+
+
+# --- what was stored is what is read ------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(spectrum, tmp_path):
+    """The adapters in a copy of saved/ that may be damaged, and the settings that find it."""
+    folder, _, adapters = spectrum
+    shutil.copytree(folder / "saved", tmp_path / "saved")
+    how = [
+        f"--backbone={folder / 't5'}",
+        "--max_length=90",
+        f"--checkpoint_dir={tmp_path / 'saved'}",
+    ]
+    return tmp_path / "saved" / adapters.name, how
+
+
+def damage(path):
+    """Change a bit near the end, where the numbers are."""
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 64
+    path.write_bytes(bytes(content))
+
+
+def ask(folder, adapters, capsys):
+    """Exit code and streams of `recommend` for a user with an adapter of its own."""
+    user = sorted(served(adapters)["users"])[0]
+    saved = f"--checkpoint_dir={adapters.parent}"
+    args = ["recommend", f"--checkpoint={adapters.name}", f"--user={user}", saved]
+    return cli.main([*args, f"--data_path={folder}"]), *capsys.readouterr()
+
+
+DAMAGE = {
+    "other numbers": lambda adapter: damage(adapter / "adapter_model.safetensors"),
+    "truncated": lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"short"),
+    "another scale": lambda adapter: (adapter / "adapter_config.json").write_text(
+        (adapter / "adapter_config.json").read_text().replace('"lora_alpha": ', '"lora_alpha": 1')
+    ),
+    "no configuration": lambda adapter: (adapter / "adapter_config.json").unlink(),
+    "no folder": lambda adapter: shutil.rmtree(adapter.parent),
+}
+
+
+@pytest.mark.parametrize("way", DAMAGE)
+def test_a_damaged_adapter_is_refused_and_trained_again(spectrum, copied, capsys, monkeypatch, way):
+    from recbole_llm.personal import jobs, units
+
+    folder, said, _ = spectrum
+    adapters, how = copied
+    code, before, _ = ask(folder, adapters, capsys)
+    assert code == 0
+    adapter = adapters / served(adapters)["users"][sorted(served(adapters)["users"])[0]]
+    DAMAGE[way](adapter)
+    code, out, err = ask(folder, adapters, capsys)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and not out and adapter.name in line and "personalize again" in line
+    assert not units.done(adapters, adapter.parents[1].name)
+    if way != "other numbers":
+        return  # all of them are trained again in the same way
+    done, real = [], jobs.work
+    monkeypatch.setattr(
+        jobs, "work", lambda frozen, unit, told: done.append(unit.name) or real(frozen, unit, told)
+    )
+    code, again = command(folder, *how)
+    assert code == 0 and done == [adapter.parents[1].name]
+    assert (
+        again[again.index("shop: 20 users") :].split("adapters: ")[0]
+        == (said[said.index("shop: 20 users") :].split("adapters: ")[0])
+    )
+    assert ask(folder, adapters, capsys)[:2] == (0, before)
+
+
+@pytest.mark.parametrize("way", ["truncated", "no configuration"])
+def test_a_damaged_adapter_of_an_earlier_version_is_one_line(spectrum, copied, capsys, way):
+    """Its unit does not tell what was written."""
+    folder, _, _ = spectrum
+    adapters, _ = copied
+    adapter = adapters / served(adapters)["users"][sorted(served(adapters)["users"])[0]]
+    record = adapter.parents[1] / "unit.json"
+    old = json.loads(record.read_text())
+    del old["files"]
+    record.write_text(json.dumps(old))
+    assert ask(folder, adapters, capsys)[0] == 0
+    DAMAGE[way](adapter)
+    code, out, err = ask(folder, adapters, capsys)
+    assert code == 2 and not out and f"{adapter.name}' cannot be loaded" in err
+    assert "Traceback" not in err
+
+
+def test_adapters_of_another_model_2_are_not_taken(spectrum, copied, capsys):
+    """A run by the same id may hold other weights, as after another version of a library."""
+    folder, _, _ = spectrum
+    adapters, how = copied
+    base = adapters.parent / served(adapters)["base"]
+    (file,) = base.glob("backbone/*.safetensors")
+    damage(file)
+    record = json.loads((base / "readback.json").read_text())
+    record |= {"tensors": {}, "files": {}}
+    (base / "readback.json").write_text(json.dumps(record))
+    code, out, err = ask(folder, adapters, capsys)
+    assert code == 2 and not out and f"{base} holds other weights than those that" in err
+    code, _ = command(folder, *how)
+    assert code == 0 and len(list(adapters.parent.glob("personal-shop-*"))) == 2

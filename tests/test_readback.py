@@ -245,3 +245,146 @@ def test_the_generators_of_other_gpus_are_left_alone(monkeypatch):
         with readback.own_generators(torch.device(name)):
             pass
         assert asked == expected
+
+
+def settings_of(run):
+    return json.loads((run.folder / "run.json").read_text())["settings"]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder with a whole run, adapters on it, and adapters on those: saved/ and the three runs."""
+    folder = write_cycle(tmp_path_factory.mktemp("chain"), users=6, length=4)
+    own = {"max_length": 64}
+    whole = train(folder, "ST5Seq", **own)
+    first = train(folder, "ST5Seq", init_from=whole.folder.name, **LORA, **own)
+    second = train(folder, "ST5Seq", backbone=f"run:{first.folder.name}", **LORA, **own)
+    return folder / "saved", whole, first, second
+
+
+@pytest.fixture
+def copied(chain, tmp_path):
+    """The names of the three runs, whole first, in a copy of their folder that may be damaged."""
+    shutil.copytree(chain[0], tmp_path / "saved")
+    shutil.copytree(chain[0].parent / "cycle", tmp_path / "cycle")
+    return tmp_path, [run.folder.name for run in chain[1:]]
+
+
+def evaluate(folder, name):
+    settings = json.loads((folder / "saved" / name / "run.json").read_text())["settings"]
+    own = {"topk_saved": 11, "data_path": str(folder), "checkpoint_dir": str(folder / "saved")}
+    return evaluate_run(folder / "saved" / name, settings | own)
+
+
+def test_a_copied_chain_of_adapters_is_as_it_was(chain, copied):
+    """By the weights themselves, wherever the folder lies and whenever the files were written."""
+    folder, names = copied
+    for run, name in zip(chain[1:], names, strict=True):
+        assert evaluate(folder, name).row["test"] == run.row["test"]
+
+
+@pytest.mark.parametrize("change", ["damaged", "another run"])
+def test_adapters_refuse_another_base(copied, change):
+    folder, (whole, first, second) = copied
+    target = folder / "saved" / whole
+    if change == "damaged":
+        damage(target / "backbone" / "model.safetensors")
+    else:  # whole and by itself without fault
+        own = {"max_length": 64, "learning_rate": 0.01}
+        other = train(folder, "ST5Seq", **own)
+        for name in ("backbone", "model.safetensors", "readback.json"):
+            remove = shutil.rmtree if (target / name).is_dir() else (lambda path: path.unlink())
+            remove(target / name)
+            (other.folder / name).rename(target / name)
+    for name in (first, second):
+        with pytest.raises(UserError, match=f"{first}: .*{whole}.*, the base of its adapters") as e:
+            evaluate(folder, name)
+        assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="the base of its adapters"):
+        train(folder, "ST5Seq", backbone=f"run:{second}", max_length=64)
+    for name in (whole, first):  # as written before files were compared
+        record = folder / "saved" / name / "readback.json"
+        old = json.loads(record.read_text())
+        record.write_text(json.dumps({k: v for k, v in old.items() if k not in ("base", "files")}))
+    assert evaluate(folder, first).row["test"]
+
+
+def test_adapters_refuse_another_base_below_their_base(copied):
+    """Adapters of the run in the middle are a part of what the last one was trained on."""
+    folder, (_, first, second) = copied
+    damage(folder / "saved" / first / "backbone" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=f"{second}: .*{first}.*, the base of its adapters"):
+        evaluate(folder, second)
+
+
+def test_adapters_refuse_a_base_folder_that_was_changed(tmp_path, chain):
+    write_cycle(tmp_path, users=6, length=4)
+    base = shutil.copytree(chain[1].folder / "backbone", tmp_path / "base")
+    run = train(tmp_path, "ST5Seq", backbone=str(base), max_length=64, **LORA)
+    assert evaluate(tmp_path, run.folder.name).row["test"] == run.row["test"]
+    damage(base / "model.safetensors")
+    with pytest.raises(UserError, match=f"{base}, the base of its adapters"):
+        evaluate_run(run.folder, settings_of(run) | {"topk_saved": 12})
+
+
+@pytest.mark.parametrize("key", ["init_from", "backbone"])
+def test_nothing_starts_from_damaged_weights(copied, key):
+    folder, (whole, first, _) = copied
+    for name, file in ((first, "adapter_model.safetensors"), (whole, "model.safetensors")):
+        damage(folder / "saved" / name / "backbone" / file)
+        start = {key: name if key == "init_from" else f"run:{name}"}
+        before = sorted((folder / "saved").iterdir())
+        with pytest.raises(UserError, match=f"{name}: backbone/{file} is not what was trained"):
+            train(folder, "ST5Seq", max_length=64, learning_rate=0.01, **start)
+        assert sorted((folder / "saved").iterdir()) == before
+
+
+def test_no_model_of_numbers_starts_from_damaged_weights(tmp_path):
+    write_cycle(tmp_path, users=6, length=4)
+    run = train(tmp_path, "SASRec")
+    damage(run.folder / "model.safetensors", "item_embedding.weight")
+    with pytest.raises(UserError, match="model.safetensors is not what was trained"):
+        train(tmp_path, "SASRec", init_from=run.folder.name, learning_rate=0.01)
+    (run.folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="model.safetensors is not what was trained"):
+        train(tmp_path, "SASRec", init_from=run.folder.name, learning_rate=0.01)
+
+
+def test_no_text_encoder_is_read_from_damaged_weights(tmp_path):
+    write_cycle(tmp_path, users=6, length=4)
+    run = train(tmp_path, "ST5Seq", max_length=64)
+    start = {"text_encoder": f"run:{run.folder.name}", "item_features": "text"}
+    reader = train(tmp_path, "SASRec", **start)
+    damage(run.folder / "backbone" / "model.safetensors")
+    with pytest.raises(UserError, match="backbone/model.safetensors is not what was trained"):
+        train(tmp_path, "SASRec", learning_rate=0.01, **start)
+    with pytest.raises(UserError, match="backbone/model.safetensors is not what was trained"):
+        evaluate_run(reader.folder, settings_of(reader) | {"topk_saved": 11})
+
+
+def test_an_interrupted_training_goes_on_over_its_own_base_only(copied):
+    folder, (whole, _, _) = copied
+    base = shutil.copytree(folder / "saved" / whole / "backbone", folder / "base")
+    own = {"backbone": str(base), "max_length": 64, **LORA}
+    _, _, first, (data, valid, _) = prepared("ST5Seq", folder, **own)
+    first.fit(data, valid)
+    _, _, second, _ = prepared("ST5Seq", folder, **own)
+    second.resume_checkpoint(first.folder)
+    damage(base / "model.safetensors")
+    _, _, third, _ = prepared("ST5Seq", folder, **own)
+    with pytest.raises(UserError, match="adapters were trained on are others now"):
+        third.resume_checkpoint(first.folder)
+
+
+def test_weights_are_compared_by_their_content(tmp_path):
+    (tmp_path / "1_Dense").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "1_Dense"}]')
+    for name in ("model.safetensors", "1_Dense/model.safetensors", "other/model.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
+    found = readback.weight_digests(tmp_path)
+    assert sorted(found) == ["1_Dense/model.safetensors", "model.safetensors"]
+    (tmp_path / "model.safetensors").write_bytes(b"Model.safetensors")
+    again = readback.weight_digests(tmp_path)
+    assert [name for name in found if found[name] != again[name]] == ["model.safetensors"]

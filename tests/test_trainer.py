@@ -1,13 +1,17 @@
 """Training: the same as RecBole's where RecBole is right, strict where it is not, and nothing lost by a stop."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from worlds import prepared, settings_for, write_cycle
+
+from recbole_llm import cli
 
 STOCK = """
 import json, sys, logging
@@ -355,3 +359,146 @@ def test_a_state_of_another_model_is_one_line(tmp_path):
     _, _, other, _ = prepared("GRU4Rec", tmp_path)
     with pytest.raises(UserError, match="lacks .* tensors of this model.* the run starts over"):
         other.resume_checkpoint(trainer.folder)
+
+
+def stopped(folder):
+    """A run of the command that has stored its state after its second epoch of four, and its id."""
+    from recbole_llm.trainer import Harness
+
+    write_cycle(folder, users=6, length=4)
+    inner, calls = Harness._save_state, []
+
+    def save(self, *args):
+        inner(self, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Harness, "_save_state", save)
+        assert command(folder) == 130
+    (run,) = (folder / "saved").glob("SASRec-*")
+    return run
+
+
+def command(folder, *more):
+    args = ["--model=SASRec", "--dataset=cycle", "--beside=[]", "--epochs=4", "--hidden_size=16"]
+    places = [f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}"]
+    return cli.main([*args, "--n_layers=1", "--show_progress=false", *places, *more])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(bytes(content))
+
+
+def changed(change):
+    """Store what `change` makes of a state, whole and readable."""
+
+    def store(path):
+        state = torch.load(path, weights_only=True)
+        torch.save(change(state), path)
+
+    return store
+
+
+def more_groups(state):
+    state["optimizer"]["param_groups"] *= 2
+    return state
+
+
+def other_moments(state):
+    values = state["optimizer"]["state"][0]
+    return state["optimizer"]["state"].update({0: values | {"exp_avg": torch.zeros(3)}}) or state
+
+
+STATES = {
+    "a flipped bit": flip_a_bit,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "no archive": lambda path: path.write_bytes(b"no archive" * 100),
+    "a list": changed(lambda state: [1, 2]),
+    "a tensor": changed(lambda state: torch.zeros(3)),
+    "other shapes": changed(
+        lambda state: state | {"model": {key: torch.zeros(2) for key in state["model"]}}
+    ),
+    "no weights": changed(lambda state: state | {"model": {}}),
+    "weights that are none": changed(lambda state: state | {"model": [1]}),
+    "an epoch in words": changed(lambda state: state | {"epoch": "two"}),
+    "more groups": changed(more_groups),
+    "other moments": changed(other_moments),
+    "other generators": changed(lambda state: state | {"torch": torch.zeros(3)}),
+    "another numpy": changed(lambda state: state | {"numpy": "[1]"}),
+    "another loader": changed(lambda state: state | {"loader": None}),
+} | {
+    f"no {key}": changed(lambda state, key=key: {k: v for k, v in state.items() if k != key})
+    for key in ("history", "epoch", "optimizer", "loader", "python", "seconds", "other", "scaler")
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupted")
+    return folder, stopped(folder)
+
+
+@pytest.mark.parametrize("way", STATES)
+def test_a_foreign_state_is_one_line(interrupted, capsys, way):
+    _, run = interrupted
+    path = run / "state.pt"
+    whole = path.read_bytes()
+    try:
+        STATES[way](path)
+        capsys.readouterr()
+        assert command(run.parents[1]) == 2
+        err = capsys.readouterr().err
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert str(path) in line and "remove it, and the run starts over" in line
+        assert "Traceback" not in err
+    finally:
+        path.write_bytes(whole)
+
+
+def test_what_the_message_says_helps(tmp_path, capsys):
+    run = stopped(tmp_path)
+    flip_a_bit(run / "state.pt")
+    assert command(tmp_path) == 2
+    (run / "state.pt").unlink()
+    assert command(tmp_path) == 0
+
+
+@pytest.mark.parametrize("name", ["state.pt", "model.safetensors", "readback.json", "run.json"])
+def test_a_folder_in_the_place_of_a_file_is_one_line(interrupted, tmp_path, capsys, name):
+    folder = shutil.copytree(interrupted[0], tmp_path / "copy")
+    path = folder / "saved" / interrupted[1].name / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    assert command(folder) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    expected = "Is a directory; remove" if name == "run.json" else "expected a file, found a folder"
+    assert f"{path}: {expected}" in line
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "backbone"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(interrupted, tmp_path, capsys, name):
+    folder = shutil.copytree(interrupted[0], tmp_path / "copy")
+    path = folder / "saved" / interrupted[1].name / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.write_text("")
+    assert command(folder) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert f"{path}: expected a folder, found a file" in line
+
+
+def test_a_name_that_is_taken_is_told_of():
+    """By whatever writes there, in one line that names it."""
+    from recbole_llm.files import fault_line, naming
+
+    for kind in (FileExistsError, IsADirectoryError, NotADirectoryError):
+        code = {"FileExistsError": 17, "IsADirectoryError": 21}.get(kind.__name__, 20)
+        with pytest.raises(OSError) as error, naming(Path("runs/log")):
+            raise kind(code, "taken", "elsewhere")
+        assert error.value.filename == "runs/log"
+        assert fault_line(error.value).startswith("runs/log: ")
+        assert "remove or rename" in fault_line(error.value)

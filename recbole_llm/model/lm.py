@@ -8,7 +8,16 @@ import torch
 
 from .. import store
 from ..adapters import add_lora, refuse_scratch
-from ..backbone import PACKAGED, Backbone, check_name, load, load_folder
+from ..backbone import (
+    PACKAGED,
+    Backbone,
+    base_digest,
+    check_name,
+    check_stored,
+    layers,
+    load,
+    load_folder,
+)
 from ..collate import Encoder, Tokens, roomy
 from ..embedding import embed
 from ..errors import UserError
@@ -23,10 +32,14 @@ class BackboneModel(TextModel):
     saved_apart = ("backbone.",)
     backbone_kind: type[Backbone] = Backbone
     answer_keys = ("seed", "pass_tokens", "max_length")
+    frozen_base: str | None = None  # `base_digest` of what new adapters are trained on
 
     @classmethod
     def check(cls, config, tables):
-        if config["init_from"] or config["restored"]:
+        if config["restored"]:
+            return
+        if config["init_from"]:
+            check_stored(str(Path(config["init_from"]) / store.BACKBONE))
             return
         check_name(
             config["backbone"], Path(config["checkpoint_dir"]), bool(config["trust_remote_code"])
@@ -60,6 +73,7 @@ class BackboneModel(TextModel):
         if config["init_from"]:
             run = store.find_run(config["init_from"], saved)
             folder = str(run / store.BACKBONE)
+            check_stored(folder)
             bundle = load_folder(folder, self.backbone_kind, self.quantize, self.trusted).merged()
         else:
             run = store.backbone_run(name, saved)
@@ -76,6 +90,7 @@ class BackboneModel(TextModel):
             )
         self.use(bundle)
         if config["adapter"] == "lora":
+            self.frozen_base = base_digest(layers(str(run / store.BACKBONE) if run else name))
             if run is not None:  # by what its folder is called beside ours, else by where it is
                 name = (
                     f"run:{run.name}"
@@ -151,4 +166,5 @@ class BackboneModel(TextModel):
 
     def load(self, folder: Path) -> None:
         path, kind = str(folder / store.BACKBONE), self.backbone_kind
+        check_stored(path, first=1)  # the tensors of the first are compared one by one
         self.use(load_folder(path, kind, self.quantize, self.trusted))

@@ -11,6 +11,7 @@ from ..fusion import FusionBackbone
 from ..stacked import Stack
 from .ranking import adapted
 from .training import Recipe
+from .units import RECORD, check_adapter
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,18 @@ class Router:
         found = (
             (name, self.folder / path)
             for name, path in ways
-            if path and (self.folder / path).is_dir()
+            if path and ((self.folder / path).parents[1] / RECORD).is_file()
         )
         return next((Route(*way) for way in found), Route("Model 2", None))
 
     def scores(self, users: Sequence[str | None], histories: Sequence[Tokens]) -> np.ndarray:
-        """float32 [cases, distinct item texts] of cases by their users and histories: each adapter that is needed in one stacked pass."""
+        """float32 [cases, distinct item texts] of cases by their users and histories: each adapter that is needed in one stacked pass.
+
+        Raises UserError for an adapter that is not what was trained.
+        """
         routes = [self.of(user) for user in users]
+        for folder in {route.folder for route in routes} - {None}:
+            check_adapter(folder)
         number = {
             route.folder: place
             for place, route in enumerate({route.folder: route for route in routes}.values())

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..evaluation.ranks import RankTable
 from ..prepared import Prepared
 from ..progress import say_with_time
+from ..readback import run_digests
 from ..runs import Run, run_settings
 from . import jobs, plan
 from .cohorts import Cohorts, activity, at_random
@@ -162,7 +163,8 @@ class Personal:
             if number in self.models
         }
         base = runs["2"]
-        key = digest([base.row["run"], *map(asdict, self.recipes), store.__version__])
+        weights = digest(run_digests(base.folder))  # which a run by the same id may have others of
+        key = digest([base.row["run"], weights, *map(asdict, self.recipes), store.__version__])
         folder = (
             Path(self.settings["checkpoint_dir"]).absolute()
             / f"personal-{self.prepared.name}-{key}"

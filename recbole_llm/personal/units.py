@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..evaluation.ranks import RankTable
 from ..files import atomic_folder, parse
 from ..progress import LineProgress
+from ..readback import file_digest
 from .ranking import rank
 from .training import Frozen, Learner, Recipe, step_tokens, together, train
 
@@ -76,8 +77,14 @@ def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) 
             }
         RankTable.concat(tables).save(folder / RANKS)
         sizes = {learner.name: len(learner.train) for learner in unit.learners}
+        files = {
+            path.relative_to(folder).as_posix(): file_digest(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
         record = {
             "unit": unit.name,
+            "files": files,
             "losses": losses,
             "samples": sizes,
             "seconds": time.perf_counter() - started,
@@ -102,9 +109,16 @@ def _record(path: Path) -> dict | None:
     That is where there is no such record, or no rank table beside it.
     """
     record = parse(path.read_bytes()) if path.is_file() else None
-    kinds = {"unit": str, "losses": dict, "samples": dict, "seconds": float, "memory_mib": float}
+    kinds = {
+        "files": dict,
+        "unit": str,
+        "losses": dict,
+        "samples": dict,
+        "seconds": float,
+        "memory_mib": float,
+    }
     if isinstance(record, dict) and all(
-        isinstance(record.get(key), kind) for key, kind in kinds.items()
+        isinstance(({"files": {}} | record).get(key), kind) for key, kind in kinds.items()
     ):
         try:
             RankTable.load(path.with_name(RANKS))
@@ -115,14 +129,42 @@ def _record(path: Path) -> dict | None:
 
 
 def done(folder: Path, unit: str) -> bool:
-    return _record(unit_folder(folder, unit) / RECORD) is not None
+    """Whether a unit's files are there, and as they were written."""
+    record = _record(unit_folder(folder, unit) / RECORD)
+    return record is not None and not _differing(unit_folder(folder, unit), record)
+
+
+def _differing(folder: Path, record: dict, inside: str = "") -> list[str]:
+    """The files of a unit's folder that are others than its record says, of those below `inside`.
+
+    A record of an earlier version tells of none.
+    """
+    return [
+        name
+        for name, digest in record.get("files", {}).items()
+        if name.startswith(inside)
+        and not ((folder / name).is_file() and file_digest(folder / name) == digest)
+    ]
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise UserError for an adapter that is not what its unit has written."""
+    unit = folder.parents[1]
+    record = _record(unit / RECORD)
+    wrong = [RECORD] if record is None else _differing(unit, record, f"{ADAPTERS}/{folder.name}/")
+    if wrong:
+        raise UserError(
+            f"{unit / wrong[0]} is not what was trained and stored there; give the command of "
+            "personalize again, which trains that unit anew"
+        )
 
 
 def finished(folder: Path, beginning: str) -> dict[str, list[str]]:
     """The units that are done and whose names begin with this word: name -> its learners."""
     found = {}
     for path in sorted(folder.glob(f"units/{beginning} */{RECORD}")):
-        if record := _record(path):
+        record = _record(path)
+        if record and not _differing(path.parent, record):
             found[record["unit"]] = list(record["losses"])
     return found
 
