@@ -292,8 +292,8 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 # A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
 # run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
 LAYERS = """errors screen progress files reading gguf_header compat resources registry __init__ checks stock config
-record store cache data marks tokenizing prompts wording precision adapters scratch backbone attention
-collate fusion stacked losses optimizers embedding features generation judging evaluation retrieval summaries readback
+record store cache data readback marks tokenizing prompts wording precision adapters scratch backbone attention
+collate fusion stacked losses optimizers embedding features generation judging evaluation retrieval summaries
 model trainer loaders report
 runlog cluster leaks prepared runs personal personalize compare recommend summarize experiment tune cli __main__""".split()
 # Imports inside functions that look ahead: hooks which RecBole calls when everything is there, the Python front door, and what
