@@ -1,9 +1,7 @@
 """Stored weights are the trained ones: what is read back from a run's folder is compared with what was saved there."""
 
 import hashlib
-import random
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,12 +9,10 @@ import numpy as np
 import torch
 
 from . import store
-from .data.splits import Cases
 from .errors import UserError
 from .files import parse
 
 FILE = "readback.json"
-CASES, COLUMNS = 8, 64  # scores that are kept: little to compute, enough to tell other weights
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}  # of the largest score
 WEIGHT_KINDS = ("safetensors", "bin", "gguf")  # libraries read the first of them that is there
 
@@ -68,60 +64,6 @@ def run_digests(folder: Path) -> dict[str, str]:
     backbone = weight_digests(folder / store.BACKBONE)
     inside = {f"{store.BACKBONE}/{name}": digest for name, digest in backbone.items()}
     return weight_digests(folder) | inside
-
-
-@contextmanager
-def own_generators(device: torch.device):
-    """Within it, random numbers on the CPU and a device are those of a fixed seed.
-
-    Outside of it, nothing has been drawn.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    # of other GPUs, torch would occupy memory to ask for their state, and warn
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-@torch.no_grad()
-def probe(model, dataset, cases: Cases) -> np.ndarray:
-    """What a model scores a few cases by.
-
-    A model with a method `probe` (cases -> array [cases, ...]) answers by that, which is cheaper
-    than its scores where these need texts to be written or a catalogue to be encoded.
-
-    Returns
-    -------
-    float64 [cases, columns], at most COLUMNS of them, evenly drawn.
-    """
-    from .evaluation import loop
-
-    training = model.training
-    model.eval()
-    try:
-        with own_generators(torch.device(model.device)):
-            if hasattr(model, "probe"):
-                with model.autocast():
-                    found = model.probe(cases)
-            elif loop._scores_all(model):
-                found = loop.catalogue_scores(model, dataset, cases)
-            else:
-                items = torch.arange(1, min(dataset.item_num, COLUMNS + 1))
-                pairs = items.expand(len(cases), -1)
-                found = loop._predict(model, dataset, dataset.case_batch(cases), pairs)
-    finally:
-        model.train(training)
-    if torch.is_tensor(found):
-        found = found.float().cpu().numpy()
-    rows = np.asarray(found, dtype=np.float64).reshape(len(cases), -1)
-    columns = np.unique(np.linspace(0, rows.shape[1] - 1, COLUMNS).astype(int))
-    return rows[:, columns]
 
 
 def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:

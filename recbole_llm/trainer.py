@@ -25,6 +25,7 @@ from .data.candidates import draw_candidates, fingerprint
 from .data.splits import draw
 from .errors import UserError
 from .evaluation import metrics
+from .evaluation import probe as probing
 from .evaluation.kept import Kept
 from .evaluation.loop import TopLists, rank_cases
 from .evaluation.ranks import RankTable
@@ -243,8 +244,8 @@ class Harness:
         """Scores of a few validation cases; None if there are no such cases."""
         if self.probed is None or not len(self.probed.cases):
             return None
-        cases = self.probed.cases[: readback.CASES]
-        return readback.probe(self.model, self.probed, cases)
+        cases = self.probed.cases[: probing.CASES]
+        return probing.probe(self.model, self.probed, cases)
 
     def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
         """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""

@@ -11,6 +11,7 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import readback
 from recbole_llm.errors import UserError
+from recbole_llm.evaluation import probe
 from recbole_llm.runs import evaluate_run, run_settings
 
 LORA = {"adapter": "lora", "lora_rank": 2}
@@ -164,7 +165,7 @@ def test_nothing_random_is_drawn_by_the_comparison(world, model):
     _, net, trainer, (_, valid, _) = prepared(model, world, **own)
     dataset = trainer.ranked(valid)
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first, second = (readback.probe(net, dataset, dataset.cases[:3]) for _ in range(2))
+    first, second = (probe.probe(net, dataset, dataset.cases[:3]) for _ in range(2))
     assert torch.equal(state[0], torch.get_rng_state())
     assert np.array_equal(state[1], np.random.get_state()[1])
     assert np.array_equal(first, second) and len(first) == 3 and first.shape[1] <= 64
@@ -212,8 +213,8 @@ def test_weights_of_an_earlier_process_are_compared(world, monkeypatch, model):
     second.resume_checkpoint(first.folder)
     second.fit(train, valid)  # no epoch is left
     asked = []
-    inner = readback.probe
-    monkeypatch.setattr(readback, "probe", lambda *args: asked.append(args) or inner(*args))
+    inner = probe.probe
+    monkeypatch.setattr(probe, "probe", lambda *args: asked.append(args) or inner(*args))
     second.load_best()
     assert len(asked) == 1 and not second.history[1:]
     file = "model.safetensors" if model == "SASRec" else "backbone/model.safetensors"
@@ -242,7 +243,7 @@ def test_the_generators_of_other_gpus_are_left_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
     for name, expected in (("cpu", []), ("cuda:3", [torch.device("cuda:3")])):
         asked.clear()
-        with readback.own_generators(torch.device(name)):
+        with probe.own_generators(torch.device(name)):
             pass
         assert asked == expected
 

@@ -1,0 +1,64 @@
+"""What a model scores a few cases by: little to compute, and enough to tell other weights."""
+
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from ..data.splits import Cases
+from . import loop
+
+CASES, COLUMNS = 8, 64  # scores that are kept of a run
+
+
+@contextmanager
+def own_generators(device: torch.device):
+    """Within it, random numbers on the CPU and a device are those of a fixed seed.
+
+    Outside of it, nothing has been drawn.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    # of other GPUs, torch would occupy memory to ask for their state, and warn
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@torch.no_grad()
+def probe(model, dataset, cases: Cases) -> np.ndarray:
+    """What a model scores a few cases by.
+
+    A model with a method `probe` (cases -> array [cases, ...]) answers by that, which is cheaper
+    than its scores where these need texts to be written or a catalogue to be encoded.
+
+    Returns
+    -------
+    float64 [cases, columns], at most COLUMNS of them, evenly drawn.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with own_generators(torch.device(model.device)):
+            if hasattr(model, "probe"):
+                with model.autocast():
+                    found = model.probe(cases)
+            elif loop._scores_all(model):
+                found = loop.catalogue_scores(model, dataset, cases)
+            else:
+                items = torch.arange(1, min(dataset.item_num, COLUMNS + 1))
+                pairs = items.expand(len(cases), -1)
+                found = loop._predict(model, dataset, dataset.case_batch(cases), pairs)
+    finally:
+        model.train(training)
+    if torch.is_tensor(found):
+        found = found.float().cpu().numpy()
+    rows = np.asarray(found, dtype=np.float64).reshape(len(cases), -1)
+    columns = np.unique(np.linspace(0, rows.shape[1] - 1, COLUMNS).astype(int))
+    return rows[:, columns]
