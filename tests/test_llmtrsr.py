@@ -246,7 +246,7 @@ def test_negatives_are_new_in_each_epoch_and_no_items_met_so_far(tmp_path):
 
 
 LEARNING = {
-    "LLMTRSR": {"train_batch_size": 8, "epochs": 16, "block_size": 2},
+    "LLMTRSR": {"train_batch_size": 8, "epochs": 24, "block_size": 2},
     "TALLRec": {"train_batch_size": 8, "epochs": 16},
 }
 

@@ -442,7 +442,8 @@ def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypa
         r"4. Cohorts, features has (6|13) of 20 users; Recall@10 of the same users: ", said
     )
     assert re.search(
-        r"failed: cohort of 7 \w{8}, of 4.feat, .*low activity: no cohort of 7 \w{8} today", said
+        r"failed: cohort of 7 \w{8}, of 4.feat, .*low activity: ValueError: no cohort of 7 \w{8} today",
+        said,
     )
 
 
