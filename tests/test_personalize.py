@@ -765,7 +765,7 @@ def ask(folder, adapters, capsys):
     return cli.main([*args, f"--data_path={folder}"]), *capsys.readouterr()
 
 
-def report(said):
+def models_of(said):
     """What `personalize` shows of its models, without where it lies."""
     lines = said[said.index("shop: 20 users") :].splitlines()
     return [line for line in lines if "personal-shop-" not in line]
@@ -804,7 +804,7 @@ def test_a_damaged_adapter_is_refused_and_trained_again(spectrum, copied, capsys
     )
     code, again = command(folder, *how)
     assert code == 0 and done == [adapter.parents[1].name]
-    assert report(again) == report(said)
+    assert models_of(again) == models_of(said)
     assert ask(folder, adapters, capsys)[:2] == (0, before)
 
 
