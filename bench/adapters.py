@@ -20,11 +20,11 @@ def main():
     from peft import LoraConfig
 
     import recbole_llm  # noqa: F401
-    from recbole_llm.collate import Tokens
-    from recbole_llm.data.splits import Cases
-    from recbole_llm.fusion import FusionBackbone
-    from recbole_llm.personal import training
-    from recbole_llm.scratch import train_tokenizer
+    from recbole_llm.contracts.cases import Cases
+    from recbole_llm.language.backbones.encoder_decoder import FusionBackbone
+    from recbole_llm.language.backbones.scratch import train_tokenizer
+    from recbole_llm.language.tokens.batches import Tokens
+    from recbole_llm.studies.personalization import adapter_training
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def main():
         user * (own + 1) + row: text(HISTORY) for user in range(users) for row in range(1, own + 1)
     }
     items, events = [text(ITEM) for _ in range(2000)], rng.integers(2000, size=users * (own + 1))
-    frozen = training.Frozen(
+    frozen = adapter_training.Frozen(
         bundle, None, items, events, np.arange(2000), np.arange(2000), histories
     )
 
@@ -62,14 +62,14 @@ def main():
         return Cases(np.full(len(end), user), np.full(len(end), user * (own + 1)), end)
 
     learners = [
-        training.Learner(f"u{user}", cases(user, range(1, own)), cases(user, [own]))
+        adapter_training.Learner(f"u{user}", cases(user, range(1, own)), cases(user, [own]))
         for user in range(users)
     ]
 
     def stacked(count, recipe, folder):
         for begin in range(0, users, count):
             some = learners[begin : begin + count]
-            found = training.train(frozen, some, recipe)
+            found = adapter_training.train(frozen, some, recipe)
             for number, learner in enumerate(some):
                 found.stack.save(number, folder / learner.name, "bench")
 
@@ -91,23 +91,23 @@ def main():
                 betas=(0.9, 0.95),
                 weight_decay=recipe.weight_decay,
             )
-            check = training.choices(
+            check = adapter_training.choices(
                 frozen, learner.valid, learner, recipe, np.random.default_rng(0)
             )
 
             def validate(check=check):
                 model.eval()
                 with torch.no_grad():
-                    return float(training.step_losses(bundle, [check], recipe, alone=True))
+                    return float(adapter_training.step_losses(bundle, [check], recipe, alone=True))
 
             validate()
             for epoch in range(recipe.epochs):
                 model.train()
                 optimizer.zero_grad()
-                training.step_losses(
+                adapter_training.step_losses(
                     bundle,
                     [
-                        training.choices(
+                        adapter_training.choices(
                             frozen, learner.train, learner, recipe, np.random.default_rng(epoch)
                         )
                     ],
@@ -121,7 +121,7 @@ def main():
 
     def memory(count):
         """MiB held at most, on the GPU if there is one, once so many users have been trained at once."""
-        training.train(frozen, learners[:count], training.Recipe(epochs=1))
+        adapter_training.train(frozen, learners[:count], adapter_training.Recipe(epochs=1))
         return torch.cuda.max_memory_allocated() / 2**20 if device() == "cuda" else peak()
 
     rows, most = [], min(64, users)
@@ -129,7 +129,7 @@ def main():
     per_user = (memory(most) - alone_mib) / (most - 1)
     print({"memory_mib_per_extra_user": round(per_user, 1)})
     for precision in ("fp32", "bf16"):
-        recipe = training.Recipe(epochs=epochs, patience=epochs, precision=precision)
+        recipe = adapter_training.Recipe(epochs=epochs, patience=epochs, precision=precision)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             sizes = [count for count in (1, 8, 64) if count <= users]

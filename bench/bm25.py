@@ -26,7 +26,7 @@ def main():
         from rank_bm25 import BM25Okapi
     except ImportError:
         sys.exit("bench/bm25.py compares with rank_bm25: pip install rank_bm25")
-    from recbole_llm.retrieval.bm25 import BM25Index
+    from recbole_llm.language.matching.bm25 import BM25Index
 
     items, queries = (300, 20) if args.small else (args.items, args.queries)
     corpus = texts(items)

@@ -48,7 +48,7 @@ def resident() -> float:
 
 def peak() -> float:
     """MiB this process has held at most."""
-    from recbole_llm.store import peak_memory
+    from recbole_llm.storage.run_folders import peak_memory
 
     return peak_memory()
 

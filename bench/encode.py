@@ -9,7 +9,7 @@ from common import arguments, finish, in_child, timed
 
 def read(path: str) -> list[str]:
     """The texts of an .item file, every column but the id; the bundled sample's where none is named."""
-    from recbole_llm.data.samples import locate
+    from recbole_llm.data.sample.locate import locate
 
     file = (
         Path(path) if path else locate("Pet", "nowhere")[1] / f"{locate('Pet', 'nowhere')[0]}.item"
@@ -25,14 +25,14 @@ def measure(side: str, texts: list[str]):
     if side == "theirs":
         from sentence_transformers import SentenceTransformer
 
-        from recbole_llm.backbone import model_folder
+        from recbole_llm.language.backbones.sources import model_folder
 
         model = SentenceTransformer(str(model_folder("minilm")))
         model.encode(texts[:64])
         return timed(model.encode, texts)
     import torch
 
-    from recbole_llm.embedding import frozen_vectors
+    from recbole_llm.language.vectors import frozen_vectors
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:  # nothing is stored of an earlier time

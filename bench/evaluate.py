@@ -51,9 +51,9 @@ def stock(folder: str, cases: int) -> dict:
 def ours(folder: str, cases: int, topk: int = 0) -> dict:
     import numpy as np
 
-    from recbole_llm import config as settings
     from recbole_llm.evaluation import metrics
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.settings import layers as settings
 
     own = {
         "data_path": folder,

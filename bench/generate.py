@@ -15,9 +15,9 @@ def main():
     import torch
 
     import recbole_llm  # noqa: F401
-    from recbole_llm.backbone import Backbone
-    from recbole_llm.generation.sampling import sample, stream_key
-    from recbole_llm.scratch import causal_model, train_tokenizer
+    from recbole_llm.language.backbones.scratch import causal_model, train_tokenizer
+    from recbole_llm.language.backbones.sources import Backbone
+    from recbole_llm.language.decoding.sampling import sample, stream_key
 
     torch.manual_seed(0)
     new, repeats = (8, 1) if args.small else (args.new, args.repeats)

@@ -64,11 +64,11 @@ def check() -> list[dict]:
     import numpy as np
     import torch
 
-    from recbole_llm import config as settings
-    from recbole_llm.backbone import Backbone
-    from recbole_llm.generation.beam import Catalogue, search
-    from recbole_llm.generation.sampling import sample, stream_key
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.language.backbones.sources import Backbone
+    from recbole_llm.language.decoding.constrained_search import Catalogue, search
+    from recbole_llm.language.decoding.sampling import sample, stream_key
+    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.settings import layers as settings
 
     torch.backends.cuda.matmul.allow_tf32 = False
     rows = []
@@ -139,8 +139,8 @@ def speed(small: bool) -> list[dict]:
 
 def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
     """Validation and test of every run and way to answer that was finished in time."""
-    from recbole_llm import config as settings
-    from recbole_llm.runs import evaluate_run, run_settings
+    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.settings import layers as settings
 
     rows, starts = [], {}
     for name in SMALL if small else RUNS:
@@ -192,8 +192,8 @@ def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
 
 def personal(data: str, saved: str, small: bool) -> dict:
     """The tables and answers of the personalization spectrum, and its seconds; adapters are trained in this process."""
-    from recbole_llm import config as settings
-    from recbole_llm.personalize import personalize
+    from recbole_llm.settings import layers as settings
+    from recbole_llm.studies.personalization.command import personalize
 
     own = {
         "data_path": data,

@@ -13,7 +13,7 @@ def main():
         import faiss  # noqa: F401
     except ImportError:
         sys.exit("bench/index.py needs FAISS: pip install faiss-cpu")
-    from recbole_llm.retrieval.nearest import InvertedLists, exact
+    from recbole_llm.language.matching.nearest import InvertedLists, exact
 
     items, queries = (4000, 100) if args.small else (args.items, args.queries)
     rng = np.random.default_rng(0)

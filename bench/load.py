@@ -29,9 +29,9 @@ def stock(folder: str) -> dict:
 
 
 def ours(folder: str) -> dict:
-    from recbole_llm import config as settings
-    from recbole_llm.data.samples import locate
-    from recbole_llm.loaders import make_loaders
+    from recbole_llm.data.recbole.loaders import make_loaders
+    from recbole_llm.data.sample.locate import locate
+    from recbole_llm.settings import layers as settings
 
     resolved = settings.resolve("LIR", "random", [], {"data_path": folder, "dedup": "none"})
     config = settings.recbole_config(resolved, locate("random", folder)[1])

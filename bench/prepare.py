@@ -120,9 +120,9 @@ def _write(folder: Path, events, described) -> None:
 
 
 def ours(folder: Path) -> None:
-    from recbole_llm.data.prepare import catalogue
     from recbole_llm.data.prepare.convert import prepare
-    from recbole_llm.data.prepare.raw import Net
+    from recbole_llm.data.prepare.files.raw import Net
+    from recbole_llm.data.prepare.sources import catalogue
 
     prepare(catalogue.find("Toys"), folder / "data", folder, Net(), log=str)
 

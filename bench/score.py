@@ -14,8 +14,8 @@ def main():
     import torch
 
     import recbole_llm  # noqa: F401
-    from recbole_llm.judging.shared import read
-    from recbole_llm.scratch import causal_model, train_tokenizer
+    from recbole_llm.language.backbones.scratch import causal_model, train_tokenizer
+    from recbole_llm.language.decoding.shared_candidates import read
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(

@@ -13,9 +13,9 @@ def main():
     import numpy as np
     import torch
 
-    from recbole_llm import config as settings
-    from recbole_llm.collate import pad
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.language.tokens.batches import pad
+    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.settings import layers as settings
 
     steps, repeats = (3, 1) if args.small else (args.steps, args.repeats)
     with tempfile.TemporaryDirectory() as folder:

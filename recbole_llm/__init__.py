@@ -5,13 +5,13 @@ Importing this package registers our models with RecBole lazily: neither RecBole
 
 __version__ = "0.1.0"
 
-from . import registry as _registry
+from . import recbole_hooks
 
-_registry.register()
+recbole_hooks.register()
 
 
 def run(model: str, dataset: str, config_files: list[str] = (), **settings):
-    """Train, evaluate and store one model; see `recbole_llm.runs.run_model`."""
-    from .runs import run_model
+    """Train, evaluate and store one model; see `recbole_llm.runs.runner.run_model`."""
+    from .runs.runner import run_model
 
     return run_model(model, dataset, config_files, settings)

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from .errors import UserError
-from .files import fault_line, storage_fault
-from .screen import LogFormatter, say
+from .storage.files import fault_line, storage_fault
+from .storage.screen import LogFormatter, say
 
 DESCRIPTION = """\
 LLM-based sequential recommenders beside RecBole's models, on the same users, items and metrics.
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 
 def _arguments(argv: list[str], **known: str) -> tuple[argparse.Namespace, dict]:
     """Named arguments, and everything else as settings."""
-    from .config import parse_value
+    from .settings.layers import parse_value
 
     parser = Parser(
         prog="run_recbole_llm.py",
@@ -115,7 +115,8 @@ def _run(argv: list[str]) -> int:
         seeds=SEEDS,
         resume="run to go on with, by folder or id",
     )
-    from . import config, registry
+    from .settings import layers as config
+    from .settings import model_names
 
     if args.resume:
         if args.model or args.dataset or args.seeds:
@@ -125,12 +126,12 @@ def _run(argv: list[str]) -> int:
         folder, stored = _stored(args.resume, args.config_files.split(), settings)
         if args.print_config:
             return _print_config(stored)
-        from .runs import resume_run
+        from .runs.runner import resume_run
 
         return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
     dataset = _need(args.dataset, "dataset")
     planned = config.plan(
-        [registry.canonical(_need(args.model, "model"))],
+        [model_names.canonical(_need(args.model, "model"))],
         dataset,
         args.config_files.split(),
         settings,
@@ -141,7 +142,7 @@ def _run(argv: list[str]) -> int:
         return _print_config(resolved)
     names = [
         name
-        for name in map(registry.canonical, resolved["beside"] or [])
+        for name in map(model_names.canonical, resolved["beside"] or [])
         if name != resolved["model"]
     ]
     return _report(
@@ -153,14 +154,14 @@ def _run(argv: list[str]) -> int:
 
 def _report(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> int:
     """Run and print one table."""
-    from .runs import run_all
+    from .runs.runner import run_all
 
     saved = Path(next(iter(planned.values()))[0]["checkpoint_dir"])
     return _tabulate(run_all(planned, beside), saved)
 
 
 def _tabulate(runs: dict, saved: Path, columns: Sequence[str] = ()) -> int:
-    from .compare import COLUMNS, show, table_of, write_table
+    from .runs.compare import COLUMNS, show, table_of, write_table
 
     table = table_of(runs, columns or COLUMNS)
     folder = write_table(table, runs, saved)
@@ -170,7 +171,7 @@ def _tabulate(runs: dict, saved: Path, columns: Sequence[str] = ()) -> int:
 
 
 def _seeds(text: str | None) -> list | None:
-    from .config import parse_value
+    from .settings.layers import parse_value
 
     return [parse_value(seed) for seed in text.split(",")] if text else None
 
@@ -179,12 +180,14 @@ def _stored(
     name: str, files: list[str], settings: dict, dataset: str | None = None
 ) -> tuple[Path, dict]:
     """The folder of a run, and its settings with those changes; on another dataset, that one's defaults but in what training alone reads."""
-    from . import config, store
+    from .settings import layers as config
+    from .settings import run_record
+    from .storage import run_folders
 
-    folder = store.find_run(name, Path(settings.get("checkpoint_dir", "saved")))
-    stored = store.read_run(folder)["settings"]
+    folder = run_folders.find_run(name, Path(settings.get("checkpoint_dir", "saved")))
+    stored = run_record.read_run(folder)["settings"]
     if dataset:
-        from .prepared import moved
+        from .runs.spec import moved
 
         stored = moved(stored, dataset)
     return folder, config.changed(stored, settings, files)
@@ -193,7 +196,7 @@ def _stored(
 def _print_config(settings: dict) -> int:
     import yaml
 
-    from .config import shown
+    from .settings.layers import shown
 
     say(yaml.safe_dump(shown(settings), sort_keys=True, allow_unicode=True, width=120), end="")
     return 0
@@ -204,7 +207,8 @@ def _compare(argv: list[str]) -> int:
         argv, models="model names, separated by commas", dataset="dataset name", seeds=SEEDS, runs="finished runs to put beside each other instead",
         columns="with --runs: metrics of the table, separated by commas",
     )  # fmt: skip
-    from . import config, registry
+    from .settings import layers as config
+    from .settings import model_names
 
     if args.runs:
         if args.models or args.dataset or args.seeds:
@@ -223,7 +227,9 @@ def _compare(argv: list[str]) -> int:
         raise UserError(
             "--columns chooses among what finished runs have measured: it goes with --runs"
         )
-    models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
+    models = [
+        model_names.canonical(name.strip()) for name in _need(args.models, "models").split(",")
+    ]
     own = _own_settings(settings, models)
     planned = config.plan(
         models,
@@ -240,13 +246,14 @@ def _compare(argv: list[str]) -> int:
 
 def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
     """What is said as --MODEL.key=value, taken out of the settings: model -> key -> value."""
-    from . import config, registry
+    from .settings import layers as config
+    from .settings import model_names
 
     own: dict[str, dict] = {model: {} for model in models}
     for key in list(settings):
         head, _, rest = key.partition(".")
         if rest and head not in config.GROUPS:
-            name = registry.canonical(head)
+            name = model_names.canonical(head)
             if name not in own:
                 raise UserError(
                     f"--{key}: {name} is not among the models, which are {', '.join(models)}"
@@ -256,13 +263,14 @@ def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
 
 
 def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
-    from . import store
-    from .runs import Run
+    from .runs.runner import Run
+    from .settings import run_record
+    from .storage import run_folders
 
-    folders = [store.find_run(name.strip(), saved) for name in names]
+    folders = [run_folders.find_run(name.strip(), saved) for name in names]
     runs = []
     for folder in folders:
-        done = store.finished_run(folder)
+        done = run_record.finished_run(folder)
         if "routes" in done:
             raise UserError(
                 f"--runs: {folder.name} holds the adapters of many and was not measured itself; "
@@ -293,8 +301,8 @@ def _evaluate(argv: list[str]) -> int:
     )
     if args.print_config:
         return _print_config(stored)
-    from .compare import show, table_of
-    from .runs import evaluate_run
+    from .runs.compare import show, table_of
+    from .runs.runner import evaluate_run
 
     run = evaluate_run(folder, stored, args.on or "test")
     show(table_of({stored["model"]: [run]}))
@@ -322,7 +330,7 @@ def _recommend(argv: list[str]) -> int:
         raise UserError(f"--index: expected exact or faiss, found {args.index!r}")
     if args.print_config:
         return _print_config(stored)
-    from .recommend import recommend
+    from .studies.recommend import recommend
 
     for line in recommend(
         folder,
@@ -345,19 +353,20 @@ def _experiment(argv: list[str]) -> int:
     args, settings = _arguments(
         [part for part in argv if part != "--paper"], dataset="datasets, separated by commas"
     )
-    from . import experiment, registry
+    from .settings import model_names
+    from .studies import experiments
 
     if name == "--list":
-        say("\n".join(experiment.listed()))
+        say("\n".join(experiments.listed()))
         return 0
-    chosen = experiment.read(_need(name, "list, or the NAME of an experiment"), paper)
+    chosen = experiments.read(_need(name, "list, or the NAME of an experiment"), paper)
     datasets, files = args.dataset.split(",") if args.dataset else None, args.config_files.split()
     own = _own_settings(
         settings,
-        list(dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())),
+        list(dict.fromkeys(model_names.canonical(row["model"]) for row in chosen.rows.values())),
     )
     if args.print_config:
-        from .config import shown
+        from .settings.layers import shown
 
         return _print_config(
             {
@@ -367,19 +376,19 @@ def _experiment(argv: list[str]) -> int:
                 for row in chosen.rows
             }
         )
-    say("\n".join(experiment.run(chosen, datasets, files, settings, own)))
+    say("\n".join(experiments.run(chosen, datasets, files, settings, own)))
     return 0
 
 
 def _personalize(argv: list[str]) -> int:
     args, settings = _arguments(argv, dataset="dataset name")
-    from . import config
+    from .settings import layers as config
 
     own, layers = config.of_command("personalize", args.config_files.split(), settings)
     resolved = config.resolve("TASTELoRA", _need(args.dataset, "dataset"), layers)
     if args.print_config:
         return _print_config(resolved | own)
-    from .personalize import personalize
+    from .studies.personalization.command import personalize
 
     say("\n".join(personalize(resolved, own)))
     return 0
@@ -387,13 +396,17 @@ def _personalize(argv: list[str]) -> int:
 
 def _tune(argv: list[str]) -> int:
     args, settings = _arguments(argv, model="model name", dataset="dataset name")
-    from . import config, registry
+    from .settings import layers as config
+    from .settings import model_names
 
-    model, dataset = registry.canonical(_need(args.model, "model")), _need(args.dataset, "dataset")
+    model, dataset = (
+        model_names.canonical(_need(args.model, "model")),
+        _need(args.dataset, "dataset"),
+    )
     own, layers = config.of_command("tune", args.config_files.split(), settings)
     if args.print_config:
         return _print_config(config.resolve(model, dataset, layers) | own)
-    from .tune import tune
+    from .studies.tune import tune
 
     say("\n".join(tune(model, dataset, layers, own)))
     return 0
@@ -401,14 +414,14 @@ def _tune(argv: list[str]) -> int:
 
 def _summarize(argv: list[str]) -> int:
     args, settings = _arguments(argv, dataset="dataset name")
-    from . import config
+    from .settings import layers as config
 
     resolved = config.resolve(
         "LLMTRSR", _need(args.dataset, "dataset"), args.config_files.split(), settings
     )
     if args.print_config:
         return _print_config(resolved)
-    from .summarize import summarize
+    from .studies.summarize import summarize
 
     say("\n".join(summarize(resolved)))
     return 0
@@ -459,10 +472,10 @@ def _prepare(argv: list[str]) -> int:
     ):
         parser.add_argument(f"--{name}", help=meaning)
     args = parser.parse_args(argv)
-    from .checks import check_name
-    from .data.prepare import catalogue, own
     from .data.prepare.convert import prepare
-    from .data.prepare.raw import Net
+    from .data.prepare.files.raw import Net
+    from .data.prepare.sources import catalogue, own
+    from .settings.rules import check_name
 
     if args.list:
         say("\n".join(catalogue.listed()))

@@ -147,7 +147,7 @@ FIXES = [
          (_QUICK, "= get_flops(", '= "not counted" if getattr(model, "skip_flops", False) else get_flops(')),
     _fix("a bar's carriage returns filled logs with its states; ours writes lines where standard error is no terminal",
          "tqdm writes no carriage returns to files",
-         (_TRAINER, "from tqdm import tqdm", "from recbole_llm.progress import progress as tqdm")),
+         (_TRAINER, "from tqdm import tqdm", "from recbole_llm.storage.progress import progress as tqdm")),
     _fix("importing the sequential models, as RecBole does to find any of them, turned autograd's anomaly detection on for the whole process",
          "RecBole leaves it to the user",
          ("model.sequential_recommender.sine", "torch.autograd.set_detect_anomaly(True)", "")),
@@ -275,7 +275,7 @@ def install():
 def require_recbole():
     """Raise a UserError that says what to run unless the right RecBole is installed."""
     if fault := _version_fault():
-        from recbole_llm.errors import UserError
+        from .errors import UserError
 
         raise UserError(fault)
 

@@ -45,12 +45,12 @@ def write(tmp_path):
 @pytest.fixture
 def parts():
     """parts(model, folder, **settings): our (train, valid, test) datasets."""
-    from recbole_llm import config
-    from recbole_llm.loaders import make_loaders
+    from recbole_llm.data.recbole.loaders import make_loaders
+    from recbole_llm.settings import layers
 
     def build(model, folder, **settings):
-        resolved = config.resolve(model, folder.name, [], {"use_gpu": False} | settings)
-        return [loader._dataset for loader in make_loaders(config.recbole_config(resolved, folder))]
+        resolved = layers.resolve(model, folder.name, [], {"use_gpu": False} | settings)
+        return [loader._dataset for loader in make_loaders(layers.recbole_config(resolved, folder))]
 
     return build
 

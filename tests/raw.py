@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worlds import FRUIT
 
-from recbole_llm.data.atomic import read_atomic
+from recbole_llm.data.reading.atomic import read_atomic
 
 USERS, EVENTS, DAY = 24, 16, 86400
 

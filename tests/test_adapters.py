@@ -6,9 +6,9 @@ import pytest
 import torch
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm.backbone import load_folder
 from recbole_llm.errors import UserError
-from recbole_llm.runs import evaluate_run, run_settings
+from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.runs.runner import evaluate_run, run_settings
 
 
 @pytest.fixture(scope="module")

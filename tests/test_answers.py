@@ -7,13 +7,13 @@ import pytest
 import torch
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm import optimizers
-from recbole_llm.data.text import ItemText
+from recbole_llm.data.texts.text import ItemText
 from recbole_llm.evaluation.ranks import UNNAMED
-from recbole_llm.model import writer
-from recbole_llm.prepared import Prepared
-from recbole_llm.retrieval.matching import BM25Match, HierarchicalMatch
-from recbole_llm.runs import evaluate_run, run_settings
+from recbole_llm.language.matching.matching import BM25Match, HierarchicalMatch
+from recbole_llm.models.base import generative_model
+from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.spec import Prepared
+from recbole_llm.training import optimizers
 
 LEARNED = {
     "epochs": 12,
@@ -48,13 +48,13 @@ def answering(learned):
 
 def asked(monkeypatch):
     """What `sample` is asked for: (its number of samples, its longest prompt) of every call."""
-    seen, inner = [], writer.sample
+    seen, inner = [], generative_model.sample
 
     def watch(bundle, prompts, keys, **kwargs):
         seen.append((kwargs["samples"], max(map(len, prompts))))
         return inner(bundle, prompts, keys, **kwargs)
 
-    monkeypatch.setattr(writer, "sample", watch)
+    monkeypatch.setattr(generative_model, "sample", watch)
     return seen
 
 

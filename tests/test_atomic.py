@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_llm.data.atomic import read_atomic, read_header
+from recbole_llm.data.reading.atomic import read_atomic, read_header
 from recbole_llm.errors import UserError
 
 HEADER = "item_id:token\ttitle:token_seq\tprice:float\n"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.backbone import load
-from recbole_llm.generation.beam import Catalogue, search
+from recbole_llm.language.backbones.sources import load
+from recbole_llm.language.decoding.constrained_search import Catalogue, search
 
 TITLES = [
     f"Title: {colour} {thing}. Brand: {brand}."

@@ -49,7 +49,7 @@ def test_a_bench_ends_with_its_figures(script, tmp_path):
 def test_a_peak_is_of_the_process_itself():
     """Not of the one that started it, which held 400 MiB."""
     held = np.ones(50 * 2**20)
-    script = "from recbole_llm.store import peak_memory; print(peak_memory())"
+    script = "from recbole_llm.storage.run_folders import peak_memory; print(peak_memory())"
     child = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from recbole_llm.data.splits import make_split
-from recbole_llm.data.tables import Source, load
+from recbole_llm.data.cases.splits import make_split
+from recbole_llm.data.reading.tables import Source, load
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")

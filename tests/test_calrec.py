@@ -5,8 +5,8 @@ import pytest
 import torch
 from worlds import FRUIT, prepared, settings_for, write_cycle
 
-from recbole_llm.backbone import load_folder
-from recbole_llm.runs import run_settings
+from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.runs.runner import run_settings
 
 
 def learned_rows(model, epoch=0):
@@ -200,7 +200,7 @@ def test_a_hub_id_goes_to_the_hub(monkeypatch, tmp_path):
     """`org/name` has a slash in it and is no folder."""
     import transformers
 
-    from recbole_llm.backbone import check_name
+    from recbole_llm.language.backbones.sources import check_name
 
     asked = []
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, chisquare
 
-from recbole_llm.data.candidates import draw_candidates
-from recbole_llm.data.splits import Cases, make_split
-from recbole_llm.data.tables import Source, load
+from recbole_llm.contracts.cases import Cases
+from recbole_llm.data.cases.candidates import draw_candidates
+from recbole_llm.data.cases.splits import make_split
+from recbole_llm.data.reading.tables import Source, load
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from recbole_llm import checks, config
 from recbole_llm.errors import UserError
+from recbole_llm.settings import layers
+from recbole_llm.settings import rules as checks
 
 WRONG = [  # model, --key=value, what is said
     ("CALRec", "nig_targets=foo", "nig_targets: expected last or all, found 'foo'"),
@@ -186,7 +187,7 @@ WRONG = [  # model, --key=value, what is said
 def test_a_value_that_cannot_be_is_told(model, argument, said):
     key, _, value = argument.partition("=")
     with pytest.raises(UserError) as caught:
-        config.resolve(model, "any", [], {key: config.parse_value(value)})
+        layers.resolve(model, "any", [], {key: layers.parse_value(value)})
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
 
@@ -210,7 +211,7 @@ def test_a_value_that_can_be_is_used(model, argument, used):
     key, _, value = argument.partition("=")
     features = {"selected_features": ["brand"]} if model == "SASRecF" else {}
     assert (
-        config.resolve(model, "any", [], features | {key: config.parse_value(value)})[
+        layers.resolve(model, "any", [], features | {key: layers.parse_value(value)})[
             key.partition(".")[0]
         ]
         == used
@@ -218,14 +219,14 @@ def test_a_value_that_can_be_is_used(model, argument, used):
 
 
 def test_a_text_of_the_template_may_be_empty():
-    assert config.resolve("CALRec", "any", [], {"template.first": ""})["template"]["first"] == ""
+    assert layers.resolve("CALRec", "any", [], {"template.first": ""})["template"]["first"] == ""
 
 
 def test_words_for_attributes_of_another_dataset():
     """Pet's defaults name a Brand, which ml-100k has not: they may stay, but nobody may set them there."""
     assert (
-        config.resolve(
-            "LIR", "ml-100k", [], {"text_words": config.resolve("LIR", "ml-100k")["text_words"]}
+        layers.resolve(
+            "LIR", "ml-100k", [], {"text_words": layers.resolve("LIR", "ml-100k")["text_words"]}
         )["text_words"]["Brand"]
         == 15
     )
@@ -233,9 +234,9 @@ def test_words_for_attributes_of_another_dataset():
         UserError,
         match="text_words.Brand: expected a name of text_fields, which has Title, Year, Genre",
     ):
-        config.resolve("LIR", "ml-100k", [], {"text_words.Brand": 3})
+        layers.resolve("LIR", "ml-100k", [], {"text_words.Brand": 3})
     assert (
-        config.resolve("LIR", "any", [], {"text_fields.Maker": "maker", "text_words.Maker": 3})[
+        layers.resolve("LIR", "any", [], {"text_fields.Maker": "maker", "text_words.Maker": 3})[
             "text_words"
         ]["Maker"]
         == 3
@@ -249,14 +250,14 @@ def test_a_dataset_is_a_name_and_no_path(name):
         UserError,
         match=r"^dataset .*: expected the name of a folder below data_path[^\n]*set --data_path",
     ):
-        config.resolve("LIR", name)
+        layers.resolve("LIR", name)
 
 
 def test_a_stored_run_is_checked_too():
-    stored = config.resolve("LIR", "any", [], {"init_from": "x"})
+    stored = layers.resolve("LIR", "any", [], {"init_from": "x"})
     with pytest.raises(UserError, match="last_n: expected a whole number"):
-        config.changed(stored, {"last_n": 0})
-    assert config.changed(stored, {"init_from": None, "last_n": 2}) == config.resolve(
+        layers.changed(stored, {"last_n": 0})
+    assert layers.changed(stored, {"init_from": None, "last_n": 2}) == layers.resolve(
         "LIR", "any", [], {"last_n": 2}
     )
 
@@ -338,21 +339,21 @@ def test_a_rule_that_is_none_is_a_mistake_of_ours(rule):
 
 
 def test_tuples_are_lists():
-    assert config.resolve("LIR", "any", [], {"topk": (5, 10), "valid_metric": "NDCG@5"})[
+    assert layers.resolve("LIR", "any", [], {"topk": (5, 10), "valid_metric": "NDCG@5"})[
         "topk"
     ] == [5, 10]
     with pytest.raises(UserError, match="topk: expected"):
-        config.resolve("LIR", "any", [], {"topk": np.array([5, 10])})
+        layers.resolve("LIR", "any", [], {"topk": np.array([5, 10])})
 
 
 @pytest.mark.parametrize("text", ["5,10,20", "5, 10 ,20", "low+5,5,low+high", "4.text,7", "quartiles, x"])  # fmt: skip
 def test_values_between_commas_are_those_of_a_list(text):
     """Of whatever kind, where the rule asks for none: `--activity_borders=5,10,20`."""
     known = {"key": checks.parse("list")}
-    listed = checks.checked("key", config.parse_value(f"[{text}]"), known)
-    assert checks.checked("key", config.parse_value(text), known) == listed
+    listed = checks.checked("key", layers.parse_value(f"[{text}]"), known)
+    assert checks.checked("key", layers.parse_value(text), known) == listed
 
 
 def test_what_is_no_yaml_between_commas_is_told():
     with pytest.raises(UserError, match=r"topk: expected .* found '\[5'"):
-        config.resolve("LIR", "Pet", overrides={"topk": "1,[5"})
+        layers.resolve("LIR", "Pet", overrides={"topk": "1,[5"})

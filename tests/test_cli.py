@@ -14,8 +14,8 @@ from shops import LEFT_ALONE, only, process, rows_of, table_line, there, write_s
 
 from recbole_llm.cli import main
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.prepared import Prepared
-from recbole_llm.runs import run_settings
+from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.spec import Prepared
 
 
 def test_a_run_prints_one_table_with_the_models_beside_it(shop):

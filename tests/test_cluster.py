@@ -8,9 +8,10 @@ import torch
 from test_cohorts import tables_of
 from worlds import write_cycle
 
-from recbole_llm import cli, cluster
-from recbole_llm.cluster import Cluster, endpoint
+from recbole_llm import cli
 from recbole_llm.errors import UserError
+from recbole_llm.studies import ray_cluster
+from recbole_llm.studies.ray_cluster import Cluster, endpoint
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be given")
 
@@ -44,7 +45,7 @@ def test_auto_is_the_cluster_that_the_machine_knows(monkeypatch, tmp_path):
 
 def refused(address):
     with pytest.raises(UserError) as fault:
-        cluster.check(Cluster(address))
+        ray_cluster.check(Cluster(address))
     assert "\n" not in str(fault.value)
     return str(fault.value)
 
@@ -59,11 +60,11 @@ def test_the_probe_has_a_time_limit_of_its_own(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", silent)
     assert "no Ray cluster answers at 10.255.255.1:6379: timed out" in refused("10.255.255.1:6379")
-    assert asked == [(("10.255.255.1", 6379), cluster.PROBE_SECONDS)] and asked[0][1] <= 3
+    assert asked == [(("10.255.255.1", 6379), ray_cluster.PROBE_SECONDS)] and asked[0][1] <= 3
 
 
 def test_a_name_whose_lookup_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(cluster, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(ray_cluster, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(socket, "create_connection", lambda *a, **b: threading.Event().wait(9))
     assert "no Ray cluster answers at head:6379: no answer in 0.1 seconds" in refused("head:6379")
 
@@ -90,7 +91,7 @@ def test_another_service_listens(greeting, monkeypatch):
 
 
 def test_a_service_that_says_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(cluster, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(ray_cluster, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert f"no Ray cluster answers at 127.0.0.1:{port}: timed out" in refused(
@@ -100,8 +101,8 @@ def test_a_service_that_says_nothing_is_given_up(monkeypatch):
 
 def test_a_connection_that_hangs_is_given_up(monkeypatch):
     ray = pytest.importorskip("ray")
-    monkeypatch.setattr(cluster, "_probe", lambda address: None)
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(ray_cluster, "_probe", lambda address: None)
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.1)
     monkeypatch.setattr(ray, "init", lambda **how: threading.Event().wait(9))
     assert "answers at head:6379: no connection in 0.1 seconds" in refused("head:6379")
 
@@ -109,14 +110,14 @@ def test_a_connection_that_hangs_is_given_up(monkeypatch):
 def test_resources_of_one_machine_have_to_do(monkeypatch):
     """Two machines do not add up, and work that names no GPUs takes one where there are any."""
     machines = [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}]
-    assert cluster._check_resources(Cluster(cpus=2), machines) == 1
-    assert cluster._check_resources(Cluster(cpus=8, gpus=0), machines) == 0
-    assert cluster._check_resources(Cluster(cpus=2), machines[:1]) == 0
+    assert ray_cluster._check_resources(Cluster(cpus=2), machines) == 1
+    assert ray_cluster._check_resources(Cluster(cpus=8, gpus=0), machines) == 0
+    assert ray_cluster._check_resources(Cluster(cpus=2), machines[:1]) == 0
     for cpus, gpus in ((8, None), (9, 0), (1, 1.5)):
         with pytest.raises(
             UserError, match="found 8 cores and 0 GPUs; 2 cores and 1 GPUs; lower --a or --b"
         ):
-            cluster._check_resources(Cluster(cpus=cpus, gpus=gpus, keys=("a", "b")), machines)
+            ray_cluster._check_resources(Cluster(cpus=cpus, gpus=gpus, keys=("a", "b")), machines)
 
 
 # Commands
@@ -139,8 +140,8 @@ def untrained(tmp_path, capfd, monkeypatch):
     def trained(*args, **more):
         raise AssertionError("something is trained")
 
-    monkeypatch.setattr("recbole_llm.prepared.Prepared.train", trained)
-    monkeypatch.setattr("recbole_llm.cluster.trials", trained)
+    monkeypatch.setattr("recbole_llm.runs.spec.Prepared.train", trained)
+    monkeypatch.setattr("recbole_llm.studies.ray_cluster.trials", trained)
 
     def run(command, *more):
         saved = tmp_path / "saved"

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from worlds import write_cycle
 
-from recbole_llm.data.splits import make_split
-from recbole_llm.data.tables import Source, load
+from recbole_llm.data.cases.splits import make_split
+from recbole_llm.data.reading.tables import Source, load
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.personal import cohorts
-from recbole_llm.personal.cohorts import LOW, Cohorts
-from recbole_llm.personal.outcomes import by_activity, outcomes, user_values
+from recbole_llm.studies.personalization import cohorts
+from recbole_llm.studies.personalization.cohorts import LOW, Cohorts
+from recbole_llm.studies.personalization.outcomes import by_activity, outcomes, user_values
 
 SPLIT = {"temporal": [0.5, 0.3, 0.2]}
 

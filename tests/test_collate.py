@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.collate import (
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.prompts.templates import Example, Template
+from recbole_llm.language.tokens.batches import (
     IGNORED,
     PASS_COST,
     Encoder,
@@ -14,8 +16,6 @@ from recbole_llm.collate import (
     roomy,
     shuffled_steps,
 )
-from recbole_llm.prompts import Example, Template
-from recbole_llm.scratch import train_tokenizer
 
 TEMPLATE = Template(
     head="This is the summary of a user's purchase history.",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm import config, registry, resources
 from recbole_llm.errors import UserError
+from recbole_llm.settings import files as resources
+from recbole_llm.settings import layers, model_names
 
 PROPERTIES = Path(__file__).resolve().parents[1] / "properties"
 FILES = sorted(PROPERTIES.rglob("*.yaml"))
@@ -35,7 +36,7 @@ FILES = sorted(PROPERTIES.rglob("*.yaml"))
 )
 def test_unknown_keys_are_told_with_the_nearest(model, key, said):
     with pytest.raises(UserError, match=said):
-        config.resolve(model, "any", [], {key: 1})
+        layers.resolve(model, "any", [], {key: 1})
 
 
 def test_kinds_of_values():
@@ -47,22 +48,22 @@ def test_kinds_of_values():
         ("topk", 10),
         ("beside", "Pop"),
     ):
-        config.resolve("GRU4Rec", "any", [], {key: value})
+        layers.resolve("GRU4Rec", "any", [], {key: value})
     wrong = (
         ("learning_rate", "1e-4"), ("learning_rate", True), ("show_progress", 1), ("seed", [1]), ("eval_memory", {}), ("seed", -1), ("topk", [5, "a"]),
         ("weight_decay", None), ("dropout_prob", math.nan), ("num_layers", "two"), ("reproducibility", None),  # RecBole's, which tell no rule
     )  # fmt: skip
     for key, value in wrong:
         with pytest.raises(UserError, match=f"^{key}: expected"):
-            config.resolve("GRU4Rec", "any", [], {key: value})
-    assert config.resolve("LIR", "any", [], {"topk": 10})["topk"] == [10] and config.resolve(
+            layers.resolve("GRU4Rec", "any", [], {key: value})
+    assert layers.resolve("LIR", "any", [], {"topk": 10})["topk"] == [10] and layers.resolve(
         "LIR", "any", [], {"beside": "Pop"}
     )["beside"] == ["Pop"]
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E4", "-2.5e+3", ".5", "3.", "1_000.5", "-.inf"])
 def test_numbers_as_recbole_reads_them(text):
-    value = config.parse_value(text)
+    value = layers.parse_value(text)
     assert isinstance(value, float) and value == float(text.replace(".inf", "inf"))
 
 
@@ -82,7 +83,7 @@ def test_numbers_as_recbole_reads_them(text):
     ],
 )
 def test_anything_else_stays_text(text):
-    assert config.parse_value(text) == text
+    assert layers.parse_value(text) == text
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_anything_else_stays_text(text):
     ],
 )
 def test_other_values_are_yaml(text, value):
-    assert config.parse_value(text) == value
+    assert layers.parse_value(text) == value
 
 
 # --- layers ------------------------------------------------------------------------------------------------------------
@@ -121,18 +122,18 @@ def world(tmp_path, monkeypatch):
     def put(name, line):
         path = folder / name
         path.write_text((path.read_text() if path.is_file() else "") + line + "\n")
-        config._cached_yaml.cache_clear()
+        layers._cached_yaml.cache_clear()
         return str(path)
 
     yield put
-    config._cached_yaml.cache_clear()
+    layers._cached_yaml.cache_clear()
 
 
 def test_each_layer_overrides_the_one_before(world, tmp_path):
     """RecBole < overall < model < dataset < settings files in their order < arguments."""
 
     def rate():
-        return config.resolve("LIR", "shop", files, arguments)["learning_rate"]
+        return layers.resolve("LIR", "shop", files, arguments)["learning_rate"]
 
     files, arguments = [], {}
     assert rate() == 0.001  # RecBole's
@@ -145,12 +146,12 @@ def test_each_layer_overrides_the_one_before(world, tmp_path):
     world("dataset/shop.yaml", "LIR: {learning_rate: 4.5}")
     assert (
         rate() == 4.5
-        and config.resolve("CALRec", "shop")["learning_rate"] == 4.0
-        and "LIR" not in config.resolve("CALRec", "shop")
+        and layers.resolve("CALRec", "shop")["learning_rate"] == 4.0
+        and "LIR" not in layers.resolve("CALRec", "shop")
     )
     assert (
-        config.resolve("LIR", "other")["learning_rate"] == 3.0
-        and config.resolve("Pop", "other")["learning_rate"] == 2.0
+        layers.resolve("LIR", "other")["learning_rate"] == 3.0
+        and layers.resolve("Pop", "other")["learning_rate"] == 2.0
     )
     files.append(world("a.yaml", "learning_rate: 5.0"))
     assert rate() == 5.0
@@ -161,7 +162,7 @@ def test_each_layer_overrides_the_one_before(world, tmp_path):
 
 
 def test_eval_args_are_given_in_part_but_a_split_is_one_rule(world):
-    resolved = config.resolve("LIR", "any", [], {"eval_args.mode": "uni5"})
+    resolved = layers.resolve("LIR", "any", [], {"eval_args.mode": "uni5"})
     assert resolved["eval_args"] == {
         "split": {"LS": "valid_and_test"},
         "part": "pretrain",
@@ -174,35 +175,35 @@ def test_eval_args_are_given_in_part_but_a_split_is_one_rule(world):
         {"eval_args.split.RS": [8, 1, 1]},
         {"eval_args": {"split": {"RS": [8, 1, 1]}}},
     ):
-        args = config.resolve("LIR", "any", [], overrides)["eval_args"]
+        args = layers.resolve("LIR", "any", [], overrides)["eval_args"]
         assert args["split"] == {"RS": [8, 1, 1]} and args["mode"] == "full"
     file = world("part.yaml", "eval_args: {mode: uni7}\neval_args.part: both")
-    args = config.resolve("LIR", "any", [file], {"eval_args.split": {"temporal": [6, 2, 2]}})[
+    args = layers.resolve("LIR", "any", [file], {"eval_args.split": {"temporal": [6, 2, 2]}})[
         "eval_args"
     ]
     assert (args["mode"], args["part"], args["split"]) == ("uni7", "both", {"temporal": [6, 2, 2]})
 
 
 def test_other_groups_are_replaced_whole_or_named_with_dots():
-    assert config.resolve("LIR", "any", [], {"text_fields": {"Name": "name"}})["text_fields"] == {
+    assert layers.resolve("LIR", "any", [], {"text_fields": {"Name": "name"}})["text_fields"] == {
         "Name": "name"
     }
-    dotted = config.resolve("LIR", "any", [], {"text_fields.Title": "name", "text_words.Title": 3})
+    dotted = layers.resolve("LIR", "any", [], {"text_fields.Title": "name", "text_words.Title": 3})
     assert (
         dotted["text_fields"]
         == {"Title": "name", "Category": "categories", "Brand": "brand", "Price": "price"}
         and dotted["text_words"]["Title"] == 3
     )
     assert (
-        config.resolve("LIR", "any")["text_fields"]["Title"] == "title"
+        layers.resolve("LIR", "any")["text_fields"]["Title"] == "title"
     )  # the defaults are not written to
-    assert config.resolve("GRU4Rec", "any", [], {"clip_grad_norm.max_norm": 5})[
+    assert layers.resolve("GRU4Rec", "any", [], {"clip_grad_norm.max_norm": 5})[
         "clip_grad_norm"
     ] == {"max_norm": 5}  # a group that is empty
 
 
 def test_stages_are_given_in_part():
-    stages = config.resolve("S3Rec", "Pet", [], {"stage_settings.pretrain": {"epochs": 3}})[
+    stages = layers.resolve("S3Rec", "Pet", [], {"stage_settings.pretrain": {"epochs": 3}})[
         "stage_settings"
     ]
     assert stages["finetune"] == {"train_stage": "finetune"} and stages["pretrain"]["epochs"] == 3
@@ -214,7 +215,7 @@ def test_a_stage_is_a_layer_over_the_run():
         "eval_args.part": "both", "stages": ["pretrain", "finetune", "more"], "stage_settings.pretrain.eval_args.mode": "uni5",
         "stage_settings.pretrain.text_words.Title": 3, "stage_settings.finetune": {"loss_type": "BPR", "topk": 10}, "stage_settings.more.precision": "bf16",
     }  # fmt: skip
-    resolved = config.resolve("S3Rec", "Pet", [], asked)
+    resolved = layers.resolve("S3Rec", "Pet", [], asked)
     stages = resolved["stage_settings"]
     assert (
         stages["pretrain"]["eval_args"] == resolved["eval_args"] | {"mode": "uni5"}
@@ -228,10 +229,10 @@ def test_a_stage_is_a_layer_over_the_run():
     assert stages["more"] == {"precision": "fp32"} and resolved["train_neg_sample_args"] is None
     again = {
         key: value
-        for key, value in config.shown(resolved).items()
+        for key, value in layers.shown(resolved).items()
         if key not in ("model", "dataset")
     }
-    assert config.resolve("S3Rec", "Pet", [], again) == resolved
+    assert layers.resolve("S3Rec", "Pet", [], again) == resolved
 
 
 @pytest.mark.parametrize(
@@ -276,18 +277,18 @@ def test_a_stage_is_a_layer_over_the_run():
 )
 def test_a_stage_is_checked_like_a_run(key, value, said):
     with pytest.raises(UserError) as caught:
-        config.resolve("S3Rec", "Pet", [], {f"stage_settings.{key}": value})
+        layers.resolve("S3Rec", "Pet", [], {f"stage_settings.{key}": value})
     assert str(caught.value).startswith(said)
 
 
 def test_resolving_changes_none_of_its_arguments(tmp_path):
     overrides = {"eval_args": {"mode": "uni5"}, "topk": 10, "text_fields": {"Title": "title"}}
     before = copy.deepcopy(overrides)
-    first = config.resolve("LIR", "any", [], overrides)
+    first = layers.resolve("LIR", "any", [], overrides)
     first["text_fields"]["Title"] = first["eval_args"]["mode"] = "changed"
     assert (
         overrides == before
-        and config.resolve("LIR", "any", [], overrides)["eval_args"]["mode"] == "uni5"
+        and layers.resolve("LIR", "any", [], overrides)["eval_args"]["mode"] == "uni5"
     )
 
 
@@ -297,57 +298,57 @@ GENERAL = ["BPR", "NeuMF", "ItemKNN", "Pop", "LightGCN"]
 @pytest.mark.parametrize("model", [*GENERAL, "SASRec", "DIN", "FM", "LIR", "CALRec"])
 def test_only_general_models_are_not_repeatable(model):
     """RecBole then draws their training negatives outside the user's items; sequential ones it refuses unless they are."""
-    assert config.resolve(model, "any")["repeatable"] is (model not in GENERAL)
+    assert layers.resolve(model, "any")["repeatable"] is (model not in GENERAL)
 
 
 def test_negatives_follow_the_loss():
-    assert config.resolve("SASRec", "any")["train_neg_sample_args"] is None  # CE
+    assert layers.resolve("SASRec", "any")["train_neg_sample_args"] is None  # CE
     assert (
-        config.resolve("SASRec", "any", [], {"loss_type": "BPR"})["train_neg_sample_args"][
+        layers.resolve("SASRec", "any", [], {"loss_type": "BPR"})["train_neg_sample_args"][
             "sample_num"
         ]
         == 1
     )
     assert (
-        config.resolve(
+        layers.resolve(
             "SASRec", "any", [], {"loss_type": "BPR", "train_neg_sample_args.sample_num": 3}
         )["train_neg_sample_args"]["sample_num"]
         == 3
     )
     assert (
-        config.resolve("FPMC", "any", [])["train_neg_sample_args"]["sample_num"] == 1
+        layers.resolve("FPMC", "any", [])["train_neg_sample_args"]["sample_num"] == 1
     )  # always pairs
-    assert config.resolve("BPR", "any")["train_neg_sample_args"]["sample_num"] == 1
+    assert layers.resolve("BPR", "any")["train_neg_sample_args"]["sample_num"] == 1
     assert (
-        config.resolve("Pop", "any")["train_neg_sample_args"] is None
-        and config.resolve("RepeatNet", "any")["train_neg_sample_args"] is None
+        layers.resolve("Pop", "any")["train_neg_sample_args"] is None
+        and layers.resolve("RepeatNet", "any")["train_neg_sample_args"] is None
     )
     assert (
-        config.resolve("SASRec", "any", [], {"train_neg_sample_args": None})[
+        layers.resolve("SASRec", "any", [], {"train_neg_sample_args": None})[
             "train_neg_sample_args"
         ]
         is None
     )
     with pytest.raises(UserError, match="SASRec with loss_type CE draws no negatives"):
-        config.resolve("SASRec", "any", [], {"train_neg_sample_args": {"sample_num": 1}})
+        layers.resolve("SASRec", "any", [], {"train_neg_sample_args": {"sample_num": 1}})
 
 
 def test_both_losses_of_a_stock_model_reach_recbole(tmp_path):
     for loss, kind in (("CE", "POINTWISE"), ("BPR", "PAIRWISE")):
-        built = config.recbole_config(
-            config.resolve("GRU4Rec", "any", [], {"loss_type": loss}), tmp_path
+        built = layers.recbole_config(
+            layers.resolve("GRU4Rec", "any", [], {"loss_type": loss}), tmp_path
         )
         assert built["MODEL_INPUT_TYPE"].name == kind
 
 
 def test_a_feature_of_a_dataset_goes_to_the_models_that_read_it():
     assert (
-        config.resolve("SASRecF", "Pet")["selected_features"] == ["categories"]
-        and config.resolve("S3Rec", "Pet")["item_attribute"] == "categories"
+        layers.resolve("SASRecF", "Pet")["selected_features"] == ["categories"]
+        and layers.resolve("S3Rec", "Pet")["item_attribute"] == "categories"
     )
     assert (
-        config.resolve("SASRec", "Pet")["selected_features"] is None
-        and config.resolve("LIR", "Pet")["item_attribute"] is None
+        layers.resolve("SASRec", "Pet")["selected_features"] is None
+        and layers.resolve("LIR", "Pet")["item_attribute"] is None
     )
 
 
@@ -356,8 +357,8 @@ def test_what_models_beside_a_run_share():
         "eval_args.mode": "uni5", "seed": 5, "topk": [3], "valid_metric": "NDCG@3_pes", "learning_rate": 9.0, "mask_history": True,
         "text_fields.Title": "name", "epochs": 2,
     }  # fmt: skip
-    shared = config.shared_settings(config.resolve("CALRec", "ml-100k", [], asked))
-    beside = config.resolve("GRU4Rec", "ml-100k", [], shared)
+    shared = layers.shared_settings(layers.resolve("CALRec", "ml-100k", [], asked))
+    beside = layers.resolve("GRU4Rec", "ml-100k", [], shared)
     assert (
         beside["eval_args"]["mode"],
         beside["seed"],
@@ -365,7 +366,7 @@ def test_what_models_beside_a_run_share():
         beside["mask_history"],
     ) == ("uni5", 5, [3], True)
     assert beside["valid_metric"] == "NDCG@3"  # the pessimistic choice is CALRec's own
-    own = config.resolve("GRU4Rec", "ml-100k")
+    own = layers.resolve("GRU4Rec", "ml-100k")
     for key in (
         "learning_rate",
         "epochs",
@@ -377,11 +378,11 @@ def test_what_models_beside_a_run_share():
     ):
         assert beside[key] == own[key], key
     for model in ("Pop", "LIR", "SASRecF", "S3Rec"):
-        config.resolve(model, "ml-100k", [], shared)
+        layers.resolve(model, "ml-100k", [], shared)
 
 
 def test_plan_has_one_dict_per_model_and_seed():
-    planned = config.plan(
+    planned = layers.plan(
         ["LIR", "GRU4Rec"], "any", [], {"topk": [5, 10]}, {"GRU4Rec": {"hidden_size": 8}}, [4, 5]
     )
     found = [(model, one["seed"], one["topk"]) for model, group in planned.items() for one in group]
@@ -390,25 +391,25 @@ def test_plan_has_one_dict_per_model_and_seed():
         all(one["hidden_size"] == 8 for one in planned["GRU4Rec"])
         and "hidden_size" not in planned["LIR"][0]
     )
-    assert len(config.plan(["LIR"], "any")["LIR"]) == 1
-    assert [one["seed"] for one in config.plan(["LIR"], "any", [], {"seeds": [1, 2]})["LIR"]] == [
+    assert len(layers.plan(["LIR"], "any")["LIR"]) == 1
+    assert [one["seed"] for one in layers.plan(["LIR"], "any", [], {"seeds": [1, 2]})["LIR"]] == [
         1,
         2,
     ]
 
 
 def test_a_run_moves_to_another_dataset_with_that_ones_defaults():
-    stored = config.resolve("LIR", "ml-100k", [], {"bm25_k1": 0.9, "text_words": {"Title": 5}})
-    moved = config.moved(stored, "Pet")
+    stored = layers.resolve("LIR", "ml-100k", [], {"bm25_k1": 0.9, "text_words": {"Title": 5}})
+    moved = layers.moved(stored, "Pet")
     assert (
         moved["dataset"] == "Pet" and moved["text_fields"]["Title"] == "title"
     )  # ml-100k's was movie_title
     assert moved["bm25_k1"] == 0.9 and moved["text_words"] == {"Title": 5}  # the user's own stay
-    assert config.moved(stored, "ml-100k") == stored
-    featured = config.resolve("S3Rec", "any", [], {"item_attribute": "brand"})
-    assert config.moved(featured, "other") == featured | {"dataset": "other"}
+    assert layers.moved(stored, "ml-100k") == stored
+    featured = layers.resolve("S3Rec", "any", [], {"item_attribute": "brand"})
+    assert layers.moved(featured, "other") == featured | {"dataset": "other"}
     stage = stored | {"stage": "finetune", "init_from": "saved/x"}
-    assert config.moved(stage, "Pet") == moved | {"stage": "finetune", "init_from": "saved/x"}
+    assert layers.moved(stage, "Pet") == moved | {"stage": "finetune", "init_from": "saved/x"}
 
 
 # --- hash --------------------------------------------------------------------------------------------------------------
@@ -421,21 +422,21 @@ SAME_RUN = {  # and not `worker`: negatives are drawn in the workers; text_encod
 
 @pytest.mark.parametrize("model", ["CALRec", "GRU4Rec"])
 def test_the_hash_changes_with_every_setting_that_matters_and_with_no_other(model):
-    settings = config.resolve(model, "any")
-    own = config.settings_hash(settings, data="x")
+    settings = layers.resolve(model, "any")
+    own = layers.settings_hash(settings, data="x")
     assert re.fullmatch("[0-9a-f]{8}", own)
     assert (
-        config.settings_hash(dict(reversed(settings.items())), data="x") == own
+        layers.settings_hash(dict(reversed(settings.items())), data="x") == own
     )  # the order of the keys is nothing
     for key in settings:
-        other = config.settings_hash(settings | {key: "another value"}, data="x")
+        other = layers.settings_hash(settings | {key: "another value"}, data="x")
         assert (other == own) is (
-            key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in registry.OURS)
+            key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in model_names.OURS)
         ), key
     assert SAME_RUN <= set(settings)
     assert (
-        config.settings_hash(settings, data="y") != own
-        and config.settings_hash(settings, data="x", version="2") != own
+        layers.settings_hash(settings, data="y") != own
+        and layers.settings_hash(settings, data="x", version="2") != own
     )
 
 
@@ -447,7 +448,7 @@ def test_a_setting_that_the_model_does_not_read_makes_no_other_run(model, key, v
     other = {"GRU4Rec": "CALRec", "LIR": "GRU4Rec"}[model]  # which does
     hashes = {
         name: {
-            config.settings_hash(config.resolve(name, "any", [], asked))
+            layers.settings_hash(layers.resolve(name, "any", [], asked))
             for asked in ({}, {key: value})
         }
         for name in (model, other)
@@ -456,24 +457,24 @@ def test_a_setting_that_the_model_does_not_read_makes_no_other_run(model, key, v
 
 
 def test_the_window_of_the_models_beside_a_text_model():
-    shared = config.shared_settings(
-        config.resolve("LIR", "any", [], {"MAX_ITEM_LIST_LENGTH": 20, "precision": "bf16"})
+    shared = layers.shared_settings(
+        layers.resolve("LIR", "any", [], {"MAX_ITEM_LIST_LENGTH": 20, "precision": "bf16"})
     )
-    assert config.resolve("GRU4Rec", "any", [], shared)["MAX_ITEM_LIST_LENGTH"] == 20
+    assert layers.resolve("GRU4Rec", "any", [], shared)["MAX_ITEM_LIST_LENGTH"] == 20
 
 
 def test_text_models_have_one_optimizer():
     with pytest.raises(UserError, match="learner: LIR .* and muon, found 'sgd'"):
-        config.resolve("LIR", "any", [], {"learner": "sgd"})
-    assert config.resolve("LIR", "any", [], {"learner": "adam"}) == config.resolve("LIR", "any")
-    assert config.resolve("GRU4Rec", "any", [], {"learner": "sgd"})["learner"] == "sgd"
+        layers.resolve("LIR", "any", [], {"learner": "sgd"})
+    assert layers.resolve("LIR", "any", [], {"learner": "adam"}) == layers.resolve("LIR", "any")
+    assert layers.resolve("GRU4Rec", "any", [], {"learner": "sgd"})["learner"] == "sgd"
     with pytest.raises(UserError, match="learner: muon is for text models; GRU4Rec"):
-        config.resolve("GRU4Rec", "any", [], {"learner": "muon"})
+        layers.resolve("GRU4Rec", "any", [], {"learner": "muon"})
 
 
 def test_the_hash_sees_into_groups():
     hashes = {
-        config.settings_hash(config.resolve("LIR", "any", [], overrides))
+        layers.settings_hash(layers.resolve("LIR", "any", [], overrides))
         for overrides in (
             {},
             {"eval_args.mode": "uni5"},
@@ -499,14 +500,14 @@ def test_recboles_config_holds_the_settings_and_evaluates_nothing(tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["run", "--epochs=77", "--model=SASRec"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "keep")
     code = f"__import__('pathlib').Path({str(tmp_path / 'called')!r}).touch()"
-    resolved = config.resolve(
+    resolved = layers.resolve(
         "GRU4Rec",
         "any",
         [],
         {"wandb_project": "3-1", "data_name": code, "hidden_size": 16, "epochs": 3},
     )
     before, groups = copy.deepcopy(resolved), copy.deepcopy(configurator.general_arguments)
-    built = config.recbole_config(resolved, tmp_path)
+    built = layers.recbole_config(resolved, tmp_path)
     assert (built["wandb_project"], built["data_name"], built["hidden_size"], built["epochs"]) == (
         "3-1",
         code,

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from test_summaries import Scripted, plans, summaries
 
-from recbole_llm import cache, tune
-from recbole_llm.cache import Entries, Lines, members, name_of, sealed
-from recbole_llm.evaluation import kept as kept_module
-from recbole_llm.evaluation.kept import Kept, Piece
+from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.generation.written import Answer, Written
+from recbole_llm.evaluation.resumable import Kept, Piece
+from recbole_llm.language.decoding.answer_log import Answer, Written
+from recbole_llm.storage import content_cache
+from recbole_llm.storage.content_cache import Entries, Lines, members, name_of, sealed
+from recbole_llm.studies import tune
 
 FEW, MANY = 200, 5000  # single bytes that are changed, in the fast suite and in the slow one
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
@@ -69,12 +70,14 @@ class VectorStore:
 
     def write(self, path):
         names = list(self.entries)
-        cache._write_vectors(path.parent, names, np.stack([self.entries[name] for name in names]))
+        content_cache._write_vectors(
+            path.parent, names, np.stack([self.entries[name] for name in names])
+        )
         next(path.parent.glob("*.vectors.gz")).rename(path)
 
     def read(self, path):
         names = list(self.entries)
-        found = cache.vectors(path.parent, names, lambda rows: np.zeros((len(rows), 5)))
+        found = content_cache.vectors(path.parent, names, lambda rows: np.zeros((len(rows), 5)))
         for other in set(path.parent.glob("*.vectors.gz")) - {path}:
             other.unlink()
         return {name: row.tobytes() for name, row in zip(names, found, strict=True) if row.any()}
@@ -270,7 +273,7 @@ def test_a_folder_that_cannot_be_written_is_read(tmp_path, caplog, monkeypatch, 
     def refuse(*args, **kwargs):
         raise OSError(30, "Read-only file system")
 
-    holder = cache.FileLock if where == "acquire" else cache.shutil
+    holder = content_cache.FileLock if where == "acquire" else content_cache.shutil
     monkeypatch.setattr(holder, where, refuse)
     assert len(TextStore().read(path)) == 11
     assert "cannot be mended (Read-only file system)" in caplog.text

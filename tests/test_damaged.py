@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from shops import only, there, write_shop
 
-from recbole_llm import store
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
-from recbole_llm.files import read_lines
+from recbole_llm.settings import run_record
+from recbole_llm.storage.files import read_lines
 
 QUIET = "--show_progress=false"
 SASREC = ("--model=SASRec", "--dataset=tiny", "--beside=[]", "--epochs=1", "--hidden_size=16", "--n_layers=1", QUIET)  # fmt: skip
@@ -85,7 +85,7 @@ def test_a_run_from_before_a_setting_is_still_read(copied):
     for key in ("history_at_test", "trust_remote_code"):
         del record["settings"][key]
     path.write_text(json.dumps(record))
-    settings = store.read_run(copied)["settings"]
+    settings = run_record.read_run(copied)["settings"]
     assert settings["history_at_test"] == "training" and settings["trust_remote_code"] is False
     assert settings.keys() == json.loads(path.read_text())["settings"].keys() | {
         "history_at_test",
@@ -248,7 +248,7 @@ def test_every_command_names_the_damaged_record(what, copied):
 
 def test_a_record_as_it_was_written_is_taken(stored):
     for path in (stored / "saved").rglob("run.json"):
-        assert store.read_run(path.parent)["status"] == "finished"
+        assert run_record.read_run(path.parent)["status"] == "finished"
 
 
 def test_the_record_of_an_evaluation_is_read_as_closely(copied):
@@ -350,7 +350,7 @@ WRONG = {  # damage: what is said of it
 
 
 def metric(folder):
-    return store.read_run(folder)["row"]["test"]["ndcg@10"]
+    return run_record.read_run(folder)["row"]["test"]["ndcg@10"]
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -433,7 +433,7 @@ def test_ranks_that_are_lost_are_ranked_again_by_the_stored_weights(names, how, 
 
 def test_ranks_that_are_lost_cost_no_weights_where_ranking_fails(copied, monkeypatch):
     """Neither an error of the user's nor a killed process makes an unfinished run of it."""
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
 
     folder, evaluate, calls = copied.parents[1], Prepared.evaluate, []
 
@@ -449,7 +449,7 @@ def test_ranks_that_are_lost_cost_no_weights_where_ranking_fails(copied, monkeyp
     for code in (2, 130):
         assert ran(folder, *SASREC)[0] == code
         assert (copied / "model.safetensors").is_file()
-        assert store.finished_run(copied)["row"]["test"]
+        assert run_record.finished_run(copied)["row"]["test"]
     monkeypatch.undo()
     assert calls == ["valid", "test", "test"]  # what is ranked again is not ranked once more
     code, _, err = ran(folder, *SASREC)
@@ -480,7 +480,7 @@ def test_lists_of_another_run_that_are_damaged_are_named(how, copied):
 
 
 def test_damaged_trials_are_tried_again(tmp_path, caplog):
-    from recbole_llm.tune import TRIALS, Search
+    from recbole_llm.studies.tune import TRIALS, Search
 
     search = Search.__new__(Search)
     search.folder = tmp_path
@@ -510,7 +510,7 @@ def test_a_run_as_backbone_is_read_as_closely(tmp_path, stored):
     code, _, err = ran(tmp_path, *ST5SEQ[:-3], f"--backbone=run:{run.name}", QUIET)
     assert code == 2 and f"{run.name}/run.json: expected the record" in err, err
     with pytest.raises(UserError, match="expected the record"):
-        store.finished_run(run)
+        run_record.finished_run(run)
 
 
 # ---- records with more in them ----
@@ -519,7 +519,7 @@ ROUTES = {"base": "x", "everybody": "a/b", "cohorts": {"u1": ["one", "a/c"]}, "c
 
 
 def test_every_part_of_a_record_is_checked(stored):
-    from recbole_llm.record import check_record
+    from recbole_llm.settings.run_record import check_record
 
     record = json.loads((only(stored, "SASRec") / "run.json").read_text())
     other = {"settings": record["settings"], "data": "x"}
@@ -554,7 +554,13 @@ def test_adapters_of_many_are_no_run_to_compare(copied):
 
 def test_the_record_of_a_unit_that_is_damaged_is_none(tmp_path):
     from recbole_llm.evaluation.ranks import RankTable
-    from recbole_llm.personal.units import RANKS, RECORD, done, finished, unit_folder
+    from recbole_llm.studies.personalization.work_units import (
+        RANKS,
+        RECORD,
+        done,
+        finished,
+        unit_folder,
+    )
 
     good = {"unit": "own 1", "losses": {"u1": [0.5]}, "samples": {"u1": 3}, "seconds": 1.5, "memory_mib": 5.0}  # fmt: skip
     path = unit_folder(tmp_path, "own 1") / RECORD

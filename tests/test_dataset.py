@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.data.splits import Cases
+from recbole_llm.contracts.cases import Cases
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float", "rating:float")
@@ -139,16 +139,16 @@ def test_rows_are_read_in_any_way(folder, parts, index):
 
 
 def test_a_training_loader_gives_whole_rows(folder):
-    from recbole_llm import config
-    from recbole_llm.loaders import make_loaders
+    from recbole_llm.data.recbole.loaders import make_loaders
+    from recbole_llm.settings import layers
 
-    settings = config.resolve(
+    settings = layers.resolve(
         "SASRec",
         "toy",
         [],
         {"use_gpu": False, "dedup": "none", "train_batch_size": 8, "MAX_ITEM_LIST_LENGTH": 4},
     )
-    train = make_loaders(config.recbole_config(settings, folder))[0]
+    train = make_loaders(layers.recbole_config(settings, folder))[0]
     rows = train._dataset.inter_feat
     expected = rows[np.arange(len(rows))]
     batches = list(train)

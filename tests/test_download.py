@@ -17,9 +17,9 @@ import pytest
 
 pytest.importorskip("requests")
 
-from recbole_llm.data.prepare import download
-from recbole_llm.data.prepare.archives import unpack
-from recbole_llm.data.prepare.raw import Net, Remote, fetch
+from recbole_llm.data.prepare.files import download
+from recbole_llm.data.prepare.files.archives import unpack
+from recbole_llm.data.prepare.files.raw import Net, Remote, fetch
 from recbole_llm.errors import UserError
 
 DATA = gzip.compress(b"some line\n" * 50_000, compresslevel=0)
@@ -111,7 +111,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from recbole_llm.data.prepare import download
-from recbole_llm.data.prepare.raw import Net, Remote, fetch
+from recbole_llm.data.prepare.files.raw import Net, Remote, fetch
 download.BLOCK, download.time.sleep = 1000, lambda seconds: os.kill(os.getpid(), signal.SIGKILL)
 fetch([Remote("file.json.gz", (sys.argv[1],))], Path(sys.argv[2]) / "raw", Path(sys.argv[2]), "page", Net(show_progress=False))
 """

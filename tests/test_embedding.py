@@ -5,12 +5,14 @@ import pytest
 import torch
 from worlds import FRUIT, prepared, settings_for, write_cycle
 
-from recbole_llm import cache, embedding, store
-from recbole_llm.backbone import SentenceBackbone, load, load_folder, mark_tokens
-from recbole_llm.collate import SentenceEncoder, pad
 from recbole_llm.errors import UserError
-from recbole_llm.prompts import TextForm
-from recbole_llm.scratch import train_tokenizer
+from recbole_llm.language import vectors
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.backbones.sources import SentenceBackbone, load, load_folder, mark_tokens
+from recbole_llm.language.prompts.templates import TextForm
+from recbole_llm.language.tokens.batches import SentenceEncoder, pad
+from recbole_llm.settings import run_record
+from recbole_llm.storage import content_cache
 
 TEXTS = [f"{word} juice, {number} litres" for number, word in enumerate(FRUIT)]
 
@@ -56,7 +58,7 @@ def test_vectors_are_sentence_transformers_own():
     bundle = load_folder("minilm", SentenceBackbone)
     bundle.model.eval()
     texts = [*TEXTS, 'Größe: 3" x 4" — Ünïcode', "[SEP] [CLS] <|mark1|>" * 3]
-    own = embedding.embed(
+    own = vectors.embed(
         [plain(bundle, 256).item(text) for text in texts], bundle.pooled, bundle, 100, "cpu"
     )
     theirs = bundle.model.encode(texts[:-1])
@@ -135,7 +137,7 @@ def test_positions_of_robertas_family_begin_behind_its_padding(tmp_path):
     tokens = plain(bundle, 32).item("lemon " * 60)
     assert (
         len(tokens) == 32
-        and np.isfinite(embedding.embed([tokens], bundle.pooled, bundle, 100, "cpu")).all()
+        and np.isfinite(vectors.embed([tokens], bundle.pooled, bundle, 100, "cpu")).all()
     )
 
 
@@ -161,18 +163,20 @@ def test_only_what_is_missing_is_computed(tmp_path):
         asked.append(rows.tolist())
         return np.array([[row, 2.0 * row] for row in rows])
 
-    names = [cache.name_of(text.encode()) for text in ("a", "b", "a", "c")]
-    first = cache.vectors(tmp_path, names, compute)
+    names = [content_cache.name_of(text.encode()) for text in ("a", "b", "a", "c")]
+    first = content_cache.vectors(tmp_path, names, compute)
     assert len(asked) == 1 and asked[0] == [0, 1, 3]  # of two equal ones, one
     assert first.dtype == np.float32 and (first[0] == first[2]).all()
-    assert (cache.vectors(tmp_path, names[::-1], compute) == first[::-1]).all() and len(asked) == 1
-    more = cache.vectors(tmp_path, [cache.name_of(b"d"), names[1]], compute)
+    assert (content_cache.vectors(tmp_path, names[::-1], compute) == first[::-1]).all() and len(
+        asked
+    ) == 1
+    more = content_cache.vectors(tmp_path, [content_cache.name_of(b"d"), names[1]], compute)
     assert asked[1] == [0] and (more[1] == first[1]).all()
 
 
 def test_what_a_killed_process_has_computed_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", 2)
-    names, asked = [cache.name_of(text) for text in (b"a", b"b", b"c", b"d", b"e")], []
+    monkeypatch.setattr(content_cache, "BLOCK", 2)
+    names, asked = [content_cache.name_of(text) for text in (b"a", b"b", b"c", b"d", b"e")], []
 
     def killed(rows):
         if 4 in rows:
@@ -184,39 +188,41 @@ def test_what_a_killed_process_has_computed_stays(tmp_path, monkeypatch):
         return np.ones((len(rows), 3))
 
     with pytest.raises(KeyboardInterrupt):
-        cache.vectors(tmp_path, names, killed)
-    assert cache.vectors(tmp_path, names, compute).shape == (5, 3) and asked == [4]
+        content_cache.vectors(tmp_path, names, killed)
+    assert content_cache.vectors(tmp_path, names, compute).shape == (5, 3) and asked == [4]
 
 
 def test_a_damaged_part_is_computed_again(tmp_path):
-    names = [cache.name_of(text) for text in (b"a", b"b")]
-    cache.vectors(tmp_path, names, lambda rows: np.ones((len(rows), 3)))
+    names = [content_cache.name_of(text) for text in (b"a", b"b")]
+    content_cache.vectors(tmp_path, names, lambda rows: np.ones((len(rows), 3)))
     (path,) = tmp_path.glob("*.vectors.gz")
     path.write_bytes(path.read_bytes()[:20])
-    assert (cache.vectors(tmp_path, names, lambda rows: np.full((len(rows), 3), 2.0)) == 2).all()
+    assert (
+        content_cache.vectors(tmp_path, names, lambda rows: np.full((len(rows), 3), 2.0)) == 2
+    ).all()
     (aside,) = tmp_path.glob("*.damaged")
     assert aside.stat().st_size == 20
 
 
 def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
     """Too many open files are no damage."""
-    names = [cache.name_of(b"a")]
-    cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
+    names = [content_cache.name_of(b"a")]
+    content_cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
 
     def busy(path):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(type(tmp_path), "read_bytes", busy)
     with pytest.raises(OSError, match="Too many"):
-        cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
+        content_cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
     assert len(list(tmp_path.glob("*.vectors.gz"))) == 1
 
 
 def frozen(folder, name, texts=TEXTS, **own):
-    from recbole_llm import config
+    from recbole_llm.settings import layers
 
     settings = settings_for("LIR", folder, **own)
-    found = embedding.frozen_vectors(name, texts, config.recbole_config(settings, folder))
+    found = vectors.frozen_vectors(name, texts, layers.recbole_config(settings, folder))
     return found, {path.parent.name for path in (folder / "saved" / "cache").glob("*/*.vectors.gz")}
 
 
@@ -226,7 +232,7 @@ def test_stored_vectors_are_of_these_texts_weights_and_settings(tmp_path, monkey
     folder = t5_folder(tmp_path / "t5", sentinels=True)
     first, places = frozen(tmp_path, folder)
     assert len(places) == 1
-    monkeypatch.setattr(embedding, "embed", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(vectors, "embed", lambda *args: pytest.fail("computed again"))
     again, same = frozen(tmp_path, folder)
     assert (again == first).all() and same == places
     monkeypatch.undo()
@@ -246,7 +252,7 @@ def test_a_frozen_encoder_is_a_trained_one(tmp_path):
 
 def test_every_ranking_has_vectors_of_the_weights_as_they_are(tmp_path):
     """What each validation found is what those weights give when they are loaded afresh."""
-    from recbole_llm.trainer import load_weights
+    from recbole_llm.training.loop import load_weights
 
     write_cycle(tmp_path)
     _, model, trainer, (train, valid, _) = prepared(
@@ -292,16 +298,16 @@ def test_texts_stay_within_max_length_with_what_a_tokenizer_puts_around_them(tmp
 
 def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
     """Of a finished run, by its weights: an evaluation with other candidates encodes no item."""
-    from recbole_llm.runs import evaluate_run, run_settings
+    from recbole_llm.runs.runner import evaluate_run, run_settings
 
     write_cycle(tmp_path)
     settings = settings_for("ST5Seq", tmp_path, max_length=64)
     run = run_settings(settings)
     stored = list((tmp_path / "saved" / "cache").glob("*/*.vectors.gz"))
-    assert len(stored) == 1 and len(cache.Entries(stored[0]).read(len)) == len(FRUIT)
-    seen, inner = [], embedding.embed
+    assert len(stored) == 1 and len(content_cache.Entries(stored[0]).read(len)) == len(FRUIT)
+    seen, inner = [], vectors.embed
     monkeypatch.setattr(
-        embedding,
+        vectors,
         "embed",
         lambda tokens, *rest, **more: (seen.append(len(tokens)), inner(tokens, *rest, **more))[1],
     )
@@ -311,14 +317,14 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
         | {"eval_args": settings["eval_args"] | {"mode": {"valid": "full", "test": "uni3"}}},
     )
     assert seen and sum(seen) <= run.row["cases"]  # users alone
-    assert store.read_run(run.folder)["status"] == "finished"
+    assert run_record.read_run(run.folder)["status"] == "finished"
     assert prepared("ST5Seq", tmp_path, max_length=64)[1].encode_items().shape == (len(FRUIT), 128)
 
 
 def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
     tokens = [plain(scratch).item("kiwi")]
     with pytest.raises(UserError, match="no numbers.*fp32 or bf16"):
-        embedding.embed_once(
+        vectors.embed_once(
             tokens,
             lambda batch: torch.full((1, 128), torch.nan),
             scratch,
@@ -340,7 +346,7 @@ def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
         Transformer,
     )
 
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     dense = Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
     modules = [

@@ -9,11 +9,12 @@ import torch
 import yaml
 from worlds import write_cycle
 
-from recbole_llm import experiment, registry
 from recbole_llm.cli import main
 from recbole_llm.evaluation import metrics, rating
+from recbole_llm.settings import model_names
+from recbole_llm.studies import experiments
 
-NAMES = [line.split()[0] for line in experiment.listed()]
+NAMES = [line.split()[0] for line in experiments.listed()]
 QUICK = ["--show_progress=false", "--use_gpu=false"]
 
 
@@ -33,7 +34,7 @@ def world(tmp_path_factory):
 @pytest.fixture
 def ours(world, tmp_path, monkeypatch):
     """ours(content) makes it the experiment `trial`; its command line arguments follow."""
-    monkeypatch.setattr(experiment, "folder_of_experiments", lambda: tmp_path)
+    monkeypatch.setattr(experiments, "folder_of_experiments", lambda: tmp_path)
 
     def run(content, *args):
         (tmp_path / "trial.yaml").write_text(
@@ -66,32 +67,33 @@ ROWS = {"popular": {"model": "Pop"}, "untrained": {"model": "ST5Seq", "variant":
 @pytest.mark.parametrize("paper", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_of_every_experiment_can_be_set(name, paper):
-    found = experiment.read(name, paper)
+    found = experiments.read(name, paper)
     assert (
         found.datasets
         and found.rows
-        and set(found.models) <= {registry.canonical(row["model"]) for row in found.rows.values()}
+        and set(found.models)
+        <= {model_names.canonical(row["model"]) for row in found.rows.values()}
     )
     for row in found.rows:
         settings = found.resolved(row, found.datasets[0], [], {}, {})
-        assert settings["model"] == registry.canonical(found.rows[row]["model"])
+        assert settings["model"] == model_names.canonical(found.rows[row]["model"])
     if not paper:
-        sizes = [dataclasses.asdict(experiment.read(name, size)) for size in (False, True)]
+        sizes = [dataclasses.asdict(experiments.read(name, size)) for size in (False, True)]
         assert sizes[0] != sizes[1]
 
 
 def test_the_papers_size_replaces_what_it_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "folder_of_experiments", lambda: tmp_path)
+    monkeypatch.setattr(experiments, "folder_of_experiments", lambda: tmp_path)
     content = {
         "kind": "table", "datasets": ["a"], "models": {"ST5Seq": {"epochs": 1, "max_length": 64}},
         "rows": {"x": {"model": "Pop"}, "y": {"model": "LIR", "last_n": 2}},
         "paper": {"datasets": ["b", "c"], "models": {"ST5Seq": {"epochs": 9}}, "rows": {"x": None, "y": {"last_n": 3}, "z": {"model": "BPR"}}},
     }  # fmt: skip
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
-    assert experiment.read("trial").rows == content["rows"] and experiment.read(
+    assert experiments.read("trial").rows == content["rows"] and experiments.read(
         "trial"
     ).datasets == ["a"]
-    paper = experiment.read("trial", paper=True)
+    paper = experiments.read("trial", paper=True)
     assert paper.datasets == ["b", "c"] and paper.models == {
         "ST5Seq": {"epochs": 9, "max_length": 64}
     }
@@ -99,7 +101,7 @@ def test_the_papers_size_replaces_what_it_names(tmp_path, monkeypatch):
 
 
 def test_settings_of_a_row_lie_over_its_models_and_the_users_over_all():
-    made = experiment.Experiment(
+    made = experiments.Experiment(
         "t",
         "table",
         ["cycle"],
@@ -141,7 +143,7 @@ def test_rows_stand_in_one_table_and_a_row_may_come_from_another_dataset(ours, w
 
 
 def test_metrics_by_history_length_are_those_of_these_cases(ours, world, capsys):
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     split = {"eval_args": {"split": {"RS": [0.1, 0.1, 0.8]}}}
     content = {
@@ -154,7 +156,7 @@ def test_metrics_by_history_length_are_those_of_these_cases(ours, world, capsys)
     }
     assert ours(content) == 0
     assert "ndcg@10 by items met before" in capsys.readouterr().out
-    made = experiment.Experiment("trial", **content)
+    made = experiments.Experiment("trial", **content)
     shared = {
         "data_path": str(world),
         "checkpoint_dir": str(world / "saved"),
@@ -235,9 +237,9 @@ def test_a_row_is_rated_as_it_was_trained(ours, world, monkeypatch):
     """By the settings of its last stage, and on the dataset that the table is of."""
     from recbole_llm.evaluation import rating as module
 
-    seen, inner = [], experiment._restored
+    seen, inner = [], experiments._restored
     monkeypatch.setattr(
-        experiment, "_restored", lambda run, dataset: seen.append(inner(run, dataset)) or seen[-1]
+        experiments, "_restored", lambda run, dataset: seen.append(inner(run, dataset)) or seen[-1]
     )
     monkeypatch.setattr(
         module, "by_vectors", lambda vectors, train, valid, seed: np.zeros(len(vectors["test"]))
@@ -334,8 +336,8 @@ def twins(world):
 @pytest.mark.parametrize("points", [8, 100])
 def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch, points, order):
     """Vectors that say which item or user they are of, left as they are on the way to the picture."""
-    from recbole_llm.model.st5seq import ST5Seq
-    from recbole_llm.report import projection
+    from recbole_llm.models.st5seq import ST5Seq
+    from recbole_llm.studies import projection
 
     seen, tables = [], {}
 
@@ -385,7 +387,7 @@ def test_rows_of_a_projection_with_other_items_are_refused_before_training(ours,
 
 
 def test_what_is_near_stays_near():
-    from recbole_llm.report.projection import tsne
+    from recbole_llm.studies.projection import tsne
 
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(2, 16))
@@ -459,13 +461,13 @@ def test_the_network_finds_what_vectors_tell():
 
 
 def test_at_most_so_many_cases_of_each_user():
-    from recbole_llm.data.splits import Cases
+    from recbole_llm.contracts.cases import Cases
 
     user = np.repeat([4, 7, 9], [5, 2, 8]).astype(np.int32)
     cases = Cases(user, np.zeros(15, dtype=np.int64), np.arange(15))
-    drawn = experiment._at_most(cases, 3, seed=1)
+    drawn = experiments._at_most(cases, 3, seed=1)
     assert (
         np.bincount(drawn.user).tolist() == [0, 0, 0, 0, 3, 0, 0, 2, 0, 3]
         and (np.diff(drawn.end) > 0).all()
     )
-    assert experiment._at_most(cases, 3, seed=2).end.tolist() != drawn.end.tolist()
+    assert experiments._at_most(cases, 3, seed=2).end.tolist() != drawn.end.tolist()

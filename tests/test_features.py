@@ -5,11 +5,11 @@ import pytest
 import torch
 from worlds import prepared, scores_of, settings_for, write_cycle
 
-from recbole_llm import checks, config, registry
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
+from recbole_llm.settings import layers, model_names, rules
 
-STOCK = [name for name in registry.BY_TEXT if name not in registry.OURS]
+STOCK = [name for name in model_names.BY_TEXT if name not in model_names.OURS]
 SMALL = {
     "MAX_ITEM_LIST_LENGTH": 6,
     "hidden_size": 16,
@@ -42,7 +42,7 @@ def built(name, folder, **own):
 
 
 def tables_of(model):
-    from recbole_llm.features import TextEmbedding
+    from recbole_llm.models.stock.item_text_embeddings import TextEmbedding
 
     return {
         name: module for name, module in model.named_modules() if isinstance(module, TextEmbedding)
@@ -53,26 +53,26 @@ def tables_of(model):
 
 
 def test_every_model_that_is_named_has_an_adapter():
-    from recbole_llm.features import ADAPTERS
+    from recbole_llm.models.stock.item_text_embeddings import ADAPTERS
 
     assert list(ADAPTERS) == STOCK
 
 
 def test_its_values_are_each_models_own():
     assert (
-        config.resolve("SASRec", "any")["item_features"] == "id"
-        and config.resolve("UniSRec", "any")["item_features"] == "text"
+        layers.resolve("SASRec", "any")["item_features"] == "id"
+        and layers.resolve("UniSRec", "any")["item_features"] == "text"
     )
-    assert checks.rules("SASRec")["item_features"].words == ("id", "text", "both") and checks.rules(
+    assert rules.rules("SASRec")["item_features"].words == ("id", "text", "both") and rules.rules(
         "UniSRec"
     )["item_features"].words == ("text", "both")
     with pytest.raises(UserError, match="item_features: expected text or both, found 'id'"):
-        config.resolve("UniSRec", "any", [], {"item_features": "id"})
+        layers.resolve("UniSRec", "any", [], {"item_features": "id"})
 
 
 def test_the_models_beside_keep_their_ids():
-    shared = config.shared_settings(config.resolve("SASRec", "any", [], {"item_features": "text"}))
-    assert config.resolve("Pop", "any", [], shared)["item_features"] == "id"
+    shared = layers.shared_settings(layers.resolve("SASRec", "any", [], {"item_features": "text"}))
+    assert layers.resolve("Pop", "any", [], shared)["item_features"] == "id"
 
 
 @pytest.mark.parametrize("name", ["Pop", "BERT4Rec", "FDSA", "S3Rec", "CALRec", "LIR"])
@@ -99,7 +99,7 @@ def test_other_models_are_refused_in_one_line(name, world, monkeypatch, capfd):
     ],
 )
 def test_what_cannot_be_is_told_before_training(own, message, world):
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
 
     with pytest.raises(UserError, match=message):
         Prepared(settings_for("SASRec", world, item_features="text", **own)).check()
@@ -122,7 +122,7 @@ def test_id_is_the_stock_model(name, world):
 def test_the_encoder_makes_another_run_only_where_it_is_read():
     def hashes(**own):
         return {
-            config.settings_hash(config.resolve("SASRec", "any", [], own | {"text_encoder": name}))
+            layers.settings_hash(layers.resolve("SASRec", "any", [], own | {"text_encoder": name}))
             for name in ("minilm", "other/encoder")
         }
 
@@ -137,8 +137,8 @@ def test_the_encoder_makes_another_run_only_where_it_is_read():
 
 def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
     """By any name; and what it has learned is never tested on."""
-    from recbole_llm.prepared import Prepared
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.spec import Prepared
 
     write_cycle(tmp_path)
     folder = run_settings(settings_for("ST5Seq", tmp_path, epochs=0)).folder
@@ -161,8 +161,8 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
 
 def test_a_table_is_the_projection_of_the_standardised_vectors(world):
     """Against a float64 loop, for the whole table and for single rows; equal texts are equal, the padding is zero and stays so."""
-    from recbole_llm.data.text import ItemText
-    from recbole_llm.embedding import frozen_vectors
+    from recbole_llm.data.texts.text import ItemText
+    from recbole_llm.language.vectors import frozen_vectors
 
     ready, model, trainer, (train, *_) = built(
         "SASRec", world, item_features="both", loss_type="CE"
@@ -195,7 +195,7 @@ def test_a_table_is_the_projection_of_the_standardised_vectors(world):
 def test_fields_are_recboles_glued_tables():
     from recbole.model.layers import FMEmbedding
 
-    from recbole_llm.features import Fields
+    from recbole_llm.models.stock.item_text_embeddings import Fields
 
     glued = FMEmbedding([5, 3, 4], np.array([0, 5, 8]), 6)
     tokens = torch.tensor([[0, 2, 3], [4, 0, 1]])
@@ -262,7 +262,7 @@ def test_users_are_the_mean_of_their_training_items(world):
 @pytest.mark.parametrize("name", STOCK)
 def test_train_save_load(name, mode, world):
     """All that there is to learn is learned and stored, and nothing else; scores do not depend on the batch."""
-    from recbole_llm.trainer import load_weights
+    from recbole_llm.training.loop import load_weights
 
     ready, model, trainer, (train, _, test) = built(name, world, item_features=mode)
     tables = tables_of(model)

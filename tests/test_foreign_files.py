@@ -15,7 +15,10 @@ from test_backbones import save_model
 from test_embedding import t5_folder
 from worlds import settings_for, t5, write_cycle
 
-from recbole_llm.backbone import (
+from recbole_llm.errors import UserError
+from recbole_llm.language.backbones.encoder_decoder import FusionBackbone
+from recbole_llm.language.backbones.loading import reading
+from recbole_llm.language.backbones.sources import (
     Backbone,
     EncoderBackbone,
     SentenceBackbone,
@@ -23,10 +26,7 @@ from recbole_llm.backbone import (
     load_folder,
     model_folder,
 )
-from recbole_llm.errors import UserError
-from recbole_llm.fusion import FusionBackbone
-from recbole_llm.reading import reading
-from recbole_llm.runs import run_settings
+from recbole_llm.runs.runner import run_settings
 
 TEXTS = ["Title: red dog bowl.", "Brand: apple and banana, of 1996"]
 
@@ -35,7 +35,7 @@ TEXTS = ["Title: red dog bowl.", "Brand: apple and banana, of 1996"]
 def folders(tmp_path_factory):
     """One small folder of each kind of backbone, with the class that reads it."""
     folder = tmp_path_factory.mktemp("kinds")
-    from recbole_llm.scratch import sentence_model, train_tokenizer
+    from recbole_llm.language.backbones.scratch import sentence_model, train_tokenizer
 
     sentence = folder / "sentence"
     sentence_model("tiny", train_tokenizer(TEXTS * 4, 320), 64).save_pretrained(str(sentence))
@@ -401,7 +401,7 @@ def write_gguf(folder):
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from recbole_llm.scratch import train_tokenizer
+    from recbole_llm.language.backbones.scratch import train_tokenizer
 
     tokenizer = train_tokenizer(TEXTS * 4, 300)
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
@@ -470,7 +470,7 @@ def test_a_damaged_gguf_file_is_one_line(tmp_path, change):
 
 
 def test_a_gguf_file_without_tensors_is_told_as_that(tmp_path):
-    from recbole_llm import gguf_header
+    from recbole_llm.language.backbones import gguf_header
 
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))

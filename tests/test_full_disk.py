@@ -15,10 +15,10 @@ import pytest
 import torch
 from shops import write_shop
 
-from recbole_llm.cache import Lines, vectors
 from recbole_llm.cli import COMMANDS as COMMANDS_OF_CLI
 from recbole_llm.cli import main
-from recbole_llm.files import (
+from recbole_llm.storage.content_cache import Lines, vectors
+from recbole_llm.storage.files import (
     append,
     append_line,
     atomic_folder,

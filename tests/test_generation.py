@@ -7,12 +7,12 @@ import pytest
 import torch
 from architectures import FAMILIES, random_model
 
-from recbole_llm.backbone import Backbone, load
 from recbole_llm.errors import UserError
-from recbole_llm.generation.cache import decoding, prefill
-from recbole_llm.generation.probe import check
-from recbole_llm.generation.sampling import sample, stream_key, uniform
-from recbole_llm.scratch import train_tokenizer
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.backbones.sources import Backbone, load
+from recbole_llm.language.decoding.compatibility import check
+from recbole_llm.language.decoding.sampling import sample, stream_key, uniform
+from recbole_llm.language.decoding.shared_prompts import decoding, prefill
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from worlds import prepared
 
-from recbole_llm.data import samples
+from recbole_llm.data.sample import locate
 from recbole_llm.evaluation.metrics import evaluate
 from recbole_llm.evaluation.ranks import UNNAMED
-from recbole_llm.model.lir import LIR
-from recbole_llm.retrieval.hierarchical import HierarchicalIndex, parse, rank_matches
-from recbole_llm.retrieval.matching import BM25Match, HierarchicalMatch
+from recbole_llm.language.matching.hierarchical import HierarchicalIndex, parse, rank_matches
+from recbole_llm.language.matching.matching import BM25Match, HierarchicalMatch
+from recbole_llm.models.lir import LIR
 
 EPSILON = {"epsilon": 0.0002, "bm25_k1": 1.5, "bm25_b": 0.75}
 NAMES = ("Title", "Category", "Brand", "Price")
@@ -85,7 +85,7 @@ def matched(tmp_path_factory):
 
     Every fifth case has nothing but unreadable texts.
     """
-    from recbole_llm.data.prepare.pet_sample import build_world
+    from recbole_llm.data.sample.generator import build_world
 
     world, rng = build_world(), np.random.default_rng(0)
     _, model, trainer, (_, _, test) = prepared("LIR", tmp_path_factory.mktemp("pet"), "Pet")
@@ -113,7 +113,7 @@ def matched(tmp_path_factory):
             table, top = trainer.rank(test, topk=20)
         values = evaluate(table, ["recall", "ndcg", "mrr"], [10])
         found[type(match).__name__] = (values, table, top, model.rates())
-    bound = samples.bayes_bound("Pet-sample", tables, cases, [10])["ndcg@10"]
+    bound = locate.bayes_bound("Pet-sample", tables, cases, [10])["ndcg@10"]
     return found["HierarchicalMatch"], found["BM25Match"], bound
 
 

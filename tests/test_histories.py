@@ -11,14 +11,14 @@ import torch
 from shops import rows_of, write_shop
 from worlds import prepared, write_cycle
 
-from recbole_llm import config, registry
 from recbole_llm.cli import main
+from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.evaluation.histories import NO_USERS, READERS, Histories, users_as_trained
 from recbole_llm.evaluation.loop import catalogue_scores
-from recbole_llm.loaders import make_loaders
-from recbole_llm.prepared import Prepared
+from recbole_llm.runs.spec import Prepared
+from recbole_llm.settings import layers, model_names
 
-GENERAL = sorted(name for name, family in registry.stock_models().items() if family == "general")
+GENERAL = sorted(name for name, family in model_names.stock_models().items() if family == "general")
 SMALL = {  # what keeps a model of this size below a second
     "ConvNCF": {"embedding_size": 64},
     "LDiffRec": {"n_cate": 1, "in_dims": [8], "out_dims": []},
@@ -29,12 +29,12 @@ SMALL = {  # what keeps a model of this size below a second
 def build(model, folder, **settings):
     """(model, test dataset) of a stock model that is built and not trained."""
     settings = {"use_gpu": False} | SMALL.get(model, {}) | settings
-    resolved = config.resolve(model, "tiny", [], settings)
-    made = config.recbole_config(resolved, folder / "dataset" / "tiny")
+    resolved = layers.resolve(model, "tiny", [], settings)
+    made = layers.recbole_config(resolved, folder / "dataset" / "tiny")
     torch.manual_seed(0)
     np.random.seed(0)
     train, _, test = make_loaders(made)
-    built = registry.model_class(model)(made, train._dataset)
+    built = model_names.model_class(model)(made, train._dataset)
     if model == "Pop":
         built.calculate_loss(train._dataset.events)
     return built.eval(), test._dataset
@@ -217,7 +217,7 @@ def test_training_goes_on_as_if_nothing_had_been_ranked(name, folder, tmp_path, 
     weights = []
     for ranks in (False, True):
         settings = {"use_gpu": False, "epochs": 2, "checkpoint_dir": str(tmp_path / str(ranks))}
-        resolved = config.resolve(name, "tiny", [], settings | {"state": "ERROR"})
+        resolved = layers.resolve(name, "tiny", [], settings | {"state": "ERROR"})
         model, trainer, (train, valid, test) = Prepared(resolved).build()
         for epoch in range(2):
             loss = trainer._train_epoch(train, epoch)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm import resources
 from recbole_llm.errors import UserError
+from recbole_llm.settings import files
 
 ROOT = Path(__file__).resolve().parents[1]
-WHERE = "from recbole_llm import resources; import recbole_llm; print(recbole_llm.__file__, resources.properties(), resources.SAMPLE, sep='\\n')"
+WHERE = "from recbole_llm.settings import files; import recbole_llm; print(recbole_llm.__file__, files.properties(), files.SAMPLE, sep='\\n')"
 
 
 def python(*arguments, path, cwd):
@@ -152,10 +152,10 @@ def package(tmp_path, monkeypatch):
     """A package folder of no content."""
     folder = tmp_path / "site" / "recbole_llm"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(resources, "PACKAGE", folder)
-    resources.properties.cache_clear()
+    monkeypatch.setattr(files, "PACKAGE", folder)
+    files.properties.cache_clear()
     yield folder
-    resources.properties.cache_clear()
+    files.properties.cache_clear()
 
 
 def test_package_data_comes_before_what_lies_beside(package):
@@ -164,17 +164,17 @@ def test_package_data_comes_before_what_lies_beside(package):
         folder.mkdir()
     inside_file = inside / "overall.yaml"
     (beside / "overall.yaml").touch()
-    assert resources.properties() == beside
-    resources.properties.cache_clear()
+    assert files.properties() == beside
+    files.properties.cache_clear()
     inside_file.touch()
-    assert resources.properties() == inside
+    assert files.properties() == inside
 
 
 def test_an_incomplete_installation_is_told(package):
     with pytest.raises(
         UserError, match="properties/overall.yaml not found .* the installation is incomplete"
     ):
-        resources.properties()
+        files.properties()
 
 
 # --- what is written down twice -----------------------------------------------------------------------------------------

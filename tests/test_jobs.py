@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from test_stacked import RECIPE, learners_of, world  # noqa: F401
 
-from recbole_llm.cluster import ATTEMPTS, Cluster, check
 from recbole_llm.errors import UserError
-from recbole_llm.personal import jobs
-from recbole_llm.personal.training import Learner, Recipe, freeze
-from recbole_llm.personal.units import Unit, adapter_path, unit_folder
+from recbole_llm.studies.personalization import jobs
+from recbole_llm.studies.personalization.adapter_training import Learner, Recipe, freeze
+from recbole_llm.studies.personalization.work_units import Unit, adapter_path, unit_folder
+from recbole_llm.studies.ray_cluster import ATTEMPTS, Cluster, check
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 from test_llmtrsr import made, small, verdicts, whole
 from worlds import write_cycle
 
-from recbole_llm.runs import run_settings
-from recbole_llm.summaries.plan import Text
-from recbole_llm.wording import harmless
+from recbole_llm.language.prompts.instructions import harmless
+from recbole_llm.language.summaries.schedules import Text
+from recbole_llm.runs.runner import run_settings
 
 
 def test_a_prompt_without_summary_or_items_says_so(tmp_path):
@@ -110,7 +110,7 @@ def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
         ["cut_items", "cut_users", "cut_summaries"], 0
     )
     monkeypatch.setattr(
-        "recbole_llm.summaries.engines.make", lambda config, wording, extractive: Mute()
+        "recbole_llm.language.summaries.engines.make", lambda config, wording, extractive: Mute()
     )
     assert (
         run_settings(small("LLMTRSR", tmp_path, epochs=0, summarizer_length=2047)).row["rates"][

@@ -8,15 +8,15 @@ import torch
 from architectures import FAMILIES, random_model
 from test_generation import REFUSED, tiny
 
-from recbole_llm.backbone import Backbone
-from recbole_llm.collate import IGNORED, pad, roomy
 from recbole_llm.errors import UserError
-from recbole_llm.generation.probe import check
-from recbole_llm.judging import shared
-from recbole_llm.judging.prompts import JudgeEncoder, answer_tokens
-from recbole_llm.judging.shared import Layout
-from recbole_llm.scratch import train_tokenizer
-from recbole_llm.wording import ASSISTANT, USER, Wording, harmless, turn
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.backbones.sources import Backbone
+from recbole_llm.language.decoding import shared_candidates
+from recbole_llm.language.decoding.compatibility import check
+from recbole_llm.language.decoding.shared_candidates import Layout
+from recbole_llm.language.prompts.instructions import ASSISTANT, USER, Wording, harmless, turn
+from recbole_llm.language.tokens.batches import IGNORED, pad, roomy
+from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 
 PARTS = [[20, 5, 3, 11], [4, 2], [13, 1, 1, 7, 7]]  # a prefix and its suffixes, for each row
 
@@ -70,7 +70,7 @@ def test_equals_plain_passes(family, alike, tokenizer):
     )
     ids[:, alike] = ids[0, alike]
     before = model.config._attn_implementation
-    states = shared.read(model, ids, *laid(PARTS))
+    states = shared_candidates.read(model, ids, *laid(PARTS))
     assert model.config._attn_implementation == before
     expected = plain(model, PARTS, ids)
     gradients = []
@@ -107,7 +107,7 @@ def test_bf16_learns_the_same(family, tokenizer):
         )
         ids = torch.arange(2, 2 + max(map(sum, PARTS))).repeat(len(PARTS), 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-            states = shared.read(model, ids, *laid(PARTS))
+            states = shared_candidates.read(model, ids, *laid(PARTS))
             (states * torch.linspace(-1, 1, states.shape[1])[:, None]).sum().backward()
         gradients.append(
             torch.cat(
@@ -129,20 +129,20 @@ def test_what_rows_begin_with_is_read_once(tokenizer):
     model.get_input_embeddings().register_forward_hook(
         lambda module, inputs, output: seen.append(inputs[0].numel())
     )
-    shared.read(model, ids, *part)
+    shared_candidates.read(model, ids, *part)
     assert seen == [roomy(sum(map(sum, PARTS)) - 2 * 4)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_backbones_that_can_be_read_so_are_taken(family, tokenizer):
-    check(Backbone(random_model(family, tokenizer), tokenizer), family, shared.error)
+    check(Backbone(random_model(family, tokenizer), tokenizer), family, shared_candidates.error)
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_would_be_judged_wrong_is_refused(case, tokenizer):
     kind, own, _ = REFUSED[case]
     with pytest.raises(UserError, match="cannot be used here|take another backbone"):
-        check(tiny(kind, own, tokenizer), kind, shared.error)
+        check(tiny(kind, own, tokenizer), kind, shared_candidates.error)
 
 
 def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
@@ -156,7 +156,7 @@ def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
         ),
     )
     with pytest.raises(UserError, match="its logits come out otherwise, by"):
-        check(backbone, "llama", shared.error)
+        check(backbone, "llama", shared_candidates.error)
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------

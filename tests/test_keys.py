@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_llm import checks, config, registry
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
+from recbole_llm.settings import layers, model_names
+from recbole_llm.settings import rules as checks
 
 ROOT = Path(__file__).resolve().parents[1]
 RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
@@ -106,10 +107,10 @@ def recboles():
 
 def content(path):
     """The settings of a file, those in its groups for a model and for the weights of one among them."""
-    flat = yaml.load(path.read_text(encoding="utf-8"), config.Loader)
-    for group in [key for key in flat or {} if key in registry.OURS]:
+    flat = yaml.load(path.read_text(encoding="utf-8"), layers.Loader)
+    for group in [key for key in flat or {} if key in model_names.OURS]:
         flat |= flat.pop(group)
-    for group in [key for key in flat or {} if key in config.BEGINNINGS]:
+    for group in [key for key in flat or {} if key in layers.BEGINNINGS]:
         flat |= flat.pop(group)
     return flat
 
@@ -119,7 +120,7 @@ def test_every_key_of_a_yaml_is_read(path, ours, recboles):
     """By us, or by RecBole; what RecBole's own loading and evaluation read is not enough, since ours take their place."""
     for key in content(path):
         assert key in ours or key in recboles, f"{path.name}: nothing reads {key}"
-        assert key not in config.REPLACED, f"{path.name}: {key} has no effect here"
+        assert key not in layers.REPLACED, f"{path.name}: {key} has no effect here"
 
 
 def test_our_models_read_their_own_keys(ours):
@@ -133,7 +134,7 @@ def test_our_models_read_their_own_keys(ours):
             )
         )
     )
-    for model in registry.OURS:
+    for model in model_names.OURS:
         for key in content(PROPERTIES / "model" / f"{model}.yaml"):
             assert key in ours or key in theirs, f"{model}.yaml: nothing of ours reads {key}"
 
@@ -182,7 +183,7 @@ def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
         main([*shlex.split(line)[3:], "--print_config"]) == 0
     )  # model, dataset name and every key are known
     settings = yaml.safe_load(capsys.readouterr().out)
-    from recbole_llm.data.samples import locate
+    from recbole_llm.data.sample.locate import locate
 
     if path.parent.name != "dataset":
         name, folder = locate(settings["dataset"], "nowhere")
@@ -195,16 +196,16 @@ def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
 def test_yaml_files_belong_to_something(path):
     assert path.parent.name in ("properties", "model", "dataset")
     if path.parent.name == "model":
-        assert registry.canonical(path.stem) == path.stem
+        assert model_names.canonical(path.stem) == path.stem
 
 
 def test_every_model_of_ours_has_a_yaml():
-    assert set(registry.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
+    assert set(model_names.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if path.stem in ("overall", *registry.OURS)],
+    [path for path in FILES if path.stem in ("overall", *model_names.OURS)],
     ids=lambda path: path.stem,
 )
 def test_every_default_says_what_it_may_be_and_is_that(path):
@@ -216,7 +217,7 @@ def test_every_default_says_what_it_may_be_and_is_that(path):
 
 
 def test_recboles_rules_are_about_recboles_keys():
-    rules, known = checks.parse_file(checks.RECBOLE), config.UNLISTED.copy()
+    rules, known = checks.parse_file(checks.RECBOLE), layers.UNLISTED.copy()
     folder = RECBOLE / "properties"
     for path in (
         folder / "overall.yaml",
@@ -235,14 +236,14 @@ def test_recboles_rules_are_about_recboles_keys():
     assert {key for key in rules if "." not in key} <= known
 
 
-@pytest.mark.parametrize("key", sorted(config.UNLISTED))
+@pytest.mark.parametrize("key", sorted(layers.UNLISTED))
 def test_keys_that_recbole_reads_without_listing_them_are_taken(key, recboles):
-    if key in config.REPLACED:
+    if key in layers.REPLACED:
         with pytest.raises(UserError, match="has no effect"):
-            config.resolve("GRU4Rec", "any", [], {key: 1})
+            layers.resolve("GRU4Rec", "any", [], {key: 1})
     else:
         value = "BPR" if key == "loss_type" else 1
-        assert config.resolve("GRU4Rec", "any", [], {key: value})[key] == value
+        assert layers.resolve("GRU4Rec", "any", [], {key: value})[key] == value
     assert key in recboles or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text() or any(
         re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8")) for path in RECBOLE.rglob("*.py")
     )  # fmt: skip

@@ -9,11 +9,11 @@ import torch
 from test_backbones import save_model
 from worlds import prepared, scores_of, settings_for, write_cycle
 
-from recbole_llm.collate import IGNORED
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.loop import rank_cases
-from recbole_llm.runs import evaluate_run, run_settings
-from recbole_llm.wording import harmless
+from recbole_llm.language.prompts.instructions import harmless
+from recbole_llm.language.tokens.batches import IGNORED
+from recbole_llm.runs.runner import evaluate_run, run_settings
 
 SMALL = {"eval_args.mode": "uni4", "max_length": 600, "scratch_vocabulary": 1000, "recent_items": 2}
 
@@ -196,7 +196,7 @@ def test_the_loss_is_that_of_whole_prompts(tmp_path, loss):
     assert (
         len(examples) == 200
     )  # every case: a user of 8 items has 5 behind the first, before validation and test
-    from recbole_llm.collate import pad
+    from recbole_llm.language.tokens.batches import pad
 
     rows = [row for (row,) in examples[:5]]
     with torch.no_grad():
@@ -287,7 +287,7 @@ def test_negatives_follow_the_seed_and_must_be_there(tmp_path):
 
 @pytest.mark.parametrize("model", ["LLMTRSR", "TALLRec"])
 def test_recommendations_for_a_user_and_for_a_history(tmp_path, model):
-    from recbole_llm.recommend import recommend
+    from recbole_llm.studies.recommend import recommend
 
     write_cycle(tmp_path, users=12)
     run = run_settings(small(model, tmp_path, epochs=0))
@@ -299,7 +299,9 @@ def test_recommendations_for_a_user_and_for_a_history(tmp_path, model):
 
 def test_a_backbone_that_cannot_be_read_in_parts_is_refused(tmp_path, monkeypatch):
     write_cycle(tmp_path)
-    monkeypatch.setattr("recbole_llm.judging.shared.error", lambda backbone: 0.5)
+    monkeypatch.setattr(
+        "recbole_llm.language.decoding.shared_candidates.error", lambda backbone: 0.5
+    )
     with pytest.raises(UserError, match="backbone"):
         made("TALLRec", tmp_path)
 
@@ -427,10 +429,10 @@ def test_lora_and_quantised_weights(tmp_path):
 
 
 def _restored(run, settings):
-    from recbole_llm import store
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.settings import run_record
 
-    return Prepared(settings, restored=run.folder).restore(store.finished_run(run.folder))[0]
+    return Prepared(settings, restored=run.folder).restore(run_record.finished_run(run.folder))[0]
 
 
 def test_rank_cases_asks_for_the_candidates_alone(judge, monkeypatch):

@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 from shops import write_shop
 
-from recbole_llm import config
-from recbole_llm.collate import AttributeEncoder, Encoder, Pieces, SentenceEncoder, attribute_pieces
-from recbole_llm.fusion import SegmentEncoder
-from recbole_llm.prepared import Prepared
-from recbole_llm.prompts import VISITS, Example, Template, Texts
-from recbole_llm.scratch import train_tokenizer
+from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.prompts.templates import VISITS, Example, Template, Texts
+from recbole_llm.language.tokens.batches import (
+    AttributeEncoder,
+    Encoder,
+    Pieces,
+    SentenceEncoder,
+    attribute_pieces,
+)
+from recbole_llm.runs.spec import Prepared
+from recbole_llm.settings import layers
 
 LONG = 10_000
 TEMPLATE = Template("A history.", "First.", " Next.", " Next.")
@@ -133,7 +139,7 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
     write_long(folder, length)
     monkeypatch.chdir(folder)
     own = {"use_gpu": False, "show_progress": False, "eval_args.mode": "uni5"} | MODELS[model]
-    built, _, (_, _, test) = Prepared(config.resolve(model.split()[0], "tiny", [], own)).build()
+    built, _, (_, _, test) = Prepared(layers.resolve(model.split()[0], "tiny", [], own)).build()
     counted, piece = 0, Pieces.piece
 
     def counting(self, text, end=False, opens=False):
@@ -167,13 +173,13 @@ def test_a_model_reads_the_newest_items_alone(model, tmp_path, monkeypatch):
 
 def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
     """Which are the same blocks for a history and for one with more items, so that no summary is paid twice."""
-    from recbole_llm.data.text import ItemText
-    from recbole_llm.summaries.plan import run
-    from recbole_llm.summaries.summarizer import Summarizer
+    from recbole_llm.data.texts.text import ItemText
+    from recbole_llm.language.summaries.schedules import run
+    from recbole_llm.language.summaries.summarizer import Summarizer
 
     write_shop(tmp_path)
     monkeypatch.chdir(tmp_path)
-    settings = config.resolve("LLMTRSR", "tiny", [], {"use_gpu": False})
+    settings = layers.resolve("LLMTRSR", "tiny", [], {"use_gpu": False})
     prepared = Prepared(settings)
     text = ItemText.from_tables(prepared.tables, settings["text_fields"], settings["text_words"])
     history = np.random.default_rng(0).integers(0, len(text), LONG)

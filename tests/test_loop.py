@@ -54,7 +54,7 @@ def ranked(model, folder, mode, masked, **own):
 @pytest.mark.parametrize("model", ["BPR", "GRU4Rec", "NeuMF", "LIR"])
 def test_history_is_masked_but_for_the_target(repeats, model, mode, masked):
     """NeuMF scores pairs and has no scores of the whole catalogue, so under uniK it never sees any other item."""
-    from recbole_llm.data.candidates import draw_candidates
+    from recbole_llm.data.cases.candidates import draw_candidates
 
     dataset, scores, table, lists = ranked(model, repeats, mode, masked)
     tables, cases = dataset.tables, dataset.cases
@@ -113,7 +113,7 @@ def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
 
 def test_a_case_without_an_answer_has_no_list_and_its_target_is_last(repeats, monkeypatch):
     """Its items would be those that stand first in the catalogue."""
-    from recbole_llm.model.lir import LIR
+    from recbole_llm.models.lir import LIR
 
     score = LIR.score
 
@@ -141,7 +141,7 @@ def test_a_case_without_an_answer_has_no_list_and_its_target_is_last(repeats, mo
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("mode", ["full", "uni8"])
 def test_an_unnamed_target_is_last_among_its_candidates(repeats, monkeypatch, mode, masked):
-    from recbole_llm.model.lir import LIR
+    from recbole_llm.models.lir import LIR
 
     score = LIR.score
 

@@ -5,7 +5,12 @@ import pytest
 import torch
 from worlds import prepared, write_cycle
 
-from recbole_llm.losses import backward, in_batch_contrast, over_catalogue, symmetric_contrast
+from recbole_llm.training.losses import (
+    backward,
+    in_batch_contrast,
+    over_catalogue,
+    symmetric_contrast,
+)
 
 
 def test_contrast_is_the_papers_sum_over_the_first_argument():

@@ -9,14 +9,14 @@ import pytest
 from tokenizers_of import KINDS, texts
 from worlds import prepared, write_cycle
 
-from recbole_llm.judging.prompts import JudgeEncoder
-from recbole_llm.marks import harmless, section_heads
-from recbole_llm.prompts import in_line
-from recbole_llm.scratch import train_tokenizer
-from recbole_llm.summaries.plan import Request
-from recbole_llm.summaries.prompt import parts
-from recbole_llm.tokenizing import TextTokenizer
-from recbole_llm.wording import Wording, turn
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.prompts.instructions import Wording, turn
+from recbole_llm.language.prompts.marks import harmless, section_heads
+from recbole_llm.language.prompts.templates import in_line
+from recbole_llm.language.summaries.prompt import parts
+from recbole_llm.language.summaries.schedules import Request
+from recbole_llm.language.tokens.judge import JudgeEncoder
+from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
 SHOPPING = Wording.named("shopping")
 CATEGORIES = "Pet Supplies > Birds > Toys"

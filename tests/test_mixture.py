@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm import config
-from recbole_llm.data.mixture import draw_users
 from recbole_llm.errors import UserError
-from recbole_llm.runs import evaluate_run, run_settings
+from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.settings import layers
+from recbole_llm.training.corpora import draw_users
 
 
 def test_users_are_drawn_in_proportion_to_their_number_to_the_power_0_3():
@@ -202,12 +202,12 @@ def test_other_settings_of_a_dataset_make_another_run_and_what_a_run_learned_sta
 ):
     def with_other(content):
         monkeypatch.setattr(
-            config,
+            layers,
             "_cached_yaml",
             lambda path: dict(content) if path.name == "other.yaml" else inner(path),
         )
 
-    inner, own = config._cached_yaml, {"datasets": ["cycle", "other"], "epochs": 0}
+    inner, own = layers._cached_yaml, {"datasets": ["cycle", "other"], "epochs": 0}
     run = run_settings(settings_for("CALRec", shops, **own))
     for content in (
         {"text_words": {"Title": 1}},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from worlds import prepared, scores_of, settings_for
 
-from recbole_llm.data.samples import locate
+from recbole_llm.data.sample.locate import locate
 
 QUICK = {
     "user_sample": 0.04, "sample_seed": 3, "MAX_ITEM_LIST_LENGTH": 10, "epochs": 1, "train_batch_size": 512, "hidden_size": 16,
@@ -72,7 +72,7 @@ def test_train_evaluate_save_load(movies, name):
 
 
 def test_s3rec_fine_tunes_from_its_pretraining(movies):
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     own = quick(
         "S3Rec",
@@ -134,13 +134,13 @@ def test_the_target_is_never_shown(movies):
         try:
             assert torch.equal(before, scores_of(model, dataset, cases)), name
         finally:
-            from recbole_llm.data import dataset as module
+            from recbole_llm.data.recbole import datasets as module
 
             module._load.cache_clear()
 
 
 def test_candidates_are_a_gather_of_the_same_scores(movies):
-    from recbole_llm.data.candidates import draw_candidates
+    from recbole_llm.data.cases.candidates import draw_candidates
     from recbole_llm.evaluation.loop import rank_cases
 
     _, model, trainer, (train, valid, test) = prepared(

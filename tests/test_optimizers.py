@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers
 
-from recbole_llm import optimizers
-from recbole_llm.precision import in_software
+from recbole_llm.language.backbones.precision import in_software
+from recbole_llm.training import optimizers
 
 WIDTH = 32
 

@@ -14,9 +14,9 @@ from raw import tables
 pytest.importorskip("duckdb")
 
 from recbole_llm import cli
-from recbole_llm.data.atomic import read_atomic
-from recbole_llm.data.prepare import own as own_tables
 from recbole_llm.data.prepare.convert import prepare
+from recbole_llm.data.prepare.sources import own as own_tables
+from recbole_llm.data.reading.atomic import read_atomic
 
 OWN = [
     "prepare",
@@ -210,7 +210,7 @@ def test_another_encoding_is_told_with_its_line(tmp_path, capsys, suffix, encodi
 
 
 def test_the_line_of_another_encoding_far_down_a_large_file(tmp_path):
-    from recbole_llm.data.prepare.reading import PIECE, check_encoding
+    from recbole_llm.data.prepare.files.reading import PIECE, check_encoding
     from recbole_llm.errors import UserError
 
     line = ("a,é," + "x" * 90 + "\n").encode()  # whose letter may be cut by the end of a block

@@ -14,17 +14,19 @@ from rank_tables import make_table
 from test_cohorts import tables_of
 from worlds import t5
 
-from recbole_llm import cli, config, store
-from recbole_llm.data.splits import make_split
+from recbole_llm import cli
+from recbole_llm.data.cases.splits import make_split
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.personal import findings, plan
-from recbole_llm.personal.cohorts import Cohorts
-from recbole_llm.personal.outcomes import OUTCOMES
-from recbole_llm.personal.routing import Router
-from recbole_llm.personal.spectrum import Personal
-from recbole_llm.prepared import Prepared
+from recbole_llm.runs.spec import Prepared
+from recbole_llm.settings import layers as config
+from recbole_llm.settings import run_record
+from recbole_llm.studies.personalization import findings, groupings
+from recbole_llm.studies.personalization.cohorts import Cohorts
+from recbole_llm.studies.personalization.outcomes import OUTCOMES
+from recbole_llm.studies.personalization.routing import Router
+from recbole_llm.studies.personalization.spectrum import Personal
 
 TEXTS = [
     f"id: {number} title: {kind} {number}" for number in range(12) for kind in ("drink", "food")
@@ -343,7 +345,7 @@ def test_models_stand_beside_finished_runs(spectrum, capsys):
 
 
 def test_the_same_command_trains_nothing_and_a_lost_unit_is_done_again(spectrum, monkeypatch):
-    from recbole_llm.personal import jobs
+    from recbole_llm.studies.personalization import jobs
 
     folder, said, adapters = spectrum
     done, real = [], jobs.work
@@ -371,7 +373,7 @@ def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(
     spectrum, tmp_path, monkeypatch
 ):
     """On a copy: a smaller command leaves who is served by what as it was, a larger one trains whom nobody has trained."""
-    from recbole_llm.personal import jobs
+    from recbole_llm.studies.personalization import jobs
 
     folder, _, adapters = spectrum
     shutil.copytree(folder / "saved", tmp_path / "saved")
@@ -416,7 +418,7 @@ def cohorts_of(adapters):
 
 
 def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypatch):
-    from recbole_llm.personal import jobs
+    from recbole_llm.studies.personalization import jobs
 
     folder, _, adapters = spectrum
     shutil.copytree(folder / "saved", tmp_path / "saved")
@@ -454,10 +456,10 @@ def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypa
 def router(spectrum):
     """(router, model, tables)."""
     folder, _, adapters = spectrum
-    record = store.finished_run(adapters)
+    record = run_record.finished_run(adapters)
     base = folder / "saved" / record["routes"]["base"]
     prepared = Prepared(record["settings"], restored=base)
-    model, _ = prepared.restore(store.finished_run(base))
+    model, _ = prepared.restore(run_record.finished_run(base))
     return Router.over(model, adapters, record["routes"]), model, prepared.tables
 
 
@@ -503,7 +505,7 @@ def test_a_mixed_batch_is_one_stacked_pass_and_scores_as_each_adapter_alone(rout
     )  # the histories, and the catalogue
     from copy import deepcopy
 
-    from recbole_llm.collate import pad
+    from recbole_llm.language.tokens.batches import pad
 
     monkeypatch.undo()
     for row, user in enumerate(users):
@@ -545,14 +547,14 @@ def test_recommend_says_who_serves(spectrum, router, capsys):
 
 
 def test_models_and_groupings_that_are_not_there():
-    assert plan.models_of([5, "4", "6.feat"]) == ["2", "3", "4.text", "6.feat", "5"]
-    assert plan.groupings_of([5, "low+5", "low+high", "5"]) == ["5", "low+5", "low+high"]
+    assert groupings.models_of([5, "4", "6.feat"]) == ["2", "3", "4.text", "6.feat", "5"]
+    assert groupings.groupings_of([5, "low+5", "low+high", "5"]) == ["5", "low+5", "low+high"]
     for asked in (["8"], ["4.age"]):
         with pytest.raises(UserError, match="models: expected some of 1, 2, 3, 4.text"):
-            plan.models_of(asked)
+            groupings.models_of(asked)
     for asked in (["five"], ["low+"], [0], []):
         with pytest.raises(UserError, match="cohorts: expected numbers"):
-            plan.groupings_of(asked)
+            groupings.groupings_of(asked)
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -615,39 +617,39 @@ def test_own_adapters_are_drawn_evenly_by_activity(tmp_path):
     tests = np.repeat([2, 8, 16, 30], 10)
     users = np.arange(40)[::-1]
     borders = (5, 10, 20)
-    found = plan.drawn(users, tests[users], 8, 1, borders)
+    found = groupings.drawn(users, tests[users], 8, 1, borders)
     assert (
         np.bincount(tests[found])[[2, 8, 16, 30]].tolist() == [2, 2, 2, 2]
         and (np.diff(found) < 0).all()
     )
-    assert len(plan.drawn(users, tests[users], 0, 1, borders)) == 40 and not np.array_equal(
-        found, plan.drawn(users, tests[users], 8, 2, borders)
+    assert len(groupings.drawn(users, tests[users], 0, 1, borders)) == 40 and not np.array_equal(
+        found, groupings.drawn(users, tests[users], 8, 2, borders)
     )
-    quartiles = plan.drawn(users, tests[users], 8, 1, None)
+    quartiles = groupings.drawn(users, tests[users], 8, 1, None)
     assert np.bincount(tests[quartiles])[[2, 8, 16, 30]].tolist() == [2, 2, 2, 2]
 
 
 def test_a_small_group_by_activity_is_not_filled_from_the_others():
     """340 users of the paper are 85 of each group: where 560 of 624 users have up to 5 cases, 85 of those and no more."""
     tests = np.repeat([2, 3, 5, 6, 9], [300, 200, 60, 60, 4])
-    found = tests[plan.drawn(np.arange(624), tests, 340, 0, (5, 10, 20))]
+    found = tests[groupings.drawn(np.arange(624), tests, 340, 0, (5, 10, 20))]
     assert (found <= 5).sum() == 85 and (found > 5).sum() == 64
     for most in (1, 2, 3, 6, 7):  # what four do not divide
-        found = tests[plan.drawn(np.arange(624), tests, most, 0, (5, 10, 20))]
+        found = tests[groupings.drawn(np.arange(624), tests, most, 0, (5, 10, 20))]
         assert (found <= 5).sum() == -(-most // 4) and len(found) <= most
     busy = np.repeat([15, 40], 10)
     for most, expected in ((1, [1, 0]), (2, [1, 1]), (4, [1, 1]), (5, [2, 1]), (400, [10, 10])):
-        found = busy[plan.drawn(np.arange(20), busy, most, 0, (5, 10, 20))]
+        found = busy[groupings.drawn(np.arange(20), busy, most, 0, (5, 10, 20))]
         assert [(found == 15).sum(), (found == 40).sum()] == expected
-    assert len(plan.drawn(np.arange(0), tests[:0], 340, 0, (5, 10, 20))) == 0
-    assert len(plan.drawn(np.arange(0), tests[:0], 340, 0, None)) == 0
+    assert len(groupings.drawn(np.arange(0), tests[:0], 340, 0, (5, 10, 20))) == 0
+    assert len(groupings.drawn(np.arange(0), tests[:0], 340, 0, None)) == 0
 
 
 @pytest.mark.parametrize("wrong", [[], [5, 5], [10, 5], [0, 5], [2.5], ["five"], [True], ["quartiles", 5], [None]])  # fmt: skip
 def test_borders_that_are_none(wrong):
     with pytest.raises(UserError, match="activity_borders: expected ascending numbers"):
-        plan.borders_of(wrong)
-    assert plan.borders_of([5]) == (5,) and plan.borders_of(["quartiles"]) is None
+        groupings.borders_of(wrong)
+    assert groupings.borders_of([5]) == (5,) and groupings.borders_of(["quartiles"]) is None
 
 
 # --- what must not leak -------------------------------------------------------------------------------------------------
@@ -784,7 +786,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("way", DAMAGE)
 def test_a_damaged_adapter_is_refused_and_trained_again(spectrum, copied, capsys, monkeypatch, way):
-    from recbole_llm.personal import jobs, units
+    from recbole_llm.studies.personalization import jobs
+    from recbole_llm.studies.personalization import work_units as units
 
     folder, said, _ = spectrum
     adapters, how = copied

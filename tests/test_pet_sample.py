@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_llm.data.prepare.pet_sample import HABITS, REFILL, build_world, write
-from recbole_llm.data.prepare.pet_words import ARRIVALS, BRANDS, KINDS
-from recbole_llm.resources import SAMPLE
+from recbole_llm.data.sample.generator import HABITS, REFILL, build_world, write
+from recbole_llm.data.sample.words import ARRIVALS, BRANDS, KINDS
+from recbole_llm.settings.files import SAMPLE
 
 TEXT = ["title", "categories", "brand", "price", "description"]
 
@@ -104,7 +104,7 @@ def test_the_checked_in_files_come_from_the_generator(tmp_path):
 
 def test_command_line_and_light_imports(tmp_path):
     code = (
-        "import runpy, sys; runpy.run_module('recbole_llm.data.prepare.pet_sample', run_name='__main__');"
+        "import runpy, sys; runpy.run_module('recbole_llm.data.sample.generator', run_name='__main__');"
         "print([m for m in ('torch', 'recbole') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -19,12 +19,13 @@ from raw import tables, unsigned
 
 pytest.importorskip("duckdb")
 
-from recbole_llm import cli, config
-from recbole_llm.data.atomic import read_atomic
-from recbole_llm.data.prepare import catalogue
+from recbole_llm import cli
 from recbole_llm.data.prepare.convert import prepare
-from recbole_llm.data.prepare.raw import Net, there
+from recbole_llm.data.prepare.files.raw import Net, there
+from recbole_llm.data.prepare.sources import catalogue
+from recbole_llm.data.reading.atomic import read_atomic
 from recbole_llm.errors import UserError
+from recbole_llm.settings import layers
 
 SOURCES = {  # dataset -> (what writes its raw files, users, items, events)
     "Toys": (raw.amazon2018, 24, 13, 24 * 16 + 1 + 6),
@@ -149,8 +150,8 @@ def reviews(*rows):
 @pytest.fixture(scope="module")
 def instruments(tmp_path_factory):
     """CALRec's Musical Instruments of three users, prepared, and the tables that a run on it reads."""
-    from recbole_llm.data import samples
-    from recbole_llm.data.dataset import load_tables
+    from recbole_llm.data.recbole.datasets import load_tables
+    from recbole_llm.data.sample import locate
 
     folder = tmp_path_factory.mktemp("instruments")
     long = [("long", f"B{item}", item, 5, f"t{item}") for item in range(5)]
@@ -175,12 +176,12 @@ def instruments(tmp_path_factory):
     )
     (folder / "meta_Musical_Instruments.json.gz").write_bytes(gzip.compress(raw.lines(items)))
     prepare(catalogue.find("Instruments"), folder / "data", folder, Net(), log=str)
-    settings = config.resolve("CALRec", "Instruments", [], {"data_path": str(folder / "data")})
-    return folder, settings, load_tables(samples.configured(settings)[1])
+    settings = layers.resolve("CALRec", "Instruments", [], {"data_path": str(folder / "data")})
+    return folder, settings, load_tables(locate.configured(settings)[1])
 
 
 def test_calrecs_category_is_the_department_of_the_store(instruments):
-    from recbole_llm.data.text import ItemText
+    from recbole_llm.data.texts.text import ItemText
 
     folder, settings, read = instruments
     _, item = tables(folder / "data", "Instruments")
@@ -438,7 +439,7 @@ def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, 
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (tmp_path / "data" / "Toys" / "Toys.inter").exists(), "half of it is no dataset"
     with pytest.raises(UserError, match="the dataset names none"):
-        config.resolve("S3Rec", "Toys", [], {"data_path": str(tmp_path / "data")})
+        layers.resolve("S3Rec", "Toys", [], {"data_path": str(tmp_path / "data")})
     recipe = catalogue.find("Toys")
     prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".Toys.lock", "Toys"]
@@ -563,7 +564,7 @@ def test_cores_are_told_by_what_is_in_them(tmp_path):
 @pytest.mark.parametrize("model", ["SASRecF", "S3Rec", "SASRec", "LIR"])
 def test_features_are_those_of_feature_models(made, model):
     """Whole names as tokens; another model's run is not renamed by them."""
-    settings = config.resolve(model, "Toys", [], {"data_path": str(made("Toys"))})
+    settings = layers.resolve(model, "Toys", [], {"data_path": str(made("Toys"))})
     asked = {"SASRecF": (["attributes"], None), "S3Rec": (None, "attributes")}.get(
         model, (None, None)
     )

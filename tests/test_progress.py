@@ -6,8 +6,8 @@ import re
 import pytest
 from shops import process, write_shop
 
-from recbole_llm import progress as module
-from recbole_llm.progress import LEAST, MOST, LineProgress, progress, say_with_time
+from recbole_llm.storage import progress as module
+from recbole_llm.storage.progress import LEAST, MOST, LineProgress, progress, say_with_time
 
 
 class Clock:
@@ -92,7 +92,7 @@ COMMANDS = {
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_log_holds_lines(tmp_path, kind):
     write_shop(tmp_path)
-    code = "import sys, recbole_llm.progress as p; p.LEAST = 0.0; from recbole_llm.cli import main; sys.exit(main({}))"
+    code = "import sys, recbole_llm.storage.progress as p; p.LEAST = 0.0; from recbole_llm.cli import main; sys.exit(main({}))"
     done = process(tmp_path, code=code.format(COMMANDS[kind]))
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr + done.stdout and "\x1b" not in done.stderr

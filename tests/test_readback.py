@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm import readback
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import probe
-from recbole_llm.runs import evaluate_run, run_settings
+from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.storage import readback
 
 LORA = {"adapter": "lora", "lora_rank": 2}
 # a model of each kind of backbone
@@ -95,7 +95,7 @@ def damage(path, name=None):
 )
 def test_damage_between_saving_and_reading_ends_the_run(world, monkeypatch, model, file):
     """By the disk, or by a library that writes something else than it holds."""
-    from recbole_llm.trainer import Harness
+    from recbole_llm.training.loop import Harness
 
     inner = Harness._save_best
 
@@ -114,7 +114,7 @@ def test_damage_between_saving_and_reading_ends_the_run(world, monkeypatch, mode
 
 def test_a_model_that_forgets_a_tensor_ends_the_run(world, monkeypatch):
     """Even where the process still holds it, since the last epoch was the best."""
-    from recbole_llm.model.recformer import RecFormer
+    from recbole_llm.models.recformer import RecFormer
 
     monkeypatch.setattr(RecFormer, "saved_apart", ("backbone.", "table_epoch", "word_bias"))
     own = {"checkpoint_dir": str(world / "forgets"), "max_length": 128}

@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("duckdb")
 
-from recbole_llm.data.prepare import reading
-from recbole_llm.data.prepare.archives import unpack
 from recbole_llm.data.prepare.engine import Engine, delimited
-from recbole_llm.data.prepare.reading import Reader
+from recbole_llm.data.prepare.files import reading
+from recbole_llm.data.prepare.files.archives import unpack
+from recbole_llm.data.prepare.files.reading import Reader
 from recbole_llm.errors import UserError
 
 ROWS = b"".join(

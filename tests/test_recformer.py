@@ -8,12 +8,18 @@ import torch
 from safetensors.torch import load_file
 from worlds import FRUIT, prepared, settings_for, write_cycle
 
-from recbole_llm.backbone import EncoderBackbone, load_folder
-from recbole_llm.collate import IGNORED, AttributeEncoder, Tokens, attribute_pieces, pad
 from recbole_llm.errors import UserError
-from recbole_llm.prepared import Prepared
-from recbole_llm.runs import run_settings
-from recbole_llm.scratch import train_tokenizer
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.backbones.sources import EncoderBackbone, load_folder
+from recbole_llm.language.tokens.batches import (
+    IGNORED,
+    AttributeEncoder,
+    Tokens,
+    attribute_pieces,
+    pad,
+)
+from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.spec import Prepared
 
 LEASH, BOWL = (
     (("Title", "red leash"), ("Brand", "Bo")),
@@ -329,7 +335,7 @@ def test_the_table_is_encoded_when_it_is_to_be(cycle, how):
 
 
 def test_a_run_killed_inside_an_epoch_keeps_the_epochs_table(cycle, monkeypatch):
-    from recbole_llm import trainer as module
+    from recbole_llm.training import loop as module
 
     own = {"epochs": 2, **QUICK}
     _, whole, trainer, (train, valid, _) = prepared(

@@ -4,9 +4,12 @@ import pytest
 import raw
 import yaml
 
-from recbole_llm import cli, config, experiment, registry, resources
-from recbole_llm.data.prepare import catalogue
-from recbole_llm.data.prepare import own as own_tables
+from recbole_llm import cli
+from recbole_llm.data.prepare.sources import catalogue
+from recbole_llm.data.prepare.sources import own as own_tables
+from recbole_llm.settings import files as resources
+from recbole_llm.settings import layers, model_names
+from recbole_llm.studies import experiments
 
 TEXTS = {  # recipe -> columns of the text of ST5Seq and of TASTELoRA, where it is not the title alone
     "Yelp": (["title", "description"], ["title", "address", "city", "state"]),
@@ -52,20 +55,20 @@ def own_recipe(folder):
 def test_texts_of_models_that_have_their_own(tmp_path, name):
     where = stand_in(tmp_path, catalogue.find(name))
     for model, expected in zip(("ST5Seq", "TASTELoRA"), TEXTS.get(name, (["title"],) * 2)):
-        assert list(config.resolve(model, name, [], where)["text_fields"].values()) == expected
+        assert list(layers.resolve(model, name, [], where)["text_fields"].values()) == expected
 
 
 def test_own_tables_leave_a_models_own_text_alone(tmp_path):
     where = stand_in(tmp_path, own_recipe(tmp_path))
     for model in ("ST5Seq", "TASTELoRA"):
-        assert config.resolve(model, "own", [], where)["text_fields"] == {"Title": "title"}
-    assert list(config.resolve("CALRec", "own", [], where)["text_fields"]) == [
+        assert layers.resolve(model, "own", [], where)["text_fields"] == {"Title": "title"}
+    assert list(layers.resolve("CALRec", "own", [], where)["text_fields"]) == [
         "Title",
         "Brand",
         "Description",
     ]
     chosen = {"text_fields": {"About": "description"}}
-    assert config.resolve("ST5Seq", "own", [], where | chosen)["text_fields"] == {
+    assert layers.resolve("ST5Seq", "own", [], where | chosen)["text_fields"] == {
         "About": "description"
     }
 
@@ -75,9 +78,9 @@ def test_no_recipe_silently_replaces_what_a_models_own_file_sets(tmp_path):
     folder = resources.properties() / "model"
     wide = {"TASTELoRA": {"Yelp", "ml-100k", "ml-1m"}, "ST5Seq": {"Yelp-ST5"}}
     for recipe in [*catalogue.recipes().values(), own_recipe(tmp_path)]:
-        shared = recipe.settings.keys() - registry.OURS.keys() - set(config.MERGED)
-        for model in registry.OURS:
-            own = config.read_yaml(folder / f"{model}.yaml").keys()
+        shared = recipe.settings.keys() - model_names.OURS.keys() - set(layers.MERGED)
+        for model in model_names.OURS:
+            own = layers.read_yaml(folder / f"{model}.yaml").keys()
             replaced = (shared & own) - recipe.settings.get(model, {}).keys()
             assert not replaced or recipe.name in wide.get(model, ()), (
                 recipe.name,
@@ -90,7 +93,7 @@ def test_no_recipe_silently_replaces_what_a_models_own_file_sets(tmp_path):
     "name", ["variants", "zero_shot", "rating", "history_length", "projection", "text_forms"]
 )
 def test_experiments_read_the_title_alone_on_prepared_amazon_2023(tmp_path, name):
-    found = experiment.read(name, paper=True)
+    found = experiments.read(name, paper=True)
     seen = 0
     for dataset in [dataset for dataset in found.datasets if dataset.endswith("-23")]:
         for row, settings in found.rows.items():
@@ -114,9 +117,9 @@ def test_rows_of_text_forms_are_different_runs(tmp_path):
         (tmp_path / recipe.name / f"{recipe.name}.yaml").write_text(
             yaml.safe_dump(settings, sort_keys=False)
         )
-        found = experiment.read("text_forms", paper=True)
+        found = experiments.read("text_forms", paper=True)
         runs = [
-            config.settings_hash(found.resolved(row, recipe.name, [], where, {}))
+            layers.settings_hash(found.resolved(row, recipe.name, [], where, {}))
             for row in found.rows
         ]
         assert len(set(runs)) == len(runs) == 5
@@ -164,7 +167,7 @@ def test_an_item_text_that_holds_its_description_is_refused(beauty, capsys, fiel
 
 
 def test_no_other_phase_and_no_other_column_is_refused(beauty):
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
 
     both = {"text_fields": {"Title": "title", "Description": "description"}}
     where = {"data_path": str(beauty / "data"), "checkpoint_dir": str(beauty / "saved")}
@@ -172,7 +175,7 @@ def test_no_other_phase_and_no_other_column_is_refused(beauty):
         both | {"phase": "next"},
         both | {"phase": "item", "description_fields": {"Category": "categories"}},
     ):
-        Prepared(config.resolve("ST5Seq", "All_Beauty-23", [], where | settings)).check()
+        Prepared(layers.resolve("ST5Seq", "All_Beauty-23", [], where | settings)).check()
 
 
 def test_another_dataset_of_a_joint_phase_is_looked_at_too(beauty, capsys):

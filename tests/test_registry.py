@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm import registry
 from recbole_llm.errors import UserError
+from recbole_llm.settings import model_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "recbole_llm"
@@ -43,8 +43,8 @@ def python(code, cwd, *arguments):
 @pytest.mark.parametrize(
     "name",
     [
-        *registry.OURS,
-        *registry.MENDED,
+        *model_names.OURS,
+        *model_names.MENDED,
         "SASRec",
         "GRU4Rec",
         "KD_DAGFM",
@@ -63,21 +63,22 @@ def test_every_spelling_of_a_name(name):
         f"{name[:middle].lower()}_{name[middle:]}",
         f" {name} ",
     ):
-        assert registry.canonical(spelling) == name
+        assert model_names.canonical(spelling) == name
 
 
 def test_spellings_of_the_papers():
-    assert registry.canonical("NCF") == registry.canonical("neu-mf") == "NeuMF"
+    assert model_names.canonical("NCF") == model_names.canonical("neu-mf") == "NeuMF"
     assert (
-        registry.canonical("BERT-4-Rec") == "BERT4Rec" and registry.canonical("CAL-Rec") == "CALRec"
+        model_names.canonical("BERT-4-Rec") == "BERT4Rec"
+        and model_names.canonical("CAL-Rec") == "CALRec"
     )
 
 
 def test_hyphenated_names_resolve_once_they_are_registered(monkeypatch):
-    monkeypatch.setitem(registry.OURS, "ST5Seq", "nowhere")
-    monkeypatch.setitem(registry.OURS, "LLMTRSR", "nowhere")
-    assert {registry.canonical(name) for name in ("ST5-Seq", "st5seq", "ST5_SEQ")} == {"ST5Seq"}
-    assert registry.canonical("LLM-TRSR") == "LLMTRSR"
+    monkeypatch.setitem(model_names.OURS, "ST5Seq", "nowhere")
+    monkeypatch.setitem(model_names.OURS, "LLMTRSR", "nowhere")
+    assert {model_names.canonical(name) for name in ("ST5-Seq", "st5seq", "ST5_SEQ")} == {"ST5Seq"}
+    assert model_names.canonical("LLM-TRSR") == "LLMTRSR"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_hyphenated_names_resolve_once_they_are_registered(monkeypatch):
 )
 def test_an_unknown_name_names_the_nearest(name, near):
     with pytest.raises(UserError, match=f"unknown model {name!r}: did you mean .*{near}"):
-        registry.canonical(name)
+        model_names.canonical(name)
 
 
 def test_an_unknown_name_that_is_like_none():
@@ -94,14 +95,14 @@ def test_an_unknown_name_that_is_like_none():
         UserError,
         match="ours are CALRec, LIR, LLMTRSR, RecFormer, ST5Seq, TALLRec, TASTELoRA, UniSRec",
     ):
-        registry.canonical("0000000")
+        model_names.canonical("0000000")
 
 
 def test_no_two_models_share_a_spelling():
-    names = [*registry.stock_models(), *registry.OURS]
-    assert len({registry._plain(name) for name in names}) == len(names)
-    assert not {registry._plain(name) for name in names} & registry.ALIASES.keys() and set(
-        registry.ALIASES.values()
+    names = [*model_names.stock_models(), *model_names.OURS]
+    assert len({model_names._plain(name) for name in names}) == len(names)
+    assert not {model_names._plain(name) for name in names} & model_names.ALIASES.keys() and set(
+        model_names.ALIASES.values()
     ) <= set(names)
 
 
@@ -119,44 +120,37 @@ def test_stock_names_are_those_of_recboles_classes():
             if name.lower() == path.stem
         }
     assert len(expected) > 90
-    assert registry.stock_models() == expected
+    assert model_names.stock_models() == expected
 
 
 def test_tree_models_are_refused_by_name():
     with pytest.raises(UserError, match="XGBoost: tree models are not run by this harness"):
-        registry.model_class(registry.canonical("xgboost"))
+        model_names.model_class(model_names.canonical("xgboost"))
 
 
 def test_our_classes_are_where_the_registry_says():
-    for name, module in (registry.OURS | registry.MENDED).items():
+    for name, module in (model_names.OURS | model_names.MENDED).items():
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         assert name in [
             node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
         ]
-    assert registry.MENDED.keys() <= registry.stock_models().keys()
-    models = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {
-        "__init__",
-        "base",
-        "dense",
-        "encode",
-        "judge",
-        "lm",
-        "whitening",
-        "writer",
-    }
+    assert model_names.MENDED.keys() <= model_names.stock_models().keys()
+    files = [*(PACKAGE / "models").glob("*.py"), *(PACKAGE / "models" / "stock").glob("*.py")]
+    models = {path.stem for path in files}
+    models -= {"__init__", "whitening", "item_text_embeddings"}
     assert models == {
-        module.rpartition(".")[2] for module in (registry.OURS | registry.MENDED).values()
+        module.rpartition(".")[2] for module in (model_names.OURS | model_names.MENDED).values()
     }  # none is left unregistered
 
 
 def test_model_class_takes_the_mended_class_and_leaves_recboles_alone():
     from recbole.utils import get_model
 
-    assert registry.model_class("Pop").__module__ == "recbole_llm.model.pop"
+    assert model_names.model_class("Pop").__module__ == "recbole_llm.models.stock.pop"
     assert (
         get_model("Pop").__module__ == "recbole.model.general_recommender.pop"
     )  # importing us changes no stock model
-    assert registry.model_class("BPR") is get_model("BPR") and registry.model_class(
+    assert model_names.model_class("BPR") is get_model("BPR") and model_names.model_class(
         "LIR"
     ) is get_model("LIR")
 
@@ -204,7 +198,7 @@ def write_tiny(folder):
 )
 def test_stock_run_recbole_runs_our_models(settings, tmp_path):
     """Our properties under the user's settings, our dataset and trainer: the numbers are our own runner's."""
-    from recbole_llm.runs import run_model
+    from recbole_llm.runs.runner import run_model
 
     write_tiny(tmp_path / "data")
     common = {
@@ -241,8 +235,8 @@ def build(model):
     return Config(model=model, dataset="ml-100k", config_dict={{"train_neg_sample_args": None}}).final_config_dict
 
 before = build("GRU4Rec"), build("BPR")
-from recbole_llm import registry
-registry.register()
+from recbole_llm import recbole_hooks
+recbole_hooks.register()
 assert (build("GRU4Rec"), build("BPR")) == before
 ours = build("LIR")
 assert ours["text_fields"]["Title"] == "movie_title" and ours["last_n"] == 1 and "last_n" not in before[0]
@@ -289,16 +283,12 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 
 # --- layers -------------------------------------------------------------------------------------------------------------
 
-# A module imports only from layers before its own. store comes early: it knows files alone, and a backbone may be another
-# run's. `__init__` comes after registry, which is all it imports. Names without a file are design.md's, kept for their place.
-LAYERS = """errors screen progress files reading gguf_header compat resources registry __init__ checks stock config
-record store cache data readback marks tokenizing prompts wording precision adapters scratch backbone attention
-collate fusion stacked losses optimizers embedding features generation judging evaluation retrieval summaries
-model trainer loaders report
-runlog cluster leaks prepared runs personal personalize compare recommend summarize experiment tune cli __main__""".split()
-# Imports inside functions that look ahead: hooks which RecBole calls when everything is there, the Python front door, and what
-# another run has begun with, by which defaults go.
-AHEAD = {("registry", "config"), ("__init__", "runs"), ("config", "store")}
+# A package imports only from packages before its own, in functions and for type checkers too.
+# `compat` and `recbole_hooks` are where RecBole meets the package.
+ORDER = """errors contracts compat storage evaluation settings data language training models runs
+studies cli recbole_hooks __init__ __main__""".split()
+# Imports inside functions that look ahead: the Python front door.
+AHEAD = {("__init__", "runs")}
 
 
 def modules():
@@ -344,25 +334,28 @@ def layer(parts):
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def test_every_module_has_a_layer():
-    assert {layer(parts) for parts in NAMES} <= set(LAYERS), (
-        "new modules take their place in LAYERS"
-    )
-    assert len(set(LAYERS)) == len(LAYERS)
+def test_every_package_has_its_place():
+    assert {layer(parts) for parts in NAMES} <= set(ORDER)
+    assert len(set(ORDER)) == len(ORDER)
+
+
+def test_the_root_is_small():
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    assert len(files) <= 8, f"a module belongs into a package: {sorted(files)}"
 
 
 @pytest.mark.parametrize("parts", sorted(NAMES), ids=".".join)
-def test_a_module_imports_only_from_layers_before_its_own(parts):
+def test_a_module_imports_only_from_packages_before_its_own(parts):
     (path,) = [path for path, name in modules() if name == parts]
     own = layer(parts)
     for target, top in imports(path, parts):
         assert target in NAMES, f"{path.name} imports {'.'.join(target)}, which is no module"
         other = layer(target)
-        if other == own or other == "__init__" and own == "store":  # the version is the package's
+        if other == own or target == ("recbole_llm",):  # the version is the package's
             continue
-        before = LAYERS.index(other) < LAYERS.index(own)
+        before = ORDER.index(other) < ORDER.index(own)
         assert before or (not top and (own, other) in AHEAD), (
-            f"{'.'.join(parts)} imports {'.'.join(target)} {'at its top' if top else 'in a function'}"
+            f"{'.'.join(parts)} imports {'.'.join(target)}"
         )
 
 
@@ -387,7 +380,7 @@ def test_no_circle_of_imports_at_the_top_level():
     assert sum(map(len, graph.values())) > 50  # the imports were found
 
 
-def test_exceptions_to_the_layers_are_in_use():
+def test_exceptions_to_the_order_are_in_use():
     found = {
         (layer(parts), layer(target))
         for path, parts in modules()

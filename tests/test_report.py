@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from rank_tables import make_table
 
-from recbole_llm import compare
-from recbole_llm.compare import table_of, write_table
-from recbole_llm.data.samples import warning
+from recbole_llm.data.sample.locate import warning
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import evaluate
 from recbole_llm.evaluation.significance import Interval
-from recbole_llm.report.table import Cell, Table, to_csv, to_latex, to_markdown, to_screen
-from recbole_llm.report.table import make_table as report
+from recbole_llm.runs import compare
+from recbole_llm.runs.compare import table_of, write_table
+from recbole_llm.runs.tables import Cell, Table, to_csv, to_latex, to_markdown, to_screen
+from recbole_llm.runs.tables import make_table as report
 
 COLUMNS = ("ndcg@10", "ndcg@10_pes", "mrr")
 

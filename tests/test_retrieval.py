@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from recbole_llm.retrieval.bm25 import BM25Index, words
-from recbole_llm.retrieval.nearest import InvertedLists, exact
-from recbole_llm.retrieval.round_robin import distinct, quasi_round_robin
+from recbole_llm.language.matching.bm25 import BM25Index, words
+from recbole_llm.language.matching.nearest import InvertedLists, exact
+from recbole_llm.language.matching.round_robin import distinct, quasi_round_robin
 
 TEXTS = [
     "red dog leash",

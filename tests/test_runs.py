@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm import store
 from recbole_llm.cli import main
-from recbole_llm.compare import table_of
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
 from recbole_llm.evaluation.ranks import RankTable
 from recbole_llm.evaluation.significance import same_measure
-from recbole_llm.prepared import Prepared
-from recbole_llm.runs import evaluate_run, resume_run, run_settings
+from recbole_llm.runs.compare import table_of
+from recbole_llm.runs.runner import evaluate_run, resume_run, run_settings
+from recbole_llm.runs.spec import Prepared
+from recbole_llm.storage import run_folders
 
 
 def test_a_backbone_by_run_is_that_run_however_it_is_named(tmp_path):
@@ -93,7 +93,7 @@ def test_evaluation_with_nothing_changed_is_the_runs_own(tmp_path):
     settings = settings_for("LIR", tmp_path)
     run = run_settings(settings)
     assert evaluate_run(run.folder, settings) == run
-    assert len((tmp_path / "saved" / store.RESULTS).read_text().splitlines()) == 1
+    assert len((tmp_path / "saved" / run_folders.RESULTS).read_text().splitlines()) == 1
 
 
 def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypatch):
@@ -105,10 +105,10 @@ def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypat
     record = {
         "status": "running",
         "settings": ready.settings,
-        "versions": store.versions(),
+        "versions": run_folders.versions(),
         "data": ready.tables.fingerprint,
     }
-    store.write_json(trainer.folder / store.RUN, record)
+    run_folders.write_json(trainer.folder / run_folders.RUN, record)
     trainer.fit(train, valid)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -130,7 +130,7 @@ TWICE = """
 import sys
 sys.path[:0] = {paths!r}
 from worlds import settings_for
-from recbole_llm.runs import run_settings
+from recbole_llm.runs.runner import run_settings
 run_settings(settings_for("LIR", __import__("pathlib").Path({folder!r})))
 """
 
@@ -147,7 +147,7 @@ def test_two_processes_that_want_one_run_make_it_once(tmp_path):
     assert [process.wait(timeout=200) for process in both] == [0, 0], [
         process.stderr.read() for process in both
     ]
-    rows = (tmp_path / "saved" / store.RESULTS).read_text().splitlines()
+    rows = (tmp_path / "saved" / run_folders.RESULTS).read_text().splitlines()
     assert len(rows) == 1 and json.loads(rows[0])["model"] == "LIR"
 
 
@@ -269,7 +269,7 @@ def test_who_waits_for_a_run_that_fails_begins_it(tmp_path):
     folder, inside, waited = tmp_path / "saved" / "run", threading.Event(), threading.Event()
 
     def fail():
-        with store.locked(folder):
+        with run_folders.locked(folder):
             inside.set()
             assert waited.wait(60)
             time.sleep(0.5)  # until the other one has begun to wait
@@ -278,6 +278,6 @@ def test_who_waits_for_a_run_that_fails_begins_it(tmp_path):
     thread = threading.Thread(target=fail)
     thread.start()
     assert inside.wait(60)
-    with store.locked(folder, lambda line: waited.set()):
+    with run_folders.locked(folder, lambda line: waited.set()):
         assert waited.is_set() and folder.is_dir()
     thread.join()

@@ -2,10 +2,10 @@
 
 import pytest
 
-from recbole_llm import resources
-from recbole_llm.data.samples import locate
-from recbole_llm.data.tables import Source, load
+from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.sample.locate import locate
 from recbole_llm.errors import UserError
+from recbole_llm.settings import files
 
 
 @pytest.fixture
@@ -22,11 +22,7 @@ def put(tmp_path):
 
 
 def test_the_users_files_come_before_the_bundled_ones(put, tmp_path):
-    assert (
-        locate("Pet", tmp_path)
-        == ("Pet-sample", resources.SAMPLE)
-        == locate("Pet-sample", tmp_path)
-    )
+    assert locate("Pet", tmp_path) == ("Pet-sample", files.SAMPLE) == locate("Pet-sample", tmp_path)
     name, folder = locate("ml-100k", tmp_path)
     assert name == "ml-100k" and (folder / "ml-100k.inter").is_file()
     for name in ("Pet", "ml-100k"):

@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
-from recbole_llm.collate import pieces
-from recbole_llm.prompts import Template, prefix
-from recbole_llm.scratch import END, PAD, PHRASE_USES, SIZES, causal_model, train_tokenizer
+from recbole_llm.language.backbones.scratch import (
+    END,
+    PAD,
+    PHRASE_USES,
+    SIZES,
+    causal_model,
+    train_tokenizer,
+)
+from recbole_llm.language.prompts.templates import Template, prefix
+from recbole_llm.language.tokens.batches import pieces
 
 TEMPLATE = Template(
     "This is the summary of a user's purchase history.",

@@ -11,9 +11,9 @@ import pytest
 from shops import edit, only, process, write_shop
 
 from recbole_llm.cli import main
-from recbole_llm.report.table import make_table, to_latex, to_markdown, to_screen
-from recbole_llm.runlog import RunLog
-from recbole_llm.screen import printable
+from recbole_llm.runs.tables import make_table, to_latex, to_markdown, to_screen
+from recbole_llm.storage.run_log import RunLog
+from recbole_llm.storage.screen import printable
 
 ESCAPE = "\x1b[31m\x1b]0;title\x07"
 TURNED = "\u202egnp.exe"
@@ -150,7 +150,7 @@ def test_names_do_not_break_the_tables():
 
 def test_a_page_shows_markup_as_text(tmp_path):
     pytest.importorskip("plotly")
-    from recbole_llm.report.projection import draw
+    from recbole_llm.studies.projection import draw
 
     title = f"<b>bold</b><script>alert(1)</script> $10 & $_{{ {NASTY}"
     points = np.zeros((2, 2), dtype=np.float32)

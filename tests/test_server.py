@@ -10,10 +10,10 @@ import pytest
 from test_summaries import REQUESTS, SHOPPING, plans, summaries, written
 
 from recbole_llm.errors import UserError
-from recbole_llm.wording import Wording
+from recbole_llm.language.prompts.instructions import Wording
 
 pytest.importorskip("openai")
-from recbole_llm.summaries.server import CHARACTERS, ServerEngine  # noqa: E402
+from recbole_llm.language.summaries.server import CHARACTERS, ServerEngine  # noqa: E402
 
 
 class Server(ThreadingHTTPServer):

@@ -17,11 +17,11 @@ from test_summaries import SHOPPING, plans, summaries
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
-from recbole_llm.summaries.plan import hierarchical
-from recbole_llm.summaries.writing import PATIENCE, Summaries
+from recbole_llm.language.summaries.schedules import hierarchical
+from recbole_llm.language.summaries.writing import PATIENCE, Summaries
 
 pytest.importorskip("openai")
-from recbole_llm.summaries.server import ServerEngine  # noqa: E402
+from recbole_llm.language.summaries.server import ServerEngine  # noqa: E402
 
 LINGER = struct.pack("ii", 1, 0)  # a socket that is closed sends a reset
 
@@ -235,7 +235,7 @@ def engine(server, **own):
 
 
 def again(folder, engine):
-    from recbole_llm.summaries.extractive import Extractive
+    from recbole_llm.language.summaries.extractive import Extractive
 
     return Summaries(engine, Extractive(), folder, retry=True)
 
@@ -294,7 +294,7 @@ def test_an_answer_that_trickles_ends_with_the_timeout(server, tmp_path, kind, c
 
 
 def test_a_list_of_models_that_does_not_come_is_waited_for_once(server, tmp_path, monkeypatch, caplog):  # fmt: skip
-    monkeypatch.setattr("recbole_llm.summaries.server.REACH", 0.3)
+    monkeypatch.setattr("recbole_llm.language.summaries.server.REACH", 0.3)
     server.models = "trickle"
     asked = summaries(tmp_path, engine(server))
     found = asked.of(plans(*[12] * 2)) + asked.of(plans(*[1] * TEXTS))  # several rounds
@@ -548,7 +548,7 @@ def shop(tmp_path, monkeypatch):
 
 
 def records(folder: Path):
-    from recbole_llm.cache import Lines
+    from recbole_llm.storage.content_cache import Lines
 
     (path,) = (folder / "saved" / "cache" / "summaries").glob("*.jsonl.gz")
     return {line["name"]: line for line in Lines(path).read()}.values()

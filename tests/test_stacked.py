@@ -8,10 +8,16 @@ import torch
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from worlds import FRUIT, prepared, t5, write_cycle
 
-from recbole_llm.data.splits import make_split
-from recbole_llm.personal import training
-from recbole_llm.personal.training import Learner, Recipe, freeze, train
-from recbole_llm.stacked import Noise, Stack, StackedLinear, _Adapted, linear_layers
+from recbole_llm.data.cases.splits import make_split
+from recbole_llm.language.backbones.stacked_lora import (
+    Noise,
+    Stack,
+    StackedLinear,
+    _Adapted,
+    linear_layers,
+)
+from recbole_llm.studies.personalization import adapter_training
+from recbole_llm.studies.personalization.adapter_training import Learner, Recipe, freeze, train
 
 SPLIT = {"temporal": [0.5, 0.3, 0.2]}
 RECIPE = {
@@ -118,7 +124,7 @@ def alone(frozen, learner, recipe):
     """Oracle: one user by PEFT and torch's AdamW, its texts one by one; returns the adapter of the best validation."""
     from peft import LoraConfig
 
-    model, rng = copy.deepcopy(frozen.bundle.model), training._rng
+    model, rng = copy.deepcopy(frozen.bundle.model), adapter_training._rng
     model.add_adapter(
         LoraConfig(
             r=recipe.lora_rank,
@@ -130,7 +136,7 @@ def alone(frozen, learner, recipe):
     model.to(frozen.bundle.model.dtype)
     start = Stack.fresh(
         frozen.bundle.model,
-        [training._seed(recipe, learner.name, 1)],
+        [adapter_training._seed(recipe, learner.name, 1)],
         rank=recipe.lora_rank,
         alpha=recipe.lora_alpha,
         dropout=0.0,
@@ -184,15 +190,17 @@ def alone(frozen, learner, recipe):
             if "lora_" in name
         }
 
-    checks = training.choices(frozen, learner.valid, learner, recipe, rng(recipe, learner.name, 2))
+    checks = adapter_training.choices(
+        frozen, learner.valid, learner, recipe, rng(recipe, learner.name, 2)
+    )
     with torch.no_grad():
         losses = [float(loss(checks, False))]
     best = state()
     for epoch in range(recipe.epochs):
-        examples = training.choices(
+        examples = adapter_training.choices(
             frozen, learner.train, learner, recipe, rng(recipe, learner.name, 3, epoch)
         )
-        steps = training.shuffled_steps(
+        steps = adapter_training.shuffled_steps(
             [sum(map(len, group)) for group in examples],
             recipe.train_batch_size,
             rng(recipe, learner.name, 4, epoch),
@@ -229,7 +237,7 @@ def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
         learners_of(world),
     )
     assert len({len(one.train) for one in learners}) > 3
-    stacks = training.together(learners, recipe.train_batch_size, 16)
+    stacks = adapter_training.together(learners, recipe.train_batch_size, 16)
     assert (
         sorted(one.name for own in stacks for one in own) == sorted(one.name for one in learners)
         and max(map(len, stacks)) > 3
@@ -258,15 +266,20 @@ def test_one_user_of_long_steps_does_not_keep_the_others_apart(world):
     learners = [Learner(f"user {user}", cases[:1], cases[:1]) for user in range(16)]
     tokens = [100] * 16
     tokens[3] = 800
-    stacks = training.together(learners, 4, 16, tokens, 800)
+    stacks = adapter_training.together(learners, 4, 16, tokens, 800)
     assert [len(own) for own in stacks] == [8, 7, 1] and stacks[2] == [learners[3]]
-    assert [len(own) for own in training.together(learners, 4, 6, tokens, 800)] == [6, 6, 3, 1]
-    assert [len(own) for own in training.together(learners, 4, 16, tokens, 50)] == [1] * 16
-    assert [len(own) for own in training.together(learners, 4, 16)] == [16]
+    assert [len(own) for own in adapter_training.together(learners, 4, 6, tokens, 800)] == [
+        6,
+        6,
+        3,
+        1,
+    ]
+    assert [len(own) for own in adapter_training.together(learners, 4, 16, tokens, 50)] == [1] * 16
+    assert [len(own) for own in adapter_training.together(learners, 4, 16)] == [16]
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 300, 16).tolist()
     size = {learner.name: own for learner, own in zip(learners, tokens)}
-    stacks = training.together(learners, 4, 16, tokens, 900)
+    stacks = adapter_training.together(learners, 4, 16, tokens, 900)
     assert sorted(one.name for own in stacks for one in own) == sorted(size)
     for own in stacks:
         assert len(own) == 1 or len(own) * max(size[one.name] for one in own) <= 900
@@ -277,11 +290,11 @@ def test_peft_loads_a_saved_adapter(world, tmp_path):
     from peft import PeftModel
 
     frozen, recipe = frozen_of(world), Recipe(**RECIPE)
-    learners = training.together(learners_of(world), 3, 4)[0]
+    learners = adapter_training.together(learners_of(world), 3, 4)[0]
     stack = train(frozen, learners, recipe).stack
     texts = [[frozen.items[0], frozen.histories[int(one.train.end[0])]] for one in learners]
     with stack.on(frozen.bundle.model), torch.no_grad():
-        ours = training.stacked_vectors(frozen.bundle, texts, 4096)
+        ours = adapter_training.stacked_vectors(frozen.bundle, texts, 4096)
     for number in range(len(learners)):
         stack.save(number, tmp_path / str(number), "run:base")
         bundle = copy.copy(frozen.bundle)
@@ -289,7 +302,7 @@ def test_peft_loads_a_saved_adapter(world, tmp_path):
             copy.deepcopy(frozen.bundle.model), tmp_path / str(number)
         ).base_model.model.eval()
         with torch.no_grad():
-            theirs = training.stacked_vectors(bundle, texts[number : number + 1], 4096)
+            theirs = adapter_training.stacked_vectors(bundle, texts[number : number + 1], 4096)
         assert torch.allclose(ours[number], theirs[0], atol=1e-5)
     plain = linear_layers(frozen.bundle.model)
     assert not any(
@@ -299,7 +312,7 @@ def test_peft_loads_a_saved_adapter(world, tmp_path):
 
 def test_in_float32_vectors_and_ranks_agree(world):
     frozen, recipe = frozen_of(world), Recipe(**RECIPE | {"learning_rate": 0.001, "epochs": 3})
-    own = max(training.together(learners_of(world), recipe.train_batch_size, 6), key=len)
+    own = max(adapter_training.together(learners_of(world), recipe.train_batch_size, 6), key=len)
     together = train(frozen, own, recipe).stack
     for number, learner in enumerate(own):
         single = train(frozen, [learner], recipe).stack
@@ -307,7 +320,7 @@ def test_in_float32_vectors_and_ranks_agree(world):
         vectors = []
         for stack in (together[[number]], single):
             with stack.on(frozen.bundle.model), torch.no_grad():
-                vectors.append(training.stacked_vectors(frozen.bundle, texts, 4096)[0])
+                vectors.append(adapter_training.stacked_vectors(frozen.bundle, texts, 4096)[0])
         assert (vectors[0] - vectors[1]).abs().max() <= 1e-5
         scores = [one[-1] @ one[:-1].T for one in vectors]
         assert torch.equal(scores[0].argsort(), scores[1].argsort())
@@ -316,7 +329,7 @@ def test_in_float32_vectors_and_ranks_agree(world):
 def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
     """Without anything learned the ranks are the frozen model's own; with B set they are those of the model with PEFT's adapter."""
     from recbole_llm.evaluation.loop import catalogue_scores
-    from recbole_llm.personal.ranking import rank
+    from recbole_llm.studies.personalization.ranking import rank
 
     model, part = world
     frozen, recipe = (
@@ -360,7 +373,7 @@ def test_a_units_files_are_adapters_ranks_and_a_record_whole_or_not_at_all(world
     import json
 
     from recbole_llm.evaluation.ranks import RankTable
-    from recbole_llm.personal.units import Unit, done, keep, unit_folder, work
+    from recbole_llm.studies.personalization.work_units import Unit, done, keep, unit_folder, work
 
     model, part = world
     frozen, learners = (

@@ -9,13 +9,14 @@ from safetensors.torch import load_file, save_file
 from test_backbones import save_model
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm import store
-from recbole_llm.backbone import load_folder
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import kept as kept_module
-from recbole_llm.prepared import Prepared
-from recbole_llm.recommend import recommend
-from recbole_llm.runs import evaluate_run, run_settings
+from recbole_llm.evaluation import resumable as kept_module
+from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.spec import Prepared
+from recbole_llm.settings import run_record
+from recbole_llm.storage import run_folders
+from recbole_llm.studies.recommend import recommend
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,7 @@ def test_a_damaged_or_foreign_start_of_a_ranking_is_left(tmp_path, monkeypatch, 
     kept = kept_module.Kept(tmp_path, "test", model)
     kept.path.write_bytes(b"PK no archive")
     assert kept_module.Kept(tmp_path, "test", model).pieces == [] and "is damaged" in caplog.text
-    monkeypatch.setattr(store, "code", lambda: "another")
+    monkeypatch.setattr(run_folders, "code", lambda: "another")
     assert kept_module.Kept(tmp_path, "test", model).path != kept.path
     kept_module.forget(tmp_path)
     assert not kept.path.exists()
@@ -288,14 +289,14 @@ def test_an_evaluation_tells_its_own_seed(trained):
 def test_an_evaluation_is_done_by_one_of_two_processes(trained, monkeypatch):
     folder, full = trained
     settings = settings_for("CALRec", folder, samples=2)
-    inner = store.locked
+    inner = run_folders.locked
 
     def late(target, waiting):
-        monkeypatch.setattr(store, "locked", inner)
+        monkeypatch.setattr(run_folders, "locked", inner)
         evaluate_run(full.folder, settings)  # the other process, while this one waits
         return inner(target, waiting)
 
-    monkeypatch.setattr(store, "locked", late)
+    monkeypatch.setattr(run_folders, "locked", late)
     run = evaluate_run(full.folder, settings)
     lines = (folder / "saved" / "results.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["run"] == run.row["run"] for line in lines) == 1
@@ -317,7 +318,7 @@ def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
         settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
     )
     monkeypatch.setattr(kept_module, "KEEP_SECONDS", 0)
-    from recbole_llm.model.calrec import CALRec
+    from recbole_llm.models.calrec import CALRec
 
     inner, calls = CALRec.score, []
 
@@ -342,4 +343,4 @@ def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
         assert run.row[part] == whole.row[part]
     assert run.row["rates"] == whole.row["rates"]
     assert (run.ranks().above == whole.ranks().above).all()
-    assert not list(run.folder.glob("*.kept.gz")) and "parts" not in store.read_run(run.folder)
+    assert not list(run.folder.glob("*.kept.gz")) and "parts" not in run_record.read_run(run.folder)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from shops import there, write_shop
 
-from recbole_llm import config, registry, stock
 from recbole_llm.cli import main
+from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.errors import UserError
-from recbole_llm.loaders import make_loaders
+from recbole_llm.settings import layers, model_names, stock
 
 COMMON = ("--dataset=tiny", "--beside=[]", "--show_progress=false", "--epochs=1")
 LABELS = "--threshold.rating=4 --load_col.inter='[user_id, item_id, rating, timestamp]'"
@@ -148,10 +148,10 @@ def test_what_can_be_runs(line, command, tmp_path):
 
 
 def built(model, folder, **settings):
-    settings = config.resolve(model, "tiny", [], {"use_gpu": False} | settings)
-    made = config.recbole_config(settings, folder / "dataset" / "tiny")
+    settings = layers.resolve(model, "tiny", [], {"use_gpu": False} | settings)
+    made = layers.recbole_config(settings, folder / "dataset" / "tiny")
     train, _, _ = make_loaders(made)
-    return registry.model_class(model)(made, train._dataset), train
+    return model_names.model_class(model)(made, train._dataset), train
 
 
 @pytest.mark.parametrize("column", ["price", "vector"])
@@ -180,9 +180,9 @@ def test_a_column_of_numbers_is_a_feature(column, shop_folder):
 
 def test_one_learner_is_one_run():
     """However its name is written."""
-    runs = [config.resolve("SASRec", "any", [], {"learner": name}) for name in ("adamw", "AdamW")]
+    runs = [layers.resolve("SASRec", "any", [], {"learner": name}) for name in ("adamw", "AdamW")]
     assert runs[0] == runs[1]
-    assert config.resolve("CALRec", "any", [], {"learner": "Muon"})["learner"] == "muon"
+    assert layers.resolve("CALRec", "any", [], {"learner": "Muon"})["learner"] == "muon"
 
 
 def test_a_gpu_that_is_not_there(monkeypatch, tmp_path):
@@ -191,13 +191,13 @@ def test_a_gpu_that_is_not_there(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match="gpu_id: this machine has 2 GPUs, numbered from 0, found 3"
     ):
-        config.recbole_config(config.resolve("SASRec", "any", [], {"gpu_id": 3}), tmp_path)
+        layers.recbole_config(layers.resolve("SASRec", "any", [], {"gpu_id": 3}), tmp_path)
 
 
 NOT_RUN = {"GRU4RecKG", "KSR"}
 PAIRS = [
     (name, family, loss)
-    for name, family in sorted(registry.stock_models().items())
+    for name, family in sorted(model_names.stock_models().items())
     if family in ("general", "sequential") and name not in NOT_RUN
     for loss in ("CE", "BPR")
 ]
@@ -213,13 +213,13 @@ ELSEWHERE = {"GRU4RecCPR", "SASRecCPR", "NNCF", "NCL", "RecVAE", "DGCF", "SGL", 
 @pytest.mark.parametrize(("name", "family", "loss"), PAIRS)
 def test_which_models_need_negatives(name, family, loss, shop_folder, monkeypatch):
     """Oracle: the first step of the stock model without them."""
-    default = config.resolve(
+    default = layers.resolve(
         name,
         "tiny",
         [],
         SMALL.get(name, {}) | {"selected_features": ["categories"], "item_attribute": "categories"},
     )
-    if family == "general" or "loss_type" not in config._stock_defaults(name):
+    if family == "general" or "loss_type" not in layers._stock_defaults(name):
         settings = {}
     else:
         settings = {"loss_type": loss}

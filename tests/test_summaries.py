@@ -8,16 +8,23 @@ import pytest
 import torch
 from test_backbones import save_model
 
-from recbole_llm.backbone import load_folder
-from recbole_llm.collate import Pieces
-from recbole_llm.data.text import UNKNOWN, ItemText
-from recbole_llm.scratch import train_tokenizer
-from recbole_llm.summaries.extractive import SENTENCES, Extractive, nearest
-from recbole_llm.summaries.local import LocalEngine
-from recbole_llm.summaries.plan import Request, Text, blocks, hierarchical, recurrent, run
-from recbole_llm.summaries.prompt import parts
-from recbole_llm.summaries.writing import Summaries
-from recbole_llm.wording import Wording, caps
+from recbole_llm.data.texts.text import UNKNOWN, ItemText
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.language.prompts.instructions import Wording, caps
+from recbole_llm.language.summaries.extractive import SENTENCES, Extractive, nearest
+from recbole_llm.language.summaries.local import LocalEngine
+from recbole_llm.language.summaries.prompt import parts
+from recbole_llm.language.summaries.schedules import (
+    Request,
+    Text,
+    blocks,
+    hierarchical,
+    recurrent,
+    run,
+)
+from recbole_llm.language.summaries.writing import Summaries
+from recbole_llm.language.tokens.batches import Pieces
 
 SHOPPING = Wording.named("shopping")
 

@@ -13,11 +13,11 @@ from test_backbones import save_model
 from test_llmtrsr import SMALL, made, small
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm.backbone import load_folder
 from recbole_llm.errors import UserError
-from recbole_llm.runs import run_settings
-from recbole_llm.summaries.local import LocalEngine
-from recbole_llm.summaries.plan import Text
+from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.language.summaries.local import LocalEngine
+from recbole_llm.language.summaries.schedules import Text
+from recbole_llm.runs.runner import run_settings
 
 
 def test_summaries_are_of_what_came_before(tmp_path):
@@ -34,8 +34,8 @@ def test_summaries_are_of_what_came_before(tmp_path):
 
 def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
     """By the engine's name, under which its texts are stored."""
-    from recbole_llm.summaries import engines
-    from recbole_llm.wording import Wording
+    from recbole_llm.language.prompts.instructions import Wording
+    from recbole_llm.language.summaries import engines
 
     write_cycle(tmp_path)
     folder, other = (save_model(kind, tmp_path / kind) for kind in ("Llama", "GPT2"))
@@ -198,7 +198,7 @@ def test_a_summarizer_that_has_learned_the_targets_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["hierarchical", "recurrent"])
 def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     """Every text on the way, in a table; a run of the same settings then finds all of them."""
-    from recbole_llm.summarize import summarize
+    from recbole_llm.studies.summarize import summarize
 
     write_cycle(tmp_path)
     own = {"summary": kind, "block_size": 2, "fan_in": 2}

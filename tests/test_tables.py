@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recbole_llm.data.tables import Source, load
+from recbole_llm.data.reading.tables import Source, load
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")

@@ -6,15 +6,15 @@ import torch
 from safetensors.torch import load_file
 from worlds import FRUIT, prepared, scores_of, settings_for, write_cycle
 
-from recbole_llm import scratch
-from recbole_llm.backbone import load, load_folder
-from recbole_llm.collate import pad
 from recbole_llm.errors import UserError
-from recbole_llm.fusion import FusionBackbone, SegmentEncoder
-from recbole_llm.losses import over_candidates
-from recbole_llm.model.tastelora import Choice
-from recbole_llm.prompts import VISITS
-from recbole_llm.runs import run_settings
+from recbole_llm.language.backbones import scratch
+from recbole_llm.language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
+from recbole_llm.language.backbones.sources import load, load_folder
+from recbole_llm.language.prompts.templates import VISITS
+from recbole_llm.language.tokens.batches import pad
+from recbole_llm.models.tastelora import Choice
+from recbole_llm.runs.runner import run_settings
+from recbole_llm.training.losses import over_candidates
 
 ITEMS = [f"id: {number} title: {word} juice" for number, word in enumerate(FRUIT)]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recbole_llm.data.tables import Source, load
-from recbole_llm.data.text import ItemText
+from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.texts.text import ItemText
 from recbole_llm.errors import UserError
 
 ITEM = ("item_id:token", "title:token_seq", "categories:token_seq", "price:float")

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("duckdb")
 
 from recbole_llm import cli
-from recbole_llm.data.atomic import read_atomic
+from recbole_llm.data.reading.atomic import read_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 ZONES = ("UTC", "America/New_York", "Asia/Kolkata")
@@ -227,9 +227,9 @@ def test_numbers_without_end_in_a_column_of_numbers_are_unreadable(tmp_path, cap
 
 def test_yelp_reads_offsets_too(tmp_path):
     """Its releases have none so far; the helper is the same."""
-    from recbole_llm.data.prepare import catalogue
     from recbole_llm.data.prepare.engine import Engine
-    from recbole_llm.data.prepare.yelp import REVIEWS
+    from recbole_llm.data.prepare.sources import catalogue
+    from recbole_llm.data.prepare.sources.yelp import REVIEWS
 
     row = {"user_id": "u", "business_id": "b", "stars": 4.0}
     dates = ["2020-05-01T14:00:00+02:00", "2020-05-01 12:00:01", "2020-05-01"]

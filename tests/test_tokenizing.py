@@ -9,15 +9,22 @@ from tokenizers_of import CHAT, KINDS, texts
 from transformers import LlamaConfig, LlamaForCausalLM
 from worlds import prepared, write_cycle
 
-from recbole_llm.collate import AttributeEncoder, Encoder, SentenceEncoder
-from recbole_llm.fusion import SegmentEncoder
-from recbole_llm.judging.prompts import JudgeEncoder, answer_tokens
-from recbole_llm.prompts import INSTRUCTION, VISITS, Example, Template, TextForm, prefix
-from recbole_llm.scratch import train_tokenizer
-from recbole_llm.summaries.plan import Request
-from recbole_llm.summaries.prompt import parts
-from recbole_llm.tokenizing import TextTokenizer
-from recbole_llm.wording import ASSISTANT, Wording, answered, frame, turn
+from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
+from recbole_llm.language.backbones.scratch import train_tokenizer
+from recbole_llm.language.prompts.instructions import ASSISTANT, Wording, answered, frame, turn
+from recbole_llm.language.prompts.templates import (
+    INSTRUCTION,
+    VISITS,
+    Example,
+    Template,
+    TextForm,
+    prefix,
+)
+from recbole_llm.language.summaries.prompt import parts
+from recbole_llm.language.summaries.schedules import Request
+from recbole_llm.language.tokens.batches import AttributeEncoder, Encoder, SentenceEncoder
+from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
+from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
 SHOPPING = Wording.named("shopping")
 CALREC = Template(

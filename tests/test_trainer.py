@@ -116,7 +116,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
 
 @pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch, learner):
-    from recbole_llm import trainer as module
+    from recbole_llm.training import loop as module
 
     write_cycle(tmp_path)
     own = {"epochs": 2, "train_batch_size": 4, "learner": learner}
@@ -231,7 +231,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 def test_stages_hand_their_weights_on(tmp_path):
     """S3Rec: pre-training, then fine-tuning from it; both are runs."""
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     write_cycle(tmp_path)
     own = {
@@ -250,7 +250,7 @@ def test_stages_hand_their_weights_on(tmp_path):
 
 def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
     """On other data a scratch tokenizer would number other tokens, and the weights would read nonsense."""
-    from recbole_llm.trainer import load_weights
+    from recbole_llm.training.loop import load_weights
 
     write_cycle(tmp_path)
     write_cycle(tmp_path, name="other")
@@ -275,7 +275,7 @@ def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
 ):
     from test_backbones import save_model
 
-    from recbole_llm import trainer as module
+    from recbole_llm.training import loop as module
 
     if quantize != "none":
         pytest.importorskip("bitsandbytes")
@@ -340,7 +340,7 @@ def test_a_state_over_4bit_weights_can_be_read(tmp_path):
 
 
 def test_nothing_to_go_on_from_is_left_by_a_finished_run(tmp_path):
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     write_cycle(tmp_path)
     settings = settings_for("SASRec", tmp_path)
@@ -363,7 +363,7 @@ def test_a_state_of_another_model_is_one_line(tmp_path):
 
 def stopped(folder):
     """A run of the command that has stored its state after its second epoch of four, and its id."""
-    from recbole_llm.trainer import Harness
+    from recbole_llm.training.loop import Harness
 
     write_cycle(folder, users=6, length=4)
     inner, calls = Harness._save_state, []
@@ -493,7 +493,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(interrupted, tmp_path, caps
 
 def test_a_name_that_is_taken_is_told_of():
     """By whatever writes there, in one line that names it."""
-    from recbole_llm.files import fault_line, naming
+    from recbole_llm.storage.files import fault_line, naming
 
     for kind in (FileExistsError, IsADirectoryError, NotADirectoryError):
         code = {"FileExistsError": 17, "IsADirectoryError": 21}.get(kind.__name__, 20)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm import config
+from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.evaluation.loop import rank_cases
-from recbole_llm.loaders import make_loaders
+from recbole_llm.settings import layers
 
 HEADER = ("user_id:token", "item_id:token", "timestamp:float")
 METRICS = {"valid_metric": "Recall@3", "metrics": ["Recall"], "topk": [3]}
@@ -53,13 +53,13 @@ def stock_trainer(stock, monkeypatch, tmp_path):
 
 def ours(model, folder, **settings):
     """(model, test dataset) with random weights."""
-    from recbole_llm import registry
+    from recbole_llm.settings import model_names
 
-    resolved = config.recbole_config(
-        config.resolve(model, folder.name, [], {"use_gpu": False} | settings), folder
+    resolved = layers.recbole_config(
+        layers.resolve(model, folder.name, [], {"use_gpu": False} | settings), folder
     )
     train, _, test = make_loaders(resolved)
-    return registry.model_class(model)(resolved, train._dataset), test._dataset
+    return model_names.model_class(model)(resolved, train._dataset), test._dataset
 
 
 def users_of(dataset):
@@ -126,7 +126,7 @@ def test_history_is_masked_for_all_or_none_of_the_models_that_score_pairs(short_
     """Stock: the negatives of NeuMF leave the history out, those of DIN do not."""
     from recbole.data import data_preparation
 
-    from recbole_llm.data.candidates import draw_candidates
+    from recbole_llm.data.cases.candidates import draw_candidates
 
     met, lists, counts = [], [], []
     for name in ("NeuMF", "DIN"):
@@ -162,8 +162,8 @@ def test_repeatnet_learns_from_events_alone(short_users, stock):
     )
     batch = next(iter(data_preparation(dataset.config, dataset)[0]))
     assert float(batch["label"].mean()) == 0.5
-    settings = config.resolve("RepeatNet", "toy", [], {"use_gpu": False})
-    train, _, _ = make_loaders(config.recbole_config(settings, short_users))
+    settings = layers.resolve("RepeatNet", "toy", [], {"use_gpu": False})
+    train, _, _ = make_loaders(layers.recbole_config(settings, short_users))
     batch = next(iter(train))
     assert "label" not in batch and len(batch) == len(train._dataset.cases)
 
@@ -214,7 +214,7 @@ def test_a_model_that_repeats_itself_gets_what_chance_gives(
 @pytest.mark.parametrize("name", ["GRU4Rec", "BPR", "LIR"])
 def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch):
     """Stock: the batch that a model scores holds the target's id, so that a model may read the answer; where it tries, ours is an error."""
-    from recbole_llm import registry
+    from recbole_llm.settings import model_names
 
     def oracle(self, interaction):
         scores = torch.zeros(len(interaction), 13)
@@ -237,7 +237,7 @@ def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch)
             name, folder, lambda model: monkeypatch.setattr(model, "full_sort_predict", oracle)
         )
         assert trainer.evaluate(test, load_best_model=False)["recall@3"] == 1
-    monkeypatch.setattr(registry.model_class(name), "full_sort_predict", oracle)
+    monkeypatch.setattr(model_names.model_class(name), "full_sort_predict", oracle)
     model, test = ours(name, folder)
     with pytest.raises(KeyError, match="item_id"):
         rank_cases(model, test, test.cases)
@@ -259,14 +259,14 @@ def test_eval_args_in_part_keep_the_rest(given, short_users, stock):
     assert (of_stock()["split"], of_stock()["order"]) == ({"LS": "valid_and_test"}, "TO")
     assert of_stock(eval_args=given)["split"] == {"RS": [0.8, 0.1, 0.1]}
     assert of_stock(eval_args=given)["order"] == given.get("order", "RO")
-    whole = config.resolve("SASRec", "toy")["eval_args"]
+    whole = layers.resolve("SASRec", "toy")["eval_args"]
     for overrides in (
         {"eval_args": given},
         {f"eval_args.{key}": value for key, value in given.items()},
     ):
-        settings = config.resolve("SASRec", "toy", [], {"use_gpu": False} | overrides)
+        settings = layers.resolve("SASRec", "toy", [], {"use_gpu": False} | overrides)
         assert settings["eval_args"] == whole | given
-        made = config.recbole_config(settings, short_users)["eval_args"]
+        made = layers.recbole_config(settings, short_users)["eval_args"]
         assert (made["split"], made["order"]) == ({"LS": "valid_and_test"}, "TO")
 
 

@@ -9,9 +9,9 @@ import yaml
 from worlds import write_cycle
 
 from recbole_llm import cli
-from recbole_llm import tune as tuning
 from recbole_llm.errors import UserError
-from recbole_llm.tune import points
+from recbole_llm.studies import tune as tuning
+from recbole_llm.studies.tune import points
 
 SPACE = {
     "learning_rate": {"log": [1e-4, 1e-2]},
@@ -163,7 +163,7 @@ def test_trials_that_tie_are_not_called_best(tmp_path, monkeypatch, scores, said
     search.folder.mkdir()
     monkeypatch.setattr(tuning, "Search", lambda *args: search)
     row = {"row": {"test": {"ndcg@10": 0.25}}}
-    monkeypatch.setattr(tuning.store, "finished_run", lambda folder: row)
+    monkeypatch.setattr(tuning.run_record, "finished_run", lambda folder: row)
     monkeypatch.setattr(tuning, "Run", lambda folder, row: SimpleNamespace(ranks=dict))
     lines = tuning.tune("GRU4Rec", "cycle", [{}], {"search": "random"})
     assert sum(line.startswith(said) for line in lines) == 1

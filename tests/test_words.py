@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from worlds import prepared, settings_for
 
-from recbole_llm.data.words import count, cut, words
-from recbole_llm.runs import run_settings
+from recbole_llm.data.texts.words import count, cut, words
+from recbole_llm.runs.runner import run_settings
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_cannot_be_matched_is_said_as_it_is(tmp_path, caplog, titles):
 
 def test_sentences_without_spaces_are_drawn_apart_and_counted():
     """A description is no title because it has no spaces, and the extract of it ends."""
-    from recbole_llm.summaries.extractive import SENTENCES, _sentences, nearest
+    from recbole_llm.language.summaries.extractive import SENTENCES, _sentences, nearest
 
     value = "这个保温杯可以保温十二个小时。杯盖不会漏水！适合办公室和旅行使用？颜色有蓝色和红色"
     assert _sentences(value) == [

@@ -6,18 +6,18 @@ import json
 import pytest
 from worlds import prepared, settings_for, write_cycle
 
-from recbole_llm import store
-from recbole_llm.evaluation import kept as kept_module
-from recbole_llm.generation.written import Answer, Written
-from recbole_llm.model import writer
-from recbole_llm.runs import evaluate_run, run_settings
+from recbole_llm.evaluation import resumable as kept_module
+from recbole_llm.language.decoding.answer_log import Answer, Written
+from recbole_llm.models.base import generative_model
+from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.storage import run_folders
 
 OWN = {"samples": 6, "max_new_tokens": 12, "temperature": 1.0}
 CASES = 40
 
 
 def files(folder, part="test"):
-    return sorted(folder.glob(store.TEXTS.format(part=part, key="*")))
+    return sorted(folder.glob(run_folders.TEXTS.format(part=part, key="*")))
 
 
 def lines(path):
@@ -31,7 +31,9 @@ def run(tmp_path):
 
 
 def refuse(monkeypatch, name):
-    monkeypatch.setattr(writer, name, lambda *args, **kwargs: pytest.fail("decoded again"))
+    monkeypatch.setattr(
+        generative_model, name, lambda *args, **kwargs: pytest.fail("decoded again")
+    )
 
 
 def test_a_line_holds_a_cases_texts(run, tmp_path):
@@ -125,7 +127,7 @@ def test_a_search_is_kept_too(run, tmp_path, monkeypatch):
 
 
 def test_other_code_writes_anew(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "code", lambda: "another")
+    monkeypatch.setattr(run_folders, "code", lambda: "another")
     evaluate_run(run.folder, settings_for("CALRec", tmp_path, **OWN | {"epsilon": 0.5}))
     assert len(files(run.folder)) == 2
 

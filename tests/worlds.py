@@ -40,7 +40,7 @@ TINY = {  # settings that make any model quick
 
 def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dict:
     """Resolved settings with TINY's where the model has them."""
-    from recbole_llm import config
+    from recbole_llm.settings import layers as config
 
     known = config.resolve(
         model, dataset, [], {key: value for key, value in own.items() if key in config.FEATURES}
@@ -54,7 +54,7 @@ def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dic
 
 def prepared(model: str, folder: Path, dataset: str = "cycle", **own):
     """(Prepared, model, trainer, loaders)."""
-    from recbole_llm.prepared import Prepared
+    from recbole_llm.runs.spec import Prepared
 
     ready = Prepared(settings_for(model, folder, dataset, **own))
     return ready, *ready.build()
@@ -73,7 +73,7 @@ def t5(folder: Path, texts: list[str], layers: int = 1) -> Path:
     """A narrow T5 with random weights, as a folder of transformers, whose tokenizer knows these texts."""
     from transformers import T5Config, T5Model
 
-    from recbole_llm.scratch import train_tokenizer
+    from recbole_llm.language.backbones.scratch import train_tokenizer
 
     tokenizer = train_tokenizer(texts * 4, 320)
     tokens = {

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from recbole.utils import ModelType
 
-from ..data.splits import Cases
+from ..contracts.cases import Cases
 
 
 class Histories:

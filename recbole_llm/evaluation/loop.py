@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 
-from ..data.splits import Cases
-from ..progress import progress as shown
+from ..contracts.cases import Cases
+from ..storage.progress import progress as shown
 from .histories import by_history
-from .kept import Kept, Piece, joined, missing
 from .ranks import UNNAMED, RankTable, rank_targets
+from .resumable import Kept, Piece, joined, missing
 
 MAX_CASES = 1024  # cases per forward pass, whatever the memory
 MAX_PAIRS = 4096  # (case, item) pairs per `predict`

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..data.splits import Cases
+from ..contracts.cases import Cases
 from . import loop
 
 CASES, COLUMNS = 8, 64  # scores that are kept of a run

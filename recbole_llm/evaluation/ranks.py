@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..files import atomically
+from ..storage.files import atomically
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ class RankTable:
         except UNREADABLE as fault:
             if isinstance(fault, PermissionError):
                 raise
-            from ..store import ranked_again  # not needed where metrics alone are
+            from ..storage.run_folders import ranked_again  # not needed where metrics alone are
 
             raise UserError(
                 f"rank table {path} is missing or damaged; {ranked_again(Path(path).parent)}"

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import UserError
-from .. import samples
-from ..text import ItemText
-from ..words import words
+from ..sample import locate
+from ..texts.text import ItemText
+from ..texts.words import words
 
 PAPERS = Path(__file__).with_name("paper_statistics.csv")
 NAMES = {  # figure -> (how it is called, digits)
@@ -43,15 +43,15 @@ def check(name: str, data_path: Path) -> list[str]:
 
 def figures(name: str, data_path: Path) -> Mapping[str, float]:
     """Statistics of a dataset behind its default filters; text: all attributes that its items have by default."""
-    from ... import config
-    from ..dataset import load_tables
+    from ...settings import layers
+    from ..recbole.datasets import load_tables
 
-    settings = config.resolve("LIR", name, [], {"data_path": str(data_path)})
+    settings = layers.resolve("LIR", name, [], {"data_path": str(data_path)})
     every_user = {
         "user_inter_num_interval": None
     }  # duplicates are counted before users are left out
     tables, single, every = (
-        load_tables(samples.configured(settings | changed)[1])
+        load_tables(locate.configured(settings | changed)[1])
         for changed in ({}, every_user, every_user | {"dedup": "none"})
     )
     text = ItemText.from_tables(tables, settings["text_fields"], None)

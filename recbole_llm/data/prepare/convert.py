@@ -9,13 +9,13 @@ import yaml
 from filelock import FileLock
 
 from ...errors import UserError
-from ...screen import say
-from ...store import check_writable
+from ...storage.run_folders import check_writable
+from ...storage.screen import say
 from .card import Facts, card
 from .engine import MEMORY, PLACE, Engine, text
+from .files.raw import Net, fetch
+from .files.reading import Reader
 from .items import TITLED, read_items, write_items
-from .raw import Net, fetch
-from .reading import Reader
 from .recipe import Files, Recipe
 from .times import settle
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import UserError
-from .reading import LINE, damaged, opened
+from .files.reading import LINE, damaged, opened
 
 MEMORY, LEAST, MOST = (
     768,

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..words import words
+from ..texts.words import words
 from .card import Facts
 from .clean import clean
 from .engine import PLACE, Engine, delimited
-from .reading import Reader
+from .files.reading import Reader
 from .recipe import Files, Recipe
 
 TITLED = '"#titled"'

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .raw import Remote
+from .files.raw import Remote
 
 Files = Mapping[str, Path]  # raw files by their names
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from .engine import PLACE, Engine
-from .reading import DELIMITERS, JSON, opened
+from .files.reading import DELIMITERS, JSON, opened
 
 MISSING = ("", "nan", "nat", "null", "none", "na", "n/a", "<na>", "\\n")  # cells without a time
 OLDEST, NEWEST = -2208988800, 7258118400  # years 1900 to 2200: "01-05-20" is no day of the year 1

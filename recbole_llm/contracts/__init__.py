@@ -1,0 +1,1 @@
+"""What a case and a model are. Imports nothing of the package."""

@@ -1,0 +1,1 @@
+"""Who is predicted what: splits, candidates, augmentation."""

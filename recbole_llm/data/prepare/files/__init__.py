@@ -1,0 +1,1 @@
+"""Raw files: how they are fetched, unpacked and read."""

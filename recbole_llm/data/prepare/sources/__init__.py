@@ -1,0 +1,1 @@
+"""The public datasets and a user's own tables, a module each."""

@@ -1,0 +1,77 @@
+"""MIND (Microsoft News): what users had clicked, and the news (Wu et al., ACL 2020)."""
+
+from ..clean import tokens
+from ..engine import delimited
+from ..files.raw import Remote
+from ..recipe import Files, Recipe, Source, judged, title_alone
+
+SOURCE = Source(
+    name="MIND",
+    page="https://msnews.github.io/",
+    licence="Microsoft Research License Terms: research only, not commercial; it must not be given on.",
+    reference="""@inproceedings{wu-etal-2020-mind,
+  title = {{MIND}: A Large-scale Dataset for News Recommendation},
+  author = {Wu, Fangzhao and Qiao, Ying and Chen, Jiun-Hung and Wu, Chuhan and Qi, Tao and Lian, Jianxun and Liu, Danyang and Xie, Xing and
+            Gao, Jianfeng and Wu, Winnie and Zhou, Ming},
+  booktitle = {Proceedings of ACL},
+  pages = {3597--3606},
+  year = {2020}
+}""",
+)
+HUB = "https://huggingface.co/datasets/Recommenders/MIND/resolve/main/"
+SUMS = {"small": "6ef97a271580b98ccfc4301ada55cc639423cb0576a78b8dcfcf74a4dbcc3194"}
+BEHAVIORS, NEWS = "behaviors.tsv", "news.tsv"
+
+
+def recipes() -> list[Recipe]:
+    return [_recipe(size) for size in ("small", "large")]
+
+
+def _recipe(size: str) -> Recipe:
+    archive = f"MIND{size}_train.zip"
+    return Recipe(
+        name=f"MIND-{size}", title=f"MIND {size}, training part (LLM-TRSR)", source=SOURCE,
+        files=(Remote(archive, (HUB,), sha256=SUMS.get(size), members={name: (f"MIND{size}_train/{name}",) for name in (BEHAVIORS, NEWS)}),),
+        events=_events, items=_items, text=_text, columns=("title", "category", "subcategory", "abstract", "attributes"), reads=(BEHAVIORS, NEWS),
+        length=(11, 26), rated=False, time="place in the history, from 1",
+        settings={
+            "text_fields": {"Category": "category", "Subcategory": "subcategory", "Title": "title"}, "eval_args": {"mode": "uni20"},
+            **judged("news"), **title_alone("ST5Seq", "TASTELoRA"),
+        },
+        notes=("A user's events are the clicks listed in the user's first row of behaviors.tsv, which have no times: the place in the list is the time. "
+               "Impressions are not read.",
+               "The abstract is a column, and not part of the text: the paper's items have none."),
+    )  # fmt: skip
+
+
+def _events(files: Files) -> str:
+    rows = delimited(files[BEHAVIORS], "\t", "impression", "user", "time", "history", "impressions")
+    whole = '"user" IS NOT NULL AND impressions IS NOT NULL'
+    listed = "CASE WHEN history IS NULL THEN [] ELSE string_split(history, ' ') END"
+    numbered = f"""SELECT row_number() OVER () AS number, CASE WHEN {whole} THEN "user" END AS "user",
+        CASE WHEN {whole} THEN {listed} ELSE [NULL] END AS items FROM {rows}"""
+    # a user's history is the same in all of the user's rows, and empty at first where the user is new
+    first = f"""SELECT number, "user", items FROM ({numbered}) WHERE len(items) > 0
+        QUALIFY "user" IS NULL OR row_number() OVER (PARTITION BY "user" ORDER BY number) = 1"""
+    return f"""SELECT "user", unnest(items) AS "item", NULL::DOUBLE AS "rating", generate_subscripts(items, 1) AS "time" FROM ({first} ORDER BY number)"""
+
+
+def _items(files: Files) -> str:
+    rows = delimited(
+        files[NEWS],
+        "\t",
+        "id",
+        "category",
+        "subcategory",
+        "title",
+        "abstract",
+        "url",
+        "title_entities",
+        "abstract_entities",
+    )
+    return f'SELECT id AS "item", category, subcategory, title, abstract FROM {rows}'
+
+
+def _text(row: dict) -> dict[str, str]:
+    found = {name: row[name] or "" for name in ("title", "category", "subcategory", "abstract")}
+    return found | {"attributes": tokens(found["category"], found["subcategory"])}

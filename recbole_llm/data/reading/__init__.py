@@ -1,0 +1,1 @@
+"""Atomic and pre-split files read into arrays."""

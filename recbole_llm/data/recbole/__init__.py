@@ -1,0 +1,1 @@
+"""The data as RecBole's own models take it: datasets and loaders."""

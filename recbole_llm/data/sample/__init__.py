@@ -1,0 +1,1 @@
+"""The synthetic pet shop: its generator, its words, and where its files lie."""

@@ -1,0 +1,1 @@
+"""Items as texts, and texts as words."""

@@ -1,1 +1,0 @@
-"""Texts of a causal LM for many prompts at once."""

@@ -1,0 +1,1 @@
+"""Language models and what surrounds them: prompts, tokens, decoding, matching, summaries."""

@@ -1,0 +1,1 @@
+"""Language models by name, folder or size, with adapters and precision."""

@@ -1,0 +1,154 @@
+"""The header of a GGUF file (llama.cpp's format), checked against the file before a library trusts its numbers.
+
+A damaged length or count would have the reader loop or allocate without end.
+"""
+
+import mmap
+import struct
+from pathlib import Path
+
+from ...errors import UserError
+
+# codes of the types of metadata, by the letters of the module struct
+SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+STRING, ARRAY = 8, 9
+NESTED, DIMENSIONS = 4, 8  # most levels of arrays in arrays, and dimensions of a tensor
+ALIGNMENT = 32
+# numbers of an architecture that are the size of some tensor, of which the model is then built
+SIZES = ("embedding_length", "feed_forward_length", "vocab_size", "head_count", "expert_count")
+
+
+class Damaged(ValueError):
+    """The header does not describe this file."""
+
+
+class _Reader:
+    """Numbers and texts one behind the other; none of them lies outside the file."""
+
+    def __init__(self, data):
+        self.data, self.at, self.order = data, 0, "<"
+
+    def number(self, kind: str):
+        return self.numbers(kind, 1)[0]
+
+    def numbers(self, kind: str, count: int) -> tuple:
+        self._need(count * struct.calcsize(f"{self.order}{kind}"))
+        found = struct.unpack_from(f"{self.order}{count}{kind}", self.data, self.at)
+        self.at += struct.calcsize(f"{self.order}{count}{kind}")
+        return found
+
+    def text(self) -> str:
+        size = self.number("Q")
+        self._need(size)
+        self.at += size
+        return bytes(self.data[self.at - size : self.at]).decode("utf-8")
+
+    def value(self, kind: int, level: int = 0):
+        """A value of the metadata. Of an array, only that it is one."""
+        if kind in SCALARS:
+            return self.number(SCALARS[kind])
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY or level == NESTED:
+            raise Damaged(f"unknown type {kind} of a value")
+        inner, count = self.number("I"), self.number("Q")
+        if inner in SCALARS:
+            size = count * struct.calcsize(f"{self.order}{SCALARS[inner]}")
+            self._need(size)
+            self.at += size
+            return None
+        self._need(8 * count)  # texts and arrays begin with their length
+        for _ in range(count):
+            self.value(inner, level + 1)
+        return None
+
+    def _need(self, size: int) -> None:
+        if size > len(self.data) - self.at:
+            raise Damaged(f"{size} bytes at {self.at} reach beyond the file's {len(self.data)}")
+
+
+def check(path: Path) -> None:
+    """Compare the header with the file.
+
+    Parameters
+    ----------
+    path : a GGUF file.
+
+    Raises
+    ------
+    UserError : naming the file and what in its header is wrong.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check(_Reader(data))
+    except (Damaged, OSError, OverflowError, UnicodeDecodeError, ValueError, struct.error) as error:
+        raise UserError(
+            f"backbone {str(path.parent)!r}: {path.name} is damaged or no GGUF file: {error}"
+        ) from None
+
+
+def _check(reader: _Reader) -> None:
+    if bytes(reader.data[:4]) != b"GGUF":
+        raise Damaged(f"expected GGUF at its begin, found {bytes(reader.data[:4])!r}")
+    reader.at = 4
+    if reader.number("I") & 0xFFFF == 0:
+        reader.at, reader.order = 4, ">"
+        reader.number("I")
+    tensors, pairs = reader.number("Q"), reader.number("Q")
+    if not tensors:
+        raise Damaged("it holds no tensors")
+    reader._need(pairs * 13 + tensors * 24)  # the least that they can take
+    metadata = {}
+    for _ in range(pairs):
+        key, kind = reader.text(), reader.number("I")
+        metadata[key] = reader.value(kind)
+    shapes, ends = {}, []
+    for _ in range(tensors):
+        name, dimensions = reader.text(), reader.number("I")
+        if dimensions > DIMENSIONS:
+            raise Damaged(f"tensor {name!r} has {dimensions} dimensions")
+        shapes[name] = reader.numbers("Q", dimensions)
+        kind, offset = reader.number("I"), reader.number("Q")
+        ends.append((name, offset + _bytes(shapes[name], kind)))
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or not 0 < alignment <= len(reader.data):
+        raise Damaged(f"general.alignment is {alignment}")
+    begin = -(-reader.at // alignment) * alignment
+    for name, end in ends:
+        if begin + end > len(reader.data):
+            raise Damaged(f"tensor {name!r} reaches beyond the file's {len(reader.data)} bytes")
+    _check_sizes(metadata, shapes)
+
+
+def _bytes(shape: tuple[int, ...], kind: int) -> int:
+    """How much room a tensor takes; 0 where the package that reads GGUF files is not installed."""
+    try:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    except ImportError:
+        return 0
+    elements = 1
+    for size in shape:
+        elements *= size
+    block, room = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    return elements // block * room
+
+
+def _check_sizes(metadata: dict, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise Damaged for a model that is larger than the tensors of the file."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise Damaged("general.architecture is missing")
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for key, value in metadata.items():
+        own = key.removeprefix(f"{architecture}.")
+        if own == key or not isinstance(value, int):
+            continue
+        most = None
+        if own == "block_count":
+            most = len(shapes)
+        elif own.endswith(SIZES):
+            most = largest
+        elif own == "context_length" and "position_embd.weight" in shapes:
+            most = max(shapes["position_embd.weight"])
+        if most is not None and value > most:
+            raise Damaged(f"{key} is {value}, and its tensors have room for {most}")

@@ -1,0 +1,227 @@
+"""Model files of any origin: what a library raises about them is one line, and weights that are not in them are refused."""
+
+import json
+import re
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from ...errors import UserError
+
+MOST_PARAMETERS = 4  # for each byte of weights; files of 16 bits have half a parameter
+HARMLESS = 10**9  # parameters that memory has room for, and the library may tell of by itself
+POOLER = (
+    "pooler"  # BERT's family has one beside the last hidden states, and many files leave it out
+)
+
+
+@contextmanager
+def reading(name: str, folder: str | None = None):
+    """Within it, whatever a library raises about the files of a language model is a UserError.
+
+    Parameters
+    ----------
+    name : how the user named the model.
+    folder : where its files lie, if they are on this machine; the message names the damaged one.
+
+    Raises
+    ------
+    UserError : in place of any other exception but a lack of memory and an interruption.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, NameError):  # the last is a fault of ours
+        raise
+    except Exception as error:
+        raise unreadable(name, error, folder) from None
+    except BaseException as error:  # the tokenizers library panics on some files
+        if type(error).__name__ != "PanicException":
+            raise
+        raise unreadable(name, error, folder) from None
+
+
+def unreadable(name: str, error: BaseException, folder: str | None = None) -> UserError:
+    """One line about files that cannot be read."""
+    said = " ".join(str(error).split())
+    if "trust_remote_code" in said:
+        return own_code(name)
+    reason = said[:200] or type(error).__name__
+    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
+        reason = f"{type(error).__name__}: {reason}"
+    file = damaged_file(Path(folder)) if folder else None
+    if said.startswith("Unrecognized configuration class"):
+        file = "config.json"
+    where = f", {file} is damaged or of another kind" if file else ""
+    return UserError(f"backbone {name!r} cannot be loaded{where}: {reason}")
+
+
+def own_code(name: str) -> UserError:
+    """What is said of a folder whose model is defined by Python files in it."""
+    return UserError(
+        f"backbone {name!r} has code of its own, which this machine would run; if you trust it, "
+        "set --trust_remote_code=true"
+    )
+
+
+def damaged_file(folder: Path) -> str | None:
+    """The first file of a model's folder that is not of the format which its name promises.
+
+    Returns
+    -------
+    The path below `folder`; None if each file by itself can be read.
+    """
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoTokenizer
+
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return str(path.relative_to(folder))
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except Exception:
+            return str(path.relative_to(folder))
+    for file, kind in (("config.json", AutoConfig), ("tokenizer.json", AutoTokenizer)):
+        if not (folder / file).is_file():
+            continue
+        try:
+            kind.from_pretrained(str(folder), trust_remote_code=False)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException:
+            return file
+    return None
+
+
+@contextmanager
+def no_table():
+    """Within it, transformers draws no table of missing weights: one line says what it says."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def loading_reports():
+    """Within it, what transformers tells of the weights of every model that it loads is kept.
+
+    It works for models that another library loads too, which would not pass the report on.
+
+    Yields
+    ------
+    A list of what `from_pretrained` returns under `output_loading_info`, one dict a model, with
+    the names of the model's own tensors (`own_keys`) and the beginning (`prefix`) that names have
+    or lack in files where a head is beside the model.
+    """
+    from transformers import PreTrainedModel
+
+    reports: list[dict] = []
+    inner = PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        model, report = inner(cls, *args, output_loading_info=True, **kwargs)
+        own = {"own_keys": set(model.state_dict()), "prefix": f"{model.base_model_prefix}."}
+        reports.append(dict(report) | own)
+        return (model, report) if output_loading_info else model
+
+    with (
+        patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
+        no_table(),
+    ):
+        yield reports
+
+
+def check_whole(name: str, kind: str, reports: Iterable[dict], pooler: bool = True) -> None:
+    """Refuse a model some of whose weights were not in its files and were drawn at random.
+
+    Parameters
+    ----------
+    kind : what the model was expected to be, such as causal LM.
+    reports : of `loading_reports`. transformers counts neither tied weights nor buffers that are
+        not stored among the missing ones.
+    pooler : whether the model's pooler is used.
+
+    Raises
+    ------
+    UserError : with the number of such weights and the name of the first.
+    """
+    for report in reports:
+        differing = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+        absent = {
+            key for key in report["missing_keys"] if pooler or POOLER not in key.split(".")
+        } | differing
+        if absent:
+            raise UserError(
+                f"backbone {name!r} is no whole {kind}: {len(absent)} of its weights are missing "
+                f"or of another shape, the first is {min(absent)}"
+            )
+        if beyond := layers_beyond(report):
+            raise UserError(
+                f"backbone {name!r} is another {kind} than its config.json says: its files have "
+                f"{len(beyond)} weights of layers that this does not count, the first is "
+                f"{min(beyond)}"
+            )
+
+
+def layers_beyond(report: dict) -> set[str]:
+    """Names of weights in the files that belong to further layers of a model's own stacks.
+
+    Whatever else the model does not have, such as a head, a decoder beside an encoder or a buffer
+    that is computed, is none of them.
+
+    Parameters
+    ----------
+    report : of `loading_reports`.
+    """
+
+    def shape(key: str) -> str:
+        return re.sub(r"(?<![^.])\d+(?![^.])", "*", key.removeprefix(report["prefix"]))
+
+    own = {shape(key) for key in report["own_keys"]}
+    return {key for key in report["unexpected_keys"] if "*" in shape(key) and shape(key) in own}
+
+
+def check_size(name: str, trust_remote_code: bool) -> None:
+    """Refuse a folder whose config.json is of a far larger model than its weights can be.
+
+    The library would draw what is missing at random before it tells of it, and run out of memory.
+
+    Parameters
+    ----------
+    name : hub id or folder; of a hub id nothing is checked.
+
+    Raises
+    ------
+    UserError : for a model of more than MOST_PARAMETERS parameters a byte of its files. What the
+        configuration says of layers, width and vocabulary is a lower bound of them.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(name)
+    files = [path for kind in ("safetensors", "bin") for path in folder.glob(f"*.{kind}")]
+    if not (folder / "config.json").is_file() or not files:
+        return
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None):
+        return
+    text = config.get_text_config()
+    sizes = [getattr(text, key, None) for key in ("hidden_size", "num_hidden_layers", "vocab_size")]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    width, layers, vocabulary = sizes
+    parameters = layers * 4 * width**2 + vocabulary * width
+    room = sum(path.stat().st_size for path in files)
+    if parameters > max(HARMLESS, MOST_PARAMETERS * room):
+        raise UserError(
+            f"backbone {name!r}: config.json is of a model of at least {parameters} parameters, "
+            f"and the weights beside it are {room} bytes: one of them is another model's"
+        )

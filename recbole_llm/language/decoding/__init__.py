@@ -1,0 +1,1 @@
+"""Continuations of many prompts at once: sampled, searched, or one token read."""

@@ -1,0 +1,1 @@
+"""How an item, a history and an instruction are put into words."""

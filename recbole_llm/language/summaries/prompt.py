@@ -1,0 +1,31 @@
+"""What an engine is asked for one summary: an instruction, then the items and the earlier summaries under their heads."""
+
+from collections.abc import Sequence
+
+from ..prompts.instructions import Wording, laid_out
+from ..prompts.templates import in_line
+from .schedules import Request
+
+LAYOUT = 3  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
+
+
+WORDS = 0.6  # that a token is taken to be: fewer than in English, so that the text ends in time
+
+
+def parts(
+    request: Request, wording: Wording, encode, room: int, tokens: int, space: str = ""
+) -> list[Sequence]:
+    """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written. space : before all of it."""
+    items = [in_line(item) for item in request.items]
+    sections = {
+        "block": lambda: [(wording.block_head, items)],
+        "layer": lambda: [(wording.layer_head, request.previous)],
+        "update": lambda: [
+            (wording.update_heads[0], request.previous),
+            (wording.update_heads[1], items),
+        ],
+    }[request.kind]()
+    instruction = (
+        f"{space}{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
+    )
+    return laid_out(instruction, sections, encode, room)

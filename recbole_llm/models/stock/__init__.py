@@ -1,0 +1,1 @@
+"""RecBole's models where they need mending, or item texts in place of ids."""

@@ -1,0 +1,57 @@
+"""How stock RecBole code finds our models, datasets, trainer and settings by name."""
+
+import importlib
+
+from . import compat
+from .settings import model_names
+
+
+def register() -> None:
+    """Let stock RecBole code find our models, datasets and trainer by name. Imports nothing now."""
+    compat.install()
+    for name, module in model_names.OURS.items():
+        compat.alias(
+            f"recbole.model.sequential_recommender.{name.lower()}",
+            lambda name=name, module=module: {name: getattr(importlib.import_module(module), name)},
+        )
+    compat.after_import(
+        "recbole.data.dataset",
+        lambda module: _serve(
+            module, "Dataset", "recbole_llm.data.recbole.datasets", "TextDataset"
+        ),
+    )
+    compat.after_import(
+        "recbole.trainer",
+        lambda module: _serve(module, "Trainer", "recbole_llm.training.loop", "LLMTrainer"),
+    )
+    compat.after_import("recbole.config.configurator", _extend_config)
+    compat.after_import(
+        "recbole.evaluator.register",
+        lambda module: importlib.import_module("recbole_llm.evaluation.metrics").register(),
+    )
+
+
+def _serve(package, suffix: str, module: str, attribute: str) -> None:
+    """Give a RecBole package `<OurModel><suffix>`, resolved when it is first asked for."""
+
+    def resolve(name: str):
+        if name.removesuffix(suffix) in model_names.OURS and name.endswith(suffix):
+            return getattr(importlib.import_module(module), attribute)
+        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+
+    package.__getattr__ = resolve
+
+
+def _extend_config(module) -> None:
+    """Stock Config: layer our properties, but only for our models."""
+    original = module.Config._load_internal_config_dict
+
+    def load(self, model, model_class, dataset):
+        original(self, model, model_class, dataset)
+        if model in model_names.OURS:
+            from .settings.layers import our_layers
+
+            for layer in our_layers(model, dataset, [self.external_config_dict]):
+                self.internal_config_dict.update(layer)
+
+    module.Config._load_internal_config_dict = load

@@ -1,1 +1,0 @@
-"""Tables of results for the screen, Markdown, LaTeX and CSV."""

@@ -1,0 +1,254 @@
+"""run.json: what the record of a run holds, checked before any of it is used."""
+
+import copy
+import math
+from pathlib import Path
+
+from ..errors import UserError
+from ..storage import files, run_folders
+from . import layers, model_names
+from . import rules as checks
+
+NUMBER = (int, float)
+ROW = {  # of a finished run, see runs/runner.py; its metrics are under the name of a part
+    "run": str,
+    "model": str,
+    "dataset": str,
+    "hash": str,
+    "fingerprint": str,
+    "split": dict,
+    "rates": {str: NUMBER},
+    "versions": {str: str},
+    "cases": int,
+}
+PART = {
+    "values": {str: NUMBER},
+    "rates": {str: NUMBER},
+    "seconds": NUMBER,
+    "candidates": (str, None),
+}
+ROUTES = {
+    "base": str,
+    "everybody": str,
+    "cohorts": {str: [str]},
+    "cohorts_of": (str, None),
+    "users": {str: str},
+}
+STATUSES = (
+    "running",  # also of a process that was killed
+    "failed",  # in a UserError, and with something to go on with
+    "finished",
+)
+RULES = """
+worker: 0               # (int, >= 0)
+unused_col: ~           # (dict)
+preload_weight: ~       # (dict)
+discretization: ~       # (dict)
+transform: ~            # (str)
+"""  # for settings that no rule of rules.py is about
+# texts by default that may be something else: a name that looks like a number, the two ends of an interval
+FREE = ("wandb_project", "user_inter_num_interval", "item_inter_num_interval")
+# settings that came after runs had been stored, with what those runs did
+LATER = {
+    "history_at_test": "training",
+    "trust_remote_code": False,
+    "summaries": "stored",
+    "summary_items": 10**6,
+    "summarizer_extra": None,
+    "summarizer_retries": 8,
+    "summarizer_timeout": 600.0,
+}
+KINDS = {str: "a text", int: "a whole number", float: "a number", dict: "a group", list: "a list", None: "null"}  # fmt: skip
+
+
+def read_run(folder: Path) -> dict | None:
+    """run.json of a folder, or None if there is none. Raises UserError if it is something else."""
+    path = folder / run_folders.RUN
+    if not path.is_file():
+        return None
+    try:
+        run = files.parse(path.read_bytes())
+        if run is None:
+            raise UserError("not JSON")
+        check_record(run)
+    except UserError as error:
+        raise UserError(
+            f"{path}: expected the record of a run, found another or a damaged file ({str(error)[:200]}); remove {folder} and run again"
+        ) from None
+    return run
+
+
+def finished_run(folder: Path) -> dict:
+    """run.json of a run that has come to its end. Raises UserError for any other."""
+    run = read_run(folder)
+    if run is None or run["status"] != "finished":
+        raise UserError(f"{folder} is not a finished run; go on with it by --resume={folder.name}")
+    return run
+
+
+def check_record(record: object) -> None:
+    """Raise UserError, without the file's name, unless this is what a run stores.
+
+    Settings that came after the run was stored are added, see LATER.
+    """
+    _check("", record, {"status": str, "settings": {str: None}, "data": str})
+    _check_scalars("", record)
+    status, settings = record["status"], record["settings"]
+    if status not in STATUSES:
+        raise UserError(f"status: expected {', '.join(STATUSES)}, found {_shown(status)}")
+    _check_settings("settings", settings)
+    for number, other in enumerate(_optional(record, "joint", list, [])):
+        _check(f"joint.{number}", other, {"settings": {str: None}, "data": str})
+        _check_settings(f"joint.{number}.settings", other["settings"])
+    for part, found in _optional(record, "parts", dict, {}).items():
+        _check(f"parts.{part}", found, PART)
+    costs = {str: {str: {str: NUMBER}}}  # forecast and bill: part -> what is counted -> number
+    _check("summaries", _optional(record, "summaries", dict, {}), costs)
+    if "versions" in record:
+        _check("versions", record["versions"], {str: str})
+    if "routes" in record:
+        _check("routes", record["routes"], ROUTES)
+        _optional(record["routes"], "weights", str, None, "routes.")  # an earlier version has none
+        for user, served in record["routes"]["cohorts"].items():
+            if len(served) != 2:
+                raise UserError(f"routes.cohorts.{user}: expected a cohort and its adapter")
+    if status == "finished":
+        _check_row(record)
+
+
+def _check_row(record: dict) -> None:
+    _check("", record, {"row": dict})
+    row = record["row"]
+    if "routes" in record:  # of adapters, which are measured as runs of their own
+        _check("row", row, {"run": str})
+        return
+    _check("row", row, ROW)
+    part = row.get("part", "test")
+    if part not in ("test", "valid"):
+        raise UserError(f"row.part: expected test or valid, found {part!r}")
+    measured = {one for one in ("test", "valid") if one in row} | {part}
+    _check("row", row, dict.fromkeys(measured, {str: NUMBER}))
+    _check("row.split", row["split"], {"mode": (str, dict)})
+    for key in ("evaluation", "candidates"):
+        _optional(row, key, dict, {}, "row.")
+
+
+def _optional(content: dict, key: str, kind: type, default, where: str = ""):
+    value = content.get(key)
+    if value is None:
+        return default
+    _check(where + key, value, kind)
+    return value
+
+
+def _check(where: str, value, kind) -> None:
+    """Raise UserError unless a value is of a kind.
+
+    Parameters
+    ----------
+    kind : a type; a tuple of them; [kind] for a list of it; {type: kind} for a group of any names; {name: kind} for one
+        with these names at least. None is null in a tuple, and anything at all inside a group.
+    """
+    if isinstance(kind, list):
+        _check(where, value, list)
+        for number, one in enumerate(value):
+            _check(f"{where}.{number}", one, kind[0])
+    elif isinstance(kind, dict):
+        _check(where, value, dict)
+        if str in kind:
+            names, kind = value, dict.fromkeys(value, kind[str])
+        else:
+            names = kind
+        for name in names:
+            inner = f"{where}.{name}" if where else name
+            if name not in value:
+                raise UserError(f"{inner} is missing")
+            if kind[name] is not None:
+                _check(inner, value[name], kind[name])
+    else:
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not any(_is(value, one) for one in kinds):
+            expected = " or ".join(KINDS[one] for one in kinds)
+            raise UserError(f"{where or 'all of it'}: expected {expected}, found {_shown(value)}")
+
+
+def _is(value, kind) -> bool:
+    if kind is None:
+        return value is None
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _shown(value) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _check_scalars(where: str, content) -> None:
+    """Raise UserError for what JSON can say and neither a file system nor an array can hold."""
+    stack = [(where, content)]
+    while stack:
+        where, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{where}.{key}".lstrip("."), one) for key, one in value.items()]
+            stack += [(where, key) for key in value]
+        elif isinstance(value, list):
+            stack += [(f"{where}.{number}", one) for number, one in enumerate(value)]
+        elif isinstance(value, str) and ("\0" in value or not _encodes(value)):
+            raise UserError(f"{where}: expected a text, found {_shown(value)}")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{where}: expected a number of 64 bits, found {_shown(value)}")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_settings(where: str, settings: dict) -> None:
+    """Raise UserError unless these are settings of a run, as `config.resolve` gives them."""
+    _check(where, settings, {"model": str, "dataset": str})
+    try:
+        model = settings["model"]
+        if model_names.canonical(model) != model:
+            raise UserError(f"unknown model {model!r}")
+        checks.check_name(settings["dataset"])
+        default = layers.default_settings(model, settings["dataset"])
+        missing = default.keys() - settings.keys()
+        settings |= {key: LATER[key] for key in missing & LATER.keys()}
+        if missing := sorted(default.keys() - settings.keys()):
+            raise UserError(f"{', '.join(missing[:3])} missing; is it of another version?")
+        _check("eval_args", settings["eval_args"], dict.fromkeys(default["eval_args"]))
+        for key in layers.REPLACED.keys() & default.keys():  # which nobody can set
+            if settings[key] != default[key]:
+                raise UserError(f"{key}: expected {default[key]!r}, found {_shown(settings[key])}")
+        rules = checks.parse_file(RULES) | checks.rules(model)
+        for key, value in settings.items():
+            if settings.get("stage") is not None and key in layers.WHOLE:
+                continue  # of the run that the stage belongs to, and empty here
+            checks.checked(key, value, rules, default.get(key))
+            if key not in rules:
+                _check_kind(key, value, default.get(key))
+        layers.check_whole(copy.deepcopy(settings), default)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _check_kind(key: str, value, default) -> None:
+    """Raise UserError for a setting without a rule that is nothing like its default."""
+    if value is None:
+        return
+    if default is None:
+        fits = True
+    elif key in FREE:
+        fits = not isinstance(value, dict)
+    elif isinstance(default, str) and default:
+        fits = isinstance(value, str)
+    else:
+        fits = all(isinstance(value, kind) == isinstance(default, kind) for kind in (dict, list))
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{key}: expected a value such as {_shown(default)}, found {_shown(value)}")
