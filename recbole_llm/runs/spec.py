@@ -388,8 +388,8 @@ class Prepared:
         """Parts in the record of a run that today's code has ranked and whose ranks are still stored."""
         from ..evaluation.rerank_lists import unranked
 
-        def by_this_code(stored: dict) -> bool:
-            return stored.get("versions", {}).get("code") == run_folders.code()
+        def by_this_code(record: dict) -> bool:
+            return record.get("versions", {}).get("code") == run_folders.code()
 
         parts, row = {}, before.get("row", {})
         if before["status"] == "finished" and by_this_code(row):
