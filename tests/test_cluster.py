@@ -117,10 +117,10 @@ def test_a_server_of_http2_that_is_no_grpc_is_told(answer, passes):
         threading.Thread(target=serve, daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
         if passes:
-            cluster._probe(address)
+            ray_cluster._probe(address)
         else:
             with pytest.raises(UserError, match=f"what answers at {address} is no Ray cluster"):
-                cluster._probe(address)
+                ray_cluster._probe(address)
 
 
 def test_a_ray_of_its_own_passes(monkeypatch):
@@ -132,9 +132,9 @@ def test_a_ray_of_its_own_passes(monkeypatch):
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     try:
-        cluster._probe(machines.address)
-        monkeypatch.setattr(cluster, "_grpc_call", lambda authority: b"")
-        cluster._probe(machines.address)
+        ray_cluster._probe(machines.address)
+        monkeypatch.setattr(ray_cluster, "_grpc_call", lambda authority: b"")
+        ray_cluster._probe(machines.address)
     finally:
         machines.shutdown()
 
