@@ -77,7 +77,7 @@ def check() -> list[dict]:
         for name in ("TALLRec", "CALRec"):
             _, trainer, _ = Prepared(settings.resolve(name, "Pet", [], own)).build()
             model = trainer.model
-            groups = model.training_examples(0)[:32]
+            groups = model.examples(0)[:32]
             before = copy.deepcopy(model.state_dict())
             losses, gradients = [], []
             for where in (device(), "cpu"):

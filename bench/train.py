@@ -28,7 +28,7 @@ def main():
         }
         _, trainer, _ = Prepared(settings.resolve("CALRec", "Pet", [], own)).build()
         model = trainer.model.train()
-        groups = model.training_examples(0)
+        groups = model.examples(0)
         order = np.random.default_rng(0).permutation(len(groups))
         batches = [
             [groups[row] for row in order[at : at + args.batch]]

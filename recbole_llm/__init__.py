@@ -10,7 +10,7 @@ from . import recbole_hooks
 recbole_hooks.register()
 
 
-def run(model: str, dataset: str, config_files: list[str] = (), **settings):
+def run(model: str | type, dataset: str, config_files: list[str] = (), **settings):
     """Train, evaluate and store one model; see `recbole_llm.runs.runner.run_model`."""
     from .runs.runner import run_model
 

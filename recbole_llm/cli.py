@@ -116,7 +116,7 @@ def _run(argv: list[str]) -> int:
         resume="run to go on with, by folder or id",
     )
     from .settings import layers as config
-    from .settings import model_names
+    from .settings import registry
 
     if args.resume:
         if args.model or args.dataset or args.seeds:
@@ -131,7 +131,7 @@ def _run(argv: list[str]) -> int:
         return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
     dataset = _need(args.dataset, "dataset")
     planned = config.plan(
-        [model_names.canonical(_need(args.model, "model"))],
+        [registry.canonical(_need(args.model, "model"))],
         dataset,
         args.config_files.split(),
         settings,
@@ -142,7 +142,7 @@ def _run(argv: list[str]) -> int:
         return _print_config(resolved)
     names = [
         name
-        for name in map(model_names.canonical, resolved["beside"] or [])
+        for name in map(registry.canonical, resolved["beside"] or [])
         if name != resolved["model"]
     ]
     return _report(
@@ -161,8 +161,9 @@ def _report(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> int:
 
 
 def _tabulate(runs: dict, saved: Path, columns: Sequence[str] = ()) -> int:
-    from .runs.compare import COLUMNS, show, table_of, write_table
+    from .runs.compare import COLUMNS, labelled, show, table_of, write_table
 
+    runs = labelled(runs)
     table = table_of(runs, columns or COLUMNS)
     folder = write_table(table, runs, saved)
     show(table)
@@ -208,7 +209,7 @@ def _compare(argv: list[str]) -> int:
         columns="with --runs: metrics of the table, separated by commas",
     )  # fmt: skip
     from .settings import layers as config
-    from .settings import model_names
+    from .settings import registry
 
     if args.runs:
         if args.models or args.dataset or args.seeds:
@@ -227,9 +228,7 @@ def _compare(argv: list[str]) -> int:
         raise UserError(
             "--columns chooses among what finished runs have measured: it goes with --runs"
         )
-    models = [
-        model_names.canonical(name.strip()) for name in _need(args.models, "models").split(",")
-    ]
+    models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
     own = _own_settings(settings, models)
     planned = config.plan(
         models,
@@ -247,13 +246,15 @@ def _compare(argv: list[str]) -> int:
 def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
     """What is said as --MODEL.key=value, taken out of the settings: model -> key -> value."""
     from .settings import layers as config
-    from .settings import model_names
+    from .settings import registry
 
     own: dict[str, dict] = {model: {} for model in models}
+    names = {registry.find(model).name: model for model in models}
     for key in list(settings):
-        head, _, rest = key.partition(".")
+        module, colon, path = key.rpartition(":")  # the module of a class may have dots
+        head, _, rest = path.partition(".")
         if rest and head not in config.GROUPS:
-            name = model_names.canonical(head)
+            name = names.get(head) or registry.canonical(module + colon + head)
             if name not in own:
                 raise UserError(
                     f"--{key}: {name} is not among the models, which are {', '.join(models)}"
@@ -301,11 +302,11 @@ def _evaluate(argv: list[str]) -> int:
     )
     if args.print_config:
         return _print_config(stored)
-    from .runs.compare import show, table_of
+    from .runs.compare import labelled, show, table_of
     from .runs.runner import evaluate_run
 
     run = evaluate_run(folder, stored, args.on or "test")
-    show(table_of({stored["model"]: [run]}))
+    show(table_of(labelled({stored["model"]: [run]})))
     say(f"run: {run.folder}")
     return 0
 
@@ -353,7 +354,7 @@ def _experiment(argv: list[str]) -> int:
     args, settings = _arguments(
         [part for part in argv if part != "--paper"], dataset="datasets, separated by commas"
     )
-    from .settings import model_names
+    from .settings import registry
     from .studies import experiments
 
     if name == "--list":
@@ -363,7 +364,7 @@ def _experiment(argv: list[str]) -> int:
     datasets, files = args.dataset.split(",") if args.dataset else None, args.config_files.split()
     own = _own_settings(
         settings,
-        list(dict.fromkeys(model_names.canonical(row["model"]) for row in chosen.rows.values())),
+        list(dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())),
     )
     if args.print_config:
         from .settings.layers import shown
@@ -397,10 +398,10 @@ def _personalize(argv: list[str]) -> int:
 def _tune(argv: list[str]) -> int:
     args, settings = _arguments(argv, model="model name", dataset="dataset name")
     from .settings import layers as config
-    from .settings import model_names
+    from .settings import registry
 
     model, dataset = (
-        model_names.canonical(_need(args.model, "model")),
+        registry.canonical(_need(args.model, "model")),
         _need(args.dataset, "dataset"),
     )
     own, layers = config.of_command("tune", args.config_files.split(), settings)

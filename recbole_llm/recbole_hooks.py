@@ -3,13 +3,13 @@
 import importlib
 
 from . import compat
-from .settings import model_names
+from .settings import registry
 
 
 def register() -> None:
     """Let stock RecBole code find our models, datasets and trainer by name. Imports nothing now."""
     compat.install()
-    for name, module in model_names.OURS.items():
+    for name, module in registry.OURS.items():
         compat.alias(
             f"recbole.model.sequential_recommender.{name.lower()}",
             lambda name=name, module=module: {name: getattr(importlib.import_module(module), name)},
@@ -35,7 +35,7 @@ def _serve(package, suffix: str, module: str, attribute: str) -> None:
     """Give a RecBole package `<OurModel><suffix>`, resolved when it is first asked for."""
 
     def resolve(name: str):
-        if name.removesuffix(suffix) in model_names.OURS and name.endswith(suffix):
+        if name.removesuffix(suffix) in registry.OURS and name.endswith(suffix):
             return getattr(importlib.import_module(module), attribute)
         raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
 
@@ -48,7 +48,7 @@ def _extend_config(module) -> None:
 
     def load(self, model, model_class, dataset):
         original(self, model, model_class, dataset)
-        if model in model_names.OURS:
+        if model in registry.OURS:
             from .settings.layers import our_layers
 
             for layer in our_layers(model, dataset, [self.external_config_dict]):

@@ -122,7 +122,7 @@ def test_item_vectors_follow_the_weights(answering):
     old = model.item_vectors
     model.backbone.get_input_embeddings().weight.normal_()
     assert model.item_vectors is old
-    model.start_ranking("test", choosing=False)
+    model.start_ranking("test", selecting=False)
     assert not np.allclose(model.item_vectors, old)
 
 

@@ -13,7 +13,7 @@ def learned_rows(model, epoch=0):
     """Event rows whose texts are learned, each as often as it is; the cycle's titles are distinct within a user's eight events."""
     rows = []
     for (tokens, *_), case in zip(
-        model.training_examples(epoch), windows(model, epoch), strict=True
+        model.examples(epoch), windows(model, epoch), strict=True
     ):
         spans = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
         for begin, end in spans:
@@ -39,7 +39,7 @@ def windows(model, epoch):
         return inner(corpus, row, *rest)
 
     model._group = watch
-    model.training_examples(epoch)
+    model.examples(epoch)
     model._group = inner
     return seen
 

@@ -9,7 +9,7 @@ import pytest
 
 from recbole_llm.errors import UserError
 from recbole_llm.settings import files as resources
-from recbole_llm.settings import layers, model_names
+from recbole_llm.settings import layers, registry
 
 PROPERTIES = Path(__file__).resolve().parents[1] / "properties"
 FILES = sorted(PROPERTIES.rglob("*.yaml"))
@@ -431,7 +431,7 @@ def test_the_hash_changes_with_every_setting_that_matters_and_with_no_other(mode
     for key in settings:
         other = layers.settings_hash(settings | {key: "another value"}, data="x")
         assert (other == own) is (
-            key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in model_names.OURS)
+            key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in registry.OURS)
         ), key
     assert SAME_RUN <= set(settings)
     assert (

@@ -11,7 +11,7 @@ from worlds import write_cycle
 
 from recbole_llm.cli import main
 from recbole_llm.evaluation import metrics, rating
-from recbole_llm.settings import model_names
+from recbole_llm.settings import registry
 from recbole_llm.studies import experiments
 
 NAMES = [line.split()[0] for line in experiments.listed()]
@@ -72,11 +72,11 @@ def test_every_row_of_every_experiment_can_be_set(name, paper):
         found.datasets
         and found.rows
         and set(found.models)
-        <= {model_names.canonical(row["model"]) for row in found.rows.values()}
+        <= {registry.canonical(row["model"]) for row in found.rows.values()}
     )
     for row in found.rows:
         settings = found.resolved(row, found.datasets[0], [], {}, {})
-        assert settings["model"] == model_names.canonical(found.rows[row]["model"])
+        assert settings["model"] == registry.canonical(found.rows[row]["model"])
     if not paper:
         sizes = [dataclasses.asdict(experiments.read(name, size)) for size in (False, True)]
         assert sizes[0] != sizes[1]

@@ -7,9 +7,9 @@ from worlds import prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
-from recbole_llm.settings import layers, model_names, rules
+from recbole_llm.settings import layers, registry, rules
 
-STOCK = [name for name in model_names.BY_TEXT if name not in model_names.OURS]
+STOCK = [name for name in registry.BY_TEXT if name not in registry.OURS]
 SMALL = {
     "MAX_ITEM_LIST_LENGTH": 6,
     "hidden_size": 16,

@@ -16,9 +16,9 @@ from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.evaluation.histories import NO_USERS, READERS, Histories, users_as_trained
 from recbole_llm.evaluation.loop import catalogue_scores
 from recbole_llm.runs.spec import Prepared
-from recbole_llm.settings import layers, model_names
+from recbole_llm.settings import layers, registry
 
-GENERAL = sorted(name for name, family in model_names.stock_models().items() if family == "general")
+GENERAL = sorted(name for name, family in registry.stock_models().items() if family == "general")
 SMALL = {  # what keeps a model of this size below a second
     "ConvNCF": {"embedding_size": 64},
     "LDiffRec": {"n_cate": 1, "in_dims": [8], "out_dims": []},
@@ -34,7 +34,7 @@ def build(model, folder, **settings):
     torch.manual_seed(0)
     np.random.seed(0)
     train, _, test = make_loaders(made)
-    built = model_names.model_class(model)(made, train._dataset)
+    built = registry.model_class(model)(made, train._dataset)
     if model == "Pop":
         built.calculate_loss(train._dataset.events)
     return built.eval(), test._dataset

@@ -12,7 +12,7 @@ import yaml
 
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
-from recbole_llm.settings import layers, model_names
+from recbole_llm.settings import layers, registry
 from recbole_llm.settings import rules as checks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,7 +108,7 @@ def recboles():
 def content(path):
     """The settings of a file, those in its groups for a model and for the weights of one among them."""
     flat = yaml.load(path.read_text(encoding="utf-8"), layers.Loader)
-    for group in [key for key in flat or {} if key in model_names.OURS]:
+    for group in [key for key in flat or {} if key in registry.OURS]:
         flat |= flat.pop(group)
     for group in [key for key in flat or {} if key in layers.BEGINNINGS]:
         flat |= flat.pop(group)
@@ -134,7 +134,7 @@ def test_our_models_read_their_own_keys(ours):
             )
         )
     )
-    for model in model_names.OURS:
+    for model in registry.OURS:
         for key in content(PROPERTIES / "model" / f"{model}.yaml"):
             assert key in ours or key in theirs, f"{model}.yaml: nothing of ours reads {key}"
 
@@ -196,16 +196,16 @@ def test_every_yaml_opens_with_a_command_that_runs(path, capsys):
 def test_yaml_files_belong_to_something(path):
     assert path.parent.name in ("properties", "model", "dataset")
     if path.parent.name == "model":
-        assert model_names.canonical(path.stem) == path.stem
+        assert registry.canonical(path.stem) == path.stem
 
 
 def test_every_model_of_ours_has_a_yaml():
-    assert set(model_names.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
+    assert set(registry.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if path.stem in ("overall", *model_names.OURS)],
+    [path for path in FILES if path.stem in ("overall", *registry.OURS)],
     ids=lambda path: path.stem,
 )
 def test_every_default_says_what_it_may_be_and_is_that(path):

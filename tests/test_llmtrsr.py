@@ -192,7 +192,7 @@ def test_the_loss_is_that_of_whole_prompts(tmp_path, loss):
     write_cycle(tmp_path)
     _, model, trainer, _ = made("LLMTRSR", tmp_path, loss=loss, negatives=2)
     model.eval()
-    examples = model.training_examples(0)
+    examples = model.examples(0)
     assert (
         len(examples) == 200
     )  # every case: a user of 8 items has 5 behind the first, before validation and test
@@ -200,7 +200,7 @@ def test_the_loss_is_that_of_whole_prompts(tmp_path, loss):
 
     rows = [row for (row,) in examples[:5]]
     with torch.no_grad():
-        value, _ = model.run_batch(pad(rows, pad_id=model.pad_id), True)
+        value, _ = model.loss_and_vectors(pad(rows, pad_id=model.pad_id), True)
     expected, learned = 0.0, 0
     yes, no = model.encoder.frame[2]
     for row in rows:
@@ -233,7 +233,7 @@ def test_negatives_are_new_in_each_epoch_and_no_items_met_so_far(tmp_path):
     }
     for epoch in (0, 1, 0):
         asked = []
-        for (row,) in model.training_examples(epoch):
+        for (row,) in model.examples(epoch):
             parts = [row.ids[row.roles[0] == part][1:-5] for part in range(2, 6)]
             asked.append([number[tuple(part.tolist())] for part in parts])
         drawn.append(np.array(asked))
@@ -275,7 +275,7 @@ def test_negatives_follow_the_seed_and_must_be_there(tmp_path):
         drawn.append(
             [
                 re.findall(r"(Title: .*)\n\n###", model.bundle.tokenizer.decode(row.ids))
-                for (row,) in model.training_examples(0)
+                for (row,) in model.examples(0)
             ]
         )
     assert [own[0] for own in drawn[0]] == [own[0] for own in drawn[1]] and drawn[0] != drawn[1]

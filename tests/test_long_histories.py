@@ -149,7 +149,7 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
 
     with monkeypatch.context() as patch:
         patch.setattr(Pieces, "piece", counting)
-        examples, cases = built.training_examples(0), test._dataset.cases
+        examples, cases = built.examples(0), test._dataset.cases
         if hasattr(built, "prompts"):
             built.prompts(cases)
         elif hasattr(built, "prefixes"):

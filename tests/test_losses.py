@@ -118,7 +118,7 @@ def test_cached_gradients_are_those_of_one_pass(dropout):
 def gradients(folder, **own):
     ready, model, trainer, (train, _, _) = prepared("CALRec", folder, **own)
     model.double()
-    examples = model.training_examples(0)[:8]
+    examples = model.examples(0)[:8]
     trainer.clip_grad_norm = None
     trainer.optimizer.step = lambda *args: None
     loss = trainer._step(examples)
@@ -143,7 +143,7 @@ def test_calrecs_loss_is_the_papers(tmp_path):
         "CALRec", tmp_path, nig_targets="last", alpha=0.3, beta=-0.1
     )
     model.double().eval()
-    examples = model.training_examples(0)[:6]
+    examples = model.examples(0)[:6]
     trainer.clip_grad_norm = None
     nig, towers = 0.0, []
     for sequence, alone in examples:

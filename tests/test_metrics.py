@@ -263,7 +263,7 @@ def test_stock_metrics_gather_no_ranks(recbole):
 
 def test_registration_reaches_recbole_while_it_is_being_imported():
     """A fresh process: the registry's hook runs inside RecBole's own import; a class pickles by name."""
-    pytest.importorskip("recbole_llm.settings.model_names")
+    pytest.importorskip("recbole_llm.settings.registry")
     code = """
 import pickle, sys
 from recbole_llm import registry

@@ -44,7 +44,7 @@ def test_the_other_datasets_texts_and_training_parts_are_read(shops):
     own, other = model.corpora
     assert "juice" in own.sentences[0] and "soup" in other.sentences[0]
     assert len(other.cases) == 60 * 5  # eight events: neither the first nor the two held out
-    texts = [model.bundle.tokenizer.decode(tokens.ids) for tokens, _ in model.training_examples(0)]
+    texts = [model.bundle.tokenizer.decode(tokens.ids) for tokens, _ in model.examples(0)]
     soups = sum("soup" in text for text in texts)
     assert (
         soups / len(texts) == pytest.approx(60**0.3 / (60**0.3 + 30**0.3), abs=0.02)

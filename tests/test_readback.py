@@ -116,7 +116,7 @@ def test_a_model_that_forgets_a_tensor_ends_the_run(world, monkeypatch):
     """Even where the process still holds it, since the last epoch was the best."""
     from recbole_llm.models.recformer import RecFormer
 
-    monkeypatch.setattr(RecFormer, "saved_apart", ("backbone.", "table_epoch", "word_bias"))
+    monkeypatch.setattr(RecFormer, "externally_saved", ("backbone.", "table_epoch", "word_bias"))
     own = {"checkpoint_dir": str(world / "forgets"), "max_length": 128}
     with pytest.raises(UserError, match="1 of .* tensors differ, the first is word_bias"):
         run_settings(settings_for("RecFormer", world, **own))

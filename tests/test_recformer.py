@@ -155,10 +155,10 @@ def with_roles(model):
 def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
     _, model, _, _ = prepared("RecFormer", cycle, phase="pretrain", mask_share=0.3, **QUICK)
     with_roles(model)
-    groups = model.training_examples(0)[:12]
+    groups = model.examples(0)[:12]
     texts = [text for group in groups for text in group]
     with torch.no_grad():
-        loss, vectors = model.run_batch(pad(texts, pad_id=model.pad_id), True)
+        loss, vectors = model.loss_and_vectors(pad(texts, pad_id=model.pad_id), True)
     words, bias = (
         table.detach().numpy()
         for table in (model.bundle.core.get_input_embeddings().weight, model.word_bias)
@@ -186,7 +186,7 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
         others = [similar[other] for other in range(12) if targets[other] != targets[row]]
         total += math.log(sum(map(math.exp, [similar[row], *others]))) - similar[row]
     assert len({str(target) for target in targets}) < 12
-    assert model.contrast(vectors.view(12, 4, -1), groups).item() == pytest.approx(
+    assert model.pair_loss(vectors.view(12, 4, -1), groups).item() == pytest.approx(
         total / 12, rel=1e-5
     )
 
@@ -200,12 +200,12 @@ def test_fine_tuning_is_a_softmax_over_all_items(cycle):
     )  # as item 0
     _, model, _, _ = prepared("RecFormer", cycle, **QUICK)
     with_roles(model)
-    groups = model.training_examples(0)[:6]
+    groups = model.examples(0)[:6]
     assert len(model.table) == len(FRUIT) - 1 and torch.allclose(
         model.table.norm(dim=1), torch.ones(1)
     )
     with torch.no_grad():
-        loss, _ = model.run_batch(pad([text for (text,) in groups], pad_id=model.pad_id), True)
+        loss, _ = model.loss_and_vectors(pad([text for (text,) in groups], pad_id=model.pad_id), True)
     expected = 0.0
     for (text,) in groups:
         user = state(model, text)[0]
@@ -217,7 +217,7 @@ def test_fine_tuning_is_a_softmax_over_all_items(cycle):
         expected += math.log(sum(map(math.exp, logits))) - logits[text.labels[0]]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     cases = model.corpora[0].cases
-    assert [text.labels[0] for (text,) in model.training_examples(0)] == [
+    assert [text.labels[0] for (text,) in model.examples(0)] == [
         model.tables.item[cases.end[row]]
         for user in range(16)
         for row in model.corpora[0].by_user[user]
@@ -318,7 +318,7 @@ def test_equal_texts_tie(cycle):
 @pytest.mark.parametrize("how", ["epoch", "fixed"])
 def test_the_table_is_encoded_when_it_is_to_be(cycle, how):
     _, model, trainer, (train, *_) = prepared("RecFormer", cycle, item_table=how, epochs=2, **QUICK)
-    fresh, seen, inner = [], [], model.training_examples
+    fresh, seen, inner = [], [], model.examples
 
     def watch(epoch):
         fresh.append(model.encode(range(len(model.first))))
@@ -326,7 +326,7 @@ def test_the_table_is_encoded_when_it_is_to_be(cycle, how):
         seen.append(model.table.numpy().copy())
         return examples
 
-    model.training_examples = watch
+    model.examples = watch
     trainer.fit(train)
     assert np.array_equal(seen[0], fresh[0]) and np.abs(fresh[0] - fresh[1]).max() > 1e-3
     assert np.array_equal(seen[1], fresh[1] if how == "epoch" else fresh[0])
@@ -342,7 +342,7 @@ def test_a_run_killed_inside_an_epoch_keeps_the_epochs_table(cycle, monkeypatch)
         "RecFormer", cycle, checkpoint_dir=str(cycle / "whole"), **own
     )
     trainer.fit(train, valid)
-    steps = len(trainer.model.training_examples(1)) // 16 + 1
+    steps = len(trainer.model.examples(1)) // 16 + 1
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
     _, _, first, (train, valid, _) = prepared(
         "RecFormer", cycle, checkpoint_dir=str(cycle / "cut"), **own
@@ -443,7 +443,7 @@ def test_pretraining_on_several_datasets_reads_all_of_them(cycle):
         )
     )
     model, _ = ready.make_model()
-    texts = [model.bundle.tokenizer.decode(group[1].ids) for group in model.training_examples(0)]
+    texts = [model.bundle.tokenizer.decode(group[1].ids) for group in model.examples(0)]
     assert (
         len(texts) == 24
         and any("syrup" in text for text in texts)

@@ -8,7 +8,7 @@ from recbole_llm import cli
 from recbole_llm.data.prepare.sources import catalogue
 from recbole_llm.data.prepare.sources import own as own_tables
 from recbole_llm.settings import files as resources
-from recbole_llm.settings import layers, model_names
+from recbole_llm.settings import layers, registry
 from recbole_llm.studies import experiments
 
 TEXTS = {  # recipe -> columns of the text of ST5Seq and of TASTELoRA, where it is not the title alone
@@ -78,8 +78,8 @@ def test_no_recipe_silently_replaces_what_a_models_own_file_sets(tmp_path):
     folder = resources.properties() / "model"
     wide = {"TASTELoRA": {"Yelp", "ml-100k", "ml-1m"}, "ST5Seq": {"Yelp-ST5"}}
     for recipe in [*catalogue.recipes().values(), own_recipe(tmp_path)]:
-        shared = recipe.settings.keys() - model_names.OURS.keys() - set(layers.MERGED)
-        for model in model_names.OURS:
+        shared = recipe.settings.keys() - registry.OURS.keys() - set(layers.MERGED)
+        for model in registry.OURS:
             own = layers.read_yaml(folder / f"{model}.yaml").keys()
             replaced = (shared & own) - recipe.settings.get(model, {}).keys()
             assert not replaced or recipe.name in wide.get(model, ()), (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llm.errors import UserError
-from recbole_llm.settings import model_names
+from recbole_llm.settings import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "recbole_llm"
@@ -43,8 +43,8 @@ def python(code, cwd, *arguments):
 @pytest.mark.parametrize(
     "name",
     [
-        *model_names.OURS,
-        *model_names.MENDED,
+        *registry.OURS,
+        *registry.MENDED,
         "SASRec",
         "GRU4Rec",
         "KD_DAGFM",
@@ -63,22 +63,22 @@ def test_every_spelling_of_a_name(name):
         f"{name[:middle].lower()}_{name[middle:]}",
         f" {name} ",
     ):
-        assert model_names.canonical(spelling) == name
+        assert registry.canonical(spelling) == name
 
 
 def test_spellings_of_the_papers():
-    assert model_names.canonical("NCF") == model_names.canonical("neu-mf") == "NeuMF"
+    assert registry.canonical("NCF") == registry.canonical("neu-mf") == "NeuMF"
     assert (
-        model_names.canonical("BERT-4-Rec") == "BERT4Rec"
-        and model_names.canonical("CAL-Rec") == "CALRec"
+        registry.canonical("BERT-4-Rec") == "BERT4Rec"
+        and registry.canonical("CAL-Rec") == "CALRec"
     )
 
 
 def test_hyphenated_names_resolve_once_they_are_registered(monkeypatch):
-    monkeypatch.setitem(model_names.OURS, "ST5Seq", "nowhere")
-    monkeypatch.setitem(model_names.OURS, "LLMTRSR", "nowhere")
-    assert {model_names.canonical(name) for name in ("ST5-Seq", "st5seq", "ST5_SEQ")} == {"ST5Seq"}
-    assert model_names.canonical("LLM-TRSR") == "LLMTRSR"
+    monkeypatch.setitem(registry.OURS, "ST5Seq", "nowhere")
+    monkeypatch.setitem(registry.OURS, "LLMTRSR", "nowhere")
+    assert {registry.canonical(name) for name in ("ST5-Seq", "st5seq", "ST5_SEQ")} == {"ST5Seq"}
+    assert registry.canonical("LLM-TRSR") == "LLMTRSR"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_hyphenated_names_resolve_once_they_are_registered(monkeypatch):
 )
 def test_an_unknown_name_names_the_nearest(name, near):
     with pytest.raises(UserError, match=f"unknown model {name!r}: did you mean .*{near}"):
-        model_names.canonical(name)
+        registry.canonical(name)
 
 
 def test_an_unknown_name_that_is_like_none():
@@ -95,14 +95,14 @@ def test_an_unknown_name_that_is_like_none():
         UserError,
         match="ours are CALRec, LIR, LLMTRSR, RecFormer, ST5Seq, TALLRec, TASTELoRA, UniSRec",
     ):
-        model_names.canonical("0000000")
+        registry.canonical("0000000")
 
 
 def test_no_two_models_share_a_spelling():
-    names = [*model_names.stock_models(), *model_names.OURS]
-    assert len({model_names._plain(name) for name in names}) == len(names)
-    assert not {model_names._plain(name) for name in names} & model_names.ALIASES.keys() and set(
-        model_names.ALIASES.values()
+    names = [*registry.stock_models(), *registry.OURS]
+    assert len({registry._plain(name) for name in names}) == len(names)
+    assert not {registry._plain(name) for name in names} & registry.ALIASES.keys() and set(
+        registry.ALIASES.values()
     ) <= set(names)
 
 
@@ -120,37 +120,37 @@ def test_stock_names_are_those_of_recboles_classes():
             if name.lower() == path.stem
         }
     assert len(expected) > 90
-    assert model_names.stock_models() == expected
+    assert registry.stock_models() == expected
 
 
 def test_tree_models_are_refused_by_name():
     with pytest.raises(UserError, match="XGBoost: tree models are not run by this harness"):
-        model_names.model_class(model_names.canonical("xgboost"))
+        registry.model_class(registry.canonical("xgboost"))
 
 
 def test_our_classes_are_where_the_registry_says():
-    for name, module in (model_names.OURS | model_names.MENDED).items():
+    for name, module in (registry.OURS | registry.MENDED).items():
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         assert name in [
             node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
         ]
-    assert model_names.MENDED.keys() <= model_names.stock_models().keys()
+    assert registry.MENDED.keys() <= registry.stock_models().keys()
     files = [*(PACKAGE / "models").glob("*.py"), *(PACKAGE / "models" / "stock").glob("*.py")]
     models = {path.stem for path in files}
     models -= {"__init__", "whitening", "item_text_embeddings"}
     assert models == {
-        module.rpartition(".")[2] for module in (model_names.OURS | model_names.MENDED).values()
+        module.rpartition(".")[2] for module in (registry.OURS | registry.MENDED).values()
     }  # none is left unregistered
 
 
 def test_model_class_takes_the_mended_class_and_leaves_recboles_alone():
     from recbole.utils import get_model
 
-    assert model_names.model_class("Pop").__module__ == "recbole_llm.models.stock.pop"
+    assert registry.model_class("Pop").__module__ == "recbole_llm.models.stock.pop"
     assert (
         get_model("Pop").__module__ == "recbole.model.general_recommender.pop"
     )  # importing us changes no stock model
-    assert model_names.model_class("BPR") is get_model("BPR") and model_names.model_class(
+    assert registry.model_class("BPR") is get_model("BPR") and registry.model_class(
         "LIR"
     ) is get_model("LIR")
 

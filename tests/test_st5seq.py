@@ -113,7 +113,7 @@ def test_room_for_the_newest_item_is_asked_for(cycle):
 def pairs(cycle, epoch=0, **own):
     _, model, _, _ = prepared("ST5Seq", cycle, **SMALL | own)
     return model, [
-        tuple(read(model, tokens) for tokens in pair) for pair in model.training_examples(epoch)
+        tuple(read(model, tokens) for tokens in pair) for pair in model.examples(epoch)
     ]
 
 
@@ -195,7 +195,7 @@ def test_pairs_that_share_a_text_are_no_negatives(cycle):
         for view in (unit[row, 0] @ unit[:, 1].T, unit[:, 0] @ unit[row, 1]):
             weights = (view / temperature).exp() * torch.tensor(negative[row])
             loss -= (weights[row] / weights.sum()).log().item() / 8
-    assert model.contrast(vectors, groups).item() == pytest.approx(loss, rel=1e-4)
+    assert model.pair_loss(vectors, groups).item() == pytest.approx(loss, rel=1e-4)
 
 
 def test_it_finds_the_cycle(cycle):

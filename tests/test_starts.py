@@ -323,8 +323,8 @@ def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
     inner, calls = CALRec.score, []
 
     def dying(self, cases):
-        calls.append((len(cases), self.choosing))
-        if not self.choosing and sum(not choosing for _, choosing in calls) == stop:
+        calls.append((len(cases), self.selecting))
+        if not self.selecting and sum(not selecting for _, selecting in calls) == stop:
             raise KeyboardInterrupt
         return inner(self, cases)
 

@@ -12,7 +12,7 @@ from shops import there, write_shop
 from recbole_llm.cli import main
 from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.errors import UserError
-from recbole_llm.settings import layers, model_names, stock
+from recbole_llm.settings import layers, registry, stock
 
 COMMON = ("--dataset=tiny", "--beside=[]", "--show_progress=false", "--epochs=1")
 LABELS = "--threshold.rating=4 --load_col.inter='[user_id, item_id, rating, timestamp]'"
@@ -151,7 +151,7 @@ def built(model, folder, **settings):
     settings = layers.resolve(model, "tiny", [], {"use_gpu": False} | settings)
     made = layers.recbole_config(settings, folder / "dataset" / "tiny")
     train, _, _ = make_loaders(made)
-    return model_names.model_class(model)(made, train._dataset), train
+    return registry.model_class(model)(made, train._dataset), train
 
 
 @pytest.mark.parametrize("column", ["price", "vector"])
@@ -197,7 +197,7 @@ def test_a_gpu_that_is_not_there(monkeypatch, tmp_path):
 NOT_RUN = {"GRU4RecKG", "KSR"}
 PAIRS = [
     (name, family, loss)
-    for name, family in sorted(model_names.stock_models().items())
+    for name, family in sorted(registry.stock_models().items())
     if family in ("general", "sequential") and name not in NOT_RUN
     for loss in ("CE", "BPR")
 ]

@@ -73,7 +73,7 @@ def test_the_summarizer_is_held_only_while_it_writes(tmp_path):
         summary_tokens=20,
         targets="one",
     )
-    model.training_examples(0)
+    model.examples(0)
     assert "texts" not in vars(model.summarizer) and len(model.summarizer.known) > 5
 
 

@@ -193,7 +193,7 @@ def test_an_item_of_a_step_that_reads_like_the_target_is_no_negative(cycle):
         torch.log_softmax(user[0] @ items.T, dim=0)[0],
         torch.log_softmax(user[1] @ items[[0, 2, 3]].T, dim=0)[1],
     )
-    assert float(model.contrast(vectors, groups)) == pytest.approx(
+    assert float(model.pair_loss(vectors, groups)) == pytest.approx(
         float(-(first + second) / 2), rel=1e-5
     )
 
@@ -201,7 +201,7 @@ def test_an_item_of_a_step_that_reads_like_the_target_is_no_negative(cycle):
 def test_negatives_are_never_of_the_users_own(cycle):
     _, model, _, (train, *_) = prepared("TASTELoRA", cycle, negatives=30)
     cases, events = train._dataset.cases, model.tables.item
-    groups = model.training_examples(0)
+    groups = model.examples(0)
     met = {
         user: model.same[
             events[cases.begin[cases.user == user].min() : cases.end[cases.user == user].max() + 1]
@@ -212,7 +212,7 @@ def test_negatives_are_never_of_the_users_own(cycle):
     assert [group.texts[0] for group in groups] == model.same[events[cases.end[order]]].tolist()
     for group, user in zip(groups, cases.user[order], strict=True):
         assert not np.isin(group.texts[1:], met[user]).any()
-    again, other = model.training_examples(0), model.training_examples(1)
+    again, other = model.examples(0), model.examples(1)
     assert all((one.texts == two.texts).all() for one, two in zip(groups, again, strict=True))
     assert any((one.texts != two.texts).any() for one, two in zip(groups, other, strict=True))
 

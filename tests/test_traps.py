@@ -53,13 +53,13 @@ def stock_trainer(stock, monkeypatch, tmp_path):
 
 def ours(model, folder, **settings):
     """(model, test dataset) with random weights."""
-    from recbole_llm.settings import model_names
+    from recbole_llm.settings import registry
 
     resolved = layers.recbole_config(
         layers.resolve(model, folder.name, [], {"use_gpu": False} | settings), folder
     )
     train, _, test = make_loaders(resolved)
-    return model_names.model_class(model)(resolved, train._dataset), test._dataset
+    return registry.model_class(model)(resolved, train._dataset), test._dataset
 
 
 def users_of(dataset):
@@ -214,7 +214,7 @@ def test_a_model_that_repeats_itself_gets_what_chance_gives(
 @pytest.mark.parametrize("name", ["GRU4Rec", "BPR", "LIR"])
 def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch):
     """Stock: the batch that a model scores holds the target's id, so that a model may read the answer; where it tries, ours is an error."""
-    from recbole_llm.settings import model_names
+    from recbole_llm.settings import registry
 
     def oracle(self, interaction):
         scores = torch.zeros(len(interaction), 13)
@@ -237,7 +237,7 @@ def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch)
             name, folder, lambda model: monkeypatch.setattr(model, "full_sort_predict", oracle)
         )
         assert trainer.evaluate(test, load_best_model=False)["recall@3"] == 1
-    monkeypatch.setattr(model_names.model_class(name), "full_sort_predict", oracle)
+    monkeypatch.setattr(registry.model_class(name), "full_sort_predict", oracle)
     model, test = ours(name, folder)
     with pytest.raises(KeyError, match="item_id"):
         rank_cases(model, test, test.cases)

@@ -59,10 +59,10 @@ def test_one_pass_learns_what_every_case_alone_would(cycle):
     """The summed loss of the windows against a softmax for each training case by itself, histories longer than max_items among them."""
     _, model, _, (train, _, _) = prepared("UniSRec", cycle, max_items=4, **SMALL)
     model.eval()
-    windows = model.training_examples(0)
+    windows = model.examples(0)
     cases = train._dataset.cases
     assert sum(tokens.items for (tokens,) in windows) == len(cases)
-    loss, _ = model.run_batch(batch_of(model, windows), True)
+    loss, _ = model.loss_and_vectors(batch_of(model, windows), True)
     with torch.no_grad():
         items = torch.from_numpy(model.encode_items()[model.same]).double()
         expected, tables = 0.0, model.tables
@@ -109,7 +109,7 @@ def test_no_item_knows_what_follows(cycle):
 def test_a_history_is_read_as_far_back_as_max_items(cycle):
     """In training and in ranking alike."""
     _, model, _, (_, _, test) = prepared("UniSRec", cycle, max_items=4, **SMALL)
-    assert max(len(tokens) for (tokens,) in model.training_examples(0)) == 5  # four and the target
+    assert max(len(tokens) for (tokens,) in model.examples(0)) == 5  # four and the target
     cases = test._dataset.cases[np.arange(3)]
     model = loud(model)
     with torch.no_grad():
@@ -227,7 +227,7 @@ def test_pairs_of_pretraining(cycle):
     _, model, _, _ = prepared(
         "UniSRec", cycle, phase="pretrain", datasets=["cycle", "other"], **SMALL
     )
-    groups, items = model.training_examples(0), len(FRUIT)
+    groups, items = model.examples(0), len(FRUIT)
     assert len(groups) == 300 and model.words_dropped == 2 * items  # 5 training cases of 60 users
     datasets = [set((group[0].ids > items).tolist()) for group in groups]
     assert {True} in datasets and {False} in datasets and {True, False} not in datasets
@@ -251,7 +251,7 @@ def test_pairs_of_pretraining(cycle):
 
 def test_the_contrast_of_pretraining_is_the_papers(cycle):
     _, model, _, _ = prepared("UniSRec", cycle, phase="pretrain", sequence_weight=0.5, **SMALL)
-    by_target = sorted(model.training_examples(0), key=lambda group: group[0].ids[-1])
+    by_target = sorted(model.examples(0), key=lambda group: group[0].ids[-1])
     groups = [*by_target[:2], *by_target[20:180:40]]
     assert len({group[0].ids[-1] for group in groups}) < 6  # some share their target
     torch.manual_seed(0)
@@ -268,7 +268,7 @@ def test_the_contrast_of_pretraining_is_the_papers(cycle):
                 / model.config["contrast_temperature"]
             )
             loss -= weight * logits.log_softmax(dim=0)[negatives.index(row)].item() / 6
-    assert model.contrast(vectors, groups).item() == pytest.approx(loss, rel=1e-4)
+    assert model.pair_loss(vectors, groups).item() == pytest.approx(loss, rel=1e-4)
 
 
 def test_items_of_one_text_are_no_negatives_of_each_other(tmp_path):
@@ -280,10 +280,10 @@ def test_items_of_one_text_are_no_negatives_of_each_other(tmp_path):
     )  # the last item reads like the first
     _, model, _, _ = prepared("UniSRec", folder, phase="pretrain", **SMALL)
     numbers = [model.tables.items.tolist().index(name) + 1 for name in ("i0", "i11", "i5")]
-    by_target = {group[0].ids[-1]: group for group in model.training_examples(0)}
+    by_target = {group[0].ids[-1]: group for group in model.examples(0)}
     same, other = ([by_target[numbers[0]], by_target[numbers[last]]] for last in (1, 2))
     vectors = torch.randn(2, 2, 2, 8, generator=torch.Generator().manual_seed(0))
-    assert model.contrast(vectors, same).item() == 0 and model.contrast(vectors, other).item() > 0
+    assert model.pair_loss(vectors, same).item() == 0 and model.pair_loss(vectors, other).item() > 0
 
 
 def test_a_text_only_model_moves_to_another_dataset(cycle):

@@ -4,16 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from recbole.model.abstract_recommender import AbstractRecommender
 
 from ..contracts.cases import Cases
 from ..storage.progress import progress as shown
-from .histories import by_history
 from .ranks import UNNAMED, RankTable, rank_targets
+from .recbole_scorer import scorer_of
 from .resumable import Kept, Piece, joined, missing
-
-MAX_CASES = 1024  # cases per forward pass, whatever the memory
-MAX_PAIRS = 4096  # (case, item) pairs per `predict`
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,11 @@ def rank_cases(
     topk : length of the lists to return; 0 returns None for them.
     kept : what is ranked so far of the same cases, from which the ranking goes on; the caller removes it.
     """
-    model.eval()
-    judges = candidates is not None and hasattr(model, "judge")
-    pairwise = judges or candidates is not None and not _scores_all(model)
-    width = dataset.item_num - 1 if not pairwise else candidates.shape[1] + 1
-    rows = int(max(1, min(getattr(model, "max_cases", MAX_CASES), memory * 2**20 // (4 * width))))
-    tables = dataset.tables
+    scorer, tables = scorer_of(model, dataset), dataset.tables
+    scorer.eval()
+    pairwise = candidates is not None and scorer.judges_candidates
+    width = candidates.shape[1] + 1 if pairwise else len(tables.items)
+    rows = int(max(1, min(scorer.max_cases, memory * 2**20 // (4 * width))))
     pieces: list[Piece] = [] if kept is None else kept.pieces
     if kept is not None:
         kept.start()
@@ -64,20 +59,18 @@ def rank_cases(
         chosen = None
         if candidates is not None:
             chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin:end])], dim=1)
-        if judges:
-            scores = model.judged(batch, chosen)
-        elif pairwise:
-            scores = _predict_chosen(model, dataset, batch, chosen + 1)
+        if pairwise:
+            scores = scorer.score_candidates(batch, chosen)
         else:
-            scores = catalogue_scores(model, dataset, batch)
+            scores = scorer.score_catalogue(batch)
             if chosen is not None:
                 scores = scores.gather(1, chosen.to(scores.device))
         masked = _mask(scores, tables, batch, chosen) if mask_history else 0
         index = (target if chosen is None else torch.zeros_like(target)).to(scores.device)
-        fallback = getattr(model, "fallback", None)
-        fallback = np.zeros(len(batch), bool) if fallback is None else fallback
+        no_item = np.zeros(len(batch), bool)
+        fallback = no_item if scorer.fallback is None else scorer.fallback
         unnamed = (scores.gather(1, index[:, None])[:, 0] == UNNAMED).cpu().numpy() & ~fallback
-        if unnamed.any() and getattr(model, "names_all", True):
+        if unnamed.any() and scorer.names_all:
             raise FloatingPointError(
                 f"{type(model).__name__} scored {int(unnamed.sum())} targets -inf: a score must rank every item"
             )
@@ -96,58 +89,9 @@ def rank_cases(
     return whole.table, TopLists(*whole.lists) if topk else None
 
 
-def _scores_all(model) -> bool:
-    return type(model).full_sort_predict is not AbstractRecommender.full_sort_predict
-
-
 def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
-    """[cases, items] scores, writable, on the model's device; RecBole's padding item is cut off.
-
-    A model may say by `alike`, int64 [items], whose score each item has: a product over the catalogue breaks ties in the last bit.
-    """
-
-    def score(rows: np.ndarray) -> torch.Tensor:
-        return _catalogue_scores(model, dataset, cases[rows])
-
-    return by_history(model, dataset, cases, score)
-
-
-def _catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
-    interaction = dataset.case_batch(cases)
-    if _scores_all(model):
-        scores = model.full_sort_predict(interaction.to(model.device)).view(
-            len(cases), dataset.item_num
-        )[:, 1:]
-    else:
-        scores = _predict(
-            model, dataset, interaction, torch.arange(1, dataset.item_num).expand(len(cases), -1)
-        )
-    alike = getattr(model, "alike", None)
-    return scores if alike is None else scores.index_select(1, alike)
-
-
-def _predict_chosen(model, dataset, cases: Cases, items: torch.Tensor) -> torch.Tensor:
-    """[cases, C] scores of each case's own items by `predict`; items are RecBole's ids."""
-
-    def score(rows: np.ndarray) -> torch.Tensor:
-        return _predict(model, dataset, dataset.case_batch(cases[rows]), items[rows])
-
-    return by_history(model, dataset, cases, score)
-
-
-def _predict(model, dataset, interaction, items: torch.Tensor) -> torch.Tensor:
-    """[cases, C] scores by `predict` on every (case, item) pair, in pieces that fit; items are RecBole's ids."""
-    flat = []
-    rows = max(1, MAX_PAIRS // items.shape[1])
-    for row in range(0, len(items), rows):
-        piece = slice(row, row + rows)
-        for columns in items[piece].split(MAX_PAIRS, dim=1):
-            pairs = dataset.add_items(interaction[piece], columns)
-            flat.append(model.predict(pairs.to(model.device)).float().view(len(columns), -1))
-    widths = -(-items.shape[1] // MAX_PAIRS)
-    return torch.cat(
-        [torch.cat(flat[at : at + widths], dim=1) for at in range(0, len(flat), widths)]
-    )
+    """[cases, items] scores, writable, on the model's device."""
+    return scorer_of(model, dataset).score_catalogue(cases)
 
 
 def _mask(scores: torch.Tensor, tables, cases: Cases, chosen: torch.Tensor | None) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..contracts.cases import Cases
-from . import loop
+from .recbole_scorer import scorer_of
 
 CASES, COLUMNS = 8, 64  # scores that are kept of a run
 
@@ -35,28 +35,21 @@ def own_generators(device: torch.device):
 def probe(model, dataset, cases: Cases) -> np.ndarray:
     """What a model scores a few cases by.
 
-    A model with a method `probe` (cases -> array [cases, ...]) answers by that, which is cheaper
-    than its scores where these need texts to be written or a catalogue to be encoded.
+    See `Scorer.probe`, which is cheaper than scores where these need texts to be written or a
+    catalogue to be encoded.
 
     Returns
     -------
     float64 [cases, columns], at most COLUMNS of them, evenly drawn.
     """
-    training = model.training
-    model.eval()
+    scorer = scorer_of(model, dataset)
+    training = scorer.training
+    scorer.eval()
     try:
-        with own_generators(torch.device(model.device)):
-            if hasattr(model, "probe"):
-                with model.autocast():
-                    found = model.probe(cases)
-            elif loop._scores_all(model):
-                found = loop.catalogue_scores(model, dataset, cases)
-            else:
-                items = torch.arange(1, min(dataset.item_num, COLUMNS + 1))
-                pairs = items.expand(len(cases), -1)
-                found = loop._predict(model, dataset, dataset.case_batch(cases), pairs)
+        with own_generators(torch.device(scorer.device)):
+            found = scorer.probe(cases)
     finally:
-        model.train(training)
+        scorer.train(training)
     if torch.is_tensor(found):
         found = found.float().cpu().numpy()
     rows = np.asarray(found, dtype=np.float64).reshape(len(cases), -1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..contracts.models import Scorer
 from ..storage import run_folders
 from ..storage.content_cache import Entries
 from .ranks import RankTable
@@ -45,7 +46,7 @@ class Kept:
         self.weights = weights or folder
         self.path, self.counts = (
             folder / f"{part}.{run_folders.code()}.kept.gz",
-            getattr(model, "counts", Counter()),
+            model.counts if isinstance(model, Scorer) else Counter(),
         )
         self.entries = Entries(self.path, level=0)
         self.pieces: list[Piece] = []

@@ -4,14 +4,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..contracts.models import ContrastiveTrainable
 from ..language.prompts.templates import Example, Texts
 from ..language.tokens.batches import IGNORED, Tokens, roomy
 from ..training.corpora import Corpus, draw_users, every_case_once
 from ..training.losses import in_batch_contrast
-from .base.generative_model import WriterModel
+from .base.generative_model import GenerativeModel
 
 
-class CALRec(WriterModel):
+class CALRec(GenerativeModel, ContrastiveTrainable):
     """Next-item generation with contrastive alignment of histories and targets."""
 
     def __init__(self, config, dataset):
@@ -25,7 +26,7 @@ class CALRec(WriterModel):
     def contrastive(self) -> bool:
         return bool(self.config["alpha"] or self.config["beta"])
 
-    def training_examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+    def examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
         """One epoch's groups: a history with its target, and the target alone if there are contrastive terms."""
         seed, groups = self.config["seed"], []
         for number, users in enumerate(
@@ -64,13 +65,13 @@ class CALRec(WriterModel):
         tokens = self.encoder.encode(Example(self.template, history, target, flags))
         return ((tokens, self.encoder.alone(target)) if self.contrastive else (tokens,)), tokens.cut
 
-    def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""
         hidden = self.hidden(batch)
         vectors = batch.means(hidden)
         labels = batch.labels[:, 1:]
         learned = labels != IGNORED
-        if not own or not learned.any():
+        if not with_loss or not learned.any():
             return vectors.sum() * 0.0, vectors
         place = learned.flatten().nonzero()[:, 0]
         spare = (0, int(roomy(len(place))) - len(place))
@@ -83,7 +84,7 @@ class CALRec(WriterModel):
         )
         return (1 - self.config["alpha"] - self.config["beta"]) * loss, vectors
 
-    def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
+    def pair_loss(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """alpha L_TT + beta L_UT from vectors [groups, 2, 2, width]: sequence and lone target, each history and target means."""
         user, user_target, target = vectors[:, 0, 0], vectors[:, 0, 1], vectors[:, 1, 1]
         alpha, beta, temperature = (

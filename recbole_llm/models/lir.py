@@ -8,7 +8,7 @@ class LIR(TextModel):
     """The text baseline without training: whoever bought this may buy what reads like it."""
 
     unmatched_reason = "the newest items of every history have no word in their texts (set text_fields to columns that have)"
-    answer_keys = ("last_n", "bm25_k1", "bm25_b")
+    inference_settings = ("last_n", "bm25_k1", "bm25_b")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

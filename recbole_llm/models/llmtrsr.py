@@ -2,13 +2,13 @@
 
 from ..language.summaries import engines
 from ..language.summaries.summarizer import Summarizer
-from .base.pointwise_model import JudgeModel
+from .base.pointwise_model import CandidateJudge
 
 
-class LLMTRSR(JudgeModel):
+class LLMTRSR(CandidateJudge):
     """The judge with a summary of the whole history and its newest items."""
 
-    answer_keys = (*JudgeModel.answer_keys, "summaries")
+    inference_settings = (*CandidateJudge.inference_settings, "summaries")
 
     @classmethod
     def check(cls, config, tables):
@@ -29,7 +29,7 @@ class LLMTRSR(JudgeModel):
         self.counts.update(summaries_replaced=sum(one.replaced for one in found))
         return [one.text or None for one in found]
 
-    def prepare(self, parts):
+    def prepare_texts(self, parts):
         """Write the summaries of cases, by part of the data, before anything is trained; those of "train" are the model's own."""
         if not self.summarizer:
             return
@@ -46,8 +46,8 @@ class LLMTRSR(JudgeModel):
         """What summaries cost, see Summarizer.costs."""
         return self.summarizer.costs() if self.summarizer else {}
 
-    def training_examples(self, epoch):
-        examples = super().training_examples(epoch)
+    def examples(self, epoch):
+        examples = super().examples(epoch)
         if self.summarizer:
             self.summarizer.release()
         return examples

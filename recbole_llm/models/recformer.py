@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.sources import EncoderBackbone
 from ..language.prompts.templates import Texts
@@ -17,10 +18,10 @@ from ..storage.content_cache import name_of
 from ..training.corpora import Corpus, draw_users, load_corpora
 from ..training.losses import in_batch_contrast, over_catalogue
 from .base.backbone_model import BackboneModel
-from .base.vector_model import EncodeModel, check_datasets
+from .base.vector_model import VectorModel, check_datasets
 
 
-class RecFormer(EncodeModel, BackboneModel):
+class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
     """Language representations of items and sequences; an item is encoded as a sequence of one.
 
     `phase: pretrain` contrasts sequences with their next items and finds masked tokens again. `finetune` is a softmax over the catalogue, whose vectors
@@ -35,7 +36,7 @@ class RecFormer(EncodeModel, BackboneModel):
     """
 
     backbone_kind = EncoderBackbone
-    saved_apart = ("backbone.", "table_epoch")
+    externally_saved = ("backbone.", "table_epoch")
     other_parameter_name = ("table", "table_names")
 
     @classmethod
@@ -73,7 +74,7 @@ class RecFormer(EncodeModel, BackboneModel):
         limits = {key: self.config[key] for key in ("max_length", "attribute_tokens", "max_items")}
         return AttributeEncoder(bundle.tokenizer, **limits, marks=bundle.marks)
 
-    def training_examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+    def examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
         """`pretrain`: sequence, next item, and both with masked tokens. `finetune`: a sequence, whose first token learns the number of the next item."""
         if self.table_epoch != epoch:
             if self.contrastive or self.config["item_table"] == "epoch":
@@ -127,11 +128,11 @@ class RecFormer(EncodeModel, BackboneModel):
             words + self.token_type(types) + self.item_position(items), batch.lengths
         )
 
-    def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over masked tokens, or sum of -log P over next items; [rows, width] states of the first token)."""
         states, learned = self.hidden(batch), batch.labels != IGNORED
         vectors = states[:, 0]
-        if not own or not learned.any():
+        if not with_loss or not learned.any():
             return vectors.sum() * 0.0, vectors
         if self.contrastive:
             logits = F.linear(
@@ -148,7 +149,7 @@ class RecFormer(EncodeModel, BackboneModel):
             states[learned], self.table, same, batch.labels[learned], temperature
         ), vectors
 
-    def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
+    def pair_loss(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """Item-item contrast (equation 6) of vectors [groups, 4, width]: each sequence's next item against the others of its step."""
         targets = np.unique(
             [name_of(group[1].ids.tobytes() + group[1].roles.tobytes()) for group in groups],
@@ -202,11 +203,12 @@ class RecFormer(EncodeModel, BackboneModel):
             np.frombuffer(b"".join(self.names), dtype=np.uint8).reshape(-1, 16).copy()
         )
 
-    def encode_items(self):
+    def encode_items(self, items):
+        rows = self.same[items]
         if self.contrastive:
-            return self.encode(range(len(self.first)))
+            return self.encode(rows)
         self.fill_table()
-        return self.table.cpu().numpy()
+        return self.table[rows]
 
     def encode_users(self, cases):
         tokens = [self.sequence(0, history) for history in cases.histories(self.tables)]

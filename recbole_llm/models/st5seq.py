@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from ..contracts.models import ContrastiveTrainable
 from ..data.cases.augmentation import augment
 from ..data.reading.tables import Tables
 from ..data.texts.text import UNKNOWN, ItemText
@@ -12,7 +13,7 @@ from ..language.tokens.batches import Tokens
 from ..storage.content_cache import name_of
 from ..training.corpora import Corpus, draw_users
 from ..training.losses import symmetric_contrast
-from .base.sentence_model import DenseModel
+from .base.sentence_model import SentenceModel
 
 Pair = tuple[Tokens, Tokens]
 
@@ -39,14 +40,12 @@ def _check_answers(config) -> None:
             )
 
 
-class ST5Seq(DenseModel):
+class ST5Seq(SentenceModel, ContrastiveTrainable):
     """Sequential recommendation as retrieval of sentences, learned from three kinds of pairs.
 
     `phase: item` pairs an item's text with its description, `sequence` a sequence with an augmented one, `next` a history
     with the item that follows.
     """
-
-    contrastive = True
 
     @classmethod
     def check(cls, config, tables):
@@ -92,7 +91,7 @@ class ST5Seq(DenseModel):
             if any(value != UNKNOWN for value in row)
         }
 
-    def training_examples(self, epoch: int) -> list[Pair]:
+    def examples(self, epoch: int) -> list[Pair]:
         seed, pairs = self.config["seed"], []
         make = {"item": self._items, "sequence": self._sequences, "next": self._next}[
             self.config["phase"]
@@ -136,12 +135,12 @@ class ST5Seq(DenseModel):
     def _sequence(self, number: int, items: np.ndarray) -> Tokens:
         return self.encoder.sequence(Texts(self.sentences[number], items))
 
-    def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(no loss of a text alone, [rows, width] vectors)."""
         vectors = self.bundle.pooled(batch)
         return vectors.sum() * 0.0, vectors
 
-    def contrast(self, vectors: torch.Tensor, groups: list[Pair]) -> torch.Tensor:
+    def pair_loss(self, vectors: torch.Tensor, groups: list[Pair]) -> torch.Tensor:
         """The symmetric loss of vectors [pairs, 2, width]; pairs that share a text are no negatives of each other."""
         equal = torch.zeros(len(groups), len(groups), dtype=torch.bool)
         for side in range(2):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..contracts.cases import Cases
+from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
 from ..language.prompts.templates import VISITS, Texts, named
@@ -14,7 +15,7 @@ from ..language.vectors import embed_once
 from ..training.corpora import Corpus
 from ..training.losses import over_candidates
 from .base.backbone_model import BackboneModel
-from .base.vector_model import EncodeModel
+from .base.vector_model import VectorModel
 
 
 class Choice(tuple):
@@ -39,7 +40,7 @@ def targets_and_others(
     )
 
 
-class TASTELoRA(EncodeModel, BackboneModel):
+class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
     """Ranks by the product of a history's vector and each item's, both by one encoder-decoder.
 
     The negatives of a case are all items of its step but those of its target's text.
@@ -50,7 +51,6 @@ class TASTELoRA(EncodeModel, BackboneModel):
     """
 
     backbone_kind = FusionBackbone
-    contrastive = True
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -86,7 +86,7 @@ class TASTELoRA(EncodeModel, BackboneModel):
             )
         return encoder
 
-    def training_examples(self, epoch: int) -> list[Choice]:
+    def examples(self, epoch: int) -> list[Choice]:
         found, rng = [], np.random.default_rng([self.config["seed"], epoch])
         for rows in self.corpus.by_user:
             chosen = rows if self.config["targets"] == "all" else rng.choice(rows, 1)
@@ -112,12 +112,12 @@ class TASTELoRA(EncodeModel, BackboneModel):
         """Items by number, oldest first."""
         return self.encoder.history(Texts(self.sentences, items))
 
-    def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(no loss of a text alone, [rows, width] vectors)."""
         vectors = self.bundle.vectors(batch)
         return vectors.sum() * 0.0, vectors
 
-    def contrast(self, vectors: torch.Tensor, groups: list[Choice]) -> torch.Tensor:
+    def pair_loss(self, vectors: torch.Tensor, groups: list[Choice]) -> torch.Tensor:
         """Cross-entropy of vectors [groups, 2 + negatives, width] over all items of the step."""
         texts = np.stack([group.texts for group in groups])
         wrong = torch.from_numpy(texts.ravel() == texts[:, :1]).to(vectors.device)
@@ -136,9 +136,9 @@ class TASTELoRA(EncodeModel, BackboneModel):
             saved,
         )
 
-    def encode_items(self):
+    def encode_items(self, items):
         return self.vectors(
-            [self.item(text) for text in range(len(self.first))],
+            [self.item(text) for text in self.same[items]],
             self.weights and self.weights.parent,
         )
 

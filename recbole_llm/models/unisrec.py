@@ -1,41 +1,39 @@
 """UniSRec: frozen text vectors, adapted by whitening experts, under a causal transformer (Hou et al., KDD 2022)."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from recbole.model.layers import TransformerEncoder
 from torch import nn
 
+from ..contracts.models import ContrastiveTrainable
 from ..data.cases.augmentation import drop, drop_words
 from ..language.tokens.batches import IGNORED, Tokens, by_length
-from ..language.vectors import check_frozen, frozen_vectors
+from ..language.vectors import frozen_vectors
 from ..training.corpora import Corpus, draw_users, every_case_once, load_corpora
 from ..training.losses import in_batch_contrast, over_catalogue
-from .base.vector_model import EncodeModel, check_datasets
+from .base.token_training import TokenTrainable
+from .base.vector_model import VectorModel, check_datasets
 from .whitening import WhiteningExperts
 
 ROWS = 8192  # items that go through the experts at once where nothing is learned
 
 
-class UniSRec(EncodeModel):
+class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
     """Universal sequence representations.
 
     `item_features: text` knows items by their texts alone and moves to any dataset; `both` adds an embedding of each item.
     `phase: pretrain` contrasts sequences with their next items and with augmented sequences over several datasets; `finetune` is a softmax over the catalogue.
     """
 
-    not_handed_over = ("by_id.",)  # to another stage, whose items may be others
+    transfer_excludes = ("by_id.",)  # to another stage, whose items may be others
 
     @classmethod
-    def moves(cls, settings):
+    def transferable(cls, settings):
         return settings["item_features"] == "text"
 
     @classmethod
     def check(cls, config, tables):
-        trusted = bool(config["trust_remote_code"])
-        check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]), trusted)
         check_datasets(config, "[pretrain, finetune]")
 
     def __init__(self, config, dataset):
@@ -94,7 +92,7 @@ class UniSRec(EncodeModel):
         for module in (self.position, self.norm, self.layers) if config["freeze_encoder"] else ():
             module.requires_grad_(False)
 
-    def training_examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+    def examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
         groups = []
         for number, users in enumerate(
             draw_users([len(corpus.by_user) for corpus in self.corpora], self.config["seed"], epoch)
@@ -172,7 +170,7 @@ class UniSRec(EncodeModel):
         """[items, size]: the texts of some of the run's own items."""
         return self.experts(self.scale * self.table[torch.from_numpy(items).to(self.device) + 1])
 
-    def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of -log P over the learned items, no vectors), or in phase pretrain (no loss, [rows, 2, size] vectors of sequence and target)."""
         if self.contrastive:
             rows = torch.arange(len(batch.target), device=self.device)
@@ -198,7 +196,7 @@ class UniSRec(EncodeModel):
             states[learned], items, same, labels[learned] - 1, self.config["contrast_temperature"]
         ), states[:, 0]
 
-    def contrast(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
+    def pair_loss(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
         """Sequence-item and sequence-sequence contrast (equations 6 and 7) of vectors [pairs, 2, 2, size]; pairs of one target are no negatives."""
         targets = torch.from_numpy(self.kinds[[pair[0].ids[-1] for pair in groups]]).to(
             vectors.device
@@ -210,14 +208,14 @@ class UniSRec(EncodeModel):
             augmented, sequence, temperature, equal
         )
 
-    def encode_items(self):
+    def encode_items(self, items):
         parts = [
-            self.catalogue(self.first[begin : begin + ROWS]).float()
-            for begin in range(0, len(self.first), ROWS)
+            self.catalogue(items[begin : begin + ROWS]).float()
+            for begin in range(0, len(items), ROWS)
         ]
-        vectors = (
-            torch.cat(parts) if self.by_id is None else torch.cat(parts) + self.by_id.weight[1:]
-        )
+        vectors = torch.cat(parts)
+        if self.by_id is not None:
+            vectors = vectors + self.by_id.weight[torch.from_numpy(items).to(self.device) + 1]
         return F.normalize(vectors, dim=1).cpu().numpy()
 
     def encode_users(self, cases):

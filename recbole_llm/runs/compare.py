@@ -29,6 +29,13 @@ COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mr
 SIGNIFICANT = 0.05
 
 
+def labelled(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """Runs by model, under the names that stand in a table: a user's own class by its name alone."""
+    names = {model: model.rpartition(":")[2] for model in runs}
+    count = Counter(names.values())
+    return {names[model] if count[names[model]] == 1 else model: runs[model] for model in runs}
+
+
 def table_of(runs: dict[str, list[Run]], metrics: Sequence[str] = COLUMNS) -> Table:
     """The table of finished runs: one row per key, its runs are seeds of one model.
 

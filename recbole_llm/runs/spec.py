@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .. import __version__
+from ..contracts.models import Scorer
 from ..data.sample import locate
 from ..errors import UserError
 from ..settings import layers as settings_module
-from ..settings import model_names, run_record, stock
+from ..settings import registry, run_record, stock
 from ..settings.run_record import finished_run
 from ..storage import run_folders
 from ..storage.files import atomically
@@ -38,7 +39,8 @@ class Prepared:
                 )
             settings = settings | {"backbone": stored["backbone"]}
         self.settings, self.restored = settings, restored
-        with stock.refusals(settings["model"], f"take these settings for {settings['model']}"):
+        self.spec = registry.find(settings["model"])
+        with stock.refusals(self.spec.key, f"take these settings for {self.spec.name}"):
             self.name, self.config = locate.configured(
                 settings | {"init_from": initial and str(initial)}
             )
@@ -84,11 +86,13 @@ class Prepared:
             named["datasets"] = [
                 [one["data"], *(one["settings"][key] for key in read)] for one in self.joint
             ]
+        if self.spec.source:  # an edited class is another model
+            named["source"] = self.spec.source
         self.hash = settings_module.settings_hash(
             settings | named, data=self.tables.fingerprint, version=__version__
         )
         stage = f"-{settings['stage']}" if settings.get("stage") else ""
-        self.run_id = f"{settings['model']}-{self.name}{stage}-{self.hash}"
+        self.run_id = f"{self.spec.name}-{self.name}{stage}-{self.hash}"
         self.run_folder = saved / self.run_id
         self.config["run_folder"] = str(self.run_folder)
 
@@ -118,7 +122,7 @@ class Prepared:
             if all(map(settings_module.asks_server, (self.settings, done["settings"])))
             else set()
         )
-        allowed = {*answer_keys(self.settings), *moved_server}
+        allowed = {*inference_settings(self.settings), *moved_server}
         if wrong := [
             key
             for key in self.settings
@@ -151,24 +155,24 @@ class Prepared:
         args = config["eval_args"]
         split = make_split(tables, args["split"], args["part"])
         by_text = config["item_features"] != "id"
-        if model in model_names.OURS or by_text:
+        if self.spec.is_text or by_text:
             ItemText.from_tables(tables, config["text_fields"], config["text_words"])
-        if model in model_names.OURS:
-            model_names.model_class(model).check(config, tables)
+        if "text_encoder" in self.language_models:
+            from ..language.vectors import check_frozen
+
+            trusted = bool(config["trust_remote_code"])
+            check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]), trusted)
+        if self.spec.is_text:
+            self.spec.load().check(config, tables)
         else:
             from ..training.loop import trainer_class
 
-            if by_text:
-                from ..language.vectors import check_frozen
-
-                trusted = bool(config["trust_remote_code"])
-                check_frozen(config["text_encoder"], Path(config["checkpoint_dir"]), trusted)
             dataset_class(model, config["MODEL_TYPE"])
             trainer_class(model, config["MODEL_TYPE"])
             stock.check_data(config, tables)
             label = config["LABEL_FIELD"]
             if (
-                model_names.stock_models()[model] == "context_aware"
+                self.spec.family == "context_aware"
                 and label not in tables.columns
                 and not config["threshold"]
             ):
@@ -256,9 +260,7 @@ class Prepared:
         from ..storage import readback
         from ..training.loop import all_tensors, load_tensors
 
-        moves = self.settings["model"] in model_names.OURS and model_names.model_class(
-            self.settings["model"]
-        ).moves(self.settings)
+        moves = self.spec.is_text and self.spec.load().transferable(self.settings)
         if not moves and self.tables.fingerprint != done["data"]:
             features = (
                 f" with item_features {self.settings['item_features']}"
@@ -276,9 +278,11 @@ class Prepared:
         return model, loaders
 
     def make_trainer(self, model):
-        from ..training.loop import trainer_class
+        from ..training.loop import LLMTrainer, trainer_class
 
-        return trainer_class(self.config["model"], self.config["MODEL_TYPE"])(self.config, model)
+        if self.spec.is_text:
+            return LLMTrainer(self.config, model)
+        return trainer_class(self.spec.name, self.config["MODEL_TYPE"])(self.config, model)
 
     def make_model(self):
         """(model, loaders) as in `build`."""
@@ -289,14 +293,12 @@ class Prepared:
         config = self.config
         init_seed(config["seed"], config["reproducibility"])
         with stock.refusals(
-            config["model"], f"build {config['model']} and its data from these settings"
+            self.spec.key, f"build {self.spec.name} and its data from these settings"
         ):
             loaders = make_loaders(config)
             init_seed(config["seed"], config["reproducibility"])
-            model = model_names.model_class(config["model"])(config, loaders[0]._dataset).to(
-                config["device"]
-            )
-        if config["model"] not in model_names.OURS and config["item_features"] != "id":
+            model = self.spec.load()(config, loaders[0]._dataset).to(config["device"])
+        if not self.spec.is_text and config["item_features"] != "id":
             from ..models.stock.item_text_embeddings import know_by_text
 
             know_by_text(model, loaders[0]._dataset, config)
@@ -315,18 +317,16 @@ class Prepared:
         self.check(first=not self.settings.get("stage") or bool(self.config["init_from"]))
         from ..evaluation.rerank_lists import unranked
         from ..evaluation.resumable import start_over
-        from ..training.loop import STATE, load_tensors
+        from ..training.loop import STATE, load_tensors, stored_weights
 
         model, (train_data, valid_data, test_data) = self.make_model()
         if initial := self.config[
             "init_from"
         ]:  # a backbone is loaded by its model, and may be another model's
-            if (
-                not hasattr(model, "load")
-                or run_record.finished_run(Path(initial))["settings"]["model"]
-                == self.settings["model"]
-            ):
-                load_tensors(model, Path(initial), getattr(model, "not_handed_over", ()))
+            weights = stored_weights(model)
+            begun_by = run_record.finished_run(Path(initial))["settings"]["model"]
+            if not weights.has_own_files or begun_by == self.settings["model"]:
+                load_tensors(model, Path(initial), weights.transfer_excludes)
         split = train_data._dataset.split
         log.info(
             f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, {len(self.tables.item)} events; "
@@ -420,7 +420,7 @@ class Prepared:
         except (Exception, SystemExit) as error:
             told = error
             if not (folder / STATE).is_file():
-                told = stock.refusal(model, f"train {model} with these settings", error)
+                told = stock.refusal(self.spec.key, f"train {model} with these settings", error)
             if not isinstance(told, UserError):
                 raise
             stored = (STATE, "*.kept.gz", run_folders.TEXTS, run_folders.RANKS)
@@ -507,12 +507,12 @@ class Prepared:
         What they cost is added to `record["summaries"]`, where processes before this one may have
         left what they paid.
         """
-        if not hasattr(model, "prepare"):
+        if not isinstance(model, Scorer):
             return
         before = record.get("summaries", {})
         paid = before.get("bill", {})
         try:
-            model.prepare(parts)
+            model.prepare_texts(parts)
         finally:
             if costs := model.costs():
                 for part, bill in costs["bill"].items():
@@ -525,7 +525,9 @@ class Prepared:
 
     def rates(self, model, part: str) -> dict[str, float]:
         """What a model of ours tells of its answers in the last ranking."""
-        rates = getattr(model, "rates", dict)()
+        if not isinstance(model, Scorer):
+            return {}
+        rates = model.rates()
         fault = None
         if rates.get("formatted") == 0:
             fault = "no text it wrote has the format of an item"
@@ -600,15 +602,16 @@ def moved(stored: dict, dataset: str) -> dict:
         | {
             key: value
             for key, value in settings_module.moved(stored, dataset).items()
-            if key in answer_keys(stored)
+            if key in inference_settings(stored)
         }
         | {"dataset": dataset}
     )
 
 
-def answer_keys(settings: dict) -> set[str]:
+def inference_settings(settings: dict) -> set[str]:
     """Settings that may differ between training and evaluation."""
-    own = getattr(model_names.model_class(settings["model"]), "answer_keys", ())
+    spec = registry.find(settings["model"])
+    own = spec.load().inference_settings if spec.is_text else ()
     shared = settings_module.shared_settings(settings).keys() - {"seed", "MAX_ITEM_LIST_LENGTH"}
     shared |= {"dataset", "precision", "valid_metric", "trust_remote_code"}
     return shared | {*own} | settings_module.NOT_IN_HASH

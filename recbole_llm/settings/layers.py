@@ -17,7 +17,7 @@ import yaml
 from ..errors import UserError
 from ..storage import run_folders
 from . import files as resources
-from . import model_names, stock
+from . import registry, stock
 from . import rules as checks
 
 # Keys that RecBole reads but lists in none of its YAML files.
@@ -125,6 +125,7 @@ def _our_files(model: str, dataset: str) -> list[dict]:
         folder / "dataset" / f"{dataset}.yaml",
     )
     overall, own, data = (copy.deepcopy(_cached_yaml(path)) for path in paths)
+    own |= copy.deepcopy(dict(registry.find(model).defaults))
     return [overall, own, *_grouped(data, model)]
 
 
@@ -177,17 +178,17 @@ def beginning(layers: Sequence[dict], later: Sequence[Path] = ()) -> str | None:
 
 def _grouped(data: dict, model: str) -> list[dict]:
     """A dataset's properties: those for all models, and over them its group for this one."""
-    models = {name: data.pop(name) for name in list(data) if name in model_names.OURS}
+    models = {name: data.pop(name) for name in list(data) if name in registry.OURS}
     return [data, models.get(model) or {}]
 
 
 def _check_groups(content: dict) -> None:
     """Raise UserError if a dataset's properties have no group under the name of one."""
-    for name in (*model_names.OURS, *BEGINNINGS):
+    for name in (*registry.OURS, *BEGINNINGS):
         group = content.get(name)
         if group is not None and not isinstance(group, dict):
             raise UserError(f"{name}: expected a group of settings, found {group!r}")
-        if group and name in model_names.OURS:
+        if group and name in registry.OURS:
             try:
                 _check_groups({key: group.get(key) for key in BEGINNINGS})
             except UserError as error:
@@ -196,8 +197,9 @@ def _check_groups(content: dict) -> None:
 
 def _stock_layers(model: str) -> list[dict]:
     """RecBole's overall, model, sample and model-type properties, in its order."""
-    folder = model_names.recbole_folder() / "properties"
-    family = model_names.stock_models().get(model, "sequential")
+    folder = registry.recbole_folder() / "properties"
+    family = registry.find(model).family
+    family = "sequential" if family == "text" else family
     by_type = {"sequential": "sequential", "context_aware": "context-aware"}.get(family)
     paths = [
         folder / "overall.yaml",
@@ -230,7 +232,7 @@ def resolve(
     ------
     UserError : unknown model or key, with the nearest names; a value that cannot be.
     """
-    model = model_names.canonical(model)
+    model = registry.canonical(model)
     checks.check_name(dataset)
     settings, foreign = default_settings(model, dataset), _foreign_features(model)
     layers = [*(_read_settings(file, model, dataset) for file in files), overrides or {}]
@@ -283,7 +285,7 @@ def default_settings(model: str, dataset: str, given: Sequence[dict] = ()) -> di
     settings: dict = {}
     for layer in [*_stock_layers(model), *our_layers(model, dataset, given)]:
         _merge(settings, layer)
-    if model_names.stock_models().get(model) == "general":
+    if registry.find(model).family == "general":
         settings["repeatable"] = (
             False  # it would let RecBole draw training negatives among the positives
         )
@@ -396,7 +398,8 @@ def language_models(settings: dict) -> dict[str, str]:
         or settings["summarizer"] == "extractive"
         or asks_server(settings)
     )
-    by_text = settings.get("item_features", "id") != "id"
+    in_class = "text_encoder" in registry.find(settings["model"]).defaults
+    by_text = in_class or settings.get("item_features", "id") != "id"
     read = {
         "backbone": "backbone" in settings and not settings["init_from"],
         "text_encoder": by_text,
@@ -436,7 +439,7 @@ def _read_settings(file: str | dict, model: str, dataset: str) -> dict:
     layer = dict(file) if isinstance(file, dict) else read_yaml(Path(file))
     for key, own in (("model", model), ("dataset", dataset)):
         named = str(layer.pop(key, own))
-        if (model_names.canonical(named) if key == "model" else named) != own:
+        if (registry.canonical(named) if key == "model" else named) != own:
             raise UserError(f"{file}: its {key} is {named}, but {own} is asked for; leave one out")
     return layer
 
@@ -493,11 +496,9 @@ def _stage(name: str, layer: dict, whole: dict, settings: dict) -> dict:
 
 def _apply(layers: list[dict], settings: dict) -> None:
     """Put the user's layers over settings, which name the keys there are and their kinds."""
-    known, default, rules = (
-        (set(settings) | UNLISTED) - {"model", "dataset"},
-        copy.deepcopy(settings),
-        checks.rules(settings["model"]),
-    )
+    spec = registry.find(settings["model"])
+    known = (set(settings) | UNLISTED | spec.read_keys) - {"model", "dataset"}
+    default, rules = copy.deepcopy(settings), checks.rules(spec)
     for layer in layers:
         _check_keys(layer, known, default)
         _merge(settings, layer)
@@ -521,14 +522,15 @@ def _finish(settings: dict, layers: list[dict]) -> None:
     settings["learner"] = settings["learner"].lower()  # as RecBole reads it
     checks.check_log(settings)
     stock.check_learner(settings)
-    if model not in model_names.OURS:
+    spec = registry.find(model)
+    if not spec.is_text:
         settings["precision"] = (
             "fp32"  # whatever was asked for: it is of LLM backbones, and must not name another run
         )
         stock.check_settings(settings, _stock_defaults(model))
-    if settings["item_features"] != "id" and model not in model_names.BY_TEXT:
+    if settings["item_features"] != "id" and not spec.takes_item_text:
         raise UserError(
-            f"item_features: expected id for {model}, found {settings['item_features']!r}; give it to {', '.join(model_names.BY_TEXT)} only"
+            f"item_features: expected id for {spec.name}, found {settings['item_features']!r}; give it to {', '.join(registry.TAKE_ITEM_TEXT)} only"
         )
     checks.check_evaluation(settings)
 
@@ -575,10 +577,7 @@ def _need_features(settings: dict, model: str) -> None:
 
 def _cross_entropy(settings: dict, model: str, asked: bool) -> None:
     """A sequential model with cross-entropy takes no sampled negatives: RecBole asks the user to say so, we say it."""
-    if (
-        model_names.stock_models().get(model, "sequential") != "sequential"
-        or settings.get("loss_type") != "CE"
-    ):
+    if registry.find(model).family != "sequential" or settings.get("loss_type") != "CE":
         return
     if asked and settings["train_neg_sample_args"]:
         raise UserError(
@@ -616,10 +615,11 @@ NOT_IN_HASH = {
 
 def settings_hash(settings: dict, **extra) -> str:
     """8 hex digits over everything that can change a result."""
-    left = NOT_IN_HASH | (
-        {"MAX_ITEM_LIST_LENGTH"} if settings["model"] in model_names.OURS else set()
-    )  # ours read whole histories
-    left |= {"text_encoder"} if settings["item_features"] == "id" else set()
+    spec = registry.find(settings["model"])
+    # text models read whole histories
+    left = NOT_IN_HASH | ({"MAX_ITEM_LIST_LENGTH"} if spec.is_text else set())
+    reads_vectors = settings["item_features"] != "id" or "text_encoder" in spec.defaults
+    left |= set() if reads_vectors else {"text_encoder"}
     # off, it changes nothing that was computed before there was such a setting
     left |= set() if settings.get("trust_remote_code") else {"trust_remote_code"}
     return digest({key: value for key, value in settings.items() if key not in left} | extra)
@@ -664,7 +664,7 @@ def recbole_config(settings: dict, data_path: str | Path):
 
     defaults = {"metric_decimal_place": 10}
     config = HarnessConfig(
-        model=model_names.model_class(settings["model"]),
+        model=registry.model_class(settings["model"]),
         dataset=settings["dataset"],
         config_dict=copy.deepcopy(settings) | defaults,
     )

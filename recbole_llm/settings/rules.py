@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from ..contracts.model_spec import ModelSpec
 from ..errors import UserError
 from . import files as resources
 
@@ -170,18 +171,16 @@ def parse_file(text: str) -> dict[str, Rule]:
     return rules
 
 
-def rules(model: str) -> dict[str, Rule]:
+def rules(spec: ModelSpec) -> dict[str, Rule]:
     """The rules for a model's settings: RecBole's, the harness's, the model's own."""
     folder = resources.properties()
     files = [
         path
-        for path in (folder / "overall.yaml", folder / "model" / f"{model}.yaml")
+        for path in (folder / "overall.yaml", folder / "model" / f"{spec.key}.yaml")
         if path.is_file()
     ]
-    return functools.reduce(
-        operator.or_,
-        map(parse_file, [RECBOLE, *(path.read_text(encoding="utf-8") for path in files)]),
-    )
+    texts = [RECBOLE, *(path.read_text(encoding="utf-8") for path in files)]
+    return functools.reduce(operator.or_, [*map(parse_file, texts), dict(spec.rules)])
 
 
 def checked(key: str, value, known: Mapping[str, Rule], default=None):

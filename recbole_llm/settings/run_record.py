@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..storage import files, run_folders
-from . import layers, model_names
+from . import layers, registry
 from . import rules as checks
 
 NUMBER = (int, float)
@@ -214,7 +214,8 @@ def _check_settings(where: str, settings: dict) -> None:
     _check(where, settings, {"model": str, "dataset": str})
     try:
         model = settings["model"]
-        if model_names.canonical(model) != model:
+        spec = registry.find(model)
+        if spec.key != model:
             raise UserError(f"unknown model {model!r}")
         checks.check_name(settings["dataset"])
         default = layers.default_settings(model, settings["dataset"])
@@ -226,7 +227,7 @@ def _check_settings(where: str, settings: dict) -> None:
         for key in layers.REPLACED.keys() & default.keys():  # which nobody can set
             if settings[key] != default[key]:
                 raise UserError(f"{key}: expected {default[key]!r}, found {_shown(settings[key])}")
-        rules = checks.parse_file(RULES) | checks.rules(model)
+        rules = checks.parse_file(RULES) | checks.rules(spec)
         for key, value in settings.items():
             if settings.get("stage") is not None and key in layers.WHOLE:
                 continue  # of the run that the stage belongs to, and empty here

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ..errors import UserError, described
 from ..storage.files import storage_fault
-from . import model_names, rules
+from . import registry, rules
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 # General models whose loss reads no sampled items. All others do, and sequential models where the loss is BPR.
@@ -27,7 +27,7 @@ NUMBERS = ("float", "float_seq")
 def check_learner(settings: dict) -> None:
     """Raise UserError for an optimizer that the model's trainer does not have; RecBole would warn and take Adam."""
     model, learner = settings["model"], settings["learner"]
-    if model in model_names.OURS:
+    if registry.find(model).is_text:
         if learner not in ("adam", "muon"):
             raise UserError(
                 f"learner: {model} and the other text models know adam (AdamW) and muon, found {learner!r}"
@@ -83,7 +83,7 @@ def check_settings(settings: dict, default: dict) -> None:
 
 def _samples(model: str, loss: str | None) -> bool:
     """Whether a model's loss reads sampled items."""
-    family = model_names.stock_models()[model]
+    family = registry.find(model).family
     if family == "general":
         return model not in NO_NEGATIVES
     if family == "sequential":
@@ -152,7 +152,7 @@ def check_data(config, tables) -> None:
     events = {config["TIME_FIELD"], config["LABEL_FIELD"], *tables.columns}
     read = [name for name in config["numerical_features"] or [] if name in events]
     read += [name for name in tables.columns if given.get(name) == "token"]
-    if read and model_names.stock_models()[model] == "context_aware":
+    if read and registry.of_config(config).family == "context_aware":
         raise UserError(
             f"{model} would read {', '.join(read)} of the event that it is to predict, which nobody knows before; "
             "leave it out of load_col.inter and numerical_features"
@@ -208,7 +208,7 @@ def refusal(model: str, what: str, error: BaseException) -> BaseException:
     A UserError with RecBole's words; the error itself where it is one, is of the disk, or is of a model of ours.
     """
     by_disk = isinstance(error, OSError) or storage_fault(error)
-    if isinstance(error, UserError) or by_disk or model in model_names.OURS:
+    if isinstance(error, UserError) or by_disk or registry.find(model).is_text:
         return error
     return UserError(f"RecBole cannot {what}: {described(error)}")
 

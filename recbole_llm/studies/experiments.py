@@ -13,7 +13,7 @@ from ..runs.runner import Run, evaluate_run, run_settings, stages_of
 from ..runs.spec import Prepared, moved
 from ..runs.tables import make_table
 from ..settings import files as resources
-from ..settings import layers, model_names, run_record
+from ..settings import layers, registry, run_record
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Experiment:
         shared, own : the user's, for all rows and by model.
         """
         settings = dict(self.rows[row])
-        model = model_names.canonical(settings.pop("model"))
+        model = registry.canonical(settings.pop("model"))
         dataset = settings.pop("trained_on", dataset)
         return layers.resolve(
             model,
@@ -133,17 +133,21 @@ def run(
 
 def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> Tables:
     """The data that a row is evaluated on. Raises UserError for a row that cannot be."""
-    model = model_names.model_class(settings["model"])
+    from ..models.base.vector_model import VectorModel
+
+    model = registry.model_class(settings["model"])
     if settings["seeds"]:
         raise UserError(
             f"experiment {experiment.name} runs one seed at a time; set --seed in place of --seeds"
         )
-    if experiment.kind in ("rating", "projection") and not hasattr(model, "encode_items"):
+    if experiment.kind in ("rating", "projection") and not issubclass(model, VectorModel):
         raise UserError(
             f"{row}: {settings['model']} has no vectors of users and items, which experiment {experiment.name} reads; take another model"
         )
     elsewhere = settings["dataset"] != dataset or experiment.kind == "projection"
-    if elsewhere and not (settings["model"] in model_names.OURS and model.moves(settings)):
+    if elsewhere and not (
+        registry.find(settings["model"]).is_text and model.transferable(settings)
+    ):
         raise UserError(
             f"{row}: {settings['model']} knows items by number and cannot change data; leave its trained_on out, or take another model"
         )
@@ -249,6 +253,7 @@ def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], sa
     import torch
 
     from ..evaluation import rating
+    from ..models.base.text_model import as_array
 
     results = {}
     for row, (run,) in runs.items():
@@ -275,9 +280,11 @@ def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], sa
                 )
             ]
         with torch.no_grad(), model.autocast():
-            items = model.encode_items()[model.same]
+            items = as_array(model.encode_items(model.first))[model.same]
             vectors = {
-                part: np.concatenate([model.encode_users(own), items[tables.item[own.end]]], axis=1)
+                part: np.concatenate(
+                    [as_array(model.encode_users(own)), items[tables.item[own.end]]], axis=1
+                )
                 for part, own in cases.items()
             }
         predicted = rating.by_vectors(vectors, ratings["train"], ratings["valid"], seed)
@@ -314,6 +321,7 @@ def _projection(
     """
     import torch
 
+    from ..models.base.text_model import as_array
     from .projection import draw, tsne
 
     kinds = ("items", "users")
@@ -330,8 +338,8 @@ def _projection(
                 items = different[_drawn(len(different), experiment.points, rng)]
                 drawn = test.cases[_drawn(len(test.cases), experiment.points, rng)]
             with torch.no_grad(), model.autocast():
-                panels["items"][row].append(model.encode_items()[model.same[items]])
-                panels["users"][row].append(model.encode_users(drawn))
+                panels["items"][row].append(as_array(model.encode_items(items)))
+                panels["users"][row].append(as_array(model.encode_users(drawn)))
             texts["items"][row] += [model.text.plain(item) for item in items]
             texts["users"][row] += [f"user {user}" for user in test.tables.users[drawn.user]]
             names["items"][row] += [dataset] * len(items)

@@ -9,6 +9,8 @@ from ..data.reading.tables import Tables
 from ..data.sample import locate
 from ..data.texts.text import ItemText
 from ..errors import UserError
+from ..models.base.text_model import TextModel
+from ..models.base.vector_model import VectorModel
 from ..runs.spec import Prepared
 from ..settings import run_record
 from ..settings.layers import digest
@@ -80,7 +82,7 @@ def recommend(
                 others = f" (one of {alike} that match as well)" if alike > 1 else ""
                 matched.append(f"{entry!r} is taken for {_name(item, tables, text)}{others}")
         dataset, cases = dataset.extended(np.array(items))
-        if hasattr(model, "dataset"):
+        if isinstance(model, TextModel):
             model.dataset, model.tables = dataset, dataset.tables
     else:
         found = np.flatnonzero(tables.users == user)
@@ -94,7 +96,7 @@ def recommend(
     from ..evaluation.loop import catalogue_scores
     from .personalization.routing import Router
 
-    if hasattr(model, "encode_items"):
+    if isinstance(model, VectorModel):
         model.weights = folder  # whose stored item vectors are taken
     elif index == "faiss":
         raise UserError(
@@ -111,7 +113,7 @@ def recommend(
             scores = router.scores([user], [model.history(np.array(items))])[0][model.same]
         elif index == "faiss":
             with model.autocast():
-                scores = model.found(cases, k, folder.parent / "cache")[0]
+                scores = model.nearest_items(cases, k, folder.parent / "cache")[0]
         else:
             scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:k]

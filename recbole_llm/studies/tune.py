@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..runs.runner import Run, run_settings, stages_of
 from ..runs.spec import Prepared
 from ..settings import layers as config
-from ..settings import run_record
+from ..settings import registry, run_record
 from ..storage import run_folders
 from ..storage.content_cache import keep_aside, sealed, unsealed
 from ..storage.files import write_text
@@ -137,7 +137,10 @@ class Search:
             own["search_seed"],
             asha,
         ]
-        self.folder = saved / f"tune-{plain['model']}-{prepared.name}-{config.digest(key)}"
+        self.folder = (
+            saved
+            / f"tune-{registry.find(plain['model']).name}-{prepared.name}-{config.digest(key)}"
+        )
 
     def run(self, told=say) -> list[dict]:
         """Do the trials that have not ended yet; every trial's record, see TRIALS, in the order of the points."""

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
+from ..contracts.models import ContrastiveTrainable, StoredWeights, Trainable
 from ..data.cases.candidates import draw_candidates, fingerprint
 from ..data.cases.splits import draw
 from ..errors import UserError
@@ -28,7 +29,7 @@ from ..evaluation.loop import TopLists, rank_cases
 from ..evaluation.ranks import RankTable
 from ..evaluation.resumable import Kept
 from ..language.backbones.precision import in_software
-from ..language.tokens.batches import by_length, pad, shuffled_steps
+from ..language.tokens.batches import by_length, shuffled_steps
 from ..storage import readback, run_folders
 from ..storage.files import atomically, naming
 from ..storage.progress import progress
@@ -217,7 +218,7 @@ class Harness:
                     "are read back are compared tensor by tensor alone"
                 )
         scores = scores if self.repeats else None
-        base = getattr(self.model, "frozen_base", None)
+        base = stored_weights(self.model).frozen_base
         readback.remember(self.folder, tensors, scores, self.config["precision"], base)
 
     def load_best(self, folder: Path | None = None) -> None:
@@ -251,7 +252,7 @@ class Harness:
     def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
         """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""
         state = {
-            "base": getattr(self.model, "frozen_base", None), "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
+            "base": stored_weights(self.model).frozen_base, "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
             "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
             "model": resumable_tensors(self.model), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "loader": train_data.generator.get_state(), "torch": torch.get_rng_state(), "python": random.getstate(),
@@ -287,7 +288,7 @@ class Harness:
         wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state[key], kind)]
         if wrong:
             raise TypeError(f"{wrong[0]} is {type(state[wrong[0]]).__name__}")
-        base = getattr(self.model, "frozen_base", None)
+        base = stored_weights(self.model).frozen_base
         if base and state.get("base") not in (None, base):
             raise UserError(
                 f"{path}: the weights that its adapters were trained on are others now; put those "
@@ -394,13 +395,18 @@ def _other_tensors(model) -> dict[str, torch.Tensor]:
     return {name: getattr(model, name) for name in names if torch.is_tensor(getattr(model, name))}
 
 
+def stored_weights(model) -> StoredWeights:
+    """How a model's weights are stored; RecBole's models store nothing of their own."""
+    return model if isinstance(model, StoredWeights) else StoredWeights()
+
+
 def trained_tensors(model) -> dict[str, torch.Tensor]:
     """What training changes and a run stores, by name.
 
     That is every trained parameter, the buffers outside a backbone, and RecBole's
     `other_parameter`. Tied weights are there once.
     """
-    apart = getattr(model, "saved_apart", ())
+    apart = stored_weights(model).externally_saved
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {
@@ -422,7 +428,7 @@ def resumable_tensors(model) -> dict[str, torch.Tensor]:
     Of a backbone that is frozen under adapters, that is the adapters alone: the constructor reads
     the rest again from where it came from, in quantised form too.
     """
-    apart, parameters = getattr(model, "saved_apart", ()), dict(model.named_parameters())
+    apart, parameters = stored_weights(model).externally_saved, dict(model.named_parameters())
     frozen = [
         name
         for name, value in parameters.items()
@@ -450,15 +456,14 @@ def _wipe(model) -> None:
 
 
 def save_weights(model, folder: Path) -> None:
-    """A model with a `save` method (LLM backbones) writes its own files; the rest go to model.safetensors."""
+    """What `StoredWeights.save` does not write goes to model.safetensors."""
     tensors = {
         name: value
         for name, value in model.state_dict().items()
-        if not name.startswith(getattr(model, "saved_apart", ()))
+        if not name.startswith(stored_weights(model).externally_saved)
     }
     tensors |= {OTHER + name: value for name, value in _other_tensors(model).items()}
-    if hasattr(model, "save"):
-        model.save(folder)
+    stored_weights(model).save(folder)
     # clone: tensors that share memory (tied weights) are refused otherwise
     _atomic(
         folder / WEIGHTS,
@@ -471,8 +476,7 @@ def save_weights(model, folder: Path) -> None:
 
 def load_weights(model, folder: Path) -> None:
     """The counterpart of `save_weights`. Raises UserError when the weights are another model's."""
-    if hasattr(model, "load"):
-        model.load(folder)
+    stored_weights(model).load(folder)
     load_tensors(model, folder)
 
 
@@ -492,7 +496,7 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
         raise UserError(f"{path} is damaged ({error}); remove {folder} and run again") from None
     for name in [name for name in tensors if name.startswith(OTHER)]:
         setattr(model, name.removeprefix(OTHER), tensors.pop(name))
-    left += getattr(model, "saved_apart", ())
+    left += stored_weights(model).externally_saved
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(left)}
     tensors = {name: value for name, value in tensors.items() if not name.startswith(left)}
     wrong = sorted(own.keys() ^ tensors.keys()) or [
@@ -539,9 +543,9 @@ class LLMTrainer(Harness, stock.Trainer):
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        if not optimizers.trained(model):
+        if not isinstance(model, Trainable) or not optimizers.trained(model):
             self.epochs = 0
-        self.choosing = False
+        self.selecting = False
         precision = config["precision"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         if in_software(self.device, precision):
@@ -562,8 +566,9 @@ class LLMTrainer(Harness, stock.Trainer):
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
         config = self.config
-        examples = self.model.training_examples(epoch_idx)
-        size = [sum(map(len, group)) for group in examples]
+        model = self.model
+        examples = model.examples(epoch_idx)
+        size = [sum(map(model.cost, model.pieces(example))) for example in examples]
         steps = shuffled_steps(
             size, config["train_batch_size"], np.random.default_rng([config["seed"], epoch_idx, 1])
         )
@@ -591,31 +596,31 @@ class LLMTrainer(Harness, stock.Trainer):
             bar.set_postfix_str(f"loss {total / groups:.3f}")
         return total / max(1, groups)
 
-    def _step(self, groups: list[tuple]) -> float:
-        """One update from groups of texts that belong together; the loss per learned item, and what the model joins over the groups."""
-        model, flat = self.model, [tokens for group in groups for tokens in group]
-        learned = max(1, sum(tokens.items for tokens in flat))
-        parts = by_length(
-            [len(tokens) for tokens in flat], self.config["pass_tokens"], cost=model.pass_cost
-        )
+    def _step(self, examples: list) -> float:
+        """One update; the loss per target, and what the model compares over all examples."""
+        model = self.model
+        pieces = [piece for example in examples for piece in model.pieces(example)]
+        targets = max(1, sum(map(model.targets, pieces)))
+        budget = self.config["pass_tokens"]
+        parts = by_length([model.cost(piece) for piece in pieces], budget, cost=model.pass_cost)
+        batches = [model.collate([pieces[row] for row in part]) for part in parts]
+        contrastive = isinstance(model, ContrastiveTrainable) and model.contrastive
         place = torch.from_numpy(np.argsort(np.concatenate(parts))).to(self.device)
-        batches = [
-            pad([flat[row] for row in part], pad_id=model.pad_id).to(self.device) for part in parts
-        ]
 
-        def forward(batch, own: bool):
+        def forward(batch, with_loss: bool):
             with model.autocast():
-                loss, vectors = model.run_batch(batch, own)
-            return loss / learned, vectors
+                if not contrastive:
+                    return model.loss(batch) / targets, None
+                loss, vectors = model.loss_and_vectors(batch, with_loss)
+            return loss / targets, vectors
 
         def join(vectors):
-            return model.contrast(vectors[place].view(len(groups), -1, *vectors.shape[1:]), groups)
+            ordered = vectors[place].view(len(examples), -1, *vectors.shape[1:])
+            return model.pair_loss(ordered, examples)
 
         self.optimizer.zero_grad()
-        whole = sum(batch.input_ids.numel() for batch in batches) <= self.config["pass_tokens"]
-        loss = backward(
-            forward, batches, join if model.contrastive else None, self.scaler.scale, whole
-        )
+        whole = contrastive and sum(map(model.batch_cost, batches)) <= budget
+        loss = backward(forward, batches, join if contrastive else None, self.scaler.scale, whole)
         self._check_nan(torch.tensor(loss))
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_norm:
@@ -632,7 +637,7 @@ class LLMTrainer(Harness, stock.Trainer):
         )
 
     def ranked(self, eval_data):
-        """Validation is on a fixed draw of users: choosing a checkpoint needs no more, and each costs decoding."""
+        """Validation is on a fixed draw of users: selecting a checkpoint needs no more, and each costs decoding."""
         dataset = eval_data._dataset
         if part_of(dataset) == "valid":
             dataset = copy.copy(dataset)
@@ -640,12 +645,12 @@ class LLMTrainer(Harness, stock.Trainer):
         return dataset
 
     def rank(self, eval_data, topk=0, show_progress=False, kept=None):
-        self.model.start_ranking(part_of(eval_data._dataset), self.choosing, kept and kept.weights)
+        self.model.start_ranking(part_of(eval_data._dataset), self.selecting, kept and kept.weights)
         return super().rank(eval_data, topk, show_progress, kept)
 
     def _valid_epoch(self, valid_data, show_progress=False):
-        self.choosing = True
+        self.selecting = True
         try:
             return super()._valid_epoch(valid_data, show_progress)
         finally:
-            self.choosing = False
+            self.selecting = False

@@ -5,20 +5,20 @@ from types import SimpleNamespace
 import torch
 from recbole.data.utils import create_samplers, get_dataloader
 
-from ...settings import model_names, stock
+from ...settings import registry, stock
 from .datasets import TextDataset, dataset_class, load_tables
 
 
 def make_loaders(config) -> tuple:
     """(train, valid, test): `_dataset` of each carries its cases."""
-    ours = config["model"] in model_names.OURS
-    if not ours:
+    is_text = registry.of_config(config).is_text
+    if not is_text:
         config["numerical_features"] = stock.numerical_features(config, load_tables(config))
-    dataset = (TextDataset if ours else dataset_class(config["model"], config["MODEL_TYPE"]))(
+    dataset = (TextDataset if is_text else dataset_class(config["model"], config["MODEL_TYPE"]))(
         config
     )
     parts = dataset.build()
-    if ours:
+    if is_text:
         train = CaseLoader(parts[0], config["seed"])
     else:
         # stock code makes samplers for evaluation too, and cannot where a user has met every item

@@ -6,7 +6,7 @@ from pathlib import Path
 from ...contracts.cases import Cases
 from ...errors import UserError
 from ...settings import files as resources
-from ...settings import model_names
+from ...settings import registry
 from ...settings.layers import recbole_config
 from ...settings.rules import check_name
 from ..reading.tables import Tables
@@ -26,7 +26,7 @@ def locate(dataset: str, data_path: str | Path, data_name: str | None = None) ->
     files = data_name or dataset
     folder, packaged = (
         Path(data_path) / dataset,
-        model_names.recbole_folder() / "dataset_example" / dataset,
+        registry.recbole_folder() / "dataset_example" / dataset,
     )
     sample = SAMPLES.get(dataset, dataset)
     if _holds(folder, files):

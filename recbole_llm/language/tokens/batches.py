@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from ...contracts.models import PASS_COST
 from ..prompts.templates import Example, Template, TextForm, prefix
 from .tokenizing import TextTokenizer
 
 IGNORED = -100  # label of a token that is not learned
 WORDS = 8  # tokens of an item's own text that there must be room for
-PASS_COST = 256  # what a pass costs beside its tokens, in tokens
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,18 @@ from ...language.tokens.batches import Encoder, Tokens, roomy
 from ...language.vectors import embed
 from ...storage import run_folders
 from .text_model import TextModel
+from .token_training import TokenTrainable
 
 BORDERS = 16  # texts of a ranking that are compared with their tokens as a whole
 
 
-class BackboneModel(TextModel):
+class BackboneModel(TextModel, TokenTrainable):
     """A text model around a language model, whose weights are stored as the files of transformers, sentence-transformers or PEFT."""
 
-    saved_apart = ("backbone.",)
+    externally_saved = ("backbone.",)
+    has_own_files = True
     backbone_kind: type[Backbone] = Backbone
-    answer_keys = ("seed", "pass_tokens", "max_length")
-    frozen_base: str | None = None  # `base_digest` of what new adapters are trained on
+    inference_settings = ("seed", "pass_tokens", "max_length")
 
     @classmethod
     def check(cls, config, tables):

@@ -27,11 +27,11 @@ from .backbone_model import BackboneModel
 STEP_COST = 512  # what a decoding step costs beside its rows, in tokens
 
 
-class WriterModel(BackboneModel):
+class GenerativeModel(BackboneModel):
     """Generates texts for a history and finds the items they mean."""
 
-    answer_keys = (
-        *BackboneModel.answer_keys, "decoding", "beams", "match", "blend", "rerank_from", "samples", "valid_samples", "valid_users", "temperature",
+    inference_settings = (
+        *BackboneModel.inference_settings, "decoding", "beams", "match", "blend", "rerank_from", "samples", "valid_samples", "valid_users", "temperature",
         "max_new_tokens", "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
     )  # fmt: skip
     names_all = False
@@ -99,7 +99,7 @@ class WriterModel(BackboneModel):
             config["beams"]
             if self.constrained
             else config["valid_samples"]
-            if self.choosing
+            if self.selecting
             else config["samples"]
         )
         decode = self._search if self.constrained else self._sample
@@ -200,7 +200,7 @@ class WriterModel(BackboneModel):
             )
         return scores
 
-    def probe(self, cases):
+    def probed(self, cases):
         """Logits of the first token to be written: what is written would take many passes."""
         found = []
         for prompt in self.prompts(cases):
@@ -213,8 +213,8 @@ class WriterModel(BackboneModel):
         """float32 [texts, width]: v^T of every distinct item text, of length 1."""
         return self.vectors([self.encoder.alone(self.sentences[item]) for item in self.first], 1)
 
-    def start_ranking(self, part, choosing, folder=None):
-        super().start_ranking(part, choosing, folder)
+    def start_ranking(self, part, selecting, folder=None):
+        super().start_ranking(part, selecting, folder)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
         self.written = folder and Written(
             folder / run_folders.TEXTS.format(part=part, key=self.writing_key())

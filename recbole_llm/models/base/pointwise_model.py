@@ -24,17 +24,17 @@ from .backbone_model import BackboneModel
 PROBED = 2  # items, of a comparison of weights
 
 
-class JudgeModel(BackboneModel):
+class CandidateJudge(BackboneModel):
     """Asks a causal LM whether a user takes a candidate. A subclass with summaries gives them by `told`.
 
     summarised : whether its prompts have a summary, beside the newest items.
     """
 
     max_cases = 256  # per call of `judge`
-    contrastive = False
+    judges_candidates = True
     summarised = True
-    answer_keys = (
-        *BackboneModel.answer_keys,
+    inference_settings = (
+        *BackboneModel.inference_settings,
         "score",
         "valid_users",
         "rerank_from",
@@ -122,7 +122,7 @@ class JudgeModel(BackboneModel):
             for told, items in zip(self.told(histories), newest, strict=True)
         ]
 
-    def training_examples(self, epoch: int) -> list[tuple[Tokens]]:
+    def examples(self, epoch: int) -> list[tuple[Tokens]]:
         """A case's target and items that its user had not met until then, behind one prompt."""
         config, cases = self.config, self.corpus.newest(self.config["targets"])
         rng = np.random.default_rng([config["seed"], epoch])
@@ -151,15 +151,15 @@ class JudgeModel(BackboneModel):
         part, position = batch.roles.unbind(dim=1)
         return shared.read(self.backbone, batch.input_ids, part, position)
 
-    def run_batch(self, batch, own: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of -log P over what is learned, states that nothing reads); what candidates share counts once for each."""
+    def loss(self, batch) -> torch.Tensor:
+        """Sum of -log P over what is learned; what candidates share counts once for each."""
         states, learned = self.states(batch), batch.labels != IGNORED
         part = batch.roles[:, 0]
         weight = torch.where(part == 1, part.amax(dim=1, keepdim=True) - 1, 1)[learned]
         losses = F.cross_entropy(
             self.bundle.logits(states[learned]).float(), batch.labels[learned], reduction="none"
         )
-        return (losses * weight).sum(), states[:, 0]
+        return (losses * weight).sum()
 
     def verdicts(self, batch, width: int) -> torch.Tensor:
         """[rows, width]: of each row's candidates, the log of the odds of Yes against No, or the difference of their probabilities; zeros behind them."""
@@ -178,7 +178,7 @@ class JudgeModel(BackboneModel):
         found[row, part[row, place] - 2] = yes - no
         return found
 
-    def judged(self, cases: Cases, items: torch.Tensor) -> torch.Tensor:
+    def score_candidates(self, cases: Cases, items: torch.Tensor) -> torch.Tensor:
         """float32 [cases, C]: `judge` of the candidates, int64 [cases, C], in the precision that is set."""
         self.fallback = np.zeros(len(cases), dtype=bool)
         self.counts.update(cases=len(cases))
@@ -219,7 +219,7 @@ class JudgeModel(BackboneModel):
             scores[case, texts] = values[: len(texts)]
         return [scores[case, self.same[own]] for case, own in enumerate(items)]
 
-    def probe(self, cases):
+    def probed(self, cases):
         """Verdicts on a few items without summaries, which would have to be written first."""
         recent, few = self.config["recent_items"], min(PROBED, len(self.lines))
         candidates = [self.encoder.behind(line) for line in self.lines[:few]]
@@ -262,8 +262,8 @@ class JudgeModel(BackboneModel):
             lambda asked, items: self.judge(cases[asked], items),
         )
 
-    def start_ranking(self, part, choosing, folder: Path | None = None):
-        super().start_ranking(part, choosing, folder)
+    def start_ranking(self, part, selecting, folder: Path | None = None):
+        super().start_ranking(part, selecting, folder)
         self.lists = (
             StoredLists(
                 Path(self.config["rerank_from"]),

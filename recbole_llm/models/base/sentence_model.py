@@ -12,10 +12,10 @@ from ...language.tokens.batches import WORDS, SentenceEncoder, Tokens
 from ...language.vectors import embed_once
 from ...training.corpora import Corpus, load_corpora
 from .backbone_model import BackboneModel
-from .vector_model import EncodeModel
+from .vector_model import VectorModel
 
 
-class DenseModel(EncodeModel, BackboneModel):
+class SentenceModel(VectorModel, BackboneModel):
     """Ranks by the cosine of a history's vector and each item's."""
 
     backbone_kind = SentenceBackbone
@@ -54,9 +54,9 @@ class DenseModel(EncodeModel, BackboneModel):
         )
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def encode_items(self):
+    def encode_items(self, items):
         return self.vectors(
-            [self.encoder.item(self.sentences[0][item]) for item in self.first],
+            [self.encoder.item(self.sentences[0][item]) for item in items],
             self.weights and self.weights.parent,
         )
 

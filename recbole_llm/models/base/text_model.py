@@ -1,23 +1,30 @@
 """What RecBole and the evaluation loop need of our models, derived from what a paper's model can do."""
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
 from ...contracts.cases import Cases
+from ...contracts.models import Scorer, StoredWeights
 from ...data.texts.text import ItemText
 from ...errors import UserError
 from ...evaluation.ranks import UNNAMED, names_nothing
 from ...language.backbones.precision import autocast
-from ...language.tokens.batches import PASS_COST
 
 
-class TextModel(AbstractRecommender):
+def as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Numbers of a model as an array: a tensor may be on a device, and have a gradient."""
+    return values.detach().cpu().numpy() if torch.is_tensor(values) else values
+
+
+class TextModel(AbstractRecommender, Scorer, StoredWeights):
     """A model that reads item texts. Subclasses give `score`; RecBole's methods follow.
 
     Attributes
@@ -28,20 +35,16 @@ class TextModel(AbstractRecommender):
     names_all : whether `score` gives every item a score, so that one of -inf is an error; if not, it is `UNNAMED`.
     counts : tallies of one ranking, see `rates`.
     unmatched_reason : what is the matter if it could say nothing about any case.
-    answer_keys : settings that `evaluate` may change, since they decide how a trained model answers.
-    pass_cost : what a pass of training costs beside its tokens, in tokens.
+    inference_settings : settings that `evaluate` may change, since they decide how a trained model answers.
     """
 
     type = ModelType.SEQUENTIAL
     input_type = InputType.POINTWISE
     skip_flops = True  # an LLM is not deep-copied to be counted
-    answer_keys: tuple[str, ...] = ()
-    pass_cost = PASS_COST
-    names_all = True
-    unmatched_reason = "it names no item for any case"
+    inference_settings: tuple[str, ...] = ()
 
     @classmethod
-    def moves(cls, settings: dict) -> bool:
+    def transferable(cls, settings: dict) -> bool:
         """Whether a run of these settings can rank the items of a dataset that it was not trained on."""
         return True
 
@@ -58,11 +61,12 @@ class TextModel(AbstractRecommender):
                 f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one model on one dataset. Use recbole_llm.run"
             )
         self.config, self.dataset, self.tables = config, dataset, dataset.tables
+        self.split = dataset.split
         self.device = config["device"]
         self.text = self.read_text()
         for line in self.text.log:
             self.logger.info(f"{self.tables.name}: {line}")
-        self.choosing = False
+        self.selecting = False
         self.fallback: np.ndarray | None = None
         self.unmatched: np.ndarray | None = None
         self.counts: Counter = Counter()
@@ -72,23 +76,34 @@ class TextModel(AbstractRecommender):
             self.tables, self.config["text_fields"], self.config["text_words"]
         )
 
-    def start_ranking(self, part: str, choosing: bool, folder: Path | None = None) -> None:
+    def text_vectors(self) -> torch.Tensor:
+        """float32 [items, width]: what the frozen encoder `text_encoder` makes of the items' texts.
+
+        Vectors are stored below `checkpoint_dir` and read again by other runs.
+        """
+        from ...language.vectors import frozen_vectors
+
+        texts = [self.text.plain(item) for item in range(len(self.text))]
+        vectors = frozen_vectors(self.config["text_encoder"], texts, self.config)
+        return torch.from_numpy(vectors).to(self.device)
+
+    def start_ranking(self, part: str, selecting: bool, folder: Path | None = None) -> None:
         """Called before the cases of a part, "valid" or "test", are ranked.
 
-        choosing : while a checkpoint is chosen. folder : of the run whose weights these are, for answers to be kept in.
+        selecting : while a checkpoint is chosen. folder : of the run whose weights these are, for answers to be kept in.
         """
-        self.choosing = choosing
+        self.selecting = selecting
         self.counts.clear()
 
-    def score(self, cases: Cases) -> np.ndarray:
+    @abstractmethod
+    def score(self, cases: Cases) -> np.ndarray | torch.Tensor:
         """float [cases, items]: what to rank the catalogue by; equal texts get equal scores, items that are not named `UNNAMED`."""
-        raise NotImplementedError(f"{type(self).__name__}.score")
 
     def scores(self, cases: Cases) -> np.ndarray:
         """`score` in the precision that is set; the cases that it says nothing about are counted, and all items `UNNAMED`."""
         self.unmatched = None
         with self.autocast():
-            scores = self.score(cases)
+            scores = as_array(self.score(cases))
         self.fallback = ~scores.any(axis=1) if self.names_all else names_nothing(scores)
         if self.fallback.any():
             scores = np.where(self.fallback[:, None], UNNAMED, scores)
@@ -96,12 +111,20 @@ class TextModel(AbstractRecommender):
         self.counts.update(cases=len(cases), unmatched=int(unmatched.sum()))
         return scores
 
-    def probe(self, cases: Cases) -> np.ndarray:
-        """[cases, ...] by which weights that are read back are compared with those that were saved.
+    def score_catalogue(self, cases: Cases) -> torch.Tensor:
+        return torch.as_tensor(self.scores(cases)).to(self.device)
 
-        It is the same for the same weights and differs for others, in whatever the scores depend
-        on, and costs little. Models whose scores are dear answer by what these are made of.
-        """
+    def score_candidates(self, cases: Cases, items: torch.Tensor) -> torch.Tensor:
+        scores = self.score_catalogue(cases)
+        return scores.gather(1, items.to(scores.device))
+
+    def probe(self, cases: Cases) -> np.ndarray | torch.Tensor:
+        """`probed` in the precision that is set."""
+        with self.autocast():
+            return self.probed(cases)
+
+    def probed(self, cases: Cases) -> np.ndarray | torch.Tensor:
+        """[cases, ...], see `Scorer.probe`. A model whose scores are dear gives what these are made of."""
         return self.score(cases)
 
     def autocast(self):
@@ -109,9 +132,8 @@ class TextModel(AbstractRecommender):
         return autocast(self.device, self.config["precision"])
 
     def full_sort_predict(self, interaction) -> torch.Tensor:
-        scores = torch.as_tensor(self.scores(self.dataset.cases_of(interaction)))
-        padding = torch.full((len(scores), 1), -torch.inf, dtype=scores.dtype)
-        return torch.cat([padding, scores], dim=1).to(self.device)
+        scores = self.score_catalogue(self.dataset.cases_of(interaction))
+        return F.pad(scores, (1, 0), value=-torch.inf)  # RecBole's padding item
 
     def predict(self, interaction) -> torch.Tensor:
         """Scores of (case, item) pairs; the pairs of one case stand together and are scored once."""

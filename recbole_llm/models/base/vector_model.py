@@ -1,5 +1,6 @@
 """Text models for which users and items are vectors: the contract `encode`, and what ranking and recommending by it need."""
 
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ...errors import UserError
 from ...evaluation.ranks import UNNAMED
 from ...language.matching.nearest import ASKED, InvertedLists
 from ...storage.content_cache import name_of
-from .text_model import TextModel
+from .text_model import TextModel, as_array
 
 
 def check_datasets(config, stages: str) -> None:
@@ -29,7 +30,7 @@ def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return vectors[np.unique(row, return_index=True)[1]], row
 
 
-class EncodeModel(TextModel):
+class VectorModel(TextModel):
     """A text model for which users and items are vectors, and a score their inner product. Subclasses give `encode_users` and `encode_items`.
 
     Attributes
@@ -41,45 +42,47 @@ class EncodeModel(TextModel):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.split = dataset.split
         self.first, self.same = self.text.unique
         self.weights: Path | None = None
         self.item_vectors: torch.Tensor | None = None
 
-    def encode_users(self, cases: Cases) -> np.ndarray:
+    @abstractmethod
+    def encode_users(self, cases: Cases) -> np.ndarray | torch.Tensor:
         """float32 [cases, width]: of what the users of these cases have met."""
-        raise NotImplementedError(f"{type(self).__name__}.encode_users")
 
-    def encode_items(self) -> np.ndarray:
-        """float32 [len(first), width]; called once for all rankings by the same weights."""
-        raise NotImplementedError(f"{type(self).__name__}.encode_items")
+    @abstractmethod
+    def encode_items(self, items: np.ndarray) -> np.ndarray | torch.Tensor:
+        """float32 [items, width] of items by number.
 
-    def start_ranking(self, part, choosing, folder=None):
-        super().start_ranking(part, choosing, folder)
+        A ranking encodes the catalogue once: one item of each distinct text.
+        """
+
+    def start_ranking(self, part, selecting, folder=None):
+        super().start_ranking(part, selecting, folder)
         self.weights, self.item_vectors = folder, None  # the weights may have changed
 
     def catalogue_vectors(self) -> torch.Tensor:
         """Distinct vectors of `encode_items`, once for all rankings by the same weights; `column` says which is each item's."""
         if self.item_vectors is None:
-            vectors, row = distinct(self.encode_items())
+            vectors, row = distinct(as_array(self.encode_items(self.first)))
             self.item_vectors, self.column = (
                 torch.from_numpy(vectors).to(self.device),
                 row[self.same],
             )
         return self.item_vectors
 
-    def probe(self, cases):
+    def probed(self, cases):
         """Vectors of users: those of items are by the same weights, but of a whole catalogue."""
         return self.encode_users(cases)
 
     def score(self, cases):
-        users = torch.from_numpy(self.encode_users(cases)).to(self.device)
+        users = torch.from_numpy(as_array(self.encode_users(cases))).to(self.device)
         with torch.autocast(
             users.device.type, enabled=False
         ):  # vectors may come from a short precision, their products do not
             return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.column]
 
-    def found(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
+    def nearest_items(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
         """[cases, items] scores as in `score` of k items and more that a FAISS index finds, all others `UNNAMED`.
 
         folder : where the index of these item vectors is stored. It is judged by users of validation when it is made.
@@ -89,11 +92,13 @@ class EncodeModel(TextModel):
         index = InvertedLists.stored(
             path,
             vectors,
-            lambda: self.encode_users(
-                draw(self.split.valid if len(self.split.valid) else self.split.train, ASKED)
+            lambda: as_array(
+                self.encode_users(
+                    draw(self.split.valid if len(self.split.valid) else self.split.train, ASKED)
+                )
             ),
         )
-        rows, products = index.search(self.encode_users(cases), k)
+        rows, products = index.search(as_array(self.encode_users(cases)), k)
         scores = np.full(
             (len(cases), len(vectors) + 1), UNNAMED, dtype=np.float32
         )  # the last for what was not found

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from ...contracts.cases import Cases
+from ...contracts.models import PASS_COST
 from ...data.reading.tables import Tables
 from ...language.backbones.encoder_decoder import FusionBackbone
 from ...language.backbones.precision import autocast
 from ...language.backbones.stacked_lora import Stack
-from ...language.tokens.batches import PASS_COST, Tokens, by_length, pad, shuffled_steps
+from ...language.tokens.batches import Tokens, by_length, pad, shuffled_steps
 from ...models.tastelora import Choice, targets_and_others
 from ...training import optimizers
 from ...training.losses import over_candidates

@@ -1,0 +1,65 @@
+"""What a model is called, where its class is, and which settings it adds."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that the harness can run; made by :func:`recbole_llm.settings.registry.find`.
+
+    Attributes
+    ----------
+    key : str
+        What finds the model again in any process; the value of the setting `model`.
+    name : str
+        Name of the class. It begins the names of run folders.
+    family : str
+        "text" for the models of this package and for guests that derive from them. Otherwise
+        RecBole's family: "sequential", "general", "context_aware", "knowledge", "traditional".
+    module : str or None
+        Module of the class; None where RecBole finds the class by its name.
+    takes_item_text : bool
+        Whether the setting `item_features` is for it.
+    tree : bool
+        Whether it is a tree model of RecBole, which the harness does not run.
+    guest : bool
+        Whether the class is the user's own.
+    defaults : mapping
+        Settings that a guest's class adds, with their default values.
+    rules : mapping
+        Rule of each of those settings, see :mod:`recbole_llm.settings.rules`.
+    read_keys : frozenset of str
+        Keys that a guest class of RecBole's kind reads from its config.
+    source : str or None
+        Digest of a guest's code; None for models whose code has a version.
+    """
+
+    key: str
+    name: str
+    family: str
+    module: str | None = None
+    takes_item_text: bool = False
+    tree: bool = False
+    guest: bool = False
+    defaults: Mapping = field(default_factory=dict)
+    rules: Mapping = field(default_factory=dict)
+    read_keys: frozenset = frozenset()
+    source: str | None = None
+    loaded: type | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text model: it reads cases by row, and our trainer trains it."""
+        return self.family == "text"
+
+    def load(self) -> type:
+        """The class. Importing it imports torch."""
+        if self.loaded is not None:
+            return self.loaded
+        if self.module:
+            return getattr(importlib.import_module(self.module), self.name)
+        from recbole.utils import get_model
+
+        return get_model(self.name)

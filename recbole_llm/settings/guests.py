@@ -1,0 +1,292 @@
+"""Models of the user's own: a class in a file, in an installed package, or in this process."""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+
+from ..contracts.model_spec import ModelSpec
+from ..errors import UserError
+from .rules import nearest
+
+FAMILIES = {  # RecBole's kinds of models, and what its folders call them
+    "GENERAL": "general",
+    "SEQUENTIAL": "sequential",
+    "CONTEXT": "context_aware",
+    "KNOWLEDGE": "knowledge",
+    "TRADITIONAL": "traditional",
+}
+_known: dict[str, ModelSpec] = {}
+
+
+def of_path(path: str, key: str | None = None) -> ModelSpec:
+    """The model that "module:Class" stands for.
+
+    Parameters
+    ----------
+    path : str
+        The module is a file in the current folder, or can be imported.
+    key : str, optional
+        Value of the setting `model`; the path where it is None.
+
+    Raises
+    ------
+    UserError
+        If there is no such module or class, if the module cannot be imported, or if the class is
+        not a model.
+    """
+    key = key or path
+    if key in _known:
+        return _known[key]
+    module_name, _, name = path.partition(":")
+    if not module_name or not name.isidentifier():
+        raise UserError(f"model {path!r}: expected module:Class, such as my_models:TwoTower")
+    module = _imported(module_name, path)
+    model = getattr(module, name, None)
+    if not isinstance(model, type):
+        classes = [one for one in vars(module) if isinstance(getattr(module, one), type)]
+        raise UserError(
+            f"model {path!r}: {_place(module)} has no class {name}{nearest(name, classes)}"
+        )
+    return of_class(model, key)
+
+
+def of_class(model: type, key: str | None = None) -> ModelSpec:
+    """The model that a class stands for; see :func:`of_path`."""
+    module = sys.modules.get(model.__module__)
+    key = key or f"{_module_name(module, model)}:{model.__name__}"
+    known = _known.get(key)
+    if known is not None and known.loaded is model:
+        return known
+    spec = _described(model, module, key)
+    _known[key] = spec
+    return spec
+
+
+def _imported(name: str, path: str) -> ModuleType:
+    """A module that may be a file in the current folder."""
+    here = str(Path.cwd())
+    if name == "__main__" or (name in sys.modules and name.partition(".")[0] in sys.modules):
+        return sys.modules[name]
+    if here not in sys.path:
+        sys.path.insert(0, here)  # it stays: the module may import its neighbours later
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            file = f"{name.replace('.', '/')}.py"
+            raise UserError(
+                f"model {path!r}: expected {file} in {here}, or an installed module {name}; found neither"
+            ) from None
+        raise _not_imported(path, error) from error
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        raise _not_imported(path, error) from error
+
+
+def _not_imported(path: str, error: BaseException) -> UserError:
+    """One line with the type, the words and the place of an error in the user's own module."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename
+    ]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+    words = " ".join(str(error).split())
+    return UserError(f"model {path!r} cannot be imported: {type(error).__name__}: {words}{place}")
+
+
+def _module_name(module: ModuleType | None, model: type) -> str:
+    """By which name another process imports the module of a class: a script by its file."""
+    if module is not None and model.__module__ == "__main__" and getattr(module, "__file__", None):
+        return Path(module.__file__).stem
+    return model.__module__
+
+
+def _place(module: ModuleType) -> str:
+    return str(getattr(module, "__file__", None) or module.__name__)
+
+
+def _described(model: type, module: ModuleType | None, key: str) -> ModelSpec:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    from ..contracts.models import Scorer
+    from . import schema
+
+    if not issubclass(model, Scorer | AbstractRecommender):
+        raise UserError(
+            f"model {key}: expected a class derived from one of recbole_llm.models, or from RecBole's "
+            f"recommenders, found {model.__name__}({', '.join(base.__name__ for base in model.__bases__)})"
+        )
+    if missing := sorted(getattr(model, "__abstractmethods__", ())):
+        raise UserError(f"model {key}: {model.__name__} has no {' and no '.join(missing)}")
+    files = _files(module) if module is not None else []
+    if files:
+        _check_unchanged(model, module)
+    is_text = issubclass(model, Scorer)
+    own = _settings(model, key)
+    defaults = schema.defaults(own) if own else {}
+    if is_text:
+        # nothing is trained without TrainingSettings, and no text model takes sampled negatives
+        defaults = {"epochs": 0} | defaults | {"train_neg_sample_args": None}
+    return ModelSpec(
+        key=key,
+        name=model.__name__,
+        family="text" if is_text else _family(model, key),
+        module=model.__module__,
+        guest=True,
+        defaults=defaults,
+        rules=schema.rules(own) if own else {},
+        read_keys=frozenset() if is_text else _read_keys(files),
+        source=_digest(files) if files else _code_digest(model),
+        loaded=model,
+    )
+
+
+def _settings(model: type, key: str):
+    """The class of a model's settings; None where it has none of its own."""
+    from ..contracts.models import Trainable
+    from .groups import TrainingSettings
+    from .schema import ModelSettings
+
+    own, trainable = getattr(model, "Settings", None), issubclass(model, Trainable)
+    if own is None:
+        return TrainingSettings if trainable else None
+    base = TrainingSettings if trainable else ModelSettings
+    if not (isinstance(own, type) and issubclass(own, base)):
+        raise UserError(
+            f"model {key}: expected {model.__name__}.Settings to derive from {base.__name__}, found {own!r}"
+        )
+    return own
+
+
+def _family(model: type, key: str) -> str:
+    """RecBole's name for what a class of its kind learns from."""
+    kind = getattr(model, "type", None)
+    name = getattr(kind, "name", None)
+    if name not in FAMILIES:
+        raise UserError(
+            f"model {key}: expected a class derived from RecBole's SequentialRecommender, "
+            f"GeneralRecommender or ContextRecommender, found one of type {name or kind!r}"
+        )
+    return FAMILIES[name]
+
+
+def _files(module: ModuleType) -> list[Path]:
+    """Source files of the user's own that a module consists of: its file, and those that it imports from beside it."""
+    if not getattr(module, "__file__", None) or not Path(module.__file__).is_file():
+        return []
+    first = Path(module.__file__).resolve()
+    package = (module.__spec__.name if module.__spec__ else module.__name__).partition(".")[0]
+    top = sys.modules.get(package)
+    if top is not None and getattr(top, "__path__", None):
+        root = Path(next(iter(top.__path__))).resolve()
+    else:
+        root = first.parent
+    installed = "site-packages" in first.parts or "dist-packages" in first.parts
+    if installed and root == first.parent and not getattr(top, "__path__", None):
+        return [first]
+    files, waiting = {first}, [module]
+    while waiting:
+        for value in list(vars(waiting.pop()).values()):
+            name = value.__name__ if isinstance(value, ModuleType) else _owner(value)
+            other = sys.modules.get(name) if isinstance(name, str) else None
+            path = getattr(other, "__file__", None)
+            if not path or not path.endswith(".py"):
+                continue
+            path = Path(path).resolve()
+            if (
+                path not in files
+                and path.is_relative_to(root)
+                and "site-packages" not in (path.relative_to(root).parts)
+            ):
+                files.add(path)
+                waiting.append(other)
+    return sorted(files)
+
+
+def _owner(value) -> str | None:
+    try:
+        return value.__module__
+    except Exception:  # an object may answer anything to a name that it does not have
+        return None
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _code_digest(model: type) -> str:
+    """Of a class without a source file, as in a notebook: over its functions' instructions."""
+    digest = hashlib.sha256()
+    for kind in model.__mro__:
+        if kind.__module__ != model.__module__:
+            continue
+        for name, value in sorted(vars(kind).items()):
+            function = getattr(value, "__func__", value)  # of class and static methods
+            if isinstance(function, FunctionType):
+                code = inspect.unwrap(function).__code__
+                digest.update(name.encode() + _instructions(code))
+            elif isinstance(value, int | float | str | tuple) and not name.startswith("__"):
+                digest.update(f"{name}={value!r}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _instructions(code: CodeType) -> bytes:
+    parts = [code.co_code, repr(code.co_names).encode()]
+    for constant in code.co_consts:
+        is_code = isinstance(constant, CodeType)
+        parts.append(_instructions(constant) if is_code else repr(constant).encode())
+    return b"\0".join(parts)
+
+
+def _check_unchanged(model: type, module: ModuleType) -> None:
+    """Raise UserError for a class whose file has changed since it was imported: its digest would be another's."""
+    if type(getattr(module, "__loader__", None)) is not SourceFileLoader:
+        return
+    path = Path(module.__file__)
+    try:
+        compiled = compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, OSError):
+        compiled = None
+    inside = _inner(compiled, model.__name__) if compiled else None
+    if inside is None:
+        functions = []
+    else:
+        functions = [
+            (value.__code__, _inner(inside, name))
+            for name, value in vars(model).items()
+            if isinstance(value, FunctionType) and value.__code__.co_name == name
+        ]
+    if compiled is None or any(there is not None and here != there for here, there in functions):
+        raise UserError(
+            f"{path} has changed since Python imported it; start Python again, or reload the module"
+        )
+
+
+def _inner(code: CodeType, name: str) -> CodeType | None:
+    found = [one for one in code.co_consts if isinstance(one, CodeType) and one.co_name == name]
+    return found[0] if len(found) == 1 else None
+
+
+def _read_keys(files: list[Path]) -> frozenset[str]:
+    """Keys that sources read by `config["key"]`: what a class of RecBole's kind takes is written nowhere else."""
+    keys = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                value = node.value
+                name = getattr(value, "id", getattr(value, "attr", None))
+                if name == "config" and isinstance(node.slice.value, str):
+                    keys.add(node.slice.value)
+    return frozenset(keys)
