@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from .errors import UserError
@@ -93,11 +94,12 @@ def _arguments(argv: list[str], **known: str) -> tuple[argparse.Namespace, dict]
     parser.add_argument("--print_config", action="store_true", help="print every setting and stop")
     namespace, rest = parser.parse_known_args(argv)
     settings = {}
-    for argument in rest:
+    for argument, following in pairwise([*rest, "--"]):
         key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals or not key:
+        is_switch = not equals and following.startswith("--")  # such as --overwrite
+        if not argument.startswith("--") or not key or not (equals or is_switch):
             raise UserError(f"argument {argument!r}: expected --key=value")
-        settings[key] = parse_value(value)
+        settings[key] = True if is_switch else parse_value(value)
     return namespace, settings
 
 

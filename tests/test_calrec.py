@@ -12,9 +12,7 @@ from recbole_llm.runs.runner import run_settings
 def learned_rows(model, epoch=0):
     """Event rows whose texts are learned, each as often as it is; the cycle's titles are distinct within a user's eight events."""
     rows = []
-    for (tokens, *_), case in zip(
-        model.examples(epoch), windows(model, epoch), strict=True
-    ):
+    for (tokens, *_), case in zip(model.examples(epoch), windows(model, epoch), strict=True):
         spans = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
         for begin, end in spans:
             text = (

@@ -415,7 +415,7 @@ def test_a_run_moves_to_another_dataset_with_that_ones_defaults():
 # --- hash --------------------------------------------------------------------------------------------------------------
 
 SAME_RUN = {  # and not `worker`: negatives are drawn in the workers; text_encoder: of item_features, which is id
-    "data_path", "show_progress", "checkpoint_dir", "beside", "seeds", "gpu_id", "use_gpu", "state", "eval_memory", "log_wandb", "wandb_project",
+    "data_path", "show_progress", "checkpoint_dir", "beside", "seeds", "gpu_id", "use_gpu", "state", "eval_memory", "log_wandb", "wandb_project", "overwrite",
     "text_encoder",
 }  # fmt: skip
 

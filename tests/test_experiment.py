@@ -71,8 +71,7 @@ def test_every_row_of_every_experiment_can_be_set(name, paper):
     assert (
         found.datasets
         and found.rows
-        and set(found.models)
-        <= {registry.canonical(row["model"]) for row in found.rows.values()}
+        and set(found.models) <= {registry.canonical(row["model"]) for row in found.rows.values()}
     )
     for row in found.rows:
         settings = found.resolved(row, found.datasets[0], [], {}, {})
@@ -346,7 +345,7 @@ def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch
         number = list(tables).index(model.tables.name)
         return np.stack([np.full(len(chosen), number), chosen], axis=1).astype(np.float32)
 
-    monkeypatch.setattr(ST5Seq, "encode_items", lambda model: numbers(model, model.first))
+    monkeypatch.setattr(ST5Seq, "encode_items", numbers)
     monkeypatch.setattr(ST5Seq, "encode_users", lambda model, cases: numbers(model, cases.user))
     monkeypatch.setattr(projection, "tsne", lambda vectors, seed: vectors)
     monkeypatch.setattr(projection, "draw", lambda *args: seen.append(args) or [])

@@ -69,8 +69,7 @@ def test_every_spelling_of_a_name(name):
 def test_spellings_of_the_papers():
     assert registry.canonical("NCF") == registry.canonical("neu-mf") == "NeuMF"
     assert (
-        registry.canonical("BERT-4-Rec") == "BERT4Rec"
-        and registry.canonical("CAL-Rec") == "CALRec"
+        registry.canonical("BERT-4-Rec") == "BERT4Rec" and registry.canonical("CAL-Rec") == "CALRec"
     )
 
 

@@ -112,9 +112,7 @@ def test_room_for_the_newest_item_is_asked_for(cycle):
 
 def pairs(cycle, epoch=0, **own):
     _, model, _, _ = prepared("ST5Seq", cycle, **SMALL | own)
-    return model, [
-        tuple(read(model, tokens) for tokens in pair) for pair in model.examples(epoch)
-    ]
+    return model, [tuple(read(model, tokens) for tokens in pair) for pair in model.examples(epoch)]
 
 
 def test_titles_are_paired_with_descriptions(cycle):

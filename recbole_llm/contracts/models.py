@@ -153,10 +153,13 @@ class Trainable(ABC):
     Attributes
     ----------
     pass_cost : int
-        What a forward pass costs beside its pieces, in their unit.
+        What a forward pass costs beside its pieces, in `cost_unit`.
+    cost_unit : str
+        What `cost` counts, for the log.
     """
 
     pass_cost: int = PASS_COST
+    cost_unit: str = "examples"
 
     def examples(self, epoch: int) -> Sequence:
         """Training examples of an epoch, in any order; the same for the same epoch and seed."""

@@ -26,6 +26,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
     `phase: pretrain` contrasts sequences with their next items and with augmented sequences over several datasets; `finetune` is a softmax over the catalogue.
     """
 
+    cost_unit = "items"
     transfer_excludes = ("by_id.",)  # to another stage, whose items may be others
 
     @classmethod

@@ -174,7 +174,9 @@ def _run(settings: dict, watch: Callable[[int, float], None] | None = None) -> R
     prepared = Prepared(settings)
     with RunLog() as log:
         done = run_record.read_run(prepared.run_folder)
-        if done and done["status"] == "finished" and not unranked(prepared.run_folder, done["row"]):
+        finished = done and done["status"] == "finished"
+        again = settings.get("overwrite")
+        if finished and not again and not unranked(prepared.run_folder, done["row"]):
             return _already(log, prepared.run_folder, done)
         return Run(prepared.run_folder, prepared.train(log, watch))
 
@@ -190,7 +192,7 @@ def _already(log: RunLog, folder: Path, done: dict) -> Run:
         if done["row"]["versions"].get("code") == run_folders.code()
         else ", by other code than today's"
     )
-    log.info(f"already there{other}: {folder} (remove it to run again)")
+    log.info(f"already there{other}: {folder} (--overwrite runs it again)")
     return run
 
 
@@ -223,7 +225,8 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
     with RunLog() as log:
         if prepared.hash == done["row"]["hash"] and part == "test":
             return _already(log, folder, done)
-        if known := _evaluated(target):
+        again = settings.get("overwrite")
+        if not again and (known := _evaluated(target)):
             return _already(log, target, known)
         prepared.check()
         model, (_, valid_data, test_data) = prepared.restore(done, part)
@@ -232,7 +235,9 @@ def evaluate_run(folder: Path, settings: dict, part: str = "test") -> Run:
             raise UserError(f"the split {prepared.config['eval_args']['split']} has no {part} case")
         prepared.config["run_folder"] = str(target)
         with run_folders.locked(target, log.info):
-            if known := _evaluated(target):  # by another process, in the meantime
+            if again:
+                run_folders.clear(target)
+            elif known := _evaluated(target):  # by another process, in the meantime
                 return _already(log, target, known)
             log.start(target)
             trainer = prepared.make_trainer(model)

@@ -333,6 +333,8 @@ class Prepared:
             f"cases: {len(split.train)} train, {len(split.valid)} valid, {len(split.test)} test"
         )
         with run_folders.locked(self.run_folder, log.info):
+            if self.settings.get("overwrite"):
+                run_folders.clear(self.run_folder)
             before = run_record.read_run(self.run_folder)
             trained = bool(before) and before["status"] == "finished"
             lost = unranked(self.run_folder, before["row"]) if trained else []
@@ -344,13 +346,13 @@ class Prepared:
                 record = {
                     "status": "running",
                     "settings": self.settings,
-                    "versions": run_folders.versions(),
+                    "versions": self._versions(),
                     "data": self.tables.fingerprint,
                 }
                 record |= {"joint": self.joint, "parts": {}}
                 if trained:  # it stays a finished run, whose weights others may read
                     record |= before | {
-                        "versions": run_folders.versions(),
+                        "versions": self._versions(),
                         "parts": self._ranked(before),
                     }
                     log.info(
@@ -363,13 +365,14 @@ class Prepared:
                     record["parts"] = self._ranked(before)
                 if before and "summaries" in (paid := before["row"] if trained else before):
                     record["summaries"] = paid["summaries"]
-                run_folders.write_json(self.run_folder / run_folders.RUN, record)
                 if (self.run_folder / STATE).is_file() and not trained:
+                    self._note_other_code(record, before, log)
                     trainer.resume_checkpoint(self.run_folder)
                 elif before and not trained:
                     log.info(
                         "this run was stopped before its first state was stored: it starts over"
                     )
+                run_folders.write_json(self.run_folder / run_folders.RUN, record)
                 data = {"valid": valid_data if len(split.valid) else None, "test": test_data}
                 row = self._fit(trainer, model, train_data, data, started, record, watch) | {
                     "versions": record["versions"]
@@ -383,6 +386,25 @@ class Prepared:
                 (self.run_folder / STATE).unlink(missing_ok=True)
                 run_folders.append_result(self.run_folder.parent, row)
         return row
+
+    def _versions(self) -> dict[str, str]:
+        """Versions of what computes, with the digest of a class of the user's own."""
+        source = {"source": self.spec.source} if self.spec.source else {}
+        return run_folders.versions() | source
+
+    @staticmethod
+    def _note_other_code(record: dict, before: dict | None, log: RunLog) -> None:
+        """Say, in the log and in the row, that a training goes on that other code has begun."""
+        previous, versions = (before or {}).get("versions", {}), record["versions"]
+        begun_by = previous.get("trained_by") or previous.get("code", "unknown")
+        if begun_by.split(", ")[-1] != versions["code"]:
+            versions["trained_by"] = f"{begun_by}, {versions['code']}"
+            log.info(
+                f"this training was begun by other code ({begun_by}) than today's "
+                f"({versions['code']}), and goes on by today's; --overwrite starts it over"
+            )
+        elif "trained_by" in previous:
+            versions["trained_by"] = begun_by
 
     def _ranked(self, before: dict) -> dict[str, dict]:
         """Parts of a run that today's code has ranked and whose ranks are still stored."""

@@ -422,6 +422,7 @@ def shared_settings(settings: dict) -> dict:
         "precision",
         "stopping_step",
         "trust_remote_code",
+        "overwrite",
     }
     data = {"data_path", "checkpoint_dir", "show_progress", "seed", "use_gpu", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD",
             "val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval", "benchmark_filename", "field_separator",
@@ -609,7 +610,7 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
 # Settings that decide where, how fast and beside whom, not what: they do not make another run of it.
 NOT_IN_HASH = {
     "beside", "gpu_id", "use_gpu", "state", "data_path", "checkpoint_dir", "show_progress", "eval_memory", "log_wandb", "wandb_project", "seeds",
-    "summarizer_parallel", "summarizer_timeout", "summarizer_retries",
+    "summarizer_parallel", "summarizer_timeout", "summarizer_retries", "overwrite",
 }  # fmt: skip
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from .. import compat
 from ..contracts.model_spec import ModelSpec
 from ..errors import UserError
-from . import guests
 
 # class name -> module
 OURS = {
@@ -83,11 +82,16 @@ def find(model: str | type) -> ModelSpec:
     'sequential'
     """
     if isinstance(model, type):
-        known = _spec(model.__name__) if _is_builtin(model) else None
-        return known or guests.of_class(model)
+        return _spec(model.__name__) if _is_builtin(model) else _guests().of_class(model)
     if ":" in model:
-        return guests.of_path(model)
+        return _guests().of_path(model)
     return _spec(_known_name(model))
+
+
+def _guests():
+    from . import guests  # which reads settings, and that this module is imported without
+
+    return guests
 
 
 def canonical(name: str) -> str:
@@ -136,7 +140,7 @@ def _spec(name: str) -> ModelSpec:
             takes_item_text,
             tree=name in TREES.values(),
         )
-    return guests.of_path(installed_models()[name], key=name)
+    return _guests().of_path(installed_models()[name], key=name)
 
 
 def model_class(name: str) -> type:

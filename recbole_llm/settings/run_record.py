@@ -50,6 +50,7 @@ transform: ~            # (str)
 FREE = ("wandb_project", "user_inter_num_interval", "item_inter_num_interval")
 # settings that came after runs had been stored, with what those runs did
 LATER = {
+    "overwrite": False,
     "history_at_test": "training",
     "trust_remote_code": False,
     "summaries": "stored",

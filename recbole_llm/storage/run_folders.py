@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -158,6 +159,17 @@ def locked(folder: Path, waiting=say):
         yield
     finally:
         lock.release()
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run's folder holds, while it is locked."""
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def peak_memory() -> float:

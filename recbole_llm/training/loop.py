@@ -629,11 +629,15 @@ class LLMTrainer(Harness, stock.Trainer):
         self.scaler.update()
         return loss
 
-    def _forecast(self, seconds: float, done: int, tokens: int) -> None:
-        left = self.epochs - self.start_epoch
+    def _forecast(self, seconds: float, done: int, total: int) -> None:
+        """Tell how long the training is going to take, by the time that the first steps took."""
+        epochs, unit = self.epochs - self.start_epoch, self.model.cost_unit
+        size = f"{total / 1e6:.2f} M" if total >= 10_000 else f"{total}"
+        minutes = epochs * total * seconds / done / 60
         self.logger.info(
-            f"forecast: {left} epochs of {tokens / 1e6:.2f} M tokens at {done / seconds:.0f} tokens/s: {left * tokens * seconds / done / 60:.1f} minutes, "
-            f"{run_folders.peak_memory():.0f} MiB so far; validation and test come on top"
+            f"forecast: {epochs} epochs of {size} {unit} at {done / seconds:.0f} {unit}/s: "
+            f"{minutes:.1f} minutes, {run_folders.peak_memory():.0f} MiB so far; "
+            "validation and test come on top"
         )
 
     def ranked(self, eval_data):

@@ -16,6 +16,7 @@ class TokenTrainable(Trainable):
     """
 
     pad_id: int
+    cost_unit = "tokens"
 
     def pieces(self, example: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
         return example
