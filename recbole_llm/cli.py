@@ -80,6 +80,7 @@ class Parser(argparse.ArgumentParser):
 
 def _arguments(argv: list[str], **known: str) -> tuple[argparse.Namespace, dict]:
     """Named arguments, and everything else as settings."""
+    from .settings import spellings
     from .settings.layers import parse_value
 
     parser = Parser(
@@ -99,7 +100,7 @@ def _arguments(argv: list[str], **known: str) -> tuple[argparse.Namespace, dict]
         is_switch = not equals and following.startswith("--")  # such as --overwrite
         if not argument.startswith("--") or not key or not (equals or is_switch):
             raise UserError(f"argument {argument!r}: expected --key=value")
-        settings[key] = True if is_switch else parse_value(value)
+        settings[key] = True if is_switch else spellings.of_value(key, parse_value(value))
     return namespace, settings
 
 

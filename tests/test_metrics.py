@@ -96,7 +96,7 @@ def test_names_and_means():
 
 
 @pytest.mark.parametrize(
-    "name", ["ndgc@10", "ndcg", "ndcg@0", "mrr@", "mrr@-1", "recall@5_mean", "map@3"]
+    "name", ["ndgc@10", "ndcg", "ndcg@0", "mrr@", "mrr@-1", "recall@5_mean", "map", "auc@3"]
 )
 def test_unknown_names_are_refused_in_one_line(name):
     with pytest.raises(UserError, match="expected a metric among") as fault:

@@ -38,7 +38,6 @@ ARGUMENTS = {  # told before any data is read
     "--model=LIR --dataset=tiny --learning_rat=1": r"unknown key 'learning_rat': did you mean learning_rate",
     "--model=LIR --dataset=tiny --eval_args.mod=full": r"unknown key 'eval_args.mod': expected one of .*mode",
     "--model=LIR --dataset=tiny --hidden_size=3": r"unknown key 'hidden_size'",  # other models have it
-    "--model=LIR --dataset=tiny --eval_batch_size=64": r"'eval_batch_size' has no effect here: use eval_memory",
     "--model=LIR --dataset=tiny --topk.a=1": r"topk is a list, not a group",
     "--model=LIR --dataset=tiny --epochs 3": r"argument '--epochs': expected --key=value",
     "--model=LIR --dataset=tiny epochs=3": r"argument 'epochs=3': expected --key=value",
@@ -55,7 +54,7 @@ ARGUMENTS = {  # told before any data is read
     "--model=LIR --dataset=tiny --seed=~": r"seed: expected a whole number",
     "--model=LIR --dataset=tiny --topk=0": r"topk: expected positive integers, found 0",
     "--model=LIR --dataset=tiny --topk=5": r"valid_metric: expected one of .*ndcg@5.*, found 'NDCG@10'",
-    "--model=LIR --dataset=tiny --metrics=AUC": r"metrics: expected some of Recall, Hit, NDCG, MRR, found 'AUC'",
+    "--model=LIR --dataset=tiny --metrics=AUC": r"metrics: expected some of Recall, Hit, NDCG, MRR, Precision, MAP, found 'AUC'",
     "--model=LIR --dataset=tiny --eval_args=full": r"eval_args: expected a group",
     "--model=LIR --dataset=tiny --eval_args.mode=uni0": r"expected full or uniK such as uni20, found 'uni0'",
     "--model=LIR --dataset=tiny --eval_args.mode='{tets: uni5}'": r"one for valid and one for test",

@@ -285,7 +285,7 @@ def test_help_settings_and_mistakes_come_before_torch(tmp_path):
 # A package imports only from packages before its own, in functions and for type checkers too.
 # `compat` and `recbole_hooks` are where RecBole meets the package.
 ORDER = """errors contracts compat storage evaluation settings data language training models runs
-studies cli recbole_hooks __init__ __main__""".split()
+testing studies cli recbole_hooks __init__ __main__""".split()
 # Imports inside functions that look ahead: the Python front door.
 AHEAD = {("__init__", "runs")}
 

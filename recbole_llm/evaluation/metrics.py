@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..contracts.metrics import LIST_METRICS
 from ..errors import UserError
 from .ranks import RankTable, scored_rows
 
@@ -21,6 +22,8 @@ GAINS = {
     "hit": np.ones_like,
     "ndcg": lambda rank: 1 / np.log2(1 + rank),
     "mrr": lambda rank: 1 / rank,
+    "precision": np.ones_like,  # and one item of k is right at most
+    "map": lambda rank: 1 / rank,  # of one relevant item
 }
 ORDERS = ("", "_opt", "_pes")
 ROUNDING = (
@@ -44,6 +47,8 @@ def rank_values(
     gains = np.concatenate(
         ([0.0], gain(np.arange(1.0, top + 1)), [0.0])
     )  # by rank; index 0 and top + 1 gain nothing
+    if base == "precision":
+        gains = gains / k
     if order:
         return gains[np.minimum(first if order == "_opt" else last, top + 1)]
     # Extended precision where the platform has it: the difference of two long harmonic sums cancels digits.
@@ -91,7 +96,11 @@ def evaluate(
         raise UserError(
             "expected at least one case to evaluate, found none; check the split and the filters"
         )
-    asked = [metric.lower().removesuffix("_opt").removesuffix("_pes") for metric in metrics]
+    asked = [
+        metric.lower().removesuffix("_opt").removesuffix("_pes")
+        for metric in metrics
+        if metric.lower() not in LIST_METRICS
+    ]
     names = dict.fromkeys(
         name for metric in asked for name in ([metric] if "@" in metric else _expand(metric, topk))
     )

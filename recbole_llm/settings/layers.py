@@ -17,7 +17,7 @@ import yaml
 from ..errors import UserError
 from ..storage import run_folders
 from . import files as resources
-from . import registry, stock
+from . import registry, spellings, stock
 from . import rules as checks
 
 # Keys that RecBole reads but lists in none of its YAML files.
@@ -34,6 +34,8 @@ REPLACED = {
     "seq_separator": "sequences are separated by spaces",
     "alias_of_item_id": "lists and targets share one numbering", "alias_of_user_id": "not used", "additional_feat_suffix": "not read",
     "unload_col": "use load_col", "encoding": "atomic files are UTF-8", "eval_batch_size": "use eval_memory",
+    "nproc": "one process trains", "world_size": "one process trains", "ip": "one process trains", "port": "one process trains",
+    "group_offset": "one process trains", "saved": "every run is stored",
 }  # fmt: skip
 MERGED = (
     "eval_args",
@@ -60,17 +62,18 @@ BEGINNINGS = ("scratch", "pretrained")
 ABOUT_DATA = {"description_fields", "domain"}
 
 
-class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that reads `1e-4` as a number, as RecBole does."""
+class Layer(dict):
+    """Settings of one source: a file, the command line, a Python call.
 
+    Attributes
+    ----------
+    source : str
+        What stands before a message about one of them; empty for the command line.
+    """
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
+    def __init__(self, values: dict, source: str = ""):
+        super().__init__(values)
+        self.source = source
 
 
 def read_yaml(path: Path) -> dict:
@@ -78,7 +81,7 @@ def read_yaml(path: Path) -> dict:
         several = "; several are separated by spaces" if set(str(path)) & set(",;[]") else ""
         raise UserError(f"settings file {path} not found{several}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), spellings.Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -94,7 +97,7 @@ def parse_value(text: str):
     if len(text) == 1 and not text.isalnum() and text != "~":
         return text
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, spellings.Loader)
     except yaml.YAMLError:
         return text
 
@@ -240,6 +243,7 @@ def resolve(
         (layer["data_path"] for layer in reversed(layers) if "data_path" in layer),
         settings["data_path"],
     )
+    data_path = spellings.of_value("data_path", data_path)
     data, prepared = (
         Path(str(data_path)) / dataset / f"{dataset}.{kind}" for kind in ("inter", "yaml")
     )
@@ -329,9 +333,11 @@ def of_command(command: str, files: list[str], overrides: dict) -> tuple[dict, l
     )
     groups = {name: file.pop(name, {}) for name in BEGINNINGS}
     own, default, left, asked = copy.deepcopy(file), copy.deepcopy(file), [], set()
-    for layer in [*map(read_yaml, map(Path, files)), overrides]:
+    read = [Layer(read_yaml(Path(path)), str(path)) for path in files]
+    for layer in [*read, Layer(overrides)]:
         mine = {key: value for key, value in layer.items() if key.partition(".")[0] in own}
-        left.append({key: value for key, value in layer.items() if key not in mine})
+        others = {key: value for key, value in layer.items() if key not in mine}
+        left.append(Layer(others, layer.source))
         _check_keys(mine, set(own), default)
         _merge(own, mine)
         heads = list(dict.fromkeys(key.partition(".")[0] for key in mine))
@@ -437,7 +443,7 @@ def shared_settings(settings: dict) -> dict:
 
 def _read_settings(file: str | dict, model: str, dataset: str) -> dict:
     """A user's settings file, or what it would hold; it may name the model and the dataset, as --print_config does."""
-    layer = dict(file) if isinstance(file, dict) else read_yaml(Path(file))
+    layer = Layer(file) if isinstance(file, dict) else Layer(read_yaml(Path(file)), str(file))
     for key, own in (("model", model), ("dataset", dataset)):
         named = str(layer.pop(key, own))
         if (registry.canonical(named) if key == "model" else named) != own:
@@ -496,16 +502,57 @@ def _stage(name: str, layer: dict, whole: dict, settings: dict) -> dict:
 
 
 def _apply(layers: list[dict], settings: dict) -> None:
-    """Put the user's layers over settings, which name the keys there are and their kinds."""
+    """Put the user's layers over settings, which name the keys there are and their kinds.
+
+    Raises
+    ------
+    UserError
+        With every setting of all layers that cannot be taken, a line each.
+    """
     spec = registry.find(settings["model"])
     known = (set(settings) | UNLISTED | spec.read_keys) - {"model", "dataset"}
     default, rules = copy.deepcopy(settings), checks.rules(spec)
+    mistakes: list[str] = []
     for layer in layers:
-        _check_keys(layer, known, default)
+        layer, wrong = _effective(layer, known, default)
+        mistakes += wrong
         _merge(settings, layer)
         for key in dict.fromkeys(str(key).partition(".")[0] for key in layer):
-            settings[key] = checks.checked(key, settings[key], rules, default.get(key))
+            value = spellings.of_value(key, settings[key])
+            try:
+                settings[key] = checks.checked(key, value, rules, default.get(key))
+            except UserError as error:
+                mistakes.append(_placed(layer, str(error)))
+                settings[key] = copy.deepcopy(default.get(key))
+    if len(mistakes) > 1:
+        lines = "\n  ".join(mistakes)
+        raise UserError(f"{len(mistakes)} settings cannot be taken:\n  {lines}")
+    if mistakes:
+        raise UserError(mistakes[0])
     checks.check_columns(settings, default)
+
+
+def _placed(layer: dict, message: str) -> str:
+    """A message with the file that it is about, if it is about one."""
+    source = getattr(layer, "source", "")
+    return f"{source}: {message}" if source else message
+
+
+def _effective(layer: dict, known: set, default: dict) -> tuple[Layer, list[str]]:
+    """A layer without the keys that have no effect here, and what is wrong with its other keys."""
+    kept, mistakes = {}, []
+    for key, value in layer.items():
+        head = str(key).partition(".")[0]
+        if head in REPLACED:
+            if value != default.get(head) and value not in (None, "None"):
+                spellings.warn(_placed(layer, f"key {head!r} has no effect here: {REPLACED[head]}"))
+            continue
+        try:
+            _check_keys({key: value}, known, default)
+            kept[key] = value
+        except UserError as error:
+            mistakes.append(_placed(layer, str(error)))
+    return Layer(kept, getattr(layer, "source", "")), mistakes
 
 
 def _finish(settings: dict, layers: list[dict]) -> None:
@@ -595,6 +642,8 @@ def _check_keys(layer: dict, known: set, default: dict) -> None:
         head, _, rest = str(key).partition(".")
         if head in REPLACED:
             raise UserError(f"key {head!r} has no effect here: {REPLACED[head]}")
+        if head not in known and (newer := spellings.OLD.get(head)):
+            raise UserError(f"key {head!r} is of RecBole before 1.0: {newer}")
         if head not in known:
             hint = (
                 checks.nearest(head, known - REPLACED.keys() | ARGUMENTS).removeprefix("; ")

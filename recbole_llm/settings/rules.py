@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import yaml
 
+from ..contracts.metrics import LIST_METRICS, RANK_METRICS
 from ..contracts.model_spec import ModelSpec
 from ..errors import UserError
 from . import files as resources
+from .spellings import Loader
 
 # Settings of RecBole that crash, or that are silently misread, when they are not this. Our files come after.
 RECBOLE = """
@@ -202,6 +204,11 @@ def checked(key: str, value, known: Mapping[str, Rule], default=None):
 def _checked(key: str, value, rule: Rule, known: Mapping[str, Rule]):
     if value is None and rule.nullable:
         return None
+    if value is None and rule.kind == "list":
+        return []
+    if isinstance(value, str) and rule.kind in ("int", "float", "bool"):  # as in gpu_id: '0'
+        number = _read(value)
+        value = number if rule.holds(number) else value
     if rule.kind == "list" and value is not None and not isinstance(value, dict):
         values = list(value) if isinstance(value, list | tuple) else _parted(value, rule.of)
         for one in values if rule.of else []:
@@ -226,7 +233,7 @@ def _parted(value, of: Rule | None) -> list:
 def _read(text: str):
     """A value as YAML reads it inside a list; what is no YAML stays a text."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError:
         return text
 
@@ -300,11 +307,14 @@ def check_evaluation(settings: dict) -> None:
         if not settings[key]:
             raise UserError(f"{key}: expected one at least, found []")
     for metric in metrics:
-        if metric.lower() not in ("recall", "hit", "ndcg", "mrr"):
-            raise UserError(f"metrics: expected some of Recall, Hit, NDCG, MRR, found {metric!r}")
-    computed = {f"{metric.lower()}@{k}" for metric in metrics for k in topk} | {
-        metric.lower() for metric in metrics
-    } & {"mrr"}
+        if metric.lower() not in RANK_METRICS + LIST_METRICS:
+            raise UserError(
+                f"metrics: expected some of Recall, Hit, NDCG, MRR, Precision, MAP, found {metric!r}"
+            )
+    ranked = {metric.lower() for metric in metrics} - set(LIST_METRICS)
+    if not ranked:
+        raise UserError(f"metrics: expected one of {', '.join(RANK_METRICS)} at least, found none")
+    computed = {f"{metric}@{k}" for metric in ranked for k in topk} | ranked & {"mrr"}
     if re.sub("_(opt|pes)$", "", settings["valid_metric"].lower()) not in computed:
         raise UserError(
             f"valid_metric: expected one of {', '.join(sorted(computed))}, found {settings['valid_metric']!r}; change it, metrics or topk"
