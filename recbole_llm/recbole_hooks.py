@@ -1,5 +1,6 @@
 """How stock RecBole code finds our models, datasets, trainer and settings by name."""
 
+import functools
 import importlib
 
 from . import compat
@@ -55,3 +56,14 @@ def _extend_config(module) -> None:
                 self.internal_config_dict.update(layer)
 
     module.Config._load_internal_config_dict = load
+    init = module.Config.__init__
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        if type(self) is module.Config and self.model in registry.OURS:
+            from .settings.layers import check_foreign
+
+            check_foreign(self.final_config_dict)
+
+    module.Config.__init__ = checked

@@ -106,7 +106,7 @@ def recboles():
 
 def content(path):
     """The settings of a file, those in its groups for a model and for the weights of one among them."""
-    flat = yaml.load(path.read_text(encoding="utf-8"), layers.Loader)
+    flat = yaml.load(path.read_text(encoding="utf-8"), spellings.Loader)
     for group in [key for key in flat or {} if key in registry.OURS]:
         flat |= flat.pop(group)
     for group in [key for key in flat or {} if key in layers.BEGINNINGS]:

@@ -368,6 +368,27 @@ def check_whole(settings: dict, default: dict) -> None:
     _finish(settings, [])
 
 
+def check_foreign(config: dict) -> None:
+    """Raise UserError for what RecBole's Config of one of our models holds and our commands refuse.
+
+    Keys that we do not know are RecBole's business: its own code takes any.
+    """
+    model, dataset = config["model"], config["dataset"]
+    default = default_settings(model, dataset)
+    rules, mistakes = checks.rules(registry.find(model)), []
+    settings = {key: config.get(key, value) for key, value in default.items()}
+    settings["train_neg_sample_args"] = None  # RecBole has put its own form of "none" there
+    for key in settings.keys() & rules.keys():
+        value = spellings.of_value(key, settings[key])
+        try:
+            settings[key] = checks.checked(key, value, rules, default[key])
+        except UserError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n  ".join(sorted(mistakes)))
+    _finish(settings, [])
+
+
 def moved(stored: dict, dataset: str) -> dict:
     """The settings of a stored run for another dataset: what says of the data what they are, and was the old dataset's default, becomes the new one's.
 

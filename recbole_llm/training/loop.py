@@ -56,11 +56,10 @@ class Harness:
     """
 
     def __init__(self, config, model):
-        self.folder = Path(
-            config["run_folder"]
-            or Path(config["checkpoint_dir"])
-            / f"{config['model']}-{time.strftime('%Y%m%d-%H%M%S')}"
-        )
+        if config["run_folder"]:
+            self.folder = Path(config["run_folder"])
+        else:
+            self.folder = _new_folder(Path(config["checkpoint_dir"]), config["model"])
         check_kinds(self.folder)
         with (
             patch.object(
@@ -343,6 +342,22 @@ class Harness:
         random.setstate((version, tuple(internal), gauss))
         name, keys, *rest = json.loads(state["numpy"])
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+def _new_folder(saved: Path, model: str) -> Path:
+    """Make a folder for a training of RecBole's own code, which names none.
+
+    Two that begin in one second, in one process or two, get one each.
+    """
+    saved.mkdir(parents=True, exist_ok=True)
+    name, number = f"{model}-{time.strftime('%Y%m%d-%H%M%S')}", 1
+    while True:
+        folder = saved / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 @contextmanager
