@@ -110,7 +110,7 @@ def test_a_cut_download_goes_on_where_it_was(server, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from recbole_llm.data.prepare import download
+from recbole_llm.data.prepare.files import download
 from recbole_llm.data.prepare.files.raw import Net, Remote, fetch
 download.BLOCK, download.time.sleep = 1000, lambda seconds: os.kill(os.getpid(), signal.SIGKILL)
 fetch([Remote("file.json.gz", (sys.argv[1],))], Path(sys.argv[2]) / "raw", Path(sys.argv[2]), "page", Net(show_progress=False))

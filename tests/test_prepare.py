@@ -21,7 +21,7 @@ pytest.importorskip("duckdb")
 
 from recbole_llm import cli
 from recbole_llm.data.prepare.convert import prepare
-from recbole_llm.data.prepare.files.raw import Net, there
+from recbole_llm.data.prepare.files.raw import Net, find_file
 from recbole_llm.data.prepare.sources import catalogue
 from recbole_llm.data.reading.atomic import read_atomic
 from recbole_llm.errors import UserError
@@ -496,7 +496,7 @@ def test_files_of_one_name(tmp_path):
                 )
         (folder / "ml-1m.zip").unlink()
         if number == 1:  # of other datasets, however few there are
-            assert there(replace(recipe.files[0], hosts=()), tmp_path / "hand") is None
+            assert find_file(replace(recipe.files[0], hosts=()), tmp_path / "hand") is None
             with pytest.raises(UserError, match="ml-1m.zip is given out at .* by hand"):
                 prepare(
                     replace(recipe, files=(replace(recipe.files[0], hosts=()),)),
@@ -515,13 +515,13 @@ def test_files_of_one_name(tmp_path):
         (folder := tmp_path / "reviews" / name).mkdir(parents=True)
         raw.amazon2018(folder)
     whole = (folder / "Toys_and_Games_5.json.gz").read_bytes()
-    there(catalogue.find("Toys").files[0], tmp_path / "reviews")  # copies are one file
+    find_file(catalogue.find("Toys").files[0], tmp_path / "reviews")  # copies are one file
     (folder / "Toys_and_Games_5.json.gz").write_bytes(whole + bytes(1))
     with pytest.raises(
         UserError,
         match="expected one Toys_and_Games_5.json.gz, found one/Toys.* and two/Toys.*, which differ; name the folder",
     ):
-        there(catalogue.find("Toys").files[0], tmp_path / "reviews")
+        find_file(catalogue.find("Toys").files[0], tmp_path / "reviews")
     for name, size in (("MINDsmall_dev", 30), ("MINDsmall_train", 0)):
         (folder := tmp_path / "mind" / name).mkdir(parents=True)
         raw.mind(folder)

@@ -64,7 +64,7 @@ def _prepare(recipe: Recipe, data_path: Path, raw, net: Net, memory: int, log) -
         engine, reader = Engine(work / "tables", memory), Reader(work / "pieces", log)
         try:
             facts = _convert(recipe, files, engine, reader, work, log)
-            sums = [(path.name, *reader.found(path)) for path in files.values()]
+            sums = [(path.name, *reader.size_and_sha256(path)) for path in files.values()]
         finally:
             reader.close()
             engine.close()
