@@ -1,6 +1,6 @@
 """Negative items: the candidates of uniK evaluation, and the negatives of training.
 
-The candidates of a case are drawn once: they are the same for every model, run and vocabulary.
+The candidates of a case are sampled once: they are the same for every model, run and vocabulary.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ def draw_candidates(
 ) -> np.ndarray:
     """Sample negative items for each case, without replacement.
 
-    The sample of a case is seeded by (seed, user token, target token, position), so that it depends on
-    no other case. Items are numbered in the order of their tokens, so that it does not depend on
+    The sample of a case is seeded by (seed, user token, target token, position), so that it depends
+    on no other case. Items are numbered in the order of their tokens, so that it does not depend on
     internal ids either.
 
     Parameters
@@ -59,8 +59,8 @@ def draw_candidates(
         remaining = len(by_token) - len(excluded)
         if remaining < count:
             raise UserError(
-                f"uni{count}: user {tables.users[user]} leaves only {remaining} items to draw from; "
-                "use a smaller uniK or candidates_exclude: target"
+                f"uni{count}: user {tables.users[user]} leaves only {remaining} items to draw "
+                "from; use a smaller uniK or candidates_exclude: target"
             )
         rng = _case_generator(tables, user, end, seed)
         result[row] = by_token[_sample(len(by_token), excluded, count, rng)]

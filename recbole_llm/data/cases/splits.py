@@ -82,15 +82,17 @@ def make_split(tables: Tables, split: Any, part: str = "pretrain") -> Split:
     split : dict with one entry
         The rule and its value:
 
-        - `LS: valid_and_test | test_only`: the last one or two interactions of each user are held out.
-          As in RecBole's sequential split, a user's first interaction is never a target. A user with
-          few interactions has a test case before a validation case, and a training case before both.
-        - `RS: [a, b, c]`: ratios of the n - 1 targets of each user, in the order of time, rounded as
-          RecBole rounds them.
-        - `temporal: [a, b, c]`: each user's history is cut into the periods Pre-train, Continue Train
-          and Future-Test (UMass x Spotify, "TASTE-LoRA", 2024). Continue Train has floor(b (n - 1))
-          targets, Future-Test floor(c (n - 1)), and Pre-train the others. The last target of each of
-          the first two periods is its validation case. Every target in Future-Test is a test case.
+        - `LS: valid_and_test | test_only`: the last one or two interactions of each user are held
+          out. As in RecBole's sequential split, a user's first interaction is never a target. A
+          user with few interactions has a test case before a validation case, and a training case
+          before both.
+        - `RS: [a, b, c]`: ratios of the n - 1 targets of each user, in the order of time, rounded
+          as RecBole rounds them.
+        - `temporal: [a, b, c]`: each user's history is cut into the periods Pre-train, Continue
+          Train and Future-Test (UMass x Spotify, "TASTE-LoRA", 2024). Continue Train has floor(b (n
+          - 1)) targets, Future-Test floor(c (n - 1)), and Pre-train the others. The last target of
+          each of the first two periods is its validation case. Every target in Future-Test is a
+          test case.
         - `timestamp: [t1, t2]`: targets before the time t1 are for training, those before t2 for
           validation, the others for testing.
     part : {"pretrain", "continue", "both"}

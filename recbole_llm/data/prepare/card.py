@@ -114,12 +114,6 @@ def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> s
     str
         Markdown.
     """
-    source = recipe.source
-    page = f", <{source.page}>" if source.page else ""
-    command = f"python run_recbole_llm.py prepare {recipe.arguments or recipe.name}"
-    cited = ""
-    if source.reference:
-        cited = f"Please cite the source:\n\n```bibtex\n{source.reference}\n```\n\n"
     filters = "".join(f"{number}. {line}\n" for number, line in enumerate(recipe.filters, start=1))
     if not filters:
         filters = "No user and no item is left out.\n"
@@ -129,13 +123,7 @@ def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> s
     reviews = ", `review:token` (a hash of the review's text)" if recipe.reviewed else ""
     columns = ", ".join(f"`{column}:token_seq`" for column in recipe.columns)
     files = "\n".join(f"| `{name}` | {size:,} | `{sha}` |" for name, size, sha in sorted(raw))
-    return f"""# {recipe.name}: {recipe.title}
-
-Source: {source.name}{page}\\
-Licence: {source.licence}\\
-Made by `recbole_llm` {__version__}: `{command}`
-
-{cited}## What was done
+    return f"""{_heading(recipe)}## What was done
 
 {filters}
 Texts: entities and tags resolved, page scripts and style rules emptied, control characters \
@@ -160,6 +148,23 @@ Events are ordered by user, time and their order in the raw file.
 | --- | ---: | --- |
 {files}
 """
+
+
+def _heading(recipe: Recipe) -> str:
+    """Title, source, licence and reference of a dataset."""
+    source = recipe.source
+    page = f", <{source.page}>" if source.page else ""
+    command = f"python run_recbole_llm.py prepare {recipe.arguments or recipe.name}"
+    cited = ""
+    if source.reference:
+        cited = f"Please cite the source:\n\n```bibtex\n{source.reference}\n```\n\n"
+    return f"""# {recipe.name}: {recipe.title}
+
+Source: {source.name}{page}\\
+Licence: {source.licence}\\
+Made by `recbole_llm` {__version__}: `{command}`
+
+{cited}"""
 
 
 def _raw_rows(facts: Facts) -> list[tuple[str, str]]:

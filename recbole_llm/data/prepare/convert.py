@@ -1,4 +1,7 @@
-"""From raw files to a dataset: read, filtered, cleaned, counted; written as a whole or not at all."""
+"""From raw files to a dataset: read, filtered, cleaned, counted and written.
+
+A dataset is written as a whole or not at all.
+"""
 
 import os
 import shutil
@@ -62,8 +65,8 @@ def prepare(
     Raises
     ------
     UserError
-        If the dataset exists already, raw files are missing or damaged, no interaction is left, or a
-        file cannot be written.
+        If the dataset exists already, raw files are missing or damaged, no interaction is left, or
+        a file cannot be written.
     """
     check_writable(data_path, "data_path")
     try:
@@ -218,8 +221,9 @@ def _check_core(recipe: Recipe, engine: Engine, path: Path) -> None:
     is_wrong = rare > 0.01 if recipe.core else rare == 0
     if is_wrong:
         raise UserError(
-            f"{path}: expected the {recipe.core}-core file, found {rare:.0%} of the users and items "
-            f"with fewer than {RARE} events; get the right one, or prepare {5 - recipe.core}-core"
+            f"{path}: expected the {recipe.core}-core file, found {rare:.0%} of the users and "
+            f"items with fewer than {RARE} events; "
+            f"get the right one, or prepare {5 - recipe.core}-core"
         )
 
 

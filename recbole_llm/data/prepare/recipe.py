@@ -84,8 +84,8 @@ class Recipe:
     files : tuple of Remote
         The raw files.
     events : callable
-        Raw files -> SQL of the rows "user", "item", "rating", "time" in the order of the raw file. A
-        broken line is a row of NULLs. Without user ids in the source, users are numbers; without
+        Raw files -> SQL of the rows "user", "item", "rating", "time" in the order of the raw file.
+        A broken line is a row of NULLs. Without user ids in the source, users are numbers; without
         times, the time is the position in the sequence.
     items : callable
         Raw files -> SQL of the rows "item" and the columns that `text` reads, in the order of the

@@ -123,9 +123,9 @@ def _check_readable(engine: Engine, path: Path, column: str) -> None:
     rows = engine.value("SELECT count(*) FROM events")
     cell = engine.value(f'SELECT arg_min("unread", {PLACE}) FROM events')
     raise UserError(
-        f"{_place(path, column, cell)}: expected a number or an ISO 8601 date such as 2020-05-01 or "
-        f"2020-05-01T10:00:00+02:00 in column {column}, found {cell!r} ({unread} of {rows} events "
-        "are unreadable); write dates year first, or as seconds since 1970"
+        f"{_place(path, column, cell)}: expected a number or an ISO 8601 date such as 2020-05-01 "
+        f"or 2020-05-01T10:00:00+02:00 in column {column}, found {cell!r} ({unread} of {rows} "
+        "events are unreadable); write dates year first, or as seconds since 1970"
     )
 
 

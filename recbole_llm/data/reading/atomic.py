@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from ...errors import UserError
 
 PANDAS_VERSION = tuple(int(number) for number in pd.__version__.split(".")[:2])
-# Numbers are read to the last bit. Since pandas 3.1 that is the default and the option is deprecated.
+# Numbers are read to the last bit. Since pandas 3.1 this is the default, and asking is deprecated.
 EXACT = {} if PANDAS_VERSION >= (3, 1) else {"float_precision": "round_trip"}
 TYPES = ("token", "token_seq", "float", "float_seq")
 NEXT_COLUMN = re.compile(r":(?:token_seq|float_seq|token|float)([^\w:]+)\w[^:]*:")
@@ -81,44 +82,48 @@ def read_atomic(
     types = _parse_header(path, header, separator)
     _check_utf8(path, body)
     names = [name for name in types if columns is None or name in columns]
-    ragged = _first_ragged_line(body, len(types), separator)
-    if ragged is None:
-        quoting = csv.QUOTE_NONE
-        unquote = _has_cell_in_quotes(body, separator)
-    else:
-        _check_quoted(path, body, len(types), ragged, separator)
-        quoting = csv.QUOTE_MINIMAL  # pandas removes the quotes
-        unquote = False
+    quoting, unquote = _quoting(path, body, len(types), separator)
     texts = [name for name in names if types[name] != "float" or not numbers]
     floats = [name for name in names if name not in texts]
-
-    def parse(float_dtype: type) -> pd.DataFrame:
-        frame = pd.read_csv(
-            io.BytesIO(body),
-            sep=separator,
-            lineterminator="\n",
-            header=None,
-            names=list(types),
-            usecols=names,
-            encoding="utf-8",
-            quoting=quoting,
-            keep_default_na=False,
-            na_values={name: [""] for name in floats},
-            engine="c",
-            dtype=dict.fromkeys(texts, str) | dict.fromkeys(floats, float_dtype),
-            **EXACT,
-        )
-        return frame[names]
-
+    dtypes: dict[str, type] = {name: np.float64 if name in floats else str for name in names}
     try:
-        frame = parse(np.float64)
+        frame = _parse_cells(body, list(types), dtypes, floats, separator, quoting)
     except ValueError:
-        _report_bad_number(path, parse(str), floats)
+        cells = dict.fromkeys(names, str)
+        frame = _parse_cells(body, list(types), cells, floats, separator, quoting)
+        _report_bad_number(path, frame, floats)
         raise
     if unquote:
         for name in texts:
             frame[name] = frame[name].map(_unquoted)
     return frame
+
+
+def _parse_cells(
+    body: bytes,
+    columns: list[str],
+    dtypes: Mapping[str, type],
+    floats: list[str],
+    separator: str,
+    quoting: int,
+) -> pd.DataFrame:
+    """The columns in `dtypes`; empty cells of those in `floats` are missing."""
+    frame = pd.read_csv(
+        io.BytesIO(body),
+        sep=separator,
+        lineterminator="\n",
+        header=None,
+        names=columns,
+        usecols=list(dtypes),
+        encoding="utf-8",
+        quoting=quoting,
+        keep_default_na=False,
+        na_values={name: [""] for name in floats},
+        engine="c",
+        dtype=dtypes,
+        **EXACT,
+    )
+    return frame[list(dtypes)]
 
 
 def _check_utf8(path: Path, body: bytes) -> None:
@@ -132,9 +137,18 @@ def _check_utf8(path: Path, body: bytes) -> None:
         ) from None
 
 
-def _has_cell_in_quotes(body: bytes, separator: str) -> bool:
-    """Whether any cell begins with a double quote."""
-    return body.startswith(b'"') or f'{separator}"'.encode() in body or b'\n"' in body
+def _quoting(path: Path, body: bytes, width: int, separator: str) -> tuple[int, bool]:
+    """How pandas reads quotes, and whether quotes must be removed afterwards.
+
+    Lines of the right number of cells are read without regard to quotes. Otherwise quoted cells
+    must explain the other lines, and pandas removes the quotes. Raises UserError if they do not.
+    """
+    ragged = _first_ragged_line(body, width, separator)
+    if ragged is not None:
+        _check_quoted(path, body, width, ragged, separator)
+        return csv.QUOTE_MINIMAL, False
+    has_quoted_cell = body.startswith(b'"') or f'{separator}"'.encode() in body or b'\n"' in body
+    return csv.QUOTE_NONE, has_quoted_cell
 
 
 def _separator(header: bytes, separator: str) -> str:
@@ -162,8 +176,8 @@ def _parse_header(path: Path, line: bytes, separator: str) -> dict[str, str]:
         name, _, kind = cell.rpartition(":")
         if not name or kind not in TYPES:
             raise UserError(
-                f"{path}, line 1: expected a header of {_in_words(separator)}-separated `name:type` "
-                f"with type one of {', '.join(TYPES)}, found {cell!r}"
+                f"{path}, line 1: expected a header of {_in_words(separator)}-separated "
+                f"`name:type` with type one of {', '.join(TYPES)}, found {cell!r}"
             )
         if name in types:
             raise UserError(f"{path}, line 1: column {name} is there twice; rename one")

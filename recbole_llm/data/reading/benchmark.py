@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -43,9 +44,9 @@ def load_benchmark(source: Source) -> Tables:
     """Read a dataset that is split already; its cases come from the files.
 
     A row's window is its history and its target. Windows of one user that are part of a longer
-    window share its interactions, so that files made by cutting every prefix of a sequence give that
-    sequence back; any other window becomes further interactions of the user. Lists and targets share
-    one numbering. A model that reads fewer items than a list has reads the newest ones.
+    window share its interactions, so that files made by cutting every prefix of a sequence give
+    that sequence back; any other window becomes further interactions of the user. Lists and targets
+    share one numbering. A model that reads fewer items than a list has reads the newest ones.
 
     Parameters
     ----------
@@ -60,8 +61,8 @@ def load_benchmark(source: Source) -> Tables:
     Raises
     ------
     UserError
-        If a file, a column or an id is missing, a list is not written as ids separated by spaces, or
-        a filter is set.
+        If a file, a column or an id is missing, a list is not written as ids separated by spaces,
+        or a filter is set.
     """
     _check_settings(source)
     frames = [
@@ -120,9 +121,9 @@ def _read_split(source: Source, split: str, suffix: str) -> pd.DataFrame:
         raise UserError(
             f"{path}: expected a column {list_field}:token_seq, the history before each "
             f"{source.item_field}, its ids separated by spaces, found {', '.join(types)}; files of "
-            "single interactions, as RecBole splits them for general models, have no histories: put "
-            f"them together into {source.name}.inter with their times, leave benchmark_filename out, "
-            "and set eval_args.split"
+            "single interactions, as RecBole splits them for general models, have no histories: "
+            f"put them together into {source.name}.inter with their times, "
+            "leave benchmark_filename out, and set eval_args.split"
         )
     columns = {source.user_field, list_field, source.item_field}
     frame = read_atomic(path, columns, numbers=False, separator=source.separator)
@@ -203,7 +204,7 @@ def _padding_tokens(rows: _Rows, user_field: str) -> list[str]:
     - it pads lists of several users by runs of more than one token, and its name is usual for
       padding (`0`) or all lists of each file are equally long.
     """
-    unknown = {token for history in rows.histories for token in history} - rows.known
+    unknown = set(chain.from_iterable(rows.histories)) - rows.known
     if not unknown:
         return []
     ends = {token: {"head", "tail"} for token in unknown}  # where all runs of the token are
@@ -260,7 +261,9 @@ def _sequences(source: Source, rows: _Rows) -> tuple[pd.DataFrame, np.ndarray]:
         [*history, target] for history, target in zip(rows.histories, rows.targets, strict=True)
     ]
     by_user = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1])
-    sequences = [_chain([windows[row] for row in user_rows]) for user_rows in by_user]
+    sequences = []
+    for user_rows in by_user:
+        sequences.append(_chain([windows[row] for row in user_rows]))
     place = np.empty((len(windows), 3), dtype=np.int64)  # sequence, begin and end in it
     # The longest windows come first, since the shorter ones may be part of them.
     for row in sorted(range(len(windows)), key=lambda row: -len(windows[row])):

@@ -1,4 +1,4 @@
-"""Interactions and the texts of items as plain arrays: read once, filtered once, sorted by exact time.
+"""Interactions and item texts as plain arrays: read once, filtered once, sorted by exact time.
 
 Every model of the harness, RecBole's included, sees the users, items and order of one `Tables`.
 """
@@ -136,8 +136,8 @@ def _hash_side_table(digest: "hashlib._Hash", table: pd.DataFrame, types: dict[s
 class Source:
     """Which files to read and how to filter them.
 
-    A field has the name of the configuration key of the same meaning, or is its short form. Intervals
-    are RecBole's strings, such as "[5,inf)".
+    A field has the name of the configuration key of the same meaning, or is its short form.
+    Intervals are RecBole's strings, such as "[5,inf)".
 
     Attributes
     ----------
@@ -333,7 +333,7 @@ def _foreign_items(source: Source, items: np.ndarray, table: pd.DataFrame) -> st
 
 
 def _catalogue(source: Source, items: np.ndarray, table: pd.DataFrame | None) -> np.ndarray:
-    """The tokens of all items: those of the interactions, then, if asked for, those of .item."""
+    """The tokens of all items: those of the interactions, then those of .item if `all`."""
     if source.catalogue not in ("met", "all"):
         raise UserError(f"catalogue: expected met or all, found {source.catalogue!r}")
     if source.catalogue == "met" or table is None:

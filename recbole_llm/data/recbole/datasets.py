@@ -1,4 +1,7 @@
-"""RecBole's Dataset classes over `Tables`: every model has the same users, items, order and cases."""
+"""RecBole's Dataset classes over `Tables`.
+
+Every model has the same users, items, order and cases.
+"""
 
 import copy
 import glob
@@ -93,7 +96,7 @@ def load_tables(config: Any) -> Tables:
 
 
 class HistoryInteraction(Interaction):
-    """An Interaction with one row per case, whose `<field>_list` columns are cut when they are read.
+    """An Interaction with a row per case, whose `<field>_list` columns are cut when they are read.
 
     RecBole copies every prefix (628 B a row at length 50); here a case costs its two row numbers.
 
@@ -156,7 +159,7 @@ else:
 
 
 class TableMixin(_Mixin):
-    """Makes any of RecBole's Dataset classes take its frames from `Tables`, its splits from `Split`.
+    """Makes any of RecBole's Dataset classes read `Tables` and `Split` in place of files.
 
     RecBole stores times as float32, which cannot tell close ones apart: its time column therefore
     holds the position of each interaction in its user's sequence.
@@ -228,8 +231,8 @@ class TableMixin(_Mixin):
     def _item_frame(self) -> pd.DataFrame | None:
         """The columns of .item that the model reads, or None.
 
-        RecBole numbers what its frames contain. If the catalogue has items without interactions, they
-        need a row in this frame, even if the model reads no column.
+        RecBole numbers what its frames contain. If the catalogue has items without interactions,
+        they need a row in this frame, even if the model reads no column.
         """
         tables = self.tables
         wanted = self._side_columns("item", self.iid_field, tables.item_types)

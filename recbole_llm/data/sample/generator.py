@@ -13,13 +13,13 @@ follow  what belongs to one of the last two items (aquarium -> filter -> cartrid
         adult food), mostly of the same brand and of the same flavour or colour;
 taste   anything the shop offers the user, by pet, brand and popularity.
 
-A durable product is excluded from `refill`, `follow` and `taste` once it is bought. New arrivals are
-offered only after a preview box, and a user buys at most two items after that box: they are the cold
-items of the sample.
+A durable product is excluded from `refill`, `follow` and `taste` once it is bought. New arrivals
+are offered only after a preview box, and a user buys at most two items after that box: they are the
+cold items of the sample.
 
-Given the items bought so far, the length of the sequence, the times and the ratings depend neither on
-z nor on the next item, even at the end. So p(next | history) follows from the mixture by Bayes' rule
-over z.
+Given the items bought so far, the length of the sequence, the times and the ratings depend neither
+on z nor on the next item, even at the end. So p(next | history) follows from the mixture by Bayes'
+rule over z.
 """
 
 import argparse
@@ -125,7 +125,10 @@ class PetShop:
         return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
 
     def _exclusions(self) -> np.ndarray:
-        """`closes`: durable items exclude themselves, previews each other, adult food the young's."""
+        """`closes`: durable items exclude themselves, and previews each other.
+
+        Food for adult animals excludes that for young ones.
+        """
         kind = self.facts["kind"].to_numpy()
         closes = np.diag(~self._consumable) | (self._preview[:, None] & self._preview)
         for grown, young in GROWN.items():
@@ -222,7 +225,7 @@ class PetShop:
         return frame.sort_values("timestamp", kind="stable", ignore_index=True)
 
     def _purchases(self, rng: Random, user: str) -> Iterator[tuple[str, str, float, float]]:
-        """Sample a hidden type, a length and the purchases of one user: user, item, rating, time."""
+        """Sample the purchases of one user: user, item, rating and time of each."""
         z = _pick(rng, self.user_types.prior.to_numpy())
         length = min(25, 5 + int(-5.6 * math.log(1 - rng.random())))
         rows: list[int] = []
@@ -259,8 +262,8 @@ class PetShop:
             belief = belief * self._mixture(rows[:t], columns=[row])[:, 0]
             if not belief.any():
                 raise ValueError(
-                    f"event {t + 1} ({self.items.item_id[row]}) cannot follow the events before it: "
-                    "pass a user's whole history, oldest first, without events recorded twice"
+                    f"event {t + 1} ({self.items.item_id[row]}) cannot follow the events before "
+                    "it: pass a user's whole history, oldest first, without events recorded twice"
                 )
             belief = belief / belief.sum()
         return belief
@@ -271,7 +274,7 @@ class PetShop:
         types: slice = slice(None),
         columns: slice | list[int] = slice(None),
     ) -> np.ndarray:
-        """p(next item | z, items so far), float64 [n_types, n_items], or some rows and columns of it.
+        """p(next item | z, items so far), float64 [n_types, n_items], or part of it.
 
         The weight of a component that can offer nothing goes to the others, in proportion.
         """
@@ -380,8 +383,8 @@ def build_world(seed: int = 2020) -> PetShop:
 def _products(rng: Random, pet: str, brand: str, has_arrivals: bool) -> list[dict[str, Any]]:
     """The items that a brand sells for a pet.
 
-    A brand sells most kinds. Its items of kinds with the same styles have the same ones, so that its
-    collar and leash share a colour.
+    A brand sells most kinds. Its items of kinds with the same styles have the same ones, so that
+    its collar and leash share a colour.
     """
     products = []
     order_of: dict[str, list[str]] = {}

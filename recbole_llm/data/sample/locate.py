@@ -1,4 +1,4 @@
-"""Where a dataset's files are, and the synthetic sample that replaces a dataset that is not prepared."""
+"""Where a dataset's files are, and the synthetic sample that replaces one that is not prepared."""
 
 import glob
 from collections.abc import Mapping, Sequence

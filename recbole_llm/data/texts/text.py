@@ -42,8 +42,8 @@ class ItemText:
         tables : Tables
             The dataset.
         fields : mapping of str to str
-            Attribute name -> column, or `item_id` for the item's id. A column that the dataset lacks
-            is skipped and logged.
+            Attribute name -> column, or `item_id` for the item's id. A column that the dataset
+            lacks is skipped and logged.
         words : mapping of str to int, or None
             Attribute name -> largest number of words, counted as in `words.cut` (CALRec: 25 for the
             title and 15 for each other attribute). None cuts nothing.
@@ -65,16 +65,7 @@ class ItemText:
             for name, column in fields.items()
             if name not in present
         ]
-        if not present:
-            raise UserError(
-                f"dataset {tables.name} has no text: expected one of the columns "
-                f"{', '.join(fields.values())}, "
-                f"found {', '.join(tables.item_table) or 'no item file'}; set text_fields"
-            )
-        if tables.strangers:
-            raise UserError(
-                f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files"
-            )
+        _check_columns(tables, fields, present)
         limits = words or {}
         by_attribute = []
         for name, column in present.items():
@@ -154,8 +145,8 @@ class ItemText:
     def unique(self) -> tuple[np.ndarray, np.ndarray]:
         """Number the distinct texts.
 
-        Equal texts are encoded and scored once and the result is scattered, so that items with equal
-        texts have exactly equal scores.
+        Equal texts are encoded and scored once and the result is scattered, so that items with
+        equal texts have exactly equal scores.
 
         Returns
         -------
@@ -170,3 +161,17 @@ class ItemText:
         )
         first = np.unique(inverse, return_index=True)[1]
         return first, inverse
+
+
+def _check_columns(tables: Tables, fields: Mapping[str, str], present: Mapping[str, str]) -> None:
+    """Raise UserError if none of the columns is there, or the item table is about other items."""
+    if not present:
+        raise UserError(
+            f"dataset {tables.name} has no text: expected one of the columns "
+            f"{', '.join(fields.values())}, "
+            f"found {', '.join(tables.item_table) or 'no item file'}; set text_fields"
+        )
+    if tables.strangers:
+        raise UserError(
+            f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files"
+        )

@@ -1,12 +1,12 @@
 """What counts as a word wherever words are matched, counted or cut.
 
-A word is a run of letters, digits and underscores, in lower case and in Unicode's composed form (NFC).
-Combining marks belong to the letter before them. Invisible format characters, such as the soft hyphen,
-are not part of a word and do not end one.
+A word is a run of letters, digits and underscores, in lower case and in Unicode's composed form
+(NFC). Combining marks belong to the letter before them. Invisible format characters, such as the
+soft hyphen, are not part of a word and do not end one.
 
-Scripts written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no such runs:
-in them, every two neighbouring characters are a word, and so is a character without a neighbour. A word
-ends where the script changes. Hangul is written with spaces.
+Scripts written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no such
+runs: in them, every two neighbouring characters are a word, and so is a character without a
+neighbour. A word ends where the script changes. Hangul is written with spaces.
 """
 
 import re
@@ -139,9 +139,9 @@ def words(text: str) -> list[str]:
 def cut(text: str, limit: int | None = None) -> str:
     """Cut a text behind a number of words, and reduce white space to single spaces.
 
-    What is between spaces counts as one word, whatever its punctuation; characters of scripts without
-    spaces count as in `words`. Nothing is normalised and no mark is separated from its letter: but for
-    its white space, the result is a prefix of the text.
+    What is between spaces counts as one word, whatever its punctuation; characters of scripts
+    without spaces count as in `words`. Nothing is normalised and no mark is separated from its
+    letter: but for its white space, the result is a prefix of the text.
 
     Parameters
     ----------

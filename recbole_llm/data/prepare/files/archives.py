@@ -1,4 +1,4 @@
-"""Files out of zip and tar archives, whatever the archive's name and wherever the files are in it."""
+"""Unpacks files from zip and tar archives, whatever their names and folders."""
 
 import lzma
 import shutil

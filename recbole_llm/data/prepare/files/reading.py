@@ -200,7 +200,8 @@ def check_lines(path: Path) -> None:
             if PYTHON_DICT.match(line):
                 raise UserError(
                     f"{path}, line {number}: expected a JSON object, found a Python dict "
-                    f"({line.strip()[:SHOWN]} …); convert the file: {_unpacker(path)} {path.name} | "
+                    f"({line.strip()[:SHOWN]} …); convert the file: "
+                    f"{_unpacker(path)} {path.name} | "
                     'python -c "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) '
                     'for line in sys.stdin]" > converted.jsonl'
                 ) from None
@@ -318,7 +319,7 @@ def _begin(path: Path) -> bytes:
 
 
 class _Content:
-    """Iterates over the unpacked content of a file block by block, and hashes the file meanwhile."""
+    """The unpacked content of a file, block by block; the file is hashed meanwhile."""
 
     def __init__(self, reader: Reader, path: Path):
         self.reader, self.path, self.size, self.sha256 = reader, path, 0, hashlib.sha256()

@@ -9,7 +9,9 @@ from ..recipe import Files, Recipe, Source, title_alone
 
 SOURCE = Source(
     name="Amazon-M2",
-    page="https://www.aicrowd.com/challenges/amazon-kdd-cup-23-multilingual-recommendation-challenge",
+    page=(
+        "https://www.aicrowd.com/challenges/amazon-kdd-cup-23-multilingual-recommendation-challenge"
+    ),
     licence="Given out to registered participants of KDD Cup '23; see its rules there.",
     reference="""@inproceedings{jin2023amazonm2,
   title = {Amazon-M2: A Multilingual Multi-locale Shopping Session Dataset for Recommendation \

@@ -10,7 +10,9 @@ from ..recipe import Files, Recipe, Source, judged, title_alone
 SOURCE = Source(
     name="MIND",
     page="https://msnews.github.io/",
-    licence="Microsoft Research License Terms: research only, not commercial; it must not be given on.",
+    licence=(
+        "Microsoft Research License Terms: research only, not commercial; it must not be given on."
+    ),
     reference="""@inproceedings{wu-etal-2020-mind,
   title = {{MIND}: A Large-scale Dataset for News Recommendation},
   author = {Wu, Fangzhao and Qiao, Ying and Chen, Jiun-Hung and Wu, Chuhan and Qi, Tao and \
