@@ -79,8 +79,8 @@ def make_split(tables: Tables, split: Any, part: str = "pretrain") -> Split:
     ----------
     tables : Tables
         The dataset.
-    split : dict with one entry
-        The rule and its value:
+    split : dict
+        One entry, the rule and its value:
 
         - `LS: valid_and_test | test_only`: the last one or two interactions of each user are held
           out. As in RecBole's sequential split, a user's first interaction is never a target. A

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,8 @@ from ...errors import UserError
 
 PANDAS_VERSION = tuple(int(number) for number in pd.__version__.split(".")[:2])
 # Numbers are read to the last bit. Since pandas 3.1 this is the default, and asking is deprecated.
-EXACT = {} if PANDAS_VERSION >= (3, 1) else {"float_precision": "round_trip"}
+EXACT: dict[str, Any] = {} if PANDAS_VERSION >= (3, 1) else {"float_precision": "round_trip"}
+Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 TYPES = ("token", "token_seq", "float", "float_seq")
 NEXT_COLUMN = re.compile(r":(?:token_seq|float_seq|token|float)([^\w:]+)\w[^:]*:")
 
@@ -85,7 +87,7 @@ def read_atomic(
     quoting, unquote = _quoting(path, body, len(types), separator)
     texts = [name for name in names if types[name] != "float" or not numbers]
     floats = [name for name in names if name not in texts]
-    dtypes: dict[str, type] = {name: np.float64 if name in floats else str for name in names}
+    dtypes: dict[str, Any] = {name: np.float64 if name in floats else str for name in names}
     try:
         frame = _parse_cells(body, list(types), dtypes, floats, separator, quoting)
     except ValueError:
@@ -102,10 +104,10 @@ def read_atomic(
 def _parse_cells(
     body: bytes,
     columns: list[str],
-    dtypes: Mapping[str, type],
+    dtypes: Mapping[str, Any],
     floats: list[str],
     separator: str,
-    quoting: int,
+    quoting: Quoting,
 ) -> pd.DataFrame:
     """The columns in `dtypes`; empty cells of those in `floats` are missing."""
     frame = pd.read_csv(
@@ -137,7 +139,7 @@ def _check_utf8(path: Path, body: bytes) -> None:
         ) from None
 
 
-def _quoting(path: Path, body: bytes, width: int, separator: str) -> tuple[int, bool]:
+def _quoting(path: Path, body: bytes, width: int, separator: str) -> tuple[Quoting, bool]:
     """How pandas reads quotes, and whether quotes must be removed afterwards.
 
     Lines of the right number of cells are read without regard to quotes. Otherwise quoted cells

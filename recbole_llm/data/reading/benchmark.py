@@ -306,11 +306,10 @@ def _place(sequences: list[list[str]], window: list[str]) -> tuple[int, int, int
 
     A window that is in none of them is appended as a sequence of its own.
     """
-    size = len(window)
+    target, length = window[-1], len(window) - 1  # of the history
     for number, sequence in enumerate(sequences):
-        for begin in range(len(sequence) - size + 1):
-            end = begin + size - 1
-            if sequence[end] == window[-1] and sequence[begin : end + 1] == window:
-                return number, begin, end
+        for end in range(length, len(sequence)):
+            if sequence[end] == target and sequence[end - length : end + 1] == window:
+                return number, end - length, end
     sequences.append(window)
-    return len(sequences) - 1, 0, size - 1
+    return len(sequences) - 1, 0, length

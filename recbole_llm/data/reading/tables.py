@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ class Tables:
 def _hash_side_table(digest: "hashlib._Hash", table: pd.DataFrame, types: dict[str, str]) -> None:
     """Add the columns of a side table, with their types, to a digest."""
     for name in table:
-        digest.update(f"{name}:{types[name]}\0".encode() + "\0".join(table[name]).encode())
+        digest.update(f"{name}:{types[str(name)]}\0".encode() + "\0".join(table[name]).encode())
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Source:
     rating_field: str = "rating"
     inter_columns: frozenset[str] | None = frozenset()
     dedup: str = "event"
-    remove_repeats: str | None = None
+    remove_repeats: Literal["first", "last"] | None = None
     catalogue: str = "met"
     user_sample: float = 1.0
     sample_seed: int = 0
@@ -192,7 +193,18 @@ class Source:
     separator: str = "\t"
 
     def path(self, suffix: str) -> Path:
-        """Path of the dataset's file with this suffix, such as `inter` or `item`."""
+        """Make the path of one of the dataset's files.
+
+        Parameters
+        ----------
+        suffix : str
+            Suffix of the file, such as `inter` or `item`.
+
+        Returns
+        -------
+        Path
+            The path; the file need not exist.
+        """
         return self.folder / f"{self.name}.{suffix}"
 
 
@@ -301,7 +313,7 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
         item=item[order].astype(np.int32),
         time=time[order],
         file_order=file_order,
-        columns={name: frame[name].to_numpy()[order] for name in frame if name not in core},
+        columns={str(name): frame[name].to_numpy()[order] for name in frame if name not in core},
         item_table=item_table,
         item_types=item_types,
         user_table=user_table,
@@ -309,7 +321,7 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
         has_time=has_time,
         log=tuple(log),
         strangers=strangers,
-        item_row=None if item_side is None else item_side.index.get_indexer(items),
+        item_row=None if item_side is None else item_side.index.get_indexer(pd.Index(items)),
     )
 
 
@@ -480,7 +492,9 @@ def _filter_values(
     """Keep the interactions whose value in one float column lies in an interval."""
     path = source.path("inter")
     if name not in frame:
-        raise UserError(f"val_interval: {path} has no column {name}; it has {', '.join(frame)}")
+        raise UserError(
+            f"val_interval: {path} has no column {name}; it has {', '.join(map(str, frame))}"
+        )
     if frame[name].dtype != np.float64:
         raise UserError(
             f"val_interval: column {name} of {path} holds no numbers; "
@@ -616,7 +630,7 @@ def _align(
     """Rows of a side table in the order of tokens; a token without a row gets empty cells."""
     if frame is None:
         return pd.DataFrame(index=range(len(tokens)))
-    rows = frame.index.get_indexer(tokens)
+    rows = frame.index.get_indexer(pd.Index(tokens))
     if (rows < 0).any():
         missing = tokens[rows < 0]
         log.append(

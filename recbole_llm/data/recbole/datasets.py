@@ -252,9 +252,8 @@ class TableMixin(_Mixin):
         wanted = self._side_columns("user", self.uid_field, tables.user_types)
         if not wanted:
             return None
-        return self._side_frame(
-            FeatureSource.USER, self.uid_field, tables.users, tables.user_table, wanted
-        )
+        table = pd.DataFrame() if tables.user_table is None else tables.user_table
+        return self._side_frame(FeatureSource.USER, self.uid_field, tables.users, table, wanted)
 
     def _side_columns(self, kind: str, key: str, types: Mapping[str, str]) -> list[str]:
         """Names of the columns of .item or .user in `load_col`, without the id."""

@@ -46,7 +46,7 @@ START, DAY = 1420070400, 86400  # 2015-01-01 UTC in seconds; seconds in a day
 TEXT_COLUMNS = ["title", "categories", "shown", "price", "description"]
 
 
-def _pick(rng: Random, weights: Sequence[float]) -> int:
+def _pick(rng: Random, weights: Sequence[float] | np.ndarray) -> int:
     """Sample an index by weight.
 
     Only `random()` is called, because its stream is the same in every Python version.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class ItemText:
         UserError
             If no column is there, no item has any text, or the item table describes other items.
         """
-        columns = {"item_id": tables.items.astype(str), **tables.item_table}
+        columns: dict[str, Any] = {"item_id": tables.items.astype(str), **tables.item_table}
         present = {name: column for name, column in fields.items() if column in columns}
         log = [
             f"no column {column}: the text has no {name}"
@@ -169,7 +170,7 @@ def _check_columns(tables: Tables, fields: Mapping[str, str], present: Mapping[s
         raise UserError(
             f"dataset {tables.name} has no text: expected one of the columns "
             f"{', '.join(fields.values())}, "
-            f"found {', '.join(tables.item_table) or 'no item file'}; set text_fields"
+            f"found {', '.join(map(str, tables.item_table)) or 'no item file'}; set text_fields"
         )
     if tables.strangers:
         raise UserError(
