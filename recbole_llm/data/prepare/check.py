@@ -47,7 +47,8 @@ def check(name: str, data_path: Path) -> list[str]:
     if not reported:
         datasets = dict.fromkeys(row["dataset"] for row in rows)
         raise UserError(
-            f"--check: expected a dataset that a paper counts ({', '.join(datasets)}), found {name}"
+            f"--check: expected a dataset with figures in a paper ({', '.join(datasets)}), "
+            f"found {name}"
         )
     if not (data_path / name / f"{name}.inter").is_file():
         raise UserError(f"--check: {data_path / name} is not there; prepare {name} first")

@@ -76,7 +76,7 @@ def prepare(
     except OSError as fault:
         reason = f"{fault.filename or data_path}: {fault.strerror or fault}"
         raise UserError(
-            f"{reason}; make room, or let it be read and written, "
+            f"{reason}; make room, or permit reading and writing, "
             "or name other folders by --data_path and --raw; then run again"
         ) from fault
 
@@ -87,7 +87,7 @@ def _prepare(
     """Convert into a work folder, then move the finished files to their places."""
     folder, work = data_path / recipe.name, data_path / f".{recipe.name}.preparing"
     if (folder / f"{recipe.name}.inter").exists():
-        raise UserError(f"{folder} is there already; remove it to prepare {recipe.name} again")
+        raise UserError(f"{folder} exists already; remove it to prepare {recipe.name} again")
     shutil.rmtree(work, ignore_errors=True)  # a killed process may have left it
     try:
         if raw is None or isinstance(raw, Path):
@@ -297,12 +297,11 @@ def _check_items(recipe: Recipe, facts: Facts, path: Path, log: Log) -> None:
     if not facts.described:
         raise UserError(
             f"{path}: expected rows of the {facts.items} items of the events, found none; "
-            "are the ids written alike, and is it the right file?"
+            "are the ids written alike in both files, and is it the right file?"
         )
     if facts.empty[recipe.title_column] == facts.described:
         raise UserError(
-            f"{path}: expected titles, found none that is not empty; "
-            "is its column called as it was said?"
+            f"{path}: expected titles, found none that is not empty; is it the right column?"
         )
     if facts.described < facts.items:
         log(f"{path.name}: {facts.described} of {facts.items} items have a row")

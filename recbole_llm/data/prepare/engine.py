@@ -111,16 +111,16 @@ class Engine:
             reason = " ".join(str(fault).split("\n\n")[0].split())[:240]
             if reading is None or "Memory" in type(fault).__name__ or str(self.folder) in reason:
                 raise UserError(
-                    f"the tables cannot be held: {reason}; "
+                    f"the tables do not fit: {reason}; "
                     f"free space at {self.folder.parent}, or raise --memory"
                 ) from fault
             if type(fault).__name__ == "BinderException":
                 raise UserError(
                     f"{reading}: {reason.removeprefix('Binder Error: ')}; "
-                    "name its columns as they are called"
+                    "write the names of its columns as the file has them"
                 ) from None
             raise UserError(
-                f"{reading}: cannot be read ({reason}); mend it, or get it again, and run again"
+                f"{reading}: cannot be read ({reason}); repair it or get it again, then run again"
             ) from None
 
     def load(

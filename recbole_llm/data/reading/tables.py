@@ -340,7 +340,7 @@ def _foreign_items(source: Source, items: np.ndarray, table: pd.DataFrame) -> st
         return None
     return (
         f"no {source.item_field} of the events has a row in {source.path('item').name}: "
-        f"{items[0]!r} is an event's, {table.index[0]!r} a row's"
+        f"the events have {items[0]!r}, the rows {table.index[0]!r}"
     )
 
 

@@ -126,12 +126,13 @@ def fetch(
     unreachable: set[str] = set()  # hosts without a connection, which are not tried again
     for remote in remotes:
         members = _find_members(remote, folder)
-        path = None if members else find_file(remote, folder)
-        if not members and path is None:
-            path = _download(remote, folder, net, unreachable, failures)
         if members:
             files |= members
-        elif path:
+            continue
+        path = find_file(remote, folder)
+        if path is None:
+            path = _download(remote, folder, net, unreachable, failures)
+        if path:
             files[remote.name] = path
         else:
             missing.append(remote)
@@ -151,9 +152,9 @@ def _missing_files(
     if failures:
         reason = f"cannot be downloaded ({'; '.join(failures)})"
     else:
-        reason = f"is given out at {page} by hand"
+        reason = f"can only be downloaded by hand, at {page}"
     return UserError(
-        f"{names} {reason}: get what is missing yourself, put it into {folder} and run again, "
+        f"{names} {reason}: download what is missing yourself, put it into {folder} and run again, "
         "or name the folder that has it by --raw=FOLDER"
     )
 

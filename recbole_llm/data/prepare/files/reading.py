@@ -136,7 +136,7 @@ class Reader:
         if quoted and quotes % 2:
             raise UserError(
                 f"{path}: expected quotes in pairs, found {quotes}: it may be cut short, "
-                "or a cell has one that is not written twice"
+                "or a quote inside a cell is not written twice"
             )
         if last_line and not path.name.endswith((".gz", *SELF_CHECKING)):
             self._check_last_line(path, last_line)

@@ -99,7 +99,7 @@ def _check_roles(column_of: Mapping[str, str], texts: tuple[str, ...], has_items
         )
     if has_items and "title" not in texts:
         raise UserError(
-            "--map: expected title=…, the column of --items that a text begins with, found none"
+            "--map: expected title=…, the column of --items with which texts begin, found none"
         )
     if texts and not has_items:
         raise UserError(
