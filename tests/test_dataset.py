@@ -529,7 +529,7 @@ def test_features_of_other_items_are_told(write, parts):
     )
     with pytest.raises(
         UserError,
-        match="no item_id of the events has a row in toy.item: 'i[0-9]' is an event's, 'i0.0' a row's; write the ids alike",
+        match="no item_id of the events has a row in toy.item: the events have 'i[0-9]', the rows 'i0.0'; write the ids alike",
     ):
         parts("FDSA", folder, selected_features=["brand"])
     parts("SASRec", folder)

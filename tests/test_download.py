@@ -110,7 +110,7 @@ def test_a_cut_download_goes_on_where_it_was(server, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from recbole_llm.data.prepare import download
+from recbole_llm.data.prepare.files import download
 from recbole_llm.data.prepare.files.raw import Net, Remote, fetch
 download.BLOCK, download.time.sleep = 1000, lambda seconds: os.kill(os.getpid(), signal.SIGKILL)
 fetch([Remote("file.json.gz", (sys.argv[1],))], Path(sys.argv[2]) / "raw", Path(sys.argv[2]), "page", Net(show_progress=False))
@@ -176,7 +176,7 @@ def test_failures_of_a_server_are_waited_out_and_refusals_are_not(server, tmp_pa
         server.faults, server.asked = [404] * 9, []
         with pytest.raises(
             UserError,
-            match="127.0.0.1:.*: HTTP 404.*get what is missing yourself, put it into .*other/raw and run again.*--raw=FOLDER",
+            match="127.0.0.1:.*: HTTP 404.*download what is missing yourself, put it into .*other/raw and run again.*--raw=FOLDER",
         ):
             get(url, tmp_path / "other")
     assert len(server.asked) == 1
@@ -250,7 +250,9 @@ def test_no_network_names_every_file_and_its_place(tmp_path, monkeypatch):
     message = r"^http://127.0.0.1:9/one.gz and http://127.0.0.1:9/two.gz cannot be downloaded \(127.0.0.1:9: no connection\): .* into .*raw and run again"
     with pytest.raises(UserError, match=message):
         fetch(files, tmp_path / "raw", tmp_path, "p", QUIET)
-    with pytest.raises(UserError, match="by.hand.json is given out at https://a.page by hand: get"):
+    with pytest.raises(
+        UserError, match="by.hand.json can only be downloaded by hand, at https://a.page: download"
+    ):
         fetch([Remote("by.hand.json")], tmp_path / "raw", tmp_path, "https://a.page", QUIET)
 
 

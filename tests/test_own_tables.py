@@ -133,7 +133,7 @@ EVENTS = "u,i,t\na,x,1\na,y,2\nb,x,3\n"
     (EVENTS, "sku,ti\nx,X\n", "item=i, but .*i.csv has no column i; it has sku, ti"),
     ("u,i\na,x\n", None, "time=t, but .*e.csv has no column t; it has u, i"),
     ("u,i,T_\na,x,1\n", None, "time=t, but .*e.csv has no column t; it has u, i, T_"),
-    ("u,i,t\r\na,x,1\nb,y,2\r\n", None, "e.csv: cannot be read .*mend it"),
+    ("u,i,t\r\na,x,1\nb,y,2\r\n", None, "e.csv: cannot be read .*repair it"),
 ])  # fmt: skip
 def test_own_tables_that_are_none(tmp_path, capsys, events, items, message):
     ask = own(tmp_path, events, items)

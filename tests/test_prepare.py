@@ -21,7 +21,7 @@ pytest.importorskip("duckdb")
 
 from recbole_llm import cli
 from recbole_llm.data.prepare.convert import prepare
-from recbole_llm.data.prepare.files.raw import Net, there
+from recbole_llm.data.prepare.files.raw import Net, find_file
 from recbole_llm.data.prepare.sources import catalogue
 from recbole_llm.data.reading.atomic import read_atomic
 from recbole_llm.errors import UserError
@@ -443,7 +443,7 @@ def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, 
     recipe = catalogue.find("Toys")
     prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".Toys.lock", "Toys"]
-    with pytest.raises(UserError, match="Toys is there already; remove it"):
+    with pytest.raises(UserError, match="Toys exists already; remove it"):
         prepare(recipe, tmp_path / "data", tmp_path, Net(), log=str)
 
 
@@ -496,8 +496,8 @@ def test_files_of_one_name(tmp_path):
                 )
         (folder / "ml-1m.zip").unlink()
         if number == 1:  # of other datasets, however few there are
-            assert there(replace(recipe.files[0], hosts=()), tmp_path / "hand") is None
-            with pytest.raises(UserError, match="ml-1m.zip is given out at .* by hand"):
+            assert find_file(replace(recipe.files[0], hosts=()), tmp_path / "hand") is None
+            with pytest.raises(UserError, match="ml-1m.zip can only be downloaded by hand"):
                 prepare(
                     replace(recipe, files=(replace(recipe.files[0], hosts=()),)),
                     tmp_path / "one",
@@ -515,13 +515,13 @@ def test_files_of_one_name(tmp_path):
         (folder := tmp_path / "reviews" / name).mkdir(parents=True)
         raw.amazon2018(folder)
     whole = (folder / "Toys_and_Games_5.json.gz").read_bytes()
-    there(catalogue.find("Toys").files[0], tmp_path / "reviews")  # copies are one file
+    find_file(catalogue.find("Toys").files[0], tmp_path / "reviews")  # copies are one file
     (folder / "Toys_and_Games_5.json.gz").write_bytes(whole + bytes(1))
     with pytest.raises(
         UserError,
         match="expected one Toys_and_Games_5.json.gz, found one/Toys.* and two/Toys.*, which differ; name the folder",
     ):
-        there(catalogue.find("Toys").files[0], tmp_path / "reviews")
+        find_file(catalogue.find("Toys").files[0], tmp_path / "reviews")
     for name, size in (("MINDsmall_dev", 30), ("MINDsmall_train", 0)):
         (folder := tmp_path / "mind" / name).mkdir(parents=True)
         raw.mind(folder)
@@ -638,7 +638,7 @@ def test_two_processes_prepare_one_after_the_other(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(isinstance(result, Path) for result in results) == [False, True]
-    assert "is there already" in next(result for result in results if isinstance(result, str))
+    assert "exists already" in next(result for result in results if isinstance(result, str))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -651,7 +651,7 @@ def test_two_processes_prepare_one_after_the_other(tmp_path):
     (["Toys", "--memory=1"], "--memory: expected 512 to "),
     (["Toys", "--memory=99999999999999999999"], "--memory: expected 512 to "),
     (["Toys", "--items=x.csv"], "--items and --map are of your own tables"),
-    (["--check", "ml-100k"], "--check: expected a dataset that a paper counts"),
+    (["--check", "ml-100k"], "--check: expected a dataset with figures in a paper"),
     (["--check", "Pet"], "dataset/Pet is not there; prepare Pet first"),
     (["--name=a/b", "--inter=x.csv", "--map=user=a"], "--name 'a/b': expected the name of a folder"),
     (["--name=a", "--inter=x.xls", "--map=user=a,item=b,time=c"], "--inter: expected a file, found x.xls"),

@@ -55,7 +55,7 @@ def test_pieces_are_whole_lines_in_their_order(reader, tmp_path, size, monkeypat
             and len(pieces) >= 1
         )
         assert size > 1000 or len(data) < 1000 or len(pieces) > 50
-        assert reader.found(path) == (len(packed), hashlib.sha256(packed).hexdigest())
+        assert reader.size_and_sha256(path) == (len(packed), hashlib.sha256(packed).hexdigest())
     assert not list((tmp_path / "pieces" / path.name).iterdir())
 
 
@@ -75,10 +75,10 @@ def test_every_flipped_bit_and_every_cut_is_found(reader, tmp_path, name):
             whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :]
         )
         with pytest.raises(UserError, match=f"{name}: cannot be read to its end"):
-            content(reader, path), reader.found(path)
+            content(reader, path), reader.size_and_sha256(path)
         path.write_bytes(whole[:place])
         with pytest.raises(UserError, match=f"{name}: cannot be read to its end"):
-            content(reader, path), reader.found(path)
+            content(reader, path), reader.size_and_sha256(path)
 
 
 def test_plain_files_that_end_in_the_middle(reader, tmp_path, monkeypatch):
@@ -86,17 +86,17 @@ def test_plain_files_that_end_in_the_middle(reader, tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     for end in (ROWS, ROWS[:-1], b""):
         path.write_bytes(end)
-        assert content(reader, path) == [end] and reader.found(path)[0] == len(end)
+        assert content(reader, path) == [end] and reader.size_and_sha256(path)[0] == len(end)
     path.write_bytes(ROWS[:-9])
     with pytest.raises(
         UserError, match="rows.json: cannot be read to its end .its last line ends in the middle"
     ):
-        content(reader, path), reader.found(path)
+        content(reader, path), reader.size_and_sha256(path)
     table = tmp_path / "rows.csv"
     table.write_bytes(b"a,b\n1,2")
     assert (
         content(reader, table) == [b"a,b\n1,2"]
-        and reader.found(table)
+        and reader.size_and_sha256(table)
         and "rows.csv: its last line has no end" in reader.said[0]
     )
 
@@ -110,7 +110,7 @@ def test_a_conversion_that_fails_leaves_no_thread_and_no_piece_behind(tmp_path, 
             raise KeyError(piece)
     reader.close()
     with pytest.raises(RuntimeError):
-        reader.found(tmp_path / "rows.json.gz")
+        reader.size_and_sha256(tmp_path / "rows.json.gz")
 
 
 def test_a_damaged_archive(tmp_path):
@@ -158,9 +158,9 @@ def test_a_line_that_is_longer_than_any(reader, tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     path.write_bytes(b'{"a": "' + b"x" * 10**6 + b'"}')
     with pytest.raises(UserError, match="its last line ends in the middle"):
-        content(reader, path), reader.found(path)
+        content(reader, path), reader.size_and_sha256(path)
     path.write_bytes(ROWS + b"   \n  ")
-    assert content(reader, path) and reader.found(path)
+    assert content(reader, path) and reader.size_and_sha256(path)
     for start in (b"[", b"\xef\xbb\xbf[", b" \n["):
         path.write_bytes(start + ROWS)
         with pytest.raises(UserError, match="expected JSON lines, one object a line, found a list"):

@@ -1,0 +1,1 @@
+"""Datasets: reading, cases, texts, RecBole's classes over them, the sample, and preparation."""

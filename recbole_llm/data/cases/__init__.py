@@ -1,1 +1,1 @@
-"""Who is predicted what: splits, candidates, augmentation."""
+"""The cases of a dataset: its splits, their candidates and augmented views."""

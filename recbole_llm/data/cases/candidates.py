@@ -1,4 +1,7 @@
-"""Negatives: of uniK evaluation, drawn once per case, the same for every model, run and vocabulary; and of training."""
+"""Negative items: the candidates of uniK evaluation, and the negatives of training.
+
+The candidates of a case are sampled once: they are the same for every model, run and vocabulary.
+"""
 
 import hashlib
 
@@ -12,22 +15,34 @@ from ..reading.tables import Tables
 def draw_candidates(
     tables: Tables, cases: Cases, count: int, seed: int, exclude: str = "user"
 ) -> np.ndarray:
-    """K negatives per case, without replacement.
+    """Sample negative items for each case, without replacement.
 
-    Each case's draw is seeded by (seed, user token, target token, position), so it depends on no other case,
-    and items are numbered by sorted token, so it does not depend on internal ids either.
+    The sample of a case is seeded by (seed, user token, target token, position), so that it depends
+    on no other case. Items are numbered in the order of their tokens, so that it does not depend on
+    internal ids either.
 
     Parameters
     ----------
-    exclude : "user" leaves out every item the user ever met; "target" leaves out only the target.
+    tables : Tables
+        The dataset.
+    cases : Cases
+        The cases to be ranked.
+    count : int
+        Number of negatives per case, the K of uniK.
+    seed : int
+        Seed of all samples.
+    exclude : {"user", "target"}
+        "user" excludes every item in the user's interactions; "target" excludes only the target.
 
     Returns
     -------
-    int64 [cases, count] item indices of the Tables.
+    ndarray of int64, [n_cases, count]
+        Item indices.
 
     Raises
     ------
-    UserError : if the catalogue has too few other items for some user.
+    UserError
+        If `exclude` has another value, or fewer than `count` items remain for some user.
     """
     if exclude not in ("user", "target"):
         raise UserError(f"candidates_exclude: expected user or target, found {exclude!r}")
@@ -37,48 +52,65 @@ def draw_candidates(
     result = np.empty((len(cases), count), dtype=np.int64)
     for row in range(len(cases)):
         user, end = cases.user[row], cases.end[row]
-        met = (
-            tables.item[tables.start[user] : tables.start[user + 1]]
-            if exclude == "user"
-            else tables.item[end : end + 1]
-        )
-        banned = np.unique(rank[met])
-        free = len(by_token) - len(banned)
-        if free < count:
+        begin_excluded, end_excluded = end, end + 1
+        if exclude == "user":
+            begin_excluded, end_excluded = tables.start[user], tables.start[user + 1]
+        excluded = np.unique(rank[tables.item[begin_excluded:end_excluded]])
+        remaining = len(by_token) - len(excluded)
+        if remaining < count:
             raise UserError(
-                f"uni{count}: user {tables.users[user]} leaves only {free} items to draw from; use a smaller uniK or candidates_exclude: target"
+                f"uni{count}: user {tables.users[user]} leaves only {remaining} items to draw "
+                "from; use a smaller uniK or candidates_exclude: target"
             )
-        key = f"{seed}\0{tables.users[user]}\0{tables.items[tables.item[end]]}\0{end - tables.start[user]}"
-        stream = np.random.Generator(
-            np.random.Philox(
-                key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-            )
-        )
-        result[row] = by_token[_draw(len(by_token), banned, count, stream)]
+        rng = _case_generator(tables, user, end, seed)
+        result[row] = by_token[_sample(len(by_token), excluded, count, rng)]
     return result
 
 
 def draw_unmet(
     tables: Tables, user: int, end: int, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """int64 [count]: different items that a user had not met when event `end` was over."""
-    return _draw(
-        len(tables.items), np.unique(tables.item[tables.start[user] : end + 1]), count, rng
-    )
+    """Sample items that are not in a user's interactions up to and including row `end`.
 
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    user : int
+        Index of the user.
+    end : int
+        Row of the last interaction whose item is excluded.
+    count : int
+        Number of items.
+    rng : Generator
+        Source of randomness.
 
-def _draw(size: int, banned: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` different numbers below `size` that are not banned; banned : int [n], sorted."""
-    drawn = rng.choice(size - len(banned), size=count, replace=False)
-    return drawn + np.searchsorted(
-        banned - np.arange(len(banned)), drawn, side="right"
-    )  # the k-th free one = k + how many banned ones lie at or below it
+    Returns
+    -------
+    ndarray of int64, [count]
+        Distinct item indices.
+    """
+    seen = np.unique(tables.item[tables.start[user] : end + 1])
+    return _sample(len(tables.items), seen, count, rng)
 
 
 def fingerprint(tables: Tables, cases: Cases, candidates: np.ndarray) -> str:
-    """16 hex digits over who is to be ranked among what, by tokens: equal draws, equal fingerprint.
+    """Hash the targets and candidates of cases.
 
-    candidates : int64 [cases, K] as `draw_candidates` gives them.
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    cases : Cases
+        The cases to be ranked.
+    candidates : ndarray of int64, [n_cases, K]
+        Item indices, as `draw_candidates` returns them.
+
+    Returns
+    -------
+    str
+        16 hex digits. Equal samples have equal fingerprints whatever the internal ids, because
+        tokens are hashed.
     """
     position = cases.end - tables.start[cases.user]
     columns = (
@@ -89,3 +121,19 @@ def fingerprint(tables: Tables, cases: Cases, candidates: np.ndarray) -> str:
     )
     lines = sorted("\0".join(map(str, line)) for line in zip(*columns, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _case_generator(tables: Tables, user: int, end: int, seed: int) -> np.random.Generator:
+    """The random generator of one case, seeded by its tokens and position."""
+    target, position = tables.items[tables.item[end]], end - tables.start[user]
+    digest = hashlib.sha256(f"{seed}\0{tables.users[user]}\0{target}\0{position}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def _sample(size: int, excluded: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Sample `count` distinct numbers below `size`, without those in `excluded` (int [n], sorted).
+
+    The k-th remaining number is k + the number of excluded ones at or below it.
+    """
+    sample = rng.choice(size - len(excluded), size=count, replace=False)
+    return sample + np.searchsorted(excluded - np.arange(len(excluded)), sample, side="right")

@@ -1,0 +1,1 @@
+"""Preparation of datasets: from raw files to RecBole's atomic files."""

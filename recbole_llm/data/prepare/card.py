@@ -1,4 +1,4 @@
-"""A dataset's card: what it is, where it is from, what was done to it, what is in it."""
+"""A dataset's card, README.md: what it is, where it is from, what was done, what it contains."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +15,36 @@ from .recipe import Recipe
 class Facts:
     """What a conversion counts.
 
-    read, broken : events of the raw file, those that are left out. broken_rows, repeated_rows : metadata rows without an item, further ones of one item.
-    described, empty, words, vocabulary : items with a row, empty cells by column, words of all columns but description and attributes, distinct ones.
+    Attributes
+    ----------
+    read : int
+        Lines of the raw file of interactions.
+    broken : int
+        Those of them that are broken or lack user, item or time.
+    broken_rows : int
+        Metadata rows that are broken or lack the item.
+    repeated_rows : int
+        Metadata rows of an item after its first one.
+    described : int
+        Items with a row in .item.
+    empty : Counter of str
+        Empty cells of each column of .item.
+    words : int
+        Words of all items, without the columns in `items.UNCOUNTED`.
+    vocabulary : int
+        Distinct words among them.
+    users, items, events : int
+        Users, items and interactions in .inter.
+    repeated_events : int
+        Interactions that repeat another one.
+    tied : int
+        Users with different items at one time.
+    first, last : float or None
+        First and last time.
+    lengths : tuple of (int, float, float, int)
+        Minimum, median, mean and maximum of the interactions of a user.
+    time : str
+        Unit of the times, in words.
     """
 
     read: int = 0
@@ -24,7 +52,7 @@ class Facts:
     broken_rows: int = 0
     repeated_rows: int = 0
     described: int = 0
-    empty: Counter = field(default_factory=Counter)
+    empty: Counter[str] = field(default_factory=Counter)
     words: int = 0
     vocabulary: int = 0
     users: int = 0
@@ -34,94 +62,84 @@ class Facts:
     tied: int = 0
     first: float | None = None
     last: float | None = None
-    lengths: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)  # least, median, mean, most
-    time: str = ""  # unit of the times, in words
+    lengths: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)
+    time: str = ""
 
     def count(self, engine: Engine, reviewed: bool) -> None:
-        """Statistics of the table of events.
+        """Count what is in the table `events`.
 
-        reviewed : whether an event repeats another only if it follows it and has the same review.
+        Parameters
+        ----------
+        engine : Engine
+            The tables.
+        reviewed : bool
+            Whether an interaction repeats another only if it follows it directly and has the same
+            review.
         """
-        row = engine.run(
-            'SELECT count(DISTINCT "user"), count(DISTINCT "item"), count(*), min("time"), max("time") FROM events'
+        self.users, self.items, self.events, self.first, self.last = engine.run(
+            'SELECT count(DISTINCT "user"), count(DISTINCT "item"), count(*), '
+            'min("time"), max("time") FROM events'
         ).fetchone()
-        self.users, self.items, self.events, self.first, self.last = row
-        same = 'SELECT count(*) AS times FROM events GROUP BY "user", "item", "time", "rating"'
-        repeated = f"SELECT coalesce(sum(times - 1), 0)::BIGINT FROM ({same})"
-        if reviewed:
-            row = '("item", "time", "rating", "review")'
-            before = f'lag({row}) OVER (PARTITION BY "user" ORDER BY "time", {PLACE})'
-            repeated = f"SELECT count(*) FILTER ({row} IS NOT DISTINCT FROM before) FROM (SELECT *, {before} AS before FROM events)"
-        self.repeated_events = engine.value(repeated)
+        self.repeated_events = engine.value(_REPEATED_REVIEWS if reviewed else _REPEATED)
         tied = 'SELECT "user" FROM events GROUP BY "user", "time" HAVING min("item") <> max("item")'
         self.tied = engine.value(f'SELECT count(DISTINCT "user") FROM ({tied})')
+        lengths = 'SELECT count(*) AS n FROM events GROUP BY "user"'
         self.lengths = engine.run(
-            'SELECT min(n), median(n), avg(n), max(n) FROM (SELECT count(*) AS n FROM events GROUP BY "user")'
+            f"SELECT min(n), median(n), avg(n), max(n) FROM ({lengths})"
         ).fetchone()
+
+
+_REPEATED = """SELECT coalesce(sum(times - 1), 0)::BIGINT FROM (
+    SELECT count(*) AS times FROM events GROUP BY "user", "item", "time", "rating")"""
+_ROW = '("item", "time", "rating", "review")'
+_REPEATED_REVIEWS = f"""SELECT count(*) FILTER ({_ROW} IS NOT DISTINCT FROM before) FROM (
+    SELECT *, lag({_ROW}) OVER (PARTITION BY "user" ORDER BY "time", {PLACE}) AS before
+    FROM events)"""
 
 
 def card(recipe: Recipe, facts: Facts, raw: Sequence[tuple[str, int, str]]) -> str:
-    """README.md of a dataset; raw: name, size in bytes and sha256 of each file that was read."""
-    least, median, mean, most = facts.lengths
-    rows = [
-        ("users", f"{facts.users:,}"),
-        ("items met", f"{facts.items:,}"),
-        ("events", f"{facts.events:,}"),
-        ("events that repeat another (left out at load by `dedup`)", f"{facts.repeated_events:,} ({facts.repeated_events / facts.events:.1%})"),
-        ("density", f"{facts.events / facts.users / facts.items:.4%}"),
-        ("events of a user: least, median, mean, most", f"{least}, {median:g}, {mean:.2f}, {most}"),
-        ("users with several items at one time", f"{facts.tied:,}"),
-        (f"times ({facts.time})", f"{_moment(facts.first, facts.time)} to {_moment(facts.last, facts.time)}"),
-        ("items with a row of text", f"{facts.described:,}"),
-        ("words of an item (without its description)", f"{facts.words / max(1, facts.described):.2f}"),
-        ("distinct words", f"{facts.vocabulary:,}"),
-        *((f"items without {column}", f"{facts.empty[column]:,}") for column in recipe.columns),
-    ]  # fmt: skip
-    read = [("events read", f"{facts.read:,}"), ("of them broken, or without user, item or time", f"{facts.broken:,}"),
-            ("metadata rows that are broken or without an item", f"{facts.broken_rows:,}"),
-            ("further metadata rows of one item (the first with a title is taken)", f"{facts.repeated_rows:,}")]  # fmt: skip
-    files = "\n".join(f"| `{name}` | {size:,} | `{sha}` |" for name, size, sha in sorted(raw))
-    filters = (
-        "".join(f"{number}. {one}\n" for number, one in enumerate(recipe.filters, start=1))
-        or "No user and no item is left out.\n"
-    )
+    """Write the README.md of a dataset.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The dataset.
+    facts : Facts
+        What was counted.
+    raw : sequence of (str, int, str)
+        Name, size in bytes and SHA-256 of each raw file.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    filters = "".join(f"{number}. {line}\n" for number, line in enumerate(recipe.filters, start=1))
+    if not filters:
+        filters = "No user and no item is left out.\n"
+    ascii_only = ", characters outside of ASCII made spaces" if recipe.ascii_only else ""
+    notes = "".join(f"- {note}\n" for note in recipe.notes)
     ratings = ", `rating:float`" if recipe.rated else ""
     reviews = ", `review:token` (a hash of the review's text)" if recipe.reviewed else ""
-    page = f", <{recipe.source.page}>" if recipe.source.page else ""
-    cited = (
-        f"Please cite the source:\n\n```bibtex\n{recipe.source.reference}\n```\n\n"
-        if recipe.source.reference
-        else ""
-    )
-    return f"""# {recipe.name}: {recipe.title}
-
-Source: {recipe.source.name}{page}\\
-Licence: {recipe.source.licence}\\
-Made by `recbole_llm` {__version__}: `python run_recbole_llm.py prepare {
-        recipe.arguments or recipe.name
-    }`
-
-{cited}## What was done
+    columns = ", ".join(f"`{column}:token_seq`" for column in recipe.columns)
+    files = "\n".join(f"| `{name}` | {size:,} | `{sha}` |" for name, size, sha in sorted(raw))
+    return f"""{_heading(recipe)}## What was done
 
 {filters}
-Texts: entities and tags resolved, page scripts and style rules emptied, control characters and runs of white space made one space{
-        ", characters outside of ASCII made spaces" if recipe.ascii_only else ""
-    }.
+Texts: entities and tags resolved, page scripts and style rules emptied, control characters \
+and runs of white space made one space{ascii_only}.
 Events are ordered by user, time and their order in the raw file.
 
-{"".join(f"- {note}" + chr(10) for note in recipe.notes)}
-{_table(read, "reading")}
+{notes}
+{_table(_raw_rows(facts), "reading")}
 
 ## What is in it
 
-{_table(rows, "")}
+{_table(_statistics(recipe, facts), "")}
 
-`{recipe.name}.inter`: `user_id:token`, `item_id:token`{ratings}, `timestamp:float` ({facts.time}){
-        reviews
-    }.
-`{recipe.name}.item`: `item_id:token`, {
-        ", ".join(f"`{column}:token_seq`" for column in recipe.columns)
-    }; unknown is empty.
+`{recipe.name}.inter`: `user_id:token`, `item_id:token`{ratings}, \
+`timestamp:float` ({facts.time}){reviews}.
+`{recipe.name}.item`: `item_id:token`, {columns}; unknown is empty.
 `{recipe.name}.yaml`: settings that runs on this dataset have by default.
 
 ## Raw files
@@ -132,15 +150,80 @@ Events are ordered by user, time and their order in the raw file.
 """
 
 
-def _moment(time: float, kind: str) -> str:
-    """A time, and its day where it is counted from 1970 and such a day exists."""
-    unit = {"seconds": 1, "milliseconds": 1000}.get(kind.partition(" since 1970 (UTC)")[0])
-    with suppress(OverflowError, TypeError):
-        return f"{time:.0f} ({(datetime(1970, 1, 1) + timedelta(seconds=time / unit)).date()})"
+def _heading(recipe: Recipe) -> str:
+    """Title, source, licence and reference of a dataset."""
+    source = recipe.source
+    page = f", <{source.page}>" if source.page else ""
+    command = f"python run_recbole_llm.py prepare {recipe.arguments or recipe.name}"
+    cited = ""
+    if source.reference:
+        cited = f"Please cite the source:\n\n```bibtex\n{source.reference}\n```\n\n"
+    return f"""# {recipe.name}: {recipe.title}
+
+Source: {source.name}{page}\\
+Licence: {source.licence}\\
+Made by `recbole_llm` {__version__}: `{command}`
+
+{cited}"""
+
+
+def _raw_rows(facts: Facts) -> list[tuple[str, str]]:
+    """What was read of the raw files, as rows of a table."""
+    return [
+        ("events read", f"{facts.read:,}"),
+        ("of them broken, or without user, item or time", f"{facts.broken:,}"),
+        ("metadata rows that are broken or without an item", f"{facts.broken_rows:,}"),
+        (
+            "further metadata rows of one item (the first with a title is taken)",
+            f"{facts.repeated_rows:,}",
+        ),
+    ]
+
+
+def _statistics(recipe: Recipe, facts: Facts) -> list[tuple[str, str]]:
+    """What the dataset contains, as rows of a table."""
+    shortest, median, mean, longest = facts.lengths
+    first, last = _moment(facts.first, facts.time), _moment(facts.last, facts.time)
+    share = facts.repeated_events / facts.events
+    rows = [
+        ("users", f"{facts.users:,}"),
+        ("items met", f"{facts.items:,}"),
+        ("events", f"{facts.events:,}"),
+        (
+            "events that repeat another (left out at load by `dedup`)",
+            f"{facts.repeated_events:,} ({share:.1%})",
+        ),
+        ("density", f"{facts.events / facts.users / facts.items:.4%}"),
+        (
+            "events of a user: least, median, mean, most",
+            f"{shortest}, {median:g}, {mean:.2f}, {longest}",
+        ),
+        ("users with several items at one time", f"{facts.tied:,}"),
+        (f"times ({facts.time})", f"{first} to {last}"),
+        ("items with a row of text", f"{facts.described:,}"),
+        (
+            "words of an item (without its description)",
+            f"{facts.words / max(1, facts.described):.2f}",
+        ),
+        ("distinct words", f"{facts.vocabulary:,}"),
+    ]
+    rows += [(f"items without {column}", f"{facts.empty[column]:,}") for column in recipe.columns]
+    return rows
+
+
+def _moment(time: float | None, unit: str) -> str:
+    """A time, with its date if it is one since 1970 and such a date exists."""
+    if time is None:
+        raise ValueError("a dataset without interactions has no times")
+    per_second = {"seconds": 1, "milliseconds": 1000}.get(unit.partition(" since 1970 (UTC)")[0])
+    if per_second:
+        with suppress(OverflowError):
+            date = (datetime(1970, 1, 1) + timedelta(seconds=time / per_second)).date()
+            return f"{time:.0f} ({date})"
     return f"{time:.0f}"
 
 
-def _table(rows: list[tuple[str, str]], head: str) -> str:
-    return "\n".join(
-        [f"| {head} | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)]
-    )
+def _table(rows: Sequence[tuple[str, str]], head: str) -> str:
+    """A Markdown table of two columns."""
+    lines = [f"| {head} | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""What a source says of one of its datasets: files, tables, filters, text, terms."""
+"""What a source says about one of its datasets: files, tables, filters, texts, terms of use."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .files.raw import Remote
 
@@ -11,7 +12,19 @@ Files = Mapping[str, Path]  # raw files by their names
 
 @dataclass(frozen=True)
 class Source:
-    """Who gives the data out. reference : BibTeX entry that its users are asked to cite."""
+    """The publisher of a dataset.
+
+    Attributes
+    ----------
+    name : str
+        Name of the source.
+    page : str
+        Address of its page.
+    licence : str
+        Terms of use, in a sentence.
+    reference : str
+        BibTeX entry that users are asked to cite.
+    """
 
     name: str
     page: str
@@ -19,38 +32,100 @@ class Source:
     reference: str
 
 
-def judged(domain: str) -> dict:
-    """Settings of the models whose prompts have words of their own for a domain."""
+def judged(domain: str) -> dict[str, Any]:
+    """Make the settings of the models whose prompts have wordings for each domain.
+
+    Parameters
+    ----------
+    domain : str
+        Name of the domain, such as `movies`.
+
+    Returns
+    -------
+    dict
+        Model -> settings.
+    """
     return {model: {"domain": domain} for model in ("LLMTRSR", "TALLRec")}
 
 
-def title_alone(*models: str, column: str = "title") -> dict:
-    """Settings of models whose item text is the title, whatever text a dataset gives to the others.
+def title_alone(*models: str, column: str = "title") -> dict[str, Any]:
+    """Make the settings of models whose item text is the title, whatever the text of the others.
 
-    A dataset's `text_fields` come after a model's own and would replace them, so a recipe that sets
-    `text_fields` names these models, too.
+    A dataset's `text_fields` come after a model's own and would replace them. A recipe that sets
+    `text_fields` therefore names these models, too.
+
+    Parameters
+    ----------
+    *models
+        Names of the models.
+    column : str
+        The column of titles.
+
+    Returns
+    -------
+    dict
+        Model -> settings.
     """
     return {model: {"text_fields": {"Title": column}} for model in models}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One dataset, from raw files to RecBole's atomic files.
+    """How to make one dataset: from raw files to RecBole's atomic files.
 
-    events : SQL of the rows "user", "item", "rating", "time" in the order of the raw file; a line that is broken is a row of NULLs. A user without
-        ids in the source is a number, a time without times the place in the sequence.
-    items : SQL of the rows "item" and the columns that `text` reads, in the order of the raw file.
-    text : the raw columns of one item -> the columns of .item, still to be cleaned.
-    reads : the raw file that `events` and the one that `items` read; quoted : those of them that are delimited files with quoted cells.
-    core : fewest events of a user and of an item that the source promises, 0 where it promises that some have fewer, None where it promises nothing.
-    reviewed : whether `events` has a further column "review", a hash of what the user wrote.
-    users : share of the users that is drawn first. least : fewest events of a user and of an item, reached by leaving out in turns.
-    length : fewest and most events of a user. described : whether events of items without a row or a title are left out.
-    time_column : the raw column of times that may be dates, or numbers of any unit; `events` then has
-        the columns of `times.time_columns`.
-    settings : what runs on the dataset set by default, in its own settings file. ascii_only : see `clean`.
-    arguments : of `prepare`, where the name is not enough.
-    notes : what a reader of the numbers must know of the mapping, a sentence each.
+    Attributes
+    ----------
+    name : str
+        Name of the dataset.
+    title : str
+        What it is, in a few words.
+    source : Source
+        Its publisher.
+    files : tuple of Remote
+        The raw files.
+    events : callable
+        Raw files -> SQL of the rows "user", "item", "rating", "time" in the order of the raw file.
+        A broken line is a row of NULLs. Without user ids in the source, users are numbers; without
+        times, the time is the position in the sequence.
+    items : callable
+        Raw files -> SQL of the rows "item" and the columns that `text` reads, in the order of the
+        raw file.
+    text : callable
+        The raw columns of one item -> the columns of .item, which are cleaned afterwards.
+    columns : tuple of str
+        The columns of .item without the id.
+    reads : tuple of (str, str)
+        Names of the raw files that `events` and `items` read.
+    quoted : tuple of str
+        Those of them that are delimited files with quoted cells.
+    core : int or None
+        The k of the k-core that the source promises: 5, or 0 for a file in which some users and
+        items have fewer interactions; None for no promise.
+    users : float
+        Fraction of users to sample before anything is filtered.
+    least : tuple of (int, int)
+        Smallest numbers of interactions of a user and of an item, applied until both hold.
+    length : tuple of (int, int) or None
+        Smallest and largest number of interactions of a user.
+    described : bool
+        Whether interactions with items without a row or a title are left out.
+    rated : bool
+        Whether .inter has ratings.
+    reviewed : bool
+        Whether `events` has a further column "review", a hash of the text of the review.
+    time : str
+        Unit of the times, in words.
+    time_column : str
+        The raw column of times that may be dates, or numbers of any unit; `events` then has the
+        columns of `times.time_columns`.
+    ascii_only : bool
+        Whether texts are reduced to ASCII; see `clean.clean`.
+    arguments : str
+        The arguments of `prepare` that make this dataset, if the name is not enough.
+    settings : dict
+        The defaults of runs on the dataset, written into its settings file.
+    notes : tuple of str
+        What a reader of the figures must know about the mapping, a sentence each.
     """
 
     name: str
@@ -59,7 +134,7 @@ class Recipe:
     files: tuple[Remote, ...]
     events: Callable[[Files], str]
     items: Callable[[Files], str]
-    text: Callable[[dict], dict[str, str]]
+    text: Callable[[dict[str, Any]], dict[str, str]]
     columns: tuple[str, ...]
     reads: tuple[str, str]
     quoted: tuple[str, ...] = ()
@@ -74,7 +149,7 @@ class Recipe:
     time_column: str = ""
     ascii_only: bool = False
     arguments: str = ""
-    settings: dict = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -84,16 +159,17 @@ class Recipe:
 
     @property
     def filters(self) -> list[str]:
-        """What is left out, in words and in order."""
-        found = []
+        """The filters in words, in the order in which they are applied."""
+        lines = []
         if self.users < 1:
-            found.append(f"{self.users:.0%} of the users, drawn by the md5 of their ids")
+            lines.append(f"{self.users:.0%} of the users, drawn by the md5 of their ids")
         if self.described:
-            found.append("items without a row or a title in the metadata left out")
+            lines.append("items without a row or a title in the metadata left out")
         if self.least != (1, 1):
-            found.append(
-                f"users with at least {self.least[0]} and items with at least {self.least[1]} events, until both hold; a repeated row counts once"
+            lines.append(
+                f"users with at least {self.least[0]} and items with at least {self.least[1]} "
+                "events, until both hold; a repeated row counts once"
             )
         if self.length:
-            found.append(f"sequences of {self.length[0]} to {self.length[1]} events")
-        return found
+            lines.append(f"sequences of {self.length[0]} to {self.length[1]} events")
+        return lines

@@ -1,1 +1,1 @@
-"""Atomic and pre-split files read into arrays."""
+"""RecBole's atomic and pre-split files, read into arrays."""

@@ -3,25 +3,43 @@
 import csv
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from ...errors import UserError
 
-# Numbers are read to the last bit: the default since pandas 3.1, where asking for it is deprecated.
-EXACT = (
-    {}
-    if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
-    else {"float_precision": "round_trip"}
-)
+PANDAS_VERSION = tuple(int(number) for number in pd.__version__.split(".")[:2])
+# Numbers are read to the last bit. Since pandas 3.1 this is the default, and asking is deprecated.
+EXACT: dict[str, Any] = {} if PANDAS_VERSION >= (3, 1) else {"float_precision": "round_trip"}
+Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 TYPES = ("token", "token_seq", "float", "float_seq")
 NEXT_COLUMN = re.compile(r":(?:token_seq|float_seq|token|float)([^\w:]+)\w[^:]*:")
 
 
 def read_header(path: Path, separator: str = "\t") -> dict[str, str]:
-    """Column name -> atomic type, in file order. separator : see `read_atomic`."""
+    """Read the header of an atomic file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    separator : str
+        One character that separates the cells if the header contains no tab.
+
+    Returns
+    -------
+    dict of str to str
+        Column name -> atomic type, in the order of the file.
+
+    Raises
+    ------
+    UserError
+        If the header is not one of an atomic file.
+    """
     with open(path, "rb") as file:
         line = file.readline()
     return _parse_header(path, line, _separator(line, separator))
@@ -30,29 +48,88 @@ def read_header(path: Path, separator: str = "\t") -> dict[str, str]:
 def read_atomic(
     path: Path, columns: set[str] | None = None, numbers: bool = True, separator: str = "\t"
 ) -> pd.DataFrame:
-    """Read one atomic file.
+    """Read an atomic file.
 
-    `float` columns come back as float64 (an empty cell is NaN), all others as the str of the cell. Nothing is taken
-    for missing but the empty cell: an id or a title may be `NA`, `null` or `nan`. A cell is unquoted only if it is a
-    well-formed quoted cell; any other `"` is text.
+    `float` columns are float64, where an empty cell is NaN; all other columns are the str of the
+    cell. Only the empty cell is missing: an id or a title may be `NA`, `null` or `nan`. Quotes are
+    removed only from a well-formed quoted cell; any other `"` is part of the text.
 
     Parameters
     ----------
-    columns : names to keep; None keeps all.
-    numbers : False leaves `float` columns as the str of the cell, as a text needs them.
-    separator : what stands between the cells of a file without a tab in its header, one character.
+    path : Path
+        The file.
+    columns : set of str, or None
+        Names of the columns to read; None reads all.
+    numbers : bool
+        False leaves `float` columns as the str of the cell, as item texts need them.
+    separator : str
+        One character that separates the cells if the header contains no tab.
+
+    Returns
+    -------
+    DataFrame
+        The rows of the file.
 
     Raises
     ------
-    UserError : with file and line, on a wrong header, a wrong number of cells (a tab inside a text), a cell
-        that is no number in a float column, or bytes that are not UTF-8.
+    UserError
+        With file and line: if the header is wrong, a line has a wrong number of cells (a tab inside
+        a text), a cell of a float column is not a number, or the bytes are not UTF-8.
     """
     path = Path(path)
     raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-    head, _, body = raw.partition(b"\n")
-    separator = _separator(head, separator)
-    types = _parse_header(path, head, separator)
+    header, _, body = raw.partition(b"\n")
     del raw
+    separator = _separator(header, separator)
+    types = _parse_header(path, header, separator)
+    _check_utf8(path, body)
+    names = [name for name in types if columns is None or name in columns]
+    quoting, unquote = _quoting(path, body, len(types), separator)
+    texts = [name for name in names if types[name] != "float" or not numbers]
+    floats = [name for name in names if name not in texts]
+    dtypes: dict[str, Any] = {name: np.float64 if name in floats else str for name in names}
+    try:
+        frame = _parse_cells(body, list(types), dtypes, floats, separator, quoting)
+    except ValueError:
+        cells = dict.fromkeys(names, str)
+        frame = _parse_cells(body, list(types), cells, floats, separator, quoting)
+        _report_bad_number(path, frame, floats)
+        raise
+    if unquote:
+        for name in texts:
+            frame[name] = frame[name].map(_unquoted)
+    return frame
+
+
+def _parse_cells(
+    body: bytes,
+    columns: list[str],
+    dtypes: Mapping[str, Any],
+    floats: list[str],
+    separator: str,
+    quoting: Quoting,
+) -> pd.DataFrame:
+    """The columns in `dtypes`; empty cells of those in `floats` are missing."""
+    frame = pd.read_csv(
+        io.BytesIO(body),
+        sep=separator,
+        lineterminator="\n",
+        header=None,
+        names=columns,
+        usecols=list(dtypes),
+        encoding="utf-8",
+        quoting=quoting,
+        keep_default_na=False,
+        na_values={name: [""] for name in floats},
+        engine="c",
+        dtype=dtypes,
+        **EXACT,
+    )
+    return frame[list(dtypes)]
+
+
+def _check_utf8(path: Path, body: bytes) -> None:
+    """Raise UserError with the line of the first bytes that are not UTF-8."""
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -60,38 +137,24 @@ def read_atomic(
         raise UserError(
             f"{path}, line {line}: the bytes are not UTF-8; convert the file (`iconv -t utf-8`)"
         ) from None
-    keep = [name for name in types if columns is None or name in columns]
-    bad = _first_ragged_line(body, len(types), separator)
-    if bad is None:
-        source, quoting = body, csv.QUOTE_NONE
-        opens = f'{separator}"'.encode()
-        quoted = body.startswith(b'"') or opens in body or b'\n"' in body
-    else:
-        _check_quoted(path, body, len(types), bad, separator)
-        source, quoting, quoted = body, csv.QUOTE_MINIMAL, False
-    dtype = {name: str for name in keep if types[name] != "float" or not numbers}
-    floats = [name for name in keep if name not in dtype]
 
-    def parse(float_dtype):
-        return pd.read_csv(
-            io.BytesIO(source), sep=separator, lineterminator="\n", header=None, names=list(types), usecols=keep, encoding="utf-8",
-            quoting=quoting, keep_default_na=False, na_values={name: [""] for name in floats}, engine="c",
-            dtype=dtype | dict.fromkeys(floats, float_dtype), **EXACT,
-        )[keep]  # fmt: skip
 
-    try:
-        frame = parse(np.float64)
-    except ValueError:
-        _report_bad_number(path, parse(str), floats)
-        raise
-    if quoted:
-        for name in dtype:
-            frame[name] = _unquote(frame[name])
-    return frame
+def _quoting(path: Path, body: bytes, width: int, separator: str) -> tuple[Quoting, bool]:
+    """How pandas reads quotes, and whether quotes must be removed afterwards.
+
+    Lines of the right number of cells are read without regard to quotes. Otherwise quoted cells
+    must explain the other lines, and pandas removes the quotes. Raises UserError if they do not.
+    """
+    ragged = _first_ragged_line(body, width, separator)
+    if ragged is not None:
+        _check_quoted(path, body, width, ragged, separator)
+        return csv.QUOTE_MINIMAL, False
+    has_quoted_cell = body.startswith(b'"') or f'{separator}"'.encode() in body or b'\n"' in body
+    return csv.QUOTE_NONE, has_quoted_cell
 
 
 def _separator(header: bytes, separator: str) -> str:
-    """A tab for a file that has one in its header, whatever separates the others of its dataset."""
+    """The separator of one file: a tab if its header contains one, else that of its dataset."""
     if (
         len(separator) != 1
         or not separator.isascii()
@@ -105,15 +168,18 @@ def _separator(header: bytes, separator: str) -> str:
 
 
 def _parse_header(path: Path, line: bytes, separator: str) -> dict[str, str]:
-    cells = line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n").split(separator)
-    types = {}
-    for cell in cells:
-        if other := NEXT_COLUMN.search(cell):
-            _report_separator(path, separator, other[1])
+    """Column name -> atomic type. Raises UserError for anything but `name:type` cells."""
+    text = line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n")
+    types: dict[str, str] = {}
+    for cell in text.split(separator):
+        another_column = NEXT_COLUMN.search(cell)
+        if another_column:
+            _report_separator(path, separator, another_column[1])
         name, _, kind = cell.rpartition(":")
         if not name or kind not in TYPES:
             raise UserError(
-                f"{path}, line 1: expected a header of {_named(separator)}-separated `name:type` with type one of {', '.join(TYPES)}, found {cell!r}"
+                f"{path}, line 1: expected a header of {_in_words(separator)}-separated "
+                f"`name:type` with type one of {', '.join(TYPES)}, found {cell!r}"
             )
         if name in types:
             raise UserError(f"{path}, line 1: column {name} is there twice; rename one")
@@ -121,24 +187,28 @@ def _parse_header(path: Path, line: bytes, separator: str) -> dict[str, str]:
     return types
 
 
-def _report_separator(path: Path, expected: str, found: str) -> None:
-    """Raise UserError for a header whose columns something else separates than is expected."""
+def _report_separator(path: Path, expected: str, actual: str) -> None:
+    """Raise UserError for a header whose columns are separated by another character."""
     advice = "write a tab between the cells of every line"
-    if len(found) == 1 and found.isascii():
-        advice += f", or set --field_separator='{found}'"
+    if len(actual) == 1 and actual.isascii():
+        advice += f", or set --field_separator='{actual}'"
     raise UserError(
-        f"{path}, line 1: expected columns separated by {_named(expected, 's')}, found them separated by {_named(found, 's')}; {advice}"
+        f"{path}, line 1: expected columns separated by {_in_words(expected, 's')}, "
+        f"found them separated by {_in_words(actual, 's')}; {advice}"
     )
 
 
-def _named(separator: str, plural: str = "") -> str:
-    """A separator in words. plural : what is put behind its name."""
+def _in_words(separator: str, plural: str = "") -> str:
+    """The name of a separator with a plural ending; the separator itself if it has no name."""
     names = {"\t": "tab", " ": "space", ",": "comma", ";": "semicolon", "|": "pipe"}
     return names[separator] + plural if separator in names else repr(separator)
 
 
 def _first_ragged_line(body: bytes, width: int, separator: str) -> int | None:
-    """Index (0 = first data line) of the first line without width - 1 separators; None if all are right."""
+    """Index of the first line without `width` cells; 0 is the first data line, None means no line.
+
+    Works on arrays of byte positions, because a loop over the lines is slow.
+    """
     data = np.frombuffer(body.rstrip(b"\n") + b"\n", dtype=np.uint8)
     ends = np.flatnonzero(data == 10)
     separators = np.searchsorted(np.flatnonzero(data == ord(separator)), ends)
@@ -149,14 +219,17 @@ def _first_ragged_line(body: bytes, width: int, separator: str) -> int | None:
 
 
 def _check_quoted(path: Path, body: bytes, width: int, ragged: int, separator: str) -> None:
-    """Accept a body whose separators or line ends inside well-formed quoted cells explain the ragged lines."""
-    lines = body.decode("utf-8").split("\n")
-    found = lines[ragged].count(separator) + 1
+    """Raise UserError for a ragged line, unless well-formed quoted cells explain every such line.
+
+    A quoted cell may contain separators and line ends.
+    """
+    line = body.decode("utf-8").split("\n")[ragged]
     message = UserError(
-        f"{path}, line {ragged + 2}: expected {width} cells, found {found} (a {_named(separator)} or line end inside a text, or a cut file); "
+        f"{path}, line {ragged + 2}: expected {width} cells, found {line.count(separator) + 1} "
+        f"(a {_in_words(separator)} or line end inside a text, or a cut file); "
         "remove it or quote the cell"
     )
-    if '"' not in lines[ragged]:
+    if '"' not in line:
         raise message
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(
@@ -170,26 +243,26 @@ def _check_quoted(path: Path, body: bytes, width: int, ragged: int, separator: s
 
 
 def _report_bad_number(path: Path, frame: pd.DataFrame, floats: list[str]) -> None:
+    """Raise UserError for the first cell of a float column that is neither a number nor empty."""
     for name in floats:
         for row, cell in enumerate(frame[name].fillna("").to_numpy(dtype=object)):
             if cell and not _is_number(cell):
                 raise UserError(
-                    f"{path}, line {row + 2}: expected a number or an empty cell in column {name}, found {cell!r}"
+                    f"{path}, line {row + 2}: expected a number or an empty cell in column {name}, "
+                    f"found {cell!r}"
                 ) from None
 
 
 def _is_number(cell: str) -> bool:
-    """Whether pandas reads it as one: unlike float(), it takes neither `nan` nor `1_000`."""
+    """Whether pandas reads the cell as a number: unlike float(), not `nan` and not `1_000`."""
     try:
         return not np.isnan(float(cell)) and cell.isascii() and "_" not in cell
     except ValueError:
         return False
 
 
-def _unquote(column: pd.Series) -> pd.Series:
-    def clean(cell: str) -> str:
-        if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', ""):
-            return cell[1:-1].replace('""', '"')
-        return cell
-
-    return column.map(clean)
+def _unquoted(cell: str) -> str:
+    """The text of a well-formed quoted cell; any other cell as it is."""
+    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', ""):
+        return cell[1:-1].replace('""', '"')
+    return cell

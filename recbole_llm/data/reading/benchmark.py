@@ -1,200 +1,315 @@
-"""Pre-split files `<name>.<part>.inter`: one row = a user's history list and the target after it."""
+"""Pre-split files `<name>.<split>.inter`, where one row is a user's history list and its target."""
 
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 
 from ...errors import UserError
 from .atomic import read_atomic, read_header
-from .tables import EVERY, Source, Tables, build
+from .tables import UNBOUNDED, Source, Tables, build
 
-PARTS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test")
 LIST_SIGNS = re.compile(r"[,;|\[\](){}'\"]+")
-PADDING = ("pad", "padding", "", "-1")  # names that no item has
-FILLERS = ("0", "0.0", "none", "null", "nan")  # usual ones that an item may have, too
+PADDING_NAMES = ("pad", "padding", "", "-1")  # only padding has such a name
+AMBIGUOUS_NAMES = ("0", "0.0", "none", "null", "nan")  # usual for padding, but possible for an item
+
+
+@dataclass
+class _Rows:
+    """The rows of the pre-split files, in the order of the files.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        The cells of each row, with its split in the column `split`.
+    histories : list of list of str
+        Item ids of each row's history, oldest first.
+    targets : list of str
+        Item id that follows each history.
+    known : set of str
+        Ids that are surely items: targets, and those with a row in .item.
+    """
+
+    frame: pd.DataFrame
+    histories: list[list[str]]
+    targets: list[str]
+    known: set[str]
 
 
 def load_benchmark(source: Source) -> Tables:
-    """Tables whose cases come from files instead of a split.
+    """Read a dataset that is split already; its cases come from the files.
 
-    Windows of one user that are part of a longer one share its rows, so that files made by cutting every
-    prefix of a sequence give that sequence back; any other window becomes further rows of the user. Lists
-    and targets share one numbering, and a list keeps its newest items when a model reads fewer.
+    A row's window is its history and its target. Windows of one user that are part of a longer
+    window share its interactions, so that files made by cutting every prefix of a sequence give
+    that sequence back; any other window becomes further interactions of the user. Lists and targets
+    share one numbering. A model that reads fewer items than a list has reads the newest ones.
+
+    Parameters
+    ----------
+    source : Source
+        Which files to read.
+
+    Returns
+    -------
+    Tables
+        The dataset, with `cases`.
+
+    Raises
+    ------
+    UserError
+        If a file, a column or an id is missing, a list is not written as ids separated by spaces,
+        or a filter is set.
     """
-    if len(source.benchmark) != len(PARTS):
+    _check_settings(source)
+    frames = [
+        _read_split(source, split, suffix)
+        for split, suffix in zip(SPLITS, source.benchmark, strict=True)
+    ]
+    rows = _parse(source, pd.concat(frames, ignore_index=True))
+    counts = ", ".join(f"{split} {len(frame)}" for split, frame in zip(SPLITS, frames, strict=True))
+    log = [f"{len(rows.frame)} pre-split rows read: {counts}"]
+    _check_lists(source, rows)
+    _remove_padding(source, rows, log)
+    _log_empty_histories(source, rows, log)
+    interactions, bounds = _sequences(source, rows)
+    interactions[source.time_field] = np.arange(len(interactions), dtype=np.float64)
+    tables = build(source, interactions, False, log)
+    cases = {split: bounds[(rows.frame["split"] == split).to_numpy()] for split in SPLITS}
+    return replace(tables, cases=cases)
+
+
+def _check_settings(source: Source) -> None:
+    """Raise UserError for a wrong number of files, or for filters, which are not applied here."""
+    if len(source.benchmark) != len(SPLITS):
         raise UserError(
-            f"benchmark_filename: expected three suffixes (train, valid, test), found {list(source.benchmark)}"
+            "benchmark_filename: expected three suffixes (train, valid, test), "
+            f"found {list(source.benchmark)}"
         )
-    filters = {
-        "user_sample": source.user_sample != 1, "val_interval": source.value_intervals, "rm_dup_inter": source.remove_repeats,
-        "user_inter_num_interval": source.user_interval != EVERY, "item_inter_num_interval": source.item_interval != EVERY,
+    is_set = {
+        "user_sample": source.user_sample != 1,
+        "val_interval": source.value_intervals,
+        "rm_dup_inter": source.remove_repeats,
+        "user_inter_num_interval": source.user_interval != UNBOUNDED,
+        "item_inter_num_interval": source.item_interval != UNBOUNDED,
         "need_item_row": source.need_item_row,
-    }  # fmt: skip
-    if used := [name for name, value in filters.items() if value]:
+    }
+    filters = [name for name, value in is_set.items() if value]
+    if filters:
         raise UserError(
-            f"{', '.join(used)}: files that are split already are taken as they are; leave the filter or benchmark_filename out"
+            f"{', '.join(filters)}: files that are split already are taken as they are; "
+            "leave the filter or benchmark_filename out"
         )
+
+
+def _read_split(source: Source, split: str, suffix: str) -> pd.DataFrame:
+    """The rows of one file, with a column `split`; its columns and ids are checked."""
     list_field = f"{source.item_field}_list"
-    parts = []
-    for part, suffix in zip(PARTS, source.benchmark, strict=True):
-        path = source.path(f"{suffix}.inter")
-        if not path.is_file():
+    path = source.path(f"{suffix}.inter")
+    if not path.is_file():
+        raise UserError(
+            f"{path} not found; benchmark_filename names the files <dataset>.<suffix>.inter"
+        )
+    types = read_header(path, source.separator)
+    for name in (source.user_field, source.item_field):
+        if name not in types:
+            raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}")
+    if list_field not in types:
+        raise UserError(
+            f"{path}: expected a column {list_field}:token_seq, the history before each "
+            f"{source.item_field}, its ids separated by spaces, found {', '.join(types)}; files of "
+            "single interactions, as RecBole splits them for general models, have no histories: "
+            f"put them together into {source.name}.inter with their times, "
+            "leave benchmark_filename out, and set eval_args.split"
+        )
+    columns = {source.user_field, list_field, source.item_field}
+    frame = read_atomic(path, columns, numbers=False, separator=source.separator)
+    for name in (source.user_field, source.item_field):
+        empty = np.flatnonzero(frame[name] == "")
+        if len(empty):
             raise UserError(
-                f"{path} not found; benchmark_filename names the files <dataset>.<suffix>.inter"
+                f"{path}, line {empty[0] + 2}: {name} is empty; give it an id or remove the line"
             )
-        types = read_header(path, source.separator)
-        for name in (source.user_field, source.item_field):
-            if name not in types:
-                raise UserError(f"{path}: expected a column {name}, found {', '.join(types)}")
-        if list_field not in types:
-            raise UserError(
-                f"{path}: expected a column {list_field}:token_seq, the history before each {source.item_field}, its ids separated by "
-                f"spaces, found {', '.join(types)}; files of single interactions, as RecBole splits them for general models, have no "
-                f"histories: put them together into {source.name}.inter with their times, leave benchmark_filename out, and set "
-                "eval_args.split"
-            )
-        columns = {source.user_field, list_field, source.item_field}
-        frame = read_atomic(path, columns, numbers=False, separator=source.separator)
-        for name in (source.user_field, source.item_field):
-            if len(empty := np.flatnonzero(frame[name] == "")):
-                raise UserError(
-                    f"{path}, line {empty[0] + 2}: {name} is empty; give it an id or remove the line"
-                )
-        parts.append(frame.assign(part=part))
-    rows = pd.concat(parts, ignore_index=True)
-    if len(rows) == 0:
+    return frame.assign(split=split)
+
+
+def _parse(source: Source, frame: pd.DataFrame) -> _Rows:
+    """Split the history lists at spaces, and collect the ids that are surely items."""
+    if len(frame) == 0:
         raise UserError(f"{source.path('*.inter')}: the pre-split files hold no row")
-    user, users = pd.factorize(rows[source.user_field].to_numpy(dtype=object))
-    log = [
-        f"{len(rows)} pre-split rows read: "
-        + ", ".join(f"{name} {len(part)}" for name, part in zip(PARTS, parts, strict=True))
-    ]
-    histories = [cells.split() for cells in rows[list_field]]
-    known = _known_items(source, rows)
-    _check_lists(source, rows, histories, known)
-    if pads := _padding(rows, histories, known, source.user_field):
-        before = sum(map(len, histories))
-        histories = [[token for token in history if token not in pads] for history in histories]
-        log.append(
-            f"{', '.join(map(repr, pads))} in {list_field} is taken for padding and left out {before - sum(map(len, histories))} times: "
-            f"it stands only at an end of lists, is never a target and has no row in {source.name}.item (give it one if it is an item)"
-        )
-    empty = np.array([not history for history in histories])
-    if empty.any():
-        counts = rows["part"][empty].value_counts()
-        by_part = ", ".join(f"{name} {counts[name]}" for name in PARTS if name in counts)
-        log.append(
-            f"{int(empty.sum())} rows have an empty {list_field} ({by_part}): they are no cases, since nothing precedes their targets"
-        )
-    windows = [
-        [*history, target]
-        for history, target in zip(histories, rows[source.item_field], strict=True)
-    ]
-    own_rows = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1])
-    blocks = [_chain([windows[row] for row in own]) for own in own_rows]
-    place = np.empty((len(rows), 3), dtype=np.int64)  # block, begin, end within the block
-    for row in sorted(range(len(rows)), key=lambda r: -len(windows[r])):
-        place[row] = _place(blocks[user[row]], windows[row])
-    events, offsets = [], []
-    for index, own in enumerate(blocks):
-        offsets.append(len(events) + np.cumsum([0] + [len(block) for block in own]))
-        events += [(users[index], token) for block in own for token in block]
-    base = np.array([offsets[user[row]][place[row, 0]] for row in range(len(rows))])
-    frame = pd.DataFrame(events, columns=[source.user_field, source.item_field])
-    frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
-    tables = build(source, frame, False, log)
-    bounds = np.stack([base + place[:, 1], base + place[:, 2]], axis=1)
-    return replace(
-        tables, cases={part: bounds[(rows["part"] == part).to_numpy()] for part in PARTS}
-    )
-
-
-def _known_items(source: Source, rows: pd.DataFrame) -> set[str]:
-    """Ids that are targets or have a row in .item."""
-    known = set(rows[source.item_field])
+    histories = [cell.split() for cell in frame[f"{source.item_field}_list"]]
+    known = set(frame[source.item_field])
     path = source.path("item")
     if path.is_file():
         items = read_atomic(path, {source.item_field}, numbers=False, separator=source.separator)
         known |= set(items[source.item_field])
-    return known
+    return _Rows(frame, histories, list(frame[source.item_field]), known)
 
 
-def _check_lists(
-    source: Source, rows: pd.DataFrame, histories: list[list[str]], known: set[str]
-) -> None:
-    """Raise UserError for a list that is not ids separated by spaces, such as `[a, b]`: each piece would be an item."""
-    for number, history in enumerate(histories):
+def _check_lists(source: Source, rows: _Rows) -> None:
+    """Raise UserError for a list with other signs than spaces, such as `[a, b]`.
+
+    Each piece between spaces would be taken for an item of its own.
+    """
+    for number, history in enumerate(rows.histories):
         for token in history:
-            if token in known:
+            if token in rows.known:
                 continue
             pieces = [piece for piece in LIST_SIGNS.split(token) if piece]
-            if pieces and pieces != [token] and all(piece in known for piece in pieces):
-                part = rows["part"][number]
-                line = number - int((rows["part"] == part).to_numpy().argmax()) + 2
-                path = source.path(f"{source.benchmark[PARTS.index(part)]}.inter")
-                raise UserError(
-                    f"{path}, line {line}: expected ids separated by spaces in {source.item_field}_list, found {token[:60]!r}, which is "
-                    f"made of the ids {', '.join(pieces[:3])}{', …' if len(pieces) > 3 else ''}; write the list as `{' '.join(pieces[:3])}`"
-                )
+            if pieces and pieces != [token] and all(piece in rows.known for piece in pieces):
+                raise _list_error(source, rows, number, token, pieces)
 
 
-def _padding(
-    rows: pd.DataFrame, histories: list[list[str]], known: set[str], user_field: str
-) -> list[str]:
-    """Tokens that fill lists up and are no items.
+def _list_error(
+    source: Source, rows: _Rows, number: int, token: str, pieces: list[str]
+) -> UserError:
+    """The error for a token of row `number` that consists of several ids."""
+    split = rows.frame["split"][number]
+    first = int((rows.frame["split"] == split).to_numpy().argmax())
+    path = source.path(f"{source.benchmark[SPLITS.index(split)]}.inter")
+    return UserError(
+        f"{path}, line {number - first + 2}: expected ids separated by spaces in "
+        f"{source.item_field}_list, found {token[:60]!r}, which is made of the ids "
+        f"{', '.join(pieces[:3])}{', …' if len(pieces) > 3 else ''}; "
+        f"write the list as `{' '.join(pieces[:3])}`"
+    )
 
-    Padding is never a target, has no row in .item, and stands in one run at the beginning of lists, or at
-    their end. Beyond that, its name tells (`[PAD]`), or it fills lists of several users by runs of
-    more than one; a name that says nothing must also have made all lists of each file equally long.
+
+def _remove_padding(source: Source, rows: _Rows, log: list[str]) -> None:
+    """Remove padding tokens from the histories, and log how many there were."""
+    padding = _padding_tokens(rows, source.user_field)
+    if not padding:
+        return
+    before = sum(len(history) for history in rows.histories)
+    for number, history in enumerate(rows.histories):
+        rows.histories[number] = [token for token in history if token not in padding]
+    after = sum(len(history) for history in rows.histories)
+    log.append(
+        f"{', '.join(map(repr, padding))} in {source.item_field}_list is taken for padding and "
+        f"left out {before - after} times: it stands only at an end of lists, is never a target "
+        f"and has no row in {source.name}.item (give it one if it is an item)"
+    )
+
+
+def _padding_tokens(rows: _Rows, user_field: str) -> list[str]:
+    """Tokens that pad the lists and are no items, sorted.
+
+    Padding is never a target, has no row in .item, and is one run at the beginning of lists, or at
+    their end. Besides, one of these must hold:
+
+    - its name says so (`[PAD]`);
+    - it pads lists of several users by runs of more than one token, and its name is usual for
+      padding (`0`) or all lists of each file are equally long.
     """
-    unknown = {token for history in histories for token in history} - known
+    unknown = set(chain.from_iterable(rows.histories)) - rows.known
     if not unknown:
         return []
-    at_ends = {token: {"head", "tail"} for token in unknown}
+    ends = {token: {"head", "tail"} for token in unknown}  # where all runs of the token are
     users: dict[str, set[str]] = {token: set() for token in unknown}
-    longest = dict.fromkeys(unknown, 0)
-    for user, history in zip(rows[user_field], histories, strict=True):
+    longest_run = dict.fromkeys(unknown, 0)
+    for user, history in zip(rows.frame[user_field], rows.histories, strict=True):
         for token in unknown.intersection(history):
             count = history.count(token)
             users[token].add(user)
-            longest[token] = max(longest[token], count)
+            longest_run[token] = max(longest_run[token], count)
             if history[:count] != [token] * count:
-                at_ends[token].discard("head")
+                ends[token].discard("head")
             if history[-count:] != [token] * count:
-                at_ends[token].discard("tail")
-    sizes = pd.Series(map(len, histories)).groupby(rows["part"].to_numpy()).nunique()
-    one_length = bool((sizes == 1).all())
+                ends[token].discard("tail")
+    lengths = pd.Series([len(history) for history in rows.histories])
+    lengths_per_file = lengths.groupby(rows.frame["split"].to_numpy()).nunique()
+    equally_long = bool((lengths_per_file == 1).all())
     padding = []
-    for token in sorted(token for token in unknown if at_ends[token]):
-        fills = longest[token] > 1 and len(users[token]) > 1
-        if token.strip("[]<>()_'\"").casefold() in PADDING or (
-            fills and (token.casefold() in FILLERS or one_length)
-        ):
+    for token in sorted(token for token in unknown if ends[token]):
+        pads_by_runs = longest_run[token] > 1 and len(users[token]) > 1
+        usual_name = token.casefold() in AMBIGUOUS_NAMES
+        if token.strip("[]<>()_'\"").casefold() in PADDING_NAMES:
+            padding.append(token)
+        elif pads_by_runs and (usual_name or equally_long):
             padding.append(token)
     return padding
 
 
-def _chain(windows: list[list[str]]) -> list[list[str]]:
-    """Join a user's longest windows, cut to one length by whoever made the file, where one continues another."""
-    size = max(map(len, windows))
-    after = {tuple(window[:-1]): window for window in windows if len(window) == size}
-    ends = {tuple(window[1:]) for window in windows if len(window) == size}
-    blocks = []
-    for first in [head for head in after if head not in ends]:
-        block = after.pop(first).copy()
-        while following := after.pop(tuple(block[1 - size :]), None):
-            block.append(following[-1])
-        blocks.append(block)
-    return blocks
+def _log_empty_histories(source: Source, rows: _Rows, log: list[str]) -> None:
+    """Log how many rows are no cases because their history is empty."""
+    empty = np.array([not history for history in rows.histories])
+    if not empty.any():
+        return
+    counts = rows.frame["split"][empty].value_counts()
+    per_split = ", ".join(f"{split} {counts[split]}" for split in SPLITS if split in counts)
+    log.append(
+        f"{int(empty.sum())} rows have an empty {source.item_field}_list ({per_split}): "
+        "they are no cases, since nothing precedes their targets"
+    )
 
 
-def _place(blocks: list[list[str]], window: list[str]) -> tuple[int, int, int]:
-    size = len(window)
-    for number, block in enumerate(blocks):
-        for begin in range(len(block) - size + 1):
-            if block[begin + size - 1] == window[-1] and block[begin : begin + size] == window:
-                return number, begin, begin + size - 1
-    blocks.append(window)
-    return len(blocks) - 1, 0, size - 1
+def _sequences(source: Source, rows: _Rows) -> tuple[pd.DataFrame, np.ndarray]:
+    """Merge the windows of each user into as few sequences as hold them all.
+
+    Returns
+    -------
+    interactions : DataFrame
+        User and item of each interaction, users together, in the order of their sequences.
+    bounds : ndarray of int64, [n_rows, 2]
+        First history interaction and target of each row.
+    """
+    user, users = pd.factorize(rows.frame[source.user_field].to_numpy(dtype=object))
+    windows = [
+        [*history, target] for history, target in zip(rows.histories, rows.targets, strict=True)
+    ]
+    by_user = np.split(np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))[:-1])
+    sequences = []
+    for user_rows in by_user:
+        sequences.append(_chain([windows[row] for row in user_rows]))
+    place = np.empty((len(windows), 3), dtype=np.int64)  # sequence, begin and end in it
+    # The longest windows come first, since the shorter ones may be part of them.
+    for row in sorted(range(len(windows)), key=lambda row: -len(windows[row])):
+        place[row] = _place(sequences[user[row]], windows[row])
+    interactions: list[tuple[str, str]] = []
+    offsets = []  # of each user's sequences
+    for index, user_sequences in enumerate(sequences):
+        lengths = [len(sequence) for sequence in user_sequences]
+        offsets.append(len(interactions) + np.cumsum([0, *lengths]))
+        for sequence in user_sequences:
+            interactions += [(users[index], token) for token in sequence]
+    offset = np.array([offsets[user[row]][place[row, 0]] for row in range(len(windows))])
+    frame = pd.DataFrame(interactions, columns=[source.user_field, source.item_field])
+    return frame, np.stack([offset + place[:, 1], offset + place[:, 2]], axis=1)
+
+
+def _chain(windows: Sequence[list[str]]) -> list[list[str]]:
+    """Join a user's longest windows wherever one continues another by one item.
+
+    Whoever made the file may have cut the histories to one length, so that every window of that
+    length is the one before it, moved by one item.
+    """
+    size = max(len(window) for window in windows)
+    longest = [window for window in windows if len(window) == size]
+    by_history = {tuple(window[:-1]): window for window in longest}
+    ends = {tuple(window[1:]) for window in longest}
+    sequences = []
+    for first in [history for history in by_history if history not in ends]:
+        sequence = by_history.pop(first).copy()
+        next_window = by_history.pop(tuple(sequence[1 - size :]), None)
+        while next_window:
+            sequence.append(next_window[-1])
+            next_window = by_history.pop(tuple(sequence[1 - size :]), None)
+        sequences.append(sequence)
+    return sequences
+
+
+def _place(sequences: list[list[str]], window: list[str]) -> tuple[int, int, int]:
+    """Find a window in a user's sequences: number of the sequence, begin, and end (its target).
+
+    A window that is in none of them is appended as a sequence of its own.
+    """
+    target, length = window[-1], len(window) - 1  # of the history
+    for number, sequence in enumerate(sequences):
+        for end in range(length, len(sequence)):
+            if sequence[end] == target and sequence[end - length : end + 1] == window:
+                return number, end - length, end
+    sequences.append(window)
+    return len(sequences) - 1, 0, length

@@ -1,6 +1,6 @@
-"""Interactions and item texts as plain arrays: read once, filtered once, ordered by exact time.
+"""Interactions and item texts as plain arrays: read once, filtered once, sorted by exact time.
 
-Every model of the harness, RecBole's own included, sees the users, items and order of one `Tables`.
+Every model of the harness, RecBole's included, sees the users, items and order of one `Tables`.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ import pandas as pd
 from ...errors import UserError
 from .atomic import read_atomic, read_header
 
-EVERY = "[0,inf)"
-REVIEW = "review"  # a column of what the user wrote, or of its hash
+UNBOUNDED = "[0,inf)"  # the interval that every number of interactions lies in
+REVIEW = "review"  # the column with the text of a user's review, or with a hash of that text
 TIME_NAME = re.compile(
     r"time|date|(^|_)(day|month|year|ts|epoch|when|moment)(_|$)|(?-i:[a-z]At)$|_at$", re.IGNORECASE
 )
@@ -24,88 +25,152 @@ TIME_NAME = re.compile(
 
 @dataclass(frozen=True)
 class Tables:
-    """The events of all users, sorted by (user, time, file order), and the side tables aligned with them.
+    """The interactions of all users, sorted by (user, time, file order), and their side tables.
 
-    User u's events are rows start[u] : start[u + 1]. RecBole's internal ids are these indices + 1, as both
-    number tokens by first appearance in the file.
+    The interactions of user u are rows start[u] : start[u + 1]. RecBole's internal ids are these
+    indices + 1, because both number tokens by first appearance in the file.
+
+    Attributes
+    ----------
+    name : str
+        Name of the dataset.
+    users : ndarray of str, [n_users]
+        Tokens of the users.
+    items : ndarray of str, [n_items]
+        Tokens of the items.
+    start : ndarray of int64, [n_users + 1]
+        First row of each user, and the number of rows at the end.
+    item : ndarray of int32, [n_interactions]
+        Item of each interaction, as an index into `items`.
+    time : ndarray of float64, [n_interactions]
+        Time of each interaction; its row number if the file has no time column.
+    file_order : ndarray of int64, [n_interactions]
+        `item[file_order]` is in the order of the file; so is every other column.
+    columns : dict of str to ndarray, [n_interactions] each
+        Further columns of the .inter file.
+    item_table : DataFrame
+        Row i describes items[i]. Cells are str, and "" where unknown.
+    item_types : dict of str to str
+        Atomic type of each column of `item_table`.
+    user_table : DataFrame or None
+        Row u describes users[u]; None without a .user file.
+    user_types : dict of str to str
+        Atomic type of each column of `user_table`.
+    has_time : bool
+        Whether the .inter file has a time column.
+    log : tuple of str
+        What was read and what was filtered out, one line each.
+    cases : dict of str to ndarray of int64, [n_cases, 2], or None
+        Pre-split files only: per split, the (begin, end) rows of its cases.
+    strangers : str or None
+        A sentence for an error message if the .item file describes none of the items in the
+        interactions (ids are probably written differently); else None.
+    item_row : ndarray of int64, [n_items], or None
+        Row of each item in the unfiltered .item file, -1 for an item without a row; None without
+        that file.
     """
 
     name: str
-    users: np.ndarray  # [n_users] str tokens
-    items: np.ndarray  # [n_items] str tokens
-    start: np.ndarray  # [n_users + 1] int64
-    item: np.ndarray  # [n_events] int32, index into items
-    time: np.ndarray  # [n_events] float64; the row number where the file has no time column
-    file_order: np.ndarray  # [n_events] int64: events[file_order] restores the order of the file
-    columns: dict[str, np.ndarray]  # further columns of .inter, [n_events] each
-    item_table: pd.DataFrame  # row i describes items[i]; str cells; "" where unknown
-    item_types: dict[str, str]  # column -> atomic type
+    users: np.ndarray
+    items: np.ndarray
+    start: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    file_order: np.ndarray
+    columns: dict[str, np.ndarray]
+    item_table: pd.DataFrame
+    item_types: dict[str, str]
     user_table: pd.DataFrame | None = None
     user_types: dict[str, str] = field(default_factory=dict)
     has_time: bool = True
-    log: tuple[str, ...] = ()  # what was read, filtered and left out, one line each
-    cases: dict[str, np.ndarray] | None = (
-        None  # benchmark files: split name -> (begin, end) rows, [n, 2] int64
-    )
-    strangers: str | None = None  # where no item of an event has a row in .item: that, in words
-    item_row: np.ndarray | None = (
-        None  # [n_items] int64: row of .item, whatever is filtered, -1 for none; None without that file
-    )
+    log: tuple[str, ...] = ()
+    cases: dict[str, np.ndarray] | None = None
+    strangers: str | None = None
+    item_row: np.ndarray | None = None
 
     @cached_property
     def user(self) -> np.ndarray:
-        """[n_events] int32 user index of each event."""
+        """User index of each interaction, int32 [n_interactions]."""
         return np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(self.start))
 
     @cached_property
     def position(self) -> np.ndarray:
-        """[n_events] int64 index of each event in its user's sequence."""
+        """Index of each interaction within its user's sequence, int64 [n_interactions]."""
         return np.arange(len(self.item)) - self.start[self.user]
 
     @cached_property
     def met(self) -> np.ndarray:
-        """[n_users] int64: how many different items each user has met."""
-        return np.bincount(
-            np.unique(self.user.astype(np.int64) * len(self.items) + self.item) // len(self.items),
-            minlength=len(self.users),
-        )
+        """Number of distinct items in each user's interactions, int64 [n_users]."""
+        pairs = np.unique(self.user.astype(np.int64) * len(self.items) + self.item)
+        return np.bincount(pairs // len(self.items), minlength=len(self.users))
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over users, items, order, times and side tables: equal data, equal fingerprint."""
+        """Hash of users, items, order, times and side tables, 16 hex digits.
+
+        Equal data have equal fingerprints. The type of a side table's column is part of it, because
+        the type decides what a model makes of the cells.
+        """
         digest = hashlib.sha256()
         for tokens in (self.users, self.items):
             digest.update("\0".join(tokens).encode())
-        for array in (
-            self.start,
-            self.item,
-            self.time,
-            *(self.columns[key] for key in sorted(self.columns)),
-        ):
-            digest.update(
-                np.ascontiguousarray(
-                    array if array.dtype != object else array.astype(str)
-                ).tobytes()
-            )
-        for table, types in (
-            (self.item_table, self.item_types),
-            (self.user_table, self.user_types),
-        ):
-            for name in (
-                () if table is None else table
-            ):  # a column's type decides what a model makes of its cells
-                digest.update(f"{name}:{types[name]}\0".encode() + "\0".join(table[name]).encode())
+        further = [self.columns[name] for name in sorted(self.columns)]
+        for array in (self.start, self.item, self.time, *further):
+            if array.dtype == object:
+                array = array.astype(str)
+            digest.update(np.ascontiguousarray(array).tobytes())
+        _hash_side_table(digest, self.item_table, self.item_types)
+        if self.user_table is not None:
+            _hash_side_table(digest, self.user_table, self.user_types)
         for split, rows in sorted((self.cases or {}).items()):
             digest.update(split.encode() + rows.tobytes())
         return digest.hexdigest()[:16]
 
 
+def _hash_side_table(digest: "hashlib._Hash", table: pd.DataFrame, types: dict[str, str]) -> None:
+    """Add the columns of a side table, with their types, to a digest."""
+    for name in table:
+        digest.update(f"{name}:{types[str(name)]}\0".encode() + "\0".join(table[name]).encode())
+
+
 @dataclass(frozen=True)
 class Source:
-    """What to read and how to filter it. Field names are the configuration keys of the same meaning.
+    """Which files to read and how to filter them.
 
-    user_interval / item_interval bound the number of events (k-core, repeated until nothing changes);
-    value_intervals bounds float columns; all are RecBole's interval strings such as "[5,inf)".
+    A field has the name of the configuration key of the same meaning, or is its short form.
+    Intervals are RecBole's strings, such as "[5,inf)".
+
+    Attributes
+    ----------
+    folder : Path
+        Folder of the dataset's files.
+    name : str
+        Name of the dataset, with which the names of its files begin.
+    user_field, item_field, time_field, rating_field : str
+        Names of the columns of user, item, time and rating.
+    inter_columns : frozenset of str, or None
+        Further columns of .inter to read; None reads all.
+    dedup : {"event", "consecutive", "consecutive_item", "none"}
+        Which repeated interactions to leave out.
+    remove_repeats : {"first", "last"}, or None
+        Which interaction of each (user, item) pair to keep; None keeps all.
+    catalogue : {"met", "all"}
+        Whether the items are those of the interactions, or also the other items of the .item file.
+    user_sample : float
+        The fraction of users to sample if at most 1; else the number of users.
+    sample_seed : int
+        Seed of that sample.
+    user_interval, item_interval : str
+        Bounds of the number of interactions of a user and of an item (k-core: applied until nothing
+        changes).
+    value_intervals : tuple of (str, str)
+        Names of float columns, each with the interval its values must lie in.
+    need_item_row : bool
+        Leave out interactions with items that have no row in the .item file.
+    benchmark : tuple of str
+        Suffixes of pre-split files; empty for a dataset in one .inter file.
+    separator : str
+        Separator of the cells in files that have no tab in their header.
     """
 
     folder: Path
@@ -114,36 +179,64 @@ class Source:
     item_field: str = "item_id"
     time_field: str = "timestamp"
     rating_field: str = "rating"
-    inter_columns: frozenset[str] | None = frozenset()  # further columns of .inter; None takes all
-    dedup: str = "event"  # event | consecutive | consecutive_item | none
-    remove_repeats: str | None = None  # first | last: keep one event per (user, item)
-    catalogue: str = "met"  # met | all
+    inter_columns: frozenset[str] | None = frozenset()
+    dedup: str = "event"
+    remove_repeats: Literal["first", "last"] | None = None
+    catalogue: str = "met"
     user_sample: float = 1.0
     sample_seed: int = 0
-    user_interval: str = EVERY
-    item_interval: str = EVERY
+    user_interval: str = UNBOUNDED
+    item_interval: str = UNBOUNDED
     value_intervals: tuple[tuple[str, str], ...] = ()
-    need_item_row: bool = False  # leave out events of items that .item does not list
-    benchmark: tuple[str, ...] = ()  # suffixes of pre-split files
-    separator: str = "\t"  # between the cells of files without a tab in their header
+    need_item_row: bool = False
+    benchmark: tuple[str, ...] = ()
+    separator: str = "\t"
 
     def path(self, suffix: str) -> Path:
+        """Make the path of one of the dataset's files.
+
+        Parameters
+        ----------
+        suffix : str
+            Suffix of the file, such as `inter` or `item`.
+
+        Returns
+        -------
+        Path
+            The path; the file need not exist.
+        """
         return self.folder / f"{self.name}.{suffix}"
 
 
 def load(source: Source) -> Tables:
-    """Read and filter one dataset. Raises UserError on a missing file or column, or when nothing is left."""
+    """Read and filter one dataset.
+
+    Parameters
+    ----------
+    source : Source
+        Which files to read and how to filter them.
+
+    Returns
+    -------
+    Tables
+        The remaining interactions, with the side tables of their users and items.
+
+    Raises
+    ------
+    UserError
+        If a file or a column is missing, a cell is wrong, or no interaction is left.
+    """
     if source.benchmark:
         from .benchmark import load_benchmark
 
         return load_benchmark(source)
-    log = []
+    log: list[str] = []
     frame = _read_interactions(source)
     has_time = source.time_field in frame
     if not has_time:
         log.append(
             f"no column {source.time_field}: the order of the file is the order of time"
-            f"{_times_elsewhere(source)}"
+            f"{_suggest_time_column(source)}"
         )
         frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
     log.append(f"{len(frame)} events read from {source.folder}")
@@ -156,8 +249,8 @@ def load(source: Source) -> Tables:
     return build(source, frame, has_time, log)
 
 
-def _times_elsewhere(source: Source) -> str:
-    """A hint at a column whose name is that of a time, for a dataset without its time column."""
+def _suggest_time_column(source: Source) -> str:
+    """Advice for a dataset without its time column: a column whose name suggests a time, or ""."""
     types = read_header(source.path("inter"), source.separator)
     core = {source.user_field, source.item_field, source.rating_field}
     names = [name for name in types if TIME_NAME.search(name) and name not in core]
@@ -173,96 +266,168 @@ def _times_elsewhere(source: Source) -> str:
 
 
 def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -> Tables:
-    """Tables from a filtered frame of events in file order."""
-    (user, users), (item, items) = (
-        _number(frame[name]) for name in (source.user_field, source.item_field)
-    )
+    """Sort filtered interactions, number their users and items, and read the side tables.
+
+    Parameters
+    ----------
+    source : Source
+        Names of the columns and of the files.
+    frame : DataFrame
+        Interactions in file order.
+    has_time : bool
+        Whether their times come from the file.
+    log : list of str
+        What was done so far; lines about the side tables are appended.
+
+    Returns
+    -------
+    Tables
+        The dataset.
+
+    Raises
+    ------
+    UserError
+        If a side table has no id column, or `catalogue` has a wrong value.
+    """
+    user, users = _number(frame[source.user_field])
+    item, items = _number(frame[source.item_field])
     time = frame[source.time_field].to_numpy(dtype=np.float64)
     order = np.lexsort((time, user))  # stable: equal times keep the order of the file
     file_order = np.empty_like(order)
     file_order[order] = np.arange(len(order))
-    item_table, item_types = _side_table(source, "item", source.item_field, log)
-    strangers = None
-    if item_table is not None and len(item_table) and not item_table.index.isin(items).any():
-        strangers = f"no {source.item_field} of the events has a row in {source.path('item').name}: {items[0]!r} is an event's, {item_table.index[0]!r} a row's"
-    if source.catalogue == "all" and item_table is not None:
-        items = np.concatenate(
-            [items, np.setdiff1d(item_table.index.to_numpy(dtype=object), items)]
-        )
-    elif source.catalogue not in ("met", "all"):
-        raise UserError(f"catalogue: expected met or all, found {source.catalogue!r}")
-    user_table, user_types = _side_table(source, "user", source.user_field, log)
+    item_side, item_types = _side_table(source, "item", source.item_field, log)
+    strangers = None if item_side is None else _foreign_items(source, items, item_side)
+    items = _catalogue(source, items, item_side)
+    user_side, user_types = _side_table(source, "user", source.user_field, log)
+    item_table = _align(item_side, items, source.path("item"), log)
+    user_table = None
+    if user_side is not None:
+        user_table = _align(user_side, users, source.path("user"), log)
     core = {source.user_field, source.item_field, source.time_field}
-    tables = Tables(
-        name=source.name, users=users, items=items, has_time=has_time,
-        start=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))]).astype(np.int64),
-        item=item[order].astype(np.int32), time=time[order], file_order=file_order,
-        columns={name: frame[name].to_numpy()[order] for name in frame if name not in core},
-        item_table=_align(item_table, items, source.path("item"), log), item_types=item_types,
-        user_table=None if user_table is None else _align(user_table, users, source.path("user"), log),
-        user_types=user_types, log=tuple(log), strangers=strangers,
-        item_row=None if item_table is None else item_table.index.get_indexer(items),
-    )  # fmt: skip
-    return tables
+    counts = np.bincount(user, minlength=len(users))
+    return Tables(
+        name=source.name,
+        users=users,
+        items=items,
+        start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        item=item[order].astype(np.int32),
+        time=time[order],
+        file_order=file_order,
+        columns={str(name): frame[name].to_numpy()[order] for name in frame if name not in core},
+        item_table=item_table,
+        item_types=item_types,
+        user_table=user_table,
+        user_types=user_types,
+        has_time=has_time,
+        log=tuple(log),
+        strangers=strangers,
+        item_row=None if item_side is None else item_side.index.get_indexer(pd.Index(items)),
+    )
 
 
 def _number(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """(number of each row's token, tokens by first appearance) without a Python string per row."""
+    """Number the tokens of a column by first appearance, without a Python string per row.
+
+    Returns the number of each row's token, int64 [n_rows], and the tokens, str [n_tokens].
+    """
     codes, tokens = pd.factorize(column)
     return codes, np.asarray(tokens, dtype=object)
 
 
+def _foreign_items(source: Source, items: np.ndarray, table: pd.DataFrame) -> str | None:
+    """A sentence that says so if the .item file describes none of the items; else None."""
+    if not len(table) or table.index.isin(items).any():
+        return None
+    return (
+        f"no {source.item_field} of the events has a row in {source.path('item').name}: "
+        f"the events have {items[0]!r}, the rows {table.index[0]!r}"
+    )
+
+
+def _catalogue(source: Source, items: np.ndarray, table: pd.DataFrame | None) -> np.ndarray:
+    """The tokens of all items: those of the interactions, then those of .item if `all`."""
+    if source.catalogue not in ("met", "all"):
+        raise UserError(f"catalogue: expected met or all, found {source.catalogue!r}")
+    if source.catalogue == "met" or table is None:
+        return items
+    return np.concatenate([items, np.setdiff1d(table.index.to_numpy(dtype=object), items)])
+
+
 def _read_interactions(source: Source) -> pd.DataFrame:
+    """The .inter file with the columns that are needed, its ids and times checked."""
     path = source.path("inter")
     if not path.is_file():
         raise UserError(f"{path} not found; expected the interactions of {source.name} there")
     types = read_header(path, source.separator)
+    _check_core_columns(source, path, types)
+    frame = read_atomic(path, _needed_columns(source, path, types), separator=source.separator)
+    _check_ids(source, path, frame)
+    if source.time_field in frame:
+        _check_times(source, path, frame[source.time_field])
+    return frame
+
+
+def _check_core_columns(source: Source, path: Path, types: dict[str, str]) -> None:
+    """Raise UserError if the user or item column is missing, or the times are not numbers."""
     for name in (source.user_field, source.item_field):
         if name not in types:
             raise UserError(
-                f"{path}: expected a column {name}, found {', '.join(types)}; rename it or set its key (USER_ID_FIELD, …)"
+                f"{path}: expected a column {name}, found {', '.join(types)}; "
+                "rename it or set its key (USER_ID_FIELD, …)"
             )
-    if types.get(source.time_field, "float") != "float":
+    time_type = types.get(source.time_field, "float")
+    if time_type != "float":
         raise UserError(
-            f"{path}: expected {source.time_field}:float, found {source.time_field}:{types[source.time_field]}; write the times as numbers"
+            f"{path}: expected {source.time_field}:float, found {source.time_field}:{time_type}; "
+            "write the times as numbers"
         )
-    wanted = None
-    if source.inter_columns is not None:
-        if missing := sorted(source.inter_columns - set(types) - {source.time_field}):
-            raise UserError(
-                f"{path} has no column {', '.join(missing)}; it has {', '.join(types)}; set load_col or threshold"
-            )
-        wanted = {
-            source.user_field,
-            source.item_field,
-            source.time_field,
-            source.rating_field,
-        } | source.inter_columns
-        wanted |= {name for name, _ in source.value_intervals}
-        if source.dedup == "consecutive":
-            wanted.add(REVIEW)
-    frame = read_atomic(path, wanted, separator=source.separator)
+
+
+def _needed_columns(source: Source, path: Path, types: dict[str, str]) -> set[str] | None:
+    """Names of the columns to read from .inter; None for all."""
+    if source.inter_columns is None:
+        return None
+    missing = sorted(source.inter_columns - set(types) - {source.time_field})
+    if missing:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(types)}; "
+            "set load_col or threshold"
+        )
+    core = {source.user_field, source.item_field, source.time_field, source.rating_field}
+    needed = core | source.inter_columns | {name for name, _ in source.value_intervals}
+    if source.dedup == "consecutive":
+        needed.add(REVIEW)
+    return needed
+
+
+def _check_ids(source: Source, path: Path, frame: pd.DataFrame) -> None:
+    """Raise UserError for an empty user or item id."""
     for name in (source.user_field, source.item_field):
         empty = np.flatnonzero(frame[name] == "")
         if len(empty):
             raise UserError(
-                f"{path}, line {empty[0] + 2}: {name} is empty ({len(empty)} such lines); give it an id or remove the line"
+                f"{path}, line {empty[0] + 2}: {name} is empty ({len(empty)} such lines); "
+                "give it an id or remove the line"
             )
-    if source.time_field in frame and len(
-        bad := np.flatnonzero(~np.isfinite(frame[source.time_field]))
-    ):
-        cells = read_atomic(path, {source.time_field}, numbers=False, separator=source.separator)
-        cell = cells[source.time_field][bad[0]]
-        raise UserError(
-            f"{path}, line {bad[0] + 2}: expected a finite number in column {source.time_field}, found {cell!r} ({len(bad)} such lines); "
-            "correct it or remove the line"
-        )
-    return frame
+
+
+def _check_times(source: Source, path: Path, times: pd.Series) -> None:
+    """Raise UserError for a time that is missing or infinite, with its cell as it is written."""
+    wrong = np.flatnonzero(~np.isfinite(times))
+    if not len(wrong):
+        return
+    name = source.time_field
+    cells = read_atomic(path, {name}, numbers=False, separator=source.separator)
+    raise UserError(
+        f"{path}, line {wrong[0] + 2}: expected a finite number in column {name}, "
+        f"found {cells[name][wrong[0]]!r} ({len(wrong)} such lines); correct it or remove the line"
+    )
 
 
 def _deduplicate(
     frame: pd.DataFrame, source: Source, has_time: bool, log: list[str]
 ) -> pd.DataFrame:
+    """Leave out repeated interactions, as `dedup` and `remove_repeats` say."""
     before = len(frame)
     pair = [source.user_field, source.item_field]
     event = pair + [name for name in (source.time_field, source.rating_field) if name in frame]
@@ -271,7 +436,8 @@ def _deduplicate(
             frame = frame[~frame.duplicated(event)]
     elif source.dedup == "consecutive":
         if has_time:
-            frame = frame[~_repeats(frame, event + [REVIEW] * (REVIEW in frame), source)]
+            columns = [*event, REVIEW] if REVIEW in frame else event
+            frame = frame[~_repeats(frame, columns, source)]
         if source.inter_columns is not None and REVIEW not in source.inter_columns:
             frame = frame.drop(columns=REVIEW, errors="ignore")
     elif source.dedup == "consecutive_item":
@@ -281,20 +447,23 @@ def _deduplicate(
             f"dedup: expected event, consecutive, consecutive_item or none, found {source.dedup!r}"
         )
     if source.remove_repeats:
-        if source.remove_repeats not in ("first", "last"):
-            raise UserError(
-                f"rm_dup_inter: expected first or last, found {source.remove_repeats!r}"
-            )
-        order = np.argsort(frame[source.time_field].to_numpy(), kind="stable")
-        repeat = frame.iloc[order].duplicated(pair, keep=source.remove_repeats).sort_index()
-        frame = frame[~repeat]
+        frame = _one_per_pair(frame, pair, source)
     if len(frame) < before:
         log.append(f"{before - len(frame)} duplicate events left out (dedup: {source.dedup})")
     return frame.reset_index(drop=True)
 
 
+def _one_per_pair(frame: pd.DataFrame, pair: list[str], source: Source) -> pd.DataFrame:
+    """Keep the first or last interaction of each user with each item, by time."""
+    if source.remove_repeats not in ("first", "last"):
+        raise UserError(f"rm_dup_inter: expected first or last, found {source.remove_repeats!r}")
+    order = np.argsort(frame[source.time_field].to_numpy(), kind="stable")
+    repeat = frame.iloc[order].duplicated(pair, keep=source.remove_repeats).sort_index()
+    return frame[~repeat]
+
+
 def _repeats(frame: pd.DataFrame, columns: list[str], source: Source) -> pd.Series:
-    """Whether each event equals its user's event before it in these columns.
+    """Whether each interaction equals the user's previous one in these columns.
 
     Two missing cells are equal.
     """
@@ -303,75 +472,94 @@ def _repeats(frame: pd.DataFrame, columns: list[str], source: Source) -> pd.Seri
     before = cells.shift()
     same = (cells == before) | (cells.isna() & before.isna())
     repeat = same.all(axis=1)
-    repeat.iloc[:1] = False  # nothing is before it
+    repeat.iloc[:1] = False  # the first one has no previous one
     return repeat.sort_index()
 
 
 def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
+    """Apply the filters: values, items without a row, sample of users, k-core, in this order."""
     for name, interval in source.value_intervals:
-        if name not in frame:
-            raise UserError(
-                f"val_interval: {source.path('inter')} has no column {name}; it has {', '.join(frame)}"
-            )
-        if frame[name].dtype != np.float64:
-            raise UserError(
-                f"val_interval: column {name} of {source.path('inter')} holds no numbers; only float columns can be bounded"
-            )
-        kept = _inside(frame[name].to_numpy(), interval, f"val_interval.{name}")
-        log.append(f"{int((~kept).sum())} events with {name} outside {interval} left out")
-        frame = frame[kept]
+        frame = _filter_values(frame, name, interval, source, log)
     if source.need_item_row and source.path("item").is_file():
-        path = source.path("item")
-        known = read_atomic(path, {source.item_field}, numbers=False, separator=source.separator)[
-            source.item_field
-        ]
-        kept = frame[source.item_field].isin(known)
-        if not kept.all():
-            log.append(
-                f"{int((~kept).sum())} events of items that are not in {source.path('item').name} left out"
-            )
-        frame = frame[kept]
-    if source.user_sample <= 0 or source.user_sample > 1 and source.user_sample % 1:
-        raise UserError(
-            f"user_sample: expected a fraction up to 1 or a number of users above it, found {source.user_sample}"
-        )
-    if source.user_sample != 1:
-        tokens = np.sort(frame[source.user_field].unique().astype(str))
-        kept = max(
-            1,
-            round(
-                len(tokens) * source.user_sample if source.user_sample < 1 else source.user_sample
-            ),
-        )
-        chosen = np.random.default_rng(source.sample_seed).permutation(tokens)[:kept]
-        frame = frame[frame[source.user_field].isin(chosen)]
-        log.append(
-            f"{len(chosen)} of {len(tokens)} users drawn (user_sample: {source.user_sample}, sample_seed: {source.sample_seed})"
-        )
+        frame = _filter_described(frame, source, log)
+    frame = _sample_users(frame, source, log)
     return _k_core(frame, source, log)
 
 
-def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
-    """Drop users and items whose number of events is outside the intervals until none is left outside."""
-    user, item = (pd.factorize(frame[name])[0] for name in (source.user_field, source.item_field))
-    kept = np.ones(len(frame), dtype=bool)
-    while True:
-        user_events = np.bincount(user[kept], minlength=user.max(initial=0) + 1)
-        item_events = np.bincount(item[kept], minlength=item.max(initial=0) + 1)
-        bad = ~_inside(user_events, source.user_interval, "user_inter_num_interval")[user]
-        bad |= ~_inside(item_events, source.item_interval, "item_inter_num_interval")[item]
-        if not (bad & kept).any():
-            break
-        kept &= ~bad
-    if not kept.all():
-        log.append(
-            f"{int((~kept).sum())} events left out (users with {source.user_interval}, items with {source.item_interval} events stay)"
+def _filter_values(
+    frame: pd.DataFrame, name: str, interval: str, source: Source, log: list[str]
+) -> pd.DataFrame:
+    """Keep the interactions whose value in one float column lies in an interval."""
+    path = source.path("inter")
+    if name not in frame:
+        raise UserError(
+            f"val_interval: {path} has no column {name}; it has {', '.join(map(str, frame))}"
         )
-    return frame[kept]
+    if frame[name].dtype != np.float64:
+        raise UserError(
+            f"val_interval: column {name} of {path} holds no numbers; "
+            "only float columns can be bounded"
+        )
+    inside = _inside(frame[name].to_numpy(), interval, f"val_interval.{name}")
+    log.append(f"{int((~inside).sum())} events with {name} outside {interval} left out")
+    return frame[inside]
+
+
+def _filter_described(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
+    """Keep the interactions with items that have a row in the .item file."""
+    path, name = source.path("item"), source.item_field
+    described = read_atomic(path, {name}, numbers=False, separator=source.separator)[name]
+    has_row = frame[name].isin(described)
+    if not has_row.all():
+        log.append(f"{int((~has_row).sum())} events of items that are not in {path.name} left out")
+    return frame[has_row]
+
+
+def _sample_users(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
+    """Keep the interactions of a seeded sample of the users.
+
+    The tokens are sorted before they are shuffled, so that the order of the file does not matter.
+    """
+    size = source.user_sample
+    if size <= 0 or size > 1 and size % 1:
+        raise UserError(
+            f"user_sample: expected a fraction up to 1 or a number of users above it, found {size}"
+        )
+    if size == 1:
+        return frame
+    tokens = np.sort(frame[source.user_field].unique().astype(str))
+    count = max(1, round(len(tokens) * size if size < 1 else size))
+    sample = np.random.default_rng(source.sample_seed).permutation(tokens)[:count]
+    log.append(
+        f"{len(sample)} of {len(tokens)} users drawn (user_sample: {size}, "
+        f"sample_seed: {source.sample_seed})"
+    )
+    return frame[frame[source.user_field].isin(sample)]
+
+
+def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
+    """Drop users and items with too few or too many interactions until none is left of them."""
+    user = pd.factorize(frame[source.user_field])[0]
+    item = pd.factorize(frame[source.item_field])[0]
+    keep = np.ones(len(frame), dtype=bool)
+    while True:
+        user_counts = np.bincount(user[keep], minlength=user.max(initial=0) + 1)
+        item_counts = np.bincount(item[keep], minlength=item.max(initial=0) + 1)
+        drop = ~_inside(user_counts, source.user_interval, "user_inter_num_interval")[user]
+        drop |= ~_inside(item_counts, source.item_interval, "item_inter_num_interval")[item]
+        if not (drop & keep).any():
+            break
+        keep &= ~drop
+    if not keep.all():
+        log.append(
+            f"{int((~keep).sum())} events left out (users with {source.user_interval}, "
+            f"items with {source.item_interval} events stay)"
+        )
+    return frame[keep]
 
 
 def _inside(values: np.ndarray, interval: str, key: str) -> np.ndarray:
-    """bool [n]: which values lie in an interval. key: the setting that names it, for the error."""
+    """Whether each value lies in an interval, bool [n]; `key` names its setting in the error."""
     text = str(interval).strip()
     try:
         low, high = (float(end) for end in text[1:-1].split(","))
@@ -388,9 +576,9 @@ def _inside(values: np.ndarray, interval: str, key: str) -> np.ndarray:
 def _side_table(
     source: Source, kind: str, key: str, log: list[str]
 ) -> tuple[pd.DataFrame | None, dict[str, str]]:
-    """A .item or .user file with its id as index.
+    """A .item or .user file with its id as index, and the types of its columns.
 
-    Of several rows of an id, each column's first cell that is not empty counts.
+    If several rows have one id, the first non-empty cell of each column counts.
     """
     path = source.path(kind)
     if not path.is_file():
@@ -401,48 +589,53 @@ def _side_table(
     frame = read_atomic(path, numbers=False, separator=source.separator)
     repeated = frame.duplicated(key)
     if repeated.any():
-        frame = _joined(frame, repeated, key, path, log)
-    return frame.set_index(key), {name: kind for name, kind in types.items() if name != key}
+        frame = _merge_rows(frame, repeated, key, path, log)
+    del types[key]
+    return frame.set_index(key), types
 
 
-def _joined(
+def _merge_rows(
     frame: pd.DataFrame, repeated: pd.Series, key: str, path: Path, log: list[str]
 ) -> pd.DataFrame:
-    """One row of each id, in the place of its first one, and a line of how many there were."""
+    """Merge the rows of each id into its first row, and log how many there were."""
     several = frame[frame[key].isin(frame[key][repeated])]
     columns = [name for name in frame if name != key]
     filled = several[[key, *columns]].replace("", np.nan).infer_objects()
     by_id = filled.groupby(key, sort=False)
     first = by_id.first().fillna("")
     frame = frame[~repeated].copy()
-    again = frame[key].isin(first.index)
+    merged = frame[key].isin(first.index)
     for name in columns:
-        frame.loc[again, name] = frame.loc[again, key].map(first[name])
+        frame.loc[merged, name] = frame.loc[merged, key].map(first[name])
     differing = (by_id[columns].nunique() > 1).any(axis=1)
     line = (
-        f"{int(repeated.sum())} further rows of {path.name} are of an id that has a row: of each column "
-        "the first cell that is not empty is taken"
+        f"{int(repeated.sum())} further rows of {path.name} are of an id that has a row: "
+        "of each column the first cell that is not empty is taken"
     )
     if differing.any():
         ids = differing.index[differing]
-        line += (
-            f"; rows of {len(ids)} ids differ: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}"
-        )
+        line += f"; rows of {len(ids)} ids differ: {_first_three(ids)}"
     log.append(line)
     return frame
+
+
+def _first_three(ids: np.ndarray | pd.Index) -> str:
+    """The first three ids for a message, with an ellipsis if there are more."""
+    return ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
 
 
 def _align(
     frame: pd.DataFrame | None, tokens: np.ndarray, path: Path, log: list[str]
 ) -> pd.DataFrame:
-    """Rows in the order of tokens; a token without a row gets empty cells and is counted."""
+    """Rows of a side table in the order of tokens; a token without a row gets empty cells."""
     if frame is None:
         return pd.DataFrame(index=range(len(tokens)))
-    rows = frame.index.get_indexer(tokens)
+    rows = frame.index.get_indexer(pd.Index(tokens))
     if (rows < 0).any():
         missing = tokens[rows < 0]
         log.append(
-            f"{len(missing)} of {len(tokens)} ids have no row in {path.name}: {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+            f"{len(missing)} of {len(tokens)} ids have no row in {path.name}: "
+            f"{_first_three(missing)}"
         )
     blank = pd.DataFrame({name: [""] for name in frame})
     table = pd.concat([frame.reset_index(drop=True), blank], ignore_index=True)

@@ -1,1 +1,1 @@
-"""The data as RecBole's own models take it: datasets and loaders."""
+"""RecBole's Dataset classes and data loaders over the tables."""

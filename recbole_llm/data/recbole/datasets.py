@@ -1,10 +1,15 @@
-"""RecBole's Dataset classes fed with ready frames: one set of users, items, order and cases for every model."""
+"""RecBole's Dataset classes over `Tables`.
+
+Every model has the same users, items, order and cases.
+"""
 
 import copy
 import glob
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,77 +21,128 @@ from recbole.utils import FeatureSource, FeatureType, ModelType
 from ...contracts.cases import Cases
 from ...errors import UserError
 from ..cases.splits import Split, draw, make_split
-from ..reading.tables import Source, Tables, load
+from ..reading.tables import UNBOUNDED, Source, Tables, load
 
 CASE_BEGIN, CASE_END = "case_begin", "case_end"
 UNKNOWN_USER = -1  # becomes RecBole's padding user
 
 
 @lru_cache(maxsize=4)
-def _load(source: Source, stamp: tuple) -> Tables:
-    """The models of one comparison share their tables, until a file changes."""
+def _load(source: Source, stamp: tuple[tuple[str, int], ...]) -> Tables:
+    """Read a dataset; the models of one comparison share it until the stamp of a file changes."""
     return load(source)
 
 
-def source_of(config) -> Source:
-    """The `Source` that RecBole's and our configuration keys describe."""
+def source_of(config: Any) -> Source:
+    """Collect the configuration keys that say which files to read and how to filter them.
+
+    Parameters
+    ----------
+    config : Config or mapping
+        RecBole's keys, and ours.
+
+    Returns
+    -------
+    Source
+        The files and filters.
+    """
     load_col = config["load_col"] or {}
     inter = load_col.get("inter", []) if isinstance(load_col, dict) else []
+    columns = None if inter == "*" else frozenset(inter) | frozenset(config["threshold"] or ())
+    intervals = config["val_interval"] or {}
     return Source(
-        folder=Path(config["data_path"]), name=config["data_name"] or config["dataset"],
-        user_field=config["USER_ID_FIELD"], item_field=config["ITEM_ID_FIELD"],
-        time_field=config["TIME_FIELD"], rating_field=config["RATING_FIELD"],
-        inter_columns=None if inter == "*" else frozenset(inter) | frozenset(config["threshold"] or ()),
-        dedup=config["dedup"], remove_repeats=config["rm_dup_inter"], catalogue=config["catalogue"],
-        user_sample=config["user_sample"], sample_seed=config["sample_seed"],
-        user_interval=config["user_inter_num_interval"] or "[0,inf)", item_interval=config["item_inter_num_interval"] or "[0,inf)",
-        value_intervals=tuple((name, str(interval)) for name, interval in (config["val_interval"] or {}).items()),
-        need_item_row=bool(config["need_item_row"]), benchmark=tuple(config["benchmark_filename"] or ()),
+        folder=Path(config["data_path"]),
+        name=config["data_name"] or config["dataset"],
+        user_field=config["USER_ID_FIELD"],
+        item_field=config["ITEM_ID_FIELD"],
+        time_field=config["TIME_FIELD"],
+        rating_field=config["RATING_FIELD"],
+        inter_columns=columns,
+        dedup=config["dedup"],
+        remove_repeats=config["rm_dup_inter"],
+        catalogue=config["catalogue"],
+        user_sample=config["user_sample"],
+        sample_seed=config["sample_seed"],
+        user_interval=config["user_inter_num_interval"] or UNBOUNDED,
+        item_interval=config["item_inter_num_interval"] or UNBOUNDED,
+        value_intervals=tuple((name, str(interval)) for name, interval in intervals.items()),
+        need_item_row=bool(config["need_item_row"]),
+        benchmark=tuple(config["benchmark_filename"] or ()),
         separator=str(config["field_separator"] or "\t").replace("\\t", "\t"),
-    )  # fmt: skip
+    )
 
 
-def load_tables(config) -> Tables:
+def load_tables(config: Any) -> Tables:
+    """Read and filter the dataset of a configuration, or take it from the cache of this process.
+
+    Parameters
+    ----------
+    config : Config or mapping
+        RecBole's keys, and ours.
+
+    Returns
+    -------
+    Tables
+        The dataset.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or nothing of it is left.
+    """
     source = source_of(config)
     files = sorted(source.folder.glob(f"{glob.escape(source.name)}.*"))
     return _load(source, tuple((file.name, file.stat().st_mtime_ns) for file in files))
 
 
 class HistoryInteraction(Interaction):
-    """One row per case; the `<field>_list` columns are cut from the event arrays when a row is read.
+    """An Interaction with a row per case, whose `<field>_list` columns are cut when they are read.
 
     RecBole copies every prefix (628 B a row at length 50); here a case costs its two row numbers.
+
+    Parameters
+    ----------
+    targets : mapping of str to Tensor, [n_cases, ...] each
+        The columns that are no lists.
+    cases : Cases
+        Where the history of each row is.
+    lists : mapping of str to Tensor, [n_interactions, ...] each
+        Per list column, its value for every interaction of the dataset.
+    width : int
+        Length of the list columns; older values are cut off.
+    length_field : str
+        Name of the column with the lengths of the histories.
     """
 
     def __init__(
         self,
-        targets: dict,
+        targets: Mapping[str, torch.Tensor],
         cases: Cases,
-        lists: dict[str, torch.Tensor],
+        lists: Mapping[str, torch.Tensor],
         width: int,
         length_field: str,
     ):
         self.cases, self.lists, self.width = cases, lists, width
-        sizes = np.minimum(cases.end - cases.begin, width)
-        super().__init__({**targets, length_field: torch.from_numpy(sizes)})
+        lengths = np.minimum(cases.end - cases.begin, width)
+        super().__init__({**targets, length_field: torch.from_numpy(lengths)})
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
-            return (
-                self._cut(self.lists[index], slice(None))
-                if index in self.lists
-                else self.interaction[index]
-            )
+            if index in self.lists:
+                return self._cut(self.lists[index], slice(None))
+            return self.interaction[index]
         if torch.is_tensor(index):
             index = index.numpy()
-        row = {name: self._cut(values, index) for name, values in self.lists.items()}
-        return Interaction({name: values[index] for name, values in self.interaction.items()} | row)
+        rows = {name: values[index] for name, values in self.interaction.items()}
+        for name, values in self.lists.items():
+            rows[name] = self._cut(values, index)
+        return Interaction(rows)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self.interaction or name in self.lists
 
-    def _cut(self, values: torch.Tensor, index) -> torch.Tensor:
-        """The newest `width` values before each case's target, right-padded with 0."""
+    def _cut(self, values: torch.Tensor, index: Any) -> torch.Tensor:
+        """The newest `width` values before the targets of some cases, padded with 0 at the end."""
         end = np.atleast_1d(self.cases.end[index])
         begin = np.maximum(np.atleast_1d(self.cases.begin[index]), end - self.width)
         rows = begin[:, None] + np.arange(self.width)
@@ -96,154 +152,224 @@ class HistoryInteraction(Interaction):
         return cut if isinstance(index, slice) or np.ndim(index) else cut[0]
 
 
-class TableMixin:
-    """Over any of RecBole's Dataset classes: frames come from `Tables`, parts from `Split`.
+if TYPE_CHECKING:  # a mixin uses the attributes of the class that it is mixed into
+    from recbole.data.dataset import Dataset as _Mixin
+else:
+    _Mixin = object
 
-    Time is handed over as the exact rank within the user, since RecBole keeps it as float32.
+
+class TableMixin(_Mixin):
+    """Makes any of RecBole's Dataset classes read `Tables` and `Split` in place of files.
+
+    RecBole stores times as float32, which cannot tell close ones apart: its time column therefore
+    holds the position of each interaction in its user's sequence.
+
+    Attributes
+    ----------
+    tables : Tables
+        The dataset.
+    split : Split
+        All cases.
+    cases : Cases
+        The cases of this one of the three datasets that `build` returns.
+    events : Interaction
+        All interactions with their features, in the order of `tables`.
+    neg_item_list : Tensor
+        DIEN only: sampled negatives of each interaction, in the order of `tables`.
     """
 
     tables: Tables
     split: Split
-    cases: Cases  # the prediction tasks of this part
+    cases: Cases
+    events: Interaction
+    neg_item_list: torch.Tensor
 
-    def _load_data(self, token, dataset_path):
+    def _load_data(self, token: str, dataset_path: str) -> None:
         self.tables = load_tables(self.config)
-        self.benchmark_filename_list = None  # a pre-split file is just another source of cases
+        self.benchmark_filename_list = None  # pre-split files are another source of cases only
         tables = self.tables
-        source = FeatureSource.INTERACTION
-        back = tables.file_order
+        order = tables.file_order  # RecBole numbers tokens by first appearance in the file
         frame = {
             # dtype object: one string per token and not per row
-            self.uid_field: pd.Series(tables.users[tables.user[back]], dtype=object),
-            self.iid_field: pd.Series(tables.items[tables.item[back]], dtype=object),
-            self.time_field: tables.position[back].astype(np.float64),
+            self.uid_field: pd.Series(tables.users[tables.user[order]], dtype=object),
+            self.iid_field: pd.Series(tables.items[tables.item[order]], dtype=object),
+            self.time_field: tables.position[order].astype(np.float64),
         }
-        for name, ftype in (
-            (self.uid_field, "token"),
-            (self.iid_field, "token"),
-            (self.time_field, "float"),
-        ):
-            self._declare(name, FeatureType(ftype), source)
-        load_col = (self.config["load_col"] or {}).get("inter", [])
-        for name, values in tables.columns.items():
-            if (
-                load_col != "*"
-                and name not in load_col
-                and name not in (self.config["threshold"] or ())
-            ):
-                continue
-            frame[name] = values[back]
-            self._declare(
-                name, FeatureType.FLOAT if values.dtype.kind == "f" else FeatureType.TOKEN, source
-            )
+        self._declare(self.uid_field, FeatureType.TOKEN, FeatureSource.INTERACTION)
+        self._declare(self.iid_field, FeatureType.TOKEN, FeatureSource.INTERACTION)
+        self._declare(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION)
+        for name in self._columns_to_load():
+            values = tables.columns[name]
+            is_number = values.dtype.kind == "f"
+            frame[name] = values[order]
+            feature_type = FeatureType.FLOAT if is_number else FeatureType.TOKEN
+            self._declare(name, feature_type, FeatureSource.INTERACTION)
         self.field2source[self.uid_field] = FeatureSource.USER_ID
         self.field2source[self.iid_field] = FeatureSource.ITEM_ID
         self.inter_feat = pd.DataFrame(frame)
-        self.item_feat = self._side_frame(
-            "item", self.iid_field, tables.items, tables.item_table, tables.item_types
-        )
-        self.user_feat = self._side_frame(
-            "user", self.uid_field, tables.users, tables.user_table, tables.user_types
-        )
+        self.item_feat = self._item_frame()
+        self.user_feat = self._user_frame()
 
-    def _declare(self, name, ftype, source, length=1):
-        self.field2type[name], self.field2source[name], self.field2seqlen[name] = (
-            ftype,
-            source,
-            length,
-        )
-        if ftype in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
+    def _columns_to_load(self) -> list[str]:
+        """Names of the further columns of .inter that RecBole is given."""
+        load_col = (self.config["load_col"] or {}).get("inter", [])
+        if load_col == "*":
+            return list(self.tables.columns)
+        wanted = {*load_col, *(self.config["threshold"] or ())}
+        return [name for name in self.tables.columns if name in wanted]
+
+    def _declare(
+        self, name: str, feature_type: FeatureType, source: FeatureSource, length: int = 1
+    ) -> None:
+        """Enter a column into RecBole's registers of types, sources and sequence lengths."""
+        self.field2type[name] = feature_type
+        self.field2source[name] = source
+        self.field2seqlen[name] = length
+        if feature_type in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
             self.field2bucketnum[name] = 2
 
-    def _side_frame(self, kind, key, tokens, table, types):
-        """The columns of .item or .user that the model reads, or None."""
-        wanted = (self.config["load_col"] or {}).get(kind) or []
-        wanted = list(types) if wanted == "*" else [name for name in wanted if name != key]
-        if kind == "item":
-            features = self.config["selected_features"] or []
-            attribute = self.config["item_attribute"]
-            wanted += [
-                name
-                for name in [*features, *([attribute] if attribute else [])]
-                if name not in wanted
-            ]
-        if (
-            not wanted
-        ):  # RecBole numbers what is in its frames: items without events need a row in one
-            return (
-                pd.DataFrame({key: tokens})
-                if kind == "item" and self.config["catalogue"] == "all"
-                else None
-            )
+    def _item_frame(self) -> pd.DataFrame | None:
+        """The columns of .item that the model reads, or None.
+
+        RecBole numbers what its frames contain. If the catalogue has items without interactions,
+        they need a row in this frame, even if the model reads no column.
+        """
+        tables = self.tables
+        wanted = self._side_columns("item", self.iid_field, tables.item_types)
+        attribute = self.config["item_attribute"]
+        further = [*(self.config["selected_features"] or []), *([attribute] if attribute else [])]
+        wanted += [name for name in further if name not in wanted]
+        if not wanted:
+            is_whole = self.config["catalogue"] == "all"
+            return pd.DataFrame({self.iid_field: tables.items}) if is_whole else None
+        return self._side_frame(
+            FeatureSource.ITEM, self.iid_field, tables.items, tables.item_table, wanted
+        )
+
+    def _user_frame(self) -> pd.DataFrame | None:
+        """The columns of .user that the model reads, or None."""
+        tables = self.tables
+        wanted = self._side_columns("user", self.uid_field, tables.user_types)
+        if not wanted:
+            return None
+        table = pd.DataFrame() if tables.user_table is None else tables.user_table
+        return self._side_frame(FeatureSource.USER, self.uid_field, tables.users, table, wanted)
+
+    def _side_columns(self, kind: str, key: str, types: Mapping[str, str]) -> list[str]:
+        """Names of the columns of .item or .user in `load_col`, without the id."""
+        load_col = (self.config["load_col"] or {}).get(kind) or []
+        if load_col == "*":
+            return list(types)
+        return [name for name in load_col if name != key]
+
+    def _side_frame(
+        self,
+        source: FeatureSource,
+        key: str,
+        tokens: np.ndarray,
+        table: pd.DataFrame,
+        wanted: Sequence[str],
+    ) -> pd.DataFrame:
+        """The wanted columns of a side table as RecBole expects them."""
+        tables, kind = self.tables, source.value
+        types = tables.item_types if source == FeatureSource.ITEM else tables.user_types
         missing = [name for name in wanted if name not in types]
         if missing:
             raise UserError(
-                f"dataset {self.tables.name} has no .{kind} column {', '.join(missing)}; it has {', '.join(types) or 'none'}; "
+                f"dataset {tables.name} has no .{kind} column {', '.join(missing)}; "
+                f"it has {', '.join(types) or 'none'}; "
                 "set selected_features, item_attribute or load_col"
             )
-        if kind == "item" and self.tables.strangers:
+        if source == FeatureSource.ITEM and tables.strangers:
             raise UserError(
-                f"dataset {self.tables.name}: {self.tables.strangers}; write the ids alike in both files"
+                f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files"
             )
-        frame = {key: tokens}
-        source = FeatureSource(kind)
+        frame: dict[str, Any] = {key: tokens}
         for name in wanted:
-            ftype = FeatureType(types[name])
+            feature_type = FeatureType(types[name])
+            limit = (self.config["seq_len"] or {}).get(name)
             try:
-                frame[name], length = _convert(
-                    table[name], ftype, (self.config["seq_len"] or {}).get(name)
-                )
+                frame[name], length = _convert(table[name], feature_type, limit)
             except ValueError as error:
                 raise UserError(
-                    f"dataset {self.tables.name}, .{kind} column {name}: {error}; write numbers or make it a token column"
+                    f"dataset {tables.name}, .{kind} column {name}: {error}; "
+                    "write numbers or make it a token column"
                 ) from None
-            self._declare(name, ftype, source, length)
+            self._declare(name, feature_type, source, length)
         return pd.DataFrame(frame)
 
-    def _data_filtering(self):
-        """Nothing: the tables are filtered."""
+    def _data_filtering(self) -> None:
+        """Filter nothing: the tables are filtered."""
 
-    def data_augmentation(self):
-        """Only declares the list fields; `HistoryInteraction` cuts them when they are read."""
+    def data_augmentation(self) -> None:
+        """Declare the list fields only; `HistoryInteraction` cuts the lists when they are read."""
         self._aug_presets()
 
-    def build(self):
+    def build(self) -> list["TableMixin"]:
+        """Number the tokens and make the three datasets of the split.
+
+        Returns
+        -------
+        list of TableMixin
+            The datasets of training, validation and testing.
+
+        Raises
+        ------
+        UserError
+            If the split is wrong or leaves no training or no test case.
+        AssertionError
+            If RecBole numbered the items in another order than `tables`.
+        """
         self._change_feat_format()
         self._drop_unused_col()
         tables = self.tables
         order = torch.from_numpy(np.argsort(tables.file_order))
-        self.events = Interaction(
-            {name: self.inter_feat[name][order] for name in self.inter_feat.columns}
-        )
+        columns = {name: self.inter_feat[name][order] for name in self.inter_feat.columns}
+        self.events = Interaction(columns)
         self.inter_feat = self.events
-        if not torch.equal(
-            self.events[self.iid_field], torch.from_numpy(tables.item.astype(np.int64) + 1)
-        ):
+        expected = torch.from_numpy(tables.item.astype(np.int64) + 1)
+        if not torch.equal(self.events[self.iid_field], expected):
             raise AssertionError("RecBole numbered the items in another order than the tables")
-        if hasattr(self, "neg_item_list"):  # DIEN: one sampled negative per event
+        if hasattr(self, "neg_item_list"):
             self.neg_item_list = torch.as_tensor(self.neg_item_list)[order]
         args = self.config["eval_args"]
         split = make_split(tables, args["split"], args.get("part", "pretrain"))
         self.split = replace(split, test=draw(split.test, self.config["test_users"] or 0))
         return [
-            self._part(cases, train=cases is self.split.train)
-            for cases in (self.split.train, self.split.valid, self.split.test)
+            self._of_cases(self.split.train, train=True),
+            self._of_cases(self.split.valid, train=False),
+            self._of_cases(self.split.test, train=False),
         ]
 
-    def _part(self, cases: Cases, train: bool):
-        part = self.copy(self._rows(cases, train))
-        part.cases = cases
-        return part
+    def _of_cases(self, cases: Cases, train: bool) -> "TableMixin":
+        """A dataset of some cases."""
+        dataset = self.copy(self._rows(cases, train))
+        dataset.cases = cases
+        return dataset
 
     def _rows(self, cases: Cases, train: bool) -> Interaction:
+        """The rows of a dataset of some cases, as RecBole's models read them."""
         rows = self.split.train_events.nonzero()[0] if train else cases.end
         return self.events[rows]
 
     def case_batch(self, cases: Cases) -> Interaction:
-        """What a model may know of cases: the user, never the target or anything that came with it."""
-        return self._with_user_features(
-            Interaction({self.uid_field: torch.from_numpy(cases.user.astype(np.int64) + 1)})
-        )
+        """Collect what a model may see of cases: never the target, nor anything recorded with it.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases to be scored.
+
+        Returns
+        -------
+        Interaction
+            One row per case, with the user and the user's features.
+        """
+        return self._with_user_features(Interaction(self._user_column(cases)))
+
+    def _user_column(self, cases: Cases) -> dict[str, torch.Tensor]:
+        """The users of cases by RecBole's ids."""
+        return {self.uid_field: torch.from_numpy(cases.user.astype(np.int64) + 1)}
 
     def _with_user_features(self, interaction: Interaction) -> Interaction:
         if self.user_feat is not None:
@@ -251,42 +377,68 @@ class TableMixin:
         return interaction
 
     def case_after(self, user: int) -> Cases:
-        """The case that asks what follows everything user (a Tables index) has done."""
+        """Make the case that asks what follows all interactions of a user.
+
+        Parameters
+        ----------
+        user : int
+            Index of the user in `tables`.
+
+        Returns
+        -------
+        Cases
+            One case, whose target does not exist.
+        """
         start = self.tables.start
         return Cases(np.array([user], dtype=np.int32), start[[user]], start[[user + 1]])
 
-    def extended(self, items: np.ndarray):
-        """(dataset, case) with one more user, unknown to any model, who met these Tables items in this order."""
-        old, size = self.tables, len(items)
-        tables = replace(
-            old, users=np.append(old.users, "(somebody)"), start=np.append(old.start, old.start[-1] + size),
-            item=np.append(old.item, items.astype(np.int32)), time=np.append(old.time, np.arange(size, dtype=np.float64)),
-            file_order=np.append(old.file_order, np.arange(size) + len(old.item)),
-            columns={name: np.append(values, values[:1].repeat(size)) for name, values in old.columns.items()},
-        )  # fmt: skip
+    def extended(self, items: np.ndarray) -> tuple["TableMixin", Cases]:
+        """Add a user that no model knows.
+
+        Parameters
+        ----------
+        items : ndarray of int, [n]
+            Items of the user's interactions, oldest first, as indices of `tables`.
+
+        Returns
+        -------
+        dataset : TableMixin
+            A copy of this dataset with one more user.
+        case : Cases
+            The case that asks what this user does next; its user is `UNKNOWN_USER`.
+        """
+        size = len(items)
         more = {name: values.new_zeros(size) for name, values in self.events.interaction.items()}
         more[self.iid_field] = torch.from_numpy(items.astype(np.int64) + 1)
         more[self.time_field] = torch.arange(size, dtype=torch.float32)
+        columns = {}
+        for name, values in self.events.interaction.items():
+            columns[name] = torch.cat([values, more[name]])
         dataset = copy.copy(self)
-        dataset.tables = tables
-        dataset.events = Interaction(
-            {
-                name: torch.cat([values, more[name]])
-                for name, values in self.events.interaction.items()
-            }
-        )
+        dataset.tables = _with_user(self.tables, items)
+        dataset.events = Interaction(columns)
         if hasattr(self, "neg_item_list"):
-            dataset.neg_item_list = torch.cat(
-                [
-                    self.neg_item_list,
-                    self.neg_item_list.new_zeros(size, *self.neg_item_list.shape[1:]),
-                ]
-            )
-        case = dataset.case_after(len(old.users))
+            negatives = self.neg_item_list
+            blank = negatives.new_zeros(size, *negatives.shape[1:])
+            dataset.neg_item_list = torch.cat([negatives, blank])
+        case = dataset.case_after(len(self.tables.users))
         return dataset, Cases(np.array([UNKNOWN_USER], dtype=np.int32), case.begin, case.end)
 
     def add_items(self, interaction: Interaction, items: torch.Tensor) -> Interaction:
-        """Cases x candidate items, flat and row by row, for `predict`: items is int64 [cases, C]."""
+        """Combine each case with each of its candidate items, as `predict` reads them.
+
+        Parameters
+        ----------
+        interaction : Interaction
+            One row per case.
+        items : Tensor of int64, [n_cases, C]
+            Candidates of each case, by RecBole's ids.
+
+        Returns
+        -------
+        Interaction
+            n_cases · C rows, those of one case together, with the features of the items.
+        """
         flat = interaction.repeat_interleave(items.shape[1])
         flat.update(Interaction({self.iid_field: items.reshape(-1)}))
         if self.item_feat is not None:
@@ -294,14 +446,35 @@ class TableMixin:
         return flat
 
 
-class SequenceMixin(TableMixin):
-    """For RecBole's sequential datasets: rows are cases with their lists."""
+def _with_user(tables: Tables, items: np.ndarray) -> Tables:
+    """The tables with one more user at the end, whose interactions are with these items."""
+    size = len(items)
+    columns = {}
+    for name, values in tables.columns.items():
+        columns[name] = np.append(values, values[:1].repeat(size))
+    return replace(
+        tables,
+        users=np.append(tables.users, "(somebody)"),
+        start=np.append(tables.start, tables.start[-1] + size),
+        item=np.append(tables.item, items.astype(np.int32)),
+        time=np.append(tables.time, np.arange(size, dtype=np.float64)),
+        file_order=np.append(tables.file_order, np.arange(size) + len(tables.item)),
+        columns=columns,
+    )
 
-    def _benchmark_presets(self):
-        """RecBole looks for the lists in pre-split files and augments nothing; here such files only bring the cases."""
+
+class SequenceMixin(TableMixin):
+    """For RecBole's sequential datasets: one row is a case with its history lists."""
+
+    def _benchmark_presets(self) -> None:
+        """Declare the list fields for pre-split files, too, which bring the cases only.
+
+        RecBole would read the lists from these files and augment nothing.
+        """
         self._aug_presets()
 
     def _lists(self) -> dict[str, torch.Tensor]:
+        """Per list field, its value for every interaction."""
         suffix = self.config["LIST_SUFFIX"]
         lists = {
             name + suffix: self.events[name]
@@ -312,38 +485,87 @@ class SequenceMixin(TableMixin):
             lists[self.neg_item_list_field] = self.neg_item_list
         return lists
 
-    def _history(self, cases: Cases, targets: dict) -> HistoryInteraction:
+    def _history(self, cases: Cases, targets: Mapping[str, torch.Tensor]) -> HistoryInteraction:
         return HistoryInteraction(
             targets, cases, self._lists(), self.max_item_list_len, self.item_list_length_field
         )
 
-    def _rows(self, cases, train):
+    def _rows(self, cases: Cases, train: bool) -> Interaction:
         return self._history(cases, self.events[cases.end].interaction)
 
-    def case_batch(self, cases):
-        user = {self.uid_field: torch.from_numpy(cases.user.astype(np.int64) + 1)}
-        return self._with_user_features(self._history(cases, user)[np.arange(len(cases))])
+    def case_batch(self, cases: Cases) -> Interaction:
+        """Collect what a model may see of cases; see `TableMixin.case_batch`.
 
-    def inter_matrix(self, form="coo", value_field=None):
+        Parameters
+        ----------
+        cases : Cases
+            The cases to be scored.
+
+        Returns
+        -------
+        Interaction
+            One row per case, with the user, the user's features and the history lists.
+        """
+        history = self._history(cases, self._user_column(cases))
+        return self._with_user_features(history[np.arange(len(cases))])
+
+    def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
+        """Make RecBole's sparse matrix of users and items from the training interactions.
+
+        Parameters
+        ----------
+        form : {"coo", "csr"}
+            Format of the matrix.
+        value_field : str or None
+            Column of the values; None means 1 per interaction.
+
+        Returns
+        -------
+        scipy.sparse matrix, [n_users + 1, n_items + 1]
+            The matrix, by RecBole's ids.
+        """
         rows = self.events[self.split.train_events.nonzero()[0]]
         return self._create_sparse_matrix(rows, self.uid_field, self.iid_field, form, value_field)
 
 
 class TextDataset(TableMixin, stock.Dataset):
-    """For our models: a row is a case by its two row numbers, and the model reads the tables."""
+    """For text models: a row is a case by its two row numbers, and the model reads the tables."""
 
-    def _rows(self, cases, train):
+    def _rows(self, cases: Cases, train: bool) -> Interaction:
         rows = self.events[cases.end]
         rows.update(_bounds(cases))
         return rows
 
-    def case_batch(self, cases):
+    def case_batch(self, cases: Cases) -> Interaction:
+        """Collect what a model may see of cases; see `TableMixin.case_batch`.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases to be scored.
+
+        Returns
+        -------
+        Interaction
+            One row per case, with the user, the user's features and the rows of the history.
+        """
         batch = super().case_batch(cases)
         batch.update(_bounds(cases))
         return batch
 
     def cases_of(self, interaction: Interaction) -> Cases:
-        """The cases of a batch that `case_batch` or one of RecBole's loaders made."""
+        """Read the cases of a batch.
+
+        Parameters
+        ----------
+        interaction : Interaction
+            A batch of `case_batch` or of one of RecBole's loaders.
+
+        Returns
+        -------
+        Cases
+            The case of each row.
+        """
         user, begin, end = (
             interaction[name].cpu().numpy() for name in (self.uid_field, CASE_BEGIN, CASE_END)
         )
@@ -351,20 +573,26 @@ class TextDataset(TableMixin, stock.Dataset):
 
 
 def _bounds(cases: Cases) -> Interaction:
+    """The row numbers of cases as columns."""
     return Interaction(
         {CASE_BEGIN: torch.from_numpy(cases.begin), CASE_END: torch.from_numpy(cases.end)}
     )
 
 
-def _convert(cells: pd.Series, ftype: FeatureType, limit: int | None) -> tuple[object, int]:
-    """Str cells as RecBole wants them before remapping, with the longest length of a sequence."""
-    if ftype == FeatureType.TOKEN:
+def _convert(
+    cells: Iterable[str], feature_type: FeatureType, limit: int | None
+) -> tuple[Sequence[Any] | np.ndarray, int]:
+    """The cells of a column as RecBole expects them before it numbers tokens.
+
+    Returns the values, and the length of the longest sequence (1 for a column that has none).
+    """
+    if feature_type == FeatureType.TOKEN:
         return [cell or None for cell in cells], 1
-    if ftype == FeatureType.FLOAT:
+    if feature_type == FeatureType.FLOAT:
         return np.array([cell or np.nan for cell in cells], dtype=np.float64), 1
-    dtype = str if ftype == FeatureType.TOKEN_SEQ else np.float64
-    rows = [np.array(cell.split()[:limit], dtype=dtype) for cell in cells]
-    return rows, max(1, max(map(len, rows)))
+    dtype: type = str if feature_type == FeatureType.TOKEN_SEQ else np.float64
+    rows: list[np.ndarray] = [np.array(cell.split()[:limit], dtype=dtype) for cell in cells]
+    return rows, max(1, max(len(row) for row in rows))
 
 
 _BY_TYPE = {
@@ -376,12 +604,31 @@ _BY_TYPE = {
 
 
 def dataset_class(model_name: str, model_type: ModelType) -> type:
-    """Our version of the Dataset class that RecBole would pick for a stock model."""
+    """Make our version of the Dataset class that RecBole chooses for one of its models.
+
+    Parameters
+    ----------
+    model_name : str
+        RecBole's name of the model.
+    model_type : ModelType
+        RecBole's type of the model.
+
+    Returns
+    -------
+    type
+        The class, with one of our mixins before it.
+
+    Raises
+    ------
+    UserError
+        If the model learns from trees or from a knowledge graph.
+    """
     base = getattr(stock, model_name + "Dataset", None) or _BY_TYPE.get(model_type)
     if base is None or issubclass(base, stock.KnowledgeBasedDataset | stock.DecisionTreeDataset):
         reads = "trees" if base is stock.DecisionTreeDataset else "a knowledge graph (.kg, .link)"
         raise UserError(
-            f"{model_name} learns from {reads}: such models are not run by this harness; use recbole.quick_start.run_recbole"
+            f"{model_name} learns from {reads}: such models are not run by this harness; "
+            "use recbole.quick_start.run_recbole"
         )
     mixin = SequenceMixin if issubclass(base, stock.SequentialDataset) else TableMixin
     return type(f"Table{base.__name__}", (mixin, base), {})

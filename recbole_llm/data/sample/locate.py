@@ -1,7 +1,9 @@
-"""Where a dataset's files are, the synthetic sample that stands in for one, and the best that can be had on it."""
+"""Where a dataset's files are, and the synthetic sample that replaces one that is not prepared."""
 
 import glob
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...contracts.cases import Cases
 from ...errors import UserError
@@ -11,67 +13,148 @@ from ...settings.layers import recbole_config
 from ...settings.rules import check_name
 from ..reading.tables import Tables
 
-SAMPLES = {"Pet": "Pet-sample"}  # real dataset -> the bundled sample that stands in for it
+SAMPLES = {"Pet": "Pet-sample"}  # real dataset -> the bundled sample that replaces it
 
 
 def locate(dataset: str, data_path: str | Path, data_name: str | None = None) -> tuple[str, Path]:
-    """(name, folder) of a dataset's atomic files, whose names begin with `data_name` if that is given.
+    """Find a dataset's atomic files: in `data_path`, as a bundled sample, or as RecBole's example.
 
-    Looks in data_path, then for a bundled sample, then among RecBole's examples. Raises UserError with what is
-    there.
+    Parameters
+    ----------
+    dataset : str
+        Name of the dataset.
+    data_path : str or Path
+        Folder of the datasets.
+    data_name : str or None
+        Beginning of the names of its files; None means the name of the dataset.
+
+    Returns
+    -------
+    name : str
+        Name of the dataset, or of the sample that replaces it.
+    folder : Path
+        Folder of its files.
+
+    Raises
+    ------
+    UserError
+        With the datasets that exist, if it is in none of these places.
     """
     check_name(dataset)
     if data_name is not None:
         check_name(data_name, "data_name")
-    files = data_name or dataset
-    folder, packaged = (
-        Path(data_path) / dataset,
-        registry.recbole_folder() / "dataset_example" / dataset,
-    )
-    sample = SAMPLES.get(dataset, dataset)
-    if _holds(folder, files):
+    prefix = data_name or dataset
+    folder = Path(data_path) / dataset
+    if _has_interactions(folder, prefix):
         return dataset, folder
+    sample = SAMPLES.get(dataset, dataset)
     if sample in SAMPLES.values() and data_name in (None, sample):
         return sample, resources.SAMPLE
-    if _holds(packaged, files):
-        return dataset, packaged
-    there = sorted({path.parent.name for path in Path(data_path).glob("*/*.inter")})
-    found = (
-        f"found there: {', '.join(there[:5])}{', …' if len(there) > 5 else ''}"
-        if there
-        else "nothing is there"
-    )
+    example = registry.recbole_folder() / "dataset_example" / dataset
+    if _has_interactions(example, prefix):
+        return dataset, example
+    names = sorted({path.parent.name for path in Path(data_path).glob("*/*.inter")})
+    existing = "nothing is there"
+    if names:
+        existing = f"found there: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
     raise UserError(
-        f"dataset {dataset!r}: expected {folder / files}.inter, {found}; make it (`prepare --list`), put it there, set --data_path, "
+        f"dataset {dataset!r}: expected {folder / prefix}.inter, {existing}; "
+        "make it (`prepare --list`), put it there, set --data_path, "
         "or take ml-100k or Pet, which need no file"
     )
 
 
 def alias(name: str) -> str:
-    """The name by which two names are seen to be one dataset: a sample's for the dataset that it stands in for."""
+    """Name by which a dataset and the sample that replaces it are recognised as one.
+
+    Parameters
+    ----------
+    name : str
+        Name of a dataset.
+
+    Returns
+    -------
+    str
+        The sample's name for a dataset that it replaces; any other name as it is.
+    """
     return SAMPLES.get(name, name)
 
 
-def configured(settings: dict):
-    """(name, RecBole config) for settings: where the dataset lies is settled, and a sample goes by its own name."""
+def configured(settings: dict[str, Any]) -> tuple[str, Any]:
+    """Find the dataset of some settings and make RecBole's Config for it.
+
+    Parameters
+    ----------
+    settings : dict
+        The settings of a run.
+
+    Returns
+    -------
+    name : str
+        Name of the dataset, or of the sample that replaces it.
+    config : Config
+        RecBole's configuration.
+
+    Raises
+    ------
+    UserError
+        If the dataset does not exist.
+    """
     name, folder = locate(settings["dataset"], settings["data_path"], settings["data_name"])
     return name, recbole_config(settings | {"dataset": name}, folder.resolve())
 
 
-def _holds(folder: Path, name: str) -> bool:
-    return any(folder.glob(f"{glob.escape(name)}*.inter"))
+def _has_interactions(folder: Path, prefix: str) -> bool:
+    """Whether a folder has an .inter file whose name begins like this."""
+    return any(folder.glob(f"{glob.escape(prefix)}*.inter"))
 
 
 def warning(name: str) -> str | None:
-    """The loud line of a synthetic sample."""
+    """Write the warning for a synthetic sample.
+
+    Parameters
+    ----------
+    name : str
+        Name of a dataset.
+
+    Returns
+    -------
+    str or None
+        A line, or None for a real dataset.
+    """
     for real, sample in SAMPLES.items():
         if name == sample:
-            return f"!!! SYNTHETIC DATA: {real} is not prepared, this is the bundled sample {sample}; its numbers say nothing about real shops !!!"
+            return (
+                f"!!! SYNTHETIC DATA: {real} is not prepared, this is the bundled sample {sample}; "
+                "its numbers say nothing about real shops !!!"
+            )
     return None
 
 
-def bayes_bound(name: str, tables: Tables, cases: Cases, topk: list[int]) -> dict[str, float]:
-    """ndcg@k -> expected value of the Bayes ranking of a sample's generator, which no model can beat but by luck."""
+def bayes_bound(
+    name: str, tables: Tables, cases: Cases, topk: Sequence[int]
+) -> Mapping[str, float]:
+    """Compute the best expected NDCG on a sample, which a model can only beat by luck.
+
+    It is the value of the ranking by the probabilities of the sample's generator.
+
+    Parameters
+    ----------
+    name : str
+        Name of a dataset.
+    tables : Tables
+        The dataset.
+    cases : Cases
+        The cases to be ranked.
+    topk : sequence of int
+        Lengths of the lists.
+
+    Returns
+    -------
+    mapping of str to float
+        `ndcg@k` -> value. Empty for a real dataset, and if filters have removed interactions from
+        the histories, so that the generator cannot have made them.
+    """
     if name not in SAMPLES.values():
         return {}
     from .generator import build_world
@@ -83,7 +166,5 @@ def bayes_bound(name: str, tables: Tables, cases: Cases, topk: list[int]) -> dic
     ]
     try:
         return {f"ndcg@{k}": world.bayes_ndcg(histories, k) for k in topk}
-    except (
-        ValueError
-    ):  # filters have taken events out of the histories: the generator cannot have made them
+    except ValueError:
         return {}

@@ -1,11 +1,17 @@
-"""What the synthetic pet shop sells: pets, invented brands and kinds of products, with the words that describe them."""
+"""What the synthetic pet shop sells: pets, invented brands, kinds of products, and their texts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-MEAT = "Chicken & Brown Rice|Grain-Free Salmon|Lamb & Barley|Turkey & Sweet Potato|Beef & Garden Pea|Duck & Pumpkin"
-CATCH = "Grain-Free Salmon|Chicken & Pumpkin|Tuna & Shrimp|Turkey & Cranberry|Whitefish & Rice|Duck & Pea"
+MEAT = (
+    "Chicken & Brown Rice|Grain-Free Salmon|Lamb & Barley|Turkey & Sweet Potato|Beef & Garden Pea|"
+    "Duck & Pumpkin"
+)
+CATCH = (
+    "Grain-Free Salmon|Chicken & Pumpkin|Tuna & Shrimp|Turkey & Cranberry|Whitefish & Rice|"
+    "Duck & Pea"
+)
 COLOR = "Slate Gray|Cherry Red|Forest Green|Navy Blue|Sandstone|Plum|Teal|Mustard Yellow"
 SCENT = "Lavender|Fresh Linen|Green Tea|Vanilla|Unscented|Cucumber Melon"
 TANK = "Rimless Glass|Bow-Front|Panorama|Cube|Low-Iron|Starter"
@@ -16,16 +22,40 @@ WOOD = "Birch|Aspen|Applewood|Pine|Bamboo|Willow"
 
 
 class Kind(NamedTuple):
-    """One kind of product. `{}` in noun and text takes the style; follows: kind -> weight of buying it next."""
+    """One kind of product.
+
+    Attributes
+    ----------
+    pet : str
+        The pet that it is for.
+    noun : str
+        Its name, in which `{}` is the style.
+    path : str
+        Its category below the pet's.
+    styles, sizes : str
+        Styles and sizes, separated by `|`.
+    price : tuple of (float, float)
+        US dollars of the smallest and of the largest size.
+    weight : float
+        Popularity in `taste`.
+    variants : int
+        Items of this kind per brand.
+    consumable : bool
+        Whether it is used up and bought again.
+    text : str
+        Its description, in which `{}` is the style.
+    follows : mapping of str to float
+        Kind -> weight of buying it next.
+    """
 
     pet: str
     noun: str
     path: str
     styles: str
     sizes: str
-    price: tuple[float, float]  # US dollars of the smallest and of the largest size
-    weight: float  # popularity in `taste`
-    variants: int  # items of this kind per brand
+    price: tuple[float, float]
+    weight: float
+    variants: int
     consumable: bool
     text: str
     follows: Mapping[str, float] = MappingProxyType({})
@@ -846,7 +876,8 @@ PETS = {
     "bird": ("Birds", 0.11),
     "small": ("Small Animals", 0.13),
 }  # shelf, share of users
-BRANDS = {  # what the brand sells for, its line in descriptions; a pet's brands are listed by falling popularity
+# Brand -> the pets that it sells for, its sentence in descriptions. The most popular come first.
+BRANDS = {
     "Blue Harbor": ("dog cat", "From a family shop on the coast of Maine."),
     "Copper Kennel": ("dog", "Tested by the sled dogs of our own kennel."),
     "Whiskerly": ("cat", "Designed with two vets and eleven cats."),

@@ -1,1 +1,1 @@
-"""Items as texts, and texts as words."""
+"""Item texts, and the words of a text."""

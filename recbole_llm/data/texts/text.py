@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,14 @@ UNKNOWN = "Unknown"
 class ItemText:
     """The attributes of every item.
 
-    values[i][a] is attribute a of item i, cut to its number of words; a missing one is `Unknown`.
+    Attributes
+    ----------
+    names : tuple of str
+        Names of the attributes.
+    values : tuple of tuple of str, [n_items][n_attributes]
+        Values of the attributes, cut to their numbers of words; a missing one is `Unknown`.
+    log : tuple of str
+        Which texts are missing, one line each.
     """
 
     names: tuple[str, ...]
@@ -28,81 +36,125 @@ class ItemText:
     def from_tables(
         cls, tables: Tables, fields: Mapping[str, str], words: Mapping[str, int] | None = None
     ) -> "ItemText":
-        """Take columns of the item table as attributes.
+        """Make attributes of columns of the item table.
 
         Parameters
         ----------
-        fields : attribute name -> column, or item_id for the item's own id. A column the dataset lacks is left out and logged.
-        words : attribute name -> most words kept, as `words.cut` counts them (CALRec: 25 / 15 / 15 / 15).
+        tables : Tables
+            The dataset.
+        fields : mapping of str to str
+            Attribute name -> column, or `item_id` for the item's id. A column that the dataset
+            lacks is skipped and logged.
+        words : mapping of str to int, or None
+            Attribute name -> largest number of words, counted as in `words.cut` (CALRec: 25 for the
+            title and 15 for each other attribute). None cuts nothing.
+
+        Returns
+        -------
+        ItemText
+            The texts of all items.
 
         Raises
         ------
-        UserError : if no column is there, no item has any text, or the item table is about other items.
+        UserError
+            If no column is there, no item has any text, or the item table describes other items.
         """
-        columns = {"item_id": tables.items.astype(str), **tables.item_table}
+        columns: dict[str, Any] = {"item_id": tables.items.astype(str), **tables.item_table}
         present = {name: column for name, column in fields.items() if column in columns}
         log = [
-            f"no column {fields[name]}: the text has no {name}"
-            for name in fields
+            f"no column {column}: the text has no {name}"
+            for name, column in fields.items()
             if name not in present
         ]
-        if not present:
-            found = ", ".join(tables.item_table) or "no item file"
-            raise UserError(
-                f"dataset {tables.name} has no text: expected one of the columns {', '.join(fields.values())}, found {found}; set text_fields"
-            )
-        if tables.strangers:
-            raise UserError(
-                f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files"
-            )
+        _check_columns(tables, fields, present)
         limits = words or {}
-        cells = []
+        by_attribute = []
         for name, column in present.items():
             limit = limits.get(name)
-            cells.append([cut(cell, limit) or UNKNOWN for cell in columns[column]])
-        values = tuple(zip(*cells, strict=True))
-        blank = sum(all(value == UNKNOWN for value in row) for row in values)
-        if blank == len(values):
+            by_attribute.append([cut(cell, limit) or UNKNOWN for cell in columns[column]])
+        values = tuple(zip(*by_attribute, strict=True))
+        without_text = values.count((UNKNOWN,) * len(present))
+        if without_text == len(values):
             raise UserError(
-                f"dataset {tables.name}: every cell of {', '.join(present.values())} is empty; text models need at least one text"
+                f"dataset {tables.name}: every cell of {', '.join(present.values())} is empty; "
+                "text models need at least one text"
             )
-        if blank:
+        if without_text:
             log.append(
-                f"{blank} of {len(values)} items have no text at all: all their attributes are {UNKNOWN}"
+                f"{without_text} of {len(values)} items have no text at all: "
+                f"all their attributes are {UNKNOWN}"
             )
         return cls(tuple(present), values, tuple(log))
 
     def numbered(self, tables: Tables) -> "ItemText":
-        """With each item's number before its other attributes, `id`: its row in .item from 1 on, which no filter changes; without a row, its own id."""
+        """Put a number before the other attributes of each item, as the attribute `id`.
+
+        Parameters
+        ----------
+        tables : Tables
+            The dataset of these texts.
+
+        Returns
+        -------
+        ItemText
+            The texts with `id`: the item's row in the .item file, counted from 1, which no filter
+            changes; the item's own id, if it has no row.
+        """
         rows = np.full(len(self), -1) if tables.item_row is None else tables.item_row
-        numbers = [
-            str(row + 1) if row >= 0 else str(item)
-            for row, item in zip(rows, tables.items, strict=True)
-        ]
-        return replace(
-            self,
-            names=("id", *self.names),
-            values=tuple((number, *row) for number, row in zip(numbers, self.values, strict=True)),
-        )
+        values = []
+        for row, item, attributes in zip(rows, tables.items, self.values, strict=True):
+            number = str(row + 1) if row >= 0 else str(item)
+            values.append((number, *attributes))
+        return replace(self, names=("id", *self.names), values=tuple(values))
 
     def __len__(self) -> int:
         return len(self.values)
 
     def sentence(self, item: int) -> str:
-        """`Title: A. Category: B.`: the item as CALRec writes it."""
+        """Write an item as CALRec does: `Title: A. Category: B.`.
+
+        Parameters
+        ----------
+        item : int
+            Index of the item.
+
+        Returns
+        -------
+        str
+            Names and values of all attributes.
+        """
         return " ".join(
             f"{name}: {value}." for name, value in zip(self.names, self.values[item], strict=True)
         )
 
     def plain(self, item: int) -> str:
-        """The attribute values alone, joined by a space; what lexical matching sees."""
+        """Write an item as lexical matching reads it.
+
+        Parameters
+        ----------
+        item : int
+            Index of the item.
+
+        Returns
+        -------
+        str
+            The known attribute values, joined by spaces.
+        """
         return " ".join(value for value in self.values[item] if value != UNKNOWN)
 
     @cached_property
     def unique(self) -> tuple[np.ndarray, np.ndarray]:
-        """(first, inverse): one item per distinct text, and for every item the number of its text.
+        """Number the distinct texts.
 
-        Equal texts are encoded and scored once and scattered, so that true ties stay ties.
+        Equal texts are encoded and scored once and the result is scattered, so that items with
+        equal texts have exactly equal scores.
+
+        Returns
+        -------
+        first : ndarray of int64, [n_texts]
+            The first item with each text.
+        inverse : ndarray of int64, [n_items]
+            Number of each item's text.
         """
         number: dict[tuple[str, ...], int] = {}
         inverse = np.array(
@@ -110,3 +162,17 @@ class ItemText:
         )
         first = np.unique(inverse, return_index=True)[1]
         return first, inverse
+
+
+def _check_columns(tables: Tables, fields: Mapping[str, str], present: Mapping[str, str]) -> None:
+    """Raise UserError if none of the columns is there, or the item table is about other items."""
+    if not present:
+        raise UserError(
+            f"dataset {tables.name} has no text: expected one of the columns "
+            f"{', '.join(fields.values())}, "
+            f"found {', '.join(map(str, tables.item_table)) or 'no item file'}; set text_fields"
+        )
+    if tables.strangers:
+        raise UserError(
+            f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files"
+        )

@@ -1,10 +1,12 @@
-"""What counts as a word, wherever words are matched, counted or cut.
+"""What counts as a word wherever words are matched, counted or cut.
 
-A word is a run of letters, digits and underscores, in lower case and in Unicode's composed form (NFC); combining marks
-belong to the letter before them. Invisible format characters, such as the soft hyphen, are no part of a word and end
-none. Scripts that are written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no such runs:
-there, every two neighbouring characters are a word, and a character that stands alone is one. Where the script
-changes, a word ends. Hangul is written with spaces.
+A word is a run of letters, digits and underscores, in lower case and in Unicode's composed form
+(NFC). Combining marks belong to the letter before them. Invisible format characters, such as the
+soft hyphen, are not part of a word and do not end one.
+
+Scripts written without spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no such
+runs: in them, every two neighbouring characters are a word, and so is a character without a
+neighbour. A word ends where the script changes. Hangul is written with spaces.
 """
 
 import re
@@ -22,17 +24,24 @@ UNSPACED = re.compile(
     "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"  # Hiragana, Katakana
     "]"
 )
-# Format characters that nobody sees and that separate nothing: soft hyphen, joiners, directions, …
+# Invisible format characters that separate nothing: soft hyphen, joiners, directions, …
 FORMAT = re.compile(
-    "[\u00ad\u034f\u061c\u180e\u200c-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0001\U000e0020-\U000e007f]"
+    "["
+    "\u00ad\u034f\u061c\u180e\u200c-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
+    "\U000e0001\U000e0020-\U000e007f"
+    "]"
 )
-# It separates words in scripts that are written without spaces; elsewhere a line may break there.
+# Separates words in scripts written without spaces; elsewhere it only permits a line break.
 ZERO_WIDTH_SPACE = "\u200b"
 
 
 @cache
 def _kind(char: str) -> str:
-    """ "unspaced" or "spaced" for what words are made of, "mark" for what belongs to the character before, else "other"."""
+    """The role of a character in words.
+
+    "spaced" and "unspaced" are characters of words in scripts with and without spaces. A "mark"
+    belongs to the character before it. Anything else is "other".
+    """
     if FORMAT.match(char) or unicodedata.category(char) in ("Mn", "Mc", "Me"):
         return "mark"
     if not char.isalnum() and char != "_":
@@ -42,7 +51,7 @@ def _kind(char: str) -> str:
 
 @cache
 def _invisible(char: str) -> bool:
-    """Whether a character only says how those beside it are drawn.
+    """Whether a character only changes how its neighbours are displayed.
 
     These are format characters, variation selectors and enclosing marks.
     """
@@ -55,13 +64,17 @@ def _invisible(char: str) -> bool:
 
 
 def _separates(text: str, place: int) -> bool:
-    """Whether the zero-width space at this place stands beside a script without spaces."""
+    """Whether the zero-width space at this place has a neighbour in a script without spaces."""
     return "unspaced" in map(_kind, text[max(0, place - 1) : place + 2])
 
 
 def _runs(text: str) -> Iterator[tuple[str, list[int]]]:
-    """(kind, places behind each character with its marks) of the runs of one kind, in order."""
-    before, ends = "other", []
+    """Cut a text into runs of one kind of character.
+
+    Yields the kind of each run, and the end of each of its characters (with its marks) in the text.
+    """
+    before = "other"
+    ends: list[int] = []
     for place, char in enumerate(text, start=1):
         kind = _kind(char)
         if char == ZERO_WIDTH_SPACE and not _separates(text, place - 1):
@@ -81,7 +94,18 @@ def _runs(text: str) -> Iterator[tuple[str, list[int]]]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in their order; of scripts without spaces, pairs of neighbouring characters."""
+    """List the words of a text.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    list of str
+        The words in their order; for scripts without spaces, pairs of neighbouring characters.
+    """
     text = text.lower()
     if text.isascii():
         return WORD.findall(text)
@@ -96,53 +120,82 @@ def words(text: str) -> list[str]:
             for place, char in enumerate(text)
             if char != ZERO_WIDTH_SPACE or _separates(text, place)
         )
-    text = unicodedata.normalize("NFC", text)  # of letters and marks that are neighbours only now
-    found, begin = [], 0
+    # Letters and marks that have become neighbours are composed, too.
+    text = unicodedata.normalize("NFC", text)
+    result: list[str] = []
+    begin = 0
     for kind, ends in _runs(text):
         if kind == "spaced":
-            found.append(text[begin : ends[-1]])
-        if kind == "unspaced":
+            result.append(text[begin : ends[-1]])
+        elif kind == "unspaced" and len(ends) == 1:
+            result.append(text[begin : ends[0]])
+        elif kind == "unspaced":
             starts = [begin, *ends[:-1]]
-            pairs = zip(starts, ends[1:], strict=False) if len(ends) > 1 else [(begin, ends[0])]
-            found += [text[start:end] for start, end in pairs]
+            result += [text[start:end] for start, end in zip(starts, ends[1:], strict=False)]
         begin = ends[-1]
-    return found
+    return result
 
 
 def cut(text: str, limit: int | None = None) -> str:
-    """A text with single spaces, cut behind so many words.
+    """Cut a text behind a number of words, and reduce white space to single spaces.
 
-    What stands between spaces counts as one word, whatever punctuation is in it; characters of scripts without spaces
-    count as in `words`. The result is a prefix of the text: no mark is parted from its letter, nothing is normalised.
+    What is between spaces counts as one word, whatever its punctuation; characters of scripts
+    without spaces count as in `words`. Nothing is normalised and no mark is separated from its
+    letter: but for its white space, the result is a prefix of the text.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+    limit : int or None
+        Largest number of words; None means all.
+
+    Returns
+    -------
+    str
+        The beginning of the text.
     """
     parts = text.split()
     if limit is None or UNSPACED.search(text) is None:
         return " ".join(parts[:limit])
-    kept: list[str] = []
+    result: list[str] = []
     for part in parts:
         if limit <= 0:
             break
         ends = _word_ends(part)
-        kept.append(part if len(ends) <= limit else part[: ends[limit - 1]])
+        result.append(part if len(ends) <= limit else part[: ends[limit - 1]])
         limit -= len(ends)
-    return " ".join(kept)
+    return " ".join(result)
 
 
 def count(text: str) -> int:
-    """How many words a text has for `cut`."""
+    """Count the words of a text as `cut` does.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    int
+        Number of words.
+    """
     parts = text.split()
-    return len(parts) if UNSPACED.search(text) is None else sum(map(len, map(_word_ends, parts)))
+    if UNSPACED.search(text) is None:
+        return len(parts)
+    return sum(len(_word_ends(part)) for part in parts)
 
 
 def _word_ends(part: str) -> list[int]:
-    """Places behind each word of a text without spaces."""
+    """The ends of the words in a text without spaces."""
     runs = list(_runs(part))
     if not any(kind == "unspaced" for kind, _ in runs):
         return [len(part)]
-    found = []
+    result: list[int] = []
     for kind, ends in runs:
         if kind == "spaced":
-            found.append(ends[-1])
-        if kind == "unspaced":
-            found += ends[1:] or ends
-    return found
+            result.append(ends[-1])
+        elif kind == "unspaced":
+            result += ends[1:] or ends
+    return result

@@ -1,4 +1,4 @@
-"""Files from the net: resumed where a download was cut, checked before they count, and never half there."""
+"""Downloads: resumed where they were cut, checked before they count, never left half done."""
 
 import json
 import os
@@ -11,18 +11,25 @@ from filelock import FileLock
 
 from ....errors import UserError
 from ....storage.progress import progress
-from .raw import Net, Remote, check
+from .raw import Net, Remote, check_file
 
-ATTEMPTS, WAIT, TIMEOUT, BLOCK = (
-    5,
-    1.0,
-    30,
-    2**16,
-)  # tries, seconds before the second one (doubled each time), seconds, bytes lost by a cut
+ATTEMPTS = 5
+ATTEMPTS_WITHOUT_CONNECTION = 2  # if the host has never sent anything
+WAIT = 1.0  # seconds before the second attempt, doubled for each further one
+TIMEOUT = 30  # seconds
+BLOCK = 2**16  # bytes that an interruption loses at most
 
 
 class Failed(Exception):
-    """An address that did not give the file. unreachable : nothing answers there."""
+    """An address from which the file could not be downloaded.
+
+    Parameters
+    ----------
+    reason : str
+        What happened.
+    unreachable : bool
+        Whether no connection to the host was possible.
+    """
 
     def __init__(self, reason: str, unreachable: bool = False):
         super().__init__(reason)
@@ -30,89 +37,104 @@ class Failed(Exception):
 
 
 def download(url: str, remote: Remote, folder: Path, net: Net) -> Path:
-    """The file in `folder`, where another process may have put it by now. Raises Failed."""
+    """Download a file, unless another process has done so in the meantime.
+
+    Parameters
+    ----------
+    url : str
+        Its address.
+    remote : Remote
+        The file, with its published checksums.
+    folder : Path
+        Where it is written. What an interrupted download has left there is continued.
+    net : Net
+        How to download.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    Failed
+        If the address does not answer, or sends something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target, part = folder / remote.name, folder / f"{remote.name}.part"
     with FileLock(folder / f".{remote.name}.lock"):
         if target.is_file():
             return target
-        wait = WAIT
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                _continue(url, remote.name, part, net)
-                break
-            except requests.RequestException as fault:
-                unreachable = isinstance(fault, requests.ConnectionError)
-                if attempt == (
-                    2 if unreachable and not part.is_file() else ATTEMPTS
-                ):  # 2: nothing ever came from there
-                    raise Failed(_reason(fault), unreachable) from None
-                time.sleep(wait)
-                wait *= 2
+        _download_with_retries(url, remote.name, part, net)
         try:
-            check(part, remote)
+            check_file(part, remote)
         except UserError as fault:
-            _forget(part)
+            _discard(part)
             raise Failed(str(fault)) from None
         os.replace(part, target)
-        _forget(part)
+        _discard(part)
     return target
 
 
+def _download_with_retries(url: str, name: str, part: Path, net: Net) -> None:
+    """Download into `part`; raise Failed after the last attempt."""
+    wait = WAIT
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _resume(url, name, part, net)
+            return
+        except requests.RequestException as fault:
+            unreachable = isinstance(fault, requests.ConnectionError)
+            attempts = ATTEMPTS
+            if unreachable and not part.is_file():
+                attempts = ATTEMPTS_WITHOUT_CONNECTION
+            if attempt == attempts:
+                raise Failed(_reason(fault), unreachable) from None
+            time.sleep(wait)
+            wait *= 2
+
+
 def _reason(fault: Exception) -> str:
+    """A fault in words."""
     if isinstance(fault, requests.Timeout):
         return "no answer"
-    return (
-        "no connection"
-        if isinstance(fault, requests.ConnectionError)
-        else str(fault) or type(fault).__name__
-    )
+    if isinstance(fault, requests.ConnectionError):
+        return "no connection"
+    return str(fault) or type(fault).__name__
 
 
-def _continue(url: str, name: str, part: Path, net: Net) -> None:
-    """Append what is missing of a partial file. It is begun anew where the server has another version by now, or cannot tell."""
-    notes, begun = part.with_name(part.name + ".json"), {}
-    if part.is_file():
-        with suppress(OSError, ValueError):  # notes that a killed process left unfinished are none
-            begun = json.loads(notes.read_text())
-    have, headers = 0, {"Accept-Encoding": "identity"}
-    if begun.get("url") == url and begun["version"] and part.stat().st_size:
-        have = part.stat().st_size
-        headers |= {"Range": f"bytes={have}-", "If-Range": begun["version"]}
+def _resume(url: str, name: str, part: Path, net: Net) -> None:
+    """Append to a partial file what it lacks.
+
+    The download begins anew if the server has another version now, or cannot tell versions apart.
+    """
+    notes = _read_notes(part)
+    size, headers = 0, {"Accept-Encoding": "identity"}
+    if notes.get("url") == url and notes["version"] and part.stat().st_size:
+        size = part.stat().st_size
+        headers |= {"Range": f"bytes={size}-", "If-Range": notes["version"]}
     proxies = {"http": net.proxy, "https": net.proxy} if net.proxy else None
     with requests.get(
         url, headers=headers, stream=True, timeout=TIMEOUT, proxies=proxies
     ) as answer:
-        if answer.status_code == 416:  # nothing is missing, or the notes are wrong
-            if have == begun.get("total"):
+        if answer.status_code == 416:  # the file is complete, or the notes are wrong
+            if size == notes.get("total"):
                 return
-            _forget(part)
-        if answer.status_code in (416, 429) or answer.status_code >= 500:
-            raise requests.HTTPError(f"HTTP {answer.status_code}")
-        if answer.status_code >= 400:
-            raise Failed(f"HTTP {answer.status_code}")
-        have = (
-            have
-            if answer.status_code == 206
-            and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-            else 0
-        )
-        if answer.status_code == 206 and not have:
-            _forget(part)
+            _discard(part)
+        _check_status(answer)
+        size = _offset(answer, size)
+        if answer.status_code == 206 and not size:
+            _discard(part)
             raise requests.HTTPError("another part than was asked for")
         length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        strong = version and not version.startswith("W/")  # a weak one does not promise equal bytes
-        notes.write_text(
-            json.dumps({"url": url, "version": version if strong else None, "total": total})
-        )
+        total = size + int(length) if length else None
+        _write_notes(part, url, answer, total)
         with (
-            open(part, "ab" if have else "wb") as file,
+            open(part, "ab" if size else "wb") as file,
             progress(
                 desc=name,
                 total=total,
-                initial=have,
+                initial=size,
                 unit="B",
                 unit_scale=True,
                 disable=not net.show_progress,
@@ -123,6 +145,42 @@ def _continue(url: str, name: str, part: Path, net: Net) -> None:
                 bar.update(len(block))
 
 
-def _forget(part: Path) -> None:
-    for path in (part, part.with_name(part.name + ".json")):
-        path.unlink(missing_ok=True)
+def _check_status(answer: requests.Response) -> None:
+    """Raise HTTPError for a status that may change, and Failed for one that will not."""
+    if answer.status_code in (416, 429) or answer.status_code >= 500:
+        raise requests.HTTPError(f"HTTP {answer.status_code}")
+    if answer.status_code >= 400:
+        raise Failed(f"HTTP {answer.status_code}")
+
+
+def _offset(answer: requests.Response, size: int) -> int:
+    """The place in the file where an answer's bytes belong: `size` if it continues, else 0."""
+    sent = answer.headers.get("Content-Range", "")
+    return size if answer.status_code == 206 and sent.startswith(f"bytes {size}-") else 0
+
+
+def _notes_path(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_notes(part: Path) -> dict:
+    """What is known of a partial file: url, version and total size; empty if nothing is."""
+    if part.is_file():
+        with suppress(OSError, ValueError):  # a killed process may have left half of them
+            return json.loads(_notes_path(part).read_text())
+    return {}
+
+
+def _write_notes(part: Path, url: str, answer: requests.Response, total: int | None) -> None:
+    """Note what a partial file is part of, so that another process can continue it."""
+    version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+    if version and version.startswith("W/"):
+        version = None  # a weak ETag does not promise equal bytes
+    notes = {"url": url, "version": version or None, "total": total}
+    _notes_path(part).write_text(json.dumps(notes))
+
+
+def _discard(part: Path) -> None:
+    """Remove a partial file and its notes."""
+    part.unlink(missing_ok=True)
+    _notes_path(part).unlink(missing_ok=True)

@@ -1,5 +1,8 @@
 """Yelp Open Dataset: places and their reviews as JSON lines."""
 
+from dataclasses import replace
+from typing import Any
+
 from ..clean import tokens, values
 from ..engine import json_lines
 from ..files.raw import Remote
@@ -17,50 +20,66 @@ SOURCE = Source(
 }""",
 )
 REVIEWS, PLACES = "yelp_academic_dataset_review.json", "yelp_academic_dataset_business.json"
-FILES = (Remote(
-    "yelp_dataset.tar", also=("yelp_dataset.tgz", "yelp_dataset.tar.gz", "Yelp-JSON.zip"),
+ARCHIVE = Remote(
+    "yelp_dataset.tar",
+    also=("yelp_dataset.tgz", "yelp_dataset.tar.gz", "Yelp-JSON.zip"),
     members={REVIEWS: ("review.json", f"{REVIEWS}.gz"), PLACES: ("business.json", f"{PLACES}.gz")},
-),)  # fmt: skip
-DESCRIBED = {"text_fields": {"Title": "title", "Description": "description"}}  # ST5-Seq's of Yelp
-COLUMNS = ("title", "categories", "address", "city", "state", "description", "attributes")
+)
+DESCRIBED = {"text_fields": {"Title": "title", "Description": "description"}}  # ST5-Seq's texts
 
 
 def recipes() -> list[Recipe]:
-    own = {
-        "source": SOURCE,
-        "files": FILES,
-        "events": _events,
-        "items": _items,
-        "text": _text,
-        "columns": COLUMNS,
-        "reads": (REVIEWS, PLACES),
-        "time_column": "date",
-    }
-    year = (
-        "The figures of the papers are of the 2018 release (round 11); another round gives others."
+    """List the recipes of this source.
+
+    Returns
+    -------
+    list of Recipe
+        The datasets of TASTE-LoRA and of ST5-Seq.
+    """
+    st5 = Recipe(
+        name="Yelp-ST5",
+        title="Yelp, every user (ST5-Seq)",
+        source=SOURCE,
+        files=(ARCHIVE,),
+        events=_events,
+        items=_items,
+        text=_text,
+        columns=("title", "categories", "address", "city", "state", "description", "attributes"),
+        reads=(REVIEWS, PLACES),
+        described=True,
+        time_column="date",
+        ascii_only=True,
+        settings={**DESCRIBED, **title_alone("TASTELoRA"), **judged("places")},
+        notes=(
+            "The figures of the papers are of the 2018 release (round 11); "
+            "another round gives others.",
+        ),
     )
-    return [
-        Recipe(
-            name="Yelp", title="Yelp, a fifth of the users (TASTE-LoRA)", **own, users=0.2, least=(15, 5), notes=(year,),
-            settings={"text_fields": {"Title": "title", "Address": "address", "City": "city", "State": "state"}, "ST5Seq": DESCRIBED, **judged("places")},
-        ),
-        Recipe(
-            name="Yelp-ST5", title="Yelp, every user (ST5-Seq)", **own, described=True, ascii_only=True, notes=(year,),
-            settings={**DESCRIBED, **title_alone("TASTELoRA"), **judged("places")},
-        ),
-    ]  # fmt: skip
+    fields = {"Title": "title", "Address": "address", "City": "city", "State": "state"}
+    taste = replace(
+        st5,
+        name="Yelp",
+        title="Yelp, a fifth of the users (TASTE-LoRA)",
+        users=0.2,
+        least=(15, 5),
+        described=False,
+        ascii_only=False,
+        settings={"text_fields": fields, "ST5Seq": DESCRIBED, **judged("places")},
+    )
+    return [taste, st5]
 
 
 def _events(files: Files) -> str:
+    """SQL of the reviews. Releases have days or seconds, without a time zone."""
     rows = json_lines(
         files[REVIEWS], user_id="VARCHAR", business_id="VARCHAR", stars="DOUBLE", date="VARCHAR"
     )
-    # releases have days or seconds, of no time zone that they tell
     time = time_columns('"date"')
     return f'SELECT user_id AS "user", business_id AS "item", stars AS "rating", {time} FROM {rows}'
 
 
 def _items(files: Files) -> str:
+    """SQL of the places."""
     rows = json_lines(
         files[PLACES],
         business_id="VARCHAR",
@@ -75,12 +94,19 @@ def _items(files: Files) -> str:
     )
 
 
-def _text(row: dict) -> dict[str, str]:
-    categories = ", ".join(
-        values(row["categories"])
-    )  # a list in earlier rounds, a string later; no name has a comma
+def _text(row: dict[str, Any]) -> dict[str, str]:
+    """The columns of .item of one row.
+
+    Categories are a list in earlier rounds and a string later. No name of a category has a comma.
+    """
+    categories = ", ".join(values(row["categories"]))
     address = ", ".join(filter(None, (row["address"], row["city"], row["state"])))
     return {
-        "title": row["title"] or "", "categories": categories, "address": row["address"] or "", "city": row["city"] or "", "state": row["state"] or "",
-        "description": f"{categories}. {address}" if categories else address, "attributes": tokens(*categories.split(","), row["city"] or ""),
-    }  # fmt: skip
+        "title": row["title"] or "",
+        "categories": categories,
+        "address": row["address"] or "",
+        "city": row["city"] or "",
+        "state": row["state"] or "",
+        "description": f"{categories}. {address}" if categories else address,
+        "attributes": tokens(*categories.split(","), row["city"] or ""),
+    }
