@@ -14,7 +14,7 @@ from recbole_llm.language.backbones.sources import Backbone
 from recbole_llm.language.decoding import shared_candidates
 from recbole_llm.language.decoding.compatibility import check
 from recbole_llm.language.decoding.shared_candidates import Layout
-from recbole_llm.language.prompts.instructions import ASSISTANT, USER, Wording, harmless, turn
+from recbole_llm.language.prompts.instructions import ASSISTANT, USER, Instructions, harmless, turn
 from recbole_llm.language.tokens.batches import IGNORED, pad, roomy
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 
@@ -163,9 +163,9 @@ def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
 
 
 def encoder(tokenizer, max_length=600, candidates=("Title: a good dog food",)):
-    return JudgeEncoder(tokenizer, max_length, wording=Wording.named("shopping")).for_candidates(
-        candidates
-    )
+    return JudgeEncoder(
+        tokenizer, max_length, wording=Instructions.named("shopping")
+    ).for_candidates(candidates)
 
 
 def said(tokenizer, ids):
@@ -176,7 +176,7 @@ def test_a_prompt_reads_like_the_papers(tokenizer):
     found = encoder(tokenizer)
     before, cut, _ = found.before("likes dogs", ["Title: bone", "Title: ball"])
     text = said(tokenizer, np.concatenate([before, found.behind("Title: leash")]))
-    wording = Wording.named("shopping")
+    wording = Instructions.named("shopping")
     assert cut == 0 and text == (
         f"{USER}{wording.judge}\n\n[Preference Summary]\nlikes dogs\n\n[Historical Items]\nTitle: bone\nTitle: ball\n\n[Next Item]\nTitle: leash{ASSISTANT}"
     )

@@ -10,7 +10,7 @@ from tokenizers_of import KINDS, texts
 from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import Wording, turn
+from recbole_llm.language.prompts.instructions import Instructions, turn
 from recbole_llm.language.prompts.marks import harmless, section_heads
 from recbole_llm.language.prompts.templates import in_line
 from recbole_llm.language.summaries.prompt import parts
@@ -18,7 +18,7 @@ from recbole_llm.language.summaries.schedules import Request
 from recbole_llm.language.tokens.judge import JudgeEncoder
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
-SHOPPING = Wording.named("shopping")
+SHOPPING = Instructions.named("shopping")
 CATEGORIES = "Pet Supplies > Birds > Toys"
 VERBATIM = [
     CATEGORIES, "Operating System: Windows 11", "Pet Supplies > Birds > Toys > Swings", "a -> b => c >> d", "5 < 6, 7 > 6", "<3 dogs", "I <3 U > all",

@@ -11,7 +11,7 @@ from test_backbones import save_model
 from recbole_llm.data.texts.text import UNKNOWN, ItemText
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.backbones.sources import load_folder
-from recbole_llm.language.prompts.instructions import Wording, caps
+from recbole_llm.language.prompts.instructions import Instructions, caps
 from recbole_llm.language.summaries.extractive import SENTENCES, Extractive, nearest
 from recbole_llm.language.summaries.local import LocalEngine
 from recbole_llm.language.summaries.prompt import parts
@@ -26,7 +26,7 @@ from recbole_llm.language.summaries.schedules import (
 from recbole_llm.language.summaries.writing import Summaries
 from recbole_llm.language.tokens.batches import Pieces
 
-SHOPPING = Wording.named("shopping")
+SHOPPING = Instructions.named("shopping")
 
 
 def things(count, first=0):
@@ -137,7 +137,7 @@ def test_prompts_read_like_the_papers(kind):
 
 @pytest.mark.parametrize("domain", ["shopping", "news", "movies", "places"])
 def test_every_domain_has_its_words(domain):
-    wording = Wording.named(domain)
+    wording = Instructions.named(domain)
     heads = [wording.block_head, wording.layer_head, *wording.update_heads, *wording.judge_heads]
     assert (
         all(re.fullmatch(r"\[[A-Z][A-Za-z ]+\]", head) for head in heads)

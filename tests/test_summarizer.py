@@ -34,7 +34,7 @@ def test_summaries_are_of_what_came_before(tmp_path):
 
 def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
     """By the engine's name, under which its texts are stored."""
-    from recbole_llm.language.prompts.instructions import Wording
+    from recbole_llm.language.prompts.instructions import Instructions
     from recbole_llm.language.summaries import engines
 
     write_cycle(tmp_path)
@@ -47,7 +47,7 @@ def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
             epochs=0,
             **{"summarizer": folder, "summarizer_length": 400, "summary_tokens": 20} | own,
         )[1].config
-        return engines.make(config, Wording.named(config["domain"]), None)
+        return engines.make(config, Instructions.named(config["domain"]), None)
 
     changes = [
         {}, {"summarizer": other}, {"summarizer_length": 300}, {"summary_tokens": 30}, {"summarizer_temperature": 0.5}, {"precision": "bf16"},

@@ -11,7 +11,7 @@ from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import ASSISTANT, Wording, answered, frame, turn
+from recbole_llm.language.prompts.instructions import ASSISTANT, Instructions, answered, frame, turn
 from recbole_llm.language.prompts.templates import (
     INSTRUCTION,
     VISITS,
@@ -26,7 +26,7 @@ from recbole_llm.language.tokens.batches import AttributeEncoder, Encoder, Sente
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
-SHOPPING = Wording.named("shopping")
+SHOPPING = Instructions.named("shopping")
 CALREC = Template(
     head="This is the summary of a user's purchase history.",
     first="The first item bought is as follows.",

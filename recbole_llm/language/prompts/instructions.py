@@ -21,7 +21,7 @@ USER, ASSISTANT = (
 
 
 @dataclass(frozen=True)
-class Wording:
+class Instructions:
     """Instructions and the heads of the sections that follow them, see properties/domain/."""
 
     block: str
@@ -49,7 +49,7 @@ class Wording:
         )
 
     @classmethod
-    def named(cls, domain: str) -> "Wording":
+    def named(cls, domain: str) -> "Instructions":
         """Raises UserError for a domain without a file."""
         folder = files.properties() / "domain"
         path = folder / f"{domain}.yaml"

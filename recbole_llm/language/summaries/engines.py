@@ -8,7 +8,7 @@ from ...settings.layers import asks_server, language_models
 from ...storage import run_folders
 from ..backbones.sources import check_name, load, named_by
 from ..decoding.compatibility import check as check_decoding
-from ..prompts.instructions import Wording
+from ..prompts.instructions import Instructions
 from ..tokens.batches import roomy
 from .extractive import Extractive
 from .writing import Engine
@@ -59,7 +59,7 @@ def _check_extra(config) -> None:
         ) from None
 
 
-def make(config, wording: Wording, extractive: Extractive) -> Engine:
+def make(config, wording: Instructions, extractive: Extractive) -> Engine:
     """The engine that a run's settings name; a local model is loaded only when there is something to write."""
     name = config["summarizer"]
     if name == EXTRACTIVE:

@@ -8,7 +8,7 @@ import numpy as np
 from ..backbones.precision import KINDS, autocast
 from ..backbones.sources import Backbone
 from ..decoding.sampling import sample, stream_key
-from ..prompts.instructions import Frame, Wording, frame
+from ..prompts.instructions import Frame, Instructions, frame
 from ..tokens.batches import Pieces, by_length
 from .prompt import LAYOUT, parts
 from .schedules import Request, Text
@@ -27,7 +27,7 @@ class LocalEngine:
 
     paid = True
 
-    def __init__(self, load: Callable[[], Backbone], weights: str, wording: Wording, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
+    def __init__(self, load: Callable[[], Backbone], weights: str, wording: Instructions, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
                  precision: str, quantize: str):  # fmt: skip
         self.load, self.wording, self.weights = load, wording, weights
         self.max_length, self.max_new, self.temperature, self.rows, self.precision = (

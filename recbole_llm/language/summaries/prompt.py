@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..prompts.instructions import Wording, laid_out
+from ..prompts.instructions import Instructions, laid_out
 from ..prompts.templates import in_line
 from .schedules import Request
 
@@ -13,7 +13,7 @@ WORDS = 0.6  # that a token is taken to be: fewer than in English, so that the t
 
 
 def parts(
-    request: Request, wording: Wording, encode, room: int, tokens: int, space: str = ""
+    request: Request, wording: Instructions, encode, room: int, tokens: int, space: str = ""
 ) -> list[Sequence]:
     """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written. space : before all of it."""
     items = [in_line(item) for item in request.items]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from ...errors import UserError
-from ..prompts.instructions import Wording
+from ..prompts.instructions import Instructions
 from .prompt import LAYOUT, parts
 from .schedules import Request, Text
 from .writing import AGAIN, PATIENCE
@@ -78,7 +78,7 @@ class ServerEngine:
         self,
         url: str,
         model: str,
-        wording: Wording,
+        wording: Instructions,
         *,
         max_length: int,
         max_new: int,

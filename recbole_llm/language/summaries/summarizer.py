@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...data.texts.text import ItemText
-from ..prompts.instructions import Wording
+from ..prompts.instructions import Instructions
 from . import engines
 from .extractive import Extractive
 from .schedules import Round, Summary, hierarchical, recurrent
@@ -38,7 +38,9 @@ class Summarizer:
     @cached_property
     def texts(self) -> Summaries:
         """What is written, in a file below `checkpoint_dir`."""
-        engine = engines.make(self.config, Wording.named(self.config["domain"]), self.extractive)
+        engine = engines.make(
+            self.config, Instructions.named(self.config["domain"]), self.extractive
+        )
         return Summaries(
             engine,
             self.extractive,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import UserError
-from ..prompts.instructions import Frame, Wording, answered, frame
+from ..prompts.instructions import Frame, Instructions, answered, frame
 from ..prompts.marks import harmless
 from .batches import IGNORED, WORDS, Pieces, Tokens
 from .tokenizing import TextTokenizer
@@ -53,7 +53,7 @@ class JudgeEncoder(Pieces):
     alike : int64 [candidates], the same number for those of the same tokens: of equal texts, and of texts that differ in their marks or behind the cut alone.
     """
 
-    wording: Wording | None = None
+    wording: Instructions | None = None
     summarised: bool = True
     room: int = 0
     shortened: int = 0

@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...evaluation.rerank_lists import StoredLists
 from ...language.decoding import shared_candidates as shared
 from ...language.decoding.compatibility import check as check_backbone
-from ...language.prompts.instructions import Wording
+from ...language.prompts.instructions import Instructions
 from ...language.prompts.templates import in_line
 from ...language.tokens.batches import IGNORED, Tokens, pad
 from ...language.tokens.judge import Before, JudgeEncoder
@@ -44,7 +44,7 @@ class CandidateJudge(BackboneModel):
     @classmethod
     def check(cls, config, tables):
         super().check(config, tables)
-        Wording.named(config["domain"])
+        Instructions.named(config["domain"])
         if config["quantize"] != "none" and (
             config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
         ):
@@ -69,7 +69,7 @@ class CandidateJudge(BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.wording = Wording.named(config["domain"])
+        self.wording = Instructions.named(config["domain"])
         self.lines = [
             in_line(zip(self.text.names, values, strict=True)) for values in self.text.values
         ]
