@@ -79,7 +79,7 @@ def caps(sizes: Sequence[int], room: int) -> int:
     return max(left, default=0)
 
 
-def laid_out(
+def compose_prompt(
     instruction: str, sections: Sequence[tuple[str, Sequence[str]]], encode: Cut, room: int
 ) -> list[Sequence]:
     """The parts of a turn: an instruction, then heads with numbered texts, of which the longest are cut at their ends until all fit.

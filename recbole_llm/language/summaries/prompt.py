@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..prompts.instructions import Instructions, laid_out
+from ..prompts.instructions import Instructions, compose_prompt
 from ..prompts.templates import in_line
 from .schedules import Request
 
@@ -28,4 +28,4 @@ def parts(
     instruction = (
         f"{space}{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
     )
-    return laid_out(instruction, sections, encode, room)
+    return compose_prompt(instruction, sections, encode, room)
