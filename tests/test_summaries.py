@@ -11,7 +11,7 @@ from test_backbones import save_model
 from recbole_llm.data.texts.text import UNKNOWN, ItemText
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.backbones.sources import load_folder
-from recbole_llm.language.prompts.instructions import Instructions, caps
+from recbole_llm.language.prompts.instructions import Instructions, common_limit
 from recbole_llm.language.summaries.extractive import SENTENCES, Extractive, nearest
 from recbole_llm.language.summaries.local import LocalEngine
 from recbole_llm.language.summaries.prompt import parts
@@ -157,10 +157,10 @@ def test_a_prompt_keeps_to_its_budget():
         and " Title: thing 0 of wood; Brand: brand0" in found
     )
     assert (
-        caps([3, 100, 5], 50) == 42
-        and caps([30, 30], 50) == 25
-        and caps([1, 2], 50) == 2
-        and caps([], 5) == 0
+        common_limit([3, 100, 5], 50) == 42
+        and common_limit([30, 30], 50) == 25
+        and common_limit([1, 2], 50) == 2
+        and common_limit([], 5) == 0
     )
 
 

@@ -69,7 +69,7 @@ class Instructions:
 Cut = Callable[[str], Sequence]
 
 
-def caps(sizes: Sequence[int], room: int) -> int:
+def common_limit(sizes: Sequence[int], room: int) -> int:
     """The largest size to which all can be cut so that they are `room` together: what is shorter stays whole."""
     left = sorted(sizes)
     for number, size in enumerate(left):
@@ -105,7 +105,7 @@ def compose_prompt(
             f"summarizer_length: what a prompt always says takes {fixed} of the {room} tokens or characters that summary_tokens leaves, "
             f"too many for {len(data)} texts; set --summarizer_length to more"
         )
-    cap = caps(sizes, room - fixed)
+    cap = common_limit(sizes, room - fixed)
     for at in data:
         parts[at] = parts[at][:cap]
     return parts
