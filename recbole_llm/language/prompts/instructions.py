@@ -145,7 +145,7 @@ def _chat(tokenizer, answer: str | None = None) -> str:
     )
 
 
-class Frame(NamedTuple):
+class TurnTokens(NamedTuple):
     """What opens and closes a user's turn: int64 tokens, and the white space that what the user says begins with.
 
     opens : whether what the user says is tokenised like the beginning of a text.
@@ -157,7 +157,7 @@ class Frame(NamedTuple):
     opens: bool = False
 
 
-def frame(tokenizer) -> Frame:
+def frame(tokenizer) -> TurnTokens:
     """The turn that an assistant is to answer."""
     spelling = TextTokenizer(tokenizer)
     before, after = turn(tokenizer)
@@ -170,7 +170,7 @@ def frame(tokenizer) -> Frame:
         opening = spelling.encode(before, opens=True, special=True)
     anew = len(opening) and opening[-1] in tokenizer.all_special_ids and spelling.begins_anew
     opens = not space and bool(not len(opening) or anew)
-    return Frame(opening, space, spelling.encode(after, special=True), opens)
+    return TurnTokens(opening, space, spelling.encode(after, special=True), opens)
 
 
 def begins(tokenizer) -> bool:

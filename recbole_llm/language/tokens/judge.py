@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import UserError
-from ..prompts.instructions import Frame, Instructions, answered, frame
+from ..prompts.instructions import Instructions, TurnTokens, answered, frame
 from ..prompts.marks import harmless
 from .batches import IGNORED, WORDS, Pieces, Tokens
 from .tokenizing import TextTokenizer
@@ -66,7 +66,7 @@ class JudgeEncoder(Pieces):
         return self._turn.opening, *answer_tokens(self.tokenizer, *answers)
 
     @cached_property
-    def _turn(self) -> Frame:
+    def _turn(self) -> TurnTokens:
         return frame(self.tokenizer)
 
     @cached_property
