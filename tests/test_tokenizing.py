@@ -11,7 +11,13 @@ from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import ASSISTANT, Instructions, answered, frame, turn
+from recbole_llm.language.prompts.instructions import (
+    ASSISTANT,
+    Instructions,
+    answered,
+    tokenize_turn,
+    turn,
+)
 from recbole_llm.language.prompts.templates import (
     INSTRUCTION,
     VISITS,
@@ -91,7 +97,7 @@ def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
 
 
 def test_a_summarisers_prompt_is_the_whole_texts(tokenizer):
-    spelling, (opening, space, closing, _) = TextTokenizer(tokenizer), frame(tokenizer)
+    spelling, (opening, space, closing, _) = TextTokenizer(tokenizer), tokenize_turn(tokenizer)
     before, after = turn(tokenizer)
     for items in histories():
         request = Request(

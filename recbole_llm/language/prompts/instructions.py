@@ -157,7 +157,7 @@ class TurnTokens(NamedTuple):
     opens: bool = False
 
 
-def frame(tokenizer) -> TurnTokens:
+def tokenize_turn(tokenizer) -> TurnTokens:
     """The turn that an assistant is to answer."""
     spelling = TextTokenizer(tokenizer)
     before, after = turn(tokenizer)

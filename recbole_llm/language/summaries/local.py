@@ -8,7 +8,7 @@ import numpy as np
 from ..backbones.precision import KINDS, autocast
 from ..backbones.sources import Backbone
 from ..decoding.sampling import sample, stream_key
-from ..prompts.instructions import Instructions, TurnTokens, frame
+from ..prompts.instructions import Instructions, TurnTokens, tokenize_turn
 from ..tokens.batches import Pieces, by_length
 from .prompt import LAYOUT, parts
 from .schedules import Request, Text
@@ -63,9 +63,9 @@ class LocalEngine:
         return bundle
 
     @cached_property
-    def frame(self) -> TurnTokens:
+    def tokenize_turn(self) -> TurnTokens:
         """The turn that the model is to answer."""
-        return frame(self.bundle.tokenizer)
+        return tokenize_turn(self.bundle.tokenizer)
 
     @cached_property
     def pieces(self) -> Pieces:
