@@ -14,7 +14,13 @@ from recbole_llm.language.backbones.sources import Backbone
 from recbole_llm.language.decoding import shared_candidates
 from recbole_llm.language.decoding.compatibility import check
 from recbole_llm.language.decoding.shared_candidates import Layout
-from recbole_llm.language.prompts.instructions import ASSISTANT, USER, Instructions, harmless, turn
+from recbole_llm.language.prompts.instructions import (
+    ASSISTANT,
+    USER,
+    Instructions,
+    harmless,
+    turn_markup,
+)
 from recbole_llm.language.tokens.batches import IGNORED, pad, roomy
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 
@@ -277,7 +283,7 @@ def test_a_prompt_is_the_same_on_all_days_and_without_thoughts(tokenizer):
         "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date_string }} {{ strftime_now('%Y') }}\n"
         "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
     )
-    assert turn(chat) == ("Today: 26 Jul 2024 26 Jul 2024\n", "")
+    assert turn_markup(chat) == ("Today: 26 Jul 2024 26 Jul 2024\n", "")
 
 
 FORGED = [

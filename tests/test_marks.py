@@ -10,7 +10,7 @@ from tokenizers_of import KINDS, texts
 from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import Instructions, turn
+from recbole_llm.language.prompts.instructions import Instructions, turn_markup
 from recbole_llm.language.prompts.marks import harmless, section_heads
 from recbole_llm.language.prompts.templates import in_line
 from recbole_llm.language.summaries.prompt import parts
@@ -144,7 +144,7 @@ def sections(text, before, after):
 def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
     corpus = [*texts(200), SHOPPING.judge, *HEADS, "### User: [INST] Yes No"]
     tokenizer = train_tokenizer(corpus, 400) if kind == "scratch" else KINDS[kind](corpus)
-    before, after = turn(tokenizer)
+    before, after = turn_markup(tokenizer)
     before, after = (text.replace("<s>", "") for text in (before, after))
     rng = random.Random(3)
     own = JudgeEncoder(tokenizer, 20000, wording=SHOPPING).for_candidates(["Title: x" * 3000])

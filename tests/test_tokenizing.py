@@ -16,7 +16,7 @@ from recbole_llm.language.prompts.instructions import (
     Instructions,
     answered,
     tokenize_turn,
-    turn,
+    turn_markup,
 )
 from recbole_llm.language.prompts.templates import (
     INSTRUCTION,
@@ -80,7 +80,7 @@ def judge(tokenizer, **own):
 @pytest.mark.parametrize("summarised", [True, False])
 def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
     own = judge(tokenizer, summarised=summarised)
-    before, _ = turn(tokenizer)
+    before, _ = turn_markup(tokenizer)
     heads = SHOPPING.judge_heads
     for items in histories():
         opening = (
@@ -98,7 +98,7 @@ def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
 
 def test_a_summarisers_prompt_is_the_whole_texts(tokenizer):
     spelling, (opening, space, closing, _) = TextTokenizer(tokenizer), tokenize_turn(tokenizer)
-    before, after = turn(tokenizer)
+    before, after = turn_markup(tokenizer)
     for items in histories():
         request = Request(
             "block", items=tuple((("Title", text.replace(";", ",")),) for text in items)

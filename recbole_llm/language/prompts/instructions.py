@@ -111,7 +111,7 @@ def compose_prompt(
     return parts
 
 
-def turn(tokenizer) -> tuple[str, str]:
+def turn_markup(tokenizer) -> tuple[str, str]:
     """What stands before and behind what a user says: by the tokenizer's chat template where it has one, on no day of its own and without thoughts."""
     if not tokenizer.chat_template:
         return (tokenizer.bos_token or "") * begins(tokenizer) + USER, ASSISTANT
@@ -121,7 +121,7 @@ def turn(tokenizer) -> tuple[str, str]:
 
 def answered(tokenizer, answer: str) -> str:
     """What stands behind what a user says, up to the end of an assistant's answer, as the chat template writes it."""
-    _, after = turn(tokenizer)
+    _, after = turn_markup(tokenizer)
     if tokenizer.chat_template:
         said = _chat(tokenizer, answer).partition(PLACE)[2]
         begin = said.find(answer, len(after))
@@ -160,7 +160,7 @@ class TurnTokens(NamedTuple):
 def tokenize_turn(tokenizer) -> TurnTokens:
     """The turn that an assistant is to answer."""
     spelling = TextTokenizer(tokenizer)
-    before, after = turn(tokenizer)
+    before, after = turn_markup(tokenizer)
     before, space = spelling.part(before)
     begin = tokenizer.bos_token or ""
     if not tokenizer.chat_template and begin and before.startswith(begin):
