@@ -14,7 +14,7 @@ from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.prompts.instructions import (
     ASSISTANT,
     Instructions,
-    answered,
+    answer_markup,
     tokenize_turn,
     turn_markup,
 )
@@ -91,7 +91,7 @@ def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
         )
         found = np.concatenate([own.before("likes dogs", items[1:]).tokens, own.behind(items[0])])
         for answer, token in zip(("Yes", "No"), own.frame[2], strict=True):
-            expected = whole(tokenizer, before + said + answered(tokenizer, answer))
+            expected = whole(tokenizer, before + said + answer_markup(tokenizer, answer))
             assert expected[: len(found)] == found.tolist() and expected[len(found)] == token
         assert own.spelling.differing(found) == 0
 
@@ -114,7 +114,7 @@ def test_the_answers_are_those_of_the_chat_template(tokenizers):
     for kind in ("Llama 2", "Mistral", "always"):
         tokenizer = tokenizers[kind]
         _, closing, answers = judge(tokenizer).frame
-        assert answered(tokenizer, "Yes") == " [/INST] Yes"
+        assert answer_markup(tokenizer, "Yes") == " [/INST] Yes"
         assert tokenizer.convert_ids_to_tokens(list(answers))[0].startswith("▁Y")
         assert tokenizer.decode(closing) == "[/INST]"
         assert answers[0] != answer_tokens(tokenizer, f"{ASSISTANT}Yes", f"{ASSISTANT}No")[1][0]
@@ -142,7 +142,7 @@ THOUGHT = CHAT["chatml"].replace(
 def test_an_answer_follows_what_the_model_is_asked_with(tokenizers, template, behind):
     tokenizer = KINDS["byte-level BPE"](CORPUS)
     tokenizer.chat_template = template
-    assert answered(tokenizer, "Yes") == behind
+    assert answer_markup(tokenizer, "Yes") == behind
 
 
 # --- writers ------------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def turn_markup(tokenizer) -> tuple[str, str]:
     return before, after
 
 
-def answered(tokenizer, answer: str) -> str:
+def answer_markup(tokenizer, answer: str) -> str:
     """What stands behind what a user says, up to the end of an assistant's answer, as the chat template writes it."""
     _, after = turn_markup(tokenizer)
     if tokenizer.chat_template:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import UserError
-from ..prompts.instructions import Instructions, TurnTokens, answered, tokenize_turn
+from ..prompts.instructions import Instructions, TurnTokens, answer_markup, tokenize_turn
 from ..prompts.marks import harmless
 from .batches import IGNORED, WORDS, Pieces, Tokens
 from .tokenizing import TextTokenizer
@@ -62,7 +62,7 @@ class JudgeEncoder(Pieces):
     @cached_property
     def tokenize_turn(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """int64 tokens that open the user's turn, and that close it up to the answer; and the first tokens of the two answers."""
-        answers = (answered(self.tokenizer, word) for word in ("Yes", "No"))
+        answers = (answer_markup(self.tokenizer, word) for word in ("Yes", "No"))
         return self._turn.opening, *answer_tokens(self.tokenizer, *answers)
 
     @cached_property
