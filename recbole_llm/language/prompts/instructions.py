@@ -114,7 +114,7 @@ def compose_prompt(
 def turn_markup(tokenizer) -> tuple[str, str]:
     """What stands before and behind what a user says: by the tokenizer's chat template where it has one, on no day of its own and without thoughts."""
     if not tokenizer.chat_template:
-        return (tokenizer.bos_token or "") * begins(tokenizer) + USER, ASSISTANT
+        return (tokenizer.bos_token or "") * adds_begin_token(tokenizer) + USER, ASSISTANT
     before, _, after = _chat(tokenizer).partition(PLACE)
     return before, after
 
@@ -173,7 +173,7 @@ def tokenize_turn(tokenizer) -> TurnTokens:
     return TurnTokens(opening, space, spelling.encode(after, special=True), opens)
 
 
-def begins(tokenizer) -> bool:
+def adds_begin_token(tokenizer) -> bool:
     """Whether the tokenizer puts its begin token before any text."""
     return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [
         tokenizer.bos_token_id
