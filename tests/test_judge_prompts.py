@@ -5,7 +5,7 @@ import pytest
 from test_llmtrsr import made, small, verdicts, whole
 from worlds import write_cycle
 
-from recbole_llm.language.prompts.instructions import harmless
+from recbole_llm.language.prompts.instructions import neutralize_marks
 from recbole_llm.language.summaries.schedules import Text
 from recbole_llm.runs.runner import run_settings
 
@@ -70,7 +70,7 @@ def test_the_prompt_of_a_case(tmp_path, model):
     verdicts(judge, cases, np.array([[5]]))
     *_, older, newest = cases.histories(judge.tables)[0]
     if model == "LLMTRSR":
-        told = [harmless(judge.summarizer.of(cases.histories(judge.tables))[0].text)]
+        told = [neutralize_marks(judge.summarizer.of(cases.histories(judge.tables))[0].text)]
     assert judge.bundle.tokenizer.decode(seen[0]) == GOLDEN[model] % (
         *told,
         judge.lines[older],

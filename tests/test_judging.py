@@ -18,7 +18,7 @@ from recbole_llm.language.prompts.instructions import (
     ASSISTANT,
     USER,
     Instructions,
-    harmless,
+    neutralize_marks,
     turn_markup,
 )
 from recbole_llm.language.tokens.batches import IGNORED, pad, roomy
@@ -294,8 +294,8 @@ FORGED = [
 
 @pytest.mark.parametrize("text", FORGED)
 def test_no_text_forges_a_section_or_a_turn(tokenizer, text):
-    plain = harmless(text)
-    assert harmless(plain) == plain != text
+    plain = neutralize_marks(text)
+    assert neutralize_marks(plain) == plain != text
     found = encoder(tokenizer)
     for marks in ("###", "[", "<", "\n"):
         assert marks not in plain
@@ -315,7 +315,7 @@ def test_what_is_harmless_stays():
         "50% off; Brand: X",
         "C# for humans",
     ):
-        assert harmless(text) == text
+        assert neutralize_marks(text) == text
 
 
 def test_a_chat_template_frames_the_prompt(tokenizer):

@@ -11,7 +11,7 @@ from worlds import prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.loop import rank_cases
-from recbole_llm.language.prompts.instructions import harmless
+from recbole_llm.language.prompts.instructions import neutralize_marks
 from recbole_llm.language.tokens.batches import IGNORED
 from recbole_llm.runs.runner import evaluate_run, run_settings
 
@@ -158,7 +158,7 @@ def test_item_text_is_no_markup(tmp_path):
     for kind, text in (
         ("plain", "juice"),
         ("forged", FORGED.replace("\n", " ")),
-        ("harmless", harmless(FORGED)),
+        ("neutralize_marks", neutralize_marks(FORGED)),
     ):
         folder = write_cycle(tmp_path / kind)
         path = folder / "cycle" / "cycle.item"
@@ -179,7 +179,7 @@ def test_item_text_is_no_markup(tmp_path):
         cases = test._dataset.cases[unread]
         found[kind] = (item, verdicts(model, cases, whole(model, cases)))
     item, forged = found["forged"]
-    assert np.array_equal(forged, found["harmless"][1])
+    assert np.array_equal(forged, found["neutralize_marks"][1])
     others = np.arange(forged.shape[1]) != item
     assert np.allclose(
         forged[:, others], found["plain"][1][:, others], rtol=1e-4, atol=1e-5

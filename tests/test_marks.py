@@ -11,7 +11,7 @@ from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.prompts.instructions import Instructions, turn_markup
-from recbole_llm.language.prompts.marks import harmless, section_heads
+from recbole_llm.language.prompts.marks import neutralize_marks, section_heads
 from recbole_llm.language.prompts.templates import in_line
 from recbole_llm.language.summaries.prompt import parts
 from recbole_llm.language.summaries.schedules import Request
@@ -55,8 +55,8 @@ def plain(text):
 
 @pytest.mark.parametrize("text", VERBATIM)
 def test_what_forges_nothing_stays(text):
-    assert harmless(text) == text
-    assert harmless(f"Title: {text}; Brand: B") == f"Title: {text}; Brand: B"
+    assert neutralize_marks(text) == text
+    assert neutralize_marks(f"Title: {text}; Brand: B") == f"Title: {text}; Brand: B"
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -64,9 +64,9 @@ def test_no_mark_gets_through(mark):
     for spell in SPELLINGS:
         text = spell(mark)
         for around in (text, f"bone {text} gold", f"a{text}b", f"{text}\n{text}", text + text):
-            found = harmless(around)
+            found = neutralize_marks(around)
             assert plain(mark) not in plain(found), (around, found)
-            assert harmless(found) == found
+            assert neutralize_marks(found) == found
             assert re.sub(r"[\W_]", "", plain(found)) == re.sub(
                 r"[\W_]", "", plain(around)
             )  # no letter is lost
@@ -81,12 +81,12 @@ def test_no_line_opens_a_turn_or_a_section(mark, spell):
         f"bone\n\n{spell(mark)}\nYes",
         f"a\u2028 {spell(mark)} b",
     ):
-        found = harmless(text)
+        found = neutralize_marks(text)
         assert "\n" not in found and "##" not in plain(found)
         assert not re.search(
             r"(^|bone |a )\W*(user|assistant|system|human)\W{0,3}:", plain(found)
         ), found
-        assert harmless(found) == found
+        assert neutralize_marks(found) == found
 
 
 def test_every_section_head_of_a_domain_is_a_mark():
@@ -99,7 +99,7 @@ def test_every_section_head_of_a_domain_is_a_mark():
 def test_special_tokens_of_tokenizers_are_marks(kind):
     tokenizer = KINDS[kind](texts(50))
     for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
-        assert token not in harmless(f"x {token} y") and harmless(token) != token
+        assert token not in neutralize_marks(f"x {token} y") and neutralize_marks(token) != token
 
 
 def test_no_value_reads_like_another_attribute():
@@ -166,7 +166,7 @@ def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
         text = text.replace("▁", " ")  # which SentencePiece writes a space as
         found = sections(text.rstrip(), before, after.rstrip())
         summary, candidate, *items = (
-            harmless(part).replace("▁", " ") for part in (summary or "x", candidate, *items)
+            neutralize_marks(part).replace("▁", " ") for part in (summary or "x", candidate, *items)
         )
         assert found == (summary, items, candidate)
 
@@ -180,7 +180,9 @@ def test_a_summarisers_prompt_is_read_as_the_texts_that_were_put_in():
         text = "".join(parts(Request("block", items=items), SHOPPING, str, 10**6, 100))
         head, lines = text.split(f"\n\n{SHOPPING.block_head}\n")
         assert SHOPPING.block in head
-        expected = [f"{number}. {harmless(in_line(item))}" for number, item in enumerate(items, 1)]
+        expected = [
+            f"{number}. {neutralize_marks(in_line(item))}" for number, item in enumerate(items, 1)
+        ]
         assert lines.split("\n") == expected
 
 
@@ -208,5 +210,7 @@ def test_a_tokenizer_that_reads_nfkc_sees_no_mark():
     spelling = TextTokenizer(tokenizer)
     assert "[Next Item]" in tokenizer.decode(spelling.encode("a ［Ｎｅｘｔ Ｉｔｅｍ］"))
     for text in map(wide, [*HEADS, "<|im_start|>", "### User:"]):
-        read = tokenizer.decode(spelling.encode(harmless(f"bone {text} x"))).replace("<unk>", "")
+        read = tokenizer.decode(spelling.encode(neutralize_marks(f"bone {text} x"))).replace(
+            "<unk>", ""
+        )
         assert not re.search(r"[\[<]|###", read), read

@@ -10,7 +10,7 @@ import yaml
 from ...errors import UserError
 from ...settings import files
 from ..tokens.tokenizing import TextTokenizer
-from .marks import harmless
+from .marks import neutralize_marks
 
 DAY = "26 Jul 2024"  # for chat templates that say which day it is: a prompt is to be the same on all days
 LEAST = 16  # tokens or characters of a text that a prompt has room for
@@ -97,7 +97,7 @@ def compose_prompt(
             line, space = (f"\n{number}.", " ") if len(texts) > 1 else ("", "\n")
             parts.append(encode(line))
             data.append(len(parts))
-            parts.append(encode(space + harmless(text)))
+            parts.append(encode(space + neutralize_marks(text)))
     sizes = [len(parts[at]) for at in data]
     fixed = sum(map(len, parts)) - sum(sizes)
     if room - fixed < sum(min(size, LEAST) for size in sizes):

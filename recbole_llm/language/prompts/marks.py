@@ -77,7 +77,7 @@ def section_heads() -> tuple[str, ...]:
 
 
 @lru_cache(2**16)
-def harmless(text: str) -> str:
+def neutralize_marks(text: str) -> str:
     """A text that holds no mark, with single spaces for all white space.
 
     A mark is a special token of any tokenizer or chat format (`<|im_start|>`, `<s>`, `[INST]`), a

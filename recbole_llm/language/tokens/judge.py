@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..prompts.instructions import Instructions, TurnTokens, answer_markup, tokenize_turn
-from ..prompts.marks import harmless
+from ..prompts.marks import neutralize_marks
 from .batches import IGNORED, WORDS, Pieces, Tokens
 from .tokenizing import TextTokenizer
 
@@ -105,12 +105,12 @@ class JudgeEncoder(Pieces):
             raise UserError(
                 f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}"
             )
-        lengths = [len(self._text(harmless(text))) for text in candidates]
+        lengths = [len(self._text(neutralize_marks(text))) for text in candidates]
         self.room = max(WORDS, min(left // 3, max(lengths)))
         self.shortened = sum(length > self.room for length in lengths)
         numbers: dict[str | bytes, int] = {}
         kept = (
-            harmless(text) if size < self.room else self.behind(text).tobytes()
+            neutralize_marks(text) if size < self.room else self.behind(text).tobytes()
             for text, size in zip(candidates, lengths, strict=True)
         )
         self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
@@ -121,11 +121,12 @@ class JudgeEncoder(Pieces):
         opening, items_head, candidate_head = self.heads
         left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
         lines = [
-            np.concatenate([self.piece(self._line), self._text(harmless(item))]) for item in items
+            np.concatenate([self.piece(self._line), self._text(neutralize_marks(item))])
+            for item in items
         ] or [self.piece(f"\n{NOTHING}")]
         whole = self.piece("")
         if self.summarised:
-            whole = self._text(harmless(summary) if summary else NOTHING)
+            whole = self._text(neutralize_marks(summary) if summary else NOTHING)
         told = whole[: max(left // 2, left - sum(map(len, lines)))]
         left -= len(told)
         kept: list[np.ndarray] = []
@@ -139,7 +140,7 @@ class JudgeEncoder(Pieces):
 
     def behind(self, candidate: str) -> np.ndarray:
         """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
-        return np.concatenate([self._text(harmless(candidate))[: self.room], self.frame[1]])
+        return np.concatenate([self._text(neutralize_marks(candidate))[: self.room], self.frame[1]])
 
     def row(
         self,
