@@ -20,7 +20,7 @@ ROUND = {"<": "(", ">": ")", "[": "(", "]": ")"}
 INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Mn")  # categories of characters that take no room
 
 
-class Folded:
+class NormalizedText:
     """A text as any tokenizer may normalise it, with the places of its characters in the text.
 
     Compatibility forms (full-width letters) are replaced, marks above letters and characters
@@ -93,7 +93,7 @@ def neutralize_marks(text: str) -> str:
 
 def _rewritten(text: str) -> str:
     bracketed, heading, speaker = _patterns()
-    folded = Folded(text)
+    folded = NormalizedText(text)
     for match in bracketed.finditer(folded.text):
         for at in range(*match.span()):
             if folded.text[at] in ROUND:
@@ -111,8 +111,8 @@ def single_attribute(value: str, names: Sequence[str]) -> str:
     """A value that cannot be read as another attribute behind its own: `; Price:` becomes `, Price:`."""
     if ";" not in value and value.isascii():
         return value
-    folded = Folded(value)
-    heads = "|".join(re.escape(Folded(name).text) for name in names)
+    folded = NormalizedText(value)
+    heads = "|".join(re.escape(NormalizedText(name).text) for name in names)
     pattern = rf";(?=\s*(?:{heads})\s*:)"
     for match in re.finditer(pattern, folded.text, re.IGNORECASE):
         folded.replace(match.start(), match.end(), ",")
