@@ -107,7 +107,7 @@ def _rewritten(text: str) -> str:
     return " ".join(str(folded).split())
 
 
-def single_attribute(value: str, names: Sequence[str]) -> str:
+def neutralize_separators(value: str, names: Sequence[str]) -> str:
     """A value that cannot be read as another attribute behind its own: `; Price:` becomes `, Price:`."""
     if ";" not in value and value.isascii():
         return value

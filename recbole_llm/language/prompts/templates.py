@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...data.texts.text import UNKNOWN
-from .marks import single_attribute
+from .marks import neutralize_separators
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def in_line(attributes: Iterable[tuple[str, str]]) -> str:
     known = list(attributes)
     names = [name for name, _ in known]
     parts = [
-        f"{name}: {single_attribute(value, names)}" for name, value in known if value != UNKNOWN
+        f"{name}: {neutralize_separators(value, names)}"
+        for name, value in known
+        if value != UNKNOWN
     ]
     return "; ".join(parts) or UNKNOWN
 
