@@ -63,7 +63,7 @@ class LocalEngine:
         return bundle
 
     @cached_property
-    def tokenize_turn(self) -> TurnTokens:
+    def frame(self) -> TurnTokens:
         """The turn that the model is to answer."""
         return tokenize_turn(self.bundle.tokenizer)
 

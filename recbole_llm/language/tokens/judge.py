@@ -60,7 +60,7 @@ class JudgeEncoder(Pieces):
     alike: np.ndarray | None = None
 
     @cached_property
-    def tokenize_turn(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """int64 tokens that open the user's turn, and that close it up to the answer; and the first tokens of the two answers."""
         answers = (answer_markup(self.tokenizer, word) for word in ("Yes", "No"))
         return self._turn.opening, *answer_tokens(self.tokenizer, *answers)
