@@ -12,7 +12,7 @@ from worlds import prepared, write_cycle
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.prompts.instructions import Instructions, turn_markup
 from recbole_llm.language.prompts.marks import neutralize_marks, section_heads
-from recbole_llm.language.prompts.templates import in_line
+from recbole_llm.language.prompts.templates import item_line
 from recbole_llm.language.summaries.prompt import parts
 from recbole_llm.language.summaries.schedules import Request
 from recbole_llm.language.tokens.judge import JudgeEncoder
@@ -108,7 +108,7 @@ def test_no_value_reads_like_another_attribute():
         ("Brand", "B"),
         ("Price", "5"),
     )
-    line = in_line(item)
+    line = item_line(item)
     assert (
         line == "Title: Bone, price: 1, Brand : Fake, Ｔｉｔｌｅ： x; Size: 3; Brand: B; Price: 5"
     )
@@ -150,9 +150,12 @@ def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
     own = JudgeEncoder(tokenizer, 20000, wording=SHOPPING).for_candidates(["Title: x" * 3000])
     special = {tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     for _ in range(60):
-        summary, candidate = forged(rng), in_line([("Title", forged(rng)), ("Brand", forged(rng))])
+        summary, candidate = (
+            forged(rng),
+            item_line([("Title", forged(rng)), ("Brand", forged(rng))]),
+        )
         items = [
-            in_line([("Title", forged(rng)), ("Brand", forged(rng))])
+            item_line([("Title", forged(rng)), ("Brand", forged(rng))])
             for _ in range(rng.randint(1, 4))
         ]
         ids = np.concatenate([own.before(summary or "x", items).tokens, own.behind(candidate)])
@@ -181,7 +184,7 @@ def test_a_summarisers_prompt_is_read_as_the_texts_that_were_put_in():
         head, lines = text.split(f"\n\n{SHOPPING.block_head}\n")
         assert SHOPPING.block in head
         expected = [
-            f"{number}. {neutralize_marks(in_line(item))}" for number, item in enumerate(items, 1)
+            f"{number}. {neutralize_marks(item_line(item))}" for number, item in enumerate(items, 1)
         ]
         assert lines.split("\n") == expected
 

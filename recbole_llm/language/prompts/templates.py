@@ -60,7 +60,7 @@ class Example:
     learned: Sequence[bool] | None = None
 
 
-def in_line(attributes: Iterable[tuple[str, str]]) -> str:
+def item_line(attributes: Iterable[tuple[str, str]]) -> str:
     """`Title: A; Brand: B`: an item in one line, without what is not known; no value reads like another attribute."""
     known = list(attributes)
     names = [name for name, _ in known]

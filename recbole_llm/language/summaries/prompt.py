@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..prompts.instructions import Instructions, compose_prompt
-from ..prompts.templates import in_line
+from ..prompts.templates import item_line
 from .schedules import Request
 
 LAYOUT = 3  # raised with every change of the prompts: texts are stored under it, and what is paid for is not written again
@@ -16,7 +16,7 @@ def parts(
     request: Request, wording: Instructions, encode, room: int, tokens: int, space: str = ""
 ) -> list[Sequence]:
     """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written. space : before all of it."""
-    items = [in_line(item) for item in request.items]
+    items = [item_line(item) for item in request.items]
     sections = {
         "block": lambda: [(wording.block_head, items)],
         "layer": lambda: [(wording.layer_head, request.previous)],

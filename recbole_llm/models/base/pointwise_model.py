@@ -13,7 +13,7 @@ from ...evaluation.rerank_lists import StoredLists
 from ...language.decoding import shared_candidates as shared
 from ...language.decoding.compatibility import check as check_backbone
 from ...language.prompts.instructions import Instructions
-from ...language.prompts.templates import in_line
+from ...language.prompts.templates import item_line
 from ...language.tokens.batches import IGNORED, Tokens, pad
 from ...language.tokens.judge import Before, JudgeEncoder
 from ...language.vectors import embed
@@ -71,7 +71,7 @@ class CandidateJudge(BackboneModel):
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
         self.wording = Instructions.named(config["domain"])
         self.lines = [
-            in_line(zip(self.text.names, values, strict=True)) for values in self.text.values
+            item_line(zip(self.text.names, values, strict=True)) for values in self.text.values
         ]
         self.lists: StoredLists | None = None
         instruction = self.wording.judge if self.summarised else self.wording.judge_history
