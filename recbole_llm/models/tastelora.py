@@ -9,7 +9,7 @@ from ..contracts.cases import Cases
 from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
-from ..language.prompts.templates import VISITS, Texts, named
+from ..language.prompts.templates import VISITS, Texts, taste_item_text
 from ..language.tokens.batches import Tokens
 from ..language.vectors import embed_once
 from ..training.corpora import Corpus
@@ -56,7 +56,9 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
         self.events, self.pool = self.same[self.tables.item], self.met_in_training()
-        self.sentences = [named(zip(self.text.names, row, strict=True)) for row in self.text.values]
+        self.sentences = [
+            taste_item_text(zip(self.text.names, row, strict=True)) for row in self.text.values
+        ]
         self.load_backbone([*self.sentences, *VISITS])
 
     def met_in_training(self) -> np.ndarray:

@@ -77,7 +77,7 @@ def prefix(template: Template, index: int) -> str:
     return (template.first and f" {template.first}") if index == 0 else template.next
 
 
-def named(attributes: Iterable[tuple[str, str]]) -> str:
+def taste_item_text(attributes: Iterable[tuple[str, str]]) -> str:
     """`id: 12 title: A`: an item as TASTE writes it, without what is not known."""
     return (
         " ".join(f"{name.lower()}: {value}" for name, value in attributes if value != UNKNOWN)
