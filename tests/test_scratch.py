@@ -11,7 +11,7 @@ from recbole_llm.language.backbones.scratch import (
     causal_model,
     train_tokenizer,
 )
-from recbole_llm.language.prompts.templates import Template, prefix
+from recbole_llm.language.prompts.templates import Template, item_prefix
 from recbole_llm.language.tokens.batches import pieces
 
 TEMPLATE = Template(
@@ -54,7 +54,12 @@ def test_text_never_becomes_a_special_token(tokenizer):
 
 
 def test_what_many_items_share_is_one_token_and_what_few_share_is_not(tokenizer):
-    for sentence in (TEMPLATE.head, prefix(TEMPLATE, 0), prefix(TEMPLATE, 1), TEMPLATE.target):
+    for sentence in (
+        TEMPLATE.head,
+        item_prefix(TEMPLATE, 0),
+        item_prefix(TEMPLATE, 1),
+        TEMPLATE.target,
+    ):
         assert len(ids(tokenizer, sentence)) == 1
     for brand in BRANDS:
         assert 1 <= len(ids(tokenizer, f". Brand: {brand}.")) <= 2

@@ -24,7 +24,7 @@ from recbole_llm.language.prompts.templates import (
     Example,
     Template,
     TextForm,
-    prefix,
+    item_prefix,
 )
 from recbole_llm.language.summaries.prompt import parts
 from recbole_llm.language.summaries.schedules import Request
@@ -153,7 +153,7 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
     own = Encoder(tokenizer, 4000)
     for items in histories():
         tokens = own.encode(Example(template, tuple(items[1:]), items[0]))
-        sentences = [prefix(template, number) for number in range(len(items) - 1)] + [
+        sentences = [item_prefix(template, number) for number in range(len(items) - 1)] + [
             template.target
         ]
         pairs = zip(sentences, [*items[1:], items[0]], strict=True)

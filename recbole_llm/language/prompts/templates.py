@@ -72,7 +72,7 @@ def item_line(attributes: Iterable[tuple[str, str]]) -> str:
     return "; ".join(parts) or UNKNOWN
 
 
-def prefix(template: Template, index: int) -> str:
+def item_prefix(template: Template, index: int) -> str:
     """What stands before item `index`; a first sentence is set off from the head by a space."""
     return (template.first and f" {template.first}") if index == 0 else template.next
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...contracts.models import PASS_COST
-from ..prompts.templates import Example, Template, TextForm, prefix
+from ..prompts.templates import Example, Template, TextForm, item_prefix
 from .tokenizing import TextTokenizer
 
 IGNORED = -100  # label of a token that is not learned
@@ -41,7 +41,7 @@ def _after_space(item: str) -> str:
 
 def pieces(template: Template, items: Sequence[str]) -> list[str]:
     """What an Encoder tokenises piece by piece, for a tokenizer to be trained on: every sentence of the template counts as much as all items together."""
-    sentences = [template.head, prefix(template, 0), prefix(template, 1), template.target]
+    sentences = [template.head, item_prefix(template, 0), item_prefix(template, 1), template.target]
     return [_after_space(item) for item in items] + [
         sentence for sentence in sentences if sentence
     ] * len(items)
@@ -116,7 +116,7 @@ class Encoder(Pieces):
         target = (
             self.item(example.target) if example.target is not None else np.zeros(0, dtype=np.int64)
         )
-        first, following = (self.piece(prefix(template, index)) for index in (0, 1))
+        first, following = (self.piece(item_prefix(template, index)) for index in (0, 1))
         room = self.max_length - reserve - len(head) - len(first) - len(before) - len(target)
         items, size = [], -len(following)
         for text in reversed(example.items):  # no older ones are read than fit
