@@ -8,7 +8,7 @@ from shops import write_shop
 
 from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.templates import VISITS, Example, Template, Texts
+from recbole_llm.language.prompts.templates import VISITS, Example, LazyTexts, Template
 from recbole_llm.language.tokens.batches import (
     AttributeEncoder,
     Encoder,
@@ -62,7 +62,7 @@ ENCODERS = {causal: ITEMS, sentences: ITEMS, segments: ITEMS, attributes: PARTED
 def test_no_more_is_read_than_fits(encode):
     table = Counted(ENCODERS[encode])
     history = np.random.default_rng(0).integers(0, len(table), LONG)
-    tokens = encode(Texts(table, history))
+    tokens = encode(LazyTexts(table, history))
     kept = LONG - tokens.cut
     # the item that does not fit is read too, of each segment
     assert 1 < kept < 60 and kept <= table.read <= kept + 3
@@ -74,11 +74,11 @@ def test_texts_that_are_looked_up_late_are_the_same_texts(encode, seed):
     rng = np.random.default_rng(seed)
     table = ENCODERS[encode]
     history = rng.integers(0, len(table), rng.integers(1, 30))
-    late, whole = encode(Texts(table, history)), encode([table[item] for item in history])
+    late, whole = encode(LazyTexts(table, history)), encode([table[item] for item in history])
     assert late.ids.tolist() == whole.ids.tolist() and late.cut == whole.cut
     longer = np.concatenate([rng.integers(0, len(table), 500), history])
     if late.cut:  # what is older than what was left out changes nothing
-        older = encode(Texts(table, longer))
+        older = encode(LazyTexts(table, longer))
         assert older.ids.tolist() == late.ids.tolist() and older.cut == late.cut + 500
 
 
@@ -103,7 +103,7 @@ def test_a_prompt_holds_the_most_newest_items_that_fit(seed):
 
 
 def test_texts_are_a_sequence():
-    texts = Texts(["a", "b", "c"], np.array([2, 0, 1, 1]))
+    texts = LazyTexts(["a", "b", "c"], np.array([2, 0, 1, 1]))
     assert list(texts) == ["c", "a", "b", "b"] and list(texts[1:-1]) == ["a", "b"]
     assert list(reversed(texts[:-1])) == ["b", "a", "c"] and texts[-1] == "b" and len(texts) == 4
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ..contracts.models import ContrastiveTrainable
-from ..language.prompts.templates import Example, Texts
+from ..language.prompts.templates import Example, LazyTexts
 from ..language.tokens.batches import IGNORED, Tokens, roomy
 from ..training.corpora import Corpus, draw_users, every_case_once
 from ..training.losses import in_batch_contrast
@@ -59,7 +59,7 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
     ) -> tuple[tuple[Tokens, ...], int]:
         """The texts of one case and how many items were cut; learned: bool [events], whose texts are training targets beside the case's own."""
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
-        history = Texts(corpus.sentences, corpus.tables.item[begin:end])
+        history = LazyTexts(corpus.sentences, corpus.tables.item[begin:end])
         target = corpus.sentences[corpus.tables.item[end]]
         flags = None if learned is None else learned[begin:end]
         tokens = self.encoder.encode(Example(self.template, history, target, flags))

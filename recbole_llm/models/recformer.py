@@ -11,7 +11,7 @@ from torch import nn
 from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.sources import EncoderBackbone
-from ..language.prompts.templates import Texts
+from ..language.prompts.templates import LazyTexts
 from ..language.tokens.batches import IGNORED, AttributeEncoder, Tokens, attribute_pieces
 from ..language.vectors import embed
 from ..storage.content_cache import name_of
@@ -118,7 +118,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def sequence(self, number: int, items) -> Tokens:
         """Items of one corpus by number, oldest first."""
-        return self.encoder.sequence(Texts(self.items[number], items))
+        return self.encoder.sequence(LazyTexts(self.items[number], items))
 
     def hidden(self, batch) -> torch.Tensor:
         """Last hidden states [rows, length, width]. The backbone adds its positions to the sum of the other three embeddings and normalises it (equation 2)."""

@@ -9,7 +9,7 @@ from ..contracts.cases import Cases
 from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
-from ..language.prompts.templates import VISITS, Texts, taste_item_text
+from ..language.prompts.templates import VISITS, LazyTexts, taste_item_text
 from ..language.tokens.batches import Tokens
 from ..language.vectors import embed_once
 from ..training.corpora import Corpus
@@ -112,7 +112,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def history(self, items: np.ndarray) -> Tokens:
         """Items by number, oldest first."""
-        return self.encoder.history(Texts(self.sentences, items))
+        return self.encoder.history(LazyTexts(self.sentences, items))
 
     def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(no loss of a text alone, [rows, width] vectors)."""

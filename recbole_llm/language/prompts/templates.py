@@ -26,7 +26,7 @@ class Template:
         return cls(**template)
 
 
-class Texts(Sequence):
+class LazyTexts(Sequence):
     """The texts of a history, each looked up when it is read: of a long history, that is the newest ones alone.
 
     Parameters
@@ -43,7 +43,7 @@ class Texts(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Texts(self.table, self.items[index])
+            return LazyTexts(self.table, self.items[index])
         return self.table[self.items[index]]
 
 

@@ -16,7 +16,7 @@ from ...language.decoding.constrained_search import Catalogue, search
 from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
 from ...language.matching.round_robin import distinct
-from ...language.prompts.templates import Example, Template, Texts
+from ...language.prompts.templates import Example, LazyTexts, Template
 from ...language.tokens.batches import Tokens, by_length, pad, pieces
 from ...settings.layers import digest
 from ...settings.run_record import finished_run
@@ -73,7 +73,7 @@ class GenerativeModel(BackboneModel):
 
     def prompts(self, cases: Cases) -> list[Tokens]:
         """The encoded history of each case, with room for what is written after it."""
-        histories = [Texts(self.sentences, history) for history in cases.histories(self.tables)]
+        histories = [LazyTexts(self.sentences, history) for history in cases.histories(self.tables)]
         return [
             self.encoder.encode(Example(self.template, items), reserve=self.longest)
             for items in histories

@@ -7,7 +7,7 @@ import numpy as np
 from ...contracts.cases import Cases
 from ...errors import UserError
 from ...language.backbones.sources import SentenceBackbone
-from ...language.prompts.templates import TextForm, Texts
+from ...language.prompts.templates import LazyTexts, TextForm
 from ...language.tokens.batches import WORDS, SentenceEncoder, Tokens
 from ...language.vectors import embed_once
 from ...training.corpora import Corpus, load_corpora
@@ -62,7 +62,7 @@ class SentenceModel(VectorModel, BackboneModel):
 
     def encode_users(self, cases: Cases) -> np.ndarray:
         tokens = [
-            self.encoder.sequence(Texts(self.sentences[0], history))
+            self.encoder.sequence(LazyTexts(self.sentences[0], history))
             for history in cases.histories(self.tables)
         ]
         self.count_cut(cases, [one.cut for one in tokens])
