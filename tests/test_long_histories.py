@@ -8,7 +8,7 @@ from shops import write_shop
 
 from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.templates import VISITS, Example, LazyTexts, Template
+from recbole_llm.language.prompts.templates import TASTE_PROMPT, Example, LazyTexts, Template
 from recbole_llm.language.tokens.batches import (
     AttributeEncoder,
     Encoder,
@@ -22,7 +22,7 @@ from recbole_llm.settings import layers
 LONG = 10_000
 TEMPLATE = Template("A history.", "First.", " Next.", " Next.")
 ITEMS = [f"item {number} of {'red ' * (number % 7)}wood" for number in range(40)]
-TOKENIZER = train_tokenizer([*ITEMS, *VISITS, *vars(TEMPLATE).values()], 400)
+TOKENIZER = train_tokenizer([*ITEMS, *TASTE_PROMPT, *vars(TEMPLATE).values()], 400)
 
 
 class Counted(list):

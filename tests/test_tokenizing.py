@@ -20,7 +20,7 @@ from recbole_llm.language.prompts.instructions import (
 )
 from recbole_llm.language.prompts.templates import (
     INSTRUCTION,
-    VISITS,
+    TASTE_PROMPT,
     Example,
     Template,
     TextForm,
@@ -43,7 +43,7 @@ GPT4REC = Template("Previously, the customer has bought:", "", "", "\n\nThe cust
 CORPUS = [
     *texts(300),
     *[SHOPPING.judge, SHOPPING.judge_history, SHOPPING.block, *SHOPPING.judge_heads] * 5,
-    *[*vars(CALREC).values(), *vars(GPT4REC).values(), *VISITS, INSTRUCTION] * 5,
+    *[*vars(CALREC).values(), *vars(GPT4REC).values(), *TASTE_PROMPT, INSTRUCTION] * 5,
     *["[INST] Yes [/INST]", "### User: No", "### Assistant: Yes", "id: 12 title: TITLE"] * 9,
 ]
 
@@ -177,7 +177,7 @@ def test_a_segment_is_the_whole_text(tokenizer):
     own = SegmentEncoder(tokenizer, 4000, item_length=2000)
     opening, closing = own.around
     for items in histories():
-        text = f"{VISITS[0]}{', '.join(items[::-1])}{VISITS[1]}"
+        text = f"{TASTE_PROMPT[0]}{', '.join(items[::-1])}{TASTE_PROMPT[1]}"
         found = own.history(items)
         assert found.ids.tolist() == [*opening, *whole(tokenizer, text), *closing]
         assert own.spelling.differing(found.ids) == 0

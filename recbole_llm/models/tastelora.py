@@ -9,7 +9,7 @@ from ..contracts.cases import Cases
 from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
-from ..language.prompts.templates import VISITS, LazyTexts, taste_item_text
+from ..language.prompts.templates import TASTE_PROMPT, LazyTexts, taste_item_text
 from ..language.tokens.batches import Tokens
 from ..language.vectors import embed_once
 from ..training.corpora import Corpus
@@ -59,7 +59,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         self.sentences = [
             taste_item_text(zip(self.text.names, row, strict=True)) for row in self.text.values
         ]
-        self.load_backbone([*self.sentences, *VISITS])
+        self.load_backbone([*self.sentences, *TASTE_PROMPT])
 
     def met_in_training(self) -> np.ndarray:
         """int64: the distinct texts of all events of training and before, by their items' ids: neither what nor in which order is met later shows."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ..prompts.templates import BETWEEN, VISITS
+from ..prompts.templates import BETWEEN, TASTE_PROMPT
 from ..tokens.batches import Pieces, Tokens, roomy
 from . import scratch
 from .loading import check_size, check_whole, loading_reports, reading
@@ -30,7 +30,7 @@ class SegmentEncoder(Pieces):
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64: what opens a history, stands between two items, and closes the newest segment."""
-        opening, closing = VISITS
+        opening, closing = TASTE_PROMPT
         return (
             self.piece(self.spelling.part(opening)[0], opens=True),
             self.piece(self.spelling.part(BETWEEN)[0]),
@@ -50,7 +50,7 @@ class SegmentEncoder(Pieces):
     def history(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
         opening, between, closing = self.frame
-        lead, gap = (self.spelling.part(before)[1] for before in (VISITS[0], BETWEEN))
+        lead, gap = (self.spelling.part(before)[1] for before in (TASTE_PROMPT[0], BETWEEN))
         # texts[:left] are not read yet; of a long history most never are
         segments, left = [], len(texts)
         while left and len(segments) < self.segments:

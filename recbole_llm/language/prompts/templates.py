@@ -85,7 +85,7 @@ def taste_item_text(attributes: Iterable[tuple[str, str]]) -> str:
     )
 
 
-VISITS = (
+TASTE_PROMPT = (
     "Here is the visit history list of user: ",
     " recommend next item ",
 )  # what stands around the newest items (TASTE's released code)
