@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ..prompts.templates import BETWEEN, TASTE_PROMPT
+from ..prompts.templates import ITEM_SEPARATOR, TASTE_PROMPT
 from ..tokens.batches import Pieces, Tokens, roomy
 from . import scratch
 from .loading import check_size, check_whole, loading_reports, reading
@@ -33,7 +33,7 @@ class SegmentEncoder(Pieces):
         opening, closing = TASTE_PROMPT
         return (
             self.piece(self.spelling.part(opening)[0], opens=True),
-            self.piece(self.spelling.part(BETWEEN)[0]),
+            self.piece(self.spelling.part(ITEM_SEPARATOR)[0]),
             self.piece(closing),
         )
 
@@ -50,7 +50,7 @@ class SegmentEncoder(Pieces):
     def history(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
         opening, between, closing = self.frame
-        lead, gap = (self.spelling.part(before)[1] for before in (TASTE_PROMPT[0], BETWEEN))
+        lead, gap = (self.spelling.part(before)[1] for before in (TASTE_PROMPT[0], ITEM_SEPARATOR))
         # texts[:left] are not read yet; of a long history most never are
         segments, left = [], len(texts)
         while left and len(segments) < self.segments:

@@ -90,7 +90,7 @@ TASTE_PROMPT = (
     " recommend next item ",
 )  # what stands around the newest items (TASTE's released code)
 
-BETWEEN = ", "  # of two items, of a history of TASTE and of a text form without marks
+ITEM_SEPARATOR = ", "  # of two items, of a history of TASTE and of a text form without marks
 
 INSTRUCTION = "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
 
@@ -116,7 +116,7 @@ class TextForm:
 
     @property
     def between(self) -> str:
-        return "" if self.marked else BETWEEN
+        return "" if self.marked else ITEM_SEPARATOR
 
     def item(self, names: Sequence[str], values: Sequence[str]) -> str:
         """`TITLE: … DESCRIPTION: …`, or the values alone; of what is not known, that it is not."""
