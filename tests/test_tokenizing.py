@@ -19,7 +19,7 @@ from recbole_llm.language.prompts.instructions import (
     turn_markup,
 )
 from recbole_llm.language.prompts.templates import (
-    INSTRUCTION,
+    ST5SEQ_INSTRUCTION,
     TASTE_PROMPT,
     Example,
     Template,
@@ -43,7 +43,7 @@ GPT4REC = Template("Previously, the customer has bought:", "", "", "\n\nThe cust
 CORPUS = [
     *texts(300),
     *[SHOPPING.judge, SHOPPING.judge_history, SHOPPING.block, *SHOPPING.judge_heads] * 5,
-    *[*vars(CALREC).values(), *vars(GPT4REC).values(), *TASTE_PROMPT, INSTRUCTION] * 5,
+    *[*vars(CALREC).values(), *vars(GPT4REC).values(), *TASTE_PROMPT, ST5SEQ_INSTRUCTION] * 5,
     *["[INST] Yes [/INST]", "### User: No", "### Assistant: Yes", "id: 12 title: TITLE"] * 9,
 ]
 

@@ -92,7 +92,7 @@ TASTE_PROMPT = (
 
 ITEM_SEPARATOR = ", "  # of two items, of a history of TASTE and of a text form without marks
 
-INSTRUCTION = "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
+ST5SEQ_INSTRUCTION = "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TextForm:
         """`structured`, `unstructured`, or one of them behind `instruction_`."""
         return cls(
             name.removeprefix("instruction_") == "structured",
-            INSTRUCTION if name.startswith("instruction_") else "",
+            ST5SEQ_INSTRUCTION if name.startswith("instruction_") else "",
         )
 
     @property
