@@ -9,7 +9,7 @@ from recbole_llm.language.prompts.templates import Example, Template
 from recbole_llm.language.tokens.batches import (
     IGNORED,
     PASS_COST,
-    Encoder,
+    HistoryEncoder,
     by_length,
     means,
     pad,
@@ -37,7 +37,7 @@ ITEMS = (
 
 
 def encoder(max_length=1000):
-    return Encoder(train_tokenizer([*ITEMS, *vars(TEMPLATE).values()], 400), max_length)
+    return HistoryEncoder(train_tokenizer([*ITEMS, *vars(TEMPLATE).values()], 400), max_length)
 
 
 def spelled(example):
@@ -91,7 +91,9 @@ def test_a_begin_token_comes_first():
     own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", begin)]
     )
-    assert Encoder(own.tokenizer, 1000).encode(Example(TEMPLATE, ITEMS[:1])).ids.tolist() == [
+    assert HistoryEncoder(own.tokenizer, 1000).encode(
+        Example(TEMPLATE, ITEMS[:1])
+    ).ids.tolist() == [
         begin,
         *plain,
     ]
@@ -101,20 +103,20 @@ def test_the_oldest_items_are_cut_whole_and_the_frame_stays():
     own = encoder()
     whole = own.encode(Example(TEMPLATE, ITEMS))
     for limit in range(len(whole), 60, -7):
-        short = Encoder(own.tokenizer, limit).encode(Example(TEMPLATE, ITEMS))
+        short = HistoryEncoder(own.tokenizer, limit).encode(Example(TEMPLATE, ITEMS))
         kept = ITEMS[short.cut :]
         assert own.tokenizer.decode(short.ids).replace("<|end|>", "") == spelled(
             Example(TEMPLATE, kept)
         )
         assert len(short) <= limit or len(kept) == 1
-    assert Encoder(own.tokenizer, 10).encode(Example(TEMPLATE, ITEMS)).cut == 2
+    assert HistoryEncoder(own.tokenizer, 10).encode(Example(TEMPLATE, ITEMS)).cut == 2
 
 
 def test_the_cut_leaves_as_many_items_as_fit():
     own = encoder()
     two = len(own.encode(Example(TEMPLATE, ITEMS[1:])))
-    assert Encoder(own.tokenizer, two).encode(Example(TEMPLATE, ITEMS)).cut == 1
-    assert Encoder(own.tokenizer, two - 1).encode(Example(TEMPLATE, ITEMS)).cut == 2
+    assert HistoryEncoder(own.tokenizer, two).encode(Example(TEMPLATE, ITEMS)).cut == 1
+    assert HistoryEncoder(own.tokenizer, two - 1).encode(Example(TEMPLATE, ITEMS)).cut == 2
 
 
 def test_padding_is_on_the_right_and_not_learned():

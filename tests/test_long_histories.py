@@ -11,7 +11,7 @@ from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.prompts.templates import TASTE_PROMPT, Example, LazyTexts, Template
 from recbole_llm.language.tokens.batches import (
     AttributeEncoder,
-    Encoder,
+    HistoryEncoder,
     Pieces,
     SentenceEncoder,
     attribute_pieces,
@@ -36,7 +36,7 @@ class Counted(list):
 
 
 def causal(texts):
-    return Encoder(TOKENIZER, 120).encode(Example(TEMPLATE, texts, ITEMS[0]))
+    return HistoryEncoder(TOKENIZER, 120).encode(Example(TEMPLATE, texts, ITEMS[0]))
 
 
 def sentences(texts):
@@ -86,9 +86,9 @@ def test_texts_that_are_looked_up_late_are_the_same_texts(encode, seed):
 def test_a_prompt_holds_the_most_newest_items_that_fit(seed):
     """Against adding up the lengths of whole prompts."""
     rng = np.random.default_rng(seed)
-    own = Encoder(TOKENIZER, int(rng.integers(20, 200)))
+    own = HistoryEncoder(TOKENIZER, int(rng.integers(20, 200)))
     items = [ITEMS[item] for item in rng.integers(0, len(ITEMS), rng.integers(1, 25))]
-    whole = Encoder(TOKENIZER, 10**6)
+    whole = HistoryEncoder(TOKENIZER, 10**6)
     fitting = [
         count
         for count in range(1, len(items) + 1)

@@ -28,7 +28,7 @@ from recbole_llm.language.prompts.templates import (
 )
 from recbole_llm.language.summaries.prompt import parts
 from recbole_llm.language.summaries.schedules import Request
-from recbole_llm.language.tokens.batches import AttributeEncoder, Encoder, SentenceEncoder
+from recbole_llm.language.tokens.batches import AttributeEncoder, HistoryEncoder, SentenceEncoder
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
@@ -150,7 +150,7 @@ def test_an_answer_follows_what_the_model_is_asked_with(tokenizers, template, be
 
 @pytest.mark.parametrize("template", [CALREC, GPT4REC])
 def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template):
-    own = Encoder(tokenizer, 4000)
+    own = HistoryEncoder(tokenizer, 4000)
     for items in histories():
         tokens = own.encode(Example(template, tuple(items[1:]), items[0]))
         sentences = [item_prefix(template, number) for number in range(len(items) - 1)] + [

@@ -85,7 +85,7 @@ class Pieces:
         )
 
 
-class Encoder(Pieces):
+class HistoryEncoder(Pieces):
     """For causal LMs. Every item ends with the end token, which is what stops decoding."""
 
     @cached_property

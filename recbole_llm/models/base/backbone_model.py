@@ -18,7 +18,7 @@ from ...language.backbones.sources import (
     load,
     load_folder,
 )
-from ...language.tokens.batches import Encoder, Tokens, roomy
+from ...language.tokens.batches import HistoryEncoder, Tokens, roomy
 from ...language.vectors import embed
 from ...storage import run_folders
 from .text_model import TextModel
@@ -123,7 +123,7 @@ class BackboneModel(TextModel, TokenTrainable):
 
     def make_encoder(self, bundle: Backbone):
         """What encodes this model's texts."""
-        return Encoder(bundle.tokenizer, self.config["max_length"])
+        return HistoryEncoder(bundle.tokenizer, self.config["max_length"])
 
     def count_borders(self, texts: Sequence[np.ndarray]) -> None:
         """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.differing."""
