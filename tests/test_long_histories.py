@@ -12,7 +12,7 @@ from recbole_llm.language.prompts.templates import TASTE_PROMPT, Example, LazyTe
 from recbole_llm.language.tokens.batches import (
     AttributeEncoder,
     HistoryEncoder,
-    Pieces,
+    PieceTokenizer,
     SentenceEncoder,
     attribute_pieces,
 )
@@ -140,7 +140,7 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
     monkeypatch.chdir(folder)
     own = {"use_gpu": False, "show_progress": False, "eval_args.mode": "uni5"} | MODELS[model]
     built, _, (_, _, test) = Prepared(layers.resolve(model.split()[0], "tiny", [], own)).build()
-    counted, piece = 0, Pieces.piece
+    counted, piece = 0, PieceTokenizer.piece
 
     def counting(self, text, end=False, opens=False):
         nonlocal counted
@@ -148,7 +148,7 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
         return piece(self, text, end, opens)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pieces, "piece", counting)
+        patch.setattr(PieceTokenizer, "piece", counting)
         examples, cases = built.examples(0), test._dataset.cases
         if hasattr(built, "prompts"):
             built.prompts(cases)

@@ -24,7 +24,7 @@ from recbole_llm.language.summaries.schedules import (
     run,
 )
 from recbole_llm.language.summaries.writing import Summaries
-from recbole_llm.language.tokens.batches import Pieces
+from recbole_llm.language.tokens.batches import PieceTokenizer
 
 SHOPPING = Instructions.named("shopping")
 
@@ -523,6 +523,6 @@ def test_names_tell_engines_apart(llama):
 
 
 def test_pieces_are_cut_by_tokens():
-    pieces = Pieces(train_tokenizer(["thing of wood"] * 5, 300), 100)
+    pieces = PieceTokenizer(train_tokenizer(["thing of wood"] * 5, 300), 100)
     found = parts(Request("block", items=tuple(things(3))), SHOPPING, pieces.piece, 700, 50)
     assert sum(map(len, found)) <= 700 and all(isinstance(part, np.ndarray) for part in found)

@@ -9,14 +9,14 @@ import torch
 
 from ...errors import UserError
 from ..prompts.templates import ITEM_SEPARATOR, TASTE_PROMPT
-from ..tokens.batches import Pieces, Tokens, roomy
+from ..tokens.batches import PieceTokenizer, Tokens, roomy
 from . import scratch
 from .loading import check_size, check_whole, loading_reports, reading
 from .sources import Backbone, check_tokens
 
 
 @dataclass
-class SegmentEncoder(Pieces):
+class SegmentEncoder(PieceTokenizer):
     """Encodes items and histories. The roles of a token are the number of its segment, from 1 on, and its place in it; 0 and 0 in the padding.
 
     Parameters

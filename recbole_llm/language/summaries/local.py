@@ -9,7 +9,7 @@ from ..backbones.precision import KINDS, autocast
 from ..backbones.sources import Backbone
 from ..decoding.sampling import sample, stream_key
 from ..prompts.instructions import Instructions, TurnTokens, tokenize_turn
-from ..tokens.batches import Pieces, by_length
+from ..tokens.batches import PieceTokenizer, by_length
 from .prompt import LAYOUT, parts
 from .schedules import Request, Text
 from .writing import AGAIN
@@ -68,8 +68,8 @@ class LocalEngine:
         return tokenize_turn(self.bundle.tokenizer)
 
     @cached_property
-    def pieces(self) -> Pieces:
-        return Pieces(self.bundle.tokenizer, self.max_length)
+    def pieces(self) -> PieceTokenizer:
+        return PieceTokenizer(self.bundle.tokenizer, self.max_length)
 
     def prompt(self, request: Request) -> np.ndarray:
         """int64, at most max_length - max_new tokens."""

@@ -48,7 +48,7 @@ def pieces(template: Template, items: Sequence[str]) -> list[str]:
 
 
 @dataclass
-class Pieces:
+class PieceTokenizer:
     """Tokenises pieces of text, each once, for examples to be put together from them.
 
     Item text is data: nothing in it becomes a special token, and since every piece is tokenised for itself,
@@ -85,7 +85,7 @@ class Pieces:
         )
 
 
-class HistoryEncoder(Pieces):
+class HistoryEncoder(PieceTokenizer):
     """For causal LMs. Every item ends with the end token, which is what stops decoding."""
 
     @cached_property
@@ -146,7 +146,7 @@ class HistoryEncoder(Pieces):
 
 
 @dataclass
-class SentenceEncoder(Pieces):
+class SentenceEncoder(PieceTokenizer):
     """For sentence encoders: one text, an item's or a sequence's, with the tokens around it that the tokenizer always puts there.
 
     form : how sequences are written. marks : ids of its four marks, sequence start, item start, item end and sequence end.
@@ -222,7 +222,7 @@ def attribute_pieces(items: Iterable[Item]) -> list[str]:
 
 
 @dataclass
-class AttributeEncoder(Pieces):
+class AttributeEncoder(PieceTokenizer):
     """For encoders that are told what each token is: an opening token, then items, the newest first, as names and values of their attributes.
 
     The roles of a token are its type, OPENING, NAME or VALUE, and the number of its item: 1 for the newest, 0 for the opening token.

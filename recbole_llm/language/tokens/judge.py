@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import UserError
 from ..prompts.instructions import Instructions, TurnTokens, answer_markup, tokenize_turn
 from ..prompts.marks import neutralize_marks
-from .batches import IGNORED, WORDS, Pieces, Tokens
+from .batches import IGNORED, WORDS, PieceTokenizer, Tokens
 from .tokenizing import TextTokenizer
 
 NOTHING = "NULL"  # what a section without content says, as in the paper's code
@@ -42,7 +42,7 @@ class Before(NamedTuple):
 
 
 @dataclass
-class JudgeEncoder(Pieces):
+class JudgeEncoder(PieceTokenizer):
     """Instruction, summary, newest items | candidate, end of the turn.
 
     Attributes
