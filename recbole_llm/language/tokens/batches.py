@@ -39,7 +39,7 @@ def _after_space(item: str) -> str:
     return f" {item}"
 
 
-def pieces(template: Template, items: Sequence[str]) -> list[str]:
+def tokenizer_corpus(template: Template, items: Sequence[str]) -> list[str]:
     """What an Encoder tokenises piece by piece, for a tokenizer to be trained on: every sentence of the template counts as much as all items together."""
     sentences = [template.head, item_prefix(template, 0), item_prefix(template, 1), template.target]
     return [_after_space(item) for item in items] + [
@@ -57,7 +57,7 @@ class PieceTokenizer:
 
     tokenizer: object
     max_length: int
-    pieces: dict[tuple[str, bool, bool], np.ndarray] = field(default_factory=dict)
+    tokenizer_corpus: dict[tuple[str, bool, bool], np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def spelling(self) -> TextTokenizer:
@@ -260,10 +260,14 @@ class AttributeEncoder(PieceTokenizer):
         if item not in self.items:
             parts = []
             for attribute in item:
-                pieces = [self.piece(_after_space(part)) for part in attribute]
-                pieces = [piece[~np.isin(piece, self.marks)] for piece in pieces]
-                types = np.repeat([self.NAME, self.VALUE], list(map(len, pieces)))
-                parts.append(np.stack([np.concatenate(pieces), types])[:, : self.attribute_tokens])
+                tokenizer_corpus = [self.piece(_after_space(part)) for part in attribute]
+                tokenizer_corpus = [
+                    piece[~np.isin(piece, self.marks)] for piece in tokenizer_corpus
+                ]
+                types = np.repeat([self.NAME, self.VALUE], list(map(len, tokenizer_corpus)))
+                parts.append(
+                    np.stack([np.concatenate(tokenizer_corpus), types])[:, : self.attribute_tokens]
+                )
             self.items[item] = np.concatenate(parts, axis=1)
         return self.items[item]
 

@@ -17,7 +17,7 @@ from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
 from ...language.matching.round_robin import distinct
 from ...language.prompts.templates import Example, LazyTexts, Template
-from ...language.tokens.batches import Tokens, by_length, pad, pieces
+from ...language.tokens.batches import Tokens, by_length, pad, tokenizer_corpus
 from ...settings.layers import digest
 from ...settings.run_record import finished_run
 from ...storage import run_folders
@@ -50,7 +50,9 @@ class GenerativeModel(BackboneModel):
         self.lists: StoredLists | None = None
         self.written: Written | None = None
         self.load_backbone(
-            pieces(self.template, [text for corpus in self.corpora for text in corpus.sentences])
+            tokenizer_corpus(
+                self.template, [text for corpus in self.corpora for text in corpus.sentences]
+            )
         )
 
     @property
