@@ -14,7 +14,7 @@ from recbole_llm.language.tokens.batches import (
     HistoryEncoder,
     PieceTokenizer,
     SentenceEncoder,
-    attribute_pieces,
+    attribute_corpus,
 )
 from recbole_llm.runs.spec import Prepared
 from recbole_llm.settings import layers
@@ -53,7 +53,7 @@ def attributes(texts):
 
 PARTED = [(("Title", text),) for text in ITEMS]
 ATTRIBUTES = AttributeEncoder(
-    train_tokenizer(attribute_pieces(PARTED), 400), 100, marks=(0, 1), max_items=8
+    train_tokenizer(attribute_corpus(PARTED), 400), 100, marks=(0, 1), max_items=8
 )
 ENCODERS = {causal: ITEMS, sentences: ITEMS, segments: ITEMS, attributes: PARTED}
 

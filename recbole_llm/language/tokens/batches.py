@@ -216,7 +216,7 @@ class SentenceEncoder(PieceTokenizer):
 Item = tuple[tuple[str, str], ...]  # names and values of an item's attributes
 
 
-def attribute_pieces(items: Iterable[Item]) -> list[str]:
+def attribute_corpus(items: Iterable[Item]) -> list[str]:
     """What an AttributeEncoder tokenises piece by piece, for a tokenizer to be trained on."""
     return [_after_space(part) for item in items for attribute in item for part in attribute]
 
