@@ -13,7 +13,7 @@ from recbole_llm.language.tokens.batches import (
     by_length,
     means,
     pad,
-    roomy,
+    padded_size,
     shuffled_steps,
 )
 
@@ -177,7 +177,7 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
     lengths = np.sort(np.random.default_rng(1).integers(1, 900, size=9 * unit - unit // 2))[::-1]
 
     def cost(group):
-        return roomy(group[0]) * len(group) + PASS_COST
+        return padded_size(group[0]) * len(group) + PASS_COST
 
     costs = []
     for cuts in range(2**8):
@@ -185,7 +185,7 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
         groups = [lengths[begin:end] for begin, end in zip([0, *ends], ends)]
         if all(
             len(group) <= unit
-            or (roomy(group[0]) * len(group) <= budget and len(group) <= (most or 99))
+            or (padded_size(group[0]) * len(group) <= budget and len(group) <= (most or 99))
             for group in groups
         ):
             costs.append(sum(map(cost, groups)))
@@ -196,11 +196,15 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
 def test_room_is_an_eighth_at_most():
     sizes = np.arange(1, 3000)
     assert (
-        (roomy(sizes) >= sizes).all()
-        and (roomy(sizes) * 8 <= sizes * 9).all()
-        and len(set(roomy(sizes))) < 90
+        (padded_size(sizes) >= sizes).all()
+        and (padded_size(sizes) * 8 <= sizes * 9).all()
+        and len(set(padded_size(sizes))) < 90
     )
-    assert (roomy(roomy(sizes)) == roomy(sizes)).all() and roomy(129) == 144 and int(roomy(1)) == 1
+    assert (
+        (padded_size(padded_size(sizes)) == padded_size(sizes)).all()
+        and padded_size(129) == 144
+        and int(padded_size(1)) == 1
+    )
 
 
 def test_steps_hold_every_row_once_and_like_lengths_together():

@@ -21,7 +21,7 @@ from recbole_llm.language.prompts.instructions import (
     neutralize_marks,
     turn_markup,
 )
-from recbole_llm.language.tokens.batches import IGNORED, pad, roomy
+from recbole_llm.language.tokens.batches import IGNORED, pad, padded_size
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 
 PARTS = [[20, 5, 3, 11], [4, 2], [13, 1, 1, 7, 7]]  # a prefix and its suffixes, for each row
@@ -136,7 +136,7 @@ def test_what_rows_begin_with_is_read_once(tokenizer):
         lambda module, inputs, output: seen.append(inputs[0].numel())
     )
     shared_candidates.read(model, ids, *part)
-    assert seen == [roomy(sum(map(sum, PARTS)) - 2 * 4)]
+    assert seen == [padded_size(sum(map(sum, PARTS)) - 2 * 4)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

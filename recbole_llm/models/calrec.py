@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ..contracts.models import ContrastiveTrainable
 from ..language.prompts.templates import Example, LazyTexts
-from ..language.tokens.batches import IGNORED, Tokens, roomy
+from ..language.tokens.batches import IGNORED, Tokens, padded_size
 from ..training.corpora import Corpus, draw_users, every_case_once
 from ..training.losses import in_batch_contrast
 from .base.generative_model import GenerativeModel
@@ -74,7 +74,7 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
         if not with_loss or not learned.any():
             return vectors.sum() * 0.0, vectors
         place = learned.flatten().nonzero()[:, 0]
-        spare = (0, int(roomy(len(place))) - len(place))
+        spare = (0, int(padded_size(len(place))) - len(place))
         logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[F.pad(place, spare)])
         loss = F.cross_entropy(
             logits.float(),

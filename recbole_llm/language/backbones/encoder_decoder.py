@@ -9,7 +9,7 @@ import torch
 
 from ...errors import UserError
 from ..prompts.templates import ITEM_SEPARATOR, TASTE_PROMPT
-from ..tokens.batches import PieceTokenizer, Tokens, roomy
+from ..tokens.batches import PieceTokenizer, Tokens, padded_size
 from . import scratch
 from .loading import check_size, check_whole, loading_reports, reading
 from .sources import Backbone, check_tokens
@@ -132,7 +132,7 @@ class FusionBackbone(Backbone):
         ).view(-1, 1)
         where = ((first + segment - 1)[inside], place[inside])
         ids = batch.input_ids.new_full(
-            (shares * most, int(roomy(int(place.max()) + 1))), self.tokenizer.pad_token_id
+            (shares * most, int(padded_size(int(place.max()) + 1))), self.tokenizer.pad_token_id
         )
         read = torch.zeros_like(ids)
         read[:, 0] = 1  # what fills up a share has a token to look at

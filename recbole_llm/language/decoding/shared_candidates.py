@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..tokens.batches import roomy
+from ..tokens.batches import padded_size
 from .attention import attending, unmasked
 
 
@@ -30,7 +30,7 @@ def read(
         [np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], common, input_ids.device
     )
     with attending(model, layout):
-        behind = 0, int(roomy(layout.size)) - layout.size
+        behind = 0, int(padded_size(layout.size)) - layout.size
         inputs = {
             "input_ids": F.pad(input_ids[kept], behind)[None],
             "position_ids": F.pad(position[kept], behind)[None],

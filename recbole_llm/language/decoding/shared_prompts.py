@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..tokens.batches import by_length, roomy
+from ..tokens.batches import by_length, padded_size
 from .attention import attending, unmasked
 
 FULL = 0.8  # share of the slots in use below which what goes on moves together: copying it costs less than computing empty slots
@@ -63,7 +63,7 @@ class SharedPrompts:
         rank[np.argsort(owner, kind="stable")] = np.arange(len(owner)) - np.repeat(
             np.cumsum(counts) - counts, counts
         )
-        self.rows = int(roomy(counts.max()))
+        self.rows = int(padded_size(counts.max()))
         slots, cells = (
             np.zeros(len(counts) * self.rows, dtype=np.int64),
             np.zeros(len(self.owner), dtype=np.int64),
@@ -115,7 +115,7 @@ class SharedPrompts:
             self.prompt = [(keys[kept], values[kept]) for keys, values in self.prompt]
             self.lengths, owner = self.lengths[kept], np.searchsorted(alive, owner)
             self._masks()
-        self.owner = np.zeros(int(roomy(len(parent))), dtype=np.int64)
+        self.owner = np.zeros(int(padded_size(len(parent))), dtype=np.int64)
         self.owner[: len(parent)] = owner
         self._allocate(len(self.owner))
         rows = torch.from_numpy(parent).to(self.lengths.device)
@@ -212,10 +212,10 @@ def prefill(
     from transformers import DynamicCache
 
     device, sizes = next(model.parameters()).device, [len(prompt) for prompt in prompts]
-    longest, layers, last = int(roomy(max(sizes))), [], [None] * len(prompts)
+    longest, layers, last = int(padded_size(max(sizes))), [], [None] * len(prompts)
     for rows in by_length(sizes, budget):
         ids = torch.full(
-            (len(rows), int(roomy(max(sizes[row] for row in rows)))), pad_id, device=device
+            (len(rows), int(padded_size(max(sizes[row] for row in rows)))), pad_id, device=device
         )
         for at, row in enumerate(rows):
             ids[at, : sizes[row]] = torch.from_numpy(prompts[row])

@@ -9,7 +9,7 @@ from ...storage import run_folders
 from ..backbones.sources import check_name, load, named_by
 from ..decoding.compatibility import check as check_decoding
 from ..prompts.instructions import Instructions
-from ..tokens.batches import roomy
+from ..tokens.batches import padded_size
 from .extractive import Extractive
 from .writing import Engine
 
@@ -99,7 +99,7 @@ def make(config, wording: Instructions, extractive: Extractive) -> Engine:
             )
             bundle.model.to(config["device"]).eval()
             check_decoding(bundle, name)
-        if bundle.positions and roomy(config["summarizer_length"]) > bundle.positions:
+        if bundle.positions and padded_size(config["summarizer_length"]) > bundle.positions:
             raise UserError(
                 f"summarizer_length: expected at most the {bundle.positions} positions of {name}, found {config['summarizer_length']}"
             )

@@ -334,7 +334,7 @@ def means(hidden: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
         return weight @ hidden.float()
 
 
-def roomy(size):
+def padded_size(size):
     """The next of eight sizes from one power of two to the next: at most an eighth more.
 
     Kernels are made for each shape: a CPU's bf16 ones cost 3 MB and as much time as some hundred tokens the first time.
@@ -344,7 +344,7 @@ def roomy(size):
 
 
 def pad(rows: Sequence[Tokens], *, pad_id: int) -> Batch:
-    length = int(roomy(max(map(len, rows))))
+    length = int(padded_size(max(map(len, rows))))
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
     roles = None if rows[0].roles is None else np.zeros((len(rows), 2, length), dtype=np.int64)
@@ -378,7 +378,7 @@ def by_length(
     """
     lengths = np.asarray(lengths)
     order = np.argsort(lengths, kind="stable")[::-1]
-    longest = roomy(np.maximum(lengths[order], 1))
+    longest = padded_size(np.maximum(lengths[order], 1))
     unit = 8 if len(order) and 8 * longest[0] <= budget and (most or 8) >= 8 else 1
     begins, ends = (
         np.arange(0, len(order), unit),

@@ -18,7 +18,7 @@ from ...language.backbones.sources import (
     load,
     load_folder,
 )
-from ...language.tokens.batches import HistoryEncoder, Tokens, roomy
+from ...language.tokens.batches import HistoryEncoder, Tokens, padded_size
 from ...language.vectors import embed
 from ...storage import run_folders
 from .text_model import TextModel
@@ -113,7 +113,7 @@ class BackboneModel(TextModel, TokenTrainable):
 
     def use(self, bundle: Backbone) -> None:
         limit, longest = bundle.positions, self.config["max_length"]
-        if limit and roomy(longest) > limit:
+        if limit and padded_size(longest) > limit:
             raise UserError(
                 f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length"
             )
