@@ -14,7 +14,7 @@ from ..prompts.templates import Example, Template, TextForm, item_prefix
 from .tokenizing import TextTokenizer
 
 IGNORED = -100  # label of a token that is not learned
-WORDS = 8  # tokens of an item's own text that there must be room for
+MIN_ITEM_TOKENS = 8  # tokens of an item's own text that there must be room for
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class SentenceEncoder(PieceTokenizer):
     def least(self) -> int:
         """Tokens of a sequence of one item of WORDS tokens."""
         head, before, after, _, close = self.frame
-        return self._size([*self.around, head, before, after, close]) + WORDS
+        return self._size([*self.around, head, before, after, close]) + MIN_ITEM_TOKENS
 
     def item(self, text: str) -> Tokens:
         """An item alone; its text is cut at its end if it is too long."""

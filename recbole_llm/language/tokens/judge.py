@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import UserError
 from ..prompts.instructions import Instructions, TurnTokens, answer_markup, tokenize_turn
 from ..prompts.marks import neutralize_marks
-from .batches import IGNORED, WORDS, PieceTokenizer, Tokens
+from .batches import IGNORED, MIN_ITEM_TOKENS, PieceTokenizer, Tokens
 from .tokenizing import TextTokenizer
 
 NOTHING = "NULL"  # what a section without content says, as in the paper's code
@@ -101,12 +101,12 @@ class JudgeEncoder(PieceTokenizer):
         """With room for the longest of these, but at most for a third of a prompt's data. Raises UserError if `max_length` leaves too little for any data."""
         fixed = sum(map(len, [*self.heads, self.frame[1]]))
         left = self.max_length - fixed
-        if left < 4 * WORDS:
+        if left < 4 * MIN_ITEM_TOKENS:
             raise UserError(
-                f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}"
+                f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * MIN_ITEM_TOKENS}, found {self.max_length}"
             )
         lengths = [len(self._text(neutralize_marks(text))) for text in candidates]
-        self.room = max(WORDS, min(left // 3, max(lengths)))
+        self.room = max(MIN_ITEM_TOKENS, min(left // 3, max(lengths)))
         self.shortened = sum(length > self.room for length in lengths)
         numbers: dict[str | bytes, int] = {}
         kept = (

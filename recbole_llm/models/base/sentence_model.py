@@ -8,7 +8,7 @@ from ...contracts.cases import Cases
 from ...errors import UserError
 from ...language.backbones.sources import SentenceBackbone
 from ...language.prompts.templates import LazyTexts, TextForm
-from ...language.tokens.batches import WORDS, SentenceEncoder, Tokens
+from ...language.tokens.batches import MIN_ITEM_TOKENS, SentenceEncoder, Tokens
 from ...language.vectors import embed_once
 from ...training.corpora import Corpus, load_corpora
 from .backbone_model import BackboneModel
@@ -36,7 +36,7 @@ class SentenceModel(VectorModel, BackboneModel):
         )
         if (least := encoder.least) > encoder.max_length:
             raise UserError(
-                f"max_length: expected at least {least}, which leave {WORDS} tokens for the newest item, found {encoder.max_length}"
+                f"max_length: expected at least {least}, which leave {MIN_ITEM_TOKENS} tokens for the newest item, found {encoder.max_length}"
             )
         return encoder
 
