@@ -11,7 +11,7 @@ from recbole_llm.language.tokens.batches import (
     PASS_COST,
     HistoryEncoder,
     by_length,
-    means,
+    mean_states,
     pad,
     padded_size,
     shuffled_steps,
@@ -153,7 +153,7 @@ def test_means_are_over_the_history_and_over_the_target():
 def test_means_of_long_texts_fit_half_precision(kind):
     """900 times 80 is beyond float16's 65,504."""
     with torch.autocast("cpu", dtype=kind):
-        mean = means(
+        mean = mean_states(
             torch.full((1, 900, 4), 80.0, dtype=kind), torch.ones(1, 1, 900, dtype=torch.bool)
         )
     assert mean.dtype == torch.float32 and torch.allclose(mean, torch.full((1, 1, 4), 80.0))
@@ -215,9 +215,9 @@ def test_steps_hold_every_row_once_and_like_lengths_together():
         and [len(step) for step in steps].count(10) == 100
     )
     assert np.mean([np.ptp(lengths[step]) for step in steps]) < 0.2 * np.ptp(lengths)
-    means = np.array([lengths[step].mean() for step in steps])
+    mean_states = np.array([lengths[step].mean() for step in steps])
     assert (
-        abs(np.corrcoef(means, np.arange(100))[0, 1]) < 0.3
+        abs(np.corrcoef(mean_states, np.arange(100))[0, 1]) < 0.3
     )  # the order of the steps does not follow the length
     again, other = (shuffled_steps(lengths, 10, np.random.default_rng(seed)) for seed in (1, 2))
     assert all((a == b).all() for a, b in zip(steps, again, strict=True)) and not all(

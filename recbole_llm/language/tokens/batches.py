@@ -322,12 +322,12 @@ class Batch:
         """float32 [rows, 2, width] from hidden states [rows, length, width]: the mean over the history and over the target; 0 where there is none."""
         place = torch.arange(hidden.shape[1], device=hidden.device)
         target, length = self.target[:, None], self.lengths[:, None]
-        return means(
+        return mean_states(
             hidden, torch.stack([place < target, (place >= target) & (place < length)], dim=1)
         )
 
 
-def means(hidden: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+def mean_states(hidden: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     """float32 [rows, n, width], means of hidden states [rows, length, width] over places, bool [rows, n, length]; 0 over none. A sum would overflow fp16."""
     with torch.autocast(hidden.device.type, enabled=False):
         weight = of.float() / of.sum(dim=2, keepdim=True).clamp(min=1)
