@@ -33,7 +33,7 @@ def answer_tokens(tokenizer, yes: str, no: str) -> tuple[np.ndarray, tuple[int, 
     return one[:parted], (int(one[parted]), int(other[parted]))
 
 
-class Before(NamedTuple):
+class SharedPrefix(NamedTuple):
     """What precedes a candidate: int64 tokens, how many items were left out, and whether the summary was cut."""
 
     tokens: np.ndarray
@@ -116,7 +116,7 @@ class JudgeEncoder(PieceTokenizer):
         self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
         return self
 
-    def before(self, summary: str | None, items: Sequence[str]) -> Before:
+    def before(self, summary: str | None, items: Sequence[str]) -> SharedPrefix:
         """A summary may have half of the room, and what the items leave. The oldest items are left out first; the newest is cut at its end if it must be."""
         opening, items_head, candidate_head = self.heads
         left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
@@ -136,7 +136,7 @@ class JudgeEncoder(PieceTokenizer):
             kept.append(line[:left])
             left -= len(kept[-1])
         tokens = np.concatenate([opening, told, items_head, *kept[::-1], candidate_head])
-        return Before(tokens, len(lines) - len(kept), len(told) < len(whole))
+        return SharedPrefix(tokens, len(lines) - len(kept), len(told) < len(whole))
 
     def behind(self, candidate: str) -> np.ndarray:
         """int64 tokens of a candidate, cut at its end, and of the end of the turn."""

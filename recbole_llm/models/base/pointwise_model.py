@@ -15,7 +15,7 @@ from ...language.decoding.compatibility import check as check_backbone
 from ...language.prompts.instructions import Instructions
 from ...language.prompts.templates import item_line
 from ...language.tokens.batches import IGNORED, Tokens, pad
-from ...language.tokens.judge import Before, JudgeEncoder
+from ...language.tokens.judge import JudgeEncoder, SharedPrefix
 from ...language.vectors import embed
 from ...settings.run_record import finished_run
 from ...training.corpora import Corpus
@@ -109,7 +109,7 @@ class CandidateJudge(BackboneModel):
     def names_all(self) -> bool:
         return not self.config["rerank_from"]
 
-    def prefixes(self, cases: Cases) -> list[Before]:
+    def prefixes(self, cases: Cases) -> list[SharedPrefix]:
         """What stands before the candidates of each case."""
         recent = self.config["recent_items"]
         histories = cases.histories(self.tables)
