@@ -57,7 +57,7 @@ class PieceTokenizer:
 
     tokenizer: object
     max_length: int
-    tokenizer_corpus: dict[tuple[str, bool, bool], np.ndarray] = field(default_factory=dict)
+    pieces: dict[tuple[str, bool, bool], np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def spelling(self) -> TextTokenizer:
