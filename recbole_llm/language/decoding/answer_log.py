@@ -21,7 +21,7 @@ class Answer(NamedTuple):
     reached: list[int] | None = None
 
 
-class Written:
+class AnswerLog:
     """Answers by case (user, first event, end event), in a file of lines."""
 
     def __init__(self, path: Path):

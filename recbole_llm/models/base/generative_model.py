@@ -10,7 +10,7 @@ from ...contracts.cases import Cases
 from ...errors import UserError
 from ...evaluation.ranks import UNNAMED, in_front, names_nothing
 from ...evaluation.rerank_lists import StoredLists
-from ...language.decoding.answer_log import Answer, Written
+from ...language.decoding.answer_log import Answer, AnswerLog
 from ...language.decoding.compatibility import check as check_decoding
 from ...language.decoding.constrained_search import Catalogue, search
 from ...language.decoding.sampling import sample, stream_key
@@ -48,7 +48,7 @@ class GenerativeModel(BackboneModel):
             self.agreement if config["match"] == "hierarchical" else BM25Match(self.text, config)
         )
         self.lists: StoredLists | None = None
-        self.written: Written | None = None
+        self.written: AnswerLog | None = None
         self.load_backbone(
             tokenizer_corpus(
                 self.template, [text for corpus in self.corpora for text in corpus.sentences]
@@ -218,7 +218,7 @@ class GenerativeModel(BackboneModel):
     def start_ranking(self, part, selecting, folder=None):
         super().start_ranking(part, selecting, folder)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
-        self.written = folder and Written(
+        self.written = folder and AnswerLog(
             folder / run_folders.TEXTS.format(part=part, key=self.writing_key())
         )
         if self.written and self.written.known:
