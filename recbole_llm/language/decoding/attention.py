@@ -13,7 +13,7 @@ from ...errors import UserError
 NAME = "recbole_llm"
 
 
-class Rule(Protocol):
+class AttentionRule(Protocol):
     """Says what each token attends to."""
 
     def attend(
@@ -30,11 +30,11 @@ class Rule(Protocol):
         """[B, T, H, d] from query [B, H, T, d] and the keys and values of the same tokens, [B, H', T, d], in one layer, `module`."""
 
 
-_active: list[Rule] = []  # of the passes that are running
+_active: list[AttentionRule] = []  # of the passes that are running
 
 
 @contextmanager
-def attending(model, rule: Rule):
+def attending(model, rule: AttentionRule):
     """Within it, forward passes attend by the rule. Raises UserError for a layer whose attention is told of less than it does."""
     from transformers import AttentionInterface
 
