@@ -34,7 +34,7 @@ _active: list[AttentionRule] = []  # of the passes that are running
 
 
 @contextmanager
-def attending(model, rule: AttentionRule):
+def attention_by(model, rule: AttentionRule):
     """Within it, forward passes attend by the rule. Raises UserError for a layer whose attention is told of less than it does."""
     from transformers import AttentionInterface
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..tokens.batches import padded_size
-from .attention import attending, unmasked
+from .attention import attention_by, unmasked
 
 
 def read(
@@ -29,7 +29,7 @@ def read(
     layout = Layout(
         [np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], common, input_ids.device
     )
-    with attending(model, layout):
+    with attention_by(model, layout):
         behind = 0, int(padded_size(layout.size)) - layout.size
         inputs = {
             "input_ids": F.pad(input_ids[kept], behind)[None],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..tokens.batches import by_length, padded_size
-from .attention import attending, unmasked
+from .attention import attention_by, unmasked
 
 FULL = 0.8  # share of the slots in use below which what goes on moves together: copying it costs less than computing empty slots
 
@@ -267,5 +267,5 @@ def decoding(model, cache: SharedPrompts):
         cache.step += 1
         return output.last_hidden_state[0]
 
-    with attending(model, cache):
+    with attention_by(model, cache):
         yield read
