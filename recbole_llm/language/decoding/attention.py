@@ -49,7 +49,7 @@ def attention_by(model, rule: AttentionRule):
         model.set_attn_implementation(before)
 
 
-def unmasked(device, dtype=torch.float32) -> torch.Tensor:
+def empty_mask(device, dtype=torch.float32) -> torch.Tensor:
     """A mask that says nothing: a ready one keeps transformers from building its own, which a rule makes idle."""
     return torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..tokens.batches import padded_size
-from .attention import attention_by, unmasked
+from .attention import attention_by, empty_mask
 
 
 def read(
@@ -36,7 +36,7 @@ def read(
             "position_ids": F.pad(position[kept], behind)[None],
         }
         states = model.base_model(
-            **inputs, attention_mask=unmasked(input_ids.device), use_cache=False
+            **inputs, attention_mask=empty_mask(input_ids.device), use_cache=False
         ).last_hidden_state[0]
     place = kept.flatten().cumsum(dim=0).view(kept.shape) - 1
     place[:, :common] = place[:1, :common]

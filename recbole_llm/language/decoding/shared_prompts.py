@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..tokens.batches import by_length, padded_size
-from .attention import attention_by, unmasked
+from .attention import attention_by, empty_mask
 
 FULL = 0.8  # share of the slots in use below which what goes on moves together: copying it costs less than computing empty slots
 
@@ -261,7 +261,7 @@ def decoding(model, cache: SharedPrompts):
         inputs = {
             "input_ids": torch.from_numpy(ids).to(device),
             "position_ids": cache.positions[None],
-            "attention_mask": unmasked(device, model.dtype),
+            "attention_mask": empty_mask(device, model.dtype),
         }
         output = model.base_model(**inputs, **_given(model, cache))
         cache.step += 1
