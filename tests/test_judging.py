@@ -13,7 +13,7 @@ from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.backbones.sources import Backbone
 from recbole_llm.language.decoding import shared_candidates
 from recbole_llm.language.decoding.compatibility import check
-from recbole_llm.language.decoding.shared_candidates import Layout
+from recbole_llm.language.decoding.shared_candidates import PrefixSuffixAttention
 from recbole_llm.language.prompts.instructions import (
     ASSISTANT,
     USER,
@@ -153,9 +153,9 @@ def test_what_would_be_judged_wrong_is_refused(case, tokenizer):
 
 def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
     backbone = Backbone(random_model("llama", tokenizer), tokenizer)
-    attend = Layout.attend
+    attend = PrefixSuffixAttention.attend
     monkeypatch.setattr(
-        Layout,
+        PrefixSuffixAttention,
         "attend",
         lambda self, module, query, keys, values, *rest: attend(
             self, module, query, keys, values * 0.9, *rest

@@ -26,7 +26,7 @@ def read(
     )  # tokens that all rows begin with, read in the first row
     kept = part > 0
     kept[1:, :common] = False
-    layout = Layout(
+    layout = PrefixSuffixAttention(
         [np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], common, input_ids.device
     )
     with attention_by(model, layout):
@@ -43,7 +43,7 @@ def read(
     return states[place]
 
 
-class Layout:
+class PrefixSuffixAttention:
     """Where the parts of rows stand in one sequence: the tokens that all rows begin with, the rest of each row, and padding, which sees nothing.
 
     parts : for every row the lengths of its prefix, of which the first `common` tokens are those that all rows begin with, and of its suffixes.
