@@ -141,14 +141,18 @@ def test_what_rows_begin_with_is_read_once(tokenizer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_backbones_that_can_be_read_so_are_taken(family, tokenizer):
-    check(Backbone(random_model(family, tokenizer), tokenizer), family, shared_candidates.error)
+    check(
+        Backbone(random_model(family, tokenizer), tokenizer),
+        family,
+        shared_candidates.logit_deviation,
+    )
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_would_be_judged_wrong_is_refused(case, tokenizer):
     kind, own, _ = REFUSED[case]
     with pytest.raises(UserError, match="cannot be used here|take another backbone"):
-        check(tiny(kind, own, tokenizer), kind, shared_candidates.error)
+        check(tiny(kind, own, tokenizer), kind, shared_candidates.logit_deviation)
 
 
 def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
@@ -162,7 +166,7 @@ def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
         ),
     )
     with pytest.raises(UserError, match="its logits come out otherwise, by"):
-        check(backbone, "llama", shared_candidates.error)
+        check(backbone, "llama", shared_candidates.logit_deviation)
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------

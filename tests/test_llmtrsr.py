@@ -300,7 +300,7 @@ def test_recommendations_for_a_user_and_for_a_history(tmp_path, model):
 def test_a_backbone_that_cannot_be_read_in_parts_is_refused(tmp_path, monkeypatch):
     write_cycle(tmp_path)
     monkeypatch.setattr(
-        "recbole_llm.language.decoding.shared_candidates.error", lambda backbone: 0.5
+        "recbole_llm.language.decoding.shared_candidates.logit_deviation", lambda backbone: 0.5
     )
     with pytest.raises(UserError, match="backbone"):
         made("TALLRec", tmp_path)

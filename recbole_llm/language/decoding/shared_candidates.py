@@ -136,7 +136,7 @@ def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tens
     return F.dropout(weight, dropout) @ values
 
 
-def error(backbone) -> float:
+def logit_deviation(backbone) -> float:
     """For `generation.probe.check`: by how much logits of texts whose beginnings are read once differ from the model's own, as a share of the largest."""
     model = backbone.model
     device = next(model.parameters()).device

@@ -90,7 +90,7 @@ class CandidateJudge(BackboneModel):
         _, self.first, self.same = np.unique(
             self.encoder.alike, return_index=True, return_inverse=True
         )
-        check_backbone(bundle, self.config["backbone"], shared.error)
+        check_backbone(bundle, self.config["backbone"], shared.logit_deviation)
 
     def make_encoder(self, bundle):
         encoder = JudgeEncoder(
