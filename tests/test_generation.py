@@ -10,7 +10,7 @@ from architectures import FAMILIES, random_model
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.backbones.sources import Backbone, load
-from recbole_llm.language.decoding.compatibility import check
+from recbole_llm.language.decoding.compatibility import check_backbone
 from recbole_llm.language.decoding.sampling import sample, stream_key, uniform
 from recbole_llm.language.decoding.shared_prompts import decoding, prefill
 
@@ -158,7 +158,7 @@ def tiny(kind, own, tokenizer):
 def test_what_would_be_decoded_wrong_is_refused(case, tokenizer):
     kind, own, reason = REFUSED[case]
     with pytest.raises(UserError, match=reason):
-        check(tiny(kind, own, tokenizer), "its/name")
+        check_backbone(tiny(kind, own, tokenizer), "its/name")
 
 
 @pytest.mark.parametrize("kind", SCALED)
@@ -166,7 +166,7 @@ def test_logits_scaled_behind_the_head(kind, tokenizer):
     backbone = tiny(
         kind, SCALED[kind] | {"intermediate_size": 128, "num_key_value_heads": 2}, tokenizer
     )
-    check(backbone, kind)
+    check_backbone(backbone, kind)
     ids = torch.arange(2, 12)[None]
     assert torch.allclose(
         backbone.logits(backbone.model.base_model(input_ids=ids).last_hidden_state),

@@ -12,7 +12,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.backbones.sources import Backbone
 from recbole_llm.language.decoding import shared_candidates
-from recbole_llm.language.decoding.compatibility import check
+from recbole_llm.language.decoding.compatibility import check_backbone
 from recbole_llm.language.decoding.shared_candidates import PrefixSuffixAttention
 from recbole_llm.language.prompts.instructions import (
     ASSISTANT,
@@ -141,7 +141,7 @@ def test_what_rows_begin_with_is_read_once(tokenizer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_backbones_that_can_be_read_so_are_taken(family, tokenizer):
-    check(
+    check_backbone(
         Backbone(random_model(family, tokenizer), tokenizer),
         family,
         shared_candidates.logit_deviation,
@@ -152,7 +152,7 @@ def test_backbones_that_can_be_read_so_are_taken(family, tokenizer):
 def test_what_would_be_judged_wrong_is_refused(case, tokenizer):
     kind, own, _ = REFUSED[case]
     with pytest.raises(UserError, match="cannot be used here|take another backbone"):
-        check(tiny(kind, own, tokenizer), kind, shared_candidates.logit_deviation)
+        check_backbone(tiny(kind, own, tokenizer), kind, shared_candidates.logit_deviation)
 
 
 def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
@@ -166,7 +166,7 @@ def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
         ),
     )
     with pytest.raises(UserError, match="its logits come out otherwise, by"):
-        check(backbone, "llama", shared_candidates.logit_deviation)
+        check_backbone(backbone, "llama", shared_candidates.logit_deviation)
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ TOLERANCE = 1e-3  # of the largest logit; float32 is a hundred times closer, a w
 
 
 @torch.no_grad()
-def check(backbone, name: str, error: Callable[..., float] | None = None) -> None:
+def check_backbone(backbone, name: str, error: Callable[..., float] | None = None) -> None:
     """Raise UserError for a model that hidden states, logits or continuations are wrong of.
 
     Such as attention that sees later tokens or does not go through transformers' attention functions, recurrent layers,

@@ -7,7 +7,7 @@ from ...errors import UserError
 from ...settings.layers import asks_server, language_models
 from ...storage import run_folders
 from ..backbones.sources import check_name, load, named_by
-from ..decoding.compatibility import check as check_decoding
+from ..decoding.compatibility import check_backbone as check_decoding
 from ..prompts.instructions import Instructions
 from ..tokens.batches import padded_size
 from .extractive import Extractive
@@ -17,7 +17,7 @@ EXTRACTIVE = "extractive"
 FIXED = {"model", "messages", "stream", "n"}  # fields of a request that no setting may replace
 
 
-def check(config) -> None:
+def check_backbone(config) -> None:
     """Raise UserError for a summarizer that cannot be, as far as that can be seen without asking it."""
     name = config["summarizer"]
     if name.startswith("scratch:"):
