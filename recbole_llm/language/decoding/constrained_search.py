@@ -54,7 +54,7 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Reached:
+class SearchResult:
     """The sequences a search reached for one prompt, best first, with their exact log-probabilities."""
 
     sequences: np.ndarray  # int64 [reached]
@@ -64,7 +64,7 @@ class Reached:
 @torch.no_grad()
 def search(
     backbone, prompts: Sequence[np.ndarray], catalogue: Catalogue, beams: int, budget: int = 8192
-) -> list[Reached]:
+) -> list[SearchResult]:
     """Beam search over the catalogue: the `beams` most probable sequences of every prompt, exactly where beams suffice.
 
     A beam that cannot reach the best `beams` ended ones any more is given up: log-probabilities only fall.
@@ -109,7 +109,7 @@ def search(
             logits = backbone.logits(read(slot, token))
     if not all(len(sequences) for sequences, _ in ended):
         raise FloatingPointError("logits: NaN, so that a search reaches nothing")
-    return [Reached(*found) for found in ended]
+    return [SearchResult(*found) for found in ended]
 
 
 def _keep(ended: list, number: int, sequences: np.ndarray, totals: np.ndarray, beams: int) -> None:
