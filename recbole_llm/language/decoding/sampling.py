@@ -17,7 +17,7 @@ GOLDEN, MIX_1, MIX_2 = (
 
 
 @dataclass(frozen=True)
-class Generated:
+class Continuations:
     """The continuations of one prompt.
 
     ids: one int64 array per sample, without the end token. logprobs: float64 [samples], sum of untempered token
@@ -49,7 +49,7 @@ def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
 
 @torch.no_grad()
 def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples: int, temperature: float, max_new: int, budget: int = 8192,
-           ends: Sequence[int] = ()) -> list[Generated]:  # fmt: skip
+           ends: Sequence[int] = ()) -> list[Continuations]:  # fmt: skip
     """Draw `samples` continuations of every prompt at the given temperature.
 
     Each draw takes one uniform number of (key, sample, step), so that a prompt's texts do not depend on who
@@ -113,10 +113,10 @@ def _draw(
     return tokens.cpu().numpy(), logprob.double().cpu().numpy()
 
 
-def _collect(drawn: np.ndarray, logprobs: np.ndarray, last: np.ndarray) -> Generated:
+def _collect(drawn: np.ndarray, logprobs: np.ndarray, last: np.ndarray) -> Continuations:
     ids, ended = [], np.zeros(len(drawn), dtype=bool)
     for row, tokens in enumerate(drawn):
         stop = np.flatnonzero(np.isin(tokens, last) | (tokens < 0))
         ended[row] = len(stop) > 0 and tokens[stop[0]] >= 0
         ids.append(tokens[: stop[0]] if len(stop) else tokens)
-    return Generated(ids, logprobs, ended)
+    return Continuations(ids, logprobs, ended)
