@@ -11,7 +11,7 @@ from filelock import FileLock
 from ...errors import UserError
 from ...storage.files import atomically
 
-ASKED, WANTED = (
+JUDGE_QUERIES, WANTED = (
     256,
     0.99,
 )  # queries by which an index is judged, and the recall@10 that it is to have
