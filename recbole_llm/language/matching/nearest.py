@@ -11,7 +11,7 @@ from filelock import FileLock
 from ...errors import UserError
 from ...storage.files import atomically
 
-JUDGE_QUERIES, WANTED = (
+JUDGE_QUERIES, MIN_RECALL = (
     256,
     0.99,
 )  # queries by which an index is judged, and the recall@10 that it is to have
@@ -50,7 +50,7 @@ class InvertedLists:
         index.train(vectors[rng.permutation(len(vectors))[: 64 * lists]])
         index.add(vectors)
         made, truth = cls(index), exact(asked, vectors, 10)[1]
-        while (recall := made.recall(asked, truth)) < WANTED and index.nprobe < lists:
+        while (recall := made.recall(asked, truth)) < MIN_RECALL and index.nprobe < lists:
             index.nprobe = min(lists, 2 * index.nprobe)
         logging.getLogger().info(
             f"index of {len(vectors)} vectors: reads {index.nprobe} of {lists} lists, recall@10 {recall:.3f} of {len(asked)} queries"
