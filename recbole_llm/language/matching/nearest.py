@@ -17,7 +17,7 @@ JUDGE_QUERIES, MIN_RECALL = (
 )  # queries by which an index is judged, and the recall@10 that it is to have
 
 
-def exact(
+def exact_search(
     queries: np.ndarray, vectors: np.ndarray, k: int, memory: float = 128
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int64 rows [n, k], float32 products [n, k]), best first, with at most `memory` MiB of products at once."""
@@ -49,7 +49,7 @@ class InvertedLists:
         )
         index.train(vectors[rng.permutation(len(vectors))[: 64 * lists]])
         index.add(vectors)
-        made, truth = cls(index), exact(asked, vectors, 10)[1]
+        made, truth = cls(index), exact_search(asked, vectors, 10)[1]
         while (recall := made.recall(asked, truth)) < MIN_RECALL and index.nprobe < lists:
             index.nprobe = min(lists, 2 * index.nprobe)
         logging.getLogger().info(
