@@ -7,7 +7,7 @@ import pytest
 
 from recbole_llm.language.matching.bm25 import BM25Index, words
 from recbole_llm.language.matching.nearest import InvertedLists, exact_search
-from recbole_llm.language.matching.round_robin import distinct, quasi_round_robin
+from recbole_llm.language.matching.round_robin import distinct_texts, quasi_round_robin
 
 TEXTS = [
     "red dog leash",
@@ -100,12 +100,12 @@ def test_no_text_ties_everything():
 
 
 def test_the_most_probable_of_equal_texts_stays():
-    assert distinct(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (
+    assert distinct_texts(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (
         ["b", "a", "c"],
         [-1.0, -2.0, -3.0],
         [2, 1, 1],
     )
-    assert distinct([], np.array([])) == ([], [], [])
+    assert distinct_texts([], np.array([])) == ([], [], [])
 
 
 # --- nearest vectors ---------------------------------------------------------------------------------------------------

@@ -32,7 +32,9 @@ def quasi_round_robin(
     return (scaled * np.exp(epsilon * np.asarray(logprobs, np.float64))[:, None]).max(axis=0)
 
 
-def distinct(texts: list[str], logprobs: np.ndarray) -> tuple[list[str], list[float], list[int]]:
+def distinct_texts(
+    texts: list[str], logprobs: np.ndarray
+) -> tuple[list[str], list[float], list[int]]:
     """The distinct texts, most probable first, the log-probability of each and how often it is there; of equal texts the most probable one counts."""
     order = np.argsort(-np.asarray(logprobs), kind="stable")
     first: dict[str, float] = {}

@@ -15,7 +15,7 @@ from ...language.decoding.compatibility import check_backbone as check_decoding
 from ...language.decoding.constrained_search import Catalogue, search
 from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
-from ...language.matching.round_robin import distinct
+from ...language.matching.round_robin import distinct_texts
 from ...language.prompts.templates import Example, LazyTexts, Template
 from ...language.tokens.batches import Tokens, by_length, pad, tokenizer_corpus
 from ...settings.layers import digest
@@ -138,7 +138,7 @@ class GenerativeModel(BackboneModel):
             texts = [
                 text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])
             ]
-            answers.append(Answer(*distinct(texts, drawn.logprobs), int(drawn.ended.sum())))
+            answers.append(Answer(*distinct_texts(texts, drawn.logprobs), int(drawn.ended.sum())))
         return answers
 
     def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
