@@ -50,7 +50,7 @@ def embed(
     return vectors
 
 
-def embed_once(
+def embed_cached(
     tokens: Sequence[Tokens],
     pooled: Callable,
     bundle: Backbone,
@@ -116,7 +116,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     encoder = SentenceEncoder(
         bundle.tokenizer, longest, form=TextForm(marked=False), marks=bundle.marks
     )
-    return embed_once(
+    return embed_cached(
         [encoder.item(text) for text in texts],
         bundle.pooled,
         bundle,

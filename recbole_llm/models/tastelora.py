@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
 from ..language.prompts.templates import TASTE_PROMPT, LazyTexts, taste_item_text
 from ..language.tokens.batches import Tokens
-from ..language.vectors import embed_once
+from ..language.vectors import embed_cached
 from ..training.corpora import Corpus
 from ..training.losses import over_candidates
 from .base.backbone_model import BackboneModel
@@ -128,7 +128,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width]; stored below `saved` if that is given."""
-        return embed_once(
+        return embed_cached(
             tokens,
             self.bundle.vectors,
             self.bundle,

@@ -9,7 +9,7 @@ from ...errors import UserError
 from ...language.backbones.sources import SentenceBackbone
 from ...language.prompts.templates import LazyTexts, TextForm
 from ...language.tokens.batches import MIN_ITEM_TOKENS, SentenceEncoder, Tokens
-from ...language.vectors import embed_once
+from ...language.vectors import embed_cached
 from ...training.corpora import Corpus, load_corpora
 from .backbone_model import BackboneModel
 from .vector_model import VectorModel
@@ -42,7 +42,7 @@ class SentenceModel(VectorModel, BackboneModel):
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width], of length 1; stored below `saved` if that is given."""
-        found = embed_once(
+        found = embed_cached(
             tokens,
             self.bundle.pooled,
             self.bundle,
