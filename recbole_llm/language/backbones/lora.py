@@ -70,7 +70,7 @@ def base_of(folder: Path) -> str | None:
     return base
 
 
-def put_on(core, folder: Path) -> None:
+def load_adapters(core, folder: Path) -> None:
     """Let the adapters of a folder work on a transformers model.
 
     Raises

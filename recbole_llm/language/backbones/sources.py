@@ -460,7 +460,7 @@ def load_folder(
     loaded = kind.read(last, trust_remote_code=trust_remote_code, **own)
     for folder in reversed(over):
         loaded = loaded.merged()
-        lora.put_on(loaded.core, Path(folder))
+        lora.load_adapters(loaded.core, Path(folder))
     return loaded
 
 
