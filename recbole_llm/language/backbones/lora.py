@@ -42,7 +42,7 @@ def refuse_scratch(base: str) -> None:
     )
 
 
-def base_of(folder: Path) -> str | None:
+def adapter_base(folder: Path) -> str | None:
     """What the adapters in a folder were trained on; None if the folder holds whole weights.
 
     Raises

@@ -481,7 +481,7 @@ def layers(name: str) -> list[str]:
                 "model there that they were trained on"
             )
         found.append(str(folder or name))
-        base = folder and lora.base_of(folder)
+        base = folder and lora.adapter_base(folder)
         if not base:
             return found
         how, _, rest = base.partition(":")
