@@ -407,7 +407,7 @@ def check_config(folder: str, trust_remote_code: bool) -> None:
         AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def reach(name: str, saved: Path) -> None:
+def check_reachable(name: str, saved: Path) -> None:
     """Raise UserError for a hub id under which no model can be had, neither from the hub nor from what was downloaded before."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
