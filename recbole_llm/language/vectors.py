@@ -11,7 +11,7 @@ from ..settings.layers import digest
 from ..storage import content_cache, run_folders
 from ..storage.progress import progress
 from .backbones.precision import KINDS
-from .backbones.sources import Backbone, SentenceBackbone, check_name, load, named_by
+from .backbones.sources import Backbone, SentenceBackbone, check_name, errors_naming, load
 from .prompts.templates import TextForm
 from .tokens.batches import SentenceEncoder, Tokens, by_length, pad
 
@@ -99,7 +99,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
     saved, precision = Path(config["checkpoint_dir"]), config["precision"]
     trusted = bool(config["trust_remote_code"])
     check_frozen(name, saved, trusted)
-    with named_by("text_encoder"):
+    with errors_naming("text_encoder"):
         bundle = load(
             name,
             (),
@@ -134,5 +134,5 @@ def check_frozen(name: str, saved: Path, trust_remote_code: bool = False) -> Non
         raise UserError(
             f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>"
         )
-    with named_by("text_encoder"):
+    with errors_naming("text_encoder"):
         check_name(name, saved, trust_remote_code)

@@ -215,10 +215,10 @@ class Prepared:
         if (
             first and self.language_models and run_record.read_run(self.run_folder) is None
         ):  # what has begun has its own
-            from ..language.backbones.sources import check_reachable, named_by
+            from ..language.backbones.sources import check_reachable, errors_naming
 
             for key, name in self.language_models.items():
-                with named_by(key):
+                with errors_naming(key):
                     check_reachable(name, saved)
 
     def _check_lists(self, split) -> None:

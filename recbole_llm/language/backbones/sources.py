@@ -369,7 +369,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
 
 
 @contextmanager
-def named_by(key: str):
+def errors_naming(key: str):
     """Within it, errors about a language model name this setting instead of `backbone`."""
     try:
         yield

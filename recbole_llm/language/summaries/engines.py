@@ -6,7 +6,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...settings.layers import asks_server, language_models
 from ...storage import run_folders
-from ..backbones.sources import check_name, load, named_by
+from ..backbones.sources import check_name, errors_naming, load
 from ..decoding.compatibility import check_backbone as check_decoding
 from ..prompts.instructions import Instructions
 from ..tokens.batches import padded_size
@@ -29,7 +29,7 @@ def check_backbone(config) -> None:
             f"summarizer: a server is asked for a model by name; set --summarizer_model (what {name}/models lists)"
         )
     if "summarizer" in language_models(config["settings"]):
-        with named_by("summarizer"):
+        with errors_naming("summarizer"):
             trusted = bool(config["trust_remote_code"])
             check_name(name, Path(config["checkpoint_dir"]), trusted)
     _check_extra(config)
@@ -88,7 +88,7 @@ def make(config, wording: Instructions, extractive: Extractive) -> Engine:
     saved = Path(config["checkpoint_dir"])
 
     def read():
-        with named_by("summarizer"):
+        with errors_naming("summarizer"):
             bundle = load(
                 name,
                 (),
