@@ -455,7 +455,7 @@ def load_folder(
 ) -> Backbone:
     """A pretrained model by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
     _quiet()
-    *over, last = layers(name)
+    *over, last = adapter_chain(name)
     own = {} if quantize == "none" else {"quantize": quantize}
     loaded = kind.read(last, trust_remote_code=trust_remote_code, **own)
     for folder in reversed(over):
@@ -464,7 +464,7 @@ def load_folder(
     return loaded
 
 
-def layers(name: str) -> list[str]:
+def adapter_chain(name: str) -> list[str]:
     """A model's hub id or folder; where it holds adapters, then that of their base, and so on.
 
     Raises
@@ -530,7 +530,7 @@ def check_stored(name: str, first: int = 0) -> None:
     ------
     UserError : for files, or for bases of adapters, that are others than at the storing.
     """
-    names = layers(name)
+    names = adapter_chain(name)
     runs = [(place, run_folders.backbone_run(one, Path())) for place, one in enumerate(names)]
     runs = [(place, run) for place, run in reversed(runs) if run is not None]
     for place, run in runs:  # the lowest first, which the others lie on

@@ -11,10 +11,10 @@ from ...language.backbones.lora import add_lora, refuse_scratch
 from ...language.backbones.sources import (
     PACKAGED,
     Backbone,
+    adapter_chain,
     base_digest,
     check_name,
     check_stored,
-    layers,
     load,
     load_folder,
 )
@@ -91,7 +91,9 @@ class BackboneModel(TextModel, TokenTrainable):
             )
         self.use(bundle)
         if config["adapter"] == "lora":
-            self.frozen_base = base_digest(layers(str(run / run_folders.BACKBONE) if run else name))
+            self.frozen_base = base_digest(
+                adapter_chain(str(run / run_folders.BACKBONE) if run else name)
+            )
             if run is not None:  # by what its folder is called beside ours, else by where it is
                 name = (
                     f"run:{run.name}"
