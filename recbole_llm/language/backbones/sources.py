@@ -364,7 +364,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
         return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
     run = run_folders.backbone_run(name, saved)
     folder = str(run / run_folders.BACKBONE) if run else name
-    check_stored(folder)
+    check_stored_weights(folder)
     return load_folder(folder, kind, quantize, trust_remote_code).merged()
 
 
@@ -393,7 +393,7 @@ def check_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
     if folder := model_folder(name):
         if not any((folder / file).is_file() for file in FILES) and not gguf_file(str(folder)):
             raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
-        check_stored(str(folder))
+        check_stored_weights(str(folder))
         check_config(str(folder), trust_remote_code)
 
 
@@ -517,7 +517,7 @@ def base_digest(names: Iterable[str]) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def check_stored(name: str, first: int = 0) -> None:
+def check_stored_weights(name: str, first: int = 0) -> None:
     """Compare the weights that runs have stored with those that lie there now.
 
     Parameters

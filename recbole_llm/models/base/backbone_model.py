@@ -14,7 +14,7 @@ from ...language.backbones.sources import (
     adapter_chain,
     base_digest,
     check_name,
-    check_stored,
+    check_stored_weights,
     load,
     load_folder,
 )
@@ -40,7 +40,7 @@ class BackboneModel(TextModel, TokenTrainable):
         if config["restored"]:
             return
         if config["init_from"]:
-            check_stored(str(Path(config["init_from"]) / run_folders.BACKBONE))
+            check_stored_weights(str(Path(config["init_from"]) / run_folders.BACKBONE))
             return
         check_name(
             config["backbone"], Path(config["checkpoint_dir"]), bool(config["trust_remote_code"])
@@ -74,7 +74,7 @@ class BackboneModel(TextModel, TokenTrainable):
         if config["init_from"]:
             run = run_folders.find_run(config["init_from"], saved)
             folder = str(run / run_folders.BACKBONE)
-            check_stored(folder)
+            check_stored_weights(folder)
             bundle = load_folder(folder, self.backbone_kind, self.quantize, self.trusted).merged()
         else:
             run = run_folders.backbone_run(name, saved)
@@ -169,5 +169,5 @@ class BackboneModel(TextModel, TokenTrainable):
 
     def load(self, folder: Path) -> None:
         path, kind = str(folder / run_folders.BACKBONE), self.backbone_kind
-        check_stored(path, first=1)  # the tensors of the first are compared one by one
+        check_stored_weights(path, first=1)  # the tensors of the first are compared one by one
         self.use(load_folder(path, kind, self.quantize, self.trusted))
