@@ -45,7 +45,7 @@ def unreadable(name: str, error: BaseException, folder: str | None = None) -> Us
     """One line about files that cannot be read."""
     said = " ".join(str(error).split())
     if "trust_remote_code" in said:
-        return own_code(name)
+        return needs_own_code(name)
     reason = said[:200] or type(error).__name__
     if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
         reason = f"{type(error).__name__}: {reason}"
@@ -56,7 +56,7 @@ def unreadable(name: str, error: BaseException, folder: str | None = None) -> Us
     return UserError(f"backbone {name!r} cannot be loaded{where}: {reason}")
 
 
-def own_code(name: str) -> UserError:
+def needs_own_code(name: str) -> UserError:
     """What is said of a folder whose model is defined by Python files in it."""
     return UserError(
         f"backbone {name!r} has code of its own, which this machine would run; if you trust it, "

