@@ -17,7 +17,7 @@ from worlds import settings_for, t5, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.encoder_decoder import FusionBackbone
-from recbole_llm.language.backbones.loading import reading
+from recbole_llm.language.backbones.loading import as_user_errors
 from recbole_llm.language.backbones.sources import (
     Backbone,
     EncoderBackbone,
@@ -354,20 +354,20 @@ def test_the_configuration_of_a_far_larger_model_is_one_line(folders, tmp_path, 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit])
 def test_an_interruption_is_no_damaged_file(error):
-    with pytest.raises(error), reading("a folder"):
+    with pytest.raises(error), as_user_errors("a folder"):
         raise error
 
 
 @pytest.mark.parametrize("error", [KeyError("a"), AssertionError(), RecursionError("deep")])
 def test_whatever_else_a_library_raises_is_one_line(error):
     with pytest.raises(UserError, match="backbone 'a folder' cannot be loaded: .+"):
-        with reading("a folder"):
+        with as_user_errors("a folder"):
             raise error
 
 
 def test_a_panic_of_a_library_is_one_line():
     panic = type("PanicException", (BaseException,), {})
-    with pytest.raises(UserError, match="cannot be loaded: no entry"), reading("a folder"):
+    with pytest.raises(UserError, match="cannot be loaded: no entry"), as_user_errors("a folder"):
         raise panic("no entry")
 
 

@@ -11,7 +11,7 @@ from ...errors import UserError
 from ..prompts.templates import ITEM_SEPARATOR, TASTE_PROMPT
 from ..tokens.batches import PieceTokenizer, Tokens, padded_size
 from . import scratch
-from .loading import check_size, check_whole, loading_reports, reading
+from .loading import as_user_errors, check_size, check_whole, loading_reports
 from .sources import Backbone, check_tokens
 
 
@@ -99,7 +99,7 @@ class FusionBackbone(Backbone):
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         trust = {"trust_remote_code": trust_remote_code}
-        with reading(name, name), loading_reports() as reports:
+        with as_user_errors(name, name), loading_reports() as reports:
             if not AutoConfig.from_pretrained(name, **trust).is_encoder_decoder:
                 raise UserError(
                     f"backbone {name!r} has no decoder beside an encoder: give T5 or another encoder-decoder"

@@ -17,7 +17,7 @@ POOLER = (
 
 
 @contextmanager
-def reading(name: str, folder: str | None = None):
+def as_user_errors(name: str, folder: str | None = None):
     """Within it, whatever a library raises about the files of a language model is a UserError.
 
     Parameters

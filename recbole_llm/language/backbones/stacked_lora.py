@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .loading import reading
+from .loading import as_user_errors
 from .lora import CONFIG
 from .precision import KINDS
 
@@ -272,7 +272,7 @@ def _read(
     """An adapter in PEFT's files: its rank, and A and B of each layer, B with the scale in it."""
     from safetensors.torch import load_file
 
-    with reading(str(folder), str(folder)):
+    with as_user_errors(str(folder), str(folder)):
         said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
         rank, scale = said["r"], said["lora_alpha"] / said["r"]
