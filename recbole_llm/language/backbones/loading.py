@@ -98,7 +98,7 @@ def damaged_file(folder: Path) -> str | None:
 
 
 @contextmanager
-def no_table():
+def without_loading_table():
     """Within it, transformers draws no table of missing weights: one line says what it says."""
     from transformers.utils import logging
 
@@ -135,7 +135,7 @@ def loading_reports():
 
     with (
         patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
-        no_table(),
+        without_loading_table(),
     ):
         yield reports
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ...errors import UserError
-from .loading import as_user_errors, no_table
+from .loading import as_user_errors, without_loading_table
 
 CONFIG = "adapter_config.json"
 # what PEFT may train beside low-rank updates, and `merge` would lose
@@ -80,7 +80,7 @@ def load_adapters(core, folder: Path) -> None:
     # how the files of the base name its weights, which load_adapter replaces by how the adapters'
     # do; whatever is stored later, merged, is the base's kind of file
     conversions = getattr(core, "_weight_conversions", None)
-    with as_user_errors(str(folder), str(folder)), no_table():
+    with as_user_errors(str(folder), str(folder)), without_loading_table():
         report = core.load_adapter(str(folder))
     core._weight_conversions = conversions
     own = [key for key in report.missing_keys if "lora_" in key]
