@@ -11,7 +11,7 @@ from ...errors import UserError
 from ..prompts.templates import ITEM_SEPARATOR, TASTE_PROMPT
 from ..tokens.batches import PieceTokenizer, Tokens, padded_size
 from . import scratch
-from .loading import as_user_errors, check_size, check_whole, loading_reports
+from .loading import as_user_errors, check_complete, check_size, loading_reports
 from .sources import Backbone, check_tokens
 
 
@@ -107,7 +107,7 @@ class FusionBackbone(Backbone):
             check_size(name, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(name, **trust)
             model = AutoModel.from_pretrained(name, dtype=torch.float32, **trust)
-        check_whole(name, cls.kind, reports)
+        check_complete(name, cls.kind, reports)
         check_tokens(name, model, tokenizer)
         return cls(model, tokenizer).with_plain_attention()
 

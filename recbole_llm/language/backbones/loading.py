@@ -140,7 +140,7 @@ def loading_reports():
         yield reports
 
 
-def check_whole(name: str, kind: str, reports: Iterable[dict], pooler: bool = True) -> None:
+def check_complete(name: str, kind: str, reports: Iterable[dict], pooler: bool = True) -> None:
     """Refuse a model some of whose weights were not in its files and were drawn at random.
 
     Parameters

