@@ -475,7 +475,7 @@ def test_a_gguf_file_without_tensors_is_told_as_that(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
     with pytest.raises(UserError, match=r"m\.gguf is damaged or no GGUF file: it holds no tensors"):
-        gguf_header.check(path)
+        gguf_header.check_header(path)
 
 
 @pytest.mark.parametrize("key", ["block_count", "feed_forward_length", "attention.head_count"])

@@ -67,7 +67,7 @@ class _Reader:
             raise Damaged(f"{size} bytes at {self.at} reach beyond the file's {len(self.data)}")
 
 
-def check(path: Path) -> None:
+def check_header(path: Path) -> None:
     """Compare the header with the file.
 
     Parameters

@@ -92,7 +92,7 @@ class Backbone:
         trust = {"trust_remote_code": trust_remote_code}
         with as_user_errors(name, name), loading_reports() as reports:
             for file in packed.values():
-                gguf_header.check(Path(name) / file)
+                gguf_header.check_header(Path(name) / file)
             check_size(name, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(name, **packed, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
