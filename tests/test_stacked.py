@@ -10,7 +10,7 @@ from worlds import FRUIT, prepared, t5, write_cycle
 
 from recbole_llm.data.cases.splits import make_split
 from recbole_llm.language.backbones.stacked_lora import (
-    Noise,
+    SharedDropoutMask,
     Stack,
     StackedLinear,
     _Adapted,
@@ -82,7 +82,7 @@ def layer_of(count=3, dropout=0.0):
         torch.nn.Parameter(torch.randn(count, *shape, dtype=torch.float64))
         for shape in ((2, 5), (7, 2))
     )
-    return base, a, b, StackedLinear(base, a, b, 0.5, Noise(dropout), torch.float64)
+    return base, a, b, StackedLinear(base, a, b, 0.5, SharedDropoutMask(dropout), torch.float64)
 
 
 def test_a_layer_is_its_base_and_each_shares_adapter():

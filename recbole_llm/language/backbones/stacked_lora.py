@@ -49,7 +49,7 @@ class _Adapted(torch.autograd.Function):
         return dx, None, None, da.to(own), db.to(own), None, None
 
 
-class Noise:
+class SharedDropoutMask:
     """Dropout's masks of one step: windows, at random places, of numbers that are drawn once. A mask for each layer would cost as much as its products."""
 
     def __init__(self, share: float):
@@ -82,7 +82,7 @@ class StackedLinear(nn.Module):
         a: nn.Parameter,
         b: nn.Parameter,
         scale: float,
-        noise: Noise,
+        noise: SharedDropoutMask,
         kind: torch.dtype,
     ):
         super().__init__()
@@ -221,7 +221,11 @@ class Stack:
     @contextmanager
     def on(self, model: nn.Module, precision: str = "fp32"):
         """Within it, the model's rows pass through these adapters, by precision fp32 in the type of their weights."""
-        layers, noise, scale = linear_layers(model), Noise(self.dropout), self.alpha / self.rank
+        layers, noise, scale = (
+            linear_layers(model),
+            SharedDropoutMask(self.dropout),
+            self.alpha / self.rank,
+        )
         for name, layer in layers.items():
             kind = layer.weight.dtype if precision == "fp32" else KINDS[precision]
             _put(
