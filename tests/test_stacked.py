@@ -10,8 +10,8 @@ from worlds import FRUIT, prepared, t5, write_cycle
 
 from recbole_llm.data.cases.splits import make_split
 from recbole_llm.language.backbones.stacked_lora import (
+    AdapterStack,
     SharedDropoutMask,
-    Stack,
     StackedLinear,
     _Adapted,
     linear_layers,
@@ -134,7 +134,7 @@ def alone(frozen, learner, recipe):
         )
     )
     model.to(frozen.bundle.model.dtype)
-    start = Stack.fresh(
+    start = AdapterStack.fresh(
         frozen.bundle.model,
         [adapter_training._seed(recipe, learner.name, 1)],
         rank=recipe.lora_rank,
@@ -339,7 +339,7 @@ def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
     users = range(4)
     tests = [part.test[part.test.user == user] for user in users]
     assert len({len(cases) for cases in tests}) > 1
-    stack = Stack.fresh(
+    stack = AdapterStack.fresh(
         frozen.bundle.model, [[user] for user in users], rank=4, alpha=8, dropout=0.0
     )
     for number, cases in enumerate(tests):

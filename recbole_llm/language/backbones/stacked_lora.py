@@ -109,7 +109,7 @@ class StackedLinear(nn.Module):
         return _Adapted.apply(x, self.short, self.bias, self.a, self.b, self.scale, keep)
 
 
-class Stack:
+class AdapterStack:
     """K adapters of one rank over every linear layer of a model.
 
     Attributes
@@ -139,7 +139,7 @@ class Stack:
         rank: int,
         alpha: float,
         dropout: float,
-    ) -> "Stack":
+    ) -> "AdapterStack":
         """One adapter for each seed, as PEFT begins: A uniform within 1 / sqrt(in), B zero. What one begins with does not depend on the others."""
         layers = linear_layers(model)
         device, dtype = model.device, model.dtype
@@ -164,7 +164,7 @@ class Stack:
         )
 
     @classmethod
-    def load(cls, model: nn.Module, folders: Sequence[Path | None]) -> "Stack":
+    def load(cls, model: nn.Module, folders: Sequence[Path | None]) -> "AdapterStack":
         """Adapters of any ranks by the folders of PEFT's files; None for one that adds nothing. Their scales are taken into B.
 
         Raises UserError, naming the folder, for files that are missing, damaged or of another model.
@@ -200,9 +200,9 @@ class Stack:
     def parameters(self) -> list[nn.Parameter]:
         return [*self.a.values(), *self.b.values()]
 
-    def __getitem__(self, which) -> "Stack":
+    def __getitem__(self, which) -> "AdapterStack":
         """Copies of some of them: a slice or indices."""
-        return Stack(
+        return AdapterStack(
             self.rank,
             self.alpha,
             self.dropout,
@@ -212,7 +212,7 @@ class Stack:
             ),
         )
 
-    def put(self, number: int, other: "Stack", place: int) -> None:
+    def put(self, number: int, other: "AdapterStack", place: int) -> None:
         """Overwrite one adapter by one of another stack."""
         with torch.no_grad():
             for own, theirs in zip(self.parameters(), other.parameters(), strict=True):
