@@ -110,7 +110,8 @@ def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
         ["cut_items", "cut_users", "cut_summaries"], 0
     )
     monkeypatch.setattr(
-        "recbole_llm.language.summaries.engines.make", lambda config, wording, extractive: Mute()
+        "recbole_llm.language.summaries.engines.make_engine",
+        lambda config, wording, extractive: Mute(),
     )
     assert (
         run_settings(small("LLMTRSR", tmp_path, epochs=0, summarizer_length=2047)).row["rates"][

@@ -59,7 +59,7 @@ def _check_extra(config) -> None:
         ) from None
 
 
-def make(config, wording: Instructions, extractive: Extractive) -> Engine:
+def make_engine(config, wording: Instructions, extractive: Extractive) -> Engine:
     """The engine that a run's settings name; a local model is loaded only when there is something to write."""
     name = config["summarizer"]
     if name == EXTRACTIVE:

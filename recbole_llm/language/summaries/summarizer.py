@@ -38,7 +38,7 @@ class Summarizer:
     @cached_property
     def texts(self) -> Summaries:
         """What is written, in a file below `checkpoint_dir`."""
-        engine = engines.make(
+        engine = engines.make_engine(
             self.config, Instructions.named(self.config["domain"]), self.extractive
         )
         return Summaries(
