@@ -116,7 +116,7 @@ def make_engine(config, wording: Instructions, extractive: Extractive) -> Engine
     )
 
 
-def told(config) -> str:
+def describe_summarizer(config) -> str:
     """One line for the log."""
     if config["summarizer"] == EXTRACTIVE:
         return "extracts, written by no language model (summarizer: extractive): the most frequent attributes, and the sentences nearest to all others"
