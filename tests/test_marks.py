@@ -13,7 +13,7 @@ from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.prompts.instructions import Instructions, turn_markup
 from recbole_llm.language.prompts.marks import neutralize_marks, section_heads
 from recbole_llm.language.prompts.templates import item_line
-from recbole_llm.language.summaries.prompt import parts
+from recbole_llm.language.summaries.prompt import prompt_parts
 from recbole_llm.language.summaries.schedules import Request
 from recbole_llm.language.tokens.judge import JudgeEncoder
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
@@ -180,7 +180,7 @@ def test_a_summarisers_prompt_is_read_as_the_texts_that_were_put_in():
         items = tuple(
             (("Title", forged(rng)), ("Brand", forged(rng))) for _ in range(rng.randint(2, 5))
         )
-        text = "".join(parts(Request("block", items=items), SHOPPING, str, 10**6, 100))
+        text = "".join(prompt_parts(Request("block", items=items), SHOPPING, str, 10**6, 100))
         head, lines = text.split(f"\n\n{SHOPPING.block_head}\n")
         assert SHOPPING.block in head
         expected = [
@@ -201,7 +201,7 @@ def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
     asked = []
     engine = judge.summarizer.texts.engine
     (request,) = next(judge.summarizer.plan(history[-3:]))
-    asked = "".join(parts(request, judge.wording, str, 10**5, 100))
+    asked = "".join(prompt_parts(request, judge.wording, str, 10**5, 100))
     for said, most in ((prompt, 4), (asked, 3)):
         assert len(re.findall(rf"Category: {CATEGORIES} > \w: x;", said)) >= most, said
     assert engine is judge.summarizer.texts.engine

@@ -26,7 +26,7 @@ from recbole_llm.language.prompts.templates import (
     TextForm,
     item_prefix,
 )
-from recbole_llm.language.summaries.prompt import parts
+from recbole_llm.language.summaries.prompt import prompt_parts
 from recbole_llm.language.summaries.schedules import Request
 from recbole_llm.language.tokens.batches import AttributeEncoder, HistoryEncoder, SentenceEncoder
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
@@ -103,8 +103,8 @@ def test_a_summarisers_prompt_is_the_whole_texts(tokenizer):
         request = Request(
             "block", items=tuple((("Title", text.replace(";", ",")),) for text in items)
         )
-        pieces = parts(request, SHOPPING, spelling.encode, 4000, 100, space)
-        said = "".join(parts(request, SHOPPING, str, 40000, 100))
+        pieces = prompt_parts(request, SHOPPING, spelling.encode, 4000, 100, space)
+        said = "".join(prompt_parts(request, SHOPPING, str, 40000, 100))
         found = np.concatenate([opening, *pieces, closing]).tolist()
         assert found == whole(tokenizer, before + said + after)
 

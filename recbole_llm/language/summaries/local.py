@@ -10,7 +10,7 @@ from ..backbones.sources import Backbone
 from ..decoding.sampling import sample, stream_key
 from ..prompts.instructions import Instructions, TurnTokens, tokenize_turn
 from ..tokens.batches import PieceTokenizer, by_length
-from .prompt import LAYOUT, parts
+from .prompt import LAYOUT, prompt_parts
 from .schedules import Request, Text
 from .writing import AGAIN
 
@@ -75,7 +75,7 @@ class LocalEngine:
         """int64, at most max_length - max_new tokens."""
         opening, space, closing, _ = self.frame
         room = self.max_length - self.max_new - len(opening) - len(closing)
-        said = parts(request, self.wording, self.pieces.piece, room, self.max_new, space)
+        said = prompt_parts(request, self.wording, self.pieces.piece, room, self.max_new, space)
         return np.concatenate([opening, *said, closing])
 
     def size(self, request: Request) -> int:

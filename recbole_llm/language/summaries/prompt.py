@@ -12,7 +12,7 @@ LAYOUT = 3  # raised with every change of the prompts: texts are stored under it
 WORDS = 0.6  # that a token is taken to be: fewer than in English, so that the text ends in time
 
 
-def parts(
+def prompt_parts(
     request: Request, wording: Instructions, encode, room: int, tokens: int, space: str = ""
 ) -> list[Sequence]:
     """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written. space : before all of it."""

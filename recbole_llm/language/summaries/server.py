@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from ...errors import UserError
 from ..prompts.instructions import Instructions
-from .prompt import LAYOUT, parts
+from .prompt import LAYOUT, prompt_parts
 from .schedules import Request, Text
 from .writing import AGAIN, PATIENCE
 
@@ -225,7 +225,7 @@ class ServerEngine:
         # each character.
         characters = 1 if request in self.refused else CHARACTERS
         room = characters * (self.max_length - self.max_new)
-        return "".join(parts(request, self.wording, str, room, self.max_new))
+        return "".join(prompt_parts(request, self.wording, str, room, self.max_new))
 
     def _body(self, again: bool) -> dict:
         """The fields of a request beside its model and messages."""
