@@ -38,7 +38,7 @@ REMEDY = {
 }
 
 
-class Unwritten(str):
+class PendingText(str):
     """What stands in a forecast for a text that is not written yet."""
 
 
@@ -132,7 +132,7 @@ class Summaries:
                     if name not in counted:
                         counted.add(name)
                         costs.update(self._cost(request))
-                    texts.append((Unwritten(name), False))
+                    texts.append((PendingText(name), False))
                 return texts
 
             run(rounds, write)
@@ -172,7 +172,7 @@ class Summaries:
     def _cost(self, request: Request) -> dict[str, int]:
         if not self.engine.paid:
             return {"requests": 1}
-        written = tuple(text for text in request.previous if not isinstance(text, Unwritten))
+        written = tuple(text for text in request.previous if not isinstance(text, PendingText))
         unwritten = len(request.previous) - len(written)
         most, room = self.engine.max_new, self.engine.max_length - self.engine.max_new
         size = self.engine.size(replace(request, previous=written)) + unwritten * most
