@@ -18,7 +18,7 @@ from test_summaries import SHOPPING, plans, summaries
 from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.language.summaries.schedules import hierarchical
-from recbole_llm.language.summaries.writing import PATIENCE, Summaries
+from recbole_llm.language.summaries.writing import PATIENCE, SummaryStore
 
 pytest.importorskip("openai")
 from recbole_llm.language.summaries.server import ServerEngine  # noqa: E402
@@ -237,7 +237,7 @@ def engine(server, **own):
 def again(folder, engine):
     from recbole_llm.language.summaries.extractive import Extractive
 
-    return Summaries(engine, Extractive(), folder, retry=True)
+    return SummaryStore(engine, Extractive(), folder, retry=True)
 
 
 def one_in_ten(kind):

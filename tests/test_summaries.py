@@ -23,7 +23,7 @@ from recbole_llm.language.summaries.schedules import (
     recurrent,
     run,
 )
-from recbole_llm.language.summaries.writing import Summaries
+from recbole_llm.language.summaries.writing import SummaryStore
 from recbole_llm.language.tokens.batches import PieceTokenizer
 
 SHOPPING = Instructions.named("shopping")
@@ -270,7 +270,7 @@ class Scripted:
 
 
 def summaries(folder, engine):
-    return Summaries(engine, Extractive(), folder)
+    return SummaryStore(engine, Extractive(), folder)
 
 
 def plans(*counts):

@@ -12,7 +12,7 @@ from ..prompts.instructions import Instructions
 from . import engines
 from .extractive import Extractive
 from .schedules import Round, Summary, hierarchical, recurrent
-from .writing import Summaries
+from .writing import SummaryStore
 
 
 class Summarizer:
@@ -36,12 +36,12 @@ class Summarizer:
         self.logger.info(f"summaries: {engines.told(config)}")
 
     @cached_property
-    def texts(self) -> Summaries:
+    def texts(self) -> SummaryStore:
         """What is written, in a file below `checkpoint_dir`."""
         engine = engines.make_engine(
             self.config, Instructions.named(self.config["domain"]), self.extractive
         )
-        return Summaries(
+        return SummaryStore(
             engine,
             self.extractive,
             Path(self.config["checkpoint_dir"]) / "cache" / "summaries",

@@ -59,7 +59,7 @@ class Engine(Protocol):
         """Give each request's text by its number as soon as it is written. again : the first attempt was no good."""
 
 
-class Summaries:
+class SummaryStore:
     """The texts of one engine, in a file that outlives any process.
 
     Parameters
