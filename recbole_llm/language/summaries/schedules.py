@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 Item = tuple[tuple[str, str], ...]
-Round = Generator[list["Request"], list[str], str]
+SummaryPlan = Generator[list["Request"], list[str], str]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def blocks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
     return [tuple(items[begin : begin + size]) for begin in range(0, len(items), size)]
 
 
-def hierarchical(items: Sequence[Item], size: int, fan_in: int) -> Round:
+def hierarchical(items: Sequence[Item], size: int, fan_in: int) -> SummaryPlan:
     """Every block is summarised, then every `fan_in` summaries are, until one is left. Yields rounds of requests, is sent their texts, returns the last."""
     texts = (
         (yield [Request("block", items=block) for block in blocks(items, size)]) if items else [""]
@@ -60,7 +60,7 @@ def hierarchical(items: Sequence[Item], size: int, fan_in: int) -> Round:
     return texts[0]
 
 
-def recurrent(items: Sequence[Item], size: int) -> Round:
+def recurrent(items: Sequence[Item], size: int) -> SummaryPlan:
     """The first block is summarised, and the summary written anew with each further block."""
     text = ""
     for number, block in enumerate(blocks(items, size)):
@@ -84,7 +84,7 @@ class Summary(NamedTuple):
 
 
 def run(
-    rounds: Iterable[Round], write: Callable[[list[Request], int], list[tuple[str, bool]]]
+    rounds: Iterable[SummaryPlan], write: Callable[[list[Request], int], list[tuple[str, bool]]]
 ) -> list[Summary]:
     """The summary of each user.
 

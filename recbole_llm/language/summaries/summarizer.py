@@ -11,7 +11,7 @@ from ...data.texts.text import ItemText
 from ..prompts.instructions import Instructions
 from . import engines
 from .extractive import Extractive
-from .schedules import Round, Summary, hierarchical, recurrent
+from .schedules import Summary, SummaryPlan, hierarchical, recurrent
 from .writing import SummaryStore
 
 
@@ -55,7 +55,7 @@ class Summarizer:
         """Give back the memory of a local model, until something is to be written again."""
         self.__dict__.pop("texts", None)
 
-    def plan(self, history: np.ndarray) -> Round:
+    def plan(self, history: np.ndarray) -> SummaryPlan:
         """The rounds by which a history is condensed: the blocks of its `summary_items` newest items.
 
         Blocks are counted from the history's beginning, so that what is left out changes no other block.

@@ -16,7 +16,7 @@ from ...settings.layers import digest
 from ...storage.content_cache import Lines, name_of
 from ...storage.progress import progress
 from .extractive import Extractive
-from .schedules import Request, Round, Summary, Text, run
+from .schedules import Request, Summary, SummaryPlan, Text, run
 
 THOUGHT = re.compile(r"\s*<think>")  # begins what a reasoning model says to itself first
 THOUGHT_END = "</think>"
@@ -100,7 +100,7 @@ class SummaryStore:
         self.size = 0  # bytes of the file that `known` has
         self.bad: Counter | None = Counter()  # first answers, until one is good or that is said
 
-    def of(self, rounds: Iterable[Round]) -> list[Summary]:
+    def of(self, rounds: Iterable[SummaryPlan]) -> list[Summary]:
         """The summary of each history, by the rounds of its plan."""
         with self.lock:  # another process at the same texts waits, and finds them
             self._read()
@@ -109,7 +109,7 @@ class SummaryStore:
             finally:
                 self.size = self.lines.size
 
-    def forecast(self, parts: Mapping[str, Iterable[Round]]) -> dict[str, Counter]:
+    def forecast(self, parts: Mapping[str, Iterable[SummaryPlan]]) -> dict[str, Counter]:
         """What the summaries of each part of the data are going to cost, if every first attempt is good.
 
         Counts `requests`, `read` (tokens of their prompts, the instructions and earlier summaries
