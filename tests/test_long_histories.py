@@ -174,7 +174,7 @@ def test_a_model_reads_the_newest_items_alone(model, tmp_path, monkeypatch):
 def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
     """Which are the same blocks for a history and for one with more items, so that no summary is paid twice."""
     from recbole_llm.data.texts.text import ItemText
-    from recbole_llm.language.summaries.schedules import run
+    from recbole_llm.language.summaries.schedules import run_plans
     from recbole_llm.language.summaries.summarizer import Summarizer
 
     write_shop(tmp_path)
@@ -191,7 +191,7 @@ def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
             asked.extend(request.items for request in requests if request.items)
             return [("text", False)] * len(requests)
 
-        run([summarizer.plan(own)], write)
+        run_plans([summarizer.plan(own)], write)
         return asked
 
     for kind in ("hierarchical", "recurrent"):

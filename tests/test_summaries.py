@@ -21,7 +21,7 @@ from recbole_llm.language.summaries.schedules import (
     blocks,
     hierarchical,
     recurrent,
-    run,
+    run_plans,
 )
 from recbole_llm.language.summaries.writing import SummaryStore
 from recbole_llm.language.tokens.batches import PieceTokenizer
@@ -51,13 +51,13 @@ def tell(requests, level):
 
 
 def test_a_hierarchy_of_any_depth():
-    (found,) = run([hierarchical(things(3), 5, 2)], tell)
+    (found,) = run_plans([hierarchical(things(3), 5, 2)], tell)
     assert found.text == "block<#0,1,2>" and found.levels == [["block<#0,1,2>"]]
-    (found,) = run([hierarchical(things(12), 5, 5)], tell)
+    (found,) = run_plans([hierarchical(things(12), 5, 5)], tell)
     assert found.text == "layer<block<#0,1,2,3,4>|block<#5,6,7,8,9>|block<#10,11>#>" and [
         len(level) for level in found.levels
     ] == [3, 1]
-    (found,) = run([hierarchical(things(500), 5, 3)], tell)
+    (found,) = run_plans([hierarchical(things(500), 5, 3)], tell)
     assert [len(level) for level in found.levels] == [
         100,
         33,
@@ -72,11 +72,11 @@ def test_a_hierarchy_of_any_depth():
 
 
 def test_a_recurrent_summary_takes_block_by_block():
-    (found,) = run([recurrent(things(12), 5)], tell)
+    (found,) = run_plans([recurrent(things(12), 5)], tell)
     assert found.text == "update<update<block<#0,1,2,3,4>#5,6,7,8,9>#10,11>" and [
         len(level) for level in found.levels
     ] == [1, 1, 1]
-    (found,) = run([recurrent(things(1), 5)], tell)
+    (found,) = run_plans([recurrent(things(1), 5)], tell)
     assert found.text == "block<#0>"
     assert [len(block) for block in blocks(things(11), 5)] == [5, 5, 1]
 
@@ -88,10 +88,10 @@ def test_users_go_level_by_level():
         asked.append((level, len(requests)))
         return tell(requests, level)
 
-    found = run([hierarchical(things(count), 5, 2) for count in (1, 11, 25)], write)
+    found = run_plans([hierarchical(things(count), 5, 2) for count in (1, 11, 25)], write)
     assert asked == [(0, 1 + 3 + 5), (1, 1 + 2), (2, 1 + 1), (3, 1)]
     assert [summary.text for summary in found] == [
-        run([hierarchical(things(count), 5, 2)], tell)[0].text for count in (1, 11, 25)
+        run_plans([hierarchical(things(count), 5, 2)], tell)[0].text for count in (1, 11, 25)
     ]
 
 
@@ -102,13 +102,13 @@ def test_a_history_without_items_has_no_summary():
         asked.append(len(requests))
         return tell(requests, level)
 
-    found = run([hierarchical([], 5, 2), recurrent([], 5), recurrent(things(2), 5)], write)
+    found = run_plans([hierarchical([], 5, 2), recurrent([], 5), recurrent(things(2), 5)], write)
     assert (
         [(one.text, one.levels) for one in found[:2]] == [("", [])] * 2
         and found[2].text == "block<#0,1>"
         and asked == [1]
     )
-    assert run([], tell) == []
+    assert run_plans([], tell) == []
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_counts_are_those_of_all_items(items):
     engine = Extractive(frozenset(["Brand"]))
     expected = Counter(item[1][1] for item in things(items))
     for plan in (hierarchical(things(items), 5, 2), recurrent(things(items), 5)):
-        (found,) = run(
+        (found,) = run_plans(
             [plan], lambda requests, level: [(text, False) for text in engine.texts(requests)]
         )
         counted = {
@@ -237,7 +237,7 @@ def test_no_text_forges_counts(title):
     engine = Extractive(frozenset(["Brand"]))
     item = (("Title", title), ("Brand", "Zed"))
     for plan in (hierarchical([item] * 3, 1, 2), recurrent([item] * 3, 1)):
-        (found,) = run(
+        (found,) = run_plans(
             [plan], lambda requests, level: [(text, False) for text in engine.texts(requests)]
         )
         counts, *sentences = found.text.splitlines()

@@ -83,7 +83,7 @@ class Summary(NamedTuple):
     replaced: bool = False
 
 
-def run(
+def run_plans(
     rounds: Iterable[SummaryPlan], write: Callable[[list[Request], int], list[tuple[str, bool]]]
 ) -> list[Summary]:
     """The summary of each user.

@@ -16,7 +16,7 @@ from ...settings.layers import digest
 from ...storage.content_cache import Lines, name_of
 from ...storage.progress import progress
 from .extractive import Extractive
-from .schedules import Request, Summary, SummaryPlan, Text, run
+from .schedules import Request, Summary, SummaryPlan, Text, run_plans
 
 THOUGHT = re.compile(r"\s*<think>")  # begins what a reasoning model says to itself first
 THOUGHT_END = "</think>"
@@ -105,7 +105,7 @@ class SummaryStore:
         with self.lock:  # another process at the same texts waits, and finds them
             self._read()
             try:
-                return run(rounds, self._write)
+                return run_plans(rounds, self._write)
             finally:
                 self.size = self.lines.size
 
@@ -135,7 +135,7 @@ class SummaryStore:
                     texts.append((PendingText(name), False))
                 return texts
 
-            run(rounds, write)
+            run_plans(rounds, write)
             found[part] = costs
         return found
 
