@@ -6,7 +6,7 @@ from test_llmtrsr import made, small, verdicts, whole
 from worlds import write_cycle
 
 from recbole_llm.language.prompts.instructions import neutralize_marks
-from recbole_llm.language.summaries.schedules import Text
+from recbole_llm.language.summaries.schedules import WrittenText
 from recbole_llm.runs.runner import run_settings
 
 
@@ -132,4 +132,4 @@ class Mute:
 
     def write(self, requests, take, again=False):
         for number in range(len(requests)):
-            take(number, Text(""))
+            take(number, WrittenText(""))

@@ -17,7 +17,7 @@ from recbole_llm.language.summaries.local import LocalEngine
 from recbole_llm.language.summaries.prompt import prompt_parts
 from recbole_llm.language.summaries.schedules import (
     Request,
-    Text,
+    WrittenText,
     blocks,
     hierarchical,
     recurrent,
@@ -266,7 +266,7 @@ class Scripted:
         for number, request in reversed(list(enumerate(requests))):  # in no order
             self.calls.append((request, again))
             key = request.items[0][0][1].split()[1] if request.items else "layer"
-            take(number, self.script.get((key, again), Text(f" text {key} ", True, (10, 2))))
+            take(number, self.script.get((key, again), WrittenText(f" text {key} ", True, (10, 2))))
 
 
 def summaries(folder, engine):
@@ -315,7 +315,7 @@ def test_what_another_process_wrote_is_found(tmp_path):
 
 
 def test_empty_and_too_long_texts_are_tried_again_once_and_then_replaced(tmp_path):
-    empty, long = Text(" .\n", True, (10, 1)), Text("on and on and", False, (10, 99))
+    empty, long = WrittenText(" .\n", True, (10, 1)), WrittenText("on and on and", False, (10, 99))
     script = {
         ("0", False): empty,
         ("100", False): long,
@@ -362,7 +362,7 @@ def test_what_a_model_says_to_itself_is_left_out(tmp_path):
         ("100", False): "<think> wood, and on",
         ("100", True): "<think></think>",
     }
-    script = {key: Text(text) for key, text in script.items()}
+    script = {key: WrittenText(text) for key, text in script.items()}
     found = summaries(tmp_path, Scripted(script=script)).of(plans(1, 1))
     assert [(one.text, one.replaced) for one in found] == [
         ("likes wood", False),
@@ -382,7 +382,7 @@ def test_what_a_model_says_to_itself_is_left_out(tmp_path):
     ],
 )
 def test_only_what_follows_the_last_thought_counts(tmp_path, text, said, caplog):
-    script = {("0", again): Text(text) for again in (False, True)}
+    script = {("0", again): WrittenText(text) for again in (False, True)}
     (found,) = summaries(tmp_path, Scripted(script=script)).of(plans(1))
     assert (found.text, found.replaced) == (said or "thing 0 of wood.\nbrand0.", said is None)
     assert ("are thoughts alone" in caplog.text) == (said is None)

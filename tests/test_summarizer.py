@@ -16,7 +16,7 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.language.summaries.local import LocalEngine
-from recbole_llm.language.summaries.schedules import Text
+from recbole_llm.language.summaries.schedules import WrittenText
 from recbole_llm.runs.runner import run_settings
 
 
@@ -108,7 +108,7 @@ def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
         LocalEngine,
         "write",
         lambda self, requests, take, again=False: [
-            take(at, Text(f"by {self.weights}")) for at in range(len(requests))
+            take(at, WrittenText(f"by {self.weights}")) for at in range(len(requests))
         ],
     )
     run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))

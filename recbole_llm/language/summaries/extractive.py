@@ -11,7 +11,7 @@ import numpy as np
 from ...data.texts.text import UNKNOWN, ItemText
 from ...data.texts.words import count, cut, words
 from ...storage.run_folders import versions
-from .schedules import Request, Text
+from .schedules import Request, WrittenText
 
 VALUES, SENTENCES = 4, 60  # values named of an attribute; most words of the sentences
 TITLE = 15  # words of a text that is taken for one sentence
@@ -54,7 +54,7 @@ class Extractive:
 
     def write(self, requests, take, again=False):
         for number, text in enumerate(self.texts(requests)):
-            take(number, Text(text))
+            take(number, WrittenText(text))
 
     def texts(self, requests: Sequence[Request]) -> list[str]:
         return [self._summary(request) for request in requests]

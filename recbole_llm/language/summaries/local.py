@@ -11,7 +11,7 @@ from ..decoding.sampling import sample, stream_key
 from ..prompts.instructions import Instructions, TurnTokens, tokenize_turn
 from ..tokens.batches import PieceTokenizer, by_length
 from .prompt import LAYOUT, prompt_parts
-from .schedules import Request, Text
+from .schedules import Request, WrittenText
 from .writing import AGAIN
 
 
@@ -83,7 +83,10 @@ class LocalEngine:
         return len(self.prompt(request))
 
     def write(
-        self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
+        self,
+        requests: Sequence[Request],
+        take: Callable[[int, WrittenText], None],
+        again: bool = False,
     ) -> None:
         prompts = [self.prompt(request) for request in requests]
         keys = np.array(
@@ -106,4 +109,7 @@ class LocalEngine:
                 )
             for row, one in zip(chosen, written, strict=True):
                 text = self.bundle.tokenizer.decode(one.ids[0], skip_special_tokens=True)
-                take(int(row), Text(text, bool(one.ended[0]), (len(prompts[row]), len(one.ids[0]))))
+                take(
+                    int(row),
+                    WrittenText(text, bool(one.ended[0]), (len(prompts[row]), len(one.ids[0]))),
+                )

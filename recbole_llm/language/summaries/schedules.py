@@ -21,7 +21,7 @@ class Request:
     items: tuple[Item, ...] = ()
 
 
-class Text(NamedTuple):
+class WrittenText(NamedTuple):
     """What an engine wrote.
 
     Attributes

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from ...errors import UserError
 from ..prompts.instructions import Instructions
 from .prompt import LAYOUT, prompt_parts
-from .schedules import Request, Text
+from .schedules import Request, WrittenText
 from .writing import AGAIN, PATIENCE
 
 CHARACTERS = 3  # that a token is taken to be: fewer than in English, so that prompts fit
@@ -131,7 +131,10 @@ class ServerEngine:
         return -(-len(self._prompt(request)) // CHARACTERS)
 
     def write(
-        self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
+        self,
+        requests: Sequence[Request],
+        take: Callable[[int, WrittenText], None],
+        again: bool = False,
     ) -> None:
         from anyio.from_thread import start_blocking_portal
 
@@ -186,7 +189,7 @@ class ServerEngine:
             timeout=Timeout(self.timeout, connect=min(self.timeout, CONNECT)),
         )
 
-    def _count(self, text: Text) -> None:
+    def _count(self, text: WrittenText) -> None:
         self.unanswered = self.unanswered + 1 if text.fault else 0
         if self.unanswered >= PATIENCE:
             raise UserError(
@@ -238,7 +241,7 @@ class ServerEngine:
         body = {name: value for name, value in body.items() if name not in self.left_out}
         return {name: value for name, value in (body | self.extra).items() if value is not None}
 
-    def _ask(self, request: Request, again: bool) -> Text:
+    def _ask(self, request: Request, again: bool) -> WrittenText:
         import openai
 
         content, spent = self._prompt(request), Counter()
@@ -247,12 +250,14 @@ class ServerEngine:
             try:
                 return self._read(self._send(content, body, spent), spent["requests"])
             except _NoAnswer as error:
-                return Text("", requests=spent["requests"], fault="failed", why=_in_line(error))
+                return WrittenText(
+                    "", requests=spent["requests"], fault="failed", why=_in_line(error)
+                )
             except openai.APIConnectionError as error:
                 if not isinstance(error, openai.APITimeoutError) and not self.stop.is_set():
                     self._reach()
                 why = f"no answer: {_reason(error)}"
-                return Text("", requests=spent["requests"], fault="failed", why=why)
+                return WrittenText("", requests=spent["requests"], fault="failed", why=why)
             except openai.APIStatusError as error:
                 status, why = error.status_code, _words(error)
                 if status in (401, 403):
@@ -265,10 +270,10 @@ class ServerEngine:
                         "or --summarizer to the address that ends in /v1; what is written is kept"
                     ) from None
                 if status in BUSY or status >= 500:
-                    return Text("", requests=spent["requests"], fault="failed", why=why)
+                    return WrittenText("", requests=spent["requests"], fault="failed", why=why)
                 if not self._leave_out(error, body):
                     self.refused.add(request)
-                    return Text("", requests=spent["requests"], fault="refused", why=why)
+                    return WrittenText("", requests=spent["requests"], fault="refused", why=why)
 
     def _send(self, content: str, body: dict, spent: Counter) -> bytes:
         """The body of the answer to one request, which is sent again while the server is busy.
@@ -316,7 +321,7 @@ class ServerEngine:
             failed = "the answer breaks off" if begun else "no answer"
             raise _NoAnswer(f"{failed}: {_reason(error)}") from None
 
-    def _read(self, data: bytes, requests: int) -> Text:
+    def _read(self, data: bytes, requests: int) -> WrittenText:
         """The text of an answer's body."""
         answer = _parsed(data)
         try:
@@ -332,8 +337,10 @@ class ServerEngine:
             raise _NoAnswer(f"no chat completion: {_plain(_error_in(data))}") from None
         tokens = _token_count(used, "prompt_tokens"), _token_count(used, "completion_tokens")
         if reason == "content_filter":
-            return Text("", False, tokens, requests, "refused", "finish_reason: content_filter")
-        return Text(said, reason in ENDED, tokens, requests)
+            return WrittenText(
+                "", False, tokens, requests, "refused", "finish_reason: content_filter"
+            )
+        return WrittenText(said, reason in ENDED, tokens, requests)
 
     def _leave_out(self, error, body: dict) -> bool:
         """Whether the server refuses a field of a request, which is named otherwise or left out from now on."""

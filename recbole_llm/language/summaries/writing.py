@@ -16,7 +16,7 @@ from ...settings.layers import digest
 from ...storage.content_cache import Lines, name_of
 from ...storage.progress import progress
 from .extractive import Extractive
-from .schedules import Request, Summary, SummaryPlan, Text, run_plans
+from .schedules import Request, Summary, SummaryPlan, WrittenText, run_plans
 
 THOUGHT = re.compile(r"\s*<think>")  # begins what a reasoning model says to itself first
 THOUGHT_END = "</think>"
@@ -54,7 +54,10 @@ class Engine(Protocol):
     paid: bool
 
     def write(
-        self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
+        self,
+        requests: Sequence[Request],
+        take: Callable[[int, WrittenText], None],
+        again: bool = False,
     ) -> None:
         """Give each request's text by its number as soon as it is written. again : the first attempt was no good."""
 
@@ -207,7 +210,7 @@ class SummaryStore:
         bad: dict[str, Request] = {}
         saved = time.monotonic()
 
-        def take(number: int, text: Text) -> None:
+        def take(number: int, text: WrittenText) -> None:
             nonlocal saved
             said = text.text.strip()
             if self.engine.paid:  # an extract has words of items alone, whatever they look like
@@ -245,7 +248,7 @@ class SummaryStore:
                 self._keep(waiting)
         return bad
 
-    def _count(self, fault: str, text: Text) -> None:
+    def _count(self, fault: str, text: WrittenText) -> None:
         """Count a text that is no good."""
         self.counts[fault] += 1
         if text.why and self.counts[fault] == 1:
