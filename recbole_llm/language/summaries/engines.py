@@ -7,7 +7,7 @@ from ...errors import UserError
 from ...settings.layers import asks_server, language_models
 from ...storage import run_folders
 from ..backbones.sources import check_name, errors_naming, load
-from ..decoding.compatibility import check_backbone as check_decoding
+from ..decoding.compatibility import check_backbone
 from ..prompts.instructions import Instructions
 from ..tokens.batches import padded_size
 from .extractive import Extractive
@@ -17,7 +17,7 @@ EXTRACTIVE = "extractive"
 FIXED = {"model", "messages", "stream", "n"}  # fields of a request that no setting may replace
 
 
-def check_backbone(config) -> None:
+def check_summarizer(config) -> None:
     """Raise UserError for a summarizer that cannot be, as far as that can be seen without asking it."""
     name = config["summarizer"]
     if name.startswith("scratch:"):
@@ -98,7 +98,7 @@ def make_engine(config, wording: Instructions, extractive: Extractive) -> Engine
                 trust_remote_code=bool(config["trust_remote_code"]),
             )
             bundle.model.to(config["device"]).eval()
-            check_decoding(bundle, name)
+            check_backbone(bundle, name)
         if bundle.positions and padded_size(config["summarizer_length"]) > bundle.positions:
             raise UserError(
                 f"summarizer_length: expected at most the {bundle.positions} positions of {name}, found {config['summarizer_length']}"

@@ -33,7 +33,7 @@ class Summarizer:
         self.tried: set[str] = set()
         self.forecasts: dict[str, Counter] = {}
         self.bills: dict[str, Counter] = {}
-        self.logger.info(f"summaries: {engines.told(config)}")
+        self.logger.info(f"summaries: {engines.describe_summarizer(config)}")
 
     @cached_property
     def texts(self) -> SummaryStore:

@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...evaluation.ranks import UNNAMED, in_front, names_nothing
 from ...evaluation.rerank_lists import StoredLists
 from ...language.decoding.answer_log import Answer, AnswerLog
-from ...language.decoding.compatibility import check_backbone as check_decoding
+from ...language.decoding.compatibility import check_backbone
 from ...language.decoding.constrained_search import Catalogue, search
 from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
@@ -65,7 +65,7 @@ class GenerativeModel(BackboneModel):
 
     def use(self, bundle):
         super().use(bundle)
-        check_decoding(bundle, self.config["backbone"])
+        check_backbone(bundle, self.config["backbone"])
         self.__dict__.pop("catalogue", None)  # of the tokenizer before
 
     @property

@@ -11,7 +11,7 @@ from ...data.cases.candidates import draw_unmet
 from ...errors import UserError
 from ...evaluation.rerank_lists import StoredLists
 from ...language.decoding import shared_candidates as shared
-from ...language.decoding.compatibility import check_backbone as check_backbone
+from ...language.decoding.compatibility import check_backbone
 from ...language.prompts.instructions import Instructions
 from ...language.prompts.templates import item_line
 from ...language.tokens.batches import IGNORED, Tokens, pad
