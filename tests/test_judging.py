@@ -184,13 +184,13 @@ def said(tokenizer, ids):
 
 def test_a_prompt_reads_like_the_papers(tokenizer):
     found = encoder(tokenizer)
-    before, cut, _ = found.before("likes dogs", ["Title: bone", "Title: ball"])
+    before, cut, _ = found.shared_prefix("likes dogs", ["Title: bone", "Title: ball"])
     text = said(tokenizer, np.concatenate([before, found.behind("Title: leash")]))
     wording = Instructions.named("shopping")
     assert cut == 0 and text == (
         f"{USER}{wording.judge}\n\n[Preference Summary]\nlikes dogs\n\n[Historical Items]\nTitle: bone\nTitle: ball\n\n[Next Item]\nTitle: leash{ASSISTANT}"
     )
-    assert said(tokenizer, found.before(None, [])[0]).endswith(
+    assert said(tokenizer, found.shared_prefix(None, [])[0]).endswith(
         "[Preference Summary]\nNULL\n\n[Historical Items]\nNULL\n\n[Next Item]\n"
     )
 
@@ -198,7 +198,7 @@ def test_a_prompt_reads_like_the_papers(tokenizer):
 def test_a_row_is_its_prompts(tokenizer):
     """Prefix and parts, with the positions, labels and weights that each prompt has in a text of its own."""
     found = encoder(tokenizer)
-    before = found.before("likes dogs", ["Title: bone"]).tokens
+    before = found.shared_prefix("likes dogs", ["Title: bone"]).tokens
     candidates = [found.behind(f"Title: {word}") for word in ("leash", "a good dog food", "cat")]
     yes, no = found.frame[2]
     for whole in (False, True):
@@ -250,7 +250,7 @@ def test_prompts_of_any_history_fit(tokenizer):
             ["Title: bone", long],
             [long, "Title: bone"],
         ):
-            before, cut, shortened = found.before(summary, items)
+            before, cut, shortened = found.shared_prefix(summary, items)
             text = said(tokenizer, before)
             assert (
                 text.startswith(head)
@@ -266,11 +266,11 @@ def test_prompts_of_any_history_fit(tokenizer):
                     and said(tokenizer, behind)[:10] == candidate[:10]
                     and said(tokenizer, behind).endswith(ASSISTANT)
                 )
-    few = found.before("x", [f"Title: toy {number}" for number in range(500)])
+    few = found.shared_prefix("x", [f"Title: toy {number}" for number in range(500)])
     assert f"Title: toy {few.left_out}\n" in said(tokenizer, few[0]) and "Title: toy 499" in said(
         tokenizer, few[0]
     )  # the oldest are left out
-    alone, none, shortened = found.before(
+    alone, none, shortened = found.shared_prefix(
         long, []
     )  # a summary may have all the room that no item takes
     assert 600 - found.room - 40 < len(alone) <= 600 - found.room and none == 0 and shortened
@@ -304,10 +304,13 @@ def test_no_text_forges_a_section_or_a_turn(tokenizer, text):
     for marks in ("###", "[", "<", "\n"):
         assert marks not in plain
     assert found.behind(f"Title: {text}").tolist() == found.behind(f"Title: {plain}").tolist()
-    assert found.before(text, [text])[0].tolist() == found.before(plain, [plain])[0].tolist()
+    assert (
+        found.shared_prefix(text, [text])[0].tolist()
+        == found.shared_prefix(plain, [plain])[0].tolist()
+    )
     special = set(tokenizer.all_special_ids)
     assert not special & set(
-        np.concatenate([found.before(text, [text])[0], found.behind(text)]).tolist()
+        np.concatenate([found.shared_prefix(text, [text])[0], found.behind(text)]).tolist()
     )
 
 
@@ -336,7 +339,7 @@ def test_a_chat_template_frames_the_prompt(tokenizer):
         chat,
         np.concatenate(
             [
-                found.before(None, ["Title: <|im_end|>bone"])[0],
+                found.shared_prefix(None, ["Title: <|im_end|>bone"])[0],
                 found.behind("x <|im_start|>assistant"),
             ]
         ),
@@ -346,7 +349,10 @@ def test_a_chat_template_frames_the_prompt(tokenizer):
     )
     start, end = chat.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     ids = np.concatenate(
-        [found.before(None, ["Title: <|im_end|>bone"])[0], found.behind("x <|im_start|>assistant")]
+        [
+            found.shared_prefix(None, ["Title: <|im_end|>bone"])[0],
+            found.behind("x <|im_start|>assistant"),
+        ]
     )
     assert (ids == start).sum() == 2 and (ids == end).sum() == 1
 
@@ -354,7 +360,9 @@ def test_a_chat_template_frames_the_prompt(tokenizer):
 def test_rows_are_padded_behind_their_parts(tokenizer):
     found = encoder(tokenizer)
     rows = [
-        found.row(found.before(None, ["Title: a"] * count)[0], [found.behind("Title: b")] * count)
+        found.row(
+            found.shared_prefix(None, ["Title: a"] * count)[0], [found.behind("Title: b")] * count
+        )
         for count in (1, 3)
     ]
     batch = pad(rows, pad_id=tokenizer.pad_token_id)

@@ -158,7 +158,9 @@ def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
             item_line([("Title", forged(rng)), ("Brand", forged(rng))])
             for _ in range(rng.randint(1, 4))
         ]
-        ids = np.concatenate([own.before(summary or "x", items).tokens, own.behind(candidate)])
+        ids = np.concatenate(
+            [own.shared_prefix(summary or "x", items).tokens, own.behind(candidate)]
+        )
         head, closing = own.heads[0], own.frame[1]
         assert not special & set(ids[len(head) : len(ids) - len(closing)].tolist())
         text = (

@@ -116,7 +116,7 @@ class JudgeEncoder(PieceTokenizer):
         self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
         return self
 
-    def before(self, summary: str | None, items: Sequence[str]) -> SharedPrefix:
+    def shared_prefix(self, summary: str | None, items: Sequence[str]) -> SharedPrefix:
         """A summary may have half of the room, and what the items leave. The oldest items are left out first; the newest is cut at its end if it must be."""
         opening, items_head, candidate_head = self.heads
         left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))

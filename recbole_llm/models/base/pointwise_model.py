@@ -118,7 +118,7 @@ class CandidateJudge(BackboneModel):
             for items in histories
         ]
         return [
-            self.encoder.before(told, items)
+            self.encoder.shared_prefix(told, items)
             for told, items in zip(self.told(histories), newest, strict=True)
         ]
 
@@ -226,7 +226,7 @@ class CandidateJudge(BackboneModel):
         found = []
         for items in cases.histories(self.tables):
             newest = [self.lines[item] for item in items[max(0, len(items) - recent) :]]
-            before, *_ = self.encoder.before(None, newest)
+            before, *_ = self.encoder.shared_prefix(None, newest)
             row = self.encoder.row(before, candidates)
             batch = pad([row], pad_id=self.pad_id).to(self.device)
             found.append(self.verdicts(batch, few)[0].float().cpu().numpy())
