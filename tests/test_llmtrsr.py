@@ -52,7 +52,9 @@ def test_a_verdict_is_that_of_a_prompt_of_its_own(judge):
     yes, no = model.encoder.frame[2]
     for case, (before, *_) in enumerate(model.prefixes(cases)):
         for item, line in enumerate(model.lines):
-            ids = torch.from_numpy(np.concatenate([before, model.encoder.behind(line)]))[None]
+            ids = torch.from_numpy(np.concatenate([before, model.encoder.candidate_suffix(line)]))[
+                None
+            ]
             with torch.no_grad():
                 logits = model.backbone(input_ids=ids).logits[0, -1].double()
             assert found[case, item] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-4)
@@ -228,7 +230,7 @@ def test_negatives_are_new_in_each_epoch_and_no_items_met_so_far(tmp_path):
     _, model, _, _ = made("TALLRec", tmp_path, negatives=3, targets="one")
     drawn = []
     number = {
-        tuple(model.encoder.behind(line)[:-5].tolist()): item
+        tuple(model.encoder.candidate_suffix(line)[:-5].tolist()): item
         for item, line in enumerate(model.lines)
     }
     for epoch in (0, 1, 0):

@@ -159,7 +159,7 @@ def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
             for _ in range(rng.randint(1, 4))
         ]
         ids = np.concatenate(
-            [own.shared_prefix(summary or "x", items).tokens, own.behind(candidate)]
+            [own.shared_prefix(summary or "x", items).tokens, own.candidate_suffix(candidate)]
         )
         head, closing = own.heads[0], own.frame[1]
         assert not special & set(ids[len(head) : len(ids) - len(closing)].tolist())
@@ -198,7 +198,9 @@ def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
     _, judge, _, (_, _, test) = prepared("LLMTRSR", tmp_path, max_length=900)
     case = test._dataset.cases[[0]]
     decode = judge.bundle.tokenizer.decode
-    prompt = decode(judge.prefixes(case)[0].tokens) + decode(judge.encoder.behind(judge.lines[0]))
+    prompt = decode(judge.prefixes(case)[0].tokens) + decode(
+        judge.encoder.candidate_suffix(judge.lines[0])
+    )
     history = case.histories(judge.tables)[0]
     asked = []
     engine = judge.summarizer.texts.engine

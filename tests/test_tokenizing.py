@@ -90,7 +90,7 @@ def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
             [f"{opening}\n\n{heads[1]}", *(items[1:] or ["NULL"]), f"\n{heads[2]}", items[0]]
         )
         found = np.concatenate(
-            [own.shared_prefix("likes dogs", items[1:]).tokens, own.behind(items[0])]
+            [own.shared_prefix("likes dogs", items[1:]).tokens, own.candidate_suffix(items[0])]
         )
         for answer, token in zip(("Yes", "No"), own.frame[2], strict=True):
             expected = whole(tokenizer, before + said + answer_markup(tokenizer, answer))

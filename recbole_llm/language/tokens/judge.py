@@ -110,7 +110,7 @@ class JudgeEncoder(PieceTokenizer):
         self.shortened = sum(length > self.room for length in lengths)
         numbers: dict[str | bytes, int] = {}
         kept = (
-            neutralize_marks(text) if size < self.room else self.behind(text).tobytes()
+            neutralize_marks(text) if size < self.room else self.candidate_suffix(text).tobytes()
             for text, size in zip(candidates, lengths, strict=True)
         )
         self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
@@ -138,7 +138,7 @@ class JudgeEncoder(PieceTokenizer):
         tokens = np.concatenate([opening, told, items_head, *kept[::-1], candidate_head])
         return SharedPrefix(tokens, len(lines) - len(kept), len(told) < len(whole))
 
-    def behind(self, candidate: str) -> np.ndarray:
+    def candidate_suffix(self, candidate: str) -> np.ndarray:
         """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
         return np.concatenate([self._text(neutralize_marks(candidate))[: self.room], self.frame[1]])
 

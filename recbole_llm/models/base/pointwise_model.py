@@ -132,7 +132,8 @@ class CandidateJudge(BackboneModel):
         ):
             others = draw_unmet(self.tables, user, end, config["negatives"], rng)
             candidates = [
-                self.encoder.behind(self.lines[item]) for item in [self.tables.item[end], *others]
+                self.encoder.candidate_suffix(self.lines[item])
+                for item in [self.tables.item[end], *others]
             ]
             examples.append(
                 (
@@ -191,7 +192,7 @@ class CandidateJudge(BackboneModel):
         self.count_cut(cases, [one.left_out for one in prompts])
         self.counts.update(cut_summaries=sum(one.cut for one in prompts))
         behind = {
-            text: self.encoder.behind(self.lines[self.first[text]])
+            text: self.encoder.candidate_suffix(self.lines[self.first[text]])
             for text in np.unique(self.same[np.concatenate(items)])
         }
         self.count_borders(
@@ -222,7 +223,7 @@ class CandidateJudge(BackboneModel):
     def probed(self, cases):
         """Verdicts on a few items without summaries, which would have to be written first."""
         recent, few = self.config["recent_items"], min(PROBED, len(self.lines))
-        candidates = [self.encoder.behind(line) for line in self.lines[:few]]
+        candidates = [self.encoder.candidate_suffix(line) for line in self.lines[:few]]
         found = []
         for items in cases.histories(self.tables):
             newest = [self.lines[item] for item in items[max(0, len(items) - recent) :]]
