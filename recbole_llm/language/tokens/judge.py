@@ -57,7 +57,7 @@ class JudgeEncoder(PieceTokenizer):
     summarised: bool = True
     room: int = 0
     shortened: int = 0
-    alike: np.ndarray | None = None
+    token_groups: np.ndarray | None = None
 
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -113,7 +113,7 @@ class JudgeEncoder(PieceTokenizer):
             neutralize_marks(text) if size < self.room else self.candidate_suffix(text).tobytes()
             for text, size in zip(candidates, lengths, strict=True)
         )
-        self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
+        self.token_groups = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
         return self
 
     def shared_prefix(self, summary: str | None, items: Sequence[str]) -> SharedPrefix:

@@ -88,7 +88,7 @@ class CandidateJudge(BackboneModel):
     def use(self, bundle):
         super().use(bundle)
         _, self.first, self.same = np.unique(
-            self.encoder.alike, return_index=True, return_inverse=True
+            self.encoder.token_groups, return_index=True, return_inverse=True
         )
         check_backbone(bundle, self.config["backbone"], shared.logit_deviation)
 
