@@ -243,7 +243,7 @@ def test_prompts_of_any_history_fit(tokenizer):
     """One item, 500 items, an item and a summary of 5,000 words: the instruction, the candidate's start and the end of the turn are never cut."""
     long = " ".join(f"word{number}" for number in range(5000))
     found = encoder(tokenizer, 600, ["Title: bone", long])
-    assert found.shortened == 1
+    assert found.cut_candidates == 1
     head, _, next_head = (said(tokenizer, part) for part in found.heads)
     for summary in (None, "likes dogs", long):
         for items in (

@@ -56,7 +56,7 @@ class JudgeEncoder(PieceTokenizer):
     wording: Instructions | None = None
     summarised: bool = True
     room: int = 0
-    shortened: int = 0
+    cut_candidates: int = 0
     token_groups: np.ndarray | None = None
 
     @cached_property
@@ -107,7 +107,7 @@ class JudgeEncoder(PieceTokenizer):
             )
         lengths = [len(self._text(neutralize_marks(text))) for text in candidates]
         self.room = max(MIN_ITEM_TOKENS, min(left // 3, max(lengths)))
-        self.shortened = sum(length > self.room for length in lengths)
+        self.cut_candidates = sum(length > self.room for length in lengths)
         numbers: dict[str | bytes, int] = {}
         kept = (
             neutralize_marks(text) if size < self.room else self.candidate_suffix(text).tobytes()

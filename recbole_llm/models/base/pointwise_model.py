@@ -99,9 +99,9 @@ class CandidateJudge(BackboneModel):
             wording=self.wording,
             summarised=self.summarised,
         ).for_candidates(self.lines)
-        if encoder.shortened:
+        if encoder.cut_candidates:
             self.logger.info(
-                f"{encoder.shortened} of {len(self.lines)} items are cut to {encoder.room} tokens as candidates; set --max_length to more"
+                f"{encoder.cut_candidates} of {len(self.lines)} items are cut to {encoder.room} tokens as candidates; set --max_length to more"
             )
         return encoder
 
