@@ -275,7 +275,11 @@ def test_prompts_of_any_history_fit(tokenizer):
     alone, none, shortened = found.shared_prefix(
         long, []
     )  # a summary may have all the room that no item takes
-    assert 600 - found.room - 40 < len(alone) <= 600 - found.room and none == 0 and shortened
+    assert (
+        600 - found.candidate_length - 40 < len(alone) <= 600 - found.candidate_length
+        and none == 0
+        and shortened
+    )
     with pytest.raises(
         UserError,
         match=r"max_length: what a prompt always says takes \d+ tokens, expected at least \d+, found 90",

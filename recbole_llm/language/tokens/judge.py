@@ -55,7 +55,7 @@ class JudgeEncoder(PieceTokenizer):
 
     wording: Instructions | None = None
     summarised: bool = True
-    room: int = 0
+    candidate_length: int = 0
     cut_candidates: int = 0
     token_groups: np.ndarray | None = None
 
@@ -106,11 +106,13 @@ class JudgeEncoder(PieceTokenizer):
                 f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * MIN_ITEM_TOKENS}, found {self.max_length}"
             )
         lengths = [len(self._text(neutralize_marks(text))) for text in candidates]
-        self.room = max(MIN_ITEM_TOKENS, min(left // 3, max(lengths)))
-        self.cut_candidates = sum(length > self.room for length in lengths)
+        self.candidate_length = max(MIN_ITEM_TOKENS, min(left // 3, max(lengths)))
+        self.cut_candidates = sum(length > self.candidate_length for length in lengths)
         numbers: dict[str | bytes, int] = {}
         kept = (
-            neutralize_marks(text) if size < self.room else self.candidate_suffix(text).tobytes()
+            neutralize_marks(text)
+            if size < self.candidate_length
+            else self.candidate_suffix(text).tobytes()
             for text, size in zip(candidates, lengths, strict=True)
         )
         self.token_groups = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
@@ -119,7 +121,7 @@ class JudgeEncoder(PieceTokenizer):
     def shared_prefix(self, summary: str | None, items: Sequence[str]) -> SharedPrefix:
         """A summary may have half of the room, and what the items leave. The oldest items are left out first; the newest is cut at its end if it must be."""
         opening, items_head, candidate_head = self.heads
-        left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
+        left = self.max_length - self.candidate_length - sum(map(len, [*self.heads, self.frame[1]]))
         lines = [
             np.concatenate([self.piece(self._line), self._text(neutralize_marks(item))])
             for item in items
@@ -140,7 +142,9 @@ class JudgeEncoder(PieceTokenizer):
 
     def candidate_suffix(self, candidate: str) -> np.ndarray:
         """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
-        return np.concatenate([self._text(neutralize_marks(candidate))[: self.room], self.frame[1]])
+        return np.concatenate(
+            [self._text(neutralize_marks(candidate))[: self.candidate_length], self.frame[1]]
+        )
 
     def row(
         self,

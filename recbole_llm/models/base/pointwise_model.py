@@ -101,7 +101,7 @@ class CandidateJudge(BackboneModel):
         ).for_candidates(self.lines)
         if encoder.cut_candidates:
             self.logger.info(
-                f"{encoder.cut_candidates} of {len(self.lines)} items are cut to {encoder.room} tokens as candidates; set --max_length to more"
+                f"{encoder.cut_candidates} of {len(self.lines)} items are cut to {encoder.candidate_length} tokens as candidates; set --max_length to more"
             )
         return encoder
 
