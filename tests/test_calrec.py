@@ -12,9 +12,7 @@ from recbole_llm.runs.runner import run_settings
 def learned_rows(model, epoch=0):
     """Event rows whose texts are learned, each as often as it is; the cycle's titles are distinct within a user's eight events."""
     rows = []
-    for (tokens, *_), case in zip(
-        model.examples(epoch), windows(model, epoch), strict=True
-    ):
+    for (tokens, *_), case in zip(model.examples(epoch), windows(model, epoch), strict=True):
         spans = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
         for begin, end in spans:
             text = (
@@ -142,7 +140,7 @@ def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
     model.config["blend"] = 0.5
     added = (model.score(cases) - plain) / 0.5
     alone = [
-        model.backbone.base_model(torch.from_numpy(model.encoder.alone(text).ids)[None])
+        model.backbone.base_model(torch.from_numpy(model.encoder.encode_item(text).ids)[None])
         .last_hidden_state[0]
         .mean(0)
         for text in model.sentences

@@ -76,7 +76,7 @@ def test_learned_tokens_are_the_items_with_their_end(flags, expected):
 
 def test_an_item_alone_is_all_target():
     own = encoder()
-    tokens = own.alone(ITEMS[0])
+    tokens = own.encode_item(ITEMS[0])
     assert own.tokenizer.decode(tokens.ids) == f" {ITEMS[0]}<|end|>"
     assert (tokens.target, tokens.items, tokens.learned.any()) == (0, 0, False)
 
@@ -137,7 +137,7 @@ def test_means_are_over_the_history_and_over_the_target():
     own = encoder()
     rows = [
         own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2])),
-        own.alone(ITEMS[0]),
+        own.encode_item(ITEMS[0]),
         own.encode(Example(TEMPLATE, ITEMS[:1])),
     ]
     batch = pad(rows, pad_id=0)

@@ -166,7 +166,7 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
         assert bare[bare != tokenizer.eos_token_id].tolist() == whole(
             tokenizer, text, special=False
         )
-        alone = own.alone(items[0])
+        alone = own.encode_item(items[0])
         assert tokens.ids[tokens.target :].tolist() == alone.ids.tolist()
         assert own.spelling.differing(tokens.ids) == 0
 

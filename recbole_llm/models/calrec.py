@@ -63,7 +63,9 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
         target = corpus.sentences[corpus.tables.item[end]]
         flags = None if learned is None else learned[begin:end]
         tokens = self.encoder.encode(Example(self.template, history, target, flags))
-        return ((tokens, self.encoder.alone(target)) if self.contrastive else (tokens,)), tokens.cut
+        return (
+            (tokens, self.encoder.encode_item(target)) if self.contrastive else (tokens,)
+        ), tokens.cut
 
     def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""

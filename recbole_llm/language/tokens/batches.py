@@ -99,7 +99,7 @@ class HistoryEncoder(PieceTokenizer):
     def item(self, text: str) -> np.ndarray:
         return self.piece(_after_space(text), end=True)
 
-    def alone(self, text: str) -> Tokens:
+    def encode_item(self, text: str) -> Tokens:
         """An item without prefix or history: all of it is target."""
         ids = self.item(text)
         return Tokens(ids, np.zeros(len(ids), dtype=bool), 0, 0, 0)

@@ -213,7 +213,9 @@ class GenerativeModel(BackboneModel):
     @cached_property
     def item_vectors(self) -> np.ndarray:
         """float32 [texts, width]: v^T of every distinct item text, of length 1."""
-        return self.vectors([self.encoder.alone(self.sentences[item]) for item in self.first], 1)
+        return self.vectors(
+            [self.encoder.encode_item(self.sentences[item]) for item in self.first], 1
+        )
 
     def start_ranking(self, part, selecting, folder=None):
         super().start_ranking(part, selecting, folder)
