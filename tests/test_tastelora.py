@@ -59,7 +59,7 @@ def test_a_history_is_cut_between_items_into_as_many_segments_as_it_needs(tokeni
         {text: len(encoder(tokenizer).item(text)) for text in ITEMS},
     )
     own = encoder(tokenizer, item_length=max(sizes.values()))
-    length = own.least + comma + own.item_length
+    length = own.min_length + comma + own.item_length
     for most in (1, 2, 9):
         cut = SegmentEncoder(tokenizer, length, item_length=own.item_length, segments=most)
         tokens = cut.history(ITEMS)

@@ -183,7 +183,7 @@ def test_a_segment_is_the_whole_text(tokenizer):
         found = own.history(items)
         assert found.ids.tolist() == [*opening, *whole(tokenizer, text), *closing]
         assert own.spelling.differing(found.ids) == 0
-        short = SegmentEncoder(tokenizer, own.least + 40, item_length=2000, segments=9)
+        short = SegmentEncoder(tokenizer, own.min_length + 40, item_length=2000, segments=9)
         short.max_length = max(len(short.history(items[-1:])), 60)
         tokens = short.history(items)
         for number in range(2, tokens.roles[0].max() + 1):

@@ -82,9 +82,9 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         self.item_vectors = None  # of the weights before
         limits = {key: self.config[key] for key in ("max_length", "item_length", "segments")}
         encoder = SegmentEncoder(bundle.tokenizer, **limits)
-        if encoder.least > encoder.max_length:
+        if encoder.min_length > encoder.max_length:
             raise UserError(
-                f"max_length: expected at least {encoder.least} tokens, which leave item_length for one item, found {encoder.max_length}"
+                f"max_length: expected at least {encoder.min_length} tokens, which leave item_length for one item, found {encoder.max_length}"
             )
         return encoder
 

@@ -38,7 +38,7 @@ class SegmentEncoder(PieceTokenizer):
         )
 
     @property
-    def least(self) -> int:
+    def min_length(self) -> int:
         """Tokens of a first segment that holds one item of any length."""
         opening, _, closing = self.frame
         return self.item_length + sum(map(len, [*self.around, opening, closing]))

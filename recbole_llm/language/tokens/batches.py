@@ -170,7 +170,7 @@ class SentenceEncoder(PieceTokenizer):
         return (text, "") if self.form.marked else self.spelling.part(text)
 
     @property
-    def least(self) -> int:
+    def min_length(self) -> int:
         """Tokens of a sequence of one item of WORDS tokens."""
         head, before, after, _, close = self.frame
         return self._size([*self.around, head, before, after, close]) + MIN_ITEM_TOKENS

@@ -34,7 +34,7 @@ class SentenceModel(VectorModel, BackboneModel):
         encoder = SentenceEncoder(
             bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks
         )
-        if (least := encoder.least) > encoder.max_length:
+        if (least := encoder.min_length) > encoder.max_length:
             raise UserError(
                 f"max_length: expected at least {least}, which leave {MIN_ITEM_TOKENS} tokens for the newest item, found {encoder.max_length}"
             )
