@@ -177,7 +177,7 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
 def test_a_segment_is_the_whole_text(tokenizer):
     """`Car,` in place of `Car ,`."""
     own = SegmentEncoder(tokenizer, 4000, item_length=2000)
-    opening, closing = own.around
+    opening, closing = own.special_affixes
     for items in histories():
         text = f"{TASTE_PROMPT[0]}{', '.join(items[::-1])}{TASTE_PROMPT[1]}"
         found = own.history(items)
@@ -206,7 +206,7 @@ def test_a_t5_reads_commas_as_it_has_learned_them(tokenizers):
 def test_a_sequence_without_marks_is_the_whole_text(tokenizer, name):
     form = TextForm.named(name)
     own = SentenceEncoder(tokenizer, 4000, form=form, marks=(0,) * 4)
-    opening, closing = own.around
+    opening, closing = own.special_affixes
     for items in histories():
         text = form.instruction + ", ".join(items)
         found = own.sequence(items)

@@ -41,7 +41,7 @@ class SegmentEncoder(PieceTokenizer):
     def min_length(self) -> int:
         """Tokens of a first segment that holds one item of any length."""
         opening, _, closing = self.frame
-        return self.item_length + sum(map(len, [*self.around, opening, closing]))
+        return self.item_length + sum(map(len, [*self.special_affixes, opening, closing]))
 
     def item(self, text: str) -> Tokens:
         """An item alone, cut at its end if it is too long."""
@@ -57,7 +57,12 @@ class SegmentEncoder(PieceTokenizer):
             left -= 1
             space = "" if segments else lead
             parts = [self._item(texts[left], space, opens=bool(segments))]
-            room = self.max_length - len(self.around[0]) - len(self.around[1]) - len(parts[0])
+            room = (
+                self.max_length
+                - len(self.special_affixes[0])
+                - len(self.special_affixes[1])
+                - len(parts[0])
+            )
             room -= 0 if segments else len(opening) + len(closing)
             while left:
                 item = self._item(texts[left - 1], gap, opens=False)
@@ -74,7 +79,10 @@ class SegmentEncoder(PieceTokenizer):
         return self.piece(space + text, opens=opens)[: self.item_length]
 
     def _whole(self, segments: Sequence[Sequence[np.ndarray]], cut: int) -> Tokens:
-        found = [np.concatenate([self.around[0], *parts, self.around[1]]) for parts in segments]
+        found = [
+            np.concatenate([self.special_affixes[0], *parts, self.special_affixes[1]])
+            for parts in segments
+        ]
         ids, sizes = np.concatenate(found), [len(one) for one in found]
         roles = np.stack(
             [

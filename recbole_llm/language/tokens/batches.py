@@ -73,7 +73,7 @@ class PieceTokenizer:
         return self.pieces[key]
 
     @cached_property
-    def around(self) -> tuple[np.ndarray, np.ndarray]:
+    def special_affixes(self) -> tuple[np.ndarray, np.ndarray]:
         """int64: what the tokenizer puts before and behind any text."""
         bare, whole = (
             self.tokenizer("a", add_special_tokens=False)["input_ids"],
@@ -173,17 +173,19 @@ class SentenceEncoder(PieceTokenizer):
     def min_length(self) -> int:
         """Tokens of a sequence of one item of WORDS tokens."""
         head, before, after, _, close = self.frame
-        return self._size([*self.around, head, before, after, close]) + MIN_ITEM_TOKENS
+        return self._size([*self.special_affixes, head, before, after, close]) + MIN_ITEM_TOKENS
 
     def item(self, text: str) -> Tokens:
         """An item alone; its text is cut at its end if it is too long."""
-        return self._whole([self._item(text, "", self.max_length - self._size(self.around))], 0)
+        return self._whole(
+            [self._item(text, "", self.max_length - self._size(self.special_affixes))], 0
+        )
 
     def sequence(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first. Too many: the oldest are left out; the newest stays, and is cut at its end if it must be."""
         head, _, _, between, close = self.frame
         lead, gap = self._spaced(self.form.instruction)[1], self._spaced(self.form.between)[1]
-        room = self.max_length - self._size(self.around) - len(head) - len(close)
+        room = self.max_length - self._size(self.special_affixes) - len(head) - len(close)
         first, others = self._item(texts[-1], lead, room), []  # others: the newest first
         for newer, older in pairwise(reversed(texts)):  # none older is read than what fits
             behind = np.concatenate([between, self._item(newer, gap)])
@@ -205,7 +207,7 @@ class SentenceEncoder(PieceTokenizer):
         return np.concatenate([before, tokens[~np.isin(tokens, self.marks)], after])
 
     def _whole(self, parts: list[np.ndarray], cut: int) -> Tokens:
-        ids = np.concatenate([self.around[0], *parts, self.around[1]])
+        ids = np.concatenate([self.special_affixes[0], *parts, self.special_affixes[1]])
         return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, cut)
 
     @staticmethod
@@ -246,7 +248,11 @@ class AttributeEncoder(PieceTokenizer):
     @cached_property
     def opening(self) -> np.ndarray:
         """int64: what the tokenizer puts before any text, or the first mark."""
-        return self.around[0] if len(self.around[0]) else np.array(self.marks[:1], dtype=np.int64)
+        return (
+            self.special_affixes[0]
+            if len(self.special_affixes[0])
+            else np.array(self.marks[:1], dtype=np.int64)
+        )
 
     @property
     def mask(self) -> int:
