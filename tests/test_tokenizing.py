@@ -266,7 +266,7 @@ def test_what_does_not_look_around_stays_as_it_was(tokenizers):
             expected = whole(tokenizer, text, special=False)
             assert spelling.encode(text).tolist() == expected
             assert spelling.encode(text, opens=True).tolist() == expected
-    assert TextTokenizer(scratch).part(", ") == (", ", "")
+    assert TextTokenizer(scratch).split_space(", ") == (", ", "")
 
 
 SPECIAL = ["<s>", "</s>", "<pad>", "[PAD]", "[CLS]", "[MASK]", "<|im_start|>", "<|endoftext|>", "<extra_id_0>"]  # fmt: skip

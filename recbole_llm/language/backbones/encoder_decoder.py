@@ -32,8 +32,8 @@ class SegmentEncoder(PieceTokenizer):
         """int64: what opens a history, stands between two items, and closes the newest segment."""
         opening, closing = TASTE_PROMPT
         return (
-            self.piece(self.spelling.part(opening)[0], opens=True),
-            self.piece(self.spelling.part(ITEM_SEPARATOR)[0]),
+            self.piece(self.spelling.split_space(opening)[0], opens=True),
+            self.piece(self.spelling.split_space(ITEM_SEPARATOR)[0]),
             self.piece(closing),
         )
 
@@ -50,7 +50,9 @@ class SegmentEncoder(PieceTokenizer):
     def history(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
         opening, between, closing = self.frame
-        lead, gap = (self.spelling.part(before)[1] for before in (TASTE_PROMPT[0], ITEM_SEPARATOR))
+        lead, gap = (
+            self.spelling.split_space(before)[1] for before in (TASTE_PROMPT[0], ITEM_SEPARATOR)
+        )
         # texts[:left] are not read yet; of a long history most never are
         segments, left = [], len(texts)
         while left and len(segments) < self.segments:

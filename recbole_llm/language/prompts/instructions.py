@@ -161,7 +161,7 @@ def tokenize_turn(tokenizer) -> TurnTokens:
     """The turn that an assistant is to answer."""
     spelling = TextTokenizer(tokenizer)
     before, after = turn_markup(tokenizer)
-    before, space = spelling.part(before)
+    before, space = spelling.split_space(before)
     begin = tokenizer.bos_token or ""
     if not tokenizer.chat_template and begin and before.startswith(begin):
         opening = spelling.encode(before.removeprefix(begin), opens=True)

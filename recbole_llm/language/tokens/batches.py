@@ -167,7 +167,7 @@ class SentenceEncoder(PieceTokenizer):
 
     def _spaced(self, text: str) -> tuple[str, str]:
         """What stands before an item, without the white space that is of the item's first token, and that white space; a mark is no item."""
-        return (text, "") if self.form.marked else self.spelling.part(text)
+        return (text, "") if self.form.marked else self.spelling.split_space(text)
 
     @property
     def min_length(self) -> int:

@@ -87,11 +87,11 @@ class JudgeEncoder(PieceTokenizer):
     @cached_property
     def _line(self) -> str:
         """What of a line break is tokenised before the text behind it; `_space` is tokenised with that text."""
-        return self.spelling.part("\n")[0]
+        return self.spelling.split_space("\n")[0]
 
     @cached_property
     def _space(self) -> str:
-        return self.spelling.part("\n")[1]
+        return self.spelling.split_space("\n")[1]
 
     def _text(self, text: str) -> np.ndarray:
         """int64 tokens of what a line says, which is data."""

@@ -57,7 +57,7 @@ class TextTokenizer:
         one_line = self.adds_space and self._ids("a\nb") == self._ids("a b")
         return " \n" if one_line else " "
 
-    def part(self, before: str) -> tuple[str, str]:
+    def split_space(self, before: str) -> tuple[str, str]:
         """A text without the white space at its end, and that white space, if it is to open the next piece."""
         kept = before.rstrip(self.blanks) if self.blanks else before
         return kept, before[len(kept) :]
