@@ -95,7 +95,7 @@ def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
         for answer, token in zip(("Yes", "No"), own.frame[2], strict=True):
             expected = whole(tokenizer, before + said + answer_markup(tokenizer, answer))
             assert expected[: len(found)] == found.tolist() and expected[len(found)] == token
-        assert own.spelling.differing(found) == 0
+        assert own.spelling.count_differences(found) == 0
 
 
 def test_a_summarisers_prompt_is_the_whole_texts(tokenizer):
@@ -168,7 +168,7 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
         )
         alone = own.encode_item(items[0])
         assert tokens.ids[tokens.target :].tolist() == alone.ids.tolist()
-        assert own.spelling.differing(tokens.ids) == 0
+        assert own.spelling.count_differences(tokens.ids) == 0
 
 
 # --- TASTE and sentence encoders ----------------------------------------------------------------------------------------
@@ -182,14 +182,14 @@ def test_a_segment_is_the_whole_text(tokenizer):
         text = f"{TASTE_PROMPT[0]}{', '.join(items[::-1])}{TASTE_PROMPT[1]}"
         found = own.history(items)
         assert found.ids.tolist() == [*opening, *whole(tokenizer, text), *closing]
-        assert own.spelling.differing(found.ids) == 0
+        assert own.spelling.count_differences(found.ids) == 0
         short = SegmentEncoder(tokenizer, own.min_length + 40, item_length=2000, segments=9)
         short.max_length = max(len(short.history(items[-1:])), 60)
         tokens = short.history(items)
         for number in range(2, tokens.roles[0].max() + 1):
             own_ids = tokens.ids[tokens.roles[0] == number]
             text = tokenizer.decode(own_ids, skip_special_tokens=True)
-            assert short.spelling.differing(own_ids) == 0, text
+            assert short.spelling.count_differences(own_ids) == 0, text
 
 
 def test_a_t5_reads_commas_as_it_has_learned_them(tokenizers):
@@ -244,7 +244,7 @@ def test_marked_sequences_of_a_t5_are_the_plain_strings(tokenizers):
         told = "".join(f"{marks[1]}{item}{marks[2]}" for item in items)
         found = own.sequence(items)
         assert found.ids.tolist() == tokenizer(f"{marks[0]}{told}{marks[3]}")["input_ids"]
-        assert own.spelling.differing(found.ids) == 0
+        assert own.spelling.count_differences(found.ids) == 0
 
 
 def test_attributes_are_words_of_one_text(tokenizer):
@@ -307,8 +307,8 @@ def test_tokens_that_reach_over_a_border_are_counted():
         "a\n",
         "b",
     ]
-    assert spelling.differing(ids) == 4
-    assert spelling.differing(np.append(ids, 6)) == 4  # an end token is no text
+    assert spelling.count_differences(ids) == 4
+    assert spelling.count_differences(np.append(ids, 6)) == 4  # an end token is no text
 
 
 def test_an_anchor_that_would_grow_into_the_piece_is_passed_over():

@@ -89,7 +89,7 @@ class TextTokenizer:
                     return whole[len(before) :]
         return self._ids(text, special)
 
-    def differing(self, ids: np.ndarray) -> int:
+    def count_differences(self, ids: np.ndarray) -> int:
         """How many tokens of a text that was put together from pieces are others than in the whole text.
 
         Pieces are tokenised each for itself, so that a token which would reach over the border of two

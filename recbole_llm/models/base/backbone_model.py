@@ -128,13 +128,13 @@ class BackboneModel(TextModel, TokenTrainable):
         return HistoryEncoder(bundle.tokenizer, self.config["max_length"])
 
     def count_borders(self, texts: Sequence[np.ndarray]) -> None:
-        """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.differing."""
+        """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.count_differences."""
         spelling = self.encoder.spelling
         if not spelling.keeps_words:
             return
         for ids in texts[: max(0, BORDERS - self.counts["compared"])]:
             self.counts.update(
-                compared=1, compared_tokens=len(ids), border_tokens=spelling.differing(ids)
+                compared=1, compared_tokens=len(ids), border_tokens=spelling.count_differences(ids)
             )
 
     def rates(self):
