@@ -28,7 +28,7 @@ class TextTokenizer:
         return self._tokens("a")[0].startswith(SPACES)
 
     @cached_property
-    def keeps_words(self) -> bool:
+    def splits_words(self) -> bool:
         """Whether no token reaches from one word into the next, as in byte-level BPE without a regular expression."""
         words = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
         return getattr(words, "use_regex", True)
@@ -36,7 +36,7 @@ class TextTokenizer:
     @cached_property
     def space_leads(self) -> bool:
         """Whether a space between two words is of one token with the second; it is not where spaces are left out (WordPiece)."""
-        return self.keeps_words and any(
+        return self.splits_words and any(
             token.startswith(SPACES) for token in self._tokens("a b")[1:]
         )
 

@@ -130,7 +130,7 @@ class BackboneModel(TextModel, TokenTrainable):
     def count_borders(self, texts: Sequence[np.ndarray]) -> None:
         """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.count_differences."""
         spelling = self.encoder.spelling
-        if not spelling.keeps_words:
+        if not spelling.splits_words:
             return
         for ids in texts[: max(0, BORDERS - self.counts["compared"])]:
             self.counts.update(
