@@ -168,7 +168,11 @@ def tokenize_turn(tokenizer) -> TurnTokens:
         opening = np.append(tokenizer.bos_token_id, opening)
     else:
         opening = spelling.encode(before, opens=True, special=True)
-    anew = len(opening) and opening[-1] in tokenizer.all_special_ids and spelling.begins_anew
+    anew = (
+        len(opening)
+        and opening[-1] in tokenizer.all_special_ids
+        and spelling.adds_space_after_special
+    )
     opens = not space and bool(not len(opening) or anew)
     return TurnTokens(opening, space, spelling.encode(after, special=True), opens)
 

@@ -200,7 +200,7 @@ class SentenceEncoder(PieceTokenizer):
     def _item(self, text: str, space: str, room: int | None = None) -> np.ndarray:
         """Tokens of an item with its marks. space : before its text; none where it opens a text."""
         _, before, after, _, _ = self.frame
-        opens = self.spelling.begins_anew if self.form.marked else not space
+        opens = self.spelling.adds_space_after_special if self.form.marked else not space
         tokens = self.piece(space + text, opens=opens)
         if room is not None:
             tokens = tokens[: max(1, room - len(before) - len(after))]

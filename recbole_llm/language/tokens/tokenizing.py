@@ -41,7 +41,7 @@ class TextTokenizer:
         )
 
     @cached_property
-    def begins_anew(self) -> bool:
+    def adds_space_after_special(self) -> bool:
         """Whether a text behind a special token gets a space of its own, as the first one does."""
         mark = next(iter(self.tokenizer.all_special_ids), None)
         if mark is None or not self.adds_space:
