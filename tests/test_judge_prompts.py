@@ -111,7 +111,7 @@ def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(
         "recbole_llm.language.summaries.engines.make_engine",
-        lambda config, wording, extractive: Mute(),
+        lambda config, instructions, extractive: Mute(),
     )
     assert (
         run_settings(small("LLMTRSR", tmp_path, epochs=0, summarizer_length=2047)).row["rates"][

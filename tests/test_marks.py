@@ -147,7 +147,7 @@ def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
     before, after = turn_markup(tokenizer)
     before, after = (text.replace("<s>", "") for text in (before, after))
     rng = random.Random(3)
-    own = JudgeEncoder(tokenizer, 20000, wording=SHOPPING).for_candidates(["Title: x" * 3000])
+    own = JudgeEncoder(tokenizer, 20000, instructions=SHOPPING).for_candidates(["Title: x" * 3000])
     special = {tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     for _ in range(60):
         summary, candidate = (
@@ -205,7 +205,7 @@ def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
     asked = []
     engine = judge.summarizer.texts.engine
     (request,) = next(judge.summarizer.plan(history[-3:]))
-    asked = "".join(prompt_parts(request, judge.wording, str, 10**5, 100))
+    asked = "".join(prompt_parts(request, judge.instructions, str, 10**5, 100))
     for said, most in ((prompt, 4), (asked, 3)):
         assert len(re.findall(rf"Category: {CATEGORIES} > \w: x;", said)) >= most, said
     assert engine is judge.summarizer.texts.engine

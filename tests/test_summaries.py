@@ -137,11 +137,16 @@ def test_prompts_read_like_the_papers(kind):
 
 @pytest.mark.parametrize("domain", ["shopping", "news", "movies", "places"])
 def test_every_domain_has_its_words(domain):
-    wording = Instructions.named(domain)
-    heads = [wording.block_head, wording.layer_head, *wording.update_heads, *wording.judge_heads]
+    instructions = Instructions.named(domain)
+    heads = [
+        instructions.block_head,
+        instructions.layer_head,
+        *instructions.update_heads,
+        *instructions.judge_heads,
+    ]
     assert (
         all(re.fullmatch(r"\[[A-Z][A-Za-z ]+\]", head) for head in heads)
-        and "'Yes' or 'No'" in wording.judge
+        and "'Yes' or 'No'" in instructions.judge
     )
 
 

@@ -74,7 +74,7 @@ def histories(count=12):
 
 
 def judge(tokenizer, **own):
-    return JudgeEncoder(tokenizer, 4000, wording=SHOPPING, **own).for_candidates(texts(40))
+    return JudgeEncoder(tokenizer, 4000, instructions=SHOPPING, **own).for_candidates(texts(40))
 
 
 @pytest.mark.parametrize("summarised", [True, False])

@@ -59,7 +59,7 @@ def _check_extra(config) -> None:
         ) from None
 
 
-def make_engine(config, wording: Instructions, extractive: Extractive) -> Engine:
+def make_engine(config, instructions: Instructions, extractive: Extractive) -> Engine:
     """The engine that a run's settings name; a local model is loaded only when there is something to write."""
     name = config["summarizer"]
     if name == EXTRACTIVE:
@@ -76,7 +76,7 @@ def make_engine(config, wording: Instructions, extractive: Extractive) -> Engine
         return ServerEngine(
             name,
             config["summarizer_model"],
-            wording,
+            instructions,
             parallel=config["summarizer_parallel"],
             retries=config["summarizer_retries"],
             timeout=config["summarizer_timeout"],
@@ -109,7 +109,7 @@ def make_engine(config, wording: Instructions, extractive: Extractive) -> Engine
     return LocalEngine(
         read,
         run_folders.model_id(name, saved),
-        wording,
+        instructions,
         rows=config["summarizer_parallel"],
         **precision,
         **limits,

@@ -27,9 +27,9 @@ class LocalEngine:
 
     paid = True
 
-    def __init__(self, load: Callable[[], Backbone], weights: str, wording: Instructions, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
+    def __init__(self, load: Callable[[], Backbone], weights: str, instructions: Instructions, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
                  precision: str, quantize: str):  # fmt: skip
-        self.load, self.wording, self.weights = load, wording, weights
+        self.load, self.instructions, self.weights = load, instructions, weights
         self.max_length, self.max_new, self.temperature, self.rows, self.precision = (
             max_length,
             max_new,
@@ -43,7 +43,7 @@ class LocalEngine:
             (
                 LAYOUT,
                 weights,
-                wording.summaries,
+                instructions.summaries,
                 max_length,
                 max_new,
                 temperature,
@@ -75,7 +75,9 @@ class LocalEngine:
         """int64, at most max_length - max_new tokens."""
         opening, space, closing, _ = self.frame
         room = self.max_length - self.max_new - len(opening) - len(closing)
-        said = prompt_parts(request, self.wording, self.pieces.piece, room, self.max_new, space)
+        said = prompt_parts(
+            request, self.instructions, self.pieces.piece, room, self.max_new, space
+        )
         return np.concatenate([opening, *said, closing])
 
     def size(self, request: Request) -> int:

@@ -13,19 +13,17 @@ WORDS = 0.6  # that a token is taken to be: fewer than in English, so that the t
 
 
 def prompt_parts(
-    request: Request, wording: Instructions, encode, room: int, tokens: int, space: str = ""
+    request: Request, instructions: Instructions, encode, room: int, tokens: int, space: str = ""
 ) -> list[Sequence]:
-    """Tokens, or texts, of a request in at most `room` of them; see wording.laid_out. tokens : most of what is to be written. space : before all of it."""
+    """Tokens, or texts, of a request in at most `room` of them; see instructions.laid_out. tokens : most of what is to be written. space : before all of it."""
     items = [item_line(item) for item in request.items]
     sections = {
-        "block": lambda: [(wording.block_head, items)],
-        "layer": lambda: [(wording.layer_head, request.previous)],
+        "block": lambda: [(instructions.block_head, items)],
+        "layer": lambda: [(instructions.layer_head, request.previous)],
         "update": lambda: [
-            (wording.update_heads[0], request.previous),
-            (wording.update_heads[1], items),
+            (instructions.update_heads[0], request.previous),
+            (instructions.update_heads[1], items),
         ],
     }[request.kind]()
-    instruction = (
-        f"{space}{getattr(wording, request.kind)} {wording.brief.format(words=int(WORDS * tokens))}"
-    )
+    instruction = f"{space}{getattr(instructions, request.kind)} {instructions.brief.format(words=int(WORDS * tokens))}"
     return compose_prompt(instruction, sections, encode, room)

@@ -78,7 +78,7 @@ class ServerEngine:
         self,
         url: str,
         model: str,
-        wording: Instructions,
+        instructions: Instructions,
         *,
         max_length: int,
         max_new: int,
@@ -97,7 +97,7 @@ class ServerEngine:
             ) from None
         for chatty in ("httpx", "httpx2", "openai"):  # a line for every request
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self.model, self.wording, self.url, self.parallel = model, wording, url, parallel
+        self.model, self.instructions, self.url, self.parallel = model, instructions, url, parallel
         self.max_length, self.max_new, self.temperature, self.seed = (
             max_length,
             max_new,
@@ -117,7 +117,7 @@ class ServerEngine:
                 LAYOUT,
                 "server",
                 model,
-                wording.summaries,
+                instructions.summaries,
                 max_length,
                 max_new,
                 temperature,
@@ -228,7 +228,7 @@ class ServerEngine:
         # each character.
         characters = 1 if request in self.refused else CHARACTERS
         room = characters * (self.max_length - self.max_new)
-        return "".join(prompt_parts(request, self.wording, str, room, self.max_new))
+        return "".join(prompt_parts(request, self.instructions, str, room, self.max_new))
 
     def _body(self, again: bool) -> dict:
         """The fields of a request beside its model and messages."""

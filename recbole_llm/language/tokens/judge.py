@@ -53,7 +53,7 @@ class JudgeEncoder(PieceTokenizer):
     alike : int64 [candidates], the same number for those of the same tokens: of equal texts, and of texts that differ in their marks or behind the cut alone.
     """
 
-    wording: Instructions | None = None
+    instructions: Instructions | None = None
     summarised: bool = True
     candidate_length: int = 0
     cut_candidates: int = 0
@@ -72,8 +72,10 @@ class JudgeEncoder(PieceTokenizer):
     @cached_property
     def heads(self) -> tuple[np.ndarray, ...]:
         """int64: what opens a prompt, up to the summary if there is one; what precedes the items; what precedes the candidate."""
-        summary, items, candidate = self.wording.judge_heads
-        instruction = self.wording.judge if self.summarised else self.wording.judge_history
+        summary, items, candidate = self.instructions.judge_heads
+        instruction = (
+            self.instructions.judge if self.summarised else self.instructions.judge_history
+        )
         said = self.piece(self._turn.space + instruction, opens=self._turn.opens)
         opening = [self._turn.opening, said]
         if self.summarised:

@@ -69,12 +69,14 @@ class CandidateJudge(BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.wording = Instructions.named(config["domain"])
+        self.instructions = Instructions.named(config["domain"])
         self.lines = [
             item_line(zip(self.text.names, values, strict=True)) for values in self.text.values
         ]
         self.lists: StoredLists | None = None
-        instruction = self.wording.judge if self.summarised else self.wording.judge_history
+        instruction = (
+            self.instructions.judge if self.summarised else self.instructions.judge_history
+        )
         self.load_backbone([*self.lines, *[instruction] * len(self.lines)])
         if "full" in config["eval_args"]["mode"].values() and not config["rerank_from"]:
             self.logger.warning(
@@ -96,7 +98,7 @@ class CandidateJudge(BackboneModel):
         encoder = JudgeEncoder(
             bundle.tokenizer,
             self.config["max_length"],
-            wording=self.wording,
+            instructions=self.instructions,
             summarised=self.summarised,
         ).for_candidates(self.lines)
         if encoder.cut_candidates:
