@@ -174,7 +174,7 @@ def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
 
 def encoder(tokenizer, max_length=600, candidates=("Title: a good dog food",)):
     return JudgeEncoder(
-        tokenizer, max_length, instructions=Instructions.named("shopping")
+        tokenizer, max_length, instructions=Instructions.of_domain("shopping")
     ).for_candidates(candidates)
 
 
@@ -186,7 +186,7 @@ def test_a_prompt_reads_like_the_papers(tokenizer):
     found = encoder(tokenizer)
     before, cut, _ = found.shared_prefix("likes dogs", ["Title: bone", "Title: ball"])
     text = said(tokenizer, np.concatenate([before, found.candidate_suffix("Title: leash")]))
-    instructions = Instructions.named("shopping")
+    instructions = Instructions.of_domain("shopping")
     assert cut == 0 and text == (
         f"{USER}{instructions.judge}\n\n[Preference Summary]\nlikes dogs\n\n[Historical Items]\nTitle: bone\nTitle: ball\n\n[Next Item]\nTitle: leash{ASSISTANT}"
     )

@@ -18,7 +18,7 @@ from recbole_llm.language.summaries.schedules import Request
 from recbole_llm.language.tokens.judge import JudgeEncoder
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
-SHOPPING = Instructions.named("shopping")
+SHOPPING = Instructions.of_domain("shopping")
 CATEGORIES = "Pet Supplies > Birds > Toys"
 VERBATIM = [
     CATEGORIES, "Operating System: Windows 11", "Pet Supplies > Birds > Toys > Swings", "a -> b => c >> d", "5 < 6, 7 > 6", "<3 dogs", "I <3 U > all",

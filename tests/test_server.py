@@ -231,7 +231,7 @@ def test_texts_are_stored_by_what_decides_them(server):
         engine(server, max_new=30).name,
         ServerEngine("http://x/v1", "large", SHOPPING, **LIMITS).name,
     ]
-    others += [ServerEngine("http://x/v1", "tiny", Instructions.named("news"), **LIMITS).name]
+    others += [ServerEngine("http://x/v1", "tiny", Instructions.of_domain("news"), **LIMITS).name]
     assert len({name, *drawn, *others}) == 7
 
 

@@ -26,7 +26,7 @@ from recbole_llm.language.summaries.schedules import (
 from recbole_llm.language.summaries.writing import SummaryStore
 from recbole_llm.language.tokens.batches import PieceTokenizer
 
-SHOPPING = Instructions.named("shopping")
+SHOPPING = Instructions.of_domain("shopping")
 
 
 def things(count, first=0):
@@ -137,7 +137,7 @@ def test_prompts_read_like_the_papers(kind):
 
 @pytest.mark.parametrize("domain", ["shopping", "news", "movies", "places"])
 def test_every_domain_has_its_words(domain):
-    instructions = Instructions.named(domain)
+    instructions = Instructions.of_domain(domain)
     heads = [
         instructions.block_head,
         instructions.layer_head,

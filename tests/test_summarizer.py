@@ -47,7 +47,7 @@ def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
             epochs=0,
             **{"summarizer": folder, "summarizer_length": 400, "summary_tokens": 20} | own,
         )[1].config
-        return engines.make_engine(config, Instructions.named(config["domain"]), None)
+        return engines.make_engine(config, Instructions.of_domain(config["domain"]), None)
 
     changes = [
         {}, {"summarizer": other}, {"summarizer_length": 300}, {"summary_tokens": 30}, {"summarizer_temperature": 0.5}, {"precision": "bf16"},

@@ -32,7 +32,7 @@ from recbole_llm.language.tokens.batches import AttributeEncoder, HistoryEncoder
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
-SHOPPING = Instructions.named("shopping")
+SHOPPING = Instructions.of_domain("shopping")
 CALREC = Template(
     head="This is the summary of a user's purchase history.",
     first="The first item bought is as follows.",

@@ -49,7 +49,7 @@ class Instructions:
         )
 
     @classmethod
-    def named(cls, domain: str) -> "Instructions":
+    def of_domain(cls, domain: str) -> "Instructions":
         """Raises UserError for a domain without a file."""
         folder = files.properties() / "domain"
         path = folder / f"{domain}.yaml"

@@ -39,7 +39,7 @@ class Summarizer:
     def texts(self) -> SummaryStore:
         """What is written, in a file below `checkpoint_dir`."""
         engine = engines.make_engine(
-            self.config, Instructions.named(self.config["domain"]), self.extractive
+            self.config, Instructions.of_domain(self.config["domain"]), self.extractive
         )
         return SummaryStore(
             engine,

@@ -44,7 +44,7 @@ class CandidateJudge(BackboneModel):
     @classmethod
     def check(cls, config, tables):
         super().check(config, tables)
-        Instructions.named(config["domain"])
+        Instructions.of_domain(config["domain"])
         if config["quantize"] != "none" and (
             config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
         ):
@@ -69,7 +69,7 @@ class CandidateJudge(BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.instructions = Instructions.named(config["domain"])
+        self.instructions = Instructions.of_domain(config["domain"])
         self.lines = [
             item_line(zip(self.text.names, values, strict=True)) for values in self.text.values
         ]
