@@ -115,7 +115,7 @@ class TextForm:
         )
 
     @property
-    def between(self) -> str:
+    def separator(self) -> str:
         return "" if self.marked else ITEM_SEPARATOR
 
     def item(self, names: Sequence[str], values: Sequence[str]) -> str:

@@ -162,7 +162,7 @@ class SentenceEncoder(PieceTokenizer):
             np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks
         )
         head = self.piece(self._spaced(self.form.instruction)[0], opens=True)
-        between = self.piece(self._spaced(self.form.between)[0])
+        between = self.piece(self._spaced(self.form.separator)[0])
         return np.concatenate([head, start]), before, after, between, close
 
     def _spaced(self, text: str) -> tuple[str, str]:
@@ -184,7 +184,7 @@ class SentenceEncoder(PieceTokenizer):
     def sequence(self, texts: Sequence[str]) -> Tokens:
         """Items, oldest first. Too many: the oldest are left out; the newest stays, and is cut at its end if it must be."""
         head, _, _, between, close = self.frame
-        lead, gap = self._spaced(self.form.instruction)[1], self._spaced(self.form.between)[1]
+        lead, gap = self._spaced(self.form.instruction)[1], self._spaced(self.form.separator)[1]
         room = self.max_length - self._size(self.special_affixes) - len(head) - len(close)
         first, others = self._item(texts[-1], lead, room), []  # others: the newest first
         for newer, older in pairwise(reversed(texts)):  # none older is read than what fits
