@@ -5,7 +5,7 @@ import pytest
 from test_llmtrsr import made, small, verdicts, whole
 from worlds import write_cycle
 
-from recbole_llm.language.prompts.instructions import neutralize_marks
+from recbole_llm.language.prompts.marks import neutralize_marks
 from recbole_llm.language.summaries.schedules import WrittenText
 from recbole_llm.runs.runner import run_settings
 

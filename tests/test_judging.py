@@ -14,13 +14,9 @@ from recbole_llm.language.backbones.sources import Backbone
 from recbole_llm.language.decoding import shared_candidates
 from recbole_llm.language.decoding.compatibility import check_backbone
 from recbole_llm.language.decoding.shared_candidates import PrefixSuffixAttention
-from recbole_llm.language.prompts.instructions import (
-    ASSISTANT,
-    USER,
-    Instructions,
-    neutralize_marks,
-    turn_markup,
-)
+from recbole_llm.language.prompts.chat import ASSISTANT, USER, turn_markup
+from recbole_llm.language.prompts.instructions import Instructions
+from recbole_llm.language.prompts.marks import neutralize_marks
 from recbole_llm.language.tokens.batches import IGNORED, pad, padded_size
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 
@@ -282,7 +278,7 @@ def test_prompts_of_any_history_fit(tokenizer):
     )
     with pytest.raises(
         UserError,
-        match=r"max_length: what a prompt always says takes \d+ tokens, expected at least \d+, found 90",
+        match=r"max_length: the fixed text of a prompt takes \d+ tokens, expected at least \d+, found 90",
     ):
         encoder(tokenizer, 90)
 

@@ -11,7 +11,7 @@ from worlds import prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.loop import rank_cases
-from recbole_llm.language.prompts.instructions import neutralize_marks
+from recbole_llm.language.prompts.marks import neutralize_marks
 from recbole_llm.language.tokens.batches import IGNORED
 from recbole_llm.runs.runner import evaluate_run, run_settings
 
@@ -37,7 +37,7 @@ def judge(tmp_path_factory):
 
 def verdicts(model, cases, items):
     with torch.no_grad():
-        return model.judged(cases, torch.as_tensor(items)).numpy()
+        return model.score_candidates(cases, torch.as_tensor(items)).numpy()
 
 
 def whole(model, cases):

@@ -10,7 +10,8 @@ from tokenizers_of import KINDS, texts
 from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import Instructions, turn_markup
+from recbole_llm.language.prompts.chat import turn_markup
+from recbole_llm.language.prompts.instructions import Instructions
 from recbole_llm.language.prompts.marks import neutralize_marks, section_heads
 from recbole_llm.language.prompts.templates import item_line
 from recbole_llm.language.summaries.prompt import prompt_parts

@@ -148,7 +148,7 @@ def test_what_a_summarizer_cannot_read_is_one_line(tmp_path):
         (
             "Llama",
             {"summarizer_length": 256, "summary_tokens": 128},
-            r"summarizer_length: what a prompt always says takes \d+ of the \d+ .*; set",
+            r"summarizer_length: the fixed text of a prompt takes \d+ of the \d+ .*; set",
         ),
     ):
         with pytest.raises(UserError, match=said):

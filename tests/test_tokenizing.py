@@ -11,13 +11,8 @@ from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import (
-    ASSISTANT,
-    Instructions,
-    answer_markup,
-    tokenize_turn,
-    turn_markup,
-)
+from recbole_llm.language.prompts.chat import ASSISTANT, answer_markup, tokenize_turn, turn_markup
+from recbole_llm.language.prompts.instructions import Instructions
 from recbole_llm.language.prompts.templates import (
     ST5SEQ_INSTRUCTION,
     TASTE_PROMPT,

@@ -8,7 +8,8 @@ import numpy as np
 from ..backbones.precision import KINDS, autocast
 from ..backbones.sources import Backbone
 from ..decoding.sampling import sample, stream_key
-from ..prompts.instructions import Instructions, TurnTokens, tokenize_turn
+from ..prompts.chat import TurnTokens, tokenize_turn
+from ..prompts.instructions import Instructions
 from ..tokens.batches import PieceTokenizer, by_length
 from .prompt import LAYOUT, prompt_parts
 from .schedules import Request, WrittenText
