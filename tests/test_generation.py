@@ -229,7 +229,7 @@ def test_what_goes_on_keeps_its_prompt_and_its_beginning(backbone, chosen):
                 np.append(wholes[place], new) for place, new in zip(places, taken, strict=True)
             ]
             seen += zip(wholes, read(slot, taken)[slot], strict=True)
-            cache.own[0][0][np.delete(np.arange(len(cache.owner)), slot)] = (
+            cache.continuations[0][0][np.delete(np.arange(len(cache.owner)), slot)] = (
                 torch.nan
             )  # what goes on reads nobody else's
     for whole, hidden in seen:

@@ -161,7 +161,7 @@ def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
             self, module, query, keys, values * 0.9, *rest
         ),
     )
-    with pytest.raises(UserError, match="its logits come out otherwise, by"):
+    with pytest.raises(UserError, match="its logits differ from its own forward pass by"):
         check_backbone(backbone, "llama", shared_candidates.logit_deviation)
 
 
