@@ -22,7 +22,7 @@ from recbole_llm.language.backbones.sources import (
     Backbone,
     EncoderBackbone,
     SentenceBackbone,
-    check_name,
+    check_model_name,
     load_folder,
     model_folder,
 )
@@ -201,7 +201,7 @@ def test_adapters_of_peft_itself_are_read(folders, tmp_path):
 def test_adapters_with_more_than_lora_are_refused(folders, tmp_path, own, found):
     folder, _ = adapter(folders["causal"][0], tmp_path / "lora", **own)
     with pytest.raises(UserError, match=f"{found}; merge them .* by PEFT's merge_and_unload"):
-        check_name(str(folder), tmp_path)
+        check_model_name(str(folder), tmp_path)
     with pytest.raises(UserError, match=found):
         load_folder(str(folder))
 
@@ -586,7 +586,10 @@ def test_adapters_on_themselves_are_one_line(folders, tmp_path, length):
         path = folder / "adapter_config.json"
         base = {"base_model_name_or_path": str(names[(number + 1) % length])}
         path.write_text(json.dumps(json.loads(path.read_text()) | base))
-    for read in (lambda: load_folder(str(names[0])), lambda: check_name(str(names[0]), tmp_path)):
+    for read in (
+        lambda: load_folder(str(names[0])),
+        lambda: check_model_name(str(names[0]), tmp_path),
+    ):
         with pytest.raises(UserError, match="its adapters lie on themselves") as error:
             read()
         assert "\n" not in str(error.value)

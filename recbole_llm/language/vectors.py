@@ -11,7 +11,7 @@ from ..settings.layers import digest
 from ..storage import content_cache, run_folders
 from ..storage.progress import progress
 from .backbones.precision import KINDS
-from .backbones.sources import Backbone, SentenceBackbone, check_name, errors_naming, load
+from .backbones.sources import Backbone, SentenceBackbone, check_model_name, errors_naming, load
 from .prompts.templates import TextForm
 from .tokens.batches import SentenceEncoder, Tokens, by_length, pad
 
@@ -135,4 +135,4 @@ def check_frozen(name: str, saved: Path, trust_remote_code: bool = False) -> Non
             f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>"
         )
     with errors_naming("text_encoder"):
-        check_name(name, saved, trust_remote_code)
+        check_model_name(name, saved, trust_remote_code)

@@ -360,7 +360,7 @@ def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocab
     kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder. quantize : of frozen weights, see Backbone.read.
     trust_remote_code : see Backbone.read.
     """
-    check_name(name, saved, trust_remote_code)
+    check_model_name(name, saved, trust_remote_code)
     _quiet()
     how, _, rest = name.partition(":")
     if how == "scratch":
@@ -383,7 +383,7 @@ def errors_naming(key: str):
         ) from None
 
 
-def check_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
+def check_model_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
     """Raise UserError for a backbone that cannot be, as far as that can be seen without the network."""
     how, _, rest = name.partition(":")
     if how == "scratch" and rest not in scratch.SIZES:

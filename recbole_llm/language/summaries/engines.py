@@ -6,7 +6,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...settings.layers import asks_server, language_models
 from ...storage import run_folders
-from ..backbones.sources import check_name, errors_naming, load
+from ..backbones.sources import check_model_name, errors_naming, load
 from ..decoding.compatibility import check_backbone
 from ..prompts.instructions import Instructions
 from ..tokens.batches import padded_size
@@ -31,7 +31,7 @@ def check_summarizer(config) -> None:
     if "summarizer" in language_models(config["settings"]):
         with errors_naming("summarizer"):
             trusted = bool(config["trust_remote_code"])
-            check_name(name, Path(config["checkpoint_dir"]), trusted)
+            check_model_name(name, Path(config["checkpoint_dir"]), trusted)
     _check_extra(config)
     if config["summary_tokens"] * 2 > config["summarizer_length"]:
         raise UserError(

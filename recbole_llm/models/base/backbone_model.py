@@ -13,7 +13,7 @@ from ...language.backbones.sources import (
     Backbone,
     adapter_chain,
     base_digest,
-    check_name,
+    check_model_name,
     check_stored_weights,
     load,
     load_folder,
@@ -42,7 +42,7 @@ class BackboneModel(TextModel, TokenTrainable):
         if config["init_from"]:
             check_stored_weights(str(Path(config["init_from"]) / run_folders.BACKBONE))
             return
-        check_name(
+        check_model_name(
             config["backbone"], Path(config["checkpoint_dir"]), bool(config["trust_remote_code"])
         )
         if (
