@@ -13,7 +13,7 @@ from recbole_llm.language.backbones.stacked_lora import (
     AdapterStack,
     SharedDropoutMask,
     StackedLinear,
-    _Adapted,
+    StackedLoRA,
     linear_layers,
 )
 from recbole_llm.studies.personalization import adapter_training
@@ -94,11 +94,11 @@ def test_a_layer_is_its_base_and_each_shares_adapter():
             found[row], base(x[row]) + 0.5 * x[row] @ a[row // 2].T @ b[row // 2].T
         )
     assert torch.autograd.gradcheck(
-        lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, None), (x, a, b)
+        lambda x, a, b: StackedLoRA.apply(x, base.weight, base.bias, a, b, 0.5, None), (x, a, b)
     )
     keep = (torch.rand(6, 4, 5, dtype=torch.float64) > 0.4) * 1.7
     assert torch.autograd.gradcheck(
-        lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, keep), (x, a, b)
+        lambda x, a, b: StackedLoRA.apply(x, base.weight, base.bias, a, b, 0.5, keep), (x, a, b)
     )
 
 

@@ -16,7 +16,7 @@ from .precision import KINDS
 WEIGHTS = "adapter_model.safetensors"
 
 
-class _Adapted(torch.autograd.Function):
+class StackedLoRA(torch.autograd.Function):
     """x [rows, ..., in] -> W x + bias + scale B_k A_k (keep x), in the type of W. The update is added in place, and nothing is kept twice for the way back."""
 
     @staticmethod
@@ -106,7 +106,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         keep = self.noise.mask(x, self.kind) if self.training else None
-        return _Adapted.apply(x, self.short, self.bias, self.a, self.b, self.scale, keep)
+        return StackedLoRA.apply(x, self.short, self.bias, self.a, self.b, self.scale, keep)
 
 
 class AdapterStack:
