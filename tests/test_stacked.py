@@ -134,7 +134,7 @@ def alone(frozen, learner, recipe):
         )
     )
     model.to(frozen.bundle.model.dtype)
-    start = AdapterStack.fresh(
+    start = AdapterStack.initialized(
         frozen.bundle.model,
         [adapter_training._seed(recipe, learner.name, 1)],
         rank=recipe.lora_rank,
@@ -339,7 +339,7 @@ def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
     users = range(4)
     tests = [part.test[part.test.user == user] for user in users]
     assert len({len(cases) for cases in tests}) > 1
-    stack = AdapterStack.fresh(
+    stack = AdapterStack.initialized(
         frozen.bundle.model, [[user] for user in users], rank=4, alpha=8, dropout=0.0
     )
     for number, cases in enumerate(tests):

@@ -131,7 +131,7 @@ class AdapterStack:
         )
 
     @classmethod
-    def fresh(
+    def initialized(
         cls,
         model: nn.Module,
         seeds: Sequence[Sequence[int]],

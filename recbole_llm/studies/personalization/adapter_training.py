@@ -117,7 +117,7 @@ def train(
     model = frozen.bundle.model
     torch.manual_seed(int(_rng(recipe, learners[0].name, 0).integers(2**63)))  # dropout's
     names = [_seed(recipe, learner.name, 1) for learner in learners]
-    stack = AdapterStack.fresh(
+    stack = AdapterStack.initialized(
         model, names, rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout
     )
     best, living = stack[:], np.arange(len(learners))
