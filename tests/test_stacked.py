@@ -293,7 +293,7 @@ def test_peft_loads_a_saved_adapter(world, tmp_path):
     learners = adapter_training.together(learners_of(world), 3, 4)[0]
     stack = train(frozen, learners, recipe).stack
     texts = [[frozen.items[0], frozen.histories[int(one.train.end[0])]] for one in learners]
-    with stack.on(frozen.bundle.model), torch.no_grad():
+    with stack.installed_on(frozen.bundle.model), torch.no_grad():
         ours = adapter_training.stacked_vectors(frozen.bundle, texts, 4096)
     for number in range(len(learners)):
         stack.save(number, tmp_path / str(number), "run:base")
@@ -319,7 +319,7 @@ def test_in_float32_vectors_and_ranks_agree(world):
         texts = [[*frozen.items, *(frozen.histories[int(end)] for end in learner.valid.end)]]
         vectors = []
         for stack in (together[[number]], single):
-            with stack.on(frozen.bundle.model), torch.no_grad():
+            with stack.installed_on(frozen.bundle.model), torch.no_grad():
                 vectors.append(adapter_training.stacked_vectors(frozen.bundle, texts, 4096)[0])
         assert (vectors[0] - vectors[1]).abs().max() <= 1e-5
         scores = [one[-1] @ one[:-1].T for one in vectors]

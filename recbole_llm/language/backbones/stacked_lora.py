@@ -219,7 +219,7 @@ class AdapterStack:
                 own[number] = theirs[place]
 
     @contextmanager
-    def on(self, model: nn.Module, precision: str = "fp32"):
+    def installed_on(self, model: nn.Module, precision: str = "fp32"):
         """Within it, the model's rows pass through these adapters, by precision fp32 in the type of their weights."""
         layers, noise, scale = (
             linear_layers(model),

@@ -159,7 +159,7 @@ def train(
                     (epoch + (step + 1) / len(plans[0])) / recipe.epochs, recipe.warmup
                 )
             optimizer.zero_grad()
-            with stack.on(model, recipe.precision):
+            with stack.installed_on(model, recipe.precision):
                 step_losses(
                     frozen.bundle,
                     [
@@ -326,7 +326,7 @@ def _validate(
     """Mean loss of each adapter's validation cases, each against its own items."""
     frozen.bundle.model.eval()
     sums, most = np.zeros(len(checks)), max(map(len, checks))
-    with stack.on(frozen.bundle.model, recipe.precision):
+    with stack.installed_on(frozen.bundle.model, recipe.precision):
         for begin in range(0, most, recipe.train_batch_size):
             some = [own[begin : begin + recipe.train_batch_size] for own in checks]
             sizes = np.array(list(map(len, some)))

@@ -67,7 +67,10 @@ def adapted(
     bundle.model.eval()
     most = max(map(len, histories))
     filled = [[*own, *[FILL] * (most - len(own))] for own in histories]
-    with stack.on(bundle.model, recipe.precision), autocast(bundle.model.device, recipe.precision):
+    with (
+        stack.installed_on(bundle.model, recipe.precision),
+        autocast(bundle.model.device, recipe.precision),
+    ):
         return tuple(
             stacked_vectors(bundle, texts, recipe.pass_tokens).float()
             for texts in (filled, [items] * len(histories))
