@@ -212,7 +212,7 @@ class AdapterStack:
             ),
         )
 
-    def put(self, number: int, other: "AdapterStack", place: int) -> None:
+    def replace(self, number: int, other: "AdapterStack", place: int) -> None:
         """Overwrite one adapter by one of another stack."""
         with torch.no_grad():
             for own, theirs in zip(self.parameters(), other.parameters(), strict=True):

@@ -177,7 +177,7 @@ def train(
             losses[one].append(loss)
             worse[one] = 0 if better else worse[one] + 1
             if better:
-                best.put(one, stack, place)
+                best.replace(one, stack, place)
         going = worse[living] <= recipe.patience
         if not going.any():
             break
