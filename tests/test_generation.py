@@ -101,9 +101,9 @@ REFUSED = {
     "sees later tokens": (
         "Roberta",
         {"intermediate_size": 128, "max_position_embeddings": 128},
-        "otherwise, by",
+        "logits differ from its own",
     ),
-    "attention of its own": ("GPTNeoXJapanese", {}, "otherwise, by"),
+    "attention of its own": ("GPTNeoXJapanese", {}, "logits differ from its own"),
     "positions in its attention": ("Bloom", {}, "ValueError"),
     "recurrent": ("Mamba", {}, "IndexError"),
     "a window in its mask": (

@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     chat_template: Any
 
-    def __call__(self, text: str, **options: Any) -> Any:
+    def __call__(self, *texts: Any, **options: Any) -> Any:
         """Tokenise a text; `["input_ids"]` of the result is a list of int."""
 
     def __len__(self) -> int:
