@@ -267,7 +267,7 @@ def test_what_is_wrong_with_one_text_costs_that_text(server, tmp_path, kind, cap
         assert {key: asked.counts[key] for key in ("read", "written")} == {
             key: server.spent[key] for key in ("read", "written")
         }
-    assert "--summaries=retry asks for again" in asked.told()
+    assert "--summaries=retry asks for again" in asked.describe()
     server.spent.clear()
     stored = summaries(tmp_path, engine(server, **own))
     assert stored.of(plans(*[1] * TEXTS)) == found and not server.spent

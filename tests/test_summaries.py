@@ -351,7 +351,7 @@ def test_empty_and_too_long_texts_are_tried_again_once_and_then_replaced(tmp_pat
         counted.counts["read"] == 90
         and counted.counts["written"] == 1 + 99 + 1 + 99 + 99 + 1 + 2 + 2 + 2
     )
-    assert counted.told() == (
+    assert counted.describe() == (
         "summaries: 5 texts, of which 0 were there, 90 tokens read and 306 written by 9 requests; "
         "3 came back empty and 3 too long; 2 are extracts instead, which --summaries=retry asks for again"
     )

@@ -158,7 +158,7 @@ class FusionBackbone(Backbone):
                     "encoder-decoder"
                 )
             check_size(name, trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(name, **trust)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, **trust)
             model = AutoModel.from_pretrained(name, dtype=torch.float32, **trust)
         check_complete(name, cls.kind, reports)
         check_tokens(name, model, tokenizer)

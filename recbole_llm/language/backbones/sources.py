@@ -1,4 +1,7 @@
-"""Language models and their tokenizers: from the hub, a folder, a package, another run, or from scratch."""
+"""Load language models and their tokenizers.
+
+They come from the hub, a folder, a package or another run, or are made from scratch.
+"""
 
 import hashlib
 import importlib.util
@@ -127,7 +130,7 @@ class Backbone:
             for file in packed.values():
                 gguf_header.check_header(Path(name) / file)
             check_size(name, trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(name, **packed, **trust)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, **packed, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
         check_complete(name, cls.kind, reports)
         if packed:  # its weights are float32 now, and can be trained and stored like any other

@@ -5,6 +5,7 @@ What users and items say is data: marks in it are neutralised.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import yaml
 
@@ -89,7 +90,7 @@ class Instructions:
         return cls(**values)
 
 
-Encode = Callable[[str], Sequence]  # a piece of text -> its tokens, or the piece itself
+Encode = Callable[[str], Any]  # a piece of text -> its tokens, int64, or the piece itself
 
 
 def common_limit(sizes: Sequence[int], room: int) -> int:
@@ -120,7 +121,7 @@ def common_limit(sizes: Sequence[int], room: int) -> int:
 
 def compose_prompt(
     instruction: str, sections: Sequence[tuple[str, Sequence[str]]], encode: Encode, room: int
-) -> list[Sequence]:
+) -> list[Any]:
     """Put a prompt together from an instruction and sections, whose texts are cut until all fit.
 
     The longest texts are cut first, at their ends. Several texts of a section are numbered.
@@ -139,7 +140,7 @@ def compose_prompt(
 
     Returns
     -------
-    list of sequence
+    list of ndarray or str
         The pieces of the prompt, as `encode` gives them.
 
     Raises

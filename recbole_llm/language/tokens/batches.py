@@ -143,7 +143,7 @@ class HistoryEncoder(PieceTokenizer):
 
     @cached_property
     def opening(self) -> np.ndarray:
-        """Tokens that the tokenizer puts before any text, int64: Llama's and Gemma's begin token."""
+        """Tokens before any text, int64, such as the begin token of Llama and Gemma."""
         bare = self.tokenizer("")["input_ids"]
         opening = [token for token in bare if token != self.tokenizer.eos_token_id]
         return np.array(opening, dtype=np.int64)

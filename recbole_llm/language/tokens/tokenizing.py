@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     chat_template: Any
 
-    def __call__(self, *texts: Any, **options: Any) -> Any:
+    def __call__(self, text: str, **options: Any) -> Any:
         """Tokenise a text; `["input_ids"]` of the result is a list of int."""
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class TextTokenizer:
 
     @cached_property
     def splits_words(self) -> bool:
-        """Whether every token lies within one word; byte-level BPE without a regex crosses words."""
+        """Whether every token lies within one word; in byte-level BPE without a regex it may not."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         pre_tokenizer = getattr(backend, "pre_tokenizer", None)
         return getattr(pre_tokenizer, "use_regex", True)
