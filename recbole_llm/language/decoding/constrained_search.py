@@ -111,10 +111,8 @@ def search(
         Token ids of the prompts.
     catalogue : Catalogue
         The sequences to reach.
-    beams : int
-        Number of beams and of results of each prompt.
-    budget : int
-        Most prompt tokens of a pass.
+    beams, budget : int
+        Number of beams and of results of each prompt, and most prompt tokens of a pass.
 
     Returns
     -------
@@ -137,16 +135,12 @@ def search(
     with decoding(backbone.model, cache) as read:
         for depth in range(catalogue.depth):
             node, token, begin, close = catalogue.children(depth, low, high)
-            logprob = logits.float().log_softmax(dim=-1)
-            at_slot = torch.from_numpy(slot[node]).to(logits.device)
-            at_token = torch.from_numpy(token).to(logits.device)
-            total = score[node] + logprob[at_slot, at_token].double().cpu().numpy()
+            total = score[node] + _logprobs(logits, slot[node], token)
             done, owner = token == end, prompt[node]
             for number in np.unique(owner[done]):
                 leaves = np.flatnonzero(done & (owner == number))
-                rows = [catalogue.order[begin[leaf] : close[leaf]] for leaf in leaves]
-                totals = np.repeat(total[leaves], close[leaves] - begin[leaves])
-                _keep_best(ended, number, np.concatenate(rows), totals, beams)
+                ranges = begin[leaves], close[leaves]
+                _keep_best(ended, number, catalogue, ranges, total[leaves], beams)
             going = _going_beams(ended, done, owner, total, beams)
             if not len(going):
                 break
@@ -159,17 +153,31 @@ def search(
     return [SearchResult(sequences, logprobs) for sequences, logprobs in ended]
 
 
+def _logprobs(logits: torch.Tensor, slot: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """Compute the log-probabilities of tokens behind slots, float64 [n]."""
+    at_slot = torch.from_numpy(slot).to(logits.device)
+    at_token = torch.from_numpy(token).to(logits.device)
+    logprob = logits.float().log_softmax(dim=-1)
+    return logprob[at_slot, at_token].double().cpu().numpy()
+
+
 def _keep_best(
     ended: list[tuple[np.ndarray, np.ndarray]],
     number: int,
-    sequences: np.ndarray,
-    totals: np.ndarray,
+    catalogue: Catalogue,
+    ranges: tuple[np.ndarray, np.ndarray],
+    scores: np.ndarray,
     beams: int,
 ) -> None:
-    """Add ended sequences to those of a prompt, and keep the best `beams` of them."""
+    """Add ended sequences to those of a prompt, and keep the best `beams` of them.
+
+    The sequences of a leaf are those of its range of rows, and have its score.
+    """
+    begin, close = ranges
+    rows = [catalogue.order[low:high] for low, high in zip(begin, close, strict=True)]
     old_sequences, old_totals = ended[number]
-    sequences = np.concatenate([old_sequences, sequences])
-    totals = np.concatenate([old_totals, totals])
+    sequences = np.concatenate([old_sequences, *rows])
+    totals = np.concatenate([old_totals, np.repeat(scores, close - begin)])
     best = np.argsort(-totals, kind="stable")[:beams]
     ended[number] = (sequences[best], totals[best])
 

@@ -95,8 +95,7 @@ def sample(
     """Draw continuations of every prompt.
 
     Each draw takes one uniform number of (key, sample, step), so that the texts of a prompt do not
-    depend on who shares its batch. Samples that have drawn the same tokens so far are one
-    continuation.
+    depend on who shares its batch.
 
     Parameters
     ----------
@@ -106,12 +105,10 @@ def sample(
         Token ids of the prompts.
     keys : ndarray of uint64 [prompts]
         Keys of their random numbers, see `stream_key`.
-    samples : int
-        Number of continuations of each prompt.
+    samples, max_new : int
+        Number of continuations of each prompt, and most tokens of a continuation.
     temperature : float
         Divides the logits; 0 is greedy.
-    max_new : int
-        Most tokens of a continuation.
     budget : int
         Most prompt tokens of a pass.
     ends : sequence of int
@@ -139,13 +136,23 @@ def sample(
             prompt, number, slot, tokens = prompt[going], number[going], slot[going], tokens[going]
             if not len(tokens) or step == max_new - 1:
                 break
-            # samples of the same slot that have drawn the same token stay one continuation
-            branches, branch = np.unique(slot * logits.shape[1] + tokens, return_inverse=True)
-            parents, branch_tokens = np.divmod(branches, logits.shape[1])
+            parents, branch_tokens, branch = _branches(slot, tokens, logits.shape[1])
             slots = cache.advance(parents)
             logits = backbone.logits(read(slots, branch_tokens))
             slot = slots[branch]
     return [_collect(ids, sums, end_tokens) for ids, sums in zip(drawn, logprobs, strict=True)]
+
+
+def _branches(
+    slot: np.ndarray, tokens: np.ndarray, vocabulary: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Merge samples of the same slot that have drawn the same token.
+
+    Returns the slot and the token of each branch, and the branch of each sample.
+    """
+    branches, branch = np.unique(slot * vocabulary + tokens, return_inverse=True)
+    parents, branch_tokens = np.divmod(branches, vocabulary)
+    return parents, branch_tokens, branch
 
 
 def _draw(

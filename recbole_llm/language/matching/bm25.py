@@ -42,7 +42,7 @@ class BM25Index:
             self.matrix = csr_matrix((0, len(texts)), dtype=np.float32)
             return
         index = bm25s.BM25(k1=k1, b=b, method="lucene")
-        ids = [[self.vocabulary[word] for word in text] for text in tokens]
+        ids = [list(map(self.vocabulary.__getitem__, text)) for text in tokens]
         index.index((ids, self.vocabulary), create_empty_token=False, show_progress=False)
         weights = index.scores
         shape = (len(texts), len(self.vocabulary))

@@ -167,6 +167,10 @@ def _most_frequent(counter: Counter) -> list[tuple[str, int]]:
     return sorted(counter.items(), key=lambda pair: -pair[1])[:VALUES]
 
 
+def _length(vector: dict[str, float]) -> float:
+    return math.sqrt(sum(weight**2 for weight in vector.values()))
+
+
 def nearest(sentences: Sequence[str]) -> list[str]:
     """Choose the distinct sentences nearest to the TF-IDF centroid of all by cosine.
 
@@ -194,7 +198,7 @@ def nearest(sentences: Sequence[str]) -> list[str]:
         for word, times in Counter(sentence_words).items():
             vector[word] = times * math.log(1 + len(distinct) / frequency[word])
         vectors.append(vector)
-    lengths = [math.sqrt(sum(weight**2 for weight in vector.values())) or 1.0 for vector in vectors]
+    lengths = [_length(vector) or 1.0 for vector in vectors]
     centroid: dict[str, float] = dict.fromkeys(frequency, 0)
     for vector, length in zip(vectors, lengths, strict=True):
         for word, weight in vector.items():

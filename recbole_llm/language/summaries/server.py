@@ -186,22 +186,15 @@ class ServerEngine:
         from anyio.from_thread import start_blocking_portal
 
         self.stop.clear()
-        lock, abandoned = threading.Lock(), False
+        lock, abandoned = threading.Lock(), threading.Event()
 
-        def answer(number: int) -> None:
-            if self.stop.is_set():
-                return
-            try:
-                text = self._ask(requests[number], again)
-                with lock:
-                    if abandoned:
-                        return
-                    take(number, text)  # before anything else: it is paid for
-                    if not again:  # texts that were refused once are likely to be refused in a row
-                        self._count(text)
-            except BaseException:
-                self.stop.set()  # at once: this thread would begin with the next text
-                raise
+        def keep(number: int, text: WrittenText) -> None:
+            with lock:
+                if abandoned.is_set():
+                    return
+                take(number, text)  # before anything else: it is paid for
+                if not again:  # texts that were refused once are likely to be refused in a row
+                    self._count(text)
 
         # The threads wait, and the requests themselves run in the event loop of the portal: a
         # request can be cancelled there at any moment, whatever the server sends or does not send.
@@ -212,7 +205,10 @@ class ServerEngine:
         ):
             if self.lists_models:
                 self._reach()
-            waiting = [pool.submit(answer, number) for number in range(len(requests))]
+            waiting = [
+                pool.submit(self._answer_one, number, request, again, keep)
+                for number, request in enumerate(requests)
+            ]
             try:
                 for done in as_completed(waiting):
                     done.result()
@@ -222,9 +218,25 @@ class ServerEngine:
             except BaseException:
                 self.stop.set()
                 with lock:
-                    abandoned = True
+                    abandoned.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise  # the portal cancels the requests that are under way
+
+    def _answer_one(
+        self,
+        number: int,
+        request: Request,
+        again: bool,
+        keep: Callable[[int, WrittenText], None],
+    ) -> None:
+        """Write one text, in a thread of its own, unless the work has ended."""
+        if self.stop.is_set():
+            return
+        try:
+            keep(number, self._ask(request, again))
+        except BaseException:
+            self.stop.set()  # at once: this thread would begin with the next text
+            raise
 
     def _client(self) -> Any:
         from openai import AsyncOpenAI, Timeout

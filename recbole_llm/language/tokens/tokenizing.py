@@ -93,7 +93,7 @@ class TextTokenizer:
 
     @cached_property
     def splits_words(self) -> bool:
-        """Whether every token lies within one word; in byte-level BPE without a regex it may not."""
+        """Whether every token lies within one word; byte-level BPE may cross words."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         pre_tokenizer = getattr(backend, "pre_tokenizer", None)
         return getattr(pre_tokenizer, "use_regex", True)
