@@ -37,7 +37,7 @@ def judge(tmp_path_factory):
 
 def verdicts(model, cases, items):
     with torch.no_grad():
-        return model.score_candidates(cases, torch.as_tensor(items)).numpy()
+        return model.judged(cases, torch.as_tensor(items)).numpy()
 
 
 def whole(model, cases):
@@ -202,7 +202,7 @@ def test_the_loss_is_that_of_whole_prompts(tmp_path, loss):
 
     rows = [row for (row,) in examples[:5]]
     with torch.no_grad():
-        value = model.loss(pad(rows, pad_id=model.pad_id))
+        value, _ = model.loss_and_vectors(pad(rows, pad_id=model.pad_id), True)
     expected, learned = 0.0, 0
     yes, no = model.encoder.frame[2]
     for row in rows:

@@ -6,11 +6,28 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-SIZES = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8)}  # width, layers
-HEAD_WIDTH = 64
+# width, layers; nano is for tests
+SIZES = {"tiny": (128, 3), "small": (256, 4), "base": (512, 8), "nano": (32, 1)}
+HEAD_WIDTH = 64  # at most
 PAD, END = "<|pad|>", "<|end|>"
 # A phrase that fewer texts share would be the name of an item rather than its description.
 PHRASE_USES = 10
+
+
+def heads_of(width: int) -> int:
+    """Compute the attention heads of a model.
+
+    Parameters
+    ----------
+    width : int
+        Width of its hidden states.
+
+    Returns
+    -------
+    int
+        Number of heads.
+    """
+    return max(1, width // HEAD_WIDTH)
 
 
 def causal_model(size: str, tokenizer: Any, max_length: int) -> Any:
@@ -39,7 +56,7 @@ def causal_model(size: str, tokenizer: Any, max_length: int) -> Any:
             hidden_size=width,
             intermediate_size=4 * width,
             num_hidden_layers=layers,
-            num_attention_heads=width // HEAD_WIDTH,
+            num_attention_heads=heads_of(width),
             max_position_embeddings=2 * max_length,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -77,7 +94,7 @@ def sentence_model(size: str, tokenizer: Any, max_length: int) -> Any:
             dim=width,
             hidden_dim=4 * width,
             n_layers=layers,
-            n_heads=width // HEAD_WIDTH,
+            n_heads=heads_of(width),
             max_position_embeddings=2 * max_length,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -114,10 +131,10 @@ def fusion_model(size: str, tokenizer: Any) -> Any:
         T5Config(
             vocab_size=len(tokenizer),
             d_model=width,
-            d_kv=HEAD_WIDTH,
+            d_kv=min(width, HEAD_WIDTH),
             d_ff=4 * width,
             num_layers=layers,
-            num_heads=width // HEAD_WIDTH,
+            num_heads=heads_of(width),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             dropout_rate=0.0,
