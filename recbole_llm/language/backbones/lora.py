@@ -91,19 +91,19 @@ def adapter_base(folder: Path) -> str | None:
     if not path.is_file():
         return None
     with as_user_errors(str(folder), str(folder)):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        base, method = config["base_model_name_or_path"], config["peft_type"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        base, method = content["base_model_name_or_path"], content["peft_type"]
     if not isinstance(base, str) or not base:
         raise UserError(
             f"backbone {str(folder)!r}: {CONFIG} names no base_model_name_or_path, which its "
             "adapters were trained on"
         )
-    beside = [key for key in BESIDE_LORA if config.get(key) not in (None, [], {}, "none")]
+    beside = [key for key in BESIDE_LORA if content.get(key) not in (None, [], {}, "none")]
     if method != "LORA" or beside:
-        content = f"{', '.join(beside)}" if method == "LORA" else f"peft_type {method}"
+        other = f"{', '.join(beside)}" if method == "LORA" else f"peft_type {method}"
         raise UserError(
             f"backbone {str(folder)!r}: expected adapters of LoRA and nothing else, found "
-            f"{content}; merge them into the weights by PEFT's merge_and_unload, and give that "
+            f"{other}; merge them into the weights by PEFT's merge_and_unload, and give that "
             "folder"
         )
     return base

@@ -393,9 +393,9 @@ def _read(
     from safetensors.torch import load_file
 
     with as_user_errors(str(folder), str(folder)):
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-        rank, scale = config["r"], config["lora_alpha"] / config["r"]
+        rank, scale = content["r"], content["lora_alpha"] / content["r"]
         down = {name: tensors[f"base_model.model.{name}.lora_A.weight"] for name in layers}
         up = {name: tensors[f"base_model.model.{name}.lora_B.weight"] for name in layers}
         for name, layer in layers.items():
