@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -296,7 +297,9 @@ class AdapterStack:
         b = {name: value.detach()[which].clone() for name, value in self.b.items()}
         return AdapterStack(self.rank, self.alpha, self.dropout, a, b)
 
-    def replace(self, number: int, other: "AdapterStack", place: int) -> None:
+    def replace(
+        self, number: int | np.integer, other: "AdapterStack", place: int | np.integer
+    ) -> None:
         """Overwrite one adapter by one of another stack.
 
         Parameters
@@ -434,8 +437,6 @@ def hash_of(seed: Sequence[int]) -> int:
     int
         63 bits.
     """
-    import numpy as np
-
     return int(np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

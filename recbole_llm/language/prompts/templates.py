@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...data.texts.text import UNKNOWN
 from .marks import neutralize_separators
 
@@ -65,11 +67,11 @@ class LazyTexts(Sequence):
     ----------
     table : sequence
         The text of each item, or whatever stands for it.
-    items : sequence of int [n]
+    items : sequence or ndarray of int [n]
         The items of the history, oldest first.
     """
 
-    def __init__(self, table: Sequence, items: Sequence[int]):
+    def __init__(self, table: Sequence, items: Sequence[int] | np.ndarray):
         self.table, self.items = table, items
 
     def __len__(self) -> int:

@@ -94,7 +94,18 @@ class PaidEngine(Engine, Protocol):
     max_new: int
 
     def size(self, request: Request) -> int:
-        """Count the tokens of the prompt of a request."""
+        """Count the tokens of the prompt of a request.
+
+        Parameters
+        ----------
+        request : Request
+            The text to be written.
+
+        Returns
+        -------
+        int
+            Number of tokens, or an estimate that is rather too large.
+        """
 
 
 class SummaryStore:

@@ -61,6 +61,9 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any, **options: Any) -> Any:
         """Return the text of token ids."""
 
+    def batch_decode(self, sequences: Any, **options: Any) -> Any:
+        """Return the texts of several sequences of token ids."""
+
     def get_chat_template(self) -> str:
         """Return the Jinja template of a chat."""
 
