@@ -178,7 +178,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config: Mapping[str, Any]) -
 
 
 def check_frozen(name: str, saved: Path, trust_remote_code: bool = False) -> None:
-    """Refuse a name that no frozen encoder can have.
+    """Refuse the name of an encoder that cannot be used frozen.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def check_frozen(name: str, saved: Path, trust_remote_code: bool = False) -> Non
     Raises
     ------
     UserError
-        For a scratch encoder, and for a run or folder that there is not.
+        For a scratch encoder, and for a run or folder that does not exist.
     """
     if name.startswith("scratch:"):
         raise UserError(

@@ -15,7 +15,7 @@ from unittest.mock import patch
 from ...errors import UserError
 
 MOST_PARAMETERS = 4  # for each byte of weights; files of 16 bits have half a parameter
-# So many parameters fit into memory, and the library may report missing ones by itself.
+# A model of so many parameters fits into memory, so that the library may load and report it.
 HARMLESS = 10**9
 # BERT's family has one beside the last hidden states, and many files leave it out.
 POOLER = "pooler"

@@ -592,7 +592,7 @@ def load(
     Raises
     ------
     UserError
-        For a model that there is not, or that cannot be used.
+        If the model does not exist or cannot be used.
     """
     check_model_name(name, saved, trust_remote_code)
     _silence_libraries()
@@ -629,7 +629,7 @@ def errors_naming(key: str) -> Iterator[None]:
 
 
 def check_model_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
-    """Refuse a backbone that cannot be, as far as that can be seen without the network.
+    """Refuse a backbone that cannot be loaded, as far as that shows without the network.
 
     Parameters
     ----------
@@ -643,7 +643,7 @@ def check_model_name(name: str, saved: Path, trust_remote_code: bool = False) ->
     Raises
     ------
     UserError
-        For a size, run or folder that there is not, and for damaged files.
+        If the size, run or folder does not exist, or files are damaged.
     """
     source, _, rest = name.partition(":")
     if source == "scratch" and rest not in scratch.SIZES:
@@ -686,7 +686,7 @@ def check_config(folder: str, trust_remote_code: bool) -> None:
 
 
 def check_reachable(name: str, saved: Path) -> None:
-    """Refuse a hub id under which there is no model, neither on the hub nor downloaded before.
+    """Refuse a hub id without a model, neither on the hub nor downloaded before.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ FIXED = {"model", "messages", "stream", "n"}  # fields of a request that no sett
 
 
 def check_summarizer(config: Mapping[str, Any]) -> None:
-    """Refuse a summarizer that cannot be, as far as that can be seen without asking it.
+    """Refuse settings of a summarizer that cannot work, as far as that shows without asking it.
 
     Parameters
     ----------

@@ -399,12 +399,12 @@ class ServerEngine:
         try:
             choice, used = answer["choices"][0], answer.get("usage")
             message, reason = choice["message"], choice.get("finish_reason")
-            said = message.get("content") or ""
-            if isinstance(said, list):
-                said = "".join(part.get("text") or "" for part in said)
-            if not said and (message.get("reasoning_content") or message.get("reasoning")):
-                said = "<think>"  # which some servers put apart
-            said = said.encode(errors="replace").decode()  # without halves of surrogate pairs
+            content = message.get("content") or ""
+            if isinstance(content, list):
+                content = "".join(part.get("text") or "" for part in content)
+            if not content and (message.get("reasoning_content") or message.get("reasoning")):
+                content = "<think>"  # which some servers put apart
+            content = content.encode(errors="replace").decode()  # without halves of surrogate pairs
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _NoAnswer(f"no chat completion: {_plain(_error_in(data))}") from None
         tokens = _token_count(used, "prompt_tokens"), _token_count(used, "completion_tokens")
@@ -412,7 +412,7 @@ class ServerEngine:
             return WrittenText(
                 "", False, tokens, requests, "refused", "finish_reason: content_filter"
             )
-        return WrittenText(said, reason in ENDED, tokens, requests)
+        return WrittenText(content, reason in ENDED, tokens, requests)
 
     def _leave_out(self, error: Any, body: dict) -> bool:
         """Find the field of a request that the server refuses, if there is one.
