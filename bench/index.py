@@ -13,7 +13,7 @@ def main():
         import faiss  # noqa: F401
     except ImportError:
         sys.exit("bench/index.py needs FAISS: pip install faiss-cpu")
-    from recbole_llm.language.matching.nearest import InvertedLists, exact
+    from recbole_llm.language.matching.nearest import InvertedLists, exact_search
 
     items, queries = (4000, 100) if args.small else (args.items, args.queries)
     rng = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def main():
 
     vectors, asked = drawn(items), drawn(queries)
     build_s, index = timed(InvertedLists.build, vectors, drawn(256))
-    exact_s, (_, truth) = timed(exact, asked, vectors, 10)
+    exact_s, (_, truth) = timed(exact_search, asked, vectors, 10)
     index_s, _ = timed(index.search, asked, 10)
     row = {
         "items": items, "width": args.width, "queries": queries, "exact_ms": round(1000 * exact_s / queries, 3),

@@ -140,7 +140,7 @@ def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
     model.config["blend"] = 0.5
     added = (model.score(cases) - plain) / 0.5
     alone = [
-        model.backbone.base_model(torch.from_numpy(model.encoder.alone(text).ids)[None])
+        model.backbone.base_model(torch.from_numpy(model.encoder.encode_item(text).ids)[None])
         .last_hidden_state[0]
         .mean(0)
         for text in model.sentences
@@ -198,7 +198,7 @@ def test_a_hub_id_goes_to_the_hub(monkeypatch, tmp_path):
     """`org/name` has a slash in it and is no folder."""
     import transformers
 
-    from recbole_llm.language.backbones.sources import check_name
+    from recbole_llm.language.backbones.sources import check_model_name
 
     asked = []
 
@@ -207,7 +207,7 @@ def test_a_hub_id_goes_to_the_hub(monkeypatch, tmp_path):
         raise OSError("no network")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", ask)
-    check_name("Qwen/Qwen2.5-0.5B", tmp_path)
+    check_model_name("Qwen/Qwen2.5-0.5B", tmp_path)
     with pytest.raises(Exception, match="cannot be loaded: no network"):
         load_folder("Qwen/Qwen2.5-0.5B")
     assert asked == ["Qwen/Qwen2.5-0.5B"]

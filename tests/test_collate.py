@@ -9,11 +9,11 @@ from recbole_llm.language.prompts.templates import Example, Template
 from recbole_llm.language.tokens.batches import (
     IGNORED,
     PASS_COST,
-    Encoder,
+    HistoryEncoder,
     by_length,
-    means,
+    mean_states,
     pad,
-    roomy,
+    padded_size,
     shuffled_steps,
 )
 
@@ -37,7 +37,7 @@ ITEMS = (
 
 
 def encoder(max_length=1000):
-    return Encoder(train_tokenizer([*ITEMS, *vars(TEMPLATE).values()], 400), max_length)
+    return HistoryEncoder(train_tokenizer([*ITEMS, *vars(TEMPLATE).values()], 400), max_length)
 
 
 def spelled(example):
@@ -76,7 +76,7 @@ def test_learned_tokens_are_the_items_with_their_end(flags, expected):
 
 def test_an_item_alone_is_all_target():
     own = encoder()
-    tokens = own.alone(ITEMS[0])
+    tokens = own.encode_item(ITEMS[0])
     assert own.tokenizer.decode(tokens.ids) == f" {ITEMS[0]}<|end|>"
     assert (tokens.target, tokens.items, tokens.learned.any()) == (0, 0, False)
 
@@ -91,7 +91,9 @@ def test_a_begin_token_comes_first():
     own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", begin)]
     )
-    assert Encoder(own.tokenizer, 1000).encode(Example(TEMPLATE, ITEMS[:1])).ids.tolist() == [
+    assert HistoryEncoder(own.tokenizer, 1000).encode(
+        Example(TEMPLATE, ITEMS[:1])
+    ).ids.tolist() == [
         begin,
         *plain,
     ]
@@ -101,20 +103,20 @@ def test_the_oldest_items_are_cut_whole_and_the_frame_stays():
     own = encoder()
     whole = own.encode(Example(TEMPLATE, ITEMS))
     for limit in range(len(whole), 60, -7):
-        short = Encoder(own.tokenizer, limit).encode(Example(TEMPLATE, ITEMS))
+        short = HistoryEncoder(own.tokenizer, limit).encode(Example(TEMPLATE, ITEMS))
         kept = ITEMS[short.cut :]
         assert own.tokenizer.decode(short.ids).replace("<|end|>", "") == spelled(
             Example(TEMPLATE, kept)
         )
         assert len(short) <= limit or len(kept) == 1
-    assert Encoder(own.tokenizer, 10).encode(Example(TEMPLATE, ITEMS)).cut == 2
+    assert HistoryEncoder(own.tokenizer, 10).encode(Example(TEMPLATE, ITEMS)).cut == 2
 
 
 def test_the_cut_leaves_as_many_items_as_fit():
     own = encoder()
     two = len(own.encode(Example(TEMPLATE, ITEMS[1:])))
-    assert Encoder(own.tokenizer, two).encode(Example(TEMPLATE, ITEMS)).cut == 1
-    assert Encoder(own.tokenizer, two - 1).encode(Example(TEMPLATE, ITEMS)).cut == 2
+    assert HistoryEncoder(own.tokenizer, two).encode(Example(TEMPLATE, ITEMS)).cut == 1
+    assert HistoryEncoder(own.tokenizer, two - 1).encode(Example(TEMPLATE, ITEMS)).cut == 2
 
 
 def test_padding_is_on_the_right_and_not_learned():
@@ -135,7 +137,7 @@ def test_means_are_over_the_history_and_over_the_target():
     own = encoder()
     rows = [
         own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2])),
-        own.alone(ITEMS[0]),
+        own.encode_item(ITEMS[0]),
         own.encode(Example(TEMPLATE, ITEMS[:1])),
     ]
     batch = pad(rows, pad_id=0)
@@ -151,7 +153,7 @@ def test_means_are_over_the_history_and_over_the_target():
 def test_means_of_long_texts_fit_half_precision(kind):
     """900 times 80 is beyond float16's 65,504."""
     with torch.autocast("cpu", dtype=kind):
-        mean = means(
+        mean = mean_states(
             torch.full((1, 900, 4), 80.0, dtype=kind), torch.ones(1, 1, 900, dtype=torch.bool)
         )
     assert mean.dtype == torch.float32 and torch.allclose(mean, torch.full((1, 1, 4), 80.0))
@@ -175,7 +177,7 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
     lengths = np.sort(np.random.default_rng(1).integers(1, 900, size=9 * unit - unit // 2))[::-1]
 
     def cost(group):
-        return roomy(group[0]) * len(group) + PASS_COST
+        return padded_size(group[0]) * len(group) + PASS_COST
 
     costs = []
     for cuts in range(2**8):
@@ -183,7 +185,7 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
         groups = [lengths[begin:end] for begin, end in zip([0, *ends], ends)]
         if all(
             len(group) <= unit
-            or (roomy(group[0]) * len(group) <= budget and len(group) <= (most or 99))
+            or (padded_size(group[0]) * len(group) <= budget and len(group) <= (most or 99))
             for group in groups
         ):
             costs.append(sum(map(cost, groups)))
@@ -194,11 +196,15 @@ def test_groups_are_the_cheapest_there_are(budget, most, unit):
 def test_room_is_an_eighth_at_most():
     sizes = np.arange(1, 3000)
     assert (
-        (roomy(sizes) >= sizes).all()
-        and (roomy(sizes) * 8 <= sizes * 9).all()
-        and len(set(roomy(sizes))) < 90
+        (padded_size(sizes) >= sizes).all()
+        and (padded_size(sizes) * 8 <= sizes * 9).all()
+        and len(set(padded_size(sizes))) < 90
     )
-    assert (roomy(roomy(sizes)) == roomy(sizes)).all() and roomy(129) == 144 and int(roomy(1)) == 1
+    assert (
+        (padded_size(padded_size(sizes)) == padded_size(sizes)).all()
+        and padded_size(129) == 144
+        and int(padded_size(1)) == 1
+    )
 
 
 def test_steps_hold_every_row_once_and_like_lengths_together():
@@ -209,9 +215,9 @@ def test_steps_hold_every_row_once_and_like_lengths_together():
         and [len(step) for step in steps].count(10) == 100
     )
     assert np.mean([np.ptp(lengths[step]) for step in steps]) < 0.2 * np.ptp(lengths)
-    means = np.array([lengths[step].mean() for step in steps])
+    mean_states = np.array([lengths[step].mean() for step in steps])
     assert (
-        abs(np.corrcoef(means, np.arange(100))[0, 1]) < 0.3
+        abs(np.corrcoef(mean_states, np.arange(100))[0, 1]) < 0.3
     )  # the order of the steps does not follow the length
     again, other = (shuffled_steps(lengths, 10, np.random.default_rng(seed)) for seed in (1, 2))
     assert all((a == b).all() for a, b in zip(steps, again, strict=True)) and not all(

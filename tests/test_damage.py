@@ -11,7 +11,7 @@ from test_summaries import Scripted, plans, summaries
 from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.evaluation.ranks import RankTable
 from recbole_llm.evaluation.resumable import Kept, Piece
-from recbole_llm.language.decoding.answer_log import Answer, Written
+from recbole_llm.language.decoding.answer_log import Answer, AnswerLog
 from recbole_llm.storage import content_cache
 from recbole_llm.storage.content_cache import Entries, Lines, members, name_of, sealed
 from recbole_llm.studies import tune
@@ -56,10 +56,10 @@ class AnswerStore:
 
     def write(self, path):
         for name, answer in self.entries.items():
-            Written(path).add({name: answer})
+            AnswerLog(path).add({name: answer})
 
     def read(self, path):
-        return Written(path).known
+        return AnswerLog(path).known
 
 
 class VectorStore:

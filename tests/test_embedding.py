@@ -326,7 +326,7 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
 def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
     tokens = [plain(scratch).item("kiwi")]
     with pytest.raises(UserError, match="no numbers.*fp32 or bf16"):
-        vectors.embed_once(
+        vectors.embed_cached(
             tokens,
             lambda batch: torch.full((1, 128), torch.nan),
             scratch,

@@ -17,12 +17,12 @@ from worlds import settings_for, t5, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.encoder_decoder import FusionBackbone
-from recbole_llm.language.backbones.loading import reading
+from recbole_llm.language.backbones.loading import as_user_errors
 from recbole_llm.language.backbones.sources import (
     Backbone,
     EncoderBackbone,
     SentenceBackbone,
-    check_name,
+    check_model_name,
     load_folder,
     model_folder,
 )
@@ -201,7 +201,7 @@ def test_adapters_of_peft_itself_are_read(folders, tmp_path):
 def test_adapters_with_more_than_lora_are_refused(folders, tmp_path, own, found):
     folder, _ = adapter(folders["causal"][0], tmp_path / "lora", **own)
     with pytest.raises(UserError, match=f"{found}; merge them .* by PEFT's merge_and_unload"):
-        check_name(str(folder), tmp_path)
+        check_model_name(str(folder), tmp_path)
     with pytest.raises(UserError, match=found):
         load_folder(str(folder))
 
@@ -354,20 +354,20 @@ def test_the_configuration_of_a_far_larger_model_is_one_line(folders, tmp_path, 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit])
 def test_an_interruption_is_no_damaged_file(error):
-    with pytest.raises(error), reading("a folder"):
+    with pytest.raises(error), as_user_errors("a folder"):
         raise error
 
 
 @pytest.mark.parametrize("error", [KeyError("a"), AssertionError(), RecursionError("deep")])
 def test_whatever_else_a_library_raises_is_one_line(error):
     with pytest.raises(UserError, match="backbone 'a folder' cannot be loaded: .+"):
-        with reading("a folder"):
+        with as_user_errors("a folder"):
             raise error
 
 
 def test_a_panic_of_a_library_is_one_line():
     panic = type("PanicException", (BaseException,), {})
-    with pytest.raises(UserError, match="cannot be loaded: no entry"), reading("a folder"):
+    with pytest.raises(UserError, match="cannot be loaded: no entry"), as_user_errors("a folder"):
         raise panic("no entry")
 
 
@@ -475,7 +475,7 @@ def test_a_gguf_file_without_tensors_is_told_as_that(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
     with pytest.raises(UserError, match=r"m\.gguf is damaged or no GGUF file: it holds no tensors"):
-        gguf_header.check(path)
+        gguf_header.check_header(path)
 
 
 @pytest.mark.parametrize("key", ["block_count", "feed_forward_length", "attention.head_count"])
@@ -586,7 +586,10 @@ def test_adapters_on_themselves_are_one_line(folders, tmp_path, length):
         path = folder / "adapter_config.json"
         base = {"base_model_name_or_path": str(names[(number + 1) % length])}
         path.write_text(json.dumps(json.loads(path.read_text()) | base))
-    for read in (lambda: load_folder(str(names[0])), lambda: check_name(str(names[0]), tmp_path)):
+    for read in (
+        lambda: load_folder(str(names[0])),
+        lambda: check_model_name(str(names[0]), tmp_path),
+    ):
         with pytest.raises(UserError, match="its adapters lie on themselves") as error:
             read()
         assert "\n" not in str(error.value)

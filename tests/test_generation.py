@@ -10,7 +10,7 @@ from architectures import FAMILIES, random_model
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.backbones.sources import Backbone, load
-from recbole_llm.language.decoding.compatibility import check
+from recbole_llm.language.decoding.compatibility import check_backbone
 from recbole_llm.language.decoding.sampling import sample, stream_key, uniform
 from recbole_llm.language.decoding.shared_prompts import decoding, prefill
 
@@ -101,9 +101,9 @@ REFUSED = {
     "sees later tokens": (
         "Roberta",
         {"intermediate_size": 128, "max_position_embeddings": 128},
-        "otherwise, by",
+        "logits differ from its own",
     ),
-    "attention of its own": ("GPTNeoXJapanese", {}, "otherwise, by"),
+    "attention of its own": ("GPTNeoXJapanese", {}, "logits differ from its own"),
     "positions in its attention": ("Bloom", {}, "ValueError"),
     "recurrent": ("Mamba", {}, "IndexError"),
     "a window in its mask": (
@@ -158,7 +158,7 @@ def tiny(kind, own, tokenizer):
 def test_what_would_be_decoded_wrong_is_refused(case, tokenizer):
     kind, own, reason = REFUSED[case]
     with pytest.raises(UserError, match=reason):
-        check(tiny(kind, own, tokenizer), "its/name")
+        check_backbone(tiny(kind, own, tokenizer), "its/name")
 
 
 @pytest.mark.parametrize("kind", SCALED)
@@ -166,7 +166,7 @@ def test_logits_scaled_behind_the_head(kind, tokenizer):
     backbone = tiny(
         kind, SCALED[kind] | {"intermediate_size": 128, "num_key_value_heads": 2}, tokenizer
     )
-    check(backbone, kind)
+    check_backbone(backbone, kind)
     ids = torch.arange(2, 12)[None]
     assert torch.allclose(
         backbone.logits(backbone.model.base_model(input_ids=ids).last_hidden_state),
@@ -229,7 +229,7 @@ def test_what_goes_on_keeps_its_prompt_and_its_beginning(backbone, chosen):
                 np.append(wholes[place], new) for place, new in zip(places, taken, strict=True)
             ]
             seen += zip(wholes, read(slot, taken)[slot], strict=True)
-            cache.own[0][0][np.delete(np.arange(len(cache.owner)), slot)] = (
+            cache.continuations[0][0][np.delete(np.arange(len(cache.owner)), slot)] = (
                 torch.nan
             )  # what goes on reads nobody else's
     for whole, hidden in seen:

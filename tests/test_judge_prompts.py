@@ -5,8 +5,8 @@ import pytest
 from test_llmtrsr import made, small, verdicts, whole
 from worlds import write_cycle
 
-from recbole_llm.language.prompts.instructions import harmless
-from recbole_llm.language.summaries.schedules import Text
+from recbole_llm.language.prompts.marks import neutralize_marks
+from recbole_llm.language.summaries.schedules import WrittenText
 from recbole_llm.runs.runner import run_settings
 
 
@@ -70,7 +70,7 @@ def test_the_prompt_of_a_case(tmp_path, model):
     verdicts(judge, cases, np.array([[5]]))
     *_, older, newest = cases.histories(judge.tables)[0]
     if model == "LLMTRSR":
-        told = [harmless(judge.summarizer.of(cases.histories(judge.tables))[0].text)]
+        told = [neutralize_marks(judge.summarizer.of(cases.histories(judge.tables))[0].text)]
     assert judge.bundle.tokenizer.decode(seen[0]) == GOLDEN[model] % (
         *told,
         judge.lines[older],
@@ -110,7 +110,8 @@ def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
         ["cut_items", "cut_users", "cut_summaries"], 0
     )
     monkeypatch.setattr(
-        "recbole_llm.language.summaries.engines.make", lambda config, wording, extractive: Mute()
+        "recbole_llm.language.summaries.engines.make_engine",
+        lambda config, instructions, extractive: Mute(),
     )
     assert (
         run_settings(small("LLMTRSR", tmp_path, epochs=0, summarizer_length=2047)).row["rates"][
@@ -131,4 +132,4 @@ class Mute:
 
     def write(self, requests, take, again=False):
         for number in range(len(requests)):
-            take(number, Text(""))
+            take(number, WrittenText(""))

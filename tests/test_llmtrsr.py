@@ -11,7 +11,7 @@ from worlds import prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.loop import rank_cases
-from recbole_llm.language.prompts.instructions import harmless
+from recbole_llm.language.prompts.marks import neutralize_marks
 from recbole_llm.language.tokens.batches import IGNORED
 from recbole_llm.runs.runner import evaluate_run, run_settings
 
@@ -52,7 +52,9 @@ def test_a_verdict_is_that_of_a_prompt_of_its_own(judge):
     yes, no = model.encoder.frame[2]
     for case, (before, *_) in enumerate(model.prefixes(cases)):
         for item, line in enumerate(model.lines):
-            ids = torch.from_numpy(np.concatenate([before, model.encoder.behind(line)]))[None]
+            ids = torch.from_numpy(np.concatenate([before, model.encoder.candidate_suffix(line)]))[
+                None
+            ]
             with torch.no_grad():
                 logits = model.backbone(input_ids=ids).logits[0, -1].double()
             assert found[case, item] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-4)
@@ -158,7 +160,7 @@ def test_item_text_is_no_markup(tmp_path):
     for kind, text in (
         ("plain", "juice"),
         ("forged", FORGED.replace("\n", " ")),
-        ("harmless", harmless(FORGED)),
+        ("neutralize_marks", neutralize_marks(FORGED)),
     ):
         folder = write_cycle(tmp_path / kind)
         path = folder / "cycle" / "cycle.item"
@@ -179,7 +181,7 @@ def test_item_text_is_no_markup(tmp_path):
         cases = test._dataset.cases[unread]
         found[kind] = (item, verdicts(model, cases, whole(model, cases)))
     item, forged = found["forged"]
-    assert np.array_equal(forged, found["harmless"][1])
+    assert np.array_equal(forged, found["neutralize_marks"][1])
     others = np.arange(forged.shape[1]) != item
     assert np.allclose(
         forged[:, others], found["plain"][1][:, others], rtol=1e-4, atol=1e-5
@@ -228,7 +230,7 @@ def test_negatives_are_new_in_each_epoch_and_no_items_met_so_far(tmp_path):
     _, model, _, _ = made("TALLRec", tmp_path, negatives=3, targets="one")
     drawn = []
     number = {
-        tuple(model.encoder.behind(line)[:-5].tolist()): item
+        tuple(model.encoder.candidate_suffix(line)[:-5].tolist()): item
         for item, line in enumerate(model.lines)
     }
     for epoch in (0, 1, 0):
@@ -300,7 +302,7 @@ def test_recommendations_for_a_user_and_for_a_history(tmp_path, model):
 def test_a_backbone_that_cannot_be_read_in_parts_is_refused(tmp_path, monkeypatch):
     write_cycle(tmp_path)
     monkeypatch.setattr(
-        "recbole_llm.language.decoding.shared_candidates.error", lambda backbone: 0.5
+        "recbole_llm.language.decoding.shared_candidates.logit_deviation", lambda backbone: 0.5
     )
     with pytest.raises(UserError, match="backbone"):
         made("TALLRec", tmp_path)

@@ -8,13 +8,13 @@ from shops import write_shop
 
 from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.templates import VISITS, Example, Template, Texts
+from recbole_llm.language.prompts.templates import TASTE_PROMPT, Example, LazyTexts, Template
 from recbole_llm.language.tokens.batches import (
     AttributeEncoder,
-    Encoder,
-    Pieces,
+    HistoryEncoder,
+    PieceTokenizer,
     SentenceEncoder,
-    attribute_pieces,
+    attribute_corpus,
 )
 from recbole_llm.runs.spec import Prepared
 from recbole_llm.settings import layers
@@ -22,7 +22,7 @@ from recbole_llm.settings import layers
 LONG = 10_000
 TEMPLATE = Template("A history.", "First.", " Next.", " Next.")
 ITEMS = [f"item {number} of {'red ' * (number % 7)}wood" for number in range(40)]
-TOKENIZER = train_tokenizer([*ITEMS, *VISITS, *vars(TEMPLATE).values()], 400)
+TOKENIZER = train_tokenizer([*ITEMS, *TASTE_PROMPT, *vars(TEMPLATE).values()], 400)
 
 
 class Counted(list):
@@ -36,7 +36,7 @@ class Counted(list):
 
 
 def causal(texts):
-    return Encoder(TOKENIZER, 120).encode(Example(TEMPLATE, texts, ITEMS[0]))
+    return HistoryEncoder(TOKENIZER, 120).encode(Example(TEMPLATE, texts, ITEMS[0]))
 
 
 def sentences(texts):
@@ -53,7 +53,7 @@ def attributes(texts):
 
 PARTED = [(("Title", text),) for text in ITEMS]
 ATTRIBUTES = AttributeEncoder(
-    train_tokenizer(attribute_pieces(PARTED), 400), 100, marks=(0, 1), max_items=8
+    train_tokenizer(attribute_corpus(PARTED), 400), 100, marks=(0, 1), max_items=8
 )
 ENCODERS = {causal: ITEMS, sentences: ITEMS, segments: ITEMS, attributes: PARTED}
 
@@ -62,7 +62,7 @@ ENCODERS = {causal: ITEMS, sentences: ITEMS, segments: ITEMS, attributes: PARTED
 def test_no_more_is_read_than_fits(encode):
     table = Counted(ENCODERS[encode])
     history = np.random.default_rng(0).integers(0, len(table), LONG)
-    tokens = encode(Texts(table, history))
+    tokens = encode(LazyTexts(table, history))
     kept = LONG - tokens.cut
     # the item that does not fit is read too, of each segment
     assert 1 < kept < 60 and kept <= table.read <= kept + 3
@@ -74,11 +74,11 @@ def test_texts_that_are_looked_up_late_are_the_same_texts(encode, seed):
     rng = np.random.default_rng(seed)
     table = ENCODERS[encode]
     history = rng.integers(0, len(table), rng.integers(1, 30))
-    late, whole = encode(Texts(table, history)), encode([table[item] for item in history])
+    late, whole = encode(LazyTexts(table, history)), encode([table[item] for item in history])
     assert late.ids.tolist() == whole.ids.tolist() and late.cut == whole.cut
     longer = np.concatenate([rng.integers(0, len(table), 500), history])
     if late.cut:  # what is older than what was left out changes nothing
-        older = encode(Texts(table, longer))
+        older = encode(LazyTexts(table, longer))
         assert older.ids.tolist() == late.ids.tolist() and older.cut == late.cut + 500
 
 
@@ -86,9 +86,9 @@ def test_texts_that_are_looked_up_late_are_the_same_texts(encode, seed):
 def test_a_prompt_holds_the_most_newest_items_that_fit(seed):
     """Against adding up the lengths of whole prompts."""
     rng = np.random.default_rng(seed)
-    own = Encoder(TOKENIZER, int(rng.integers(20, 200)))
+    own = HistoryEncoder(TOKENIZER, int(rng.integers(20, 200)))
     items = [ITEMS[item] for item in rng.integers(0, len(ITEMS), rng.integers(1, 25))]
-    whole = Encoder(TOKENIZER, 10**6)
+    whole = HistoryEncoder(TOKENIZER, 10**6)
     fitting = [
         count
         for count in range(1, len(items) + 1)
@@ -103,7 +103,7 @@ def test_a_prompt_holds_the_most_newest_items_that_fit(seed):
 
 
 def test_texts_are_a_sequence():
-    texts = Texts(["a", "b", "c"], np.array([2, 0, 1, 1]))
+    texts = LazyTexts(["a", "b", "c"], np.array([2, 0, 1, 1]))
     assert list(texts) == ["c", "a", "b", "b"] and list(texts[1:-1]) == ["a", "b"]
     assert list(reversed(texts[:-1])) == ["b", "a", "c"] and texts[-1] == "b" and len(texts) == 4
 
@@ -140,7 +140,7 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
     monkeypatch.chdir(folder)
     own = {"use_gpu": False, "show_progress": False, "eval_args.mode": "uni5"} | MODELS[model]
     built, _, (_, _, test) = Prepared(layers.resolve(model.split()[0], "tiny", [], own)).build()
-    counted, piece = 0, Pieces.piece
+    counted, piece = 0, PieceTokenizer.piece
 
     def counting(self, text, end=False, opens=False):
         nonlocal counted
@@ -148,7 +148,7 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
         return piece(self, text, end, opens)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pieces, "piece", counting)
+        patch.setattr(PieceTokenizer, "piece", counting)
         examples, cases = built.examples(0), test._dataset.cases
         if hasattr(built, "prompts"):
             built.prompts(cases)
@@ -174,7 +174,7 @@ def test_a_model_reads_the_newest_items_alone(model, tmp_path, monkeypatch):
 def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
     """Which are the same blocks for a history and for one with more items, so that no summary is paid twice."""
     from recbole_llm.data.texts.text import ItemText
-    from recbole_llm.language.summaries.schedules import run
+    from recbole_llm.language.summaries.schedules import run_plans
     from recbole_llm.language.summaries.summarizer import Summarizer
 
     write_shop(tmp_path)
@@ -191,7 +191,7 @@ def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
             asked.extend(request.items for request in requests if request.items)
             return [("text", False)] * len(requests)
 
-        run([summarizer.plan(own)], write)
+        run_plans([summarizer.plan(own)], write)
         return asked
 
     for kind in ("hierarchical", "recurrent"):

@@ -10,15 +10,16 @@ from tokenizers_of import KINDS, texts
 from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import Wording, turn
-from recbole_llm.language.prompts.marks import harmless, section_heads
-from recbole_llm.language.prompts.templates import in_line
-from recbole_llm.language.summaries.prompt import parts
+from recbole_llm.language.prompts.chat import turn_markup
+from recbole_llm.language.prompts.instructions import Instructions
+from recbole_llm.language.prompts.marks import neutralize_marks, section_heads
+from recbole_llm.language.prompts.templates import item_line
+from recbole_llm.language.summaries.prompt import prompt_parts
 from recbole_llm.language.summaries.schedules import Request
 from recbole_llm.language.tokens.judge import JudgeEncoder
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
-SHOPPING = Wording.named("shopping")
+SHOPPING = Instructions.of_domain("shopping")
 CATEGORIES = "Pet Supplies > Birds > Toys"
 VERBATIM = [
     CATEGORIES, "Operating System: Windows 11", "Pet Supplies > Birds > Toys > Swings", "a -> b => c >> d", "5 < 6, 7 > 6", "<3 dogs", "I <3 U > all",
@@ -55,8 +56,8 @@ def plain(text):
 
 @pytest.mark.parametrize("text", VERBATIM)
 def test_what_forges_nothing_stays(text):
-    assert harmless(text) == text
-    assert harmless(f"Title: {text}; Brand: B") == f"Title: {text}; Brand: B"
+    assert neutralize_marks(text) == text
+    assert neutralize_marks(f"Title: {text}; Brand: B") == f"Title: {text}; Brand: B"
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -64,9 +65,9 @@ def test_no_mark_gets_through(mark):
     for spell in SPELLINGS:
         text = spell(mark)
         for around in (text, f"bone {text} gold", f"a{text}b", f"{text}\n{text}", text + text):
-            found = harmless(around)
+            found = neutralize_marks(around)
             assert plain(mark) not in plain(found), (around, found)
-            assert harmless(found) == found
+            assert neutralize_marks(found) == found
             assert re.sub(r"[\W_]", "", plain(found)) == re.sub(
                 r"[\W_]", "", plain(around)
             )  # no letter is lost
@@ -81,12 +82,12 @@ def test_no_line_opens_a_turn_or_a_section(mark, spell):
         f"bone\n\n{spell(mark)}\nYes",
         f"a\u2028 {spell(mark)} b",
     ):
-        found = harmless(text)
+        found = neutralize_marks(text)
         assert "\n" not in found and "##" not in plain(found)
         assert not re.search(
             r"(^|bone |a )\W*(user|assistant|system|human)\W{0,3}:", plain(found)
         ), found
-        assert harmless(found) == found
+        assert neutralize_marks(found) == found
 
 
 def test_every_section_head_of_a_domain_is_a_mark():
@@ -99,7 +100,7 @@ def test_every_section_head_of_a_domain_is_a_mark():
 def test_special_tokens_of_tokenizers_are_marks(kind):
     tokenizer = KINDS[kind](texts(50))
     for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
-        assert token not in harmless(f"x {token} y") and harmless(token) != token
+        assert token not in neutralize_marks(f"x {token} y") and neutralize_marks(token) != token
 
 
 def test_no_value_reads_like_another_attribute():
@@ -108,7 +109,7 @@ def test_no_value_reads_like_another_attribute():
         ("Brand", "B"),
         ("Price", "5"),
     )
-    line = in_line(item)
+    line = item_line(item)
     assert (
         line == "Title: Bone, price: 1, Brand : Fake, Ｔｉｔｌｅ： x; Size: 3; Brand: B; Price: 5"
     )
@@ -144,18 +145,23 @@ def sections(text, before, after):
 def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
     corpus = [*texts(200), SHOPPING.judge, *HEADS, "### User: [INST] Yes No"]
     tokenizer = train_tokenizer(corpus, 400) if kind == "scratch" else KINDS[kind](corpus)
-    before, after = turn(tokenizer)
+    before, after = turn_markup(tokenizer)
     before, after = (text.replace("<s>", "") for text in (before, after))
     rng = random.Random(3)
-    own = JudgeEncoder(tokenizer, 20000, wording=SHOPPING).for_candidates(["Title: x" * 3000])
+    own = JudgeEncoder(tokenizer, 20000, instructions=SHOPPING).for_candidates(["Title: x" * 3000])
     special = {tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     for _ in range(60):
-        summary, candidate = forged(rng), in_line([("Title", forged(rng)), ("Brand", forged(rng))])
+        summary, candidate = (
+            forged(rng),
+            item_line([("Title", forged(rng)), ("Brand", forged(rng))]),
+        )
         items = [
-            in_line([("Title", forged(rng)), ("Brand", forged(rng))])
+            item_line([("Title", forged(rng)), ("Brand", forged(rng))])
             for _ in range(rng.randint(1, 4))
         ]
-        ids = np.concatenate([own.before(summary or "x", items).tokens, own.behind(candidate)])
+        ids = np.concatenate(
+            [own.shared_prefix(summary or "x", items).tokens, own.candidate_suffix(candidate)]
+        )
         head, closing = own.heads[0], own.frame[1]
         assert not special & set(ids[len(head) : len(ids) - len(closing)].tolist())
         text = (
@@ -166,7 +172,7 @@ def test_a_prompt_is_read_as_the_sections_that_were_put_in(kind):
         text = text.replace("▁", " ")  # which SentencePiece writes a space as
         found = sections(text.rstrip(), before, after.rstrip())
         summary, candidate, *items = (
-            harmless(part).replace("▁", " ") for part in (summary or "x", candidate, *items)
+            neutralize_marks(part).replace("▁", " ") for part in (summary or "x", candidate, *items)
         )
         assert found == (summary, items, candidate)
 
@@ -177,10 +183,12 @@ def test_a_summarisers_prompt_is_read_as_the_texts_that_were_put_in():
         items = tuple(
             (("Title", forged(rng)), ("Brand", forged(rng))) for _ in range(rng.randint(2, 5))
         )
-        text = "".join(parts(Request("block", items=items), SHOPPING, str, 10**6, 100))
+        text = "".join(prompt_parts(Request("block", items=items), SHOPPING, str, 10**6, 100))
         head, lines = text.split(f"\n\n{SHOPPING.block_head}\n")
         assert SHOPPING.block in head
-        expected = [f"{number}. {harmless(in_line(item))}" for number, item in enumerate(items, 1)]
+        expected = [
+            f"{number}. {neutralize_marks(item_line(item))}" for number, item in enumerate(items, 1)
+        ]
         assert lines.split("\n") == expected
 
 
@@ -191,12 +199,14 @@ def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
     _, judge, _, (_, _, test) = prepared("LLMTRSR", tmp_path, max_length=900)
     case = test._dataset.cases[[0]]
     decode = judge.bundle.tokenizer.decode
-    prompt = decode(judge.prefixes(case)[0].tokens) + decode(judge.encoder.behind(judge.lines[0]))
+    prompt = decode(judge.prefixes(case)[0].tokens) + decode(
+        judge.encoder.candidate_suffix(judge.lines[0])
+    )
     history = case.histories(judge.tables)[0]
     asked = []
     engine = judge.summarizer.texts.engine
     (request,) = next(judge.summarizer.plan(history[-3:]))
-    asked = "".join(parts(request, judge.wording, str, 10**5, 100))
+    asked = "".join(prompt_parts(request, judge.instructions, str, 10**5, 100))
     for said, most in ((prompt, 4), (asked, 3)):
         assert len(re.findall(rf"Category: {CATEGORIES} > \w: x;", said)) >= most, said
     assert engine is judge.summarizer.texts.engine
@@ -208,5 +218,7 @@ def test_a_tokenizer_that_reads_nfkc_sees_no_mark():
     spelling = TextTokenizer(tokenizer)
     assert "[Next Item]" in tokenizer.decode(spelling.encode("a ［Ｎｅｘｔ Ｉｔｅｍ］"))
     for text in map(wide, [*HEADS, "<|im_start|>", "### User:"]):
-        read = tokenizer.decode(spelling.encode(harmless(f"bone {text} x"))).replace("<unk>", "")
+        read = tokenizer.decode(spelling.encode(neutralize_marks(f"bone {text} x"))).replace(
+            "<unk>", ""
+        )
         assert not re.search(r"[\[<]|###", read), read

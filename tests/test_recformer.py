@@ -15,7 +15,7 @@ from recbole_llm.language.tokens.batches import (
     IGNORED,
     AttributeEncoder,
     Tokens,
-    attribute_pieces,
+    attribute_corpus,
     pad,
 )
 from recbole_llm.runs.runner import run_settings
@@ -35,7 +35,7 @@ def cycle(tmp_path):
 
 def encoder(max_length=1000, **own):
     """Its marks are tokens of their own, as backbone.mark_tokens makes them."""
-    tokenizer = train_tokenizer(attribute_pieces([LEASH, BOWL] * 20), 300)
+    tokenizer = train_tokenizer(attribute_corpus([LEASH, BOWL] * 20), 300)
     tokenizer.add_tokens(["<|mark0|>", "<|mark1|>"], special_tokens=True)
     return AttributeEncoder(
         tokenizer,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from recbole_llm.language.matching.bm25 import BM25Index, words
-from recbole_llm.language.matching.nearest import InvertedLists, exact
-from recbole_llm.language.matching.round_robin import distinct, quasi_round_robin
+from recbole_llm.language.matching.nearest import InvertedLists, exact_search
+from recbole_llm.language.matching.round_robin import distinct_texts, quasi_round_robin
 
 TEXTS = [
     "red dog leash",
@@ -100,12 +100,12 @@ def test_no_text_ties_everything():
 
 
 def test_the_most_probable_of_equal_texts_stays():
-    assert distinct(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (
+    assert distinct_texts(["b", "a", "b", "c"], np.array([-5.0, -2.0, -1.0, -3.0])) == (
         ["b", "a", "c"],
         [-1.0, -2.0, -3.0],
         [2, 1, 1],
     )
-    assert distinct([], np.array([])) == ([], [], [])
+    assert distinct_texts([], np.array([])) == ([], [], [])
 
 
 # --- nearest vectors ---------------------------------------------------------------------------------------------------
@@ -121,18 +121,18 @@ def vectors_of_kinds(count, seed, kinds=20, width=16):
 @pytest.mark.parametrize("memory", [128, 0.001])
 def test_the_nearest_are_the_nearest_whatever_the_tile(memory):
     queries, vectors = vectors_of_kinds(7, 1), vectors_of_kinds(500, 2)
-    rows, products = exact(queries, vectors, 10, memory=memory)
+    rows, products = exact_search(queries, vectors, 10, memory=memory)
     everything = queries.astype(float) @ vectors.T.astype(float)
     assert np.allclose(products, -np.sort(-everything, axis=1)[:, :10], atol=1e-6)
     assert np.allclose(np.take_along_axis(everything, rows, axis=1), products, atol=1e-6)
-    assert exact(queries, vectors[:4], 10, memory=memory)[0].shape == (7, 4)
+    assert exact_search(queries, vectors[:4], 10, memory=memory)[0].shape == (7, 4)
 
 
 def test_an_index_finds_nearly_all_and_knows_how_many(tmp_path):
     pytest.importorskip("faiss")
     vectors, queries = vectors_of_kinds(4000, 1), vectors_of_kinds(50, 2)
     index = InvertedLists.stored(tmp_path / "index.faiss", vectors, lambda: queries)
-    truth = exact(queries, vectors, 10)
+    truth = exact_search(queries, vectors, 10)
     rows, products = index.search(queries, 10)
     found = np.mean(
         [len(set(one) & set(other)) / 10 for one, other in zip(rows, truth[0], strict=True)]
@@ -163,7 +163,7 @@ def test_an_index_is_judged_by_what_is_asked_of_it():
     vectors = vectors_of_kinds(4000, 1, kinds=200)
     means = vectors[np.random.default_rng(0).integers(4000, size=(100, 5))].mean(axis=1)
     easy, hard = (InvertedLists.build(vectors, asked) for asked in (vectors[:100], means))
-    truth = exact(means, vectors, 10)[1]
+    truth = exact_search(means, vectors, 10)[1]
     assert (
         hard.recall(means, truth) >= 0.99 > easy.recall(means, truth)
         and hard.index.nprobe > easy.index.nprobe

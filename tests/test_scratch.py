@@ -11,8 +11,8 @@ from recbole_llm.language.backbones.scratch import (
     causal_model,
     train_tokenizer,
 )
-from recbole_llm.language.prompts.templates import Template, prefix
-from recbole_llm.language.tokens.batches import pieces
+from recbole_llm.language.prompts.templates import Template, item_prefix
+from recbole_llm.language.tokens.batches import tokenizer_corpus
 
 TEMPLATE = Template(
     "This is the summary of a user's purchase history.",
@@ -30,7 +30,7 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(pieces(TEMPLATE, ITEMS), 600)
+    return train_tokenizer(tokenizer_corpus(TEMPLATE, ITEMS), 600)
 
 
 def ids(tokenizer, text):
@@ -39,7 +39,7 @@ def ids(tokenizer, text):
 
 def test_any_text_comes_back(tokenizer):
     for text in [
-        *pieces(TEMPLATE, ITEMS),
+        *tokenizer_corpus(TEMPLATE, ITEMS),
         "  two  spaces\n\n\ttabs",
         "never seen: ünïcode 🦆 \x00",
         f"{PAD}{END}",
@@ -54,7 +54,12 @@ def test_text_never_becomes_a_special_token(tokenizer):
 
 
 def test_what_many_items_share_is_one_token_and_what_few_share_is_not(tokenizer):
-    for sentence in (TEMPLATE.head, prefix(TEMPLATE, 0), prefix(TEMPLATE, 1), TEMPLATE.target):
+    for sentence in (
+        TEMPLATE.head,
+        item_prefix(TEMPLATE, 0),
+        item_prefix(TEMPLATE, 1),
+        TEMPLATE.target,
+    ):
         assert len(ids(tokenizer, sentence)) == 1
     for brand in BRANDS:
         assert 1 <= len(ids(tokenizer, f". Brand: {brand}.")) <= 2
@@ -75,7 +80,7 @@ def test_what_many_items_share_is_one_token_and_what_few_share_is_not(tokenizer)
 
 @pytest.mark.parametrize("vocabulary", [300, 400, 5000])
 def test_the_vocabulary_keeps_its_size_and_is_the_same_every_time(vocabulary):
-    one, other = (train_tokenizer(pieces(TEMPLATE, ITEMS), vocabulary) for _ in range(2))
+    one, other = (train_tokenizer(tokenizer_corpus(TEMPLATE, ITEMS), vocabulary) for _ in range(2))
     assert 258 < len(one) <= vocabulary
     assert one.get_vocab() == other.get_vocab() and sorted(one.get_vocab().values()) == list(
         range(len(one))

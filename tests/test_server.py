@@ -10,7 +10,7 @@ import pytest
 from test_summaries import REQUESTS, SHOPPING, plans, summaries, written
 
 from recbole_llm.errors import UserError
-from recbole_llm.language.prompts.instructions import Wording
+from recbole_llm.language.prompts.instructions import Instructions
 
 pytest.importorskip("openai")
 from recbole_llm.language.summaries.server import CHARACTERS, ServerEngine  # noqa: E402
@@ -231,7 +231,7 @@ def test_texts_are_stored_by_what_decides_them(server):
         engine(server, max_new=30).name,
         ServerEngine("http://x/v1", "large", SHOPPING, **LIMITS).name,
     ]
-    others += [ServerEngine("http://x/v1", "tiny", Wording.named("news"), **LIMITS).name]
+    others += [ServerEngine("http://x/v1", "tiny", Instructions.of_domain("news"), **LIMITS).name]
     assert len({name, *drawn, *others}) == 7
 
 

@@ -18,7 +18,7 @@ from test_summaries import SHOPPING, plans, summaries
 from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.language.summaries.schedules import hierarchical
-from recbole_llm.language.summaries.writing import PATIENCE, Summaries
+from recbole_llm.language.summaries.writing import PATIENCE, SummaryStore
 
 pytest.importorskip("openai")
 from recbole_llm.language.summaries.server import ServerEngine  # noqa: E402
@@ -237,7 +237,7 @@ def engine(server, **own):
 def again(folder, engine):
     from recbole_llm.language.summaries.extractive import Extractive
 
-    return Summaries(engine, Extractive(), folder, retry=True)
+    return SummaryStore(engine, Extractive(), folder, retry=True)
 
 
 def one_in_ten(kind):
@@ -267,7 +267,7 @@ def test_what_is_wrong_with_one_text_costs_that_text(server, tmp_path, kind, cap
         assert {key: asked.counts[key] for key in ("read", "written")} == {
             key: server.spent[key] for key in ("read", "written")
         }
-    assert "--summaries=retry asks for again" in asked.told()
+    assert "--summaries=retry asks for again" in asked.describe()
     server.spent.clear()
     stored = summaries(tmp_path, engine(server, **own))
     assert stored.of(plans(*[1] * TEXTS)) == found and not server.spent

@@ -10,10 +10,10 @@ from worlds import FRUIT, prepared, t5, write_cycle
 
 from recbole_llm.data.cases.splits import make_split
 from recbole_llm.language.backbones.stacked_lora import (
-    Noise,
-    Stack,
+    AdapterStack,
+    SharedDropoutMask,
     StackedLinear,
-    _Adapted,
+    StackedLoRA,
     linear_layers,
 )
 from recbole_llm.studies.personalization import adapter_training
@@ -82,7 +82,7 @@ def layer_of(count=3, dropout=0.0):
         torch.nn.Parameter(torch.randn(count, *shape, dtype=torch.float64))
         for shape in ((2, 5), (7, 2))
     )
-    return base, a, b, StackedLinear(base, a, b, 0.5, Noise(dropout), torch.float64)
+    return base, a, b, StackedLinear(base, a, b, 0.5, SharedDropoutMask(dropout), torch.float64)
 
 
 def test_a_layer_is_its_base_and_each_shares_adapter():
@@ -94,11 +94,11 @@ def test_a_layer_is_its_base_and_each_shares_adapter():
             found[row], base(x[row]) + 0.5 * x[row] @ a[row // 2].T @ b[row // 2].T
         )
     assert torch.autograd.gradcheck(
-        lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, None), (x, a, b)
+        lambda x, a, b: StackedLoRA.apply(x, base.weight, base.bias, a, b, 0.5, None), (x, a, b)
     )
     keep = (torch.rand(6, 4, 5, dtype=torch.float64) > 0.4) * 1.7
     assert torch.autograd.gradcheck(
-        lambda x, a, b: _Adapted.apply(x, base.weight, base.bias, a, b, 0.5, keep), (x, a, b)
+        lambda x, a, b: StackedLoRA.apply(x, base.weight, base.bias, a, b, 0.5, keep), (x, a, b)
     )
 
 
@@ -134,7 +134,7 @@ def alone(frozen, learner, recipe):
         )
     )
     model.to(frozen.bundle.model.dtype)
-    start = Stack.fresh(
+    start = AdapterStack.initialized(
         frozen.bundle.model,
         [adapter_training._seed(recipe, learner.name, 1)],
         rank=recipe.lora_rank,
@@ -293,7 +293,7 @@ def test_peft_loads_a_saved_adapter(world, tmp_path):
     learners = adapter_training.together(learners_of(world), 3, 4)[0]
     stack = train(frozen, learners, recipe).stack
     texts = [[frozen.items[0], frozen.histories[int(one.train.end[0])]] for one in learners]
-    with stack.on(frozen.bundle.model), torch.no_grad():
+    with stack.installed_on(frozen.bundle.model), torch.no_grad():
         ours = adapter_training.stacked_vectors(frozen.bundle, texts, 4096)
     for number in range(len(learners)):
         stack.save(number, tmp_path / str(number), "run:base")
@@ -319,7 +319,7 @@ def test_in_float32_vectors_and_ranks_agree(world):
         texts = [[*frozen.items, *(frozen.histories[int(end)] for end in learner.valid.end)]]
         vectors = []
         for stack in (together[[number]], single):
-            with stack.on(frozen.bundle.model), torch.no_grad():
+            with stack.installed_on(frozen.bundle.model), torch.no_grad():
                 vectors.append(adapter_training.stacked_vectors(frozen.bundle, texts, 4096)[0])
         assert (vectors[0] - vectors[1]).abs().max() <= 1e-5
         scores = [one[-1] @ one[:-1].T for one in vectors]
@@ -339,7 +339,7 @@ def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
     users = range(4)
     tests = [part.test[part.test.user == user] for user in users]
     assert len({len(cases) for cases in tests}) > 1
-    stack = Stack.fresh(
+    stack = AdapterStack.initialized(
         frozen.bundle.model, [[user] for user in users], rank=4, alpha=8, dropout=0.0
     )
     for number, cases in enumerate(tests):

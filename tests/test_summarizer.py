@@ -16,7 +16,7 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.language.summaries.local import LocalEngine
-from recbole_llm.language.summaries.schedules import Text
+from recbole_llm.language.summaries.schedules import WrittenText
 from recbole_llm.runs.runner import run_settings
 
 
@@ -34,7 +34,7 @@ def test_summaries_are_of_what_came_before(tmp_path):
 
 def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
     """By the engine's name, under which its texts are stored."""
-    from recbole_llm.language.prompts.instructions import Wording
+    from recbole_llm.language.prompts.instructions import Instructions
     from recbole_llm.language.summaries import engines
 
     write_cycle(tmp_path)
@@ -47,7 +47,7 @@ def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
             epochs=0,
             **{"summarizer": folder, "summarizer_length": 400, "summary_tokens": 20} | own,
         )[1].config
-        return engines.make(config, Wording.named(config["domain"]), None)
+        return engines.make_engine(config, Instructions.of_domain(config["domain"]), None)
 
     changes = [
         {}, {"summarizer": other}, {"summarizer_length": 300}, {"summary_tokens": 30}, {"summarizer_temperature": 0.5}, {"precision": "bf16"},
@@ -108,7 +108,7 @@ def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
         LocalEngine,
         "write",
         lambda self, requests, take, again=False: [
-            take(at, Text(f"by {self.weights}")) for at in range(len(requests))
+            take(at, WrittenText(f"by {self.weights}")) for at in range(len(requests))
         ],
     )
     run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
@@ -148,7 +148,7 @@ def test_what_a_summarizer_cannot_read_is_one_line(tmp_path):
         (
             "Llama",
             {"summarizer_length": 256, "summary_tokens": 128},
-            r"summarizer_length: what a prompt always says takes \d+ of the \d+ .*; set",
+            r"summarizer_length: the fixed text of a prompt takes \d+ of the \d+ .*; set",
         ),
     ):
         with pytest.raises(UserError, match=said):

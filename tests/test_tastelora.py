@@ -10,7 +10,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.language.backbones import scratch
 from recbole_llm.language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
 from recbole_llm.language.backbones.sources import load, load_folder
-from recbole_llm.language.prompts.templates import VISITS
+from recbole_llm.language.prompts.templates import TASTE_PROMPT
 from recbole_llm.language.tokens.batches import pad
 from recbole_llm.models.tastelora import Choice
 from recbole_llm.runs.runner import run_settings
@@ -21,7 +21,7 @@ ITEMS = [f"id: {number} title: {word} juice" for number, word in enumerate(FRUIT
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return scratch.train_tokenizer([*ITEMS, *VISITS] * 12, 320)
+    return scratch.train_tokenizer([*ITEMS, *TASTE_PROMPT] * 12, 320)
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def segments_of(own, tokens):
 def test_the_newest_items_come_first_between_two_sentences(tokenizer):
     own = encoder(tokenizer)
     tokens = own.history(ITEMS[:3])
-    assert segments_of(own, tokens) == [f"{VISITS[0]}{ITEMS[2]}, {ITEMS[1]}, {ITEMS[0]}{VISITS[1]}"]
+    assert segments_of(own, tokens) == [
+        f"{TASTE_PROMPT[0]}{ITEMS[2]}, {ITEMS[1]}, {ITEMS[0]}{TASTE_PROMPT[1]}"
+    ]
     assert tokens.roles[1].tolist() == list(range(len(tokens))) and tokens.cut == 0
 
 
@@ -57,7 +59,7 @@ def test_a_history_is_cut_between_items_into_as_many_segments_as_it_needs(tokeni
         {text: len(encoder(tokenizer).item(text)) for text in ITEMS},
     )
     own = encoder(tokenizer, item_length=max(sizes.values()))
-    length = own.least + comma + own.item_length
+    length = own.min_length + comma + own.item_length
     for most in (1, 2, 9):
         cut = SegmentEncoder(tokenizer, length, item_length=own.item_length, segments=most)
         tokens = cut.history(ITEMS)
@@ -65,8 +67,8 @@ def test_a_history_is_cut_between_items_into_as_many_segments_as_it_needs(tokeni
         assert (len(texts) == most or most == 9 and 2 < len(texts) < 9) and max(
             np.bincount(tokens.roles[0])
         ) <= length
-        bare = [text.removeprefix(VISITS[0]).removesuffix(VISITS[1]) for text in texts]
-        assert texts == [f"{VISITS[0]}{bare[0]}{VISITS[1]}", *bare[1:]]
+        bare = [text.removeprefix(TASTE_PROMPT[0]).removesuffix(TASTE_PROMPT[1]) for text in texts]
+        assert texts == [f"{TASTE_PROMPT[0]}{bare[0]}{TASTE_PROMPT[1]}", *bare[1:]]
         found = ", ".join(bare).split(", ")
         assert found == ITEMS[::-1][: len(found)] and tokens.cut == len(ITEMS) - len(found)
         used = np.bincount(tokens.roles[0])[1:]
@@ -74,14 +76,16 @@ def test_a_history_is_cut_between_items_into_as_many_segments_as_it_needs(tokeni
             assert used[number] + comma + sizes[text.split(", ")[0]] > length
     assert tokens.cut == 0
     assert segments_of(own, own.history(ITEMS[:1])) == [
-        f"{VISITS[0]}{ITEMS[0]}{VISITS[1]}"
+        f"{TASTE_PROMPT[0]}{ITEMS[0]}{TASTE_PROMPT[1]}"
     ]  # none is invented
 
 
 def test_an_item_is_cut_at_its_end(tokenizer):
     own = encoder(tokenizer, item_length=5)
     assert own.item(ITEMS[3]).ids.tolist() == own.piece(ITEMS[3])[:5].tolist()
-    assert len(own.history([ITEMS[3]])) == 5 + sum(len(own.piece(sentence)) for sentence in VISITS)
+    assert len(own.history([ITEMS[3]])) == 5 + sum(
+        len(own.piece(sentence)) for sentence in TASTE_PROMPT
+    )
 
 
 def test_text_is_data(tokenizer):

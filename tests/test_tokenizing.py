@@ -11,22 +11,23 @@ from worlds import prepared, write_cycle
 
 from recbole_llm.language.backbones.encoder_decoder import SegmentEncoder
 from recbole_llm.language.backbones.scratch import train_tokenizer
-from recbole_llm.language.prompts.instructions import ASSISTANT, Wording, answered, frame, turn
+from recbole_llm.language.prompts.chat import ASSISTANT, answer_markup, tokenize_turn, turn_markup
+from recbole_llm.language.prompts.instructions import Instructions
 from recbole_llm.language.prompts.templates import (
-    INSTRUCTION,
-    VISITS,
+    ST5SEQ_INSTRUCTION,
+    TASTE_PROMPT,
     Example,
     Template,
     TextForm,
-    prefix,
+    item_prefix,
 )
-from recbole_llm.language.summaries.prompt import parts
+from recbole_llm.language.summaries.prompt import prompt_parts
 from recbole_llm.language.summaries.schedules import Request
-from recbole_llm.language.tokens.batches import AttributeEncoder, Encoder, SentenceEncoder
+from recbole_llm.language.tokens.batches import AttributeEncoder, HistoryEncoder, SentenceEncoder
 from recbole_llm.language.tokens.judge import JudgeEncoder, answer_tokens
 from recbole_llm.language.tokens.tokenizing import TextTokenizer
 
-SHOPPING = Wording.named("shopping")
+SHOPPING = Instructions.of_domain("shopping")
 CALREC = Template(
     head="This is the summary of a user's purchase history.",
     first="The first item bought is as follows.",
@@ -37,7 +38,7 @@ GPT4REC = Template("Previously, the customer has bought:", "", "", "\n\nThe cust
 CORPUS = [
     *texts(300),
     *[SHOPPING.judge, SHOPPING.judge_history, SHOPPING.block, *SHOPPING.judge_heads] * 5,
-    *[*vars(CALREC).values(), *vars(GPT4REC).values(), *VISITS, INSTRUCTION] * 5,
+    *[*vars(CALREC).values(), *vars(GPT4REC).values(), *TASTE_PROMPT, ST5SEQ_INSTRUCTION] * 5,
     *["[INST] Yes [/INST]", "### User: No", "### Assistant: Yes", "id: 12 title: TITLE"] * 9,
 ]
 
@@ -68,13 +69,13 @@ def histories(count=12):
 
 
 def judge(tokenizer, **own):
-    return JudgeEncoder(tokenizer, 4000, wording=SHOPPING, **own).for_candidates(texts(40))
+    return JudgeEncoder(tokenizer, 4000, instructions=SHOPPING, **own).for_candidates(texts(40))
 
 
 @pytest.mark.parametrize("summarised", [True, False])
 def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
     own = judge(tokenizer, summarised=summarised)
-    before, _ = turn(tokenizer)
+    before, _ = turn_markup(tokenizer)
     heads = SHOPPING.judge_heads
     for items in histories():
         opening = (
@@ -83,22 +84,24 @@ def test_a_judges_prompt_is_the_whole_texts(tokenizer, summarised):
         said = "\n".join(
             [f"{opening}\n\n{heads[1]}", *(items[1:] or ["NULL"]), f"\n{heads[2]}", items[0]]
         )
-        found = np.concatenate([own.before("likes dogs", items[1:]).tokens, own.behind(items[0])])
+        found = np.concatenate(
+            [own.shared_prefix("likes dogs", items[1:]).tokens, own.candidate_suffix(items[0])]
+        )
         for answer, token in zip(("Yes", "No"), own.frame[2], strict=True):
-            expected = whole(tokenizer, before + said + answered(tokenizer, answer))
+            expected = whole(tokenizer, before + said + answer_markup(tokenizer, answer))
             assert expected[: len(found)] == found.tolist() and expected[len(found)] == token
-        assert own.spelling.differing(found) == 0
+        assert own.spelling.count_differences(found) == 0
 
 
 def test_a_summarisers_prompt_is_the_whole_texts(tokenizer):
-    spelling, (opening, space, closing, _) = TextTokenizer(tokenizer), frame(tokenizer)
-    before, after = turn(tokenizer)
+    spelling, (opening, space, closing, _) = TextTokenizer(tokenizer), tokenize_turn(tokenizer)
+    before, after = turn_markup(tokenizer)
     for items in histories():
         request = Request(
             "block", items=tuple((("Title", text.replace(";", ",")),) for text in items)
         )
-        pieces = parts(request, SHOPPING, spelling.encode, 4000, 100, space)
-        said = "".join(parts(request, SHOPPING, str, 40000, 100))
+        pieces = prompt_parts(request, SHOPPING, spelling.encode, 4000, 100, space)
+        said = "".join(prompt_parts(request, SHOPPING, str, 40000, 100))
         found = np.concatenate([opening, *pieces, closing]).tolist()
         assert found == whole(tokenizer, before + said + after)
 
@@ -108,7 +111,7 @@ def test_the_answers_are_those_of_the_chat_template(tokenizers):
     for kind in ("Llama 2", "Mistral", "always"):
         tokenizer = tokenizers[kind]
         _, closing, answers = judge(tokenizer).frame
-        assert answered(tokenizer, "Yes") == " [/INST] Yes"
+        assert answer_markup(tokenizer, "Yes") == " [/INST] Yes"
         assert tokenizer.convert_ids_to_tokens(list(answers))[0].startswith("▁Y")
         assert tokenizer.decode(closing) == "[/INST]"
         assert answers[0] != answer_tokens(tokenizer, f"{ASSISTANT}Yes", f"{ASSISTANT}No")[1][0]
@@ -136,7 +139,7 @@ THOUGHT = CHAT["chatml"].replace(
 def test_an_answer_follows_what_the_model_is_asked_with(tokenizers, template, behind):
     tokenizer = KINDS["byte-level BPE"](CORPUS)
     tokenizer.chat_template = template
-    assert answered(tokenizer, "Yes") == behind
+    assert answer_markup(tokenizer, "Yes") == behind
 
 
 # --- writers ------------------------------------------------------------------------------------------------------------
@@ -144,10 +147,10 @@ def test_an_answer_follows_what_the_model_is_asked_with(tokenizers, template, be
 
 @pytest.mark.parametrize("template", [CALREC, GPT4REC])
 def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template):
-    own = Encoder(tokenizer, 4000)
+    own = HistoryEncoder(tokenizer, 4000)
     for items in histories():
         tokens = own.encode(Example(template, tuple(items[1:]), items[0]))
-        sentences = [prefix(template, number) for number in range(len(items) - 1)] + [
+        sentences = [item_prefix(template, number) for number in range(len(items) - 1)] + [
             template.target
         ]
         pairs = zip(sentences, [*items[1:], items[0]], strict=True)
@@ -158,9 +161,9 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
         assert bare[bare != tokenizer.eos_token_id].tolist() == whole(
             tokenizer, text, special=False
         )
-        alone = own.alone(items[0])
+        alone = own.encode_item(items[0])
         assert tokens.ids[tokens.target :].tolist() == alone.ids.tolist()
-        assert own.spelling.differing(tokens.ids) == 0
+        assert own.spelling.count_differences(tokens.ids) == 0
 
 
 # --- TASTE and sentence encoders ----------------------------------------------------------------------------------------
@@ -169,19 +172,19 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
 def test_a_segment_is_the_whole_text(tokenizer):
     """`Car,` in place of `Car ,`."""
     own = SegmentEncoder(tokenizer, 4000, item_length=2000)
-    opening, closing = own.around
+    opening, closing = own.special_affixes
     for items in histories():
-        text = f"{VISITS[0]}{', '.join(items[::-1])}{VISITS[1]}"
+        text = f"{TASTE_PROMPT[0]}{', '.join(items[::-1])}{TASTE_PROMPT[1]}"
         found = own.history(items)
         assert found.ids.tolist() == [*opening, *whole(tokenizer, text), *closing]
-        assert own.spelling.differing(found.ids) == 0
-        short = SegmentEncoder(tokenizer, own.least + 40, item_length=2000, segments=9)
+        assert own.spelling.count_differences(found.ids) == 0
+        short = SegmentEncoder(tokenizer, own.min_length + 40, item_length=2000, segments=9)
         short.max_length = max(len(short.history(items[-1:])), 60)
         tokens = short.history(items)
         for number in range(2, tokens.roles[0].max() + 1):
             own_ids = tokens.ids[tokens.roles[0] == number]
             text = tokenizer.decode(own_ids, skip_special_tokens=True)
-            assert short.spelling.differing(own_ids) == 0, text
+            assert short.spelling.count_differences(own_ids) == 0, text
 
 
 def test_a_t5_reads_commas_as_it_has_learned_them(tokenizers):
@@ -198,7 +201,7 @@ def test_a_t5_reads_commas_as_it_has_learned_them(tokenizers):
 def test_a_sequence_without_marks_is_the_whole_text(tokenizer, name):
     form = TextForm.named(name)
     own = SentenceEncoder(tokenizer, 4000, form=form, marks=(0,) * 4)
-    opening, closing = own.around
+    opening, closing = own.special_affixes
     for items in histories():
         text = form.instruction + ", ".join(items)
         found = own.sequence(items)
@@ -236,7 +239,7 @@ def test_marked_sequences_of_a_t5_are_the_plain_strings(tokenizers):
         told = "".join(f"{marks[1]}{item}{marks[2]}" for item in items)
         found = own.sequence(items)
         assert found.ids.tolist() == tokenizer(f"{marks[0]}{told}{marks[3]}")["input_ids"]
-        assert own.spelling.differing(found.ids) == 0
+        assert own.spelling.count_differences(found.ids) == 0
 
 
 def test_attributes_are_words_of_one_text(tokenizer):
@@ -258,7 +261,7 @@ def test_what_does_not_look_around_stays_as_it_was(tokenizers):
             expected = whole(tokenizer, text, special=False)
             assert spelling.encode(text).tolist() == expected
             assert spelling.encode(text, opens=True).tolist() == expected
-    assert TextTokenizer(scratch).part(", ") == (", ", "")
+    assert TextTokenizer(scratch).split_space(", ") == (", ", "")
 
 
 SPECIAL = ["<s>", "</s>", "<pad>", "[PAD]", "[CLS]", "[MASK]", "<|im_start|>", "<|endoftext|>", "<extra_id_0>"]  # fmt: skip
@@ -299,8 +302,8 @@ def test_tokens_that_reach_over_a_border_are_counted():
         "a\n",
         "b",
     ]
-    assert spelling.differing(ids) == 4
-    assert spelling.differing(np.append(ids, 6)) == 4  # an end token is no text
+    assert spelling.count_differences(ids) == 4
+    assert spelling.count_differences(np.append(ids, 6)) == 4  # an end token is no text
 
 
 def test_an_anchor_that_would_grow_into_the_piece_is_passed_over():

@@ -7,7 +7,7 @@ import pytest
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.evaluation import resumable as kept_module
-from recbole_llm.language.decoding.answer_log import Answer, Written
+from recbole_llm.language.decoding.answer_log import Answer, AnswerLog
 from recbole_llm.models.base import generative_model
 from recbole_llm.runs.runner import evaluate_run, run_settings
 from recbole_llm.storage import run_folders
@@ -139,19 +139,19 @@ def test_a_damaged_file_gives_what_is_whole(tmp_path, caplog):
         for number in range(4)
     }
     for name in answers:
-        Written(path).add({name: answers[name]})
-    assert Written(path).known == answers
+        AnswerLog(path).add({name: answers[name]})
+    assert AnswerLog(path).known == answers
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
-    cut = Written(path)
+    cut = AnswerLog(path)
     assert (
         cut.known == {name: answers[name] for name in list(answers)[:3]}
         and "is damaged" in caplog.text
     )
     cut.add({("u3", 0, 3): answers["u3", 0, 3]})
-    assert Written(path).known == answers
+    assert AnswerLog(path).known == answers
     path.write_bytes(b"no archive")
-    assert Written(path).known == {}
+    assert AnswerLog(path).known == {}
 
 
 def test_nothing_is_kept_while_weights_change(tmp_path):

@@ -1,7 +1,8 @@
-"""Texts to vectors: passes of like length, equal texts once, stored once."""
+"""Turn texts into vectors: passes of similar length, equal texts once, stored once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,95 +12,144 @@ from ..settings.layers import digest
 from ..storage import content_cache, run_folders
 from ..storage.progress import progress
 from .backbones.precision import KINDS
-from .backbones.sources import Backbone, SentenceBackbone, check_name, load, named_by
+from .backbones.sources import Backbone, SentenceBackbone, check_model_name, errors_naming, load
 from .prompts.templates import TextForm
-from .tokens.batches import SentenceEncoder, Tokens, by_length, pad
+from .tokens.batches import Batch, SentenceEncoder, Tokens, by_length, pad
 
 PASS_TOKENS = 4096  # of a frozen encoder's passes
+LIBRARIES = ("torch", "transformers", "sentence-transformers")  # whose versions decide vectors
+
+Pooled = Callable[[Batch], torch.Tensor]  # texts -> vectors, float [rows, width]
 
 
 @torch.no_grad()
 def embed(
     tokens: Sequence[Tokens],
-    pooled: Callable,
+    pooled: Pooled,
     bundle: Backbone,
     budget: int,
-    device,
+    device: torch.device | str,
     width: int | None = None,
     show_progress: bool = False,
 ) -> np.ndarray:
-    """float32 [texts, width]: one vector for each encoded text.
+    """Embed encoded texts.
 
     Parameters
     ----------
-    pooled : collate.Batch -> [rows, width].
-    budget : tokens of a pass.
-    width : of a vector; None for that of the backbone's states.
+    tokens : sequence of Tokens
+        The texts.
+    pooled : callable
+        Takes a Batch and returns its vectors, float [rows, width].
+    bundle : Backbone
+        The model and its tokenizer.
+    budget : int
+        Most padded tokens of a pass.
+    device : torch.device or str
+        Where the model computes.
+    width : int, optional
+        Width of a vector; that of the backbone where None.
+    show_progress : bool
+        Whether a bar is drawn.
+
+    Returns
+    -------
+    ndarray of float32 [texts, width]
+        One vector for each text.
+
+    Raises
+    ------
+    UserError
+        If a vector is not finite.
     """
     vectors = np.zeros((len(tokens), width or bundle.width), dtype=np.float32)
     passes = by_length([len(one) for one in tokens], budget)
     for chosen in progress(passes, desc="Encode texts", disable=not show_progress):
-        batch = pad([tokens[row] for row in chosen], pad_id=bundle.tokenizer.pad_token_id).to(
-            device
-        )
+        texts = [tokens[row] for row in chosen]
+        batch = pad(texts, pad_id=bundle.tokenizer.pad_token_id).to(device)
         vectors[chosen] = pooled(batch).float().cpu().numpy()
     if not np.isfinite(vectors).all():
         raise UserError(
-            "the encoder gives vectors that are no numbers: it diverged in training, or needs precision fp32 or bf16 in place of fp16"
+            "the encoder gives vectors that are no numbers: it diverged in training, or needs "
+            "precision fp32 or bf16 in place of fp16"
         )
     return vectors
 
 
-def embed_once(
+def embed_cached(
     tokens: Sequence[Tokens],
-    pooled: Callable,
+    pooled: Pooled,
     bundle: Backbone,
     budget: int,
-    device,
+    device: torch.device | str,
     precision: str,
     saved: Path | None,
     show_progress: bool = False,
 ) -> np.ndarray:
-    """`embed`, with equal texts once, and what is stored below `saved` for these weights, this precision and these libraries not at all."""
-    names = [
-        content_cache.name_of(
-            one.ids.tobytes() + (b"" if one.roles is None else one.roles.tobytes())
-        )
-        for one in tokens
-    ]
+    """Like `embed`, but deduplicated and cached on disk.
+
+    Vectors are cached by the weights, the precision, the kind of device and library versions.
+
+    Parameters
+    ----------
+    tokens, pooled, bundle, budget, device, show_progress
+        See `embed`.
+    precision : str
+        `fp32`, `bf16` or `fp16`, in which `pooled` computes.
+    saved : Path or None
+        The folder of runs, in which the cache lies; without a cache where None.
+
+    Returns
+    -------
+    ndarray of float32 [texts, width]
+        One vector for each text.
+    """
+    names = []
+    for one in tokens:
+        roles = b"" if one.roles is None else one.roles.tobytes()
+        names.append(content_cache.name_of(one.ids.tobytes() + roles))
 
     def compute(rows: np.ndarray) -> np.ndarray:
         chosen = [tokens[row] for row in rows]
         return embed(chosen, pooled, bundle, budget, device, show_progress=show_progress)
 
     if saved is None:
-        first = {name: index for index, name in enumerate(names)}
-        place = {name: number for number, name in enumerate(first)}
-        return compute(np.array(list(first.values()), dtype=np.int64))[
-            [place[name] for name in names]
-        ]
-    versions = [
-        run_folders.versions()[name] for name in ("torch", "transformers", "sentence-transformers")
-    ]
+        index_of = {name: index for index, name in enumerate(names)}
+        place = {name: number for number, name in enumerate(index_of)}
+        vectors = compute(np.array(list(index_of.values()), dtype=np.int64))
+        return vectors[[place[name] for name in names]]
+    installed = run_folders.versions()
+    versions = [installed[library] for library in LIBRARIES]
     key = digest([bundle.fingerprint(), precision, torch.device(device).type, versions])
     return content_cache.vectors(saved / "cache" / f"vectors-{key}", names, compute)
 
 
-def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
-    """float32 [texts, width] of texts as a pretrained sentence encoder gives them, stored below `checkpoint_dir`.
+def frozen_vectors(name: str, texts: Sequence[str], config: Mapping[str, Any]) -> np.ndarray:
+    """Embed texts by a pretrained sentence encoder, cached below `checkpoint_dir`.
 
     Parameters
     ----------
-    name : hub id, folder, `minilm` or `run:<id>`.
+    name : str
+        Hub id, folder, `minilm` or `run:<id>`.
+    texts : sequence of str
+        The texts.
+    config : mapping
+        The settings `checkpoint_dir`, `precision`, `trust_remote_code`, `device` and
+        `show_progress`.
+
+    Returns
+    -------
+    ndarray of float32 [texts, width]
+        One vector for each text.
 
     Raises
     ------
-    UserError : for a scratch encoder, whose vectors say nothing.
+    UserError
+        For a scratch encoder, whose vectors say nothing.
     """
     saved, precision = Path(config["checkpoint_dir"]), config["precision"]
     trusted = bool(config["trust_remote_code"])
     check_frozen(name, saved, trusted)
-    with named_by("text_encoder"):
+    with errors_naming("text_encoder"):
         bundle = load(
             name,
             (),
@@ -109,14 +159,13 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
             trust_remote_code=trusted,
         )
     device = torch.device(config["device"])
-    bundle.model.to(
-        device, KINDS[precision]
-    ).eval()  # nothing is learned: the weights themselves may be short
+    # nothing is trained, so that the weights themselves may be short
+    bundle.model.to(device, KINDS[precision]).eval()
     longest = min(bundle.model.max_seq_length or 512, bundle.positions or 512)
     encoder = SentenceEncoder(
         bundle.tokenizer, longest, form=TextForm(marked=False), marks=bundle.marks
     )
-    return embed_once(
+    return embed_cached(
         [encoder.item(text) for text in texts],
         bundle.pooled,
         bundle,
@@ -129,10 +178,26 @@ def frozen_vectors(name: str, texts: Sequence[str], config) -> np.ndarray:
 
 
 def check_frozen(name: str, saved: Path, trust_remote_code: bool = False) -> None:
-    """Raise UserError for a name that no frozen encoder can have."""
+    """Refuse the name of an encoder that cannot be used frozen.
+
+    Parameters
+    ----------
+    name : str
+        Hub id, folder, `minilm` or `run:<id>`.
+    saved : Path
+        The folder of runs.
+    trust_remote_code : bool
+        Whether Python files of the model may be run.
+
+    Raises
+    ------
+    UserError
+        For a scratch encoder, and for a run or folder that does not exist.
+    """
     if name.startswith("scratch:"):
         raise UserError(
-            f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a folder or run:<id>"
+            f"text_encoder: {name} has random weights and stays as it is; give minilm, a hub id, a "
+            "folder or run:<id>"
         )
-    with named_by("text_encoder"):
-        check_name(name, saved, trust_remote_code)
+    with errors_naming("text_encoder"):
+        check_model_name(name, saved, trust_remote_code)

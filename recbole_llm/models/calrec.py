@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from ..contracts.models import ContrastiveTrainable
-from ..language.prompts.templates import Example, Texts
-from ..language.tokens.batches import IGNORED, Tokens, roomy
+from ..language.prompts.templates import Example, LazyTexts
+from ..language.tokens.batches import IGNORED, Tokens, padded_size
 from ..training.corpora import Corpus, draw_users, every_case_once
 from ..training.losses import in_batch_contrast
 from .base.generative_model import GenerativeModel
@@ -59,11 +59,13 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
     ) -> tuple[tuple[Tokens, ...], int]:
         """The texts of one case and how many items were cut; learned: bool [events], whose texts are training targets beside the case's own."""
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
-        history = Texts(corpus.sentences, corpus.tables.item[begin:end])
+        history = LazyTexts(corpus.sentences, corpus.tables.item[begin:end])
         target = corpus.sentences[corpus.tables.item[end]]
         flags = None if learned is None else learned[begin:end]
         tokens = self.encoder.encode(Example(self.template, history, target, flags))
-        return ((tokens, self.encoder.alone(target)) if self.contrastive else (tokens,)), tokens.cut
+        return (
+            (tokens, self.encoder.encode_item(target)) if self.contrastive else (tokens,)
+        ), tokens.cut
 
     def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""
@@ -74,7 +76,7 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
         if not with_loss or not learned.any():
             return vectors.sum() * 0.0, vectors
         place = learned.flatten().nonzero()[:, 0]
-        spare = (0, int(roomy(len(place))) - len(place))
+        spare = (0, int(padded_size(len(place))) - len(place))
         logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[F.pad(place, spare)])
         loss = F.cross_entropy(
             logits.float(),

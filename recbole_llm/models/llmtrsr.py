@@ -14,7 +14,7 @@ class LLMTRSR(CandidateJudge):
     def check(cls, config, tables):
         super().check(config, tables)
         if config["summary"] != "none":
-            engines.check(config)
+            engines.check_summarizer(config)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

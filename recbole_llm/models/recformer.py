@@ -11,8 +11,8 @@ from torch import nn
 from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.sources import EncoderBackbone
-from ..language.prompts.templates import Texts
-from ..language.tokens.batches import IGNORED, AttributeEncoder, Tokens, attribute_pieces
+from ..language.prompts.templates import LazyTexts
+from ..language.tokens.batches import IGNORED, AttributeEncoder, Tokens, attribute_corpus
 from ..language.vectors import embed
 from ..storage.content_cache import name_of
 from ..training.corpora import Corpus, draw_users, load_corpora
@@ -58,7 +58,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         ]
         self.names = [name_of(repr(self.items[0][item]).encode()) for item in self.first]
         self.register_buffer("table_epoch", torch.tensor(-1))
-        self.load_backbone(attribute_pieces(item for items in self.items for item in items))
+        self.load_backbone(attribute_corpus(item for items in self.items for item in items))
         width, words = self.bundle.width, self.bundle.core.get_input_embeddings().num_embeddings
         # zeros leave a pretrained encoder as it is
         self.token_type = nn.Embedding.from_pretrained(torch.zeros(3, width), freeze=False)
@@ -118,7 +118,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def sequence(self, number: int, items) -> Tokens:
         """Items of one corpus by number, oldest first."""
-        return self.encoder.sequence(Texts(self.items[number], items))
+        return self.encoder.sequence(LazyTexts(self.items[number], items))
 
     def hidden(self, batch) -> torch.Tensor:
         """Last hidden states [rows, length, width]. The backbone adds its positions to the sum of the other three embeddings and normalises it (equation 2)."""

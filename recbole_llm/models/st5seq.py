@@ -8,7 +8,7 @@ from ..data.cases.augmentation import augment
 from ..data.reading.tables import Tables
 from ..data.texts.text import UNKNOWN, ItemText
 from ..errors import UserError
-from ..language.prompts.templates import Texts
+from ..language.prompts.templates import LazyTexts
 from ..language.tokens.batches import Tokens
 from ..storage.content_cache import name_of
 from ..training.corpora import Corpus, draw_users
@@ -133,7 +133,7 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
         ]  # fmt: skip
 
     def _sequence(self, number: int, items: np.ndarray) -> Tokens:
-        return self.encoder.sequence(Texts(self.sentences[number], items))
+        return self.encoder.sequence(LazyTexts(self.sentences[number], items))
 
     def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(no loss of a text alone, [rows, width] vectors)."""

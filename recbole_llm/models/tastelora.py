@@ -9,9 +9,9 @@ from ..contracts.cases import Cases
 from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
-from ..language.prompts.templates import VISITS, Texts, named
+from ..language.prompts.templates import TASTE_PROMPT, LazyTexts, taste_item_text
 from ..language.tokens.batches import Tokens
-from ..language.vectors import embed_once
+from ..language.vectors import embed_cached
 from ..training.corpora import Corpus
 from ..training.losses import over_candidates
 from .base.backbone_model import BackboneModel
@@ -56,8 +56,10 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
         self.events, self.pool = self.same[self.tables.item], self.met_in_training()
-        self.sentences = [named(zip(self.text.names, row, strict=True)) for row in self.text.values]
-        self.load_backbone([*self.sentences, *VISITS])
+        self.sentences = [
+            taste_item_text(zip(self.text.names, row, strict=True)) for row in self.text.values
+        ]
+        self.load_backbone([*self.sentences, *TASTE_PROMPT])
 
     def met_in_training(self) -> np.ndarray:
         """int64: the distinct texts of all events of training and before, by their items' ids: neither what nor in which order is met later shows."""
@@ -80,9 +82,9 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         self.item_vectors = None  # of the weights before
         limits = {key: self.config[key] for key in ("max_length", "item_length", "segments")}
         encoder = SegmentEncoder(bundle.tokenizer, **limits)
-        if encoder.least > encoder.max_length:
+        if encoder.min_length > encoder.max_length:
             raise UserError(
-                f"max_length: expected at least {encoder.least} tokens, which leave item_length for one item, found {encoder.max_length}"
+                f"max_length: expected at least {encoder.min_length} tokens, which leave item_length for one item, found {encoder.max_length}"
             )
         return encoder
 
@@ -110,7 +112,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def history(self, items: np.ndarray) -> Tokens:
         """Items by number, oldest first."""
-        return self.encoder.history(Texts(self.sentences, items))
+        return self.encoder.history(LazyTexts(self.sentences, items))
 
     def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(no loss of a text alone, [rows, width] vectors)."""
@@ -126,7 +128,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width]; stored below `saved` if that is given."""
-        return embed_once(
+        return embed_cached(
             tokens,
             self.bundle.vectors,
             self.bundle,

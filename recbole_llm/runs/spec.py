@@ -215,11 +215,11 @@ class Prepared:
         if (
             first and self.language_models and run_record.read_run(self.run_folder) is None
         ):  # what has begun has its own
-            from ..language.backbones.sources import named_by, reach
+            from ..language.backbones.sources import check_reachable, errors_naming
 
             for key, name in self.language_models.items():
-                with named_by(key):
-                    reach(name, saved)
+                with errors_naming(key):
+                    check_reachable(name, saved)
 
     def _check_lists(self, split) -> None:
         """Raise UserError if the run of `rerank_from` has not stored a list for every case of a whole catalogue that is to be ranked."""

@@ -1,27 +1,37 @@
-"""Histories in segments: an encoder reads each on its own, and a decoder all of them from one start token (fusion in decoder; TASTE, CIKM '23)."""
+"""Read histories in segments by an encoder-decoder (fusion in decoder; TASTE, CIKM 2023).
+
+The encoder reads each segment on its own, and the decoder reads all of them from one start token.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...errors import UserError
-from ..prompts.templates import BETWEEN, VISITS
-from ..tokens.batches import Pieces, Tokens, roomy
+from ..prompts.templates import ITEM_SEPARATOR, TASTE_PROMPT
+from ..tokens.batches import Batch, PieceTokenizer, Tokens, padded_size
 from . import scratch
-from .loading import check_size, check_whole, loading_reports, reading
-from .sources import Backbone, check_tokens
+from .loading import as_user_errors, check_complete, check_size, loading_reports
+from .sources import Backbone, check_tokens, refuse_quantization
 
 
 @dataclass
-class SegmentEncoder(Pieces):
-    """Encodes items and histories. The roles of a token are the number of its segment, from 1 on, and its place in it; 0 and 0 in the padding.
+class SegmentEncoder(PieceTokenizer):
+    """Encodes items and histories.
+
+    The roles of a token are the number of its segment, from 1 on, and its place in the segment; 0
+    and 0 in the padding. `max_length` is the most tokens of a segment.
 
     Parameters
     ----------
-    max_length : most tokens of a segment. item_length : of an item. segments : of a history.
+    item_length : int
+        Most tokens of an item.
+    segments : int
+        Most segments of a history.
     """
 
     item_length: int = 32
@@ -29,125 +39,182 @@ class SegmentEncoder(Pieces):
 
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64: what opens a history, stands between two items, and closes the newest segment."""
-        opening, closing = VISITS
+        """The fixed parts of a history, int64 each.
+
+        They open the history, separate two items, and close the newest segment.
+        """
+        opening, closing = TASTE_PROMPT
         return (
-            self.piece(self.spelling.part(opening)[0], opens=True),
-            self.piece(self.spelling.part(BETWEEN)[0]),
+            self.piece(self.spelling.split_space(opening)[0], opens=True),
+            self.piece(self.spelling.split_space(ITEM_SEPARATOR)[0]),
             self.piece(closing),
         )
 
     @property
-    def least(self) -> int:
+    def min_length(self) -> int:
         """Tokens of a first segment that holds one item of any length."""
         opening, _, closing = self.frame
-        return self.item_length + sum(map(len, [*self.around, opening, closing]))
+        return self.item_length + sum(map(len, [*self.special_affixes, opening, closing]))
 
     def item(self, text: str) -> Tokens:
-        """An item alone, cut at its end if it is too long."""
-        return self._whole([[self._item(text)]], 0)
+        """Encode an item alone.
+
+        Parameters
+        ----------
+        text : str
+            The item, which is cut at its end if it is too long.
+
+        Returns
+        -------
+        Tokens
+            One segment.
+        """
+        return self._assemble([[self._item(text)]], 0)
 
     def history(self, texts: Sequence[str]) -> Tokens:
-        """Items, oldest first, as segments of whole items, the newest first; the oldest are left out where there is no room for them."""
-        opening, between, closing = self.frame
-        lead, gap = (self.spelling.part(before)[1] for before in (VISITS[0], BETWEEN))
-        # texts[:left] are not read yet; of a long history most never are
-        segments, left = [], len(texts)
-        while left and len(segments) < self.segments:
-            left -= 1
-            space = "" if segments else lead
-            parts = [self._item(texts[left], space, opens=bool(segments))]
-            room = self.max_length - len(self.around[0]) - len(self.around[1]) - len(parts[0])
-            room -= 0 if segments else len(opening) + len(closing)
-            while left:
-                item = self._item(texts[left - 1], gap, opens=False)
-                if len(between) + len(item) > room:
+        """Encode a history as segments of whole items, the newest segment first.
+
+        The oldest items are left out where there is no room for them.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The items, oldest first.
+
+        Returns
+        -------
+        Tokens
+            The segments, with roles.
+        """
+        opening, separator, closing = self.frame
+        first_space = self.spelling.split_space(TASTE_PROMPT[0])[1]
+        item_space = self.spelling.split_space(ITEM_SEPARATOR)[1]
+        segments: list[list[np.ndarray]] = []
+        unread = len(texts)  # texts[:unread] are not read yet; of a long history most never are
+        while unread and len(segments) < self.segments:
+            unread -= 1
+            space = "" if segments else first_space
+            parts = [self._item(texts[unread], space, opens=bool(segments))]
+            before, behind = self.special_affixes
+            room = self.max_length - len(before) - len(behind) - len(parts[0])
+            if not segments:
+                room -= len(opening) + len(closing)
+            while unread:
+                item = self._item(texts[unread - 1], item_space, opens=False)
+                if len(separator) + len(item) > room:
                     break
-                parts += [between, item]
-                room -= len(between) + len(item)
-                left -= 1
+                parts += [separator, item]
+                room -= len(separator) + len(item)
+                unread -= 1
             segments.append(parts if segments else [opening, *parts, closing])
-        return self._whole(segments, left)
+        return self._assemble(segments, cut=unread)
 
     def _item(self, text: str, space: str = "", opens: bool = True) -> np.ndarray:
-        """Tokens of an item behind that space, or of one that opens a text."""
+        """Tokenise an item behind some space, or one that opens a text."""
         return self.piece(space + text, opens=opens)[: self.item_length]
 
-    def _whole(self, segments: Sequence[Sequence[np.ndarray]], cut: int) -> Tokens:
-        found = [np.concatenate([self.around[0], *parts, self.around[1]]) for parts in segments]
-        ids, sizes = np.concatenate(found), [len(one) for one in found]
-        roles = np.stack(
-            [
-                np.repeat(np.arange(1, len(sizes) + 1), sizes),
-                np.concatenate([np.arange(size) for size in sizes]),
-            ]
+    def _assemble(self, segments: Sequence[Sequence[np.ndarray]], cut: int) -> Tokens:
+        before, behind = self.special_affixes
+        framed = [np.concatenate([before, *parts, behind]) for parts in segments]
+        ids, sizes = np.concatenate(framed), [len(segment) for segment in framed]
+        numbers = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+        places = np.concatenate([np.arange(size) for size in sizes])
+        return Tokens(
+            ids,
+            np.zeros(len(ids), dtype=bool),
+            target=len(ids),
+            items=0,
+            cut=cut,
+            roles=np.stack([numbers, places]),
         )
-        return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, cut, roles=roles)
 
 
 class FusionBackbone(Backbone):
-    """An encoder-decoder such as T5, without a head: the decoder's last state at its start token is the vector of a text."""
+    """An encoder-decoder such as T5, without a head.
+
+    The vector of a text is the decoder's last state at its start token.
+    """
 
     kind = "encoder-decoder"
 
     @classmethod
-    def from_scratch(cls, size, tokenizer, max_length):
+    def from_scratch(cls, size: str, tokenizer: Any, max_length: int) -> "FusionBackbone":
+        """Make a model with random weights, see `Backbone.from_scratch`."""
         return cls(scratch.fusion_model(size, tokenizer), tokenizer).with_plain_attention()
 
     @classmethod
-    def read(cls, name, trust_remote_code=False):
+    def read(
+        cls, name: str, quantize: str = "none", trust_remote_code: bool = False
+    ) -> "FusionBackbone":
+        """Read whole weights, see `Backbone.read`."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+        refuse_quantization(quantize, cls.kind)
         trust = {"trust_remote_code": trust_remote_code}
-        with reading(name, name), loading_reports() as reports:
+        with as_user_errors(name, name), loading_reports() as reports:
             if not AutoConfig.from_pretrained(name, **trust).is_encoder_decoder:
                 raise UserError(
-                    f"backbone {name!r} has no decoder beside an encoder: give T5 or another encoder-decoder"
+                    f"backbone {name!r} has no decoder beside an encoder: give T5 or another "
+                    "encoder-decoder"
                 )
             check_size(name, trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(name, **trust)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, **trust)
             model = AutoModel.from_pretrained(name, dtype=torch.float32, **trust)
-        check_whole(name, cls.kind, reports)
+        check_complete(name, cls.kind, reports)
         check_tokens(name, model, tokenizer)
         return cls(model, tokenizer).with_plain_attention()
 
     def with_plain_attention(self) -> "FusionBackbone":
-        """Products and a softmax: of short segments with T5's bias, the gradient of torch's fused attention is the dearest of all on a CPU."""
+        """Compute attention by products and a softmax.
+
+        For short segments with T5's bias, the gradient of torch's fused attention is the most
+        expensive of all on a CPU.
+
+        Returns
+        -------
+        FusionBackbone
+            This backbone.
+        """
         self.model.set_attn_implementation("eager")
         return self
 
-    def vectors(self, batch, shares: int = 1) -> torch.Tensor:
-        """[rows, width] of a collate.Batch whose roles are a SegmentEncoder's.
+    def vectors(self, batch: Batch, shares: int = 1) -> torch.Tensor:
+        """Compute the vectors of texts.
 
-        shares : equal shares of the rows, of which each is to have as many segments as any other in the encoder (stacked adapters).
+        Parameters
+        ----------
+        batch : Batch
+            Texts with the roles of a SegmentEncoder.
+        shares : int
+            Number of equal shares of the rows. The encoder reads equally many segments of each
+            share, since each share has an adapter of its own (stacked adapters).
+
+        Returns
+        -------
+        Tensor [rows, width]
+            Vectors.
         """
+        assert batch.roles is not None
         segment, place = batch.roles.unbind(dim=1)  # [rows, length]
         inside = segment > 0
         counts = segment.amax(dim=1).view(shares, -1)
-        most = int(counts.sum(dim=1).max())
-        first = (
-            counts.cumsum(dim=1)
-            - counts
-            + most * torch.arange(shares, device=counts.device)[:, None]
-        ).view(-1, 1)
+        most = int(counts.sum(dim=1).max())  # segments of a share
+        share_begins = most * torch.arange(shares, device=counts.device)[:, None]
+        first = (counts.cumsum(dim=1) - counts + share_begins).view(-1, 1)
         where = ((first + segment - 1)[inside], place[inside])
-        ids = batch.input_ids.new_full(
-            (shares * most, int(roomy(int(place.max()) + 1))), self.tokenizer.pad_token_id
-        )
-        read = torch.zeros_like(ids)
-        read[:, 0] = 1  # what fills up a share has a token to look at
-        ids[where], read[where] = batch.input_ids[inside], 1
-        states = self.model.get_encoder()(input_ids=ids, attention_mask=read).last_hidden_state
+        length = int(padded_size(int(place.max()) + 1))
+        ids = batch.input_ids.new_full((shares * most, length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        mask[:, 0] = 1  # a segment that only fills up a share has a token to attend to
+        ids[where], mask[where] = batch.input_ids[inside], 1
+        states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         fused = states.new_zeros(*segment.shape, states.shape[-1])
         fused[inside] = states[where]
-        start = batch.input_ids.new_full(
-            (len(segment), 1), self.model.config.decoder_start_token_id
-        )
-        decoder = self.model.get_decoder()
-        found = decoder(
-            input_ids=start,
+        start_id = self.model.config.decoder_start_token_id
+        output = self.model.get_decoder()(
+            input_ids=batch.input_ids.new_full((len(segment), 1), start_id),
             encoder_hidden_states=fused,
             encoder_attention_mask=inside.long(),
             use_cache=False,
         )
-        return found.last_hidden_state[:, 0]
+        return output.last_hidden_state[:, 0]

@@ -1,33 +1,41 @@
-"""Model files of any origin: what a library raises about them is one line, and weights that are not in them are refused."""
+"""Load model files of any origin.
+
+What a library raises about them becomes one line, and models whose weights are not all in their
+files are refused.
+"""
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from ...errors import UserError
 
 MOST_PARAMETERS = 4  # for each byte of weights; files of 16 bits have half a parameter
-HARMLESS = 10**9  # parameters that memory has room for, and the library may tell of by itself
-POOLER = (
-    "pooler"  # BERT's family has one beside the last hidden states, and many files leave it out
-)
+# A model of so many parameters fits into memory, so that the library may load and report it.
+HARMLESS = 10**9
+# BERT's family has one beside the last hidden states, and many files leave it out.
+POOLER = "pooler"
 
 
 @contextmanager
-def reading(name: str, folder: str | None = None):
-    """Within it, whatever a library raises about the files of a language model is a UserError.
+def as_user_errors(name: str, folder: str | None = None) -> Iterator[None]:
+    """Turn what a library raises about the files of a language model into a UserError.
 
     Parameters
     ----------
-    name : how the user named the model.
-    folder : where its files lie, if they are on this machine; the message names the damaged one.
+    name : str
+        How the user named the model.
+    folder : str, optional
+        Where its files lie, if they are on this machine; the message names the damaged one.
 
     Raises
     ------
-    UserError : in place of any other exception but a lack of memory and an interruption.
+    UserError
+        In place of any other exception but a lack of memory and an interruption.
     """
     try:
         yield
@@ -42,22 +50,48 @@ def reading(name: str, folder: str | None = None):
 
 
 def unreadable(name: str, error: BaseException, folder: str | None = None) -> UserError:
-    """One line about files that cannot be read."""
-    said = " ".join(str(error).split())
-    if "trust_remote_code" in said:
-        return own_code(name)
-    reason = said[:200] or type(error).__name__
+    """Describe files that cannot be read in one line.
+
+    Parameters
+    ----------
+    name : str
+        How the user named the model.
+    error : BaseException
+        What the library has raised.
+    folder : str, optional
+        Where the files lie, if they are on this machine.
+
+    Returns
+    -------
+    UserError
+        The error for the user.
+    """
+    message = " ".join(str(error).split())
+    if "trust_remote_code" in message:
+        return needs_own_code(name)
+    reason = message[:200] or type(error).__name__
     if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
         reason = f"{type(error).__name__}: {reason}"
     file = damaged_file(Path(folder)) if folder else None
-    if said.startswith("Unrecognized configuration class"):
+    if message.startswith("Unrecognized configuration class"):
         file = "config.json"
     where = f", {file} is damaged or of another kind" if file else ""
     return UserError(f"backbone {name!r} cannot be loaded{where}: {reason}")
 
 
-def own_code(name: str) -> UserError:
-    """What is said of a folder whose model is defined by Python files in it."""
+def needs_own_code(name: str) -> UserError:
+    """Describe a folder whose model is defined by Python files in it.
+
+    Parameters
+    ----------
+    name : str
+        How the user named the model.
+
+    Returns
+    -------
+    UserError
+        The error for the user.
+    """
     return UserError(
         f"backbone {name!r} has code of its own, which this machine would run; if you trust it, "
         "set --trust_remote_code=true"
@@ -65,11 +99,17 @@ def own_code(name: str) -> UserError:
 
 
 def damaged_file(folder: Path) -> str | None:
-    """The first file of a model's folder that is not of the format which its name promises.
+    """Find the first file of a model's folder that is not of the format that its name promises.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
 
     Returns
     -------
-    The path below `folder`; None if each file by itself can be read.
+    str or None
+        The path below `folder`; None if each file by itself can be read.
     """
     from safetensors import safe_open
     from transformers import AutoConfig, AutoTokenizer
@@ -85,21 +125,25 @@ def damaged_file(folder: Path) -> str | None:
                 file.keys()
         except Exception:
             return str(path.relative_to(folder))
-    for file, kind in (("config.json", AutoConfig), ("tokenizer.json", AutoTokenizer)):
-        if not (folder / file).is_file():
+    readers: list[tuple[str, Any]] = [
+        ("config.json", AutoConfig),
+        ("tokenizer.json", AutoTokenizer),
+    ]
+    for name, reader in readers:
+        if not (folder / name).is_file():
             continue
         try:
-            kind.from_pretrained(str(folder), trust_remote_code=False)
+            reader.from_pretrained(str(folder), trust_remote_code=False)
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException:
-            return file
+            return name
     return None
 
 
 @contextmanager
-def no_table():
-    """Within it, transformers draws no table of missing weights: one line says what it says."""
+def without_loading_table() -> Iterator[None]:
+    """Keep transformers from drawing a table of missing weights; one line of ours says it."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -111,23 +155,25 @@ def no_table():
 
 
 @contextmanager
-def loading_reports():
-    """Within it, what transformers tells of the weights of every model that it loads is kept.
+def loading_reports() -> Iterator[list[dict]]:
+    """Collect what transformers reports on the weights of every model that it loads.
 
-    It works for models that another library loads too, which would not pass the report on.
+    This works for models that another library loads too, which would not pass the report on.
 
     Yields
     ------
-    A list of what `from_pretrained` returns under `output_loading_info`, one dict a model, with
-    the names of the model's own tensors (`own_keys`) and the beginning (`prefix`) that names have
-    or lack in files where a head is beside the model.
+    list of dict
+        What `from_pretrained` returns under `output_loading_info`, one dict a model, with the names
+        of the model's own tensors (`own_keys`) and the beginning (`prefix`) that names have or lack
+        in files where a head is beside the model.
     """
     from transformers import PreTrainedModel
 
     reports: list[dict] = []
-    inner = PreTrainedModel.from_pretrained.__func__
+    original: Any = PreTrainedModel.from_pretrained
+    inner = original.__func__
 
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
         model, report = inner(cls, *args, output_loading_info=True, **kwargs)
         own = {"own_keys": set(model.state_dict()), "prefix": f"{model.base_model_prefix}."}
         reports.append(dict(report) | own)
@@ -135,36 +181,43 @@ def loading_reports():
 
     with (
         patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
-        no_table(),
+        without_loading_table(),
     ):
         yield reports
 
 
-def check_whole(name: str, kind: str, reports: Iterable[dict], pooler: bool = True) -> None:
+def check_complete(name: str, kind: str, reports: Iterable[dict], pooler: bool = True) -> None:
     """Refuse a model some of whose weights were not in its files and were drawn at random.
 
     Parameters
     ----------
-    kind : what the model was expected to be, such as causal LM.
-    reports : of `loading_reports`. transformers counts neither tied weights nor buffers that are
+    name : str
+        How the user named the model.
+    kind : str
+        What the model was expected to be, such as causal LM.
+    reports : iterable of dict
+        What `loading_reports` gives. transformers counts neither tied weights nor buffers that are
         not stored among the missing ones.
-    pooler : whether the model's pooler is used.
+    pooler : bool
+        Whether the model's pooler is used.
 
     Raises
     ------
-    UserError : with the number of such weights and the name of the first.
+    UserError
+        With the number of such weights and the name of the first.
     """
     for report in reports:
-        differing = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-        absent = {
-            key for key in report["missing_keys"] if pooler or POOLER not in key.split(".")
-        } | differing
+        absent = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+        for key in report["missing_keys"]:
+            if pooler or POOLER not in key.split("."):
+                absent.add(key)
         if absent:
             raise UserError(
                 f"backbone {name!r} is no whole {kind}: {len(absent)} of its weights are missing "
                 f"or of another shape, the first is {min(absent)}"
             )
-        if beyond := layers_beyond(report):
+        beyond = layers_beyond(report)
+        if beyond:
             raise UserError(
                 f"backbone {name!r} is another {kind} than its config.json says: its files have "
                 f"{len(beyond)} weights of layers that this does not count, the first is "
@@ -173,55 +226,71 @@ def check_whole(name: str, kind: str, reports: Iterable[dict], pooler: bool = Tr
 
 
 def layers_beyond(report: dict) -> set[str]:
-    """Names of weights in the files that belong to further layers of a model's own stacks.
+    """Find weights in the files that belong to further layers of a model's own stacks.
 
     Whatever else the model does not have, such as a head, a decoder beside an encoder or a buffer
     that is computed, is none of them.
 
     Parameters
     ----------
-    report : of `loading_reports`.
+    report : dict
+        One of `loading_reports`.
+
+    Returns
+    -------
+    set of str
+        The names of these weights.
     """
 
-    def shape(key: str) -> str:
+    def without_numbers(key: str) -> str:
         return re.sub(r"(?<![^.])\d+(?![^.])", "*", key.removeprefix(report["prefix"]))
 
-    own = {shape(key) for key in report["own_keys"]}
-    return {key for key in report["unexpected_keys"] if "*" in shape(key) and shape(key) in own}
+    own = {without_numbers(key) for key in report["own_keys"]}
+    beyond = set()
+    for key in report["unexpected_keys"]:
+        pattern = without_numbers(key)
+        if "*" in pattern and pattern in own:
+            beyond.add(key)
+    return beyond
 
 
 def check_size(name: str, trust_remote_code: bool) -> None:
     """Refuse a folder whose config.json is of a far larger model than its weights can be.
 
-    The library would draw what is missing at random before it tells of it, and run out of memory.
+    The library would draw what is missing at random before it reports it, and run out of memory.
 
     Parameters
     ----------
-    name : hub id or folder; of a hub id nothing is checked.
+    name : str
+        Hub id or folder; of a hub id nothing is checked.
+    trust_remote_code : bool
+        Whether Python files of the model may be run.
 
     Raises
     ------
-    UserError : for a model of more than MOST_PARAMETERS parameters a byte of its files. What the
+    UserError
+        For a model of more than MOST_PARAMETERS parameters a byte of its files. What the
         configuration says of layers, width and vocabulary is a lower bound of them.
     """
     from transformers import AutoConfig
 
     folder = Path(name)
-    files = [path for kind in ("safetensors", "bin") for path in folder.glob(f"*.{kind}")]
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     if not (folder / "config.json").is_file() or not files:
         return
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         return
     text = config.get_text_config()
-    sizes = [getattr(text, key, None) for key in ("hidden_size", "num_hidden_layers", "vocab_size")]
-    if not all(isinstance(size, int) for size in sizes):
+    width = getattr(text, "hidden_size", None)
+    layers = getattr(text, "num_hidden_layers", None)
+    vocabulary = getattr(text, "vocab_size", None)
+    if not (isinstance(width, int) and isinstance(layers, int) and isinstance(vocabulary, int)):
         return
-    width, layers, vocabulary = sizes
     parameters = layers * 4 * width**2 + vocabulary * width
-    room = sum(path.stat().st_size for path in files)
-    if parameters > max(HARMLESS, MOST_PARAMETERS * room):
+    size = sum(path.stat().st_size for path in files)
+    if parameters > max(HARMLESS, MOST_PARAMETERS * size):
         raise UserError(
             f"backbone {name!r}: config.json is of a model of at least {parameters} parameters, "
-            f"and the weights beside it are {room} bytes: one of them is another model's"
+            f"and the weights beside it are {size} bytes: one of them is another model's"
         )

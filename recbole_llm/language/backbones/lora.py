@@ -1,105 +1,164 @@
-"""LoRA on a backbone: low-rank updates of its linear layers, saved in PEFT's own files (Hu et al., ICLR 2022)."""
+"""LoRA on a backbone: low-rank updates of its linear layers (Hu et al., ICLR 2022).
+
+Adapters are stored in PEFT's own files.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
-from .loading import no_table, reading
+from .loading import as_user_errors, without_loading_table
 
 CONFIG = "adapter_config.json"
-# what PEFT may train beside low-rank updates, and `merge` would lose
+# What PEFT may train beside low-rank updates, and `merge` would lose
 BESIDE_LORA = ("modules_to_save", "trainable_token_indices", "bias", "target_parameters")
 
 
-def add_lora(model, core, base: str, *, rank: int, alpha: float, dropout: float) -> None:
-    """Put fresh adapters on every linear layer of `core` but the output's and freeze all else of `model`, which holds it.
+def add_lora(model: Any, core: Any, base: str, *, rank: int, alpha: float, dropout: float) -> None:
+    """Put fresh adapters on a model and freeze everything else.
 
     Parameters
     ----------
-    base : how `backbone.load` finds the frozen weights again: a hub id, a folder or `run:<id>`.
+    model : torch.nn.Module
+        The model to freeze, which holds `core`.
+    core : PreTrainedModel
+        The model whose linear layers get adapters, all but the output's.
+    base : str
+        How `sources.load` finds the frozen weights again: a hub id, a folder or `run:<id>`.
+    rank : int
+        Rank of the updates.
+    alpha : float
+        The updates are multiplied by alpha / rank.
+    dropout : float
+        Probability with which an input of an adapter is dropped.
 
     Raises
     ------
-    UserError : for a scratch backbone: its weights are random, and adapters would be all that is ever learned.
+    UserError
+        For a scratch backbone: its weights are random, and adapters would be all that is learned.
     """
     from peft import LoraConfig
 
     if base.startswith("scratch:"):
         refuse_scratch(base)
-    core.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
-    )
-    core.peft_config[
-        "default"
-    ].base_model_name_or_path = base  # transformers puts the path the model was read from
+    options: dict[str, Any] = {"lora_alpha": alpha, "lora_dropout": dropout}
+    core.add_adapter(LoraConfig(r=rank, target_modules="all-linear", **options))
+    # transformers puts the path there that the model was read from
+    core.peft_config["default"].base_model_name_or_path = base
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
 
 def refuse_scratch(base: str) -> None:
-    raise UserError(
-        f"adapter: lora needs trained weights, found backbone {base}; give --init_from=RUN or a pretrained backbone, or set adapter: none"
-    )
+    """Refuse LoRA on a scratch backbone.
 
-
-def base_of(folder: Path) -> str | None:
-    """What the adapters in a folder were trained on; None if the folder holds whole weights.
+    Parameters
+    ----------
+    base : str
+        How the user named the backbone.
 
     Raises
     ------
-    UserError : if the file that says so cannot be read, or is of another method than LoRA.
+    UserError
+        Always.
+    """
+    raise UserError(
+        f"adapter: lora needs trained weights, found backbone {base}; give --init_from=RUN or a "
+        "pretrained backbone, or set adapter: none"
+    )
+
+
+def adapter_base(folder: Path) -> str | None:
+    """Read what the adapters in a folder were trained on.
+
+    Parameters
+    ----------
+    folder : Path
+        A model's folder.
+
+    Returns
+    -------
+    str or None
+        The name of the base; None if the folder holds whole weights.
+
+    Raises
+    ------
+    UserError
+        If the file that names the base cannot be read, or is of another method than LoRA.
     """
     path = folder / CONFIG
     if not path.is_file():
         return None
-    with reading(str(folder), str(folder)):
-        written = json.loads(path.read_text(encoding="utf-8"))
-        base, method = written["base_model_name_or_path"], written["peft_type"]
+    with as_user_errors(str(folder), str(folder)):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        base, method = content["base_model_name_or_path"], content["peft_type"]
     if not isinstance(base, str) or not base:
         raise UserError(
             f"backbone {str(folder)!r}: {CONFIG} names no base_model_name_or_path, which its "
             "adapters were trained on"
         )
-    beside = [key for key in BESIDE_LORA if written.get(key) not in (None, [], {}, "none")]
+    beside = [key for key in BESIDE_LORA if content.get(key) not in (None, [], {}, "none")]
     if method != "LORA" or beside:
-        has = f"{', '.join(beside)}" if method == "LORA" else f"peft_type {method}"
+        other = f"{', '.join(beside)}" if method == "LORA" else f"peft_type {method}"
         raise UserError(
-            f"backbone {str(folder)!r}: expected adapters of LoRA and nothing else, found {has}; "
-            "merge them into the weights by PEFT's merge_and_unload, and give that folder"
+            f"backbone {str(folder)!r}: expected adapters of LoRA and nothing else, found "
+            f"{other}; merge them into the weights by PEFT's merge_and_unload, and give that "
+            "folder"
         )
     return base
 
 
-def put_on(core, folder: Path) -> None:
-    """Let the adapters of a folder work on a transformers model.
+def load_adapters(core: Any, folder: Path) -> None:
+    """Load the adapters of a folder onto a model.
+
+    Parameters
+    ----------
+    core : PreTrainedModel
+        The model.
+    folder : Path
+        The folder of the adapters.
 
     Raises
     ------
-    UserError : if they are another model's, damaged or incomplete.
+    UserError
+        If they are another model's, damaged or incomplete.
     """
-    # how the files of the base name its weights, which load_adapter replaces by how the adapters'
-    # do; whatever is stored later, merged, is the base's kind of file
+    # load_adapter replaces how the files of the base name its weights by how the adapters' files
+    # name them; what is stored later, merged, is a file like the base's
     conversions = getattr(core, "_weight_conversions", None)
-    with reading(str(folder), str(folder)), no_table():
+    with as_user_errors(str(folder), str(folder)), without_loading_table():
         report = core.load_adapter(str(folder))
     core._weight_conversions = conversions
-    own = [key for key in report.missing_keys if "lora_" in key]
-    if wrong := sorted({*own, *report.unexpected_keys}):
+    missing = {key for key in report.missing_keys if "lora_" in key}
+    wrong = sorted(missing | set(report.unexpected_keys))
+    if wrong:
         raise UserError(
             f"backbone {str(folder)!r}: its adapters do not fit the model that they name as their "
             f"base: {len(wrong)} weights are missing or have no place, the first is {wrong[0]}"
         )
 
 
-def merge(model):
-    """The model with its adapters added into the weights, and without them."""
+def merge(model: Any) -> Any:
+    """Add the adapters of a model into its weights, and remove them.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A model with adapters, which is changed.
+
+    Returns
+    -------
+    PreTrainedModel
+        The same model.
+    """
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, module.get_base_layer())
     del model.peft_config
     model._hf_peft_config_loaded = False
     return model

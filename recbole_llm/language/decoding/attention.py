@@ -1,10 +1,12 @@
-"""Attention by a rule of our own in transformers' causal LMs: what reading shared prompts, in decoding and in judging, has in common.
+"""Replace the attention of transformers' causal LMs by a rule of our own.
 
-Works for every model that takes its attention from `ALL_ATTENTION_FUNCTIONS`, full or over a sliding window.
+Decoding and judging read shared prompts by such rules. They work for every model that takes its
+attention from `ALL_ATTENTION_FUNCTIONS`, full or over a sliding window.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -13,29 +15,65 @@ from ...errors import UserError
 NAME = "recbole_llm"
 
 
-class Rule(Protocol):
+class AttentionRule(Protocol):
     """Says what each token attends to."""
 
     def attend(
         self,
-        module,
-        query,
-        keys,
-        values,
+        module: Any,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         scaling: float,
         softcap: float | None,
         window: int | None,
         dropout: float,
     ) -> torch.Tensor:
-        """[B, T, H, d] from query [B, H, T, d] and the keys and values of the same tokens, [B, H', T, d], in one layer, `module`."""
+        """Compute the attention of one layer.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The attention module of the layer.
+        query : Tensor [B, H, T, d]
+            Queries.
+        keys, values : Tensor [B, H', T, d]
+            Keys and values of the same tokens; H' divides H.
+        scaling : float
+            Factor of the products.
+        softcap : float or None
+            Products are softly limited to this absolute value (Gemma 2).
+        window : int or None
+            Number of newest tokens that a token attends to; all where None.
+        dropout : float
+            Probability with which a weight is dropped.
+
+        Returns
+        -------
+        Tensor [B, T, H, d]
+            The weighted means of the values.
+        """
 
 
-_active: list[Rule] = []  # of the passes that are running
+_active: list[AttentionRule] = []  # of the passes that are running
 
 
 @contextmanager
-def attending(model, rule: Rule):
-    """Within it, forward passes attend by the rule. Raises UserError for a layer whose attention is told of less than it does."""
+def attention_by(model: Any, rule: AttentionRule) -> Iterator[None]:
+    """Let the forward passes of a model attend by a rule, within this context.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal LM.
+    rule : AttentionRule
+        The rule.
+
+    Raises
+    ------
+    UserError
+        In a forward pass, if a layer's attention is not fully described to attention functions.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
@@ -49,8 +87,23 @@ def attending(model, rule: Rule):
         model.set_attn_implementation(before)
 
 
-def unmasked(device, dtype=torch.float32) -> torch.Tensor:
-    """A mask that says nothing: a ready one keeps transformers from building its own, which a rule makes idle."""
+def empty_mask(device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Make a mask that masks nothing.
+
+    A given mask keeps transformers from building its own, which no rule looks at.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the mask lies.
+    dtype : torch.dtype
+        Its type.
+
+    Returns
+    -------
+    Tensor [1, 1, 1, 1]
+        Zero.
+    """
     return torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
 
 
@@ -67,29 +120,30 @@ def _attention(
     s_aux=None,
     **kwargs,
 ):
+    """Compute the attention of a layer by the active rule, as transformers calls it."""
     if s_aux is not None:
         raise UserError(
-            f"{type(module).__name__} has attention sinks, which shared prompts here do not know; take another backbone"
+            f"{type(module).__name__} has attention sinks, which are not supported here; take "
+            "another backbone"
         )
     if sliding_window is None and _slides(module):
         raise UserError(
-            f"{type(module).__name__} has a sliding window that attention functions are not told of; take another backbone"
+            f"{type(module).__name__} has a sliding window that it does not pass to attention "
+            "functions; take another backbone"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _active[-1].attend(
-        module,
-        query,
-        key,
-        value,
-        scaling,
-        softcap,
-        sliding_window,
-        dropout if module.training else 0.0,
-    ), None
+    dropout = dropout if module.training else 0.0
+    output = _active[-1].attend(
+        module, query, key, value, scaling, softcap, sliding_window, dropout
+    )
+    return output, None
 
 
 def _slides(module) -> bool:
-    """Whether a layer attends to a window alone, by its config: some models put that into their mask and nowhere else."""
+    """Say whether a layer attends to a window, by its config.
+
+    Some models put the window into their mask and nowhere else.
+    """
     config = module.config
     kinds = getattr(config, "layer_types", None)
     return bool(getattr(config, "sliding_window", None)) and (

@@ -1,27 +1,33 @@
-"""Sampling: many continuations of each prompt, the same whoever shares its batch."""
+"""Sample many continuations of each prompt; they do not depend on who shares the batch."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from .shared_prompts import decoding, prefill
 
-GOLDEN, MIX_1, MIX_2 = (
-    np.uint64(0x9E3779B97F4A7C15),
-    np.uint64(0xBF58476D1CE4E5B9),
-    np.uint64(0x94D049BB133111EB),
-)
+# Constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
-class Generated:
+class Continuations:
     """The continuations of one prompt.
 
-    ids: one int64 array per sample, without the end token. logprobs: float64 [samples], sum of untempered token
-    log-probabilities, the end token's included. ended: bool [samples], False where the length ran out.
+    Attributes
+    ----------
+    ids : list of ndarray of int64
+        Tokens of each sample, without the end token.
+    logprobs : ndarray of float64 [samples]
+        Sums of untempered token log-probabilities, that of the end token included.
+    ended : ndarray of bool [samples]
+        Whether the sample ended by itself; False where the length ran out.
     """
 
     ids: list[np.ndarray]
@@ -30,14 +36,41 @@ class Generated:
 
 
 def stream_key(seed: int, *tokens: str) -> np.uint64:
-    """The key of one prompt's random numbers, from names rather than numbers that depend on the data's order."""
-    return np.frombuffer(
-        hashlib.sha256("\0".join([str(seed), *tokens]).encode()).digest()[:8], np.uint64
-    )[0]
+    """Make the key of one prompt's random numbers.
+
+    Parameters
+    ----------
+    seed : int
+        The seed of the run.
+    *tokens : str
+        Names of the prompt, rather than numbers that depend on the order of the data.
+
+    Returns
+    -------
+    numpy.uint64
+        The key.
+    """
+    content = "\0".join([str(seed), *tokens]).encode()
+    return np.frombuffer(hashlib.sha256(content).digest()[:8], np.uint64)[0]
 
 
 def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
-    """float64 in (0, 1) for (key, sample, step): a counter-based generator (SplitMix64's mixing function)."""
+    """Draw uniform numbers by a counter-based generator (SplitMix64's mixing function).
+
+    Parameters
+    ----------
+    keys : ndarray of uint64 [n]
+        Key of each prompt.
+    samples : ndarray of int64 [n]
+        Number of each sample.
+    step : int
+        Number of the token.
+
+    Returns
+    -------
+    ndarray of float64 [n]
+        Numbers in (0, 1).
+    """
     with np.errstate(over="ignore"):
         counter = (samples.astype(np.uint64) << np.uint64(32)) | np.uint64(step)
         x = keys + GOLDEN * (counter + np.uint64(1))
@@ -48,50 +81,100 @@ def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def sample(backbone, prompts: Sequence[np.ndarray], keys: np.ndarray, *, samples: int, temperature: float, max_new: int, budget: int = 8192,
-           ends: Sequence[int] = ()) -> list[Generated]:  # fmt: skip
-    """Draw `samples` continuations of every prompt at the given temperature.
+def sample(
+    backbone: Any,
+    prompts: Sequence[np.ndarray],
+    keys: np.ndarray,
+    *,
+    samples: int,
+    temperature: float,
+    max_new: int,
+    budget: int = 8192,
+    ends: Sequence[int] = (),
+) -> list[Continuations]:
+    """Draw continuations of every prompt.
 
-    Each draw takes one uniform number of (key, sample, step), so that a prompt's texts do not depend on who
-    shares its batch. Samples that have drawn the same tokens so far are one continuation.
+    Each draw takes one uniform number of (key, sample, step), so that the texts of a prompt do not
+    depend on who shares its batch.
 
     Parameters
     ----------
-    prompts : int64 token arrays. keys : uint64 [prompts], see `stream_key`. budget : most prompt tokens per pass.
-    ends : tokens that end a continuation; the tokenizer's end token where not given.
+    backbone : Backbone
+        A causal LM.
+    prompts : sequence of ndarray of int64
+        Token ids of the prompts.
+    keys : ndarray of uint64 [prompts]
+        Keys of their random numbers, see `stream_key`.
+    samples, max_new : int
+        Number of continuations of each prompt, and most tokens of a continuation.
+    temperature : float
+        Divides the logits; 0 is greedy.
+    budget : int
+        Most prompt tokens of a pass.
+    ends : sequence of int
+        Tokens that end a continuation; the tokenizer's end token where it is empty.
+
+    Returns
+    -------
+    list of Continuations
+        The continuations of each prompt.
     """
-    ends = np.array(ends or [backbone.tokenizer.eos_token_id])
+    end_tokens = np.array(ends or [backbone.tokenizer.eos_token_id])
     cache, last = prefill(backbone.model, prompts, backbone.tokenizer.pad_token_id, max_new, budget)
     logits = backbone.logits(last)
     drawn = np.full((len(prompts), samples, max_new), -1, dtype=np.int64)
     logprobs = np.zeros((len(prompts), samples))
-    slot = prompt = np.repeat(np.arange(len(prompts)), samples)  # of every sample that goes on
+    # one entry a sample that goes on: its prompt, its number and its slot in the cache
+    slot = prompt = np.repeat(np.arange(len(prompts)), samples)
     number = np.tile(np.arange(samples), len(prompts))
     with decoding(backbone.model, cache) as read:
         for step in range(max_new):
             tokens, logprob = _draw(logits, slot, uniform(keys[prompt], number, step), temperature)
             drawn[prompt, number, step] = tokens
             logprobs[prompt, number] += logprob
-            going = ~np.isin(tokens, ends)
-            prompt, number, slot, tokens = (
-                array[going] for array in (prompt, number, slot, tokens)
-            )
+            going = ~np.isin(tokens, end_tokens)
+            prompt, number, slot, tokens = prompt[going], number[going], slot[going], tokens[going]
             if not len(tokens) or step == max_new - 1:
                 break
-            nodes, node = np.unique(slot * logits.shape[1] + tokens, return_inverse=True)
-            parents, taken = np.divmod(nodes, logits.shape[1])
+            parents, branch_tokens, branch = _branches(slot, tokens, logits.shape[1])
             slots = cache.advance(parents)
-            logits = backbone.logits(read(slots, taken))
-            slot = slots[node]
-    return [_collect(*one, ends) for one in zip(drawn, logprobs, strict=True)]
+            logits = backbone.logits(read(slots, branch_tokens))
+            slot = slots[branch]
+    return [_collect(ids, sums, end_tokens) for ids, sums in zip(drawn, logprobs, strict=True)]
+
+
+def _branches(
+    slot: np.ndarray, tokens: np.ndarray, vocabulary: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Merge samples of the same slot that have drawn the same token.
+
+    Returns the slot and the token of each branch, and the branch of each sample.
+    """
+    branches, branch = np.unique(slot * vocabulary + tokens, return_inverse=True)
+    parents, branch_tokens = np.divmod(branches, vocabulary)
+    return parents, branch_tokens, branch
 
 
 def _draw(
     logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of samples by inverting the tempered distributions of their slots at `chance`, and their untempered log-probabilities.
+    """Draw tokens by inverting the tempered distributions of the samples' slots.
 
-    logits [slots, vocabulary]; slot, chance [samples].
+    Parameters
+    ----------
+    logits : Tensor [slots, vocabulary]
+        Logits of every slot.
+    slot : ndarray of int64 [samples]
+        The slot of each sample.
+    chance : ndarray of float64 [samples]
+        Uniform numbers.
+    temperature : float
+        Divides the logits; 0 is greedy.
+
+    Returns
+    -------
+    tuple of (ndarray of int64 [samples], ndarray of float64 [samples])
+        Tokens, and their untempered log-probabilities.
     """
     logits, device = logits.float(), logits.device
     index = torch.from_numpy(slot).to(device)
@@ -101,22 +184,22 @@ def _draw(
         cumulated = (logits / temperature).softmax(dim=1).cumsum(dim=1)
         order = np.argsort(slot, kind="stable")
         counts = np.bincount(slot, minlength=len(logits))
-        rank = np.empty_like(slot)
+        rank = np.empty_like(slot)  # of a sample among those of its slot
         rank[order] = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
         chances = np.zeros((len(logits), counts.max()))
         chances[slot, rank] = chance
         threshold = torch.from_numpy(chances).to(cumulated) * cumulated[:, -1:]
-        tokens = torch.searchsorted(cumulated, threshold)[
-            index, torch.from_numpy(rank).to(device)
-        ].clamp(max=logits.shape[1] - 1)
+        place = torch.searchsorted(cumulated, threshold)[index, torch.from_numpy(rank).to(device)]
+        tokens = place.clamp(max=logits.shape[1] - 1)
     logprob = logits[index, tokens] - logits.logsumexp(dim=1)[index]
     return tokens.cpu().numpy(), logprob.double().cpu().numpy()
 
 
-def _collect(drawn: np.ndarray, logprobs: np.ndarray, last: np.ndarray) -> Generated:
+def _collect(drawn: np.ndarray, logprobs: np.ndarray, end_tokens: np.ndarray) -> Continuations:
+    """Cut the tokens of each sample, int64 [samples, max_new], before its end token."""
     ids, ended = [], np.zeros(len(drawn), dtype=bool)
     for row, tokens in enumerate(drawn):
-        stop = np.flatnonzero(np.isin(tokens, last) | (tokens < 0))
+        stop = np.flatnonzero(np.isin(tokens, end_tokens) | (tokens < 0))
         ended[row] = len(stop) > 0 and tokens[stop[0]] >= 0
         ids.append(tokens[: stop[0]] if len(stop) else tokens)
-    return Generated(ids, logprobs, ended)
+    return Continuations(ids, logprobs, ended)

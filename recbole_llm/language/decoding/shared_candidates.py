@@ -1,133 +1,153 @@
-"""Texts that begin alike, read once: a row is a prefix and its suffixes, none of which sees another, and what all rows begin with stands but once.
+"""Read texts that begin alike once.
 
-Each token stands at the position that it would have in its prefix with its own suffix alone, so that a pass gives it the hidden state that it has
-in a text of its own. Works for every transformers causal LM that takes its attention from `ALL_ATTENTION_FUNCTIONS`, and gradients flow.
+A row is a prefix and its suffixes, none of which sees another, and what all rows begin with is read
+only once. Each token stands at the position that it would have in its prefix with its own suffix
+alone, so that a pass gives it the hidden state that it has in a text of its own. This works for
+every causal LM of transformers that takes its attention from `ALL_ATTENTION_FUNCTIONS`, and
+gradients flow.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..tokens.batches import roomy
-from .attention import attending, unmasked
+from ..tokens.batches import padded_size
+from .attention import attention_by, empty_mask
 
 
 def read(
-    model, input_ids: torch.Tensor, part: torch.Tensor, position: torch.Tensor
+    model: Any, input_ids: torch.Tensor, part: torch.Tensor, position: torch.Tensor
 ) -> torch.Tensor:
-    """Last hidden states [rows, length, width], each token's as in a text of its prefix and its own suffix alone; anything at padding.
+    """Compute last hidden states, each as in a text of the token's prefix and suffix alone.
 
-    input_ids, part, position : int64 [rows, length]; parts are 0 for padding, 1 for the prefix, 2, 3, … for suffixes, each in one piece and in that order;
-        positions count on from the prefix in each suffix.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal LM.
+    input_ids : Tensor of int64 [rows, length]
+        Token ids.
+    part : Tensor of int64 [rows, length]
+        0 for padding, 1 for the prefix, 2, 3, … for suffixes, each in one piece and in that order.
+    position : Tensor of int64 [rows, length]
+        Positions, which go on from the prefix in each suffix.
+
+    Returns
+    -------
+    Tensor [rows, length, width]
+        Hidden states; anything at padding.
     """
-    alike = ((input_ids == input_ids[:1]) & (part == 1)).all(dim=0)
-    common = int(
-        alike.cumprod(dim=0).sum()
-    )  # tokens that all rows begin with, read in the first row
+    same = ((input_ids == input_ids[:1]) & (part == 1)).all(dim=0)
+    common = int(same.cumprod(dim=0).sum())  # tokens that all rows begin with, read in the first
     kept = part > 0
     kept[1:, :common] = False
-    layout = Layout(
-        [np.bincount(row)[1:].tolist() for row in part.cpu().numpy()], common, input_ids.device
-    )
-    with attending(model, layout):
-        behind = 0, int(roomy(layout.size)) - layout.size
-        inputs = {
-            "input_ids": F.pad(input_ids[kept], behind)[None],
-            "position_ids": F.pad(position[kept], behind)[None],
-        }
+    sizes = [np.bincount(row)[1:].tolist() for row in part.cpu().numpy()]
+    layout = PrefixSuffixAttention(sizes, common, input_ids.device)
+    with attention_by(model, layout):
+        padding = 0, int(padded_size(layout.size)) - layout.size
         states = model.base_model(
-            **inputs, attention_mask=unmasked(input_ids.device), use_cache=False
+            input_ids=F.pad(input_ids[kept], padding)[None],
+            position_ids=F.pad(position[kept], padding)[None],
+            attention_mask=empty_mask(input_ids.device),
+            use_cache=False,
         ).last_hidden_state[0]
     place = kept.flatten().cumsum(dim=0).view(kept.shape) - 1
     place[:, :common] = place[:1, :common]
     return states[place]
 
 
-class Layout:
-    """Where the parts of rows stand in one sequence: the tokens that all rows begin with, the rest of each row, and padding, which sees nothing.
+class PrefixSuffixAttention:
+    """Attention among prefixes and suffixes that stand in one sequence (an AttentionRule).
 
-    parts : for every row the lengths of its prefix, of which the first `common` tokens are those that all rows begin with, and of its suffixes.
-    size : tokens without the padding.
+    The sequence holds the tokens that all rows begin with, the rest of each row, and padding, which
+    sees nothing.
+
+    Parameters
+    ----------
+    parts : list of list of int
+        For every row the length of its prefix, followed by those of its suffixes.
+    common : int
+        Number of tokens that all rows begin with; they are part of every prefix.
+    device : torch.device
+        Where the model computes.
+
+    Attributes
+    ----------
+    size : int
+        Number of tokens without the padding.
     """
 
-    def __init__(self, parts: list[list[int]], common: int, device):
+    def __init__(self, parts: list[list[int]], common: int, device: torch.device):
         self.pieces, self.grids = [common], []
         for prefix, *suffixes in parts:
             sizes = torch.tensor(suffixes, dtype=torch.int64, device=device)
             place = torch.arange(max(suffixes, default=0), device=device)
             inside = place < sizes[:, None]
             self.pieces += [prefix - common, sum(suffixes)]
-            grid = torch.where(
-                inside, (sizes.cumsum(0) - sizes)[:, None] + place, 0
-            )  # [suffixes, longest] places among the row's suffixes
+            begins = (sizes.cumsum(0) - sizes)[:, None]
+            # [suffixes, longest] places among the row's suffixes
+            grid = torch.where(inside, begins + place, 0)
             self.grids.append((grid, inside))
         self.size = sum(self.pieces)
 
     def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
-        """As attention.Rule, of one sequence: [1, N, H, d]. It is cut in one go, since each slice of its own would have a gradient as long as the sequence."""
-        rule = scaling, softcap, window, dropout
-        behind = query.shape[2] - self.size
+        """Compute the attention of one layer, see AttentionRule.
+
+        The tensors of the sequence are [1, H, N, d]. They are cut all at once, since each slice of
+        its own would have a gradient as long as the sequence.
+        """
+        options = scaling, softcap, window, dropout
+        padding = query.shape[2] - self.size
         common, *rows, _ = zip(
-            *(whole.split([*self.pieces, behind], dim=2) for whole in (query, keys, values)),
+            *(whole.split([*self.pieces, padding], dim=2) for whole in (query, keys, values)),
             strict=True,
         )
-        found = [_weigh(*common, *rule)] if self.pieces[0] else []
+        outputs = [_attend_causally(*common, *options)] if self.pieces[0] else []
         for prefix, suffixes, (grid, inside) in zip(rows[::2], rows[1::2], self.grids, strict=True):
-            k, v = (torch.cat(both, dim=2) for both in zip(common[1:], prefix[1:], strict=True))
+            row_keys = torch.cat([common[1], prefix[1]], dim=2)
+            row_values = torch.cat([common[2], prefix[2]], dim=2)
             if prefix[0].shape[2]:
-                found.append(_weigh(prefix[0], k, v, *rule))
+                outputs.append(_attend_causally(prefix[0], row_keys, row_values, *options))
             if len(grid):
-                q, *own = (
-                    part[0, :, grid.flatten()].unflatten(1, grid.shape).transpose(0, 1)
-                    for part in suffixes
-                )  # [suffixes, H, longest, d]
-                k, v = (
-                    torch.cat([first.expand(len(grid), -1, -1, -1), mine], dim=2)
-                    for first, mine in zip((k, v), own, strict=True)
-                )
-                found.append(_weigh(q, k, v, *rule).transpose(0, 1)[None, :, inside])
-        found.append(values.new_zeros(1, query.shape[1], behind, values.shape[3]))
-        return torch.cat(found, dim=2).transpose(1, 2)
+                # [suffixes, H, longest, d]
+                q, k, v = (_to_grid(part, grid) for part in suffixes)
+                k = torch.cat([row_keys.expand(len(grid), -1, -1, -1), k], dim=2)
+                v = torch.cat([row_values.expand(len(grid), -1, -1, -1), v], dim=2)
+                output = _attend_causally(q, k, v, *options)
+                outputs.append(output.transpose(0, 1)[None, :, inside])
+        outputs.append(values.new_zeros(1, query.shape[1], padding, values.shape[3]))
+        return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tensor:
-    """Causal attention of the last tokens [n, H, L, d] over all [n, H', P + L, d]."""
-    if (
-        query.requires_grad and query.device.type == "cpu" and values.dtype != torch.float32
-    ):  # whose gradients are slower there in short types
+def _to_grid(part: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Arrange the suffixes of a row, [1, H, tokens, d], as [suffixes, H, longest, d]."""
+    return part[0, :, grid.flatten()].unflatten(1, grid.shape).transpose(0, 1)
+
+
+def _attend_causally(query, keys, values, scaling, softcap, window, dropout) -> torch.Tensor:
+    """Compute causal attention of the last tokens [n, H, L, d] over all [n, H', P + L, d]."""
+    if query.requires_grad and query.device.type == "cpu" and values.dtype != torch.float32:
+        # gradients in short types are slower than in float32 on a CPU
         with torch.autocast("cpu", enabled=False):
-            return _weigh(
-                query.float(), keys.float(), values.float(), scaling, softcap, window, dropout
-            ).to(values.dtype)
+            tensors = query.float(), keys.float(), values.float()
+            output = _attend_causally(*tensors, scaling, softcap, window, dropout)
+            return output.to(values.dtype)
     length, total = query.shape[2], keys.shape[2]
-    grouped = query.shape[1] != keys.shape[1]
+    fused = {
+        "scale": scaling,
+        "dropout_p": dropout,
+        "enable_gqa": query.shape[1] != keys.shape[1],
+    }
     if not softcap and length == total and (window is None or window >= total):
-        return F.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            is_causal=True,
-            scale=scaling,
-            dropout_p=dropout,
-            enable_gqa=grouped,
-        )
-    at, seen = (
-        torch.arange(total - length, total, device=query.device)[:, None],
-        torch.arange(total, device=query.device),
-    )
-    mask = seen <= at
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True, **fused)
+    at = torch.arange(total - length, total, device=query.device)[:, None]
+    other = torch.arange(total, device=query.device)
+    mask = other <= at
     if window is not None:
-        mask = mask & (seen > at - window)
+        mask = mask & (other > at - window)
     if not softcap:
-        return F.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=mask,
-            scale=scaling,
-            dropout_p=dropout,
-            enable_gqa=grouped,
-        )
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, **fused)
     keys, values = (
         part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (keys, values)
     )
@@ -136,8 +156,21 @@ def _weigh(query, keys, values, scaling, softcap, window, dropout) -> torch.Tens
     return F.dropout(weight, dropout) @ values
 
 
-def error(backbone) -> float:
-    """For `generation.probe.check`: by how much logits of texts whose beginnings are read once differ from the model's own, as a share of the largest."""
+def logit_deviation(backbone: Any) -> float:
+    """Measure how far shared reading deviates from the model's own forward pass.
+
+    It serves `compatibility.check_backbone` as a measure.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        A causal LM.
+
+    Returns
+    -------
+    float
+        The largest difference between logits, as a share of the largest logit.
+    """
     model = backbone.model
     device = next(model.parameters()).device
     token, part, position = torch.tensor(
@@ -149,12 +182,12 @@ def error(backbone) -> float:
         device=device,
     )
     token = token * 37 % model.get_input_embeddings().num_embeddings
-    found = backbone.logits(read(model, token, part, position))
-    texts = [(part == 1) | (part == number) for number in (2, 3)]
-    pairs = [
-        (found[row, text[row]], model(input_ids=token[row : row + 1, text[row]]).logits[0])
-        for text in texts
-        for row in range(len(token))
-    ]
-    ours, theirs = map(torch.cat, zip(*pairs, strict=True))
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    logits = backbone.logits(read(model, token, part, position))
+    ours, theirs = [], []
+    for suffix in (2, 3):
+        text = (part == 1) | (part == suffix)
+        for row in range(len(token)):
+            ours.append(logits[row, text[row]])
+            theirs.append(model(input_ids=token[row : row + 1, text[row]]).logits[0])
+    expected = torch.cat(theirs)
+    return ((torch.cat(ours) - expected).abs().max() / expected.abs().max()).item()

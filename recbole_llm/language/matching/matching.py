@@ -1,6 +1,7 @@
-"""From generated texts to item scores: by the words they share, or by the attributes they agree on."""
+"""Score items by generated texts: by the words they share, or the attributes they agree on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,53 +12,101 @@ from .round_robin import quasi_round_robin
 
 
 class BM25Match:
-    """Quasi-round-robin BM25 of the attribute values (CALRec, section 3.5)."""
+    """Quasi-round-robin BM25 of the attribute values (CALRec, section 3.5).
 
-    def __init__(self, text: ItemText, config):
+    Parameters
+    ----------
+    text : ItemText
+        The texts of all items.
+    config : mapping
+        The settings `epsilon`, `bm25_k1` and `bm25_b`.
+    """
+
+    def __init__(self, text: ItemText, config: Mapping[str, Any]):
         self.names, self.epsilon = text.names, config["epsilon"]
         self.index = BM25Index(
             [text.plain(item) for item in range(len(text))], config["bm25_k1"], config["bm25_b"]
         )
 
     def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
-        """float64 [items] from texts, best first."""
-        return quasi_round_robin(
-            self.index.scores([self._values(text) for text in texts]), logprobs, self.epsilon
-        )
+        """Score all items.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The generated texts of a case, best first.
+        logprobs : ndarray of float [texts]
+            Their log-probabilities.
+
+        Returns
+        -------
+        ndarray of float64 [items]
+            Scores.
+        """
+        columns = self.index.scores([self._values(text) for text in texts])
+        return quasi_round_robin(columns, logprobs, self.epsilon)
 
     def _values(self, text: str) -> str:
-        """A generated text without the attribute names, as the corpus has it."""
+        """Remove the names of attributes from a generated text; the corpus has none."""
         for name in self.names:
             text = text.replace(f"{name}: ", " ")
         return text
 
 
 class HierarchicalMatch:
-    """Items that agree on the most of a text's attributes, in the order of the texts (CALRec, section 6)."""
+    """Items that agree on the most attributes of a text (CALRec, section 6).
+
+    Parameters
+    ----------
+    text : ItemText
+        The texts of all items.
+    """
 
     def __init__(self, text: ItemText):
         self.names, self.index = text.names, HierarchicalIndex(text.values)
 
     def scores(self, texts: Sequence[str], logprobs: np.ndarray) -> np.ndarray:
-        """float64 [items] from texts, best first; `UNNAMED` for items that no text agrees with."""
-        return rank_matches(
-            [self.index.match(parse(text, self.names))[0] for text in texts], len(self.index)
-        )
+        """Score all items by the order of the texts.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The generated texts of a case, best first.
+        logprobs : ndarray of float [texts]
+            Not used.
+
+        Returns
+        -------
+        ndarray of float64 [items]
+            Scores; UNNAMED for items that agree with no text.
+        """
+        matches = [self.index.match(parse(text, self.names))[0] for text in texts]
+        return rank_matches(matches, len(self.index))
 
     def tally(self, texts: Sequence[str], times: Sequence[int]) -> dict[str, int]:
-        """How many texts have all attributes in their order, agree with an item on all of them, and on the first; each counts as often as it was drawn."""
-        parsed = [parse(text, self.names) for text in texts]
-        sizes = [self.index.match(values)[1] for values in parsed]
-        good = [
-            text.endswith(".") and len(values) == len(self.names)
-            for text, values in zip(texts, parsed, strict=True)
-        ]
-        told = {
-            "formatted": good,
-            "matched_all": [size == len(self.names) for size in sizes],
-            "matched_first": [size > 0 for size in sizes],
-        }
-        return {
-            name: sum(number for number, yes in zip(times, flags, strict=True) if yes)
-            for name, flags in told.items()
-        }
+        """Count how well texts keep to the format and match items.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            Distinct generated texts.
+        times : sequence of int
+            How often each was generated.
+
+        Returns
+        -------
+        dict of str to int
+            Generations that have all attributes in their order (`formatted`), that agree with an
+            item on all attributes (`matched_all`), and on the first (`matched_first`).
+        """
+        counts = {"formatted": 0, "matched_all": 0, "matched_first": 0}
+        for text, count in zip(texts, times, strict=True):
+            values = parse(text, self.names)
+            size = self.index.match(values)[1]
+            if text.endswith(".") and len(values) == len(self.names):
+                counts["formatted"] += count
+            if size == len(self.names):
+                counts["matched_all"] += count
+            if size > 0:
+                counts["matched_first"] += count
+        return counts

@@ -1,28 +1,38 @@
-"""What the judge and the summariser are told, by domain; and their prompts, in which what users and items say is data."""
+"""The instructions of a domain, and prompts that consist of an instruction and sections of texts.
+
+What users and items say is data: marks in it are neutralised.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import yaml
 
 from ...errors import UserError
 from ...settings import files
-from ..tokens.tokenizing import TextTokenizer
-from .marks import harmless
+from .marks import neutralize_marks
 
-DAY = "26 Jul 2024"  # for chat templates that say which day it is: a prompt is to be the same on all days
-LEAST = 16  # tokens or characters of a text that a prompt has room for
-USER, ASSISTANT = (
-    "### User:\n",
-    "\n\n### Assistant:\n",
-)  # around a turn, where a tokenizer has no chat template
+LEAST = 16  # tokens or characters of each text that a prompt must have room for
 
 
 @dataclass(frozen=True)
-class Wording:
-    """Instructions and the heads of the sections that follow them, see properties/domain/."""
+class Instructions:
+    """Instructions of a domain and the heads of the sections behind them (properties/domain/).
+
+    Attributes
+    ----------
+    block, layer, update : str
+        Instructions to summarise items, to merge summaries, and to update a summary.
+    block_head, layer_head, update_heads : str, or tuple of str
+        The heads of their sections.
+    brief : str
+        The sentence that limits a summary to `{words}` words.
+    judge, judge_history : str
+        Instructions to judge a candidate, with and without a summary of the history.
+    judge_heads : tuple of str
+        The heads of the summary, the items and the candidate.
+    """
 
     block: str
     block_head: str
@@ -37,7 +47,7 @@ class Wording:
 
     @property
     def summaries(self) -> tuple:
-        """All of it that a summariser is told."""
+        """Everything that a summariser is told; it is part of the names of stored summaries."""
         return (
             self.block,
             self.block_head,
@@ -49,132 +59,112 @@ class Wording:
         )
 
     @classmethod
-    def named(cls, domain: str) -> "Wording":
-        """Raises UserError for a domain without a file."""
+    def of_domain(cls, domain: str) -> "Instructions":
+        """Read the instructions of a domain.
+
+        Parameters
+        ----------
+        domain : str
+            Name of a file in properties/domain/, without its suffix.
+
+        Returns
+        -------
+        Instructions
+            The instructions.
+
+        Raises
+        ------
+        UserError
+            If there is no such file.
+        """
         folder = files.properties() / "domain"
         path = folder / f"{domain}.yaml"
         if not path.is_file():
-            raise UserError(
-                f"domain: expected one of {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}, found {domain!r}"
-            )
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return cls(
-            **{
-                field.name: tuple(value) if isinstance(value := read[field.name], list) else value
-                for field in fields(cls)
-            }
-        )
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            raise UserError(f"domain: expected one of {known}, found {domain!r}")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = {field.name: content[field.name] for field in fields(cls)}
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = tuple(value)
+        return cls(**values)
 
 
-Cut = Callable[[str], Sequence]
+Encode = Callable[[str], Any]  # a piece of text -> its tokens, int64, or the piece itself
 
 
-def caps(sizes: Sequence[int], room: int) -> int:
-    """The largest size to which all can be cut so that they are `room` together: what is shorter stays whole."""
-    left = sorted(sizes)
-    for number, size in enumerate(left):
-        if size * (len(left) - number) > room:
-            return max(1, room // (len(left) - number))
+def common_limit(sizes: Sequence[int], room: int) -> int:
+    """Find the largest limit to which texts can be cut so that all of them fit.
+
+    Texts shorter than the limit stay whole, and leave their room to the others.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Length of each text.
+    room : int
+        Most length of all texts together.
+
+    Returns
+    -------
+    int
+        The limit, at least 1; 0 for no texts.
+    """
+    ascending = sorted(sizes)
+    for number, size in enumerate(ascending):
+        longer = len(ascending) - number
+        if size * longer > room:
+            return max(1, room // longer)
         room -= size
-    return max(left, default=0)
+    return max(ascending, default=0)
 
 
-def laid_out(
-    instruction: str, sections: Sequence[tuple[str, Sequence[str]]], encode: Cut, room: int
-) -> list[Sequence]:
-    """The parts of a turn: an instruction, then heads with numbered texts, of which the longest are cut at their ends until all fit.
+def compose_prompt(
+    instruction: str, sections: Sequence[tuple[str, Sequence[str]]], encode: Encode, room: int
+) -> list[Any]:
+    """Put a prompt together from an instruction and sections, whose texts are cut until all fit.
 
-    encode : the tokens of a piece with the white space before it, or the piece itself where tokens are not known. room : for all of it, in those units.
+    The longest texts are cut first, at their ends. Several texts of a section are numbered.
+
+    Parameters
+    ----------
+    instruction : str
+        The instruction.
+    sections : sequence of (str, sequence of str)
+        The head and the texts of each section.
+    encode : callable
+        Gives the tokens of a piece with the white space before it, or the piece itself where the
+        tokens are not known.
+    room : int
+        Most length of the prompt, in units of what `encode` gives.
+
+    Returns
+    -------
+    list of ndarray or str
+        The pieces of the prompt, as `encode` gives them.
 
     Raises
     ------
-    UserError : where less than LEAST of a text would be left, of one that has as much.
+    UserError
+        If a text that has LEAST units would be cut to fewer.
     """
-    parts, data = [encode(instruction)], []
+    parts, text_places = [encode(instruction)], []
     for head, texts in sections:
         parts.append(encode(f"\n\n{head}"))
         for number, text in enumerate(texts, 1):
             line, space = (f"\n{number}.", " ") if len(texts) > 1 else ("", "\n")
             parts.append(encode(line))
-            data.append(len(parts))
-            parts.append(encode(space + harmless(text)))
-    sizes = [len(parts[at]) for at in data]
+            text_places.append(len(parts))
+            parts.append(encode(space + neutralize_marks(text)))
+    sizes = [len(parts[place]) for place in text_places]
     fixed = sum(map(len, parts)) - sum(sizes)
     if room - fixed < sum(min(size, LEAST) for size in sizes):
         raise UserError(
-            f"summarizer_length: what a prompt always says takes {fixed} of the {room} tokens or characters that summary_tokens leaves, "
-            f"too many for {len(data)} texts; set --summarizer_length to more"
+            f"summarizer_length: the fixed text of a prompt takes {fixed} of the {room} tokens or "
+            f"characters that summary_tokens leaves, too many for {len(text_places)} texts; set "
+            "--summarizer_length to more"
         )
-    cap = caps(sizes, room - fixed)
-    for at in data:
-        parts[at] = parts[at][:cap]
+    limit = common_limit(sizes, room - fixed)
+    for place in text_places:
+        parts[place] = parts[place][:limit]
     return parts
-
-
-def turn(tokenizer) -> tuple[str, str]:
-    """What stands before and behind what a user says: by the tokenizer's chat template where it has one, on no day of its own and without thoughts."""
-    if not tokenizer.chat_template:
-        return (tokenizer.bos_token or "") * begins(tokenizer) + USER, ASSISTANT
-    before, _, after = _chat(tokenizer).partition(PLACE)
-    return before, after
-
-
-def answered(tokenizer, answer: str) -> str:
-    """What stands behind what a user says, up to the end of an assistant's answer, as the chat template writes it."""
-    _, after = turn(tokenizer)
-    if tokenizer.chat_template:
-        said = _chat(tokenizer, answer).partition(PLACE)[2]
-        begin = said.find(answer, len(after))
-        if said.startswith(after) and begin >= 0:
-            return said[: begin + len(answer)]
-    return after + answer
-
-
-PLACE = "WHAT THE USER SAYS"
-
-
-def _chat(tokenizer, answer: str | None = None) -> str:
-    """A chat of a user, and of an assistant whose turn is opened, or whose answer is given."""
-    template = f"{{% macro strftime_now(format) %}}{DAY}{{% endmacro %}}{tokenizer.get_chat_template()}"  # in place of the clock's
-    fixed = {"chat_template": template, "date_string": DAY, "enable_thinking": False}
-    said = [{"role": "user", "content": PLACE}]
-    if answer is not None:
-        said.append({"role": "assistant", "content": answer})
-    return tokenizer.apply_chat_template(
-        said, tokenize=False, add_generation_prompt=answer is None, **fixed
-    )
-
-
-class Frame(NamedTuple):
-    """What opens and closes a user's turn: int64 tokens, and the white space that what the user says begins with.
-
-    opens : whether what the user says is tokenised like the beginning of a text.
-    """
-
-    opening: np.ndarray
-    space: str
-    closing: np.ndarray
-    opens: bool = False
-
-
-def frame(tokenizer) -> Frame:
-    """The turn that an assistant is to answer."""
-    spelling = TextTokenizer(tokenizer)
-    before, after = turn(tokenizer)
-    before, space = spelling.part(before)
-    begin = tokenizer.bos_token or ""
-    if not tokenizer.chat_template and begin and before.startswith(begin):
-        opening = spelling.encode(before.removeprefix(begin), opens=True)
-        opening = np.append(tokenizer.bos_token_id, opening)
-    else:
-        opening = spelling.encode(before, opens=True, special=True)
-    anew = len(opening) and opening[-1] in tokenizer.all_special_ids and spelling.begins_anew
-    opens = not space and bool(not len(opening) or anew)
-    return Frame(opening, space, spelling.encode(after, special=True), opens)
-
-
-def begins(tokenizer) -> bool:
-    """Whether the tokenizer puts its begin token before any text."""
-    return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [
-        tokenizer.bos_token_id
-    ]

@@ -1,4 +1,7 @@
-"""Text is data: what in it could be read as a mark of a prompt or of a chat is rewritten, all else stays."""
+"""Neutralise marks in texts: what could be read as a mark of a prompt or of a chat is rewritten.
+
+Text is data; everything else in it stays as it is.
+"""
 
 import re
 import unicodedata
@@ -11,37 +14,64 @@ from ...settings import files
 
 ROLES = "user|human|assistant|system"
 BREAK = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-# Marks in square brackets that chat formats and tokenizers use; the heads of our own prompts are added to them.
+# Marks in square brackets that chat formats and tokenizers use; the heads of our own prompts are
+# added to them.
 BRACKETED = (
-    "INST", "SYS", "SYSTEM_PROMPT", "CLS", "SEP", "MASK", "PAD", "UNK", "BOS", "EOS", "gMASK", "sMASK", "TOOL_CALLS", "TOOL_RESULTS", "TOOL_CONTENT",
-    "AVAILABLE_TOOLS", "ARGS", "CALL_ID", "THINK", "IMG", "IMG_BREAK", "IMG_END", "AUDIO", "BEGIN_AUDIO", "PREFIX", "MIDDLE", "SUFFIX", r"unused\d+",
-)  # fmt: skip
+    *("INST", "SYS", "SYSTEM_PROMPT", "CLS", "SEP", "MASK", "PAD", "UNK", "BOS", "EOS"),
+    *("gMASK", "sMASK", "TOOL_CALLS", "TOOL_RESULTS", "TOOL_CONTENT", "AVAILABLE_TOOLS", "ARGS"),
+    *("CALL_ID", "THINK", "IMG", "IMG_BREAK", "IMG_END", "AUDIO", "BEGIN_AUDIO"),
+    *("PREFIX", "MIDDLE", "SUFFIX", r"unused\d+"),
+)
 ROUND = {"<": "(", ">": ")", "[": "(", "]": ")"}
-INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Mn")  # categories of characters that take no room
+INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Mn")  # categories of characters without a width
 
 
-class Folded:
-    """A text as any tokenizer may normalise it, with the places of its characters in the text.
+class NormalizedText:
+    """A text as any tokenizer may normalise it, and where each of its characters comes from.
 
-    Compatibility forms (full-width letters) are replaced, marks above letters and characters
+    Compatibility forms (full-width letters) are replaced; marks above letters and characters
     without a width are left out.
+
+    Parameters
+    ----------
+    text : str
+        The original text.
+
+    Attributes
+    ----------
+    text : str
+        The normalised text.
+    places : sequence of int
+        For each of its characters, the index of the original character.
+    original : list of str
+        The characters of the original text, with those that `replace` has replaced.
     """
 
     def __init__(self, text: str):
         self.original = list(text)
+        self.places: Sequence[int]
         if text.isascii() and text.isprintable():
             self.text, self.places = text, range(len(text))
             return
-        letters, places = [], []
-        for place, letter in enumerate(text):
-            for part in unicodedata.normalize("NFKD", letter):
-                if part in BREAK or part == "\t" or unicodedata.category(part) not in INVISIBLE:
-                    letters.append(part)
+        characters, places = [], []
+        for place, original in enumerate(text):
+            for character in unicodedata.normalize("NFKD", original):
+                white_space = character in BREAK or character == "\t"
+                if white_space or unicodedata.category(character) not in INVISIBLE:
+                    characters.append(character)
                     places.append(place)
-        self.text, self.places = "".join(letters), places
+        self.text, self.places = "".join(characters), places
 
     def replace(self, begin: int, end: int, new: str) -> None:
-        """Write `new` in place of the characters from `begin` to `end` of the folded text."""
+        """Replace characters in the original text.
+
+        Parameters
+        ----------
+        begin, end : int
+            The range of characters in the normalised text.
+        new : str
+            What is written in their place.
+        """
         self.original[self.places[begin]] = new
         for at in range(begin + 1, end):
             if self.places[at] != self.places[begin]:
@@ -53,7 +83,10 @@ class Folded:
 
 @cache
 def _patterns() -> tuple[re.Pattern, ...]:
-    """What marks look like in a folded text: a token or a section head in brackets, a heading, a speaker."""
+    """Patterns of marks in a normalised text.
+
+    The first finds tokens and section heads in brackets, the second headings, the third speakers.
+    """
     heads = {r"\s+".join(map(re.escape, head[1:-1].split())) for head in section_heads()}
     inside = "|".join([*BRACKETED, *sorted(heads)])
     token = r"<[^\s<>]*[^\W\d_][^\s<>]*>|<\s*\|[^<>]*>|<[^<>]*\|\s*>|>>\s*\w+\s*<<"
@@ -67,53 +100,85 @@ def _patterns() -> tuple[re.Pattern, ...]:
 
 @cache
 def section_heads() -> tuple[str, ...]:
-    """The heads of sections in the prompts of all domains, each in square brackets."""
-    found = []
+    """Read the heads of sections in the prompts of all domains.
+
+    Returns
+    -------
+    tuple of str
+        The distinct heads, each in square brackets.
+    """
+    heads: list[str] = []
     for path in sorted((files.properties() / "domain").glob("*.yaml")):
         for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             if key.endswith(("_head", "_heads")):
-                found += [value] if isinstance(value, str) else value
-    return tuple(dict.fromkeys(found))
+                heads += [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(heads))
 
 
 @lru_cache(2**16)
-def harmless(text: str) -> str:
-    """A text that holds no mark, with single spaces for all white space.
+def neutralize_marks(text: str) -> str:
+    """Rewrite every mark in a text, and replace all white space by single spaces.
 
     A mark is a special token of any tokenizer or chat format (`<|im_start|>`, `<s>`, `[INST]`), a
     section head of our prompts (`[Next Item]`), a heading (`### Assistant:`) and a speaker at the
-    beginning of a line (`User:`), in any case and width. Its brackets are made round, a heading gets a
-    single `#`, and the colon behind a speaker becomes a dash. `>`, `:` and brackets elsewhere stay.
+    beginning of a line (`User:`), in any case and width. Its brackets are made round, a heading
+    gets a single `#`, and the colon behind a speaker becomes a dash. `>`, `:` and brackets
+    elsewhere stay.
+
+    Parameters
+    ----------
+    text : str
+        What a user or an item says.
+
+    Returns
+    -------
+    str
+        The text without marks.
     """
-    found = _rewritten(text)
-    while found != text:  # what is left of a mark may be one with what stands around it
-        text, found = found, _rewritten(found)
-    return found
+    rewritten = _rewrite(text)
+    while rewritten != text:  # the rest of a mark may form a new one with the text around it
+        text, rewritten = rewritten, _rewrite(rewritten)
+    return rewritten
 
 
-def _rewritten(text: str) -> str:
+def _rewrite(text: str) -> str:
     bracketed, heading, speaker = _patterns()
-    folded = Folded(text)
-    for match in bracketed.finditer(folded.text):
+    normalized = NormalizedText(text)
+    for match in bracketed.finditer(normalized.text):
         for at in range(*match.span()):
-            if folded.text[at] in ROUND:
-                folded.replace(at, at + 1, ROUND[folded.text[at]])
-    for match in heading.finditer(folded.text):
+            if normalized.text[at] in ROUND:
+                normalized.replace(at, at + 1, ROUND[normalized.text[at]])
+    for match in heading.finditer(normalized.text):
         first = match.group().index("#")
-        folded.replace(match.start() + first, match.end(), "#")
-    for match in speaker.finditer(folded.text):
+        normalized.replace(match.start() + first, match.end(), "#")
+    for match in speaker.finditer(normalized.text):
         colon = match.end() - 1
-        folded.replace(colon, colon + 1, " -")
-    return " ".join(str(folded).split())
+        normalized.replace(colon, colon + 1, " -")
+    return " ".join(str(normalized).split())
 
 
-def single_attribute(value: str, names: Sequence[str]) -> str:
-    """A value that cannot be read as another attribute behind its own: `; Price:` becomes `, Price:`."""
+def neutralize_separators(value: str, names: Sequence[str]) -> str:
+    """Rewrite what could be read as a further attribute behind a value.
+
+    `; Price:` becomes `, Price:`.
+
+    Parameters
+    ----------
+    value : str
+        The value of an attribute.
+    names : sequence of str
+        The names of the attributes.
+
+    Returns
+    -------
+    str
+        The value.
+    """
     if ";" not in value and value.isascii():
         return value
-    folded = Folded(value)
-    heads = "|".join(re.escape(Folded(name).text) for name in names)
+    normalized = NormalizedText(value)
+    heads = "|".join(re.escape(NormalizedText(name).text) for name in names)
     pattern = rf";(?=\s*(?:{heads})\s*:)"
-    for match in re.finditer(pattern, folded.text, re.IGNORECASE):
-        folded.replace(match.start(), match.end(), ",")
-    return str(folded)
+    for match in re.finditer(pattern, normalized.text, re.IGNORECASE):
+        normalized.replace(match.start(), match.end(), ",")
+    return str(normalized)

@@ -1,19 +1,39 @@
-"""Prompts as text: what a model reads and writes, with no tokenizer in sight."""
+"""Write items and histories as text, for each kind of model; no tokenizer is involved."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...data.texts.text import UNKNOWN
-from .marks import single_attribute
+from .marks import neutralize_separators
+
+# What stands around the newest items of a history in the released code of TASTE (CIKM 2023)
+TASTE_PROMPT = ("Here is the visit history list of user: ", " recommend next item ")
+ITEM_SEPARATOR = ", "  # between two items, for TASTE and for text forms without marks
+ST5SEQ_INSTRUCTION = (
+    "A user bought the following items, in chronological order. Each item is written as "
+    "Title: <item title>. The purchase history is: "
+)
 
 
 @dataclass(frozen=True)
 class Template:
     """The fixed sentences around the items of a history.
 
-    head opens the text, first precedes its first item, next every other item, and target what is to be written;
-    one space separates a prefix from its item. CALRec's `target` is its `next`; GPT4Rec has no prefixes but one
-    sentence after the history.
+    One space separates a prefix from its item. CALRec's `target` is its `next`; GPT4Rec has no
+    prefixes but one sentence after the history.
+
+    Parameters
+    ----------
+    head : str
+        Opens the text.
+    first : str
+        Precedes the first item.
+    next : str
+        Precedes every other item.
+    target : str
+        Precedes what the model is to write.
     """
 
     head: str
@@ -23,19 +43,35 @@ class Template:
 
     @classmethod
     def from_config(cls, template: Mapping[str, str]) -> "Template":
+        """Make a template from the setting `template`.
+
+        Parameters
+        ----------
+        template : mapping of str to str
+            The four sentences by name.
+
+        Returns
+        -------
+        Template
+            The template.
+        """
         return cls(**template)
 
 
-class Texts(Sequence):
-    """The texts of a history, each looked up when it is read: of a long history, that is the newest ones alone.
+class LazyTexts(Sequence):
+    """The texts of a history, each looked up when it is read.
+
+    Only the newest items of a long history are read, so that the others cost nothing.
 
     Parameters
     ----------
-    table : text of each item, or whatever stands for it.
-    items : int [n], the items of the history, oldest first.
+    table : sequence
+        The text of each item, or whatever stands for it.
+    items : sequence or ndarray of int [n]
+        The items of the history, oldest first.
     """
 
-    def __init__(self, table: Sequence, items: Sequence[int]):
+    def __init__(self, table: Sequence, items: Sequence[int] | np.ndarray):
         self.table, self.items = table, items
 
     def __len__(self) -> int:
@@ -43,15 +79,24 @@ class Texts(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Texts(self.table, self.items[index])
+            return LazyTexts(self.table, self.items[index])
         return self.table[self.items[index]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One history, and the target where it is known. Items are texts, oldest first.
+    """One history, and the target where it is known.
 
-    learned : for every item whether its text is a training target too; the target always is. None: no item is.
+    Parameters
+    ----------
+    template : Template
+        The sentences around the items.
+    items : sequence of str
+        The texts of the history, oldest first.
+    target : str, optional
+        The text that follows; it is a training target.
+    learned : sequence of bool, optional
+        For each item whether its text is a training target too; no item is where None.
     """
 
     template: Template
@@ -60,45 +105,79 @@ class Example:
     learned: Sequence[bool] | None = None
 
 
-def in_line(attributes: Iterable[tuple[str, str]]) -> str:
-    """`Title: A; Brand: B`: an item in one line, without what is not known; no value reads like another attribute."""
-    known = list(attributes)
-    names = [name for name, _ in known]
+def item_prefix(template: Template, index: int) -> str:
+    """Return what stands before an item.
+
+    Parameters
+    ----------
+    template : Template
+        The sentences around the items.
+    index : int
+        Index of the item in the history.
+
+    Returns
+    -------
+    str
+        The prefix; a space separates that of the first item from the head.
+    """
+    if index != 0:
+        return template.next
+    return f" {template.first}" if template.first else ""
+
+
+def item_line(attributes: Iterable[tuple[str, str]]) -> str:
+    """Write an item in one line: `Title: A; Brand: B`.
+
+    Unknown values are left out, and no value can be read as another attribute.
+
+    Parameters
+    ----------
+    attributes : iterable of (str, str)
+        Names and values.
+
+    Returns
+    -------
+    str
+        The line; UNKNOWN for an item of which nothing is known.
+    """
+    pairs = list(attributes)
+    names = [name for name, _ in pairs]
     parts = [
-        f"{name}: {single_attribute(value, names)}" for name, value in known if value != UNKNOWN
+        f"{name}: {neutralize_separators(value, names)}"
+        for name, value in pairs
+        if value != UNKNOWN
     ]
     return "; ".join(parts) or UNKNOWN
 
 
-def prefix(template: Template, index: int) -> str:
-    """What stands before item `index`; a first sentence is set off from the head by a space."""
-    return (template.first and f" {template.first}") if index == 0 else template.next
+def taste_item_text(attributes: Iterable[tuple[str, str]]) -> str:
+    """Write an item as TASTE does: `id: 12 title: A`.
 
+    Parameters
+    ----------
+    attributes : iterable of (str, str)
+        Names and values; unknown values are left out.
 
-def named(attributes: Iterable[tuple[str, str]]) -> str:
-    """`id: 12 title: A`: an item as TASTE writes it, without what is not known."""
-    return (
-        " ".join(f"{name.lower()}: {value}" for name, value in attributes if value != UNKNOWN)
-        or UNKNOWN
-    )
-
-
-VISITS = (
-    "Here is the visit history list of user: ",
-    " recommend next item ",
-)  # what stands around the newest items (TASTE's released code)
-
-BETWEEN = ", "  # of two items, of a history of TASTE and of a text form without marks
-
-INSTRUCTION = "A user bought the following items, in chronological order. Each item is written as Title: <item title>. The purchase history is: "
+    Returns
+    -------
+    str
+        The text; UNKNOWN for an item of which nothing is known.
+    """
+    parts = [f"{name.lower()}: {value}" for name, value in attributes if value != UNKNOWN]
+    return " ".join(parts) or UNKNOWN
 
 
 @dataclass(frozen=True)
 class TextForm:
     """How a sentence encoder reads items and sequences of them (ST5-Seq, table A.3).
 
-    marked : special tokens open and close a sequence and each item, whose attributes are named; else there is the bare text,
-        with `between` from item to item. instruction : what a sequence begins with.
+    Parameters
+    ----------
+    marked : bool
+        Whether special tokens open and close a sequence and each item, and attributes are named.
+        Otherwise there is the bare text, with `separator` between items.
+    instruction : str
+        What a sequence begins with.
     """
 
     marked: bool = True
@@ -106,23 +185,43 @@ class TextForm:
 
     @classmethod
     def named(cls, name: str) -> "TextForm":
-        """`structured`, `unstructured`, or one of them behind `instruction_`."""
+        """Return the form that the setting `text_form` names.
+
+        Parameters
+        ----------
+        name : str
+            `structured`, `unstructured`, or one of them behind `instruction_`.
+
+        Returns
+        -------
+        TextForm
+            The form.
+        """
         return cls(
-            name.removeprefix("instruction_") == "structured",
-            INSTRUCTION if name.startswith("instruction_") else "",
+            marked=name.removeprefix("instruction_") == "structured",
+            instruction=ST5SEQ_INSTRUCTION if name.startswith("instruction_") else "",
         )
 
     @property
-    def between(self) -> str:
-        return "" if self.marked else BETWEEN
+    def separator(self) -> str:
+        """What stands between two items."""
+        return "" if self.marked else ITEM_SEPARATOR
 
     def item(self, names: Sequence[str], values: Sequence[str]) -> str:
-        """`TITLE: … DESCRIPTION: …`, or the values alone; of what is not known, that it is not."""
-        known = [
-            f"{name.lower()} not available" if value == UNKNOWN else value
-            for name, value in zip(names, values, strict=True)
-        ]
-        return " ".join(
-            f"{name.upper()}: {value}" if self.marked else value
-            for name, value in zip(names, known, strict=True)
-        )
+        """Write an item: `TITLE: … DESCRIPTION: …`, or the values alone.
+
+        Parameters
+        ----------
+        names, values : sequence of str
+            The attributes; an unknown value becomes `NAME not available`.
+
+        Returns
+        -------
+        str
+            The text.
+        """
+        parts = []
+        for name, value in zip(names, values, strict=True):
+            text = f"{name.lower()} not available" if value == UNKNOWN else value
+            parts.append(f"{name.upper()}: {text}" if self.marked else text)
+        return " ".join(parts)

@@ -1,4 +1,7 @@
-"""Summaries by a causal LM on this machine: prompts of a level are read and continued together."""
+"""Summaries by a causal LM on this machine.
+
+The prompts of a round are read and continued together.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -8,42 +11,72 @@ import numpy as np
 from ..backbones.precision import KINDS, autocast
 from ..backbones.sources import Backbone
 from ..decoding.sampling import sample, stream_key
-from ..prompts.instructions import Frame, Wording, frame
-from ..tokens.batches import Pieces, by_length
-from .prompt import LAYOUT, parts
-from .schedules import Request, Text
+from ..prompts.chat import TurnTokens, tokenize_turn
+from ..prompts.instructions import Instructions
+from ..tokens.batches import PieceTokenizer, by_length
+from .prompt import LAYOUT, prompt_parts
+from .schedules import Request, WrittenText
 from .writing import AGAIN
 
 
 class LocalEngine:
-    """A transformers model, in batches.
+    """A causal LM of transformers that writes in batches.
 
     Parameters
     ----------
-    load : gives the model, when the first text is to be written. weights : their name. seed : of what is drawn; a greedy one's second attempts have their own.
-    max_length, max_new : tokens of a prompt and its summary together, and of the summary.
-    temperature : 0 is greedy. rows : prompts that are continued at once.
+    load : callable
+        Gives the model, when the first text is to be written.
+    weights : str
+        The name of its weights.
+    instructions : Instructions
+        The instructions of the domain.
+    max_length : int
+        Most tokens of a prompt and its summary together.
+    max_new : int
+        Most tokens of a summary.
+    temperature : float
+        0 is greedy.
+    seed : int
+        Seed of the sampling. The second attempts of greedy decoding have a seed of their own.
+    rows : int
+        Prompts that are continued at once.
+    precision : str
+        `fp32`, `bf16` or `fp16`.
+    quantize : str
+        `none`, `8bit` or `4bit`; part of the name of the texts.
+
+    Attributes
+    ----------
+    name : str
+        Everything that decides the texts beside their requests.
     """
 
     paid = True
 
-    def __init__(self, load: Callable[[], Backbone], weights: str, wording: Wording, *, max_length: int, max_new: int, temperature: float, seed: int, rows: int,
-                 precision: str, quantize: str):  # fmt: skip
-        self.load, self.wording, self.weights = load, wording, weights
-        self.max_length, self.max_new, self.temperature, self.rows, self.precision = (
-            max_length,
-            max_new,
-            temperature,
-            rows,
-            precision,
-        )
+    def __init__(
+        self,
+        load: Callable[[], Backbone],
+        weights: str,
+        instructions: Instructions,
+        *,
+        max_length: int,
+        max_new: int,
+        temperature: float,
+        seed: int,
+        rows: int,
+        precision: str,
+        quantize: str,
+    ):
+        self.load, self.instructions, self.weights = load, instructions, weights
+        self.max_length, self.max_new = max_length, max_new
+        self.temperature, self.rows, self.precision = temperature, rows, precision
         self.seed = seed if temperature else 0
         self.whole = quantize == "none"
         self.name = repr(
             (
                 LAYOUT,
                 weights,
-                wording.summaries,
+                instructions.summaries,
                 max_length,
                 max_new,
                 temperature,
@@ -55,55 +88,93 @@ class LocalEngine:
 
     @cached_property
     def bundle(self) -> Backbone:
+        """The model and its tokenizer."""
         bundle = self.load()
-        if self.whole:
-            bundle.model.to(
-                KINDS[self.precision]
-            )  # nothing is learned: the weights themselves may be short
+        if self.whole:  # nothing is trained, so that the weights themselves may be short
+            bundle.model.to(KINDS[self.precision])
         return bundle
 
     @cached_property
-    def frame(self) -> Frame:
-        """The turn that the model is to answer."""
-        return frame(self.bundle.tokenizer)
+    def frame(self) -> TurnTokens:
+        """What opens and closes the turn that the model is to answer."""
+        return tokenize_turn(self.bundle.tokenizer)
 
     @cached_property
-    def pieces(self) -> Pieces:
-        return Pieces(self.bundle.tokenizer, self.max_length)
+    def pieces(self) -> PieceTokenizer:
+        """The tokenizer of the parts of prompts."""
+        return PieceTokenizer(self.bundle.tokenizer, self.max_length)
 
     def prompt(self, request: Request) -> np.ndarray:
-        """int64, at most max_length - max_new tokens."""
+        """Encode the prompt of a request.
+
+        Parameters
+        ----------
+        request : Request
+            The text to be written.
+
+        Returns
+        -------
+        ndarray of int64 [length]
+            At most `max_length - max_new` tokens.
+        """
         opening, space, closing, _ = self.frame
         room = self.max_length - self.max_new - len(opening) - len(closing)
-        said = parts(request, self.wording, self.pieces.piece, room, self.max_new, space)
-        return np.concatenate([opening, *said, closing])
+        content = prompt_parts(
+            request, self.instructions, self.pieces.piece, room, self.max_new, space
+        )
+        return np.concatenate([opening, *content, closing])
 
     def size(self, request: Request) -> int:
-        """Tokens of a request's prompt."""
+        """Count the tokens of the prompt of a request.
+
+        Parameters
+        ----------
+        request : Request
+            The text to be written.
+
+        Returns
+        -------
+        int
+            Number of tokens.
+        """
         return len(self.prompt(request))
 
     def write(
-        self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
+        self,
+        requests: Sequence[Request],
+        take: Callable[[int, WrittenText], None],
+        again: bool = False,
     ) -> None:
+        """Write the text of each request, see `writing.Engine`.
+
+        Parameters
+        ----------
+        requests : sequence of Request
+            The texts to be written.
+        take : callable
+            Takes the number of a request and its text, as soon as it is written.
+        again : bool
+            Whether this is a second attempt.
+        """
         prompts = [self.prompt(request) for request in requests]
-        keys = np.array(
-            [stream_key(self.seed + again, repr(request)) for request in requests], dtype=np.uint64
-        )
+        keys = [stream_key(self.seed + again, repr(request)) for request in requests]
+        key_array = np.array(keys, dtype=np.uint64)
         temperature = max(AGAIN, self.temperature) if again else self.temperature
         device = next(self.bundle.model.parameters()).device
-        for chosen in by_length(
-            [len(prompt) for prompt in prompts], self.rows * self.max_length, self.rows
-        ):
+        lengths = [len(prompt) for prompt in prompts]
+        for chosen in by_length(lengths, self.rows * self.max_length, self.rows):
             with autocast(device, self.precision):
                 written = sample(
                     self.bundle,
                     [prompts[row] for row in chosen],
-                    keys[chosen],
+                    key_array[chosen],
                     samples=1,
                     temperature=temperature,
                     max_new=self.max_new,
                     ends=self.bundle.ends,
                 )
             for row, one in zip(chosen, written, strict=True):
-                text = self.bundle.tokenizer.decode(one.ids[0], skip_special_tokens=True)
-                take(int(row), Text(text, bool(one.ended[0]), (len(prompts[row]), len(one.ids[0]))))
+                ids = one.ids[0]
+                text = self.bundle.tokenizer.decode(ids, skip_special_tokens=True)
+                tokens = (lengths[row], len(ids))
+                take(int(row), WrittenText(text, whole=bool(one.ended[0]), tokens=tokens))

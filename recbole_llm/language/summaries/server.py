@@ -1,4 +1,7 @@
-"""Summaries by a server that speaks OpenAI's protocol for chats: vLLM, Ollama, llama.cpp, a proxy, or OpenAI's own."""
+"""Summaries by a server that speaks OpenAI's protocol for chats.
+
+Such are vLLM, Ollama, llama.cpp, a proxy, and OpenAI's own server.
+"""
 
 import json
 import logging
@@ -8,32 +11,33 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
 
 from ...errors import UserError
-from ..prompts.instructions import Wording
-from .prompt import LAYOUT, parts
-from .schedules import Request, Text
+from ..prompts.instructions import Instructions
+from .prompt import LAYOUT, prompt_parts
+from .schedules import Request, WrittenText
 from .writing import AGAIN, PATIENCE
 
 CHARACTERS = 3  # that a token is taken to be: fewer than in English, so that prompts fit
-BUSY = (
-    408,
-    409,
-    425,
-    429,
-)  # statuses, besides those from 500 on, of a server that may answer later
+# Statuses, besides those from 500 on, of a server that may answer later
+BUSY = (408, 409, 425, 429)
 CONNECT = 30.0  # seconds in which a server takes a connection
 REACH = 10.0  # seconds in which a server lists its models
 MOST_TOKENS = 2**40  # that a server may count for one text
 LONGEST_PAUSE = 60.0  # seconds between two requests for one text, whatever the server asks for
-ENDED = ("stop", "eos_token", "end_turn", "stop_sequence", "", None)  # reasons of a text's own end
-UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the client's transport
+# Reasons that servers give for a text's own end
+ENDED = ("stop", "eos_token", "end_turn", "stop_sequence", "", None)
+# Errors of the client's transport before a request was sent
+UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 LIMITS = ("max_tokens", "max_completion_tokens")  # names of the most tokens of an answer
-# What is said of a field of the request, rather than of the text, names the field and one of these.
+# A message about a field of the request, rather than about the text, names the field and contains
+# one of these words.
 REFUSAL = re.compile(
     r"support|recogni[sz]|permit|allow|unknown|unexpected|extra|only|must|invalid|deprecated", re.I
 )
-NAMED = {  # "seed" is a word of item texts too, which a server may quote
+# How messages name a field; "seed" is a word of item texts too, which a server may quote
+NAMED = {
     "seed": re.compile(
         r"['\"`]seed['\"`]|\b(?:argument|parameter|field)s?\b[^.]{0,30}\bseed\b", re.I
     ),
@@ -60,16 +64,34 @@ class ServerEngine:
 
     Parameters
     ----------
-    url : of the server, `http://localhost:8000/v1`.
-    model : its name there.
-    max_length, max_new : tokens of a prompt and its text together, and of the text.
-    temperature : 0 is greedy.
-    seed : sent with every request.
-    parallel : requests at once.
-    retries : most further requests for a text while the server is busy or fails.
-    timeout : seconds for one whole answer, from the connection to its last byte, however slowly
-        the server sends it.
-    extra : fields of the request's body; None leaves a field out.
+    url : str
+        Address of the server, such as `http://localhost:8000/v1`.
+    model : str
+        Name of the model there.
+    instructions : Instructions
+        The instructions of the domain.
+    max_length : int
+        Most tokens of a prompt and its text together.
+    max_new : int
+        Most tokens of a text.
+    temperature : float
+        0 is greedy.
+    seed : int
+        Sent with every request.
+    parallel : int
+        Requests at once.
+    retries : int
+        Most further requests for a text while the server is busy or fails.
+    timeout : float
+        Seconds for one whole answer, from the connection to its last byte, however slowly the
+        server sends it.
+    extra : dict, optional
+        Fields of the request's body; None leaves a field out.
+
+    Attributes
+    ----------
+    name : str
+        Everything that decides the texts beside their requests.
     """
 
     paid = True
@@ -78,7 +100,7 @@ class ServerEngine:
         self,
         url: str,
         model: str,
-        wording: Wording,
+        instructions: Instructions,
         *,
         max_length: int,
         max_new: int,
@@ -93,31 +115,29 @@ class ServerEngine:
             import openai  # noqa: F401
         except ImportError:
             raise UserError(
-                'summarizer: a server is asked through the package openai, which is not installed: pip install "recbole_llm[openai]"'
+                "summarizer: a server is asked through the package openai, which is not "
+                'installed: pip install "recbole_llm[openai]"'
             ) from None
         for chatty in ("httpx", "httpx2", "openai"):  # a line for every request
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self.model, self.wording, self.url, self.parallel = model, wording, url, parallel
-        self.max_length, self.max_new, self.temperature, self.seed = (
-            max_length,
-            max_new,
-            temperature,
-            seed if temperature else 0,
-        )
+        self.model, self.instructions, self.url, self.parallel = model, instructions, url, parallel
+        self.max_length, self.max_new = max_length, max_new
+        self.temperature, self.seed = temperature, seed if temperature else 0
         self.retries, self.timeout, self.extra = retries, timeout, extra or {}
         self.limit = LIMITS[0]
         self.left_out: set[str] = set()  # fields that the server does not take
         self.refused: set[Request] = set()
         self.unanswered = 0  # texts in a row
         self.stop = threading.Event()
-        self.portal = self.client = None  # which `write` opens and closes
+        self.portal: Any = None  # `write` opens and closes the portal and the client
+        self.client: Any = None
         self.lists_models = True  # until the server lets a request for its models wait
         self.name = repr(
             (
                 LAYOUT,
                 "server",
                 model,
-                wording.summaries,
+                instructions.summaries,
                 max_length,
                 max_new,
                 temperature,
@@ -127,34 +147,57 @@ class ServerEngine:
         )
 
     def size(self, request: Request) -> int:
-        """Tokens of a prompt, taken to be longer than they are in English."""
+        """Estimate the tokens of the prompt of a request, rather too many.
+
+        Parameters
+        ----------
+        request : Request
+            The text to be written.
+
+        Returns
+        -------
+        int
+            Number of tokens.
+        """
         return -(-len(self._prompt(request)) // CHARACTERS)
 
     def write(
-        self, requests: Sequence[Request], take: Callable[[int, Text], None], again: bool = False
+        self,
+        requests: Sequence[Request],
+        take: Callable[[int, WrittenText], None],
+        again: bool = False,
     ) -> None:
+        """Write the text of each request, see `writing.Engine`.
+
+        Parameters
+        ----------
+        requests : sequence of Request
+            The texts to be written.
+        take : callable
+            Takes the number of a request and its text, as soon as it is written.
+        again : bool
+            Whether this is a second attempt.
+
+        Raises
+        ------
+        UserError
+            If the server does not know the key or the model, or gives no answers.
+        """
         from anyio.from_thread import start_blocking_portal
 
         self.stop.clear()
-        lock, abandoned = threading.Lock(), False
+        lock, abandoned = threading.Lock(), threading.Event()
 
-        def answer(number: int) -> None:
-            if self.stop.is_set():
-                return
-            try:
-                text = self._ask(requests[number], again)
-                with lock:
-                    if abandoned:
-                        return
-                    take(number, text)  # before anything else: it is paid for
-                    if not again:  # texts that were refused once are likely to be refused in a row
-                        self._count(text)
-            except BaseException:
-                self.stop.set()  # at once: this thread would begin with the next text
-                raise
+        def keep(number: int, text: WrittenText) -> None:
+            with lock:
+                if abandoned.is_set():
+                    return
+                take(number, text)  # before anything else: it is paid for
+                if not again:  # texts that were refused once are likely to be refused in a row
+                    self._count(text)
 
-        # The threads wait, and the requests themselves run in the event loop of the portal: a request
-        # can be cancelled there at any moment, whatever the server sends or does not send.
+        # The threads wait, and the requests themselves run in the event loop of the portal: a
+        # request can be cancelled there at any moment, whatever the server sends or does not send.
         with (
             ThreadPoolExecutor(self.parallel) as pool,
             start_blocking_portal() as self.portal,
@@ -162,7 +205,10 @@ class ServerEngine:
         ):
             if self.lists_models:
                 self._reach()
-            waiting = [pool.submit(answer, number) for number in range(len(requests))]
+            waiting = [
+                pool.submit(self._answer_one, number, request, again, keep)
+                for number, request in enumerate(requests)
+            ]
             try:
                 for done in as_completed(waiting):
                     done.result()
@@ -172,11 +218,27 @@ class ServerEngine:
             except BaseException:
                 self.stop.set()
                 with lock:
-                    abandoned = True
+                    abandoned.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise  # the portal cancels the requests that are under way
 
-    def _client(self):
+    def _answer_one(
+        self,
+        number: int,
+        request: Request,
+        again: bool,
+        keep: Callable[[int, WrittenText], None],
+    ) -> None:
+        """Write one text, in a thread of its own, unless the work has ended."""
+        if self.stop.is_set():
+            return
+        try:
+            keep(number, self._ask(request, again))
+        except BaseException:
+            self.stop.set()  # at once: this thread would begin with the next text
+            raise
+
+    def _client(self) -> Any:
         from openai import AsyncOpenAI, Timeout
 
         return AsyncOpenAI(
@@ -186,16 +248,17 @@ class ServerEngine:
             timeout=Timeout(self.timeout, connect=min(self.timeout, CONNECT)),
         )
 
-    def _count(self, text: Text) -> None:
+    def _count(self, text: WrittenText) -> None:
         self.unanswered = self.unanswered + 1 if text.fault else 0
         if self.unanswered >= PATIENCE:
             raise UserError(
-                f"summarizer: {self.url} has refused or failed {PATIENCE} texts in a row, the last with: {text.why}; what is written is kept: "
-                "mend the server, summarizer_model, summarizer_length, summary_tokens or summarizer_extra, and run again"
+                f"summarizer: {self.url} has refused or failed {PATIENCE} texts in a row, the last "
+                f"with: {text.why}; what is written is kept: mend the server, summarizer_model, "
+                "summarizer_length, summary_tokens or summarizer_extra, and run again"
             )
 
     def _reach(self) -> None:
-        """Raise UserError at once where nothing listens, before many requests wait for it at the same time."""
+        """Raise UserError where nothing listens, before many requests wait for it at once."""
         import openai
 
         try:
@@ -204,14 +267,18 @@ class ServerEngine:
             first, self.lists_models = self.lists_models, False
             if first:
                 logging.getLogger().warning(
-                    f"summarizer: {self.url}/models gave no answer within {REACH:g} s; texts are asked for "
-                    f"nevertheless, each with a limit of {self.timeout:g} s (summarizer_timeout)"
+                    f"summarizer: {self.url}/models gave no answer within {REACH:g} s; texts are "
+                    f"asked for nevertheless, each with a limit of {self.timeout:g} s "
+                    "(summarizer_timeout)"
                 )
         except openai.APIConnectionError as error:
             raise UserError(
-                f"summarizer: {self.url} gives no answer ({_reason(error)}); what is written is kept, run again"
+                f"summarizer: {self.url} gives no answer ({_reason(error)}); what is written is "
+                "kept, run again"
             ) from None
-        except Exception:  # some that answer list no models, or have a page for browsers there, which the client trips over
+        except Exception:
+            # some servers that answer list no models, or have a page for browsers there, which the
+            # client trips over
             pass
 
     async def _list_models(self) -> None:
@@ -225,11 +292,11 @@ class ServerEngine:
         # each character.
         characters = 1 if request in self.refused else CHARACTERS
         room = characters * (self.max_length - self.max_new)
-        return "".join(parts(request, self.wording, str, room, self.max_new))
+        return "".join(prompt_parts(request, self.instructions, str, room, self.max_new))
 
     def _body(self, again: bool) -> dict:
-        """The fields of a request beside its model and messages."""
-        body = {
+        """Make the fields of a request beside its model and messages."""
+        body: dict[str, Any] = {
             "seed": self.seed + again,
             "temperature": max(AGAIN, self.temperature) if again else self.temperature,
         }
@@ -238,42 +305,52 @@ class ServerEngine:
         body = {name: value for name, value in body.items() if name not in self.left_out}
         return {name: value for name, value in (body | self.extra).items() if value is not None}
 
-    def _ask(self, request: Request, again: bool) -> Text:
+    def _ask(self, request: Request, again: bool) -> WrittenText:
+        """Ask for a text until there is an answer to it, or a reason why there is none."""
         import openai
 
-        content, spent = self._prompt(request), Counter()
+        content, spent = self._prompt(request), Counter[str]()
+
+        def without_text(fault: str, why: str) -> WrittenText:
+            return WrittenText("", requests=spent["requests"], fault=fault, why=why)
+
         while True:
             body = self._body(again)
             try:
                 return self._read(self._send(content, body, spent), spent["requests"])
             except _NoAnswer as error:
-                return Text("", requests=spent["requests"], fault="failed", why=_in_line(error))
+                return without_text("failed", _in_line(error))
             except openai.APIConnectionError as error:
                 if not isinstance(error, openai.APITimeoutError) and not self.stop.is_set():
                     self._reach()
-                why = f"no answer: {_reason(error)}"
-                return Text("", requests=spent["requests"], fault="failed", why=why)
+                return without_text("failed", f"no answer: {_reason(error)}")
             except openai.APIStatusError as error:
-                status, why = error.status_code, _words(error)
-                if status in (401, 403):
-                    raise UserError(
-                        f"summarizer: {self.url} refuses the key ({why}); set OPENAI_API_KEY to one that may use {self.model}; what is written is kept"
-                    ) from None
-                if status == 404:
-                    raise UserError(
-                        f"summarizer: {self.url} knows no model {self.model}, or not this address ({why}); set --summarizer_model to a name that {self.url}/models lists, "
-                        "or --summarizer to the address that ends in /v1; what is written is kept"
-                    ) from None
-                if status in BUSY or status >= 500:
-                    return Text("", requests=spent["requests"], fault="failed", why=why)
+                self._raise_for_settings(error)
+                if error.status_code in BUSY or error.status_code >= 500:
+                    return without_text("failed", _words(error))
                 if not self._leave_out(error, body):
                     self.refused.add(request)
-                    return Text("", requests=spent["requests"], fault="refused", why=why)
+                    return without_text("refused", _words(error))
+
+    def _raise_for_settings(self, error: Any) -> None:
+        """Raise UserError for a status that every other request would get too."""
+        status, why = error.status_code, _words(error)
+        if status in (401, 403):
+            raise UserError(
+                f"summarizer: {self.url} refuses the key ({why}); set OPENAI_API_KEY to one that "
+                f"may use {self.model}; what is written is kept"
+            ) from None
+        if status == 404:
+            raise UserError(
+                f"summarizer: {self.url} knows no model {self.model}, or not this address ({why}); "
+                f"set --summarizer_model to a name that {self.url}/models lists, or --summarizer "
+                "to the address that ends in /v1; what is written is kept"
+            ) from None
 
     def _send(self, content: str, body: dict, spent: Counter) -> bytes:
-        """The body of the answer to one request, which is sent again while the server is busy.
+        """Return the body of the answer to a request, which is sent again while the server is busy.
 
-        spent : counts the requests.
+        `spent` counts the requests.
         """
         import openai
 
@@ -286,13 +363,13 @@ class ServerEngine:
                 if type(error.__cause__).__name__ in UNSENT:
                     spent["requests"] -= 1
                 status = getattr(error, "status_code", 500)
-                last = attempt == self.retries or status < 500 and status not in BUSY
+                last = attempt == self.retries or (status < 500 and status not in BUSY)
                 if last or self.stop.wait(_pause(error, attempt)):
                     raise
             attempt += 1
 
     async def _answer(self, content: str, body: dict) -> bytes:
-        """The body of the answer to one request, whose connection is closed after `timeout`."""
+        """Return the body of the answer to a request; the connection is closed after `timeout`."""
         from anyio import fail_after
         from openai import OpenAIError
 
@@ -316,38 +393,45 @@ class ServerEngine:
             failed = "the answer breaks off" if begun else "no answer"
             raise _NoAnswer(f"{failed}: {_reason(error)}") from None
 
-    def _read(self, data: bytes, requests: int) -> Text:
-        """The text of an answer's body."""
+    def _read(self, data: bytes, requests: int) -> WrittenText:
+        """Read the text of an answer's body."""
         answer = _parsed(data)
         try:
             choice, used = answer["choices"][0], answer.get("usage")
             message, reason = choice["message"], choice.get("finish_reason")
-            said = message.get("content") or ""
-            if isinstance(said, list):
-                said = "".join(part.get("text") or "" for part in said)
-            if not said and (message.get("reasoning_content") or message.get("reasoning")):
-                said = "<think>"  # which some servers put apart
-            said = said.encode(errors="replace").decode()  # without halves of surrogate pairs
+            content = message.get("content") or ""
+            if isinstance(content, list):
+                content = "".join(part.get("text") or "" for part in content)
+            if not content and (message.get("reasoning_content") or message.get("reasoning")):
+                content = "<think>"  # which some servers put apart
+            content = content.encode(errors="replace").decode()  # without halves of surrogate pairs
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _NoAnswer(f"no chat completion: {_plain(_error_in(data))}") from None
         tokens = _token_count(used, "prompt_tokens"), _token_count(used, "completion_tokens")
         if reason == "content_filter":
-            return Text("", False, tokens, requests, "refused", "finish_reason: content_filter")
-        return Text(said, reason in ENDED, tokens, requests)
+            return WrittenText(
+                "", False, tokens, requests, "refused", "finish_reason: content_filter"
+            )
+        return WrittenText(content, reason in ENDED, tokens, requests)
 
-    def _leave_out(self, error, body: dict) -> bool:
-        """Whether the server refuses a field of a request, which is named otherwise or left out from now on."""
-        said, param = f"{error.body or ''} {error.message}", getattr(error, "param", None)
-        if LIMITS[0] in body and LIMITS[1] in said and LIMITS[0] not in self.extra:
+    def _leave_out(self, error: Any, body: dict) -> bool:
+        """Find the field of a request that the server refuses, if there is one.
+
+        From now on the field has another name, or is left out.
+        """
+        message, param = f"{error.body or ''} {error.message}", getattr(error, "param", None)
+        if LIMITS[0] in body and LIMITS[1] in message and LIMITS[0] not in self.extra:
             self.limit = LIMITS[1]  # as OpenAI's newer models have it
             return True
-        for name, named in NAMED.items():
+        for name, pattern in NAMED.items():
             if name not in body or name in self.extra:
                 continue
-            if param == name or named.search(said) and REFUSAL.search(said):
+            if param == name or (pattern.search(message) and REFUSAL.search(message)):
                 if name not in self.left_out:
                     logging.getLogger().warning(
-                        f"summarizer: {self.url} does not take {name} {body[name]} ({_words(error)}): it is left out; --summarizer_extra.{name}=VALUE sends another"
+                        f"summarizer: {self.url} does not take {name} {body[name]} "
+                        f"({_words(error)}): it is left out; --summarizer_extra.{name}=VALUE sends "
+                        "another"
                     )
                 self.left_out.add(name)
                 return True
@@ -355,14 +439,14 @@ class ServerEngine:
 
 
 def _token_count(used: object, name: str) -> int:
-    """A count of an answer's `usage`; 0 where the server tells none, or none that can be."""
+    """Return a count of an answer's `usage`; 0 where there is none, or none that can be."""
     count = used.get(name) if isinstance(used, dict) else None
     return count if type(count) is int and 0 <= count <= MOST_TOKENS else 0
 
 
-def _pause(error, attempt: int) -> float:
-    """Seconds until the next request: what the server asks for, else twice as long each time."""
-    response = getattr(error, "response", None)
+def _pause(error: BaseException, attempt: int) -> float:
+    """Return seconds until the next request: what the server asks for, else longer each time."""
+    response: Any = getattr(error, "response", None)
     try:
         seconds = float(response.headers["retry-after"])
     except (AttributeError, LookupError, ValueError):
@@ -370,16 +454,16 @@ def _pause(error, attempt: int) -> float:
     return min(max(seconds, 0.0), LONGEST_PAUSE)
 
 
-def _words(error) -> str:
-    """What a server says with a status, in a line."""
+def _words(error: Any) -> str:
+    """Return what a server says with a status, in a line."""
     return f"{error.status_code}: {_plain(_message(error.body or error.message))}"
 
 
 def _message(body: object) -> str:
-    """The words in a body that tells of an error, however deep they lie."""
+    """Find the message in a body that reports an error, however deep it lies."""
     while isinstance(body, dict):
-        named = (body[name] for name in ("message", "error", "detail") if body.get(name))
-        body = next(named, None) or _as_text(body)
+        values = (body[name] for name in ("message", "error", "detail") if body.get(name))
+        body = next(values, None) or _as_text(body)
     return _as_text(body)
 
 
@@ -390,8 +474,8 @@ def _as_text(body: object) -> str:
         return "lists within lists, too deep to show"
 
 
-def _parsed(data: bytes):
-    """What some JSON says, in any encoding that JSON may have; None where it is none."""
+def _parsed(data: bytes) -> Any:
+    """Parse JSON in any encoding that JSON may have; None where it is none."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):  # RecursionError: nested too deep
@@ -399,21 +483,22 @@ def _parsed(data: bytes):
 
 
 def _error_in(data: bytes) -> str:
-    """What a body that is no answer says."""
+    """Find the message in a body that is no answer."""
     answer = _parsed(data)
     return _message(data.decode(errors="replace") if answer is None else answer)
 
 
 def _reason(error: BaseException) -> str:
-    """What a connection failed at, in a line: the system's words, else the transport's; and the address.
+    """Say in a line at what a connection failed: in the system's words, else the transport's.
 
-    The client's own error says `Connection error.` of them all.
+    The address follows. The client's own error says `Connection error.` of them all.
     """
     words, address = "", ""
-    cause: BaseException | None = error.__cause__ or error
+    cause: Any = error.__cause__ or error
     kind = type(cause).__name__
     while cause is not None:
-        if attempts := getattr(cause, "exceptions", None):  # made at the same time
+        attempts = getattr(cause, "exceptions", None)  # made at the same time
+        if attempts:
             cause = attempts[0]
             continue
         if str(cause) and (not words or isinstance(cause, OSError)):
@@ -427,7 +512,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _plain(text: str) -> str:
-    """A page for browsers without its marks, in a line."""
+    """Return a message, or a page for browsers without its markup, in a line."""
     if text.lstrip().startswith("<"):
         text = re.sub(r"<[^>]*>", " ", text)
     return _in_line(text) or "nothing"

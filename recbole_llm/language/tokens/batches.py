@@ -1,35 +1,51 @@
-"""From texts to token batches: the only module that knows tokens."""
+"""Turn texts into token ids, cut to a limit, and token ids into padded batches."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ...contracts.models import PASS_COST
-from ..prompts.templates import Example, Template, TextForm, prefix
-from .tokenizing import TextTokenizer
+from ..prompts.templates import Example, Template, TextForm, item_prefix
+from .tokenizing import TextTokenizer, Tokenizer
 
 IGNORED = -100  # label of a token that is not learned
-WORDS = 8  # tokens of an item's own text that there must be room for
+MIN_ITEM_TOKENS = 8  # tokens of an item's own text that must fit into a sequence
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One encoded text. What comes before `target` is history; a text without a target has it at its end."""
+    """One encoded text: a history, followed by its target if it has one.
 
-    ids: np.ndarray  # int64 [length]
-    learned: np.ndarray  # bool [length], the tokens whose loss counts
-    target: int  # index of the target's first token
-    items: int  # how many items are learned
-    cut: int  # how many items were left out
-    labels: np.ndarray | None = (
-        None  # int64 [length], what is learned at a token; None: the token itself
-    )
-    roles: np.ndarray | None = None  # int64 [2, length], see AttributeEncoder; None for all others
+    Attributes
+    ----------
+    ids : ndarray of int64 [length]
+        Token ids.
+    learned : ndarray of bool [length]
+        The tokens whose loss counts.
+    target : int
+        Index of the target's first token; `length` for a text without a target.
+    items : int
+        Number of items that are learned.
+    cut : int
+        Number of items that were left out.
+    labels : ndarray of int64 [length], optional
+        What is to be predicted at each token; the token itself where None.
+    roles : ndarray of int64 [2, length], optional
+        Two numbers for each token, whose meaning is the encoder's.
+    """
+
+    ids: np.ndarray
+    learned: np.ndarray
+    target: int
+    items: int
+    cut: int
+    labels: np.ndarray | None = None
+    roles: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -39,23 +55,44 @@ def _after_space(item: str) -> str:
     return f" {item}"
 
 
-def pieces(template: Template, items: Sequence[str]) -> list[str]:
-    """What an Encoder tokenises piece by piece, for a tokenizer to be trained on: every sentence of the template counts as much as all items together."""
-    sentences = [template.head, prefix(template, 0), prefix(template, 1), template.target]
-    return [_after_space(item) for item in items] + [
-        sentence for sentence in sentences if sentence
-    ] * len(items)
+def tokenizer_corpus(template: Template, items: Sequence[str]) -> list[str]:
+    """Collect the pieces that a HistoryEncoder tokenises, to train a tokenizer on.
+
+    Parameters
+    ----------
+    template : Template
+        The sentences around the items. Each of them counts as much as all items together.
+    items : sequence of str
+        The texts of all items.
+
+    Returns
+    -------
+    list of str
+        Every piece as often as it is to count.
+    """
+    sentences = [template.head, item_prefix(template, 0), item_prefix(template, 1), template.target]
+    used = [sentence for sentence in sentences if sentence]
+    return [_after_space(item) for item in items] + used * len(items)
 
 
 @dataclass
-class Pieces:
-    """Tokenises pieces of text, each once, for examples to be put together from them.
+class PieceTokenizer:
+    """Tokenises pieces of text, each of them once, so that examples can be put together from them.
 
-    Item text is data: nothing in it becomes a special token, and since every piece is tokenised for itself,
-    nothing in it changes the tokens around it.
+    The text of an item is data: nothing in it becomes a special token and, since every piece is
+    tokenised by itself, nothing in it changes the tokens around it.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The tokenizer of the language model.
+    max_length : int
+        Most tokens of a text.
+    pieces : dict
+        The pieces tokenised so far.
     """
 
-    tokenizer: object
+    tokenizer: Tokenizer
     max_length: int
     pieces: dict[tuple[str, bool, bool], np.ndarray] = field(default_factory=dict)
 
@@ -65,91 +102,158 @@ class Pieces:
         return TextTokenizer(self.tokenizer)
 
     def piece(self, text: str, end: bool = False, opens: bool = False) -> np.ndarray:
-        """int64 tokens of a piece inside a text, or at its beginning if it `opens` it, tokenised once; with the end token behind it if asked."""
+        """Tokenise a piece, or look it up if it was tokenised before.
+
+        Parameters
+        ----------
+        text : str
+            The piece, with the white space before it.
+        end : bool
+            Whether the end token follows it.
+        opens : bool
+            Whether it opens a text, so that nothing stands before it.
+
+        Returns
+        -------
+        ndarray of int64 [length]
+            Token ids.
+        """
         key = (text, end, opens and self.spelling.adds_space)
         if key not in self.pieces:
             ids = self.spelling.encode(text, opens)
-            self.pieces[key] = np.append(ids, [self.tokenizer.eos_token_id] * end).astype(np.int64)
+            end_ids = [self.tokenizer.eos_token_id] if end else []
+            self.pieces[key] = np.append(ids, end_ids).astype(np.int64)
         return self.pieces[key]
 
     @cached_property
-    def around(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64: what the tokenizer puts before and behind any text."""
-        bare, whole = (
-            self.tokenizer("a", add_special_tokens=False)["input_ids"],
-            self.tokenizer("a")["input_ids"],
-        )
-        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
-        return np.array(whole[:at], dtype=np.int64), np.array(
-            whole[at + len(bare) :], dtype=np.int64
-        )
+    def special_affixes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that the tokenizer puts before and behind any text, int64 each."""
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        before, behind = whole[:start], whole[start + len(bare) :]
+        return np.array(before, dtype=np.int64), np.array(behind, dtype=np.int64)
 
 
-class Encoder(Pieces):
-    """For causal LMs. Every item ends with the end token, which is what stops decoding."""
+class HistoryEncoder(PieceTokenizer):
+    """Encodes histories for causal LMs.
+
+    Every item ends with the end token, which is what stops decoding.
+    """
 
     @cached_property
     def opening(self) -> np.ndarray:
-        """int64: what the tokenizer puts before any text (the begin token of Llama's and Gemma's)."""
+        """Tokens before any text, int64, such as the begin token of Llama and Gemma."""
         bare = self.tokenizer("")["input_ids"]
-        return np.array(
-            [token for token in bare if token != self.tokenizer.eos_token_id], dtype=np.int64
-        )
+        opening = [token for token in bare if token != self.tokenizer.eos_token_id]
+        return np.array(opening, dtype=np.int64)
 
     def item(self, text: str) -> np.ndarray:
+        """Return the tokens of an item inside a history, the end token included.
+
+        Parameters
+        ----------
+        text : str
+            The item.
+
+        Returns
+        -------
+        ndarray of int64 [length]
+            Token ids.
+        """
         return self.piece(_after_space(text), end=True)
 
-    def alone(self, text: str) -> Tokens:
-        """An item without prefix or history: all of it is target."""
+    def encode_item(self, text: str) -> Tokens:
+        """Encode an item without prefix and history: all of it is target.
+
+        Parameters
+        ----------
+        text : str
+            The item.
+
+        Returns
+        -------
+        Tokens
+            The encoded item, of which nothing is learned.
+        """
         ids = self.item(text)
-        return Tokens(ids, np.zeros(len(ids), dtype=bool), 0, 0, 0)
+        return Tokens(ids, np.zeros(len(ids), dtype=bool), target=0, items=0, cut=0)
 
     def encode(self, example: Example, reserve: int = 0) -> Tokens:
-        """Cut by whole items, oldest first, to max_length - reserve tokens; the newest item always stays.
+        """Encode a history and its target, cut by whole items to `max_length - reserve` tokens.
 
-        Of the items that are learned, the first that is left is not: there is nothing to tell it from. Prefixes
-        never are.
+        The oldest items are left out first; the newest item always stays. Of the items that are
+        learned, the first one that stays is not learned, since nothing before it predicts it.
+        Prefixes are never learned.
+
+        Parameters
+        ----------
+        example : Example
+            The history and its target.
+        reserve : int
+            Number of tokens to keep free.
+
+        Returns
+        -------
+        Tokens
+            The encoded example.
         """
         template = example.template
         head = np.concatenate([self.opening, self.piece(template.head, opens=True)])
-        before = self.piece(template.target)
-        target = (
-            self.item(example.target) if example.target is not None else np.zeros(0, dtype=np.int64)
-        )
-        first, following = (self.piece(prefix(template, index)) for index in (0, 1))
-        room = self.max_length - reserve - len(head) - len(first) - len(before) - len(target)
-        items, size = [], -len(following)
-        for text in reversed(example.items):  # no older ones are read than fit
-            item = self.item(text)
-            size += len(item) + len(following)
-            if items and size > room:
-                break
-            items.append(item)
-        items.reverse()
+        target_prefix = self.piece(template.target)
+        target = np.zeros(0, dtype=np.int64)
+        if example.target is not None:
+            target = self.item(example.target)
+        first_prefix = self.piece(item_prefix(template, 0))
+        next_prefix = self.piece(item_prefix(template, 1))
+        room = self.max_length - reserve
+        room -= len(head) + len(first_prefix) + len(target_prefix) + len(target)
+        items = self._newest_items(example.items, len(next_prefix), room)
         cut = len(example.items) - len(items)
         flags = [False] * len(items) if example.learned is None else example.learned[cut:]
         parts, learned = [head], [False]
         for index, item in enumerate(items):
-            parts += [first if index == 0 else following, item]
+            parts += [first_prefix if index == 0 else next_prefix, item]
             learned += [False, index > 0 and flags[index]]
-        parts += [before, target]
+        parts += [target_prefix, target]
         learned += [False, True]
-        sizes = [len(part) for part in parts]
         ids = np.concatenate(parts)
         return Tokens(
             ids,
-            np.repeat(learned, sizes),
-            len(ids) - len(target),
-            int(sum(learned[2::2])) - (len(target) == 0),
-            cut,
+            np.repeat(learned, [len(part) for part in parts]),
+            target=len(ids) - len(target),
+            items=int(sum(learned[2::2])) - (len(target) == 0),
+            cut=cut,
         )
+
+    def _newest_items(
+        self, texts: Sequence[str], prefix_size: int, room: int
+    ) -> Sequence[np.ndarray]:
+        """Return the newest items that fit into `room` tokens, oldest first, but at least one."""
+        items: list[np.ndarray] = []
+        size = -prefix_size  # the first item has a prefix of its own
+        for text in reversed(texts):  # reads no items older than those that fit
+            item = self.item(text)
+            size += len(item) + prefix_size
+            if items and size > room:
+                break
+            items.append(item)
+        items.reverse()
+        return items
 
 
 @dataclass
-class SentenceEncoder(Pieces):
-    """For sentence encoders: one text, an item's or a sequence's, with the tokens around it that the tokenizer always puts there.
+class SentenceEncoder(PieceTokenizer):
+    """Encodes items and sequences for sentence encoders (ST5-Seq).
 
-    form : how sequences are written. marks : ids of its four marks, sequence start, item start, item end and sequence end.
+    Each text stands between the tokens that the tokenizer always puts around a text.
+
+    Parameters
+    ----------
+    form : TextForm
+        How sequences are written.
+    marks : tuple of int
+        Ids of the four marks: sequence start, item start, item end and sequence end.
     """
 
     form: TextForm = TextForm()
@@ -157,81 +261,140 @@ class SentenceEncoder(Pieces):
 
     @cached_property
     def frame(self) -> tuple[np.ndarray, ...]:
-        """int64: what opens a sequence, precedes an item, follows it, stands between two, and closes the sequence."""
+        """The fixed parts of a sequence, int64 each.
+
+        They open the sequence, precede an item, follow an item, separate two items, and close the
+        sequence.
+        """
         start, before, after, close = (
             np.array([mark] if self.form.marked else [], dtype=np.int64) for mark in self.marks
         )
-        head = self.piece(self._spaced(self.form.instruction)[0], opens=True)
-        between = self.piece(self._spaced(self.form.between)[0])
-        return np.concatenate([head, start]), before, after, between, close
+        head = self.piece(self._split_space(self.form.instruction)[0], opens=True)
+        separator = self.piece(self._split_space(self.form.separator)[0])
+        return np.concatenate([head, start]), before, after, separator, close
 
-    def _spaced(self, text: str) -> tuple[str, str]:
-        """What stands before an item, without the white space that is of the item's first token, and that white space; a mark is no item."""
-        return (text, "") if self.form.marked else self.spelling.part(text)
+    def _split_space(self, text: str) -> tuple[str, str]:
+        """Split off the white space that belongs to the first token of the following item.
+
+        Nothing is split off where a mark follows.
+        """
+        return (text, "") if self.form.marked else self.spelling.split_space(text)
 
     @property
-    def least(self) -> int:
-        """Tokens of a sequence of one item of WORDS tokens."""
+    def min_length(self) -> int:
+        """Tokens of a sequence of one item of MIN_ITEM_TOKENS tokens."""
         head, before, after, _, close = self.frame
-        return self._size([*self.around, head, before, after, close]) + WORDS
+        return _size([*self.special_affixes, head, before, after, close]) + MIN_ITEM_TOKENS
 
     def item(self, text: str) -> Tokens:
-        """An item alone; its text is cut at its end if it is too long."""
-        return self._whole([self._item(text, "", self.max_length - self._size(self.around))], 0)
+        """Encode an item alone.
+
+        Parameters
+        ----------
+        text : str
+            The item, which is cut at its end if it is too long.
+
+        Returns
+        -------
+        Tokens
+            The encoded item.
+        """
+        room = self.max_length - _size(self.special_affixes)
+        return self._assemble([self._item(text, "", room)], cut=0)
 
     def sequence(self, texts: Sequence[str]) -> Tokens:
-        """Items, oldest first. Too many: the oldest are left out; the newest stays, and is cut at its end if it must be."""
-        head, _, _, between, close = self.frame
-        lead, gap = self._spaced(self.form.instruction)[1], self._spaced(self.form.between)[1]
-        room = self.max_length - self._size(self.around) - len(head) - len(close)
-        first, others = self._item(texts[-1], lead, room), []  # others: the newest first
-        for newer, older in pairwise(reversed(texts)):  # none older is read than what fits
-            behind = np.concatenate([between, self._item(newer, gap)])
-            oldest = self._item(older, lead)
-            if len(oldest) + len(behind) > room:
+        """Encode a sequence of items, oldest first.
+
+        The oldest items are left out where there are too many. The newest item stays, and is cut
+        at its end if it is too long.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            At least one item.
+
+        Returns
+        -------
+        Tokens
+            The encoded sequence.
+        """
+        head, _, _, separator, close = self.frame
+        first_space = self._split_space(self.form.instruction)[1]
+        next_space = self._split_space(self.form.separator)[1]
+        room = self.max_length - _size(self.special_affixes) - len(head) - len(close)
+        oldest = self._item(texts[-1], first_space, room)
+        others: list[np.ndarray] = []  # separators and items, the newest first
+        for newer, older in pairwise(reversed(texts)):  # reads none older than what fits
+            following = np.concatenate([separator, self._item(newer, next_space)])
+            candidate = self._item(older, first_space)
+            if len(candidate) + len(following) > room:
                 break
-            room -= len(behind)
-            first = oldest
-            others.append(behind)
-        return self._whole([head, first, *others[::-1], close], len(texts) - 1 - len(others))
+            room -= len(following)
+            oldest = candidate
+            others.append(following)
+        return self._assemble([head, oldest, *others[::-1], close], len(texts) - 1 - len(others))
 
     def _item(self, text: str, space: str, room: int | None = None) -> np.ndarray:
-        """Tokens of an item with its marks. space : before its text; none where it opens a text."""
+        """Tokenise an item with its marks; `space` precedes it, unless it opens a text."""
         _, before, after, _, _ = self.frame
-        opens = self.spelling.begins_anew if self.form.marked else not space
+        opens = self.spelling.adds_space_after_special if self.form.marked else not space
         tokens = self.piece(space + text, opens=opens)
         if room is not None:
             tokens = tokens[: max(1, room - len(before) - len(after))]
         return np.concatenate([before, tokens[~np.isin(tokens, self.marks)], after])
 
-    def _whole(self, parts: list[np.ndarray], cut: int) -> Tokens:
-        ids = np.concatenate([self.around[0], *parts, self.around[1]])
-        return Tokens(ids, np.zeros(len(ids), dtype=bool), len(ids), 0, cut)
+    def _assemble(self, parts: list[np.ndarray], cut: int) -> Tokens:
+        before, behind = self.special_affixes
+        ids = np.concatenate([before, *parts, behind])
+        return Tokens(ids, np.zeros(len(ids), dtype=bool), target=len(ids), items=0, cut=cut)
 
-    @staticmethod
-    def _size(parts: Sequence[np.ndarray]) -> int:
-        return sum(map(len, parts))
+
+def _size(parts: Sequence[np.ndarray]) -> int:
+    return sum(map(len, parts))
 
 
 Item = tuple[tuple[str, str], ...]  # names and values of an item's attributes
 
 
-def attribute_pieces(items: Iterable[Item]) -> list[str]:
-    """What an AttributeEncoder tokenises piece by piece, for a tokenizer to be trained on."""
-    return [_after_space(part) for item in items for attribute in item for part in attribute]
-
-
-@dataclass
-class AttributeEncoder(Pieces):
-    """For encoders that are told what each token is: an opening token, then items, the newest first, as names and values of their attributes.
-
-    The roles of a token are its type, OPENING, NAME or VALUE, and the number of its item: 1 for the newest, 0 for the opening token.
+def attribute_corpus(items: Iterable[Item]) -> list[str]:
+    """Collect the pieces that an AttributeEncoder tokenises, to train a tokenizer on.
 
     Parameters
     ----------
-    marks : tokens that no text can contain. The first opens a text and the second hides a token, where the tokenizer has none for that.
-    attribute_tokens : most tokens of an attribute, its name among them.
-    max_items : most items of a text.
+    items : iterable of Item
+        The attributes of all items.
+
+    Returns
+    -------
+    list of str
+        Names and values of the attributes.
+    """
+    corpus: list[str] = []
+    for item in items:
+        for name, value in item:
+            corpus += [_after_space(name), _after_space(value)]
+    return corpus
+
+
+@dataclass
+class AttributeEncoder(PieceTokenizer):
+    """Encodes histories for encoders that are told what each token is (RecFormer, KDD 2023).
+
+    A text is an opening token, followed by the items, the newest first, as names and values of
+    their attributes. The roles of a token are its type, OPENING, NAME or VALUE, and the number of
+    its item: 1 for the newest item, 0 for the opening token.
+
+    Parameters
+    ----------
+    marks : tuple of int
+        Ids of tokens that no text can contain. The first opens a text, and the second masks a
+        token, where the tokenizer has none for that.
+    attribute_tokens : int
+        Most tokens of an attribute, its name among them.
+    max_items : int
+        Most items of a text.
+    items : dict
+        The items encoded so far.
     """
 
     marks: tuple[int, ...] = ()
@@ -245,30 +408,57 @@ class AttributeEncoder(Pieces):
 
     @cached_property
     def opening(self) -> np.ndarray:
-        """int64: what the tokenizer puts before any text, or the first mark."""
-        return self.around[0] if len(self.around[0]) else np.array(self.marks[:1], dtype=np.int64)
+        """Tokens that the tokenizer puts before any text, or the first mark, int64."""
+        before, _ = self.special_affixes
+        return before if len(before) else np.array(self.marks[:1], dtype=np.int64)
 
     @property
     def mask(self) -> int:
-        """The token that hides another."""
-        return (
-            self.marks[1] if self.tokenizer.mask_token_id is None else self.tokenizer.mask_token_id
-        )
+        """Id of the token that hides another."""
+        mask_id = self.tokenizer.mask_token_id
+        return self.marks[1] if mask_id is None else mask_id
 
     def item(self, item: Item) -> np.ndarray:
-        """int64 [2, length]: tokens of an item and their types, put together once."""
+        """Return the tokens of an item and their types.
+
+        Parameters
+        ----------
+        item : Item
+            Its attributes.
+
+        Returns
+        -------
+        ndarray of int64 [2, length]
+            Token ids and types.
+        """
         if item not in self.items:
-            parts = []
-            for attribute in item:
-                pieces = [self.piece(_after_space(part)) for part in attribute]
-                pieces = [piece[~np.isin(piece, self.marks)] for piece in pieces]
-                types = np.repeat([self.NAME, self.VALUE], list(map(len, pieces)))
-                parts.append(np.stack([np.concatenate(pieces), types])[:, : self.attribute_tokens])
-            self.items[item] = np.concatenate(parts, axis=1)
+            attributes = [self._attribute(name, value) for name, value in item]
+            self.items[item] = np.concatenate(attributes, axis=1)
         return self.items[item]
 
+    def _attribute(self, name: str, value: str) -> np.ndarray:
+        """Return token ids and types of an attribute, int64 [2, length]."""
+        parts = [self.piece(_after_space(part)) for part in (name, value)]
+        parts = [part[~np.isin(part, self.marks)] for part in parts]
+        types = np.repeat([self.NAME, self.VALUE], [len(part) for part in parts])
+        return np.stack([np.concatenate(parts), types])[:, : self.attribute_tokens]
+
     def sequence(self, items: Sequence[Item]) -> Tokens:
-        """Items, oldest first. Too many: the oldest are left out; the newest stays, and is cut at its end if it must be."""
+        """Encode a sequence of items, given oldest first.
+
+        The oldest items are left out where there are too many. The newest item stays, and is cut
+        at its end if it is too long.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            At least one item.
+
+        Returns
+        -------
+        Tokens
+            The encoded sequence, with roles.
+        """
         room = self.max_length - len(self.opening)
         parts = [self.item(items[-1])[:, : max(1, room)]]
         for item in items[: -self.max_items - 1 : -1][1:]:
@@ -283,17 +473,37 @@ class AttributeEncoder(Pieces):
         return Tokens(
             ids,
             np.zeros(len(ids), dtype=bool),
-            len(ids),
-            0,
-            len(items) - len(parts),
+            target=len(ids),
+            items=0,
+            cut=len(items) - len(parts),
             roles=np.stack([types, number]),
         )
 
     def masked(self, tokens: Tokens, share: float, rng: np.random.Generator) -> Tokens:
-        """A text with a share of its items' tokens to be found again: of those, 80 % are masked, 10 % are others and 10 % stay (BERT, section 3.1)."""
+        """Mask a share of the tokens of a text's items (BERT, section 3.1).
+
+        Of the chosen tokens 80 % are masked, 10 % are replaced by random ones and 10 % stay.
+
+        Parameters
+        ----------
+        tokens : Tokens
+            A text of this encoder.
+        share : float
+            Probability of a token to be chosen.
+        rng : numpy.random.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        Tokens
+            The masked text, with the original tokens as labels.
+        """
+        assert tokens.roles is not None
         learned = (rng.random(len(tokens)) < share) & (tokens.roles[1] > 0)
-        how, other = rng.random(len(tokens)), rng.integers(len(self.tokenizer), size=len(tokens))
-        ids = np.where(learned & (how < 0.9), np.where(how < 0.8, self.mask, other), tokens.ids)
+        chance = rng.random(len(tokens))
+        random_ids = rng.integers(len(self.tokenizer), size=len(tokens))
+        replacement = np.where(chance < 0.8, self.mask, random_ids)
+        ids = np.where(learned & (chance < 0.9), replacement, tokens.ids)
         return replace(
             tokens, ids=ids, learned=learned, items=int(learned.sum()), labels=tokens.ids
         )
@@ -301,87 +511,182 @@ class AttributeEncoder(Pieces):
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts padded on the right."""
+    """Texts padded on the right.
 
-    input_ids: torch.Tensor  # int64 [rows, length]
-    labels: torch.Tensor  # int64 [rows, length], IGNORED where not learned
-    lengths: torch.Tensor  # int64 [rows]
-    target: torch.Tensor  # int64 [rows], see Tokens
-    roles: torch.Tensor | None = None  # int64 [rows, 2, length], 0 in the padding
+    Attributes
+    ----------
+    input_ids : Tensor of int64 [rows, length]
+        Token ids.
+    labels : Tensor of int64 [rows, length]
+        What is to be predicted at each token; IGNORED where nothing is learned.
+    lengths : Tensor of int64 [rows]
+        Numbers of tokens without the padding.
+    target : Tensor of int64 [rows]
+        Index of the first token of each target.
+    roles : Tensor of int64 [rows, 2, length], optional
+        Roles of the tokens, 0 in the padding.
+    """
 
-    def to(self, device) -> "Batch":
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    lengths: torch.Tensor
+    target: torch.Tensor
+    roles: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Copy the batch to a device.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            Where to.
+
+        Returns
+        -------
+        Batch
+            The copy.
+        """
         return Batch(
-            *(value if value is None else value.to(device) for value in vars(self).values())
+            self.input_ids.to(device),
+            self.labels.to(device),
+            self.lengths.to(device),
+            self.target.to(device),
+            None if self.roles is None else self.roles.to(device),
         )
 
     def means(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [rows, 2, width] from hidden states [rows, length, width]: the mean over the history and over the target; 0 where there is none."""
+        """Average hidden states over the history and over the target of each text.
+
+        Parameters
+        ----------
+        hidden : Tensor [rows, length, width]
+            Hidden states.
+
+        Returns
+        -------
+        Tensor of float32 [rows, 2, width]
+            Means of the history and of the target; 0 where there is none.
+        """
         place = torch.arange(hidden.shape[1], device=hidden.device)
         target, length = self.target[:, None], self.lengths[:, None]
-        return means(
-            hidden, torch.stack([place < target, (place >= target) & (place < length)], dim=1)
-        )
+        in_history, in_target = place < target, (place >= target) & (place < length)
+        return mean_states(hidden, torch.stack([in_history, in_target], dim=1))
 
 
-def means(hidden: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """float32 [rows, n, width], means of hidden states [rows, length, width] over places, bool [rows, n, length]; 0 over none. A sum would overflow fp16."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        weight = of.float() / of.sum(dim=2, keepdim=True).clamp(min=1)
+def mean_states(hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Average hidden states over chosen tokens.
+
+    Parameters
+    ----------
+    hidden : Tensor [rows, length, width]
+        Hidden states.
+    chosen : Tensor of bool [rows, n, length]
+        The tokens of each of n means.
+
+    Returns
+    -------
+    Tensor of float32 [rows, n, width]
+        The means; 0 over no tokens.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):  # a sum would overflow fp16
+        weight = chosen.float() / chosen.sum(dim=2, keepdim=True).clamp(min=1)
         return weight @ hidden.float()
 
 
-def roomy(size):
-    """The next of eight sizes from one power of two to the next: at most an eighth more.
+def padded_size(size: Any) -> Any:
+    """Round a size up to the next of eight sizes between two powers of two.
 
-    Kernels are made for each shape: a CPU's bf16 ones cost 3 MB and as much time as some hundred tokens the first time.
+    Kernels are made for each shape: a CPU's bf16 ones cost 3 MB, and the first time as much time
+    as some hundred tokens. The padding is an eighth of the size at most.
+
+    Parameters
+    ----------
+    size : int or ndarray of int
+        Sizes.
+
+    Returns
+    -------
+    numpy integer or ndarray of int64
+        The sizes to pad to.
     """
     step = 2 ** np.maximum(np.floor(np.log2(np.maximum(size, 1))).astype(np.int64) - 3, 0)
     return -(-size // step) * step
 
 
 def pad(rows: Sequence[Tokens], *, pad_id: int) -> Batch:
-    length = int(roomy(max(map(len, rows))))
+    """Pad texts on the right to one length.
+
+    Parameters
+    ----------
+    rows : sequence of Tokens
+        At least one text; all of them have roles, or none.
+    pad_id : int
+        Id of the padding token.
+
+    Returns
+    -------
+    Batch
+        The texts, on the CPU.
+    """
+    length = int(padded_size(max(map(len, rows))))
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
-    roles = None if rows[0].roles is None else np.zeros((len(rows), 2, length), dtype=np.int64)
+    roles = None
+    if rows[0].roles is not None:
+        roles = np.zeros((len(rows), 2, length), dtype=np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row.ids
-        labels[index, : len(row)] = np.where(
-            row.learned, row.ids if row.labels is None else row.labels, IGNORED
-        )
-        if roles is not None:
+        row_labels = row.ids if row.labels is None else row.labels
+        labels[index, : len(row)] = np.where(row.learned, row_labels, IGNORED)
+        if roles is not None and row.roles is not None:
             roles[index, :, : len(row)] = row.roles
-    lengths, targets = (
-        np.array([value(row) for row in rows], dtype=np.int64)
-        for value in (len, lambda row: row.target)
-    )
     return Batch(
-        *(
-            array if array is None else torch.from_numpy(array)
-            for array in (ids, labels, lengths, targets, roles)
-        )
+        torch.from_numpy(ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.array([len(row) for row in rows], dtype=np.int64)),
+        torch.from_numpy(np.array([row.target for row in rows], dtype=np.int64)),
+        None if roles is None else torch.from_numpy(roles),
     )
 
 
 def by_length(
-    lengths: Sequence[int], budget: int, most: int | None = None, cost: int = PASS_COST
+    lengths: Sequence[int] | np.ndarray,
+    budget: int,
+    most: int | None = None,
+    cost: int = PASS_COST,
 ) -> list[np.ndarray]:
-    """Indices in groups of similar length, longest first, for passes that cost as little as can be.
+    """Group texts of similar length into passes whose total cost is least.
 
-    A padded group stays within `budget` tokens (one row may exceed it) and `most` rows. A pass costs its padded
-    tokens and `cost` more, so that short rows are worth a pass of their own only where it saves more than that.
-    Rows are dealt in eights where the budget has room for eight, since kernels are made for each shape.
+    The cost of a pass is its number of padded tokens plus `cost`, so that short texts get a pass of
+    their own only where it saves more than that. Where the budget has room for eight texts, they
+    are dealt in eights, since kernels are made for each shape.
+
+    Parameters
+    ----------
+    lengths : sequence of int [n]
+        Tokens of each text.
+    budget : int
+        Most padded tokens of a pass; a single text may exceed it.
+    most : int, optional
+        Most texts of a pass.
+    cost : int
+        Fixed cost of a pass, in tokens.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Indices of the texts of each pass, the longest first.
     """
-    lengths = np.asarray(lengths)
-    order = np.argsort(lengths, kind="stable")[::-1]
-    longest = roomy(np.maximum(lengths[order], 1))
+    sizes = np.asarray(lengths)
+    order = np.argsort(sizes, kind="stable")[::-1]
+    longest = padded_size(np.maximum(sizes[order], 1))
     unit = 8 if len(order) and 8 * longest[0] <= budget and (most or 8) >= 8 else 1
-    begins, ends = (
-        np.arange(0, len(order), unit),
-        np.minimum(np.arange(0, len(order), unit) + unit, len(order)),
-    )
-    least, start = np.zeros(len(begins) + 1), np.zeros(len(begins) + 1, dtype=np.int64)
-    lowest = 0  # the first unit that a group ending with this one may begin with: it only moves on
+    begins = np.arange(0, len(order), unit)
+    ends = np.minimum(begins + unit, len(order))
+    # least_cost[n] of the first n units; last_begin[n]: the unit with which their last pass begins
+    least_cost = np.zeros(len(begins) + 1)
+    last_begin = np.zeros(len(begins) + 1, dtype=np.int64)
+    lowest = 0  # the first unit that the current pass may begin with; it never decreases
     for last, end in enumerate(ends):
         while lowest < last and (
             longest[begins[lowest]] * (end - begins[lowest]) > budget
@@ -389,27 +694,43 @@ def by_length(
         ):
             lowest += 1
         first = begins[lowest : last + 1]
-        own = least[lowest : last + 1] + longest[first] * (end - first) + cost
-        start[last + 1] = lowest + int(own.argmin())
-        least[last + 1] = own.min()
+        total_cost = least_cost[lowest : last + 1] + longest[first] * (end - first) + cost
+        last_begin[last + 1] = lowest + int(total_cost.argmin())
+        least_cost[last + 1] = total_cost.min()
     groups, last = [], len(begins)
     while last:
-        groups.append(order[begins[start[last]] : ends[last - 1]])
-        last = start[last]
+        groups.append(order[begins[last_begin[last]] : ends[last - 1]])
+        last = last_begin[last]
     return groups[::-1]
 
 
 def shuffled_steps(
-    lengths: Sequence[int], size: int, rng: np.random.Generator, near: int = 16
+    lengths: Sequence[int] | np.ndarray, size: int, rng: np.random.Generator, near: int = 16
 ) -> list[np.ndarray]:
-    """An epoch's steps of `size` indices in random order. Each holds like lengths: every `near` steps are drawn at random and dealt out by length."""
-    lengths = np.asarray(lengths)
-    order = rng.permutation(len(lengths))
-    drawn = [order[at : at + near * size] for at in range(0, len(order), near * size)]
-    order = (
-        np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in drawn])
-        if drawn
-        else order
-    )
+    """Split an epoch into training steps of texts of similar length, in random order.
+
+    The texts are shuffled; those of every `near` steps are then dealt to these steps by length.
+
+    Parameters
+    ----------
+    lengths : sequence of int [n]
+        Tokens of each text.
+    size : int
+        Texts of a step.
+    rng : numpy.random.Generator
+        Source of randomness.
+    near : int
+        Number of steps whose texts are sorted together.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Indices of the texts of each step.
+    """
+    sizes = np.asarray(lengths)
+    order = rng.permutation(len(sizes))
+    chunks = [order[at : at + near * size] for at in range(0, len(order), near * size)]
+    if chunks:
+        order = np.concatenate([rows[np.argsort(sizes[rows], kind="stable")] for rows in chunks])
     steps = [order[at : at + size] for at in range(0, len(order), size)]
     return [steps[index] for index in rng.permutation(len(steps))]

@@ -1,40 +1,70 @@
-"""Prompts that ask whether a user takes a candidate: read once up to the candidate, with any number of candidates behind."""
+"""Encode prompts that ask whether a user takes a candidate.
+
+Everything before the candidate is read once, and any number of candidates may follow it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from ...errors import UserError
-from ..prompts.instructions import Frame, Wording, answered, frame
-from ..prompts.marks import harmless
-from .batches import IGNORED, WORDS, Pieces, Tokens
-from .tokenizing import TextTokenizer
+from ..prompts.chat import TurnTokens, answer_markup, tokenize_turn
+from ..prompts.instructions import Instructions
+from ..prompts.marks import neutralize_marks
+from .batches import IGNORED, MIN_ITEM_TOKENS, PieceTokenizer, Tokens
+from .tokenizing import TextTokenizer, Tokenizer
 
-NOTHING = "NULL"  # what a section without content says, as in the paper's code
+NOTHING = "NULL"  # stands for a section without content, as in the code of the LLM-TRSR paper
 
 
-def answer_tokens(tokenizer, yes: str, no: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """Where two texts part, whose last words are the answers Yes and No: the int64 tokens before that, and the first of each answer.
+def answer_tokens(tokenizer: Tokenizer, yes: str, no: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """Find where two texts that end with the answers Yes and No begin to differ.
 
-    Raises UserError where they do not part.
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The tokenizer of the language model.
+    yes, no : str
+        The texts.
+
+    Returns
+    -------
+    tuple of (ndarray of int64 [length], tuple of (int, int))
+        The tokens that both texts begin with, and the first token of each answer.
+
+    Raises
+    ------
+    UserError
+        If the texts have the same first token of an answer.
     """
     spelling = TextTokenizer(tokenizer)
-    one, other = (spelling.encode(text, special=True) for text in (yes, no))
-    same = one[: len(other)] == other[: len(one)]
+    yes_ids, no_ids = (spelling.encode(text, special=True) for text in (yes, no))
+    same = yes_ids[: len(no_ids)] == no_ids[: len(yes_ids)]
     if same.all():
-        token = tokenizer.convert_ids_to_tokens([one[-1]])[0]
+        token = tokenizer.convert_ids_to_tokens([yes_ids[-1]])[0]
         raise UserError(
-            f"backbone: its tokenizer begins 'Yes' and 'No' with the same token, {token!r}; give another"
+            f"backbone: its tokenizer begins 'Yes' and 'No' with the same token, {token!r}; "
+            "give another"
         )
-    parted = int(same.argmin())
-    return one[:parted], (int(one[parted]), int(other[parted]))
+    common = int(same.argmin())
+    return yes_ids[:common], (int(yes_ids[common]), int(no_ids[common]))
 
 
-class Before(NamedTuple):
-    """What precedes a candidate: int64 tokens, how many items were left out, and whether the summary was cut."""
+class SharedPrefix(NamedTuple):
+    """What precedes the candidates of a case.
+
+    Attributes
+    ----------
+    tokens : ndarray of int64 [length]
+        Token ids.
+    left_out : int
+        Number of items that were left out.
+    cut : bool
+        Whether the summary was cut.
+    """
 
     tokens: np.ndarray
     left_out: int
@@ -42,40 +72,65 @@ class Before(NamedTuple):
 
 
 @dataclass
-class JudgeEncoder(Pieces):
-    """Instruction, summary, newest items | candidate, end of the turn.
+class JudgeEncoder(PieceTokenizer):
+    """Encodes prompts: instruction, summary and newest items | candidate and end of the turn.
+
+    With a summary a prompt is that of LLM-TRSR, without one that of TALLRec.
+
+    Parameters
+    ----------
+    instructions : Instructions
+        The instructions of the dataset's domain.
+    summarised : bool
+        Whether prompts have a summary.
 
     Attributes
     ----------
-    summarised : whether prompts have a summary; else they are TALLRec's.
-    room : most tokens of a candidate, of all prompts alike, so that what stands before it does not depend on it.
-    shortened : how many candidates are longer than that.
-    alike : int64 [candidates], the same number for those of the same tokens: of equal texts, and of texts that differ in their marks or behind the cut alone.
+    candidate_length : int
+        Most tokens of a candidate. It is the same for all prompts, so that what precedes a
+        candidate does not depend on it.
+    cut_candidates : int
+        Number of candidates that are longer than that.
+    token_groups : ndarray of int64 [candidates]
+        The same number for candidates of the same tokens: for equal texts, and for texts that
+        differ only in their marks or behind the cut.
     """
 
-    wording: Wording | None = None
+    instructions: Instructions = field(kw_only=True)
     summarised: bool = True
-    room: int = 0
-    shortened: int = 0
-    alike: np.ndarray | None = None
+    candidate_length: int = 0
+    cut_candidates: int = 0
+    token_groups: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @cached_property
     def frame(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """int64 tokens that open the user's turn, and that close it up to the answer; and the first tokens of the two answers."""
-        answers = (answered(self.tokenizer, word) for word in ("Yes", "No"))
-        return self._turn.opening, *answer_tokens(self.tokenizer, *answers)
+        """Tokens that open the user's turn, tokens that close it, first tokens of both answers.
+
+        The first two are int64 arrays; the second reaches up to the answer.
+        """
+        yes, no = (answer_markup(self.tokenizer, word) for word in ("Yes", "No"))
+        closing, answers = answer_tokens(self.tokenizer, yes, no)
+        return self._turn.opening, closing, answers
 
     @cached_property
-    def _turn(self) -> Frame:
-        return frame(self.tokenizer)
+    def _turn(self) -> TurnTokens:
+        return tokenize_turn(self.tokenizer)
 
     @cached_property
     def heads(self) -> tuple[np.ndarray, ...]:
-        """int64: what opens a prompt, up to the summary if there is one; what precedes the items; what precedes the candidate."""
-        summary, items, candidate = self.wording.judge_heads
-        instruction = self.wording.judge if self.summarised else self.wording.judge_history
-        said = self.piece(self._turn.space + instruction, opens=self._turn.opens)
-        opening = [self._turn.opening, said]
+        """The fixed parts of a prompt, int64 each.
+
+        The first opens the prompt, up to the summary if there is one, the second precedes the
+        items, and the third precedes the candidate.
+        """
+        summary, items, candidate = self.instructions.judge_heads
+        instruction = self.instructions.judge_history
+        if self.summarised:
+            instruction = self.instructions.judge
+        opening = [
+            self._turn.opening,
+            self.piece(self._turn.space + instruction, opens=self._turn.opens),
+        ]
         if self.summarised:
             opening.append(self.piece(f"\n\n{summary}{self._line}"))
         return (
@@ -86,104 +141,169 @@ class JudgeEncoder(Pieces):
 
     @cached_property
     def _line(self) -> str:
-        """What of a line break is tokenised before the text behind it; `_space` is tokenised with that text."""
-        return self.spelling.part("\n")[0]
+        """The part of a line break that is tokenised before the text behind it."""
+        return self.spelling.split_space("\n")[0]
 
     @cached_property
     def _space(self) -> str:
-        return self.spelling.part("\n")[1]
+        """The part of a line break that is tokenised with the text behind it."""
+        return self.spelling.split_space("\n")[1]
 
     def _text(self, text: str) -> np.ndarray:
-        """int64 tokens of what a line says, which is data."""
+        """Tokens of the text of a line, int64. The text is data, without marks."""
         return self.piece(self._space + text)
 
     def for_candidates(self, candidates: Sequence[str]) -> "JudgeEncoder":
-        """With room for the longest of these, but at most for a third of a prompt's data. Raises UserError if `max_length` leaves too little for any data."""
+        """Reserve room for the longest candidate, at most a third of a prompt's data.
+
+        Parameters
+        ----------
+        candidates : sequence of str
+            The texts of all candidates.
+
+        Returns
+        -------
+        JudgeEncoder
+            This encoder.
+
+        Raises
+        ------
+        UserError
+            If `max_length` leaves too little room for any data.
+        """
         fixed = sum(map(len, [*self.heads, self.frame[1]]))
-        left = self.max_length - fixed
-        if left < 4 * WORDS:
+        room = self.max_length - fixed
+        if room < 4 * MIN_ITEM_TOKENS:
             raise UserError(
-                f"max_length: what a prompt always says takes {fixed} tokens, expected at least {fixed + 4 * WORDS}, found {self.max_length}"
+                f"max_length: the fixed text of a prompt takes {fixed} tokens, expected at least "
+                f"{fixed + 4 * MIN_ITEM_TOKENS}, found {self.max_length}"
             )
-        lengths = [len(self._text(harmless(text))) for text in candidates]
-        self.room = max(WORDS, min(left // 3, max(lengths)))
-        self.shortened = sum(length > self.room for length in lengths)
+        lengths = [len(self._text(neutralize_marks(text))) for text in candidates]
+        self.candidate_length = max(MIN_ITEM_TOKENS, min(room // 3, max(lengths)))
+        self.cut_candidates = sum(length > self.candidate_length for length in lengths)
         numbers: dict[str | bytes, int] = {}
-        kept = (
-            harmless(text) if size < self.room else self.behind(text).tobytes()
-            for text, size in zip(candidates, lengths, strict=True)
-        )
-        self.alike = np.array([numbers.setdefault(own, len(numbers)) for own in kept])
+        groups = []
+        for text, length in zip(candidates, lengths, strict=True):
+            key: str | bytes = neutralize_marks(text)
+            if length >= self.candidate_length:
+                key = self.candidate_suffix(text).tobytes()
+            groups.append(numbers.setdefault(key, len(numbers)))
+        self.token_groups = np.array(groups)
         return self
 
-    def before(self, summary: str | None, items: Sequence[str]) -> Before:
-        """A summary may have half of the room, and what the items leave. The oldest items are left out first; the newest is cut at its end if it must be."""
-        opening, items_head, candidate_head = self.heads
-        left = self.max_length - self.room - sum(map(len, [*self.heads, self.frame[1]]))
-        lines = [
-            np.concatenate([self.piece(self._line), self._text(harmless(item))]) for item in items
-        ] or [self.piece(f"\n{NOTHING}")]
-        whole = self.piece("")
-        if self.summarised:
-            whole = self._text(harmless(summary) if summary else NOTHING)
-        told = whole[: max(left // 2, left - sum(map(len, lines)))]
-        left -= len(told)
-        kept: list[np.ndarray] = []
-        for line in reversed(lines):
-            if len(line) > left and kept:
-                break
-            kept.append(line[:left])
-            left -= len(kept[-1])
-        tokens = np.concatenate([opening, told, items_head, *kept[::-1], candidate_head])
-        return Before(tokens, len(lines) - len(kept), len(told) < len(whole))
+    def shared_prefix(self, summary: str | None, items: Sequence[str]) -> SharedPrefix:
+        """Encode what precedes the candidates of a case.
 
-    def behind(self, candidate: str) -> np.ndarray:
-        """int64 tokens of a candidate, cut at its end, and of the end of the turn."""
-        return np.concatenate([self._text(harmless(candidate))[: self.room], self.frame[1]])
+        The summary may take half of the room, and what the items leave. The oldest items are left
+        out first; the newest is cut at its end if it is too long.
+
+        Parameters
+        ----------
+        summary : str or None
+            The summary of the user's history.
+        items : sequence of str
+            The user's newest items, oldest first.
+
+        Returns
+        -------
+        SharedPrefix
+            The tokens, and what was left out.
+        """
+        opening, items_head, candidate_head = self.heads
+        fixed = sum(map(len, [*self.heads, self.frame[1]]))
+        room = self.max_length - self.candidate_length - fixed
+        lines = [self._item_line(item) for item in items]
+        if not lines:
+            lines = [self.piece(f"\n{NOTHING}")]
+        whole_summary = self.piece("")
+        if self.summarised:
+            whole_summary = self._text(neutralize_marks(summary) if summary else NOTHING)
+        kept_summary = whole_summary[: max(room // 2, room - sum(map(len, lines)))]
+        room -= len(kept_summary)
+        newest: list[np.ndarray] = []
+        for line in reversed(lines):
+            if len(line) > room and newest:
+                break
+            newest.append(line[:room])
+            room -= len(newest[-1])
+        parts = [opening, kept_summary, items_head, *newest[::-1], candidate_head]
+        return SharedPrefix(
+            np.concatenate(parts),
+            left_out=len(lines) - len(newest),
+            cut=len(kept_summary) < len(whole_summary),
+        )
+
+    def _item_line(self, item: str) -> np.ndarray:
+        return np.concatenate([self.piece(self._line), self._text(neutralize_marks(item))])
+
+    def candidate_suffix(self, candidate: str) -> np.ndarray:
+        """Encode a candidate, cut at its end, and the end of the turn.
+
+        Parameters
+        ----------
+        candidate : str
+            The text of the candidate.
+
+        Returns
+        -------
+        ndarray of int64 [length]
+            Token ids.
+        """
+        ids = self._text(neutralize_marks(candidate))[: self.candidate_length]
+        return np.concatenate([ids, self.frame[1]])
 
     def row(
         self,
-        before: np.ndarray,
+        prefix: np.ndarray,
         candidates: Sequence[np.ndarray],
         answers: Sequence[bool] = (),
         whole: bool = False,
     ) -> Tokens:
-        """Candidates behind what they share. The last shared token stands in each candidate's part, so that every token is told by one before it in its part.
+        """Put candidates behind the prefix that they share.
 
-        The roles of a token are its part, 1 for what is shared and 2, 3, … for the candidates, and its position.
-        answers : what is learned at the end of each part; nothing where not given. whole : the prompt's own tokens are learned too.
+        Each candidate's part begins with the last token of the prefix, so that each part contains
+        the token preceding its first, which predicts it. The roles of a token are the number of its
+        part, 1 for the prefix and 2, 3, … for the candidates, and its position.
+
+        Parameters
+        ----------
+        prefix : ndarray of int64 [length]
+            Tokens of the shared prefix.
+        candidates : sequence of ndarray of int64
+            Tokens of each candidate, with the end of the turn.
+        answers : sequence of bool
+            For each candidate, whether Yes is to be learned at the end of its part; nothing is
+            learned there where it is empty.
+        whole : bool
+            Whether the tokens of the prompt are learned too.
+
+        Returns
+        -------
+        Tokens
+            The row, with labels and roles.
         """
-        parts = [
-            before[:-1],
-            *(np.concatenate([before[-1:], candidate]) for candidate in candidates),
-        ]
+        suffixes = [np.concatenate([prefix[-1:], candidate]) for candidate in candidates]
+        parts = [prefix[:-1], *suffixes]
         sizes = [len(part) for part in parts]
         starts = [0] + [sizes[0]] * len(candidates)
-        roles = np.stack(
-            [
-                np.repeat(np.arange(1, len(parts) + 1), sizes),
-                np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes)]),
-            ]
-        )
-        following = [
-            np.append(parts[0][1:], before[-1]),
-            *(np.append(part[1:], IGNORED) for part in parts[1:]),
-        ]
-        labels = (
-            np.concatenate(following) if whole else np.full(sum(sizes), IGNORED, dtype=np.int64)
-        )
+        positions = [start + np.arange(size) for start, size in zip(starts, sizes)]
+        part_numbers = np.repeat(np.arange(1, len(parts) + 1), sizes)
+        labels = np.full(sum(sizes), IGNORED, dtype=np.int64)
+        if whole:
+            following = [np.append(part[1:], IGNORED) for part in suffixes]
+            labels = np.concatenate([np.append(parts[0][1:], prefix[-1]), *following])
         if len(answers):
-            labels[np.cumsum(sizes)[1:] - 1] = np.array(self.frame[2])[
-                [0 if answer else 1 for answer in answers]
-            ]
+            yes, no = self.frame[2]
+            ends = np.cumsum(sizes)[1:] - 1
+            labels[ends] = np.array([yes if answer else no for answer in answers])
         learned = labels != IGNORED
-        weight = np.where(roles[0] == 1, len(candidates), 1)
+        weight = np.where(part_numbers == 1, len(candidates), 1)
         return Tokens(
             np.concatenate(parts),
             learned,
-            sum(sizes),
-            int((learned * weight).sum()),
-            0,
+            target=sum(sizes),
+            items=int((learned * weight).sum()),
+            cut=0,
             labels=labels,
-            roles=roles,
+            roles=np.stack([part_numbers, np.concatenate(positions)]),
         )

@@ -1,26 +1,93 @@
-"""Tokens of a piece of text as it stands inside a longer text, for tokenizers of any kind."""
+"""Tokenise a piece of text as it stands inside a longer text, with tokenizers of any kind."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
-# One of them stands before a piece while it is tokenised. Several, since a tokenizer may have a token
-# that reaches from the first over the beginning of the piece.
+# One of these stands before a piece while the piece is tokenised. There are several, since a
+# tokenizer may have a token that reaches from the first one over the beginning of the piece.
 ANCHORS = (".", "x", "1", "|", ")", ";")
-SPACES = ("▁", "Ġ")  # what a space is written as by SentencePiece and by byte-level BPE
+SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level BPE write a space
+
+
+class Tokenizer(Protocol):
+    """The part of transformers' tokenizers (`PreTrainedTokenizerBase`) that this package uses.
+
+    Attributes
+    ----------
+    bos_token : str or None
+        The begin token.
+    bos_token_id : int or None
+        Its id.
+    eos_token_id : int
+        Id of the end token.
+    pad_token_id : int
+        Id of the padding token.
+    unk_token_id : int or None
+        Id of the token of unknown words.
+    mask_token_id : int or None
+        Id of the token that hides another.
+    all_special_ids : list of int
+        Ids of all named special tokens.
+    vocab_size : int
+        Number of tokens without those that were added later.
+    chat_template : str or None
+        Jinja template of a chat.
+    """
+
+    bos_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int
+    pad_token_id: int
+    unk_token_id: int | None
+    mask_token_id: int | None
+    all_special_ids: list[int]
+    vocab_size: int
+    chat_template: Any
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Tokenise a text; `["input_ids"]` of the result is a list of int."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens, added ones included."""
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """Return the token of an id, or the tokens of several."""
+
+    def decode(self, token_ids: Any, **options: Any) -> Any:
+        """Return the text of token ids."""
+
+    def batch_decode(self, sequences: Any, **options: Any) -> Any:
+        """Return the texts of several sequences of token ids."""
+
+    def get_chat_template(self) -> str:
+        """Return the Jinja template of a chat."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """Return the text of a chat."""
+
+    def save_pretrained(self, save_directory: Any) -> Any:
+        """Write the tokenizer's files."""
 
 
 @dataclass
 class TextTokenizer:
     """A tokenizer that is told where in a text a piece stands.
 
-    SentencePiece's tokenizers put a space before every text that they are given (Llama 2, Mistral, T5),
-    which a piece inside a text must not get. Others tokenise a piece alike wherever it stands.
+    The tokenizers of SentencePiece (Llama 2, Mistral, T5) put a space before every text, which a
+    piece inside a text must not get. Others tokenise a piece alike wherever it stands.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        Any tokenizer of transformers.
     """
 
-    tokenizer: object
+    tokenizer: Tokenizer
 
     @cached_property
     def adds_space(self) -> bool:
@@ -28,53 +95,73 @@ class TextTokenizer:
         return self._tokens("a")[0].startswith(SPACES)
 
     @cached_property
-    def keeps_words(self) -> bool:
-        """Whether no token reaches from one word into the next, as in byte-level BPE without a regular expression."""
-        words = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
-        return getattr(words, "use_regex", True)
+    def splits_words(self) -> bool:
+        """Whether every token lies within one word; byte-level BPE may cross words."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        pre_tokenizer = getattr(backend, "pre_tokenizer", None)
+        return getattr(pre_tokenizer, "use_regex", True)
 
     @cached_property
     def space_leads(self) -> bool:
-        """Whether a space between two words is of one token with the second; it is not where spaces are left out (WordPiece)."""
-        return self.keeps_words and any(
-            token.startswith(SPACES) for token in self._tokens("a b")[1:]
-        )
+        """Whether a space between two words is part of the second word's token.
+
+        It is not where the tokenizer drops spaces (WordPiece).
+        """
+        if not self.splits_words:
+            return False
+        return any(token.startswith(SPACES) for token in self._tokens("a b")[1:])
 
     @cached_property
-    def begins_anew(self) -> bool:
-        """Whether a text behind a special token gets a space of its own, as the first one does."""
-        mark = next(iter(self.tokenizer.all_special_ids), None)
-        if mark is None or not self.adds_space:
+    def adds_space_after_special(self) -> bool:
+        """Whether text behind a special token gets a space of its own, like the first text."""
+        special_id = next(iter(self.tokenizer.all_special_ids), None)
+        if special_id is None or not self.adds_space:
             return False
-        text = self.tokenizer.convert_ids_to_tokens(mark) + "a"
-        return self._ids(text, special=True) == [mark, *self._ids("a")]
+        text = self.tokenizer.convert_ids_to_tokens(special_id) + "a"
+        return self._ids(text, special=True) == [special_id, *self._ids("a")]
 
     @cached_property
     def blanks(self) -> str:
-        """Characters that, at the end of a piece, belong to the next one."""
+        """Characters that belong to the next piece if they stand at the end of a piece."""
         if not self.space_leads:
             return ""
-        one_line = self.adds_space and self._ids("a\nb") == self._ids("a b")
-        return " \n" if one_line else " "
+        newline_is_space = self.adds_space and self._ids("a\nb") == self._ids("a b")
+        return " \n" if newline_is_space else " "
 
-    def part(self, before: str) -> tuple[str, str]:
-        """A text without the white space at its end, and that white space, if it is to open the next piece."""
-        kept = before.rstrip(self.blanks) if self.blanks else before
-        return kept, before[len(kept) :]
-
-    def encode(self, text: str, opens: bool = False, special: bool = False) -> np.ndarray:
-        """Tokens of a piece.
+    def split_space(self, text: str) -> tuple[str, str]:
+        """Split white space off the end of a text if it has to open the next piece.
 
         Parameters
         ----------
-        text : the piece, with the white space before it.
-        opens : whether nothing stands before it.
-        special : whether special tokens are read as such. Else they are ordinary text; where a
-            tokenizer finds one all the same (Unigram has them among its words), it is left out.
+        text : str
+            What stands before the next piece.
 
         Returns
         -------
-        int64 [length].
+        tuple of (str, str)
+            The text without that white space, and the white space.
+        """
+        stripped = text.rstrip(self.blanks) if self.blanks else text
+        return stripped, text[len(stripped) :]
+
+    def encode(self, text: str, opens: bool = False, special: bool = False) -> np.ndarray:
+        """Tokenise a piece.
+
+        Parameters
+        ----------
+        text : str
+            The piece, with the white space before it.
+        opens : bool
+            Whether the piece opens a text, so that nothing stands before it.
+        special : bool
+            Whether special tokens in the text are read as such. Otherwise they are ordinary text;
+            where a tokenizer finds one all the same (Unigram has them among its words), it is
+            left out.
+
+        Returns
+        -------
+        ndarray of int64 [length]
+            Token ids.
         """
         ids = np.array(self._piece(text, opens, special), dtype=np.int64)
         if special:
@@ -83,28 +170,38 @@ class TextTokenizer:
 
     def _piece(self, text: str, opens: bool, special: bool) -> list[int]:
         if text and self.adds_space and not opens:
-            for anchor, before in self._anchors:
-                whole = self._ids(anchor + text, special)
-                if whole[: len(before)] == before:
-                    return whole[len(before) :]
+            for anchor, anchor_ids in self._anchors:
+                ids = self._ids(anchor + text, special)
+                if ids[: len(anchor_ids)] == anchor_ids:
+                    return ids[len(anchor_ids) :]
         return self._ids(text, special)
 
-    def differing(self, ids: np.ndarray) -> int:
-        """How many tokens of a text that was put together from pieces are others than in the whole text.
+    def count_differences(self, ids: np.ndarray) -> int:
+        """Count the tokens of a text made of pieces that differ from those of the whole text.
 
-        Pieces are tokenised each for itself, so that a token which would reach over the border of two
-        is missed. Texts between special tokens are compared each for itself.
+        Each piece is tokenised by itself, so that a token which would reach over the border of two
+        pieces is missed. Texts between special tokens are compared each by itself.
+
+        Parameters
+        ----------
+        ids : ndarray of int64 [length]
+            The tokens of the pieces, one behind the other.
+
+        Returns
+        -------
+        int
+            Number of tokens that the whole text does not have.
         """
-        edges = np.flatnonzero(np.isin(ids, list(self._special)))
-        parts = np.split(np.asarray(ids), np.unique(np.concatenate([edges, edges + 1])))
-        return sum(
-            self._others(part.tolist(), number == 0)
-            for number, part in enumerate(parts)
-            if len(part) and part[0] not in self._special
-        )
+        special_places = np.flatnonzero(np.isin(ids, list(self._special)))
+        borders = np.unique(np.concatenate([special_places, special_places + 1]))
+        count = 0
+        for number, segment in enumerate(np.split(np.asarray(ids), borders)):
+            if len(segment) and segment[0] not in self._special:
+                count += self._count_in_segment(segment.tolist(), opens=number == 0)
+        return count
 
-    def _others(self, ids: list[int], opens: bool) -> int:
-        anchor = [] if opens or not self._anchors else self._anchors[0][1]
+    def _count_in_segment(self, ids: list[int], opens: bool) -> int:
+        anchor: list[int] = [] if opens or not self._anchors else self._anchors[0][1]
         text = self._text(anchor + ids)[len(self._text(anchor)) :]
         whole = self.encode(text, opens=opens).tolist()
         for tokens in (ids, whole):  # a space before a special token may be dropped
@@ -115,18 +212,21 @@ class TextTokenizer:
 
     @cached_property
     def _anchors(self) -> list[tuple[str, list[int]]]:
-        found = [(anchor, self._ids(anchor)) for anchor in ANCHORS]
-        return [pair for pair in found if pair[1] and self.tokenizer.unk_token_id not in pair[1]]
+        pairs = [(anchor, self._ids(anchor)) for anchor in ANCHORS]
+        return [pair for pair in pairs if pair[1] and self.tokenizer.unk_token_id not in pair[1]]
 
     @cached_property
     def _special(self) -> set[int]:
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        marked = {token for token, content in added.items() if content.special}
+        marked = {token_id for token_id, token in added.items() if token.special}
         return marked | set(self.tokenizer.all_special_ids)
 
     @cached_property
     def _reserved(self) -> np.ndarray:
-        """Tokens that no ordinary text becomes; an unknown word may become the unknown token."""
+        """Ids of tokens that no ordinary text becomes, int64.
+
+        An unknown word may become the unknown token.
+        """
         return np.array(sorted(self._special - {self.tokenizer.unk_token_id}), dtype=np.int64)
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
@@ -137,5 +237,5 @@ class TextTokenizer:
     def _tokens(self, text: str) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(self._ids(text))
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -11,14 +11,14 @@ from ...language.backbones.lora import add_lora, refuse_scratch
 from ...language.backbones.sources import (
     PACKAGED,
     Backbone,
+    adapter_chain,
     base_digest,
-    check_name,
-    check_stored,
-    layers,
+    check_model_name,
+    check_stored_weights,
     load,
     load_folder,
 )
-from ...language.tokens.batches import Encoder, Tokens, roomy
+from ...language.tokens.batches import HistoryEncoder, Tokens, padded_size
 from ...language.vectors import embed
 from ...storage import run_folders
 from .text_model import TextModel
@@ -40,9 +40,9 @@ class BackboneModel(TextModel, TokenTrainable):
         if config["restored"]:
             return
         if config["init_from"]:
-            check_stored(str(Path(config["init_from"]) / run_folders.BACKBONE))
+            check_stored_weights(str(Path(config["init_from"]) / run_folders.BACKBONE))
             return
-        check_name(
+        check_model_name(
             config["backbone"], Path(config["checkpoint_dir"]), bool(config["trust_remote_code"])
         )
         if (
@@ -74,7 +74,7 @@ class BackboneModel(TextModel, TokenTrainable):
         if config["init_from"]:
             run = run_folders.find_run(config["init_from"], saved)
             folder = str(run / run_folders.BACKBONE)
-            check_stored(folder)
+            check_stored_weights(folder)
             bundle = load_folder(folder, self.backbone_kind, self.quantize, self.trusted).merged()
         else:
             run = run_folders.backbone_run(name, saved)
@@ -91,7 +91,9 @@ class BackboneModel(TextModel, TokenTrainable):
             )
         self.use(bundle)
         if config["adapter"] == "lora":
-            self.frozen_base = base_digest(layers(str(run / run_folders.BACKBONE) if run else name))
+            self.frozen_base = base_digest(
+                adapter_chain(str(run / run_folders.BACKBONE) if run else name)
+            )
             if run is not None:  # by what its folder is called beside ours, else by where it is
                 name = (
                     f"run:{run.name}"
@@ -113,7 +115,7 @@ class BackboneModel(TextModel, TokenTrainable):
 
     def use(self, bundle: Backbone) -> None:
         limit, longest = bundle.positions, self.config["max_length"]
-        if limit and roomy(longest) > limit:
+        if limit and padded_size(longest) > limit:
             raise UserError(
                 f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length"
             )
@@ -123,16 +125,16 @@ class BackboneModel(TextModel, TokenTrainable):
 
     def make_encoder(self, bundle: Backbone):
         """What encodes this model's texts."""
-        return Encoder(bundle.tokenizer, self.config["max_length"])
+        return HistoryEncoder(bundle.tokenizer, self.config["max_length"])
 
     def count_borders(self, texts: Sequence[np.ndarray]) -> None:
-        """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.differing."""
+        """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.count_differences."""
         spelling = self.encoder.spelling
-        if not spelling.keeps_words:
+        if not spelling.splits_words:
             return
         for ids in texts[: max(0, BORDERS - self.counts["compared"])]:
             self.counts.update(
-                compared=1, compared_tokens=len(ids), border_tokens=spelling.differing(ids)
+                compared=1, compared_tokens=len(ids), border_tokens=spelling.count_differences(ids)
             )
 
     def rates(self):
@@ -167,5 +169,5 @@ class BackboneModel(TextModel, TokenTrainable):
 
     def load(self, folder: Path) -> None:
         path, kind = str(folder / run_folders.BACKBONE), self.backbone_kind
-        check_stored(path, first=1)  # the tensors of the first are compared one by one
+        check_stored_weights(path, first=1)  # the tensors of the first are compared one by one
         self.use(load_folder(path, kind, self.quantize, self.trusted))

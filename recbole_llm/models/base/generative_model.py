@@ -10,14 +10,14 @@ from ...contracts.cases import Cases
 from ...errors import UserError
 from ...evaluation.ranks import UNNAMED, in_front, names_nothing
 from ...evaluation.rerank_lists import StoredLists
-from ...language.decoding.answer_log import Answer, Written
-from ...language.decoding.compatibility import check as check_decoding
+from ...language.decoding.answer_log import Answer, AnswerLog
+from ...language.decoding.compatibility import check_backbone
 from ...language.decoding.constrained_search import Catalogue, search
 from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
-from ...language.matching.round_robin import distinct
-from ...language.prompts.templates import Example, Template, Texts
-from ...language.tokens.batches import Tokens, by_length, pad, pieces
+from ...language.matching.round_robin import distinct_texts
+from ...language.prompts.templates import Example, LazyTexts, Template
+from ...language.tokens.batches import Tokens, by_length, pad, tokenizer_corpus
 from ...settings.layers import digest
 from ...settings.run_record import finished_run
 from ...storage import run_folders
@@ -48,9 +48,11 @@ class GenerativeModel(BackboneModel):
             self.agreement if config["match"] == "hierarchical" else BM25Match(self.text, config)
         )
         self.lists: StoredLists | None = None
-        self.written: Written | None = None
+        self.written: AnswerLog | None = None
         self.load_backbone(
-            pieces(self.template, [text for corpus in self.corpora for text in corpus.sentences])
+            tokenizer_corpus(
+                self.template, [text for corpus in self.corpora for text in corpus.sentences]
+            )
         )
 
     @property
@@ -63,7 +65,7 @@ class GenerativeModel(BackboneModel):
 
     def use(self, bundle):
         super().use(bundle)
-        check_decoding(bundle, self.config["backbone"])
+        check_backbone(bundle, self.config["backbone"])
         self.__dict__.pop("catalogue", None)  # of the tokenizer before
 
     @property
@@ -73,7 +75,7 @@ class GenerativeModel(BackboneModel):
 
     def prompts(self, cases: Cases) -> list[Tokens]:
         """The encoded history of each case, with room for what is written after it."""
-        histories = [Texts(self.sentences, history) for history in cases.histories(self.tables)]
+        histories = [LazyTexts(self.sentences, history) for history in cases.histories(self.tables)]
         return [
             self.encoder.encode(Example(self.template, items), reserve=self.longest)
             for items in histories
@@ -136,7 +138,7 @@ class GenerativeModel(BackboneModel):
             texts = [
                 text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])
             ]
-            answers.append(Answer(*distinct(texts, drawn.logprobs), int(drawn.ended.sum())))
+            answers.append(Answer(*distinct_texts(texts, drawn.logprobs), int(drawn.ended.sum())))
         return answers
 
     def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
@@ -211,12 +213,14 @@ class GenerativeModel(BackboneModel):
     @cached_property
     def item_vectors(self) -> np.ndarray:
         """float32 [texts, width]: v^T of every distinct item text, of length 1."""
-        return self.vectors([self.encoder.alone(self.sentences[item]) for item in self.first], 1)
+        return self.vectors(
+            [self.encoder.encode_item(self.sentences[item]) for item in self.first], 1
+        )
 
     def start_ranking(self, part, selecting, folder=None):
         super().start_ranking(part, selecting, folder)
         self.__dict__.pop("item_vectors", None)  # the weights may have changed
-        self.written = folder and Written(
+        self.written = folder and AnswerLog(
             folder / run_folders.TEXTS.format(part=part, key=self.writing_key())
         )
         if self.written and self.written.known:

@@ -11,11 +11,11 @@ from ...data.cases.candidates import draw_unmet
 from ...errors import UserError
 from ...evaluation.rerank_lists import StoredLists
 from ...language.decoding import shared_candidates as shared
-from ...language.decoding.compatibility import check as check_backbone
-from ...language.prompts.instructions import Wording
-from ...language.prompts.templates import in_line
+from ...language.decoding.compatibility import check_backbone
+from ...language.prompts.instructions import Instructions
+from ...language.prompts.templates import item_line
 from ...language.tokens.batches import IGNORED, Tokens, pad
-from ...language.tokens.judge import Before, JudgeEncoder
+from ...language.tokens.judge import JudgeEncoder, SharedPrefix
 from ...language.vectors import embed
 from ...settings.run_record import finished_run
 from ...training.corpora import Corpus
@@ -44,7 +44,7 @@ class CandidateJudge(BackboneModel):
     @classmethod
     def check(cls, config, tables):
         super().check(config, tables)
-        Wording.named(config["domain"])
+        Instructions.of_domain(config["domain"])
         if config["quantize"] != "none" and (
             config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
         ):
@@ -69,12 +69,14 @@ class CandidateJudge(BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.wording = Wording.named(config["domain"])
+        self.instructions = Instructions.of_domain(config["domain"])
         self.lines = [
-            in_line(zip(self.text.names, values, strict=True)) for values in self.text.values
+            item_line(zip(self.text.names, values, strict=True)) for values in self.text.values
         ]
         self.lists: StoredLists | None = None
-        instruction = self.wording.judge if self.summarised else self.wording.judge_history
+        instruction = (
+            self.instructions.judge if self.summarised else self.instructions.judge_history
+        )
         self.load_backbone([*self.lines, *[instruction] * len(self.lines)])
         if "full" in config["eval_args"]["mode"].values() and not config["rerank_from"]:
             self.logger.warning(
@@ -88,20 +90,20 @@ class CandidateJudge(BackboneModel):
     def use(self, bundle):
         super().use(bundle)
         _, self.first, self.same = np.unique(
-            self.encoder.alike, return_index=True, return_inverse=True
+            self.encoder.token_groups, return_index=True, return_inverse=True
         )
-        check_backbone(bundle, self.config["backbone"], shared.error)
+        check_backbone(bundle, self.config["backbone"], shared.logit_deviation)
 
     def make_encoder(self, bundle):
         encoder = JudgeEncoder(
             bundle.tokenizer,
             self.config["max_length"],
-            wording=self.wording,
+            instructions=self.instructions,
             summarised=self.summarised,
         ).for_candidates(self.lines)
-        if encoder.shortened:
+        if encoder.cut_candidates:
             self.logger.info(
-                f"{encoder.shortened} of {len(self.lines)} items are cut to {encoder.room} tokens as candidates; set --max_length to more"
+                f"{encoder.cut_candidates} of {len(self.lines)} items are cut to {encoder.candidate_length} tokens as candidates; set --max_length to more"
             )
         return encoder
 
@@ -109,7 +111,7 @@ class CandidateJudge(BackboneModel):
     def names_all(self) -> bool:
         return not self.config["rerank_from"]
 
-    def prefixes(self, cases: Cases) -> list[Before]:
+    def prefixes(self, cases: Cases) -> list[SharedPrefix]:
         """What stands before the candidates of each case."""
         recent = self.config["recent_items"]
         histories = cases.histories(self.tables)
@@ -118,7 +120,7 @@ class CandidateJudge(BackboneModel):
             for items in histories
         ]
         return [
-            self.encoder.before(told, items)
+            self.encoder.shared_prefix(told, items)
             for told, items in zip(self.told(histories), newest, strict=True)
         ]
 
@@ -132,7 +134,8 @@ class CandidateJudge(BackboneModel):
         ):
             others = draw_unmet(self.tables, user, end, config["negatives"], rng)
             candidates = [
-                self.encoder.behind(self.lines[item]) for item in [self.tables.item[end], *others]
+                self.encoder.candidate_suffix(self.lines[item])
+                for item in [self.tables.item[end], *others]
             ]
             examples.append(
                 (
@@ -191,7 +194,7 @@ class CandidateJudge(BackboneModel):
         self.count_cut(cases, [one.left_out for one in prompts])
         self.counts.update(cut_summaries=sum(one.cut for one in prompts))
         behind = {
-            text: self.encoder.behind(self.lines[self.first[text]])
+            text: self.encoder.candidate_suffix(self.lines[self.first[text]])
             for text in np.unique(self.same[np.concatenate(items)])
         }
         self.count_borders(
@@ -222,11 +225,11 @@ class CandidateJudge(BackboneModel):
     def probed(self, cases):
         """Verdicts on a few items without summaries, which would have to be written first."""
         recent, few = self.config["recent_items"], min(PROBED, len(self.lines))
-        candidates = [self.encoder.behind(line) for line in self.lines[:few]]
+        candidates = [self.encoder.candidate_suffix(line) for line in self.lines[:few]]
         found = []
         for items in cases.histories(self.tables):
             newest = [self.lines[item] for item in items[max(0, len(items) - recent) :]]
-            before, *_ = self.encoder.before(None, newest)
+            before, *_ = self.encoder.shared_prefix(None, newest)
             row = self.encoder.row(before, candidates)
             batch = pad([row], pad_id=self.pad_id).to(self.device)
             found.append(self.verdicts(batch, few)[0].float().cpu().numpy())

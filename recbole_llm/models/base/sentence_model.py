@@ -7,9 +7,9 @@ import numpy as np
 from ...contracts.cases import Cases
 from ...errors import UserError
 from ...language.backbones.sources import SentenceBackbone
-from ...language.prompts.templates import TextForm, Texts
-from ...language.tokens.batches import WORDS, SentenceEncoder, Tokens
-from ...language.vectors import embed_once
+from ...language.prompts.templates import LazyTexts, TextForm
+from ...language.tokens.batches import MIN_ITEM_TOKENS, SentenceEncoder, Tokens
+from ...language.vectors import embed_cached
 from ...training.corpora import Corpus, load_corpora
 from .backbone_model import BackboneModel
 from .vector_model import VectorModel
@@ -34,15 +34,15 @@ class SentenceModel(VectorModel, BackboneModel):
         encoder = SentenceEncoder(
             bundle.tokenizer, self.config["max_length"], form=self.form, marks=bundle.marks
         )
-        if (least := encoder.least) > encoder.max_length:
+        if (least := encoder.min_length) > encoder.max_length:
             raise UserError(
-                f"max_length: expected at least {least}, which leave {WORDS} tokens for the newest item, found {encoder.max_length}"
+                f"max_length: expected at least {least}, which leave {MIN_ITEM_TOKENS} tokens for the newest item, found {encoder.max_length}"
             )
         return encoder
 
     def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
         """float32 [texts, width], of length 1; stored below `saved` if that is given."""
-        found = embed_once(
+        found = embed_cached(
             tokens,
             self.bundle.pooled,
             self.bundle,
@@ -62,7 +62,7 @@ class SentenceModel(VectorModel, BackboneModel):
 
     def encode_users(self, cases: Cases) -> np.ndarray:
         tokens = [
-            self.encoder.sequence(Texts(self.sentences[0], history))
+            self.encoder.sequence(LazyTexts(self.sentences[0], history))
             for history in cases.histories(self.tables)
         ]
         self.count_cut(cases, [one.cut for one in tokens])

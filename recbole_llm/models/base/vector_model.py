@@ -10,7 +10,7 @@ from ...contracts.cases import Cases
 from ...data.cases.splits import draw
 from ...errors import UserError
 from ...evaluation.ranks import UNNAMED
-from ...language.matching.nearest import ASKED, InvertedLists
+from ...language.matching.nearest import JUDGE_QUERIES, InvertedLists
 from ...storage.content_cache import name_of
 from .text_model import TextModel, as_array
 
@@ -94,7 +94,10 @@ class VectorModel(TextModel):
             vectors,
             lambda: as_array(
                 self.encode_users(
-                    draw(self.split.valid if len(self.split.valid) else self.split.train, ASKED)
+                    draw(
+                        self.split.valid if len(self.split.valid) else self.split.train,
+                        JUDGE_QUERIES,
+                    )
                 )
             ),
         )

@@ -14,7 +14,7 @@ from ...contracts.models import PASS_COST
 from ...data.reading.tables import Tables
 from ...language.backbones.encoder_decoder import FusionBackbone
 from ...language.backbones.precision import autocast
-from ...language.backbones.stacked_lora import Stack
+from ...language.backbones.stacked_lora import AdapterStack
 from ...language.tokens.batches import Tokens, by_length, pad, shuffled_steps
 from ...models.tastelora import Choice, targets_and_others
 from ...training import optimizers
@@ -78,7 +78,7 @@ class Recipe:
 class Trained:
     """Adapters as they were at their best validation. losses : validation losses of each, the first before any training."""
 
-    stack: Stack
+    stack: AdapterStack
     losses: list[list[float]]
 
 
@@ -117,7 +117,7 @@ def train(
     model = frozen.bundle.model
     torch.manual_seed(int(_rng(recipe, learners[0].name, 0).integers(2**63)))  # dropout's
     names = [_seed(recipe, learner.name, 1) for learner in learners]
-    stack = Stack.fresh(
+    stack = AdapterStack.initialized(
         model, names, rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout
     )
     best, living = stack[:], np.arange(len(learners))
@@ -159,7 +159,7 @@ def train(
                     (epoch + (step + 1) / len(plans[0])) / recipe.epochs, recipe.warmup
                 )
             optimizer.zero_grad()
-            with stack.on(model, recipe.precision):
+            with stack.installed_on(model, recipe.precision):
                 step_losses(
                     frozen.bundle,
                     [
@@ -177,7 +177,7 @@ def train(
             losses[one].append(loss)
             worse[one] = 0 if better else worse[one] + 1
             if better:
-                best.put(one, stack, place)
+                best.replace(one, stack, place)
         going = worse[living] <= recipe.patience
         if not going.any():
             break
@@ -321,12 +321,12 @@ def choices(
 
 @torch.no_grad()
 def _validate(
-    frozen: Frozen, stack: Stack, checks: Sequence[Sequence[Choice]], recipe: Recipe
+    frozen: Frozen, stack: AdapterStack, checks: Sequence[Sequence[Choice]], recipe: Recipe
 ) -> list[float]:
     """Mean loss of each adapter's validation cases, each against its own items."""
     frozen.bundle.model.eval()
     sums, most = np.zeros(len(checks)), max(map(len, checks))
-    with stack.on(frozen.bundle.model, recipe.precision):
+    with stack.installed_on(frozen.bundle.model, recipe.precision):
         for begin in range(0, most, recipe.train_batch_size):
             some = [own[begin : begin + recipe.train_batch_size] for own in checks]
             sizes = np.array(list(map(len, some)))
@@ -338,7 +338,7 @@ def _validate(
     return (sums / [len(own) for own in checks]).tolist()
 
 
-def _clip(stack: Stack, most: float) -> None:
+def _clip(stack: AdapterStack, most: float) -> None:
     """Scale each adapter's gradients to a norm of at most so much."""
     gradients = [parameter.grad for parameter in stack.parameters()]
     norm = (
@@ -352,8 +352,8 @@ def _clip(stack: Stack, most: float) -> None:
 
 
 def _without(
-    stack: Stack, optimizer: torch.optim.AdamW, going: np.ndarray
-) -> tuple[Stack, torch.optim.AdamW]:
+    stack: AdapterStack, optimizer: torch.optim.AdamW, going: np.ndarray
+) -> tuple[AdapterStack, torch.optim.AdamW]:
     """The adapters that go on, with their optimizer's state."""
     rows = torch.from_numpy(np.flatnonzero(going))
     less = stack[rows]

@@ -12,7 +12,7 @@ from ...evaluation.loop import rank_cases
 from ...evaluation.ranks import RankTable
 from ...language.backbones.encoder_decoder import FusionBackbone
 from ...language.backbones.precision import autocast
-from ...language.backbones.stacked_lora import Stack
+from ...language.backbones.stacked_lora import AdapterStack
 from ...language.tokens.batches import Tokens
 from ...models.base.vector_model import distinct
 from .adapter_training import FILL, Frozen, Recipe, stacked_vectors
@@ -55,7 +55,7 @@ class Vectors:
 @torch.no_grad()
 def adapted(
     bundle: FusionBackbone,
-    stack: Stack,
+    stack: AdapterStack,
     histories: Sequence[list[Tokens]],
     items: list[Tokens],
     recipe: Recipe,
@@ -67,7 +67,10 @@ def adapted(
     bundle.model.eval()
     most = max(map(len, histories))
     filled = [[*own, *[FILL] * (most - len(own))] for own in histories]
-    with stack.on(bundle.model, recipe.precision), autocast(bundle.model.device, recipe.precision):
+    with (
+        stack.installed_on(bundle.model, recipe.precision),
+        autocast(bundle.model.device, recipe.precision),
+    ):
         return tuple(
             stacked_vectors(bundle, texts, recipe.pass_tokens).float()
             for texts in (filled, [items] * len(histories))
@@ -76,7 +79,7 @@ def adapted(
 
 def rank(
     frozen: Frozen,
-    stack: Stack,
+    stack: AdapterStack,
     tests: Sequence[Cases],
     recipe: Recipe,
     mask_history: bool = False,

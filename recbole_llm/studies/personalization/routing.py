@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...language.backbones.encoder_decoder import FusionBackbone
-from ...language.backbones.stacked_lora import Stack
+from ...language.backbones.stacked_lora import AdapterStack
 from ...language.tokens.batches import Tokens
 from .adapter_training import Recipe
 from .ranking import adapted
@@ -88,7 +88,7 @@ class Router:
         place = np.array([number[route.folder] for route in routes])
         groups = [np.flatnonzero(place == one) for one in range(len(number))]
         stack, texts = (
-            Stack.load(self.bundle.model, list(number)),
+            AdapterStack.load(self.bundle.model, list(number)),
             [[histories[row] for row in rows] for rows in groups],
         )
         found = adapted(self.bundle, stack, texts, self.items, self.recipe)
