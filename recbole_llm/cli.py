@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from .compat import require_recbole
 from .errors import UserError
 from .storage.files import fault_line, storage_fault
 from .storage.screen import LogFormatter, say
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… --dataset=…"
             )
+        require_recbole()
         return COMMANDS[command](argv) or 0
     except UserError as error:
         say(f"error: {error}", sys.stderr)

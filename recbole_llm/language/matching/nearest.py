@@ -90,6 +90,7 @@ def _faiss():
         import faiss
     except ImportError:
         raise UserError(
-            "index: faiss needs the package faiss-cpu, which is not installed: pip install faiss-cpu; or set index: exact"
+            "index: faiss needs the package faiss-cpu, which is not installed: "
+            'pip install "recbole_llm[faiss]"; or set index: exact'
         ) from None
     return faiss
