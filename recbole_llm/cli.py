@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from .compat import require_recbole
 from .errors import UserError
 from .storage.files import fault_line, storage_fault
 from .storage.screen import LogFormatter, say
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… --dataset=…"
             )
+        require_recbole()
         return COMMANDS[command](argv) or 0
     except UserError as error:
         say(f"error: {error}", sys.stderr)

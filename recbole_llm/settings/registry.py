@@ -7,7 +7,6 @@ found by name alone, without torch, except for a class of the user's own, which 
 import difflib
 import importlib.util
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from .. import compat
@@ -57,6 +56,8 @@ def stock_models() -> dict[str, str]:
 @lru_cache
 def installed_models() -> dict[str, str]:
     """Models of installed packages: name of the entry point -> "module:Class"."""
+    from importlib.metadata import entry_points
+
     return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
 
 

@@ -33,8 +33,11 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=2**16)
 def _file_digest(path: Path, size: int, time: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:  # hashlib.file_digest is not in Python 3.10
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def weight_digests(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..contracts.cases import Cases
 from ..data.reading.tables import Tables
-from ..errors import UserError
+from ..errors import UserError, require_packages
 from ..runs.compare import COLUMNS, show, table_of, write_table
 from ..runs.runner import Run, evaluate_run, run_settings, stages_of
 from ..runs.spec import Prepared, moved
@@ -103,6 +103,8 @@ def run(
 ) -> list[str]:
     """Run what is not there yet, print tables, write files. Returns lines that say where they are. Mistakes are told before anything is trained."""
     datasets = datasets or experiment.datasets
+    if experiment.kind == "projection":
+        require_packages(f"experiment {experiment.name}", "plots", "matplotlib", "plotly")
     planned = {
         dataset: {
             row: experiment.resolved(row, dataset, files, shared, own) for row in experiment.rows

@@ -50,7 +50,7 @@ def has_ray() -> bool:
 def need_ray(key: str) -> None:
     """Raise UserError, naming the setting that asks for it, where there is no Ray."""
     if not has_ray():
-        raise UserError(f"{key}: ray is not installed; pip install 'ray[tune]'")
+        raise UserError(f'{key}: ray is not installed: pip install "recbole_llm[ray]"')
 
 
 def check(cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
-from ...errors import UserError
+from ...errors import UserError, require_packages
 from ...storage.run_folders import check_writable
 from ...storage.screen import say
 from .card import Facts, card
@@ -68,6 +68,7 @@ def prepare(
         If the dataset exists already, raw files are missing or damaged, no interaction is left, or
         a file cannot be written.
     """
+    require_packages("prepare", "prepare", "duckdb", "requests")
     check_writable(data_path, "data_path")
     try:
         data_path.mkdir(parents=True, exist_ok=True)

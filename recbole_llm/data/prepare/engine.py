@@ -39,8 +39,8 @@ class Engine:
             import duckdb
         except ImportError:
             raise UserError(
-                "prepare: expected the package duckdb, which is not installed; "
-                "pip install 'recbole_llm[prepare]'"
+                "prepare: expected the package duckdb, which is not installed: "
+                'pip install "recbole_llm[prepare]"'
             ) from None
         self.error, self.folder = duckdb.Error, folder
         folder.mkdir(parents=True, exist_ok=True)

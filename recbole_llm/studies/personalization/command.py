@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import UserError
+from ...errors import UserError, require_packages
 from ...evaluation import metrics
 from ...evaluation.ranks import RankTable
 from ...runs.tables import Table, to_markdown, to_screen, write, write_text
@@ -26,6 +26,7 @@ def personalize(settings: dict, own: dict) -> list[str]:
     ----------
     settings : of Model 2. own : those of properties/personalize.yaml.
     """
+    require_packages("personalize", "plots", "matplotlib")
     asked = Personal(settings, own)
     folder, found = asked.run()
     record = _record(asked, found, folder)
