@@ -68,7 +68,7 @@ class Backbone:
         return getattr(self.core.config.get_text_config(), "max_position_embeddings", None)
 
     @property
-    def ends(self) -> list[int]:
+    def end_tokens(self) -> list[int]:
         """Tokens that end a text: the tokenizer's and, of a chat model, those of its turns."""
         config = getattr(self.model, "generation_config", None)
         ids = getattr(config, "eos_token_id", None)

@@ -171,7 +171,7 @@ class LocalEngine:
                     samples=1,
                     temperature=temperature,
                     max_new=self.max_new,
-                    ends=self.bundle.ends,
+                    ends=self.bundle.end_tokens,
                 )
             for row, one in zip(chosen, written, strict=True):
                 ids = one.ids[0]
