@@ -9,7 +9,7 @@ from recbole_llm.cli import main
 from recbole_llm.errors import UserError
 from recbole_llm.settings import layers, registry, rules
 
-STOCK = [name for name in registry.BY_TEXT if name not in registry.OURS]
+STOCK = [name for name in registry.TAKE_ITEM_TEXT if name not in registry.OURS]
 SMALL = {
     "MAX_ITEM_LIST_LENGTH": 6,
     "hidden_size": 16,

@@ -202,7 +202,7 @@ def test_the_loss_is_that_of_whole_prompts(tmp_path, loss):
 
     rows = [row for (row,) in examples[:5]]
     with torch.no_grad():
-        value = model.loss(pad(rows, pad_id=model.pad_id), True)
+        value = model.loss(pad(rows, pad_id=model.pad_id))
     expected, learned = 0.0, 0
     yes, no = model.encoder.frame[2]
     for row in rows:

@@ -211,7 +211,7 @@ def test_a_model_that_repeats_itself_gets_what_chance_gives(
     assert values == pytest.approx({"recall@3": 3 / 12, "recall@3_opt": 1, "recall@3_pes": 0})
 
 
-@pytest.mark.parametrize("name", ["GRU4Rec", "BPR", "LIR"])
+@pytest.mark.parametrize("name", ["GRU4Rec", "BPR"])
 def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch):
     """Stock: the batch that a model scores holds the target's id, so that a model may read the answer; where it tries, ours is an error."""
     from recbole_llm.settings import registry
