@@ -372,8 +372,8 @@ class Prepared:
         """Parts in the record of a run that today's code has ranked and whose ranks are still stored."""
         from .evaluation.stored import unranked
 
-        def by_this_code(stored: dict) -> bool:
-            return stored.get("versions", {}).get("code") == store.code()
+        def by_this_code(record: dict) -> bool:
+            return record.get("versions", {}).get("code") == store.code()
 
         parts, row = {}, before.get("row", {})
         if before["status"] == "finished" and by_this_code(row):

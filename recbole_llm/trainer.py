@@ -281,6 +281,8 @@ class Harness:
 
     def _take_state(self, state: dict, path: Path) -> None:
         """Weights, optimizer and counters of state.pt. Raises whatever a foreign state leads to."""
+        if not isinstance(state, dict):
+            raise TypeError(f"it is {type(state).__name__}")
         wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state[key], kind)]
         if wrong:
             raise TypeError(f"{wrong[0]} is {type(state[wrong[0]]).__name__}")
