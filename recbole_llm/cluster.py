@@ -22,7 +22,8 @@ DEATHS = 6
 PROBE_SECONDS, CONNECT_SECONDS = 3, 60  # a server that is there answers; Ray connects to it
 LOCAL = (None, "", "local")  # addresses that stand for a Ray on this machine
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-SETTINGS = 4  # type of the frame that an HTTP/2 server, and so Ray's, answers a preface with
+DATA, HEADERS, SETTINGS = 0, 1, 4  # types of HTTP/2 frames; a server answers a preface by SETTINGS
+REFUSALS = range(0x89, 0x8F)  # the first byte of headers with a status such as 404, and not 200
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ def _probe(address: str) -> None:
         with socket.create_connection(found, timeout=PROBE_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") != "0":
                 return bytes([0, 0, 0, SETTINGS])
-            connection.sendall(PREFACE)
-            return connection.recv(9)
+            connection.sendall(PREFACE + _grpc_call(address))
+            with connection.makefile("rb") as stream:
+                return _answer(stream)
 
     try:
         answer = _within(2 * PROBE_SECONDS, greet)  # the name's lookup has no timeout of its own
@@ -143,6 +145,43 @@ def _probe(address: str) -> None:
         ) from None
     if answer[3:4] != bytes([SETTINGS]):
         raise UserError(f"ray_address: what answers at {address} is no Ray cluster")
+
+
+def _grpc_call(authority: str) -> bytes:
+    """The frames of a gRPC call without a message, of a method that no server has to have."""
+
+    def text(words: str) -> bytes:
+        return bytes([len(words[:126])]) + words[:126].encode("ascii", errors="replace")
+
+    # HPACK (RFC 7541): two indexed fields, then literals by the index of their name, or with one
+    fields = b"\x83\x86\x04" + text("/ray.rpc.NodeInfoGcsService/GetClusterId")
+    fields += b"\x01" + text(authority) + b"\x0f\x10" + text("application/grpc")
+    fields += b"\x00" + text("te") + text("trailers")
+    return _frame(HEADERS, 0x4, fields) + _frame(DATA, 0x1, bytes(5))
+
+
+def _frame(kind: int, flags: int, content: bytes) -> bytes:
+    """An HTTP/2 frame of the first stream."""
+    return len(content).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + content
+
+
+def _answer(stream) -> bytes:
+    """The head of a server's first frame; empty if its answer to the call says that it is no gRPC.
+
+    A gRPC server answers any call with status 200, and tells of errors behind it. What cannot be
+    read, or does not come in time, is left to Ray.
+    """
+    first = head = stream.read(9)
+    if head[3:4] != bytes([SETTINGS]):
+        return first
+    try:
+        while len(head) == 9 and head[3] != HEADERS:
+            stream.read(int.from_bytes(head[:3], "big"))
+            head = stream.read(9)
+        status = stream.read(1) if len(head) == 9 and not head[4] & 0x28 else b""
+    except OSError:
+        return first
+    return b"" if status and status[0] in REFUSALS else first
 
 
 def _within(seconds: float, call: Callable):

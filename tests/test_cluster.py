@@ -81,12 +81,61 @@ def test_another_service_listens(greeting, monkeypatch):
 
         def serve():
             connection, _ = server.accept()
-            connection.recv(100)
+            connection.recv(10_000)
             connection.sendall(greeting)
             connection.close()
 
         threading.Thread(target=serve, daemon=True).start()
         assert "is no Ray cluster" in refused(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def frame(kind, flags, content):
+    return len(content).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + content
+
+
+@pytest.mark.parametrize(
+    ("answer", "passes"),
+    [
+        (frame(1, 4, b"\x8d"), False),  # 404, as of a proxy
+        (frame(8, 0, bytes(4)) + frame(4, 1, b"") + frame(1, 5, b"\x8c"), False),  # 400
+        (frame(1, 4, b"\x88"), True),  # 200, as of any gRPC server
+        (frame(1, 0x24, b"\x8d" + bytes(5)), True),  # with a priority before the fields
+        (frame(7, 0, bytes(8)), True),  # goes away: Ray may say why
+        (b"", True),
+    ],
+)
+def test_a_server_of_http2_that_is_no_grpc_is_told(answer, passes):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            connection.recv(10_000)
+            connection.sendall(frame(4, 0, bytes(6)) + answer)
+            connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if passes:
+            cluster._probe(address)
+        else:
+            with pytest.raises(UserError, match=f"what answers at {address} is no Ray cluster"):
+                cluster._probe(address)
+
+
+def test_a_ray_of_its_own_passes(monkeypatch):
+    """Its server knows the call, and would answer any other with status 200 too."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster as Machines
+
+    machines = Machines(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        cluster._probe(machines.address)
+        monkeypatch.setattr(cluster, "_grpc_call", lambda authority: b"")
+        cluster._probe(machines.address)
+    finally:
+        machines.shutdown()
 
 
 def test_a_service_that_says_nothing_is_given_up(monkeypatch):
