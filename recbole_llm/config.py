@@ -181,7 +181,7 @@ def _grouped(data: dict, model: str) -> list[dict]:
 
 
 def _check_groups(content: dict) -> None:
-    """Raise UserError if a dataset's properties have something else than a group under the name of one."""
+    """Raise UserError if a dataset's properties have no group under the name of one."""
     for name in (*registry.OURS, *BEGINNINGS):
         group = content.get(name)
         if group is not None and not isinstance(group, dict):

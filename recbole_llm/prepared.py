@@ -369,7 +369,7 @@ class Prepared:
         return row
 
     def _ranked(self, before: dict) -> dict[str, dict]:
-        """Parts in the record of a run that today's code has ranked and whose ranks are still stored."""
+        """Parts of a run that today's code has ranked and whose ranks are still stored."""
         from .evaluation.stored import unranked
 
         def by_this_code(record: dict) -> bool:
@@ -410,12 +410,12 @@ class Prepared:
             stored = (STATE, "*.kept.gz", store.TEXTS, store.RANKS)
             record = store.read_run(folder) or {}
             has_files = any(any(folder.glob(name.format(part="*", key="*"))) for name in stored)
-            if record.get("status") == "finished":
-                pass  # its ranks were lost, and its weights are there as they were
-            elif has_files or "summaries" in record:  # what was paid for stays on the bill
-                store.write_json(folder / store.RUN, record | {"status": "failed"})
-            else:
-                shutil.rmtree(folder, ignore_errors=True)  # open files stay on some systems
+            # Only the ranks of a finished run were lost: its weights are there as they were.
+            if record.get("status") != "finished":
+                if has_files or "summaries" in record:  # what was paid for stays on the bill
+                    store.write_json(folder / store.RUN, record | {"status": "failed"})
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)  # open files stay on some systems
             if told is error:
                 raise
             raise told from error

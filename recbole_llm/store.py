@@ -54,7 +54,7 @@ def finished_run(folder: Path) -> dict:
 
 
 def ranked_again(folder: Path) -> str:
-    """What to type so that the cases whose stored ranks in this folder are lost are ranked again."""
+    """What to type so that cases whose ranks in this folder are lost are ranked again."""
     if (folder / WEIGHTS).is_file():
         return f"--resume={folder} ranks again by the stored weights"
     return "give the command that wrote it again: it ranks again by the stored weights"

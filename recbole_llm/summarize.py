@@ -73,7 +73,7 @@ def summarize(settings: dict) -> list[str]:
 
 
 def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Summary]]) -> None:
-    """A row for every text: user, part, items of the history, level, text in printable characters."""
+    """A row for every text: user, part, items of the history, level, printable text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomically(path) as temporary,

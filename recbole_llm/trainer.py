@@ -359,7 +359,7 @@ def _fitting(path: Path):
 
 
 def check_kinds(folder: Path) -> None:
-    """Raise UserError for a folder where a run writes a file, or a file where it writes a folder."""
+    """Raise UserError for a folder in the place of a run's file, or the reverse."""
     for name in (WEIGHTS, STATE, readback.FILE, store.RUN):
         if (folder / name).is_dir():
             raise UserError(f"{folder / name}: expected a file, found a folder; remove it")

@@ -55,7 +55,7 @@ def _invisible(char: str) -> bool:
 
 
 def _separates(text: str, place: int) -> bool:
-    """Whether a zero-width space at this place stands beside a character of a script without spaces."""
+    """Whether the zero-width space at this place stands beside a script without spaces."""
     return "unspaced" in map(_kind, text[max(0, place - 1) : place + 2])
 
 

@@ -55,7 +55,7 @@ def rank_values(
 
 
 def _is_metric(name: str) -> bool:
-    """Whether ranks alone determine what is called so; only the reciprocal rank needs no cut-off."""
+    """Whether ranks alone determine it; only the reciprocal rank needs no cut-off."""
     match = _NAME.fullmatch(name.lower())
     return match is not None and (match[2] is not None or match[1] == "mrr")
 

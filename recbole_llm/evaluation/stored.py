@@ -40,7 +40,10 @@ def unranked(folder: Path, row: dict) -> list[str]:
 
 
 def _load(path: Path, cases: int) -> tuple[np.ndarray, np.ndarray]:
-    """(items, scores) of a file of top lists, [cases, k] each. Raises UserError if they are not there."""
+    """(items, scores) of a file of top lists, [cases, k] each.
+
+    Raises UserError if they are not there.
+    """
     try:
         with np.load(path, allow_pickle=False) as top:
             items, scores = (top[name] for name in NAMES)

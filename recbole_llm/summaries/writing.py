@@ -279,7 +279,7 @@ class Summaries:
 
 
 def _without_thoughts(text: str) -> str:
-    """What a model writes behind its thoughts, which may begin in its prompt; empty if that is nothing."""
+    """What a model writes behind its thoughts, which may begin in its prompt; may be empty."""
     said = text.rpartition(THOUGHT_END)[2]
     return "" if THOUGHT.match(said) else said.strip()
 
