@@ -189,3 +189,28 @@ def test_any_id_has_a_file_of_its_own():
     paths = [adapter_path(name) for name in names]
     assert len({path.lower() for path in paths}) == len(names)
     assert all(path.isascii() and path.count("/") == 1 and len(path) < 90 for path in paths)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_between_two_units_costs_none(frozen, units, tmp_path, monkeypatch):
+    """Tune gives such a unit up, whatever number of failures it may have."""
+    ray = pytest.importorskip("ray")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    real = jobs._trainable()
+
+    class Lost(real):
+        def reset_config(self, new_config):
+            if not list(marks.iterdir()):
+                (marks / "lost").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    monkeypatch.setattr(jobs, "_trainable", lambda: Lost)
+    told = []
+    failed = jobs.run(frozen, units, tmp_path / "ray", Cluster(cpus=2), told.append)
+    assert failed == {}
+    again = [line for line in told if " again, " in line]
+    assert list(marks.iterdir()) and len(again) == 1, told
+    assert sum(line.endswith("minutes left)") for line in told) == len(units), told

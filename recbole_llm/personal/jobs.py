@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..cluster import ATTEMPTS, DEATHS, Cluster, asked, connected, in_line, teller, trials
+from ..cluster import ATTEMPTS, DEATHS, Cluster, asked, connected, teller, trials
 from ..errors import described
 from ..files import storage_fault
 from ..screen import say
@@ -15,6 +15,7 @@ from .training import Frozen
 from .units import Unit, done, keep, work
 
 RELAY_SECONDS = 5.0  # between two looks at what workers have said
+MOST_FAILURES = ATTEMPTS + DEATHS  # of a unit on Ray, those of its work and lost processes together
 
 
 def run(
@@ -120,32 +121,30 @@ def _on_ray(
             resources,
         )
 
-        def ended(unit: str, result: dict | None, died: str | None) -> None:
-            if died is not None:
-                progress.ended(unit, died, ATTEMPTS + DEATHS)
-            else:
-                progress.ended(unit, result["failed"])
+        failures, lost, errors = Counter(), set(), {}
 
-        failures = ATTEMPTS - 1 + DEATHS
+        def again(unit: str, error: str) -> None:
+            failures[unit] += 1
+            progress.again(unit, error)
+
+        def ended(unit: str, result: dict | None, died: str | None) -> None:
+            if died is not None and failures[unit] + 1 < MOST_FAILURES:
+                failures[unit] += 1
+                lost.add(unit)
+                return
+            errors[unit] = died or result.get("failed")
+            progress.ended(unit, errors[unit], ATTEMPTS if died is None else MOST_FAILURES)
+
+        callback = teller(ended, again)
         with _relayed(keeper, progress.told):
-            results = trials(
-                trainable,
-                "unit",
-                by_name,
-                teller(ended, progress.again),
-                failures,
-                reuse_actors=True,
-            )
-        errors = {}
-        for result in results:
-            if result.config:
-                failed = (result.metrics or {}).get("failed")
-                errors[asked(result.config)] = failed or result.error
-        return {
-            name: in_line(errors.get(name) or "no result")
-            for name in by_name
-            if not done(folder, name)
-        }
+            names = list(by_name)
+            # Tune gives up a unit that it hands to a process which is gone already, the first
+            # time it happens and however many failures it may have: Tune is asked once more.
+            while names:
+                lost.clear()
+                trials(trainable, "unit", names, callback, MOST_FAILURES - 1, reuse_actors=True)
+                names = [name for name in by_name if name in lost]
+        return {name: errors.get(name) or "no result" for name in by_name if not done(folder, name)}
 
 
 @contextmanager
