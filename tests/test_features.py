@@ -63,9 +63,11 @@ def test_its_values_are_each_models_own():
         layers.resolve("SASRec", "any")["item_features"] == "id"
         and layers.resolve("UniSRec", "any")["item_features"] == "text"
     )
-    assert rules.rules("SASRec")["item_features"].words == ("id", "text", "both") and rules.rules(
-        "UniSRec"
-    )["item_features"].words == ("text", "both")
+    assert rules.rules(registry.find("SASRec"))["item_features"].words == (
+        "id",
+        "text",
+        "both",
+    ) and rules.rules(registry.find("UniSRec"))["item_features"].words == ("text", "both")
     with pytest.raises(UserError, match="item_features: expected text or both, found 'id'"):
         layers.resolve("UniSRec", "any", [], {"item_features": "id"})
 

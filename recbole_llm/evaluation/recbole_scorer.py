@@ -37,7 +37,7 @@ class RecBoleScorer(Scorer):
         kind = type(model)
         self.scores_all = kind.full_sort_predict is not AbstractRecommender.full_sort_predict
         self.judges_candidates = not self.scores_all
-        self.alike = vars(model).get("alike")
+        self.alike = getattr(model, "alike", None)  # a buffer of replaced embeddings
 
     @property
     def device(self) -> torch.device:
