@@ -263,11 +263,10 @@ def test_stock_metrics_gather_no_ranks(recbole):
 
 def test_registration_reaches_recbole_while_it_is_being_imported():
     """A fresh process: the registry's hook runs inside RecBole's own import; a class pickles by name."""
-    pytest.importorskip("recbole_llm.settings.registry")
     code = """
 import pickle, sys
-from recbole_llm import registry
-registry.register()
+from recbole_llm import recbole_hooks
+recbole_hooks.register()
 assert "recbole" not in sys.modules and "torch" not in sys.modules
 from recbole.evaluator.register import metrics_dict, metric_types, smaller_metrics
 from recbole.config import configurator
