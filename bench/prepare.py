@@ -35,8 +35,10 @@ def generate(folder: Path, rows: int) -> None:
             zip(users.tolist(), items.tolist(), times.tolist(), strict=True)
         ):
             file.write(
-                f'{{"overall": {row % 5 + 1}.0, "vote": "3", "verified": true, "reviewTime": "09 1, 2016", "reviewerID": "A{user:013d}", '
-                f'"asin": "B{item:09d}", "style": {{"Size:": " 7.0 oz"}}, "reviewerName": "J. Doe", "reviewText": "{texts[row % 2000]}", '
+                f'{{"overall": {row % 5 + 1}.0, "vote": "3", "verified": true, "reviewTime": "09 '
+                f'1, 2016", "reviewerID": "A{user:013d}", '
+                f'"asin": "B{item:09d}", "style": {{"Size:": " 7.0 oz"}}, "reviewerName": "J. '
+                f'Doe", "reviewText": "{texts[row % 2000]}", '
                 f'"summary": "Good", "unixReviewTime": {moment}}}\n'
             )
     with gzip.open(folder / "meta_Toys_and_Games.json.gz", "wt", compresslevel=1) as file:

@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(
-                f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… --dataset=…"
+                f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… "
+                "--dataset=…"
             )
         require_recbole()
         return COMMANDS[command](argv) or 0
@@ -223,7 +224,8 @@ def _compare(argv: list[str]) -> int:
             )
         if others := settings.keys() - {"checkpoint_dir"}:
             raise UserError(
-                f"--runs compares runs as they are: leave out {', '.join(f'--{key}' for key in sorted(others))}"
+                "--runs compares runs as they are: leave out "
+                f"{', '.join(f'--{key}' for key in sorted(others))}"
             )
         columns = [name.strip().lower() for name in (args.columns or "").split(",") if name.strip()]
         return _compare_runs(
@@ -288,7 +290,8 @@ def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
     for run in runs:
         if missing := [name for name in columns if name not in run.values]:
             raise UserError(
-                f"--columns: {run.row['run']} has no {', '.join(missing)}, but {', '.join(sorted(run.values))}"
+                f"--columns: {run.row['run']} has no {', '.join(missing)}, but "
+                f"{', '.join(sorted(run.values))}"
             )
     return _tabulate({run.row["run"]: [run] for run in runs}, saved, columns)
 

@@ -157,7 +157,8 @@ FIXES = [
           "try: from recbole.model.exlib_recommender.lightgbm import LightGBM; from "),
          (_EXLIB, " import XGBoost\n", " import XGBoost\nexcept ImportError: pass\n")),
     _fix("the collector moved plain counts to the CPU: ItemCoverage, GiniIndex, AveragePopularity, TailPercentage "
-         "crashed; and what it does not name when it clears, such as our rec.rank, grew with every validation",
+         "crashed; and what it does not name when it clears, such as our rec.rank, grew with every "
+         "validation",
          "RecBole moves tensors only and clears all that one evaluation gathered",
          (_COLLECTOR, "for key in self.data_struct._data_dict:",
           "for key in [k for k, v in self.data_struct._data_dict.items() if isinstance(v, torch.Tensor)]:"),

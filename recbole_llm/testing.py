@@ -191,7 +191,7 @@ class Laws:
         return is_trained and self.first.trainer.epochs > 0
 
     def the_target_is_never_shown(self) -> None:
-        """Scores of training, validation and test cases stay as they are if their targets are other items."""
+        """Scores of the cases of each part stay as they are if their targets are other items."""
         run, tables = self.first, self.first.dataset.tables
         split = run.dataset.split
         for part in ("train", "valid", "test"):
@@ -212,7 +212,7 @@ class Laws:
             self._same(before, after, 0.0, f"scores of {part} cases change with their targets")
 
     def scores_do_not_depend_on_the_batch(self) -> None:
-        """A case has the same scores alone, in any order, and beside longer or shorter histories."""
+        """A case has the same scores alone, in any order, and beside other histories."""
         run = self.first
         cases = self._of_many_lengths()
         order = np.arange(len(cases))
@@ -262,8 +262,10 @@ class Laws:
         reached = run.ndcg()
         if reached < chance + MARGIN:
             raise LawBroken(
-                f"{self.spec.name} has learned nothing: NDCG@10 is {reached:.3f} where the next item "
-                f"is certain, and {chance:.3f} by chance; train it longer by learning={{'epochs': …}}"
+                f"{self.spec.name} has learned nothing: NDCG@10 is {reached:.3f} where the next "
+                "item "
+                f"is certain, and {chance:.3f} by chance; train it longer by learning={{'epochs': "
+                f"…}}"
             )
 
     def gradients_are_clipped(self) -> None:
@@ -313,7 +315,7 @@ def check_model(
     laws : sequence of str, optional
         Names of methods of :class:`Laws`; all that apply where it is empty.
     learning : mapping, optional
-        Settings of the training in which it learns the small world, beside LONGER: `{"epochs": 99}`.
+        Settings of the training in which it learns the small world, beside LONGER.
     **settings
         Settings of the model beside those of QUICK.
 

@@ -290,7 +290,74 @@ def test_a_run_of_a_model_that_is_gone_is_told(here, capsys):
         assert "expected my_scorers.py in" in capsys.readouterr().err
 
 
-def test_stages_of_the_documented_example():
+def test_shared_settings_are_those_of_our_own_files():
+    """A guest that includes a group has what the package's models have."""
+    from recbole_llm.settings import groups, rules, schema
+
+    pairs = [
+        (groups.BackboneSettings, "CALRec"),
+        (groups.LoraSettings, "CALRec"),
+        (groups.GenerationSettings, "CALRec"),
+        (groups.TrainingSettings, "UniSRec"),
+        (groups.TextEncoderSettings, "UniSRec"),
+    ]
+    for group, model in pairs:
+        ours, known = layers._our_files(model, "any")[1], rules.rules(registry.find(model))
+        for name, value in schema.defaults(group).items():
+            if name != "template":  # YAML writes its lines in another way
+                assert value == ours[name], (group.__name__, name)
+            mine, theirs = schema.rules(group)[name], known[name]
+            assert mine.kind == theirs.kind or name == "template", name
+            assert mine.words == theirs.words or name == "learner", name
+            bounds = [
+                {(sign, float(limit)) for sign, limit in rule.bounds} for rule in (mine, theirs)
+            ]
+            assert bounds[0] == bounds[1], (group.__name__, name)
+
+
+def test_what_a_guest_imports_is_there():
+    from recbole_llm import models
+
+    assert sorted(models.PLACES) == models.__all__
+    for name in models.__all__:
+        assert name == "UNNAMED" or getattr(models, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        models.Nothing  # noqa: B018
+
+
+def test_examples_in_docstrings_hold():
+    import doctest
+
+    from recbole_llm.settings import schema
+
+    for module in (registry, schema):
+        failed, tried = doctest.testmod(module)
+        assert tried and not failed, module
+
+
+def test_a_training_that_other_code_goes_on_with_says_so(here, monkeypatch, capsys):
+    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.storage import run_folders
+
+    def stop(epoch, score):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    own = {"epochs": 3, "show_progress": False, "beside": [], "loss_type": "CE", "eval_step": 1}
+    settings = layers.resolve("my_stock:LastItem", "cycle", [], own)
+    today = run_folders.code()
+    with pytest.raises(KeyboardInterrupt):
+        run_settings(settings, stop)
+    monkeypatch.setattr(run_folders, "code", lambda: "0000ffff")
+    run = run_settings(settings)
+    assert run.row["versions"]["trained_by"] == f"{today}, 0000ffff"
+    log = (run.folder / "log").read_text()
+    assert f"begun by other code ({today}) than today's (0000ffff)" in log
+    whole = run_settings(settings | {"epochs": 2})
+    assert "trained_by" not in whole.row["versions"]
+
+
+def test_the_documented_example_is_the_file_that_is_tested():
     """The page shows the file that the tests run, which is short."""
     page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
     code = page.partition("```python\n")[2].partition("```")[0]

@@ -2,35 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-FRUIT = "apple banana cherry damson elder fig grape hazel iris juniper kiwi lemon".split()
-
-
-def write_cycle(
-    folder: Path, users: int = 40, length: int = 8, seed: int = 0, name: str = "cycle"
-) -> Path:
-    """Every user walks the same cycle of items from a random start: the next item is certain, popularity is flat."""
-    rng = np.random.default_rng(seed)
-    target = folder / name
-    target.mkdir(parents=True, exist_ok=True)
-    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
-    for user in range(users):
-        start = int(rng.integers(len(FRUIT)))
-        rows += [
-            f"u{user}\ti{(start + step) % len(FRUIT)}\t{1000 * user + step}"
-            for step in range(length)
-        ]
-    (target / f"{name}.inter").write_text("\n".join(rows) + "\n")
-    items = ["item_id:token\ttitle:token_seq\tcategories:token_seq\tbrand:token_seq"]
-    items += [
-        f"i{number}\t{word} juice\tdrinks {word[0]}\tbrand{number % 3}"
-        for number, word in enumerate(FRUIT)
-    ]
-    (target / f"{name}.item").write_text("\n".join(items) + "\n")
-    return folder
-
+from recbole_llm.testing import WORDS as FRUIT  # noqa: F401
+from recbole_llm.testing import write_small_world as write_cycle  # noqa: F401
 
 TINY = {  # settings that make any model quick
     "show_progress": False, "beside": [], "epochs": 1, "scratch_vocabulary": 300, "samples": 4, "valid_samples": 2, "max_new_tokens": 16,

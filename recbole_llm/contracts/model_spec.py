@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -55,7 +57,18 @@ class ModelSpec:
         return self.family == "text"
 
     def load(self) -> type:
-        """The class. Importing it imports torch."""
+        """Return the class. Importing it imports torch.
+
+        Raises
+        ------
+        UserError
+            For a tree model of RecBole.
+        """
+        if self.tree:
+            raise UserError(
+                f"{self.name}: tree models are not run by this harness; "
+                "use recbole.quick_start.run_recbole"
+            )
         if self.loaded is not None:
             return self.loaded
         if self.module:

@@ -1,7 +1,7 @@
 """What a model offers: scores to rank by, and, if it learns, examples and a loss.
 
-Evaluation needs a :class:`Scorer` and nothing else. Our trainer needs a :class:`Trainable`. Both are
-written here with every member that anybody reads, and with its default.
+Evaluation needs a :class:`Scorer` and nothing else. Our trainer needs a :class:`Trainable`. Both
+are written here with every member that anybody reads, and with its default.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 MAX_CASES = 1024  # per call of `score`, whatever the memory
 PASS_COST = 256  # what a forward pass costs beside its tokens, in tokens
+
+
+class Split(Protocol):
+    """Whose cases train a model."""
+
+    train: Cases
 
 
 class Scorer(ABC):
@@ -111,7 +117,13 @@ class Scorer(ABC):
         return {}
 
     def prepare_texts(self, parts: dict[str, Cases]) -> None:
-        """Have texts written that scores depend on, for cases by part, before anything is trained."""
+        """Have texts written that scores depend on, before anything is trained.
+
+        Parameters
+        ----------
+        parts : dict
+            Part ("train", "valid" or "test") -> its cases.
+        """
 
     def costs(self) -> dict:
         """What `prepare_texts` has cost; empty if nothing."""
@@ -134,7 +146,6 @@ class StoredWeights:
     externally_saved: tuple[str, ...] = ()
     transfer_excludes: tuple[str, ...] = ()
     frozen_base: str | None = None
-    has_own_files: bool = False
 
     def save(self, folder: Path) -> None:
         """Write the tensors of `externally_saved` into a run's folder."""
@@ -156,10 +167,13 @@ class Trainable(ABC):
         What a forward pass costs beside its pieces, in `cost_unit`.
     cost_unit : str
         What `cost` counts, for the log.
+    split : Split
+        Its `train` are the training cases.
     """
 
     pass_cost: int = PASS_COST
     cost_unit: str = "examples"
+    split: Split
 
     def examples(self, epoch: int) -> Sequence:
         """Training examples of an epoch, in any order; the same for the same epoch and seed."""
@@ -180,6 +194,10 @@ class Trainable(ABC):
     def collate(self, pieces: Sequence):
         """A batch of pieces, as `loss` takes it, on the model's device."""
         return self.split.train[np.asarray(pieces)]
+
+    def batch_cost(self, batch) -> int:
+        """How much of a forward pass a batch takes, with its padding."""
+        return len(batch)
 
     @abstractmethod
     def loss(self, batch) -> Tensor:
@@ -233,10 +251,6 @@ class ContrastiveTrainable(Trainable):
         examples : sequence
             The examples of the step.
         """
-
-    def batch_cost(self, batch) -> int:
-        """How much of a forward pass a batch takes, with its padding."""
-        return batch.input_ids.numel()
 
     def loss(self, batch) -> Tensor:
         return self.loss_and_vectors(batch, True)[0]

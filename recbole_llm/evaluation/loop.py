@@ -72,7 +72,8 @@ def rank_cases(
         unnamed = (scores.gather(1, index[:, None])[:, 0] == UNNAMED).cpu().numpy() & ~fallback
         if unnamed.any() and scorer.names_all:
             raise FloatingPointError(
-                f"{type(model).__name__} scored {int(unnamed.sum())} targets -inf: a score must rank every item"
+                f"{type(model).__name__} scored {int(unnamed.sum())} targets -inf: a score must "
+                "rank every item"
             )
         n_candidates = np.full(len(batch), scores.shape[1]) - masked
         above, tied = rank_targets(scores, index, torch.from_numpy(n_candidates).to(scores.device))

@@ -71,7 +71,8 @@ def _parse(metric):
     if not _is_metric(metric):
         known = ", ".join(f"{base}@K" for base in GAINS)
         raise UserError(
-            f"expected a metric among {known}, mrr, each also with _opt or _pes; found {metric!r}; change `metrics`"
+            f"expected a metric among {known}, mrr, each also with _opt or _pes; found {metric!r}; "
+            "change `metrics`"
         )
     return match[1], match[2] and int(match[2]), match[3] or ""
 
@@ -169,12 +170,14 @@ def list_metrics(
     n_items = len(train_counts) - 1
     if items.ndim != 2 or items.shape[1] < max(topk):
         raise UserError(
-            f"expected lists of at least {max(topk)} items, found shape {items.shape}; store longer lists"
+            f"expected lists of at least {max(topk)} items, found shape {items.shape}; store "
+            "longer lists"
         )
     if not items.size or items.min() < 0 or items.max() > n_items:
         found = f"{items.min()} to {items.max()}" if items.size else "no list"
         raise UserError(
-            f"expected item ids 1 to {n_items}, 0 for none, found {found}; use the ids of this data set"
+            f"expected item ids 1 to {n_items}, 0 for none, found {found}; use the ids of this "
+            "data set"
         )
     if not items.any():
         return {}

@@ -148,7 +148,8 @@ def _tokens(name, values):
         array = array.astype(np.str_)
     if array.dtype.kind != "U" or array.ndim != 1:
         raise TypeError(
-            f"{name}: one-dimensional str tokens expected, found {array.dtype} of shape {array.shape}"
+            f"{name}: one-dimensional str tokens expected, found {array.dtype} of shape "
+            f"{array.shape}"
         )
     return array
 
@@ -158,7 +159,8 @@ def _column(name, values, kinds, dtype):
     if (array.dtype.kind not in kinds and array.size) or array.ndim != 1:
         expected = np.dtype(dtype).name
         raise TypeError(
-            f"{name}: one-dimensional {expected} expected, found {array.dtype} of shape {array.shape}"
+            f"{name}: one-dimensional {expected} expected, found {array.dtype} of shape "
+            f"{array.shape}"
         )
     cast = array.astype(dtype, copy=False)
     if not np.array_equal(cast, array):
@@ -198,7 +200,8 @@ def count_above_and_tied(
         )
     if n_cases and int(target_index.min()) < 0:
         raise IndexError(
-            f"target_index: columns 0 to {scores.shape[1] - 1} expected, found {int(target_index.min())}"
+            f"target_index: columns 0 to {scores.shape[1] - 1} expected, found "
+            f"{int(target_index.min())}"
         )
     scores = scores.detach()
     case_rows = torch.arange(n_cases, device=scores.device) if rows is None else rows
@@ -212,7 +215,8 @@ def count_above_and_tied(
     faulty = doubtful[reaching <= (above + tied)[doubtful]]
     if len(faulty):
         raise FloatingPointError(
-            f"scores: NaN in row {int(case_rows[faulty[0]])} ({len(faulty)} of {n_cases} cases read a NaN)"
+            f"scores: NaN in row {int(case_rows[faulty[0]])} ({len(faulty)} of {n_cases} cases "
+            "read a NaN)"
         )
     return above, tied
 

@@ -78,7 +78,7 @@ class RecBoleScorer(Scorer):
         return by_history(self.model, self.dataset, cases, score)
 
     def _predict(self, batch, items: torch.Tensor) -> torch.Tensor:
-        """[cases, C] scores by `predict` of every (case, item) pair, in parts that fit; items are RecBole's ids."""
+        """[cases, C] scores by `predict` of (case, item) pairs, in parts; items are RecBole's ids."""
         flat = []
         rows = max(1, MAX_PAIRS // items.shape[1])
         for row in range(0, len(items), rows):

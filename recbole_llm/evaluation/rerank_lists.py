@@ -60,7 +60,8 @@ def _load(path: Path, cases: int) -> tuple[np.ndarray, np.ndarray]:
         fits = False
     if not fits:
         raise UserError(
-            f"rerank_from: the top lists {path} are missing or damaged, or not those of its {cases} cases; "
+            f"rerank_from: the top lists {path} are missing or damaged, or not those of its "
+            f"{cases} cases; "
             f"remove {path}, and {run_folders.ranked_again(path.parent)}"
         )
     return items, scores
@@ -129,7 +130,8 @@ class StoredLists:
             row = self.row.get((user, position))
             if row is None:
                 raise UserError(
-                    f"rerank_from: {self.folder.name} has stored no list for user {user}, event {position + 1}; give a run over the same cases"
+                    f"rerank_from: {self.folder.name} has stored no list for user {user}, event "
+                    f"{position + 1}; give a run over the same cases"
                 )
             there = self.items[row] >= 0
             found.append((self.items[row][there], self.values[row][there]))

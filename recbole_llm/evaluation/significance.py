@@ -74,14 +74,16 @@ def pair(table_a: RankTable, table_b: RankTable) -> tuple[RankTable, RankTable]:
     for label, index in (("first", index_a), ("second", index_b)):
         if not index.is_unique:
             raise UserError(
-                f"expected each case once per run, found {int(index.duplicated().sum())} repeats in the {label}; evaluate it again"
+                f"expected each case once per run, found {int(index.duplicated().sum())} repeats "
+                f"in the {label}; evaluate it again"
             )
     order = index_b.get_indexer(index_a)
     only_a = int((order < 0).sum())
     only_b = len(table_b) - (len(table_a) - only_a)
     if only_a or only_b:
         raise UserError(
-            f"expected two runs over the same cases, found {only_a} only in the first and {only_b} only in the second; "
+            f"expected two runs over the same cases, found {only_a} only in the first and {only_b} "
+            "only in the second; "
             "evaluate both with the same data and split"
         )
     return table_a, table_b.take(order)

@@ -19,7 +19,8 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
         super().__init__(config, dataset)
         if config["blend"] > 0 > config["beta"]:
             self.logger.warning(
-                f"blend adds cos(v^U, v^T) to an item's score, and beta {config['beta']} trains it to be low at the target: set --beta above 0, or leave blend at 0"
+                f"blend adds cos(v^U, v^T) to an item's score, and beta {config['beta']} trains it "
+                "to be low at the target: set --beta above 0, or leave blend at 0"
             )
 
     @property

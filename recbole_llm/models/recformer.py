@@ -44,7 +44,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         super().check(config, tables)
         if config["attention_window"] % 2:
             raise UserError(
-                f"attention_window: expected an even number, half of it on each side of a token, found {config['attention_window']}"
+                "attention_window: expected an even number, half of it on each side of a token, "
+                f"found {config['attention_window']}"
             )
         check_datasets(config, "[pretrain, first, second]")
 
@@ -190,7 +191,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         missing = [row for row, name in enumerate(self.names) if name not in known]
         if missing and known:
             self.logger.info(
-                f"{len(missing)} of {len(self.names)} item texts have no stored vector: they are encoded now"
+                f"{len(missing)} of {len(self.names)} item texts have no stored vector: they are "
+                "encoded now"
             )
         known |= {self.names[row]: len(known) + number for number, row in enumerate(missing)}
         table = (

@@ -35,8 +35,10 @@ def _check_answers(config) -> None:
         if both := [name for name, column in fields.items() if column in descriptions]:
             rest = ", ".join(f"{name}: {fields[name]}" for name in fields if name not in both)
             raise UserError(
-                f"phase item pairs an item's text with its description, and the text on {settings['dataset']} has the description "
-                f"in it (text_fields: {', '.join(both)}); set --text_fields='{{{rest or 'Title: title'}}}', or --variant=finetune"
+                "phase item pairs an item's text with its description, and the text on "
+                f"{settings['dataset']} has the description "
+                f"in it (text_fields: {', '.join(both)}); set "
+                f"--text_fields='{{{rest or 'Title: title'}}}', or --variant=finetune"
             )
 
 
@@ -56,7 +58,8 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
         if not config["datasets"] and not described(tables, config):
             columns = ", ".join(config["description_fields"].values())
             raise UserError(
-                f"phase item learns from descriptions, and {tables.name} has none in {columns}; set description_fields, or --variant=finetune"
+                f"phase item learns from descriptions, and {tables.name} has none in {columns}; "
+                "set description_fields, or --variant=finetune"
             )
 
     def __init__(self, config, dataset):
@@ -68,7 +71,8 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
         )
         if config["phase"] == "item" and not any(self.descriptions):
             raise UserError(
-                f"phase item learns from descriptions, and none of {', '.join(config['datasets'] or [self.tables.name])} has one"
+                "phase item learns from descriptions, and none of "
+                f"{', '.join(config['datasets'] or [self.tables.name])} has one"
             )
         items = [text for sentences in self.sentences for text in sentences]
         told = [text for descriptions in self.descriptions for text in descriptions.values()]

@@ -84,7 +84,8 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         encoder = SegmentEncoder(bundle.tokenizer, **limits)
         if encoder.min_length > encoder.max_length:
             raise UserError(
-                f"max_length: expected at least {encoder.min_length} tokens, which leave item_length for one item, found {encoder.max_length}"
+                f"max_length: expected at least {encoder.min_length} tokens, which leave "
+                f"item_length for one item, found {encoder.max_length}"
             )
         return encoder
 

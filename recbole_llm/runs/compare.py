@@ -93,7 +93,8 @@ def _check_same(runs: Sequence[Run]) -> None:
         if found := same_measure(first, run.row):
             key, *values = found
             raise UserError(
-                f"one table needs one {key}: {first['run']} has {values[0]}, {run.row['run']} has {values[1]}; evaluate both alike"
+                f"one table needs one {key}: {first['run']} has {values[0]}, {run.row['run']} has "
+                f"{values[1]}; evaluate both alike"
             )
 
 
@@ -104,7 +105,8 @@ def _candidates(runs: Sequence[Run]) -> str | None:
     for run, other in drawn.items():
         if other != drawn[first]:
             raise UserError(
-                f"one table needs the same candidates: {first} has {drawn[first]}, {run} has {other}; evaluate both again by this version"
+                f"one table needs the same candidates: {first} has {drawn[first]}, {run} has "
+                f"{other}; evaluate both again by this version"
             )
     return drawn[first]
 
@@ -122,8 +124,10 @@ def _paired_ranks(runs: dict[str, list[Run]]) -> dict[str, list]:
             if len(other):
                 at = other[0]
                 raise UserError(
-                    f"one table needs the same n_candidates per case: of user {table.user[at]} {first.row['run']} has {reference.n_candidates[at]}, "
-                    f"{run.row['run']} has {table.n_candidates[at]} ({len(other)} of {len(table)} cases differ); evaluate both alike"
+                    f"one table needs the same n_candidates per case: of user {table.user[at]} "
+                    f"{first.row['run']} has {reference.n_candidates[at]}, "
+                    f"{run.row['run']} has {table.n_candidates[at]} ({len(other)} of {len(table)} "
+                    "cases differ); evaluate both alike"
                 )
     return tables
 
@@ -163,7 +167,8 @@ def _significance(
             for name in [name for name in results if name != best]:
                 gap = user_bootstrap(users, values[best, column], values[name, column], grouped)
                 intervals.append(
-                    f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval [{gap.low:+.4f}, {gap.high:+.4f}]"
+                    f"{column}: {best} - {name} = {gap.difference:+.4f}, 95 % interval "
+                    f"[{gap.low:+.4f}, {gap.high:+.4f}]"
                 )
     over = _over(n_users, {name: len(group) for name, group in tables.items()})
     pairs = len(tests) // len(columns)

@@ -109,7 +109,8 @@ def refuse(
             seen = _events(tables, getattr(split, part).end, timed).isin(there)
             if seen.mean() > (0 if same else CHANCE):
                 raise UserError(
-                    f"{who} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by {way}; keep its split and filters, or train on the new one"
+                    f"{who} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by "
+                    f"{way}; keep its split and filters, or train on the new one"
                 )
 
 

@@ -53,8 +53,10 @@ class Run:
             wrong = differing(self.row[part], table, grouped)
         for name, (stored, found) in wrong.items():
             raise UserError(
-                f"{self.folder / run_folders.RUN}: {part} {name} is {stored:.10g}, and by the ranks in {path.name} it is {found:.10g}: "
-                f"one of the two files is damaged or another run's; remove {path}, and {run_folders.ranked_again(self.folder)}"
+                f"{self.folder / run_folders.RUN}: {part} {name} is {stored:.10g}, and by the "
+                f"ranks in {path.name} it is {found:.10g}: "
+                f"one of the two files is damaged or another run's; remove {path}, and "
+                f"{run_folders.ranked_again(self.folder)}"
             )
         return table
 
@@ -97,7 +99,8 @@ def run_all(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> dict[
         if differs := same_measure(measures[first], measure):
             key, one, other = differs
             raise UserError(
-                f"the models of a table are measured alike: {key} is {one} for {first} and {other} for {model}"
+                f"the models of a table are measured alike: {key} is {one} for {first} and {other} "
+                f"for {model}"
             )
     return {
         model: [run_settings(settings) for settings in group]
@@ -111,7 +114,8 @@ def stages_of(settings: dict) -> list[dict]:
     if not settings["stages"]:
         if settings.get("select_on") not in (None, settings["dataset"]):
             raise UserError(
-                f"select_on is of a stage; a run without stages is chosen and tested on its own dataset: --dataset={settings['select_on']}"
+                "select_on is of a stage; a run without stages is chosen and tested on its own "
+                f"dataset: --dataset={settings['select_on']}"
             )
         return [settings]
     found = []
@@ -124,12 +128,14 @@ def stages_of(settings: dict) -> list[dict]:
         )  # so that a stage which two variants share is one run
         if name == "joint" and not stage["datasets"]:
             raise UserError(
-                "stages: joint trains on several datasets together, and found none; name them by --datasets=[…]"
+                "stages: joint trains on several datasets together, and found none; name them by "
+                "--datasets=[…]"
             )
         if chosen := stage.get("select_on"):
             if not stage["datasets"]:
                 raise UserError(
-                    f"select_on: {chosen} is to be one of --datasets=[…], and found none; name them, or leave it out"
+                    f"select_on: {chosen} is to be one of --datasets=[…], and found none; name "
+                    "them, or leave it out"
                 )
             stage = settings_module.moved(stage, chosen) | {"dataset": chosen}
         found.append(stage)
@@ -163,7 +169,8 @@ def resume_run(folder: Path, settings: dict) -> Run:
             else "its data or the version of recbole_llm has changed since"
         )
         raise UserError(
-            f"--resume={folder.name} goes on with a run as it is, but {reason}; start {prepared.run_id} by --model and --dataset"
+            f"--resume={folder.name} goes on with a run as it is, but {reason}; start "
+            f"{prepared.run_id} by --model and --dataset"
         )
     return _run(prepared.settings)
 

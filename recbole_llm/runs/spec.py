@@ -35,7 +35,8 @@ class Prepared:
             stored = run_record.finished_run(initial)["settings"]
             if "backbone" not in stored:
                 raise UserError(
-                    f"init_from: {initial.name} is a run of {stored['model']}, which has no backbone; give a run of a model that has one"
+                    f"init_from: {initial.name} is a run of {stored['model']}, which has no "
+                    "backbone; give a run of a model that has one"
                 )
             settings = settings | {"backbone": stored["backbone"]}
         self.settings, self.restored = settings, restored
@@ -115,7 +116,8 @@ class Prepared:
         """Raise UserError if these settings differ from those of the finished run `restored` in something that only training reads."""
         if "routes" in done:
             raise UserError(
-                f"{self.restored.name} holds the adapters of many: ask it by recommend, and look at its models by compare --runs"
+                f"{self.restored.name} holds the adapters of many: ask it by recommend, and look "
+                "at its models by compare --runs"
             )
         moved_server = (
             {"summarizer"}
@@ -129,7 +131,8 @@ class Prepared:
             if self.settings[key] != done["settings"].get(key) and key not in allowed
         ]:
             raise UserError(
-                f"{', '.join(wrong)}: {self.restored.name} is trained already and takes settings of data, evaluation and answering alone"
+                f"{', '.join(wrong)}: {self.restored.name} is trained already and takes settings "
+                "of data, evaluation and answering alone"
             )
 
     def check(self, first: bool = True) -> None:
@@ -148,7 +151,8 @@ class Prepared:
         config, tables, model = self.config, self.tables, self.config["model"]
         if first and config["train_stage"] == "finetune" and not config["init_from"]:
             raise UserError(
-                f"{model}, finetune: expected --init_from=RUN, the pre-trained run it starts from; or leave out --stages"
+                f"{model}, finetune: expected --init_from=RUN, the pre-trained run it starts from; "
+                "or leave out --stages"
             )
         if config["init_from"] and not self.restored:
             check_files(Path(config["init_from"]))
@@ -177,15 +181,18 @@ class Prepared:
                 and not config["threshold"]
             ):
                 raise UserError(
-                    f"{model} learns labels, and the data has no column {label}: make one by --threshold.{config['RATING_FIELD']}=4 and "
-                    f"--load_col.inter='[{config['USER_ID_FIELD']}, {config['ITEM_ID_FIELD']}, {config['RATING_FIELD']}, {config['TIME_FIELD']}]'"
+                    f"{model} learns labels, and the data has no column {label}: make one by "
+                    f"--threshold.{config['RATING_FIELD']}=4 and "
+                    f"--load_col.inter='[{config['USER_ID_FIELD']}, {config['ITEM_ID_FIELD']}, "
+                    f"{config['RATING_FIELD']}, {config['TIME_FIELD']}]'"
                 )
             if (config["train_neg_sample_args"] or {}).get(
                 "distribution", "none"
             ) != "none" and tables.met.max() == len(tables.items):
                 user = tables.users[tables.met.argmax()]
                 raise UserError(
-                    f"{model} draws negatives, but user {user} has met all {len(tables.items)} items; filter users by user_inter_num_interval"
+                    f"{model} draws negatives, but user {user} has met all {len(tables.items)} "
+                    "items; filter users by user_inter_num_interval"
                 )
         for cases, mode in (
             (split.valid, args["mode"]["valid"]),
@@ -268,7 +275,8 @@ class Prepared:
                 else ""
             )
             raise UserError(
-                f"{self.restored.name} was trained on {done['row']['dataset']} ({done['data']}), not on {self.name} ({self.tables.fingerprint}): "
+                f"{self.restored.name} was trained on {done['row']['dataset']} ({done['data']}), "
+                f"not on {self.name} ({self.tables.fingerprint}): "
                 f"{self.settings['model']}{features} knows items by number and cannot change data"
             )
         self.check_unseen([self.restored], (part,))
@@ -325,11 +333,12 @@ class Prepared:
         ]:  # a backbone is loaded by its model, and may be another model's
             weights = stored_weights(model)
             begun_by = run_record.finished_run(Path(initial))["settings"]["model"]
-            if not weights.has_own_files or begun_by == self.settings["model"]:
+            if not weights.externally_saved or begun_by == self.settings["model"]:
                 load_tensors(model, Path(initial), weights.transfer_excludes)
         split = train_data._dataset.split
         log.info(
-            f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, {len(self.tables.item)} events; "
+            f"{self.run_id}: {len(self.tables.users)} users, {len(self.tables.items)} items, "
+            f"{len(self.tables.item)} events; "
             f"cases: {len(split.train)} train, {len(split.valid)} valid, {len(split.test)} test"
         )
         with run_folders.locked(self.run_folder, log.info):
@@ -557,7 +566,8 @@ class Prepared:
             fault = model.unmatched_reason
         if fault:
             model.logger.warning(
-                f"!!! {self.run_id}, {part}: {fault}; targets of cases without any named item are ranked last !!!"
+                f"!!! {self.run_id}, {part}: {fault}; targets of cases without any named item are "
+                "ranked last !!!"
             )
         return rates
 

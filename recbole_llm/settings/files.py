@@ -20,6 +20,7 @@ def properties() -> Path:
         if (folder / "overall.yaml").is_file():
             return folder
     raise UserError(
-        f"properties/overall.yaml not found in {PACKAGE} nor beside it: the installation is incomplete; "
+        f"properties/overall.yaml not found in {PACKAGE} nor beside it: the installation is "
+        "incomplete; "
         "run `pip install --force-reinstall recbole_llm`"
     )

@@ -83,7 +83,7 @@ class GenerationSettings(ModelSettings):
     )
     decoding: Literal["sample", "constrained"] = Field(
         "sample",
-        description="sample: texts are drawn freely; constrained: a beam search writes items alone.",
+        description="sample: texts are drawn freely; constrained: a search writes items alone.",
     )
     beams: int = Field(32, ge=1, description="Items that a constrained search reaches.")
     match: Literal["bm25", "hierarchical"] = Field("bm25", description="How texts find items.")

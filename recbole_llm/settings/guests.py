@@ -83,7 +83,8 @@ def _imported(name: str, path: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             file = f"{name.replace('.', '/')}.py"
             raise UserError(
-                f"model {path!r}: expected {file} in {here}, or an installed module {name}; found neither"
+                f"model {path!r}: expected {file} in {here}, or an installed module {name}; "
+                "found neither"
             ) from None
         raise _not_imported(path, error) from error
     except UserError:
@@ -122,9 +123,10 @@ def _described(model: type, module: ModuleType | None, key: str) -> ModelSpec:
     from . import schema
 
     if not issubclass(model, Scorer | AbstractRecommender):
+        bases = ", ".join(base.__name__ for base in model.__bases__)
         raise UserError(
-            f"model {key}: expected a class derived from one of recbole_llm.models, or from RecBole's "
-            f"recommenders, found {model.__name__}({', '.join(base.__name__ for base in model.__bases__)})"
+            f"model {key}: expected a class derived from one of recbole_llm.models, or from "
+            f"RecBole's recommenders, found {model.__name__}({bases})"
         )
     if missing := sorted(getattr(model, "__abstractmethods__", ())):
         raise UserError(f"model {key}: {model.__name__} has no {' and no '.join(missing)}")
@@ -132,8 +134,8 @@ def _described(model: type, module: ModuleType | None, key: str) -> ModelSpec:
     if files:
         _check_unchanged(model, module)
     is_text = issubclass(model, Scorer)
-    own = _settings(model, key)
-    defaults = schema.defaults(own) if own else {}
+    settings = _settings(model, key)
+    defaults = schema.defaults(settings) if settings else {}
     if is_text:
         # nothing is trained without TrainingSettings, and no text model takes sampled negatives
         defaults = {"epochs": 0} | defaults | {"train_neg_sample_args": None}
@@ -144,7 +146,7 @@ def _described(model: type, module: ModuleType | None, key: str) -> ModelSpec:
         module=model.__module__,
         guest=True,
         defaults=defaults,
-        rules=schema.rules(own) if own else {},
+        rules=schema.rules(settings) if settings else {},
         read_keys=frozenset() if is_text else _read_keys(files),
         source=_digest(files) if files else _code_digest(model),
         loaded=model,
@@ -157,15 +159,16 @@ def _settings(model: type, key: str):
     from .groups import TrainingSettings
     from .schema import ModelSettings
 
-    own, trainable = getattr(model, "Settings", None), issubclass(model, Trainable)
-    if own is None:
+    settings, trainable = getattr(model, "Settings", None), issubclass(model, Trainable)
+    if settings is None:
         return TrainingSettings if trainable else None
     base = TrainingSettings if trainable else ModelSettings
-    if not (isinstance(own, type) and issubclass(own, base)):
+    if not (isinstance(settings, type) and issubclass(settings, base)):
         raise UserError(
-            f"model {key}: expected {model.__name__}.Settings to derive from {base.__name__}, found {own!r}"
+            f"model {key}: expected {model.__name__}.Settings to derive from {base.__name__}, "
+            f"found {settings!r}"
         )
-    return own
+    return settings
 
 
 def _family(model: type, key: str) -> str:
@@ -260,7 +263,10 @@ def _instructions(code: CodeType) -> bytes:
 
 
 def _check_unchanged(model: type, module: ModuleType) -> None:
-    """Raise UserError for a class whose file has changed since it was imported: its digest would be another's."""
+    """Raise UserError for a class whose file has changed since it was imported.
+
+    The digest of the file would be that of other code.
+    """
     if type(getattr(module, "__loader__", None)) is not SourceFileLoader:
         return
     path = Path(module.__file__)
@@ -289,7 +295,10 @@ def _inner(code: CodeType, name: str) -> CodeType | None:
 
 
 def _read_keys(files: list[Path]) -> frozenset[str]:
-    """Keys that sources read by `config["key"]`: what a class of RecBole's kind takes is written nowhere else."""
+    """Keys that sources read by `config["key"]`.
+
+    What a class of RecBole's kind takes is written nowhere else.
+    """
     keys = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -319,7 +319,8 @@ def plan(models: Sequence[str], dataset: str, files: list[str] = (), overrides: 
         for seed, count in counts.items():
             if count > 1:
                 raise UserError(
-                    f"seeds: expected different ones, found {seed} {count} times; a table takes each run once"
+                    f"seeds: expected different ones, found {seed} {count} times; a table takes "
+                    "each run once"
                 )
     return planned
 
@@ -384,8 +385,7 @@ def check_foreign(config: dict) -> None:
             settings[key] = checks.checked(key, value, rules, default[key])
         except UserError as error:
             mistakes.append(str(error))
-    if mistakes:
-        raise UserError("\n  ".join(sorted(mistakes)))
+    _refuse(sorted(mistakes))
     _finish(settings, [])
 
 
@@ -488,7 +488,8 @@ def _layered(layers: list[dict], default: dict) -> dict:
     for name, stage in (settings["stage_settings"] or {}).items():
         if name not in known:
             raise UserError(
-                f"stage_settings.{name}: expected one of the stages {', '.join(known) or '(there is none)'}{checks.nearest(name, known)}"
+                f"stage_settings.{name}: expected one of the stages "
+                f"{', '.join(known) or '(there is none)'}{checks.nearest(name, known)}"
             )
         settings["stage_settings"][name] = _stage(name, stage, whole, settings)
     for name in stages:
@@ -507,7 +508,8 @@ def _stage(name: str, layer: dict, whole: dict, settings: dict) -> dict:
     heads = {str(key).partition(".")[0] for key in layer}
     if own := heads.intersection(WHOLE):
         raise UserError(
-            f"stage_settings.{name}: {', '.join(sorted(own))} belongs to the whole run; set it outside the stage"
+            f"stage_settings.{name}: {', '.join(sorted(own))} belongs to the whole run; set it "
+            "outside the stage"
         )
     full = copy.deepcopy(whole)
     try:
@@ -545,12 +547,17 @@ def _apply(layers: list[dict], settings: dict) -> None:
             except UserError as error:
                 mistakes.append(_placed(layer, str(error)))
                 settings[key] = copy.deepcopy(default.get(key))
+    _refuse(mistakes)
+    checks.check_columns(settings, default)
+
+
+def _refuse(mistakes: list[str]) -> None:
+    """Raise UserError for settings that cannot be taken, a line each, if there are any."""
     if len(mistakes) > 1:
         lines = "\n  ".join(mistakes)
         raise UserError(f"{len(mistakes)} settings cannot be taken:\n  {lines}")
     if mistakes:
         raise UserError(mistakes[0])
-    checks.check_columns(settings, default)
 
 
 def _placed(layer: dict, message: str) -> str:
@@ -599,7 +606,8 @@ def _finish(settings: dict, layers: list[dict]) -> None:
         stock.check_settings(settings, _stock_defaults(model))
     if settings["item_features"] != "id" and not spec.takes_item_text:
         raise UserError(
-            f"item_features: expected id for {spec.name}, found {settings['item_features']!r}; give it to {', '.join(registry.TAKE_ITEM_TEXT)} only"
+            f"item_features: expected id for {spec.name}, found {settings['item_features']!r}; "
+            f"give it to {', '.join(registry.TAKE_ITEM_TEXT)} only"
         )
     checks.check_evaluation(settings)
 
@@ -640,7 +648,8 @@ def _need_features(settings: dict, model: str) -> None:
     for key in FEATURES:
         if key in own and not settings[key]:
             raise UserError(
-                f"{model} reads item columns and the dataset names none: set --{key} to columns of its .item file"
+                f"{model} reads item columns and the dataset names none: set --{key} to columns of "
+                "its .item file"
             )
 
 
@@ -650,7 +659,8 @@ def _cross_entropy(settings: dict, model: str, asked: bool) -> None:
         return
     if asked and settings["train_neg_sample_args"]:
         raise UserError(
-            f"train_neg_sample_args: {model} with loss_type CE draws no negatives; leave it out or set another loss_type"
+            f"train_neg_sample_args: {model} with loss_type CE draws no negatives; leave it out or "
+            "set another loss_type"
         )
     settings["train_neg_sample_args"] = None
 
@@ -661,8 +671,6 @@ ARGUMENTS = {"config_files", "print_config"}  # of the command line, beside sett
 def _check_keys(layer: dict, known: set, default: dict) -> None:
     for key in layer:
         head, _, rest = str(key).partition(".")
-        if head in REPLACED:
-            raise UserError(f"key {head!r} has no effect here: {REPLACED[head]}")
         if head not in known and (newer := spellings.OLD.get(head)):
             raise UserError(f"key {head!r} is of RecBole before 1.0: {newer}")
         if head not in known:
@@ -725,7 +733,8 @@ def recbole_config(settings: dict, data_path: str | Path):
             gpu = self.final_config_dict["use_gpu"] and torch.cuda.is_available()
             if gpu and self.final_config_dict["gpu_id"] >= torch.cuda.device_count():
                 raise UserError(
-                    f"gpu_id: this machine has {torch.cuda.device_count()} GPUs, numbered from 0, found {self.final_config_dict['gpu_id']}"
+                    f"gpu_id: this machine has {torch.cuda.device_count()} GPUs, numbered from 0, "
+                    f"found {self.final_config_dict['gpu_id']}"
                 )
             device = torch.device(f"cuda:{self.final_config_dict['gpu_id']}" if gpu else "cpu")
             self.final_config_dict |= {"single_spec": True, "local_rank": 0, "device": device}

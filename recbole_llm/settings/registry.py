@@ -43,7 +43,7 @@ def recbole_folder() -> Path:
 
 @lru_cache
 def stock_models() -> dict[str, str]:
-    """RecBole's models: class name -> family (`sequential`, `general`, …), without importing any."""
+    """RecBole's models, none of which is imported: class name -> family, such as `sequential`."""
     families = {
         path.stem.lower(): path.parent.name.removesuffix("_recommender")
         for path in (recbole_folder() / "model").glob("*_recommender/*.py")
@@ -100,6 +100,7 @@ def canonical(name: str) -> str:
     return find(name).key
 
 
+@lru_cache
 def _known_name(name: str) -> str:
     names = [*installed_models(), *stock_models(), *OURS]  # the last of equal spellings holds
     known = {_plain(model): model for model in names} | ALIASES
@@ -109,7 +110,8 @@ def _known_name(name: str) -> str:
         hint = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else f"ours are {', '.join(OURS)}; stock ones are RecBole's; your own is --model=module:Class"
+            else f"ours are {', '.join(OURS)}; stock ones are RecBole's; "
+            "your own is --model=module:Class"
         )
         raise UserError(f"unknown model {name!r}: {hint}")
     return known[plain]
@@ -145,19 +147,8 @@ def _spec(name: str) -> ModelSpec:
 
 
 def model_class(name: str) -> type:
-    """The class of a model that `find` knows. Importing it imports torch.
-
-    Raises
-    ------
-    UserError
-        For a tree model of RecBole.
-    """
-    spec = find(name)
-    if spec.tree:
-        raise UserError(
-            f"{name}: tree models are not run by this harness; use recbole.quick_start.run_recbole"
-        )
-    return spec.load()
+    """Return the class of a model that `find` knows. Importing it imports torch."""
+    return find(name).load()
 
 
 def of_config(config) -> ModelSpec:

@@ -258,7 +258,8 @@ def _check_inside(key: str, group: dict, rule: Rule, known: Mapping[str, Rule]) 
             _checked(f"{key}.{name}", value, own, known)
     if missing := [name for name in rule.names if name not in group]:
         raise UserError(
-            f"{key}: expected {', '.join(rule.names)}, found no {', '.join(missing)}; to change one and keep the rest: --{key}.{missing[0]}=…"
+            f"{key}: expected {', '.join(rule.names)}, found no {', '.join(missing)}; to change "
+            f"one and keep the rest: --{key}.{missing[0]}=…"
         )
 
 
@@ -276,7 +277,8 @@ def check_name(name: str, key: str = "dataset") -> None:
     """Raise UserError for a name of files that would lead out of their folder."""
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise UserError(
-            f"{key} {name!r}: expected the name of a folder below data_path, without / or \\; set --data_path to where that folder is"
+            f"{key} {name!r}: expected the name of a folder below data_path, without / or \\; set "
+            "--data_path to where that folder is"
         )
 
 
@@ -284,7 +286,8 @@ def check_log(settings: dict) -> None:
     """Raise UserError for a log that nothing would be written to."""
     if settings["log_wandb"]:
         raise UserError(
-            "log_wandb: nothing is logged to Weights & Biases here; leave it out: every run's folder has a log, tensorboard files and run.json"
+            "log_wandb: nothing is logged to Weights & Biases here; leave it out: every run's "
+            "folder has a log, tensorboard files and run.json"
         )
 
 
@@ -301,7 +304,8 @@ def check_evaluation(settings: dict) -> None:
             raise UserError(f"eval_args.mode: expected full or uniK such as uni20, found {part!r}")
     if (args["order"], args["group_by"]) != ("TO", "user"):
         raise UserError(
-            f"eval_args: order is always TO and group_by always user here, found {args['order']} and {args['group_by']}"
+            f"eval_args: order is always TO and group_by always user here, found {args['order']} "
+            f"and {args['group_by']}"
         )
     for key in ("topk", "metrics"):
         if not settings[key]:
@@ -309,7 +313,8 @@ def check_evaluation(settings: dict) -> None:
     for metric in metrics:
         if metric.lower() not in RANK_METRICS + LIST_METRICS:
             raise UserError(
-                f"metrics: expected some of Recall, Hit, NDCG, MRR, Precision, MAP, found {metric!r}"
+                "metrics: expected some of Recall, Hit, NDCG, MRR, Precision, MAP, found "
+                f"{metric!r}"
             )
     ranked = {metric.lower() for metric in metrics} - set(LIST_METRICS)
     if not ranked:
@@ -317,7 +322,8 @@ def check_evaluation(settings: dict) -> None:
     computed = {f"{metric}@{k}" for metric in ranked for k in topk} | ranked & {"mrr"}
     if re.sub("_(opt|pes)$", "", settings["valid_metric"].lower()) not in computed:
         raise UserError(
-            f"valid_metric: expected one of {', '.join(sorted(computed))}, found {settings['valid_metric']!r}; change it, metrics or topk"
+            f"valid_metric: expected one of {', '.join(sorted(computed))}, found "
+            f"{settings['valid_metric']!r}; change it, metrics or topk"
         )
 
 
@@ -326,25 +332,29 @@ def check_columns(settings: dict, default: dict) -> None:
     fields = settings["text_fields"]
     if not fields:
         raise UserError(
-            "text_fields: expected attribute names with their columns, such as {Title: title}, found none"
+            "text_fields: expected attribute names with their columns, such as {Title: title}, "
+            "found none"
         )
     for name, words in settings[
         "text_words"
     ].items():  # a default may be about a dataset with more attributes
         if name not in fields and default["text_words"].get(name) != words:
             raise UserError(
-                f"text_words.{name}: expected a name of text_fields, which has {', '.join(fields)}{nearest(name, fields)}"
+                f"text_words.{name}: expected a name of text_fields, which has "
+                f"{', '.join(fields)}{nearest(name, fields)}"
             )
     if settings["threshold"] is not None and len(settings["threshold"]) != 1:
         raise UserError(
-            f"threshold: expected one column with its least value, such as {{rating: 4}}, found {settings['threshold']!r}"
+            f"threshold: expected one column with its least value, such as {{rating: 4}}, found "
+            f"{settings['threshold']!r}"
         )
     for suffix, columns in (settings["load_col"] or {}).items():
         if columns not in (None, "*") and not (
             isinstance(columns, list) and all(isinstance(column, str) for column in columns)
         ):
             raise UserError(
-                f"load_col.{suffix}: expected a list of columns such as [user_id, item_id], or '*', found {columns!r}"
+                f"load_col.{suffix}: expected a list of columns such as [user_id, item_id], or "
+                f"'*', found {columns!r}"
             )
 
 

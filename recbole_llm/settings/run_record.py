@@ -74,7 +74,8 @@ def read_run(folder: Path) -> dict | None:
         check_record(run)
     except UserError as error:
         raise UserError(
-            f"{path}: expected the record of a run, found another or a damaged file ({str(error)[:200]}); remove {folder} and run again"
+            f"{path}: expected the record of a run, found another or a damaged file "
+            f"({str(error)[:200]}); remove {folder} and run again"
         ) from None
     return run
 

@@ -1,4 +1,7 @@
-"""Settings that belong to a model's class: a pydantic class says names, types, ranges, defaults and help."""
+"""Settings that belong to a model's class.
+
+A pydantic class says their names, types, ranges, defaults and help.
+"""
 
 import types
 import typing
@@ -51,7 +54,8 @@ def defaults(settings: type[ModelSettings]) -> dict:
         rule = _rule(settings, name, field)
         if not (value is None and rule.nullable) and not _fits(rule, value):
             raise UserError(
-                f"{settings.__qualname__}.{name}: expected {rule.expected(value)} as its default, found {value!r}"
+                f"{settings.__qualname__}.{name}: expected {rule.expected(value)} as its default, "
+                f"found {value!r}"
             )
         values[name] = value
     return values

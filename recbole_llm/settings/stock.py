@@ -30,7 +30,8 @@ def check_learner(settings: dict) -> None:
     if registry.find(model).is_text:
         if learner not in ("adam", "muon"):
             raise UserError(
-                f"learner: {model} and the other text models know adam (AdamW) and muon, found {learner!r}"
+                f"learner: {model} and the other text models know adam (AdamW) and muon, found "
+                f"{learner!r}"
                 + (rules.nearest(learner, ("adam", "muon")) or "; give it to stock models only")
             )
     elif learner == "muon":
@@ -39,11 +40,13 @@ def check_learner(settings: dict) -> None:
         )
     elif learner == "sparse_adam":
         raise UserError(
-            f"learner: sparse_adam takes sparse gradients, and {model} has none; use one of {', '.join(LEARNERS)}"
+            f"learner: sparse_adam takes sparse gradients, and {model} has none; use one of "
+            f"{', '.join(LEARNERS)}"
         )
     elif learner not in LEARNERS:
         raise UserError(
-            f"learner: expected one of {', '.join(LEARNERS)}, found {learner!r}{rules.nearest(learner, LEARNERS)}"
+            f"learner: expected one of {', '.join(LEARNERS)}, found "
+            f"{learner!r}{rules.nearest(learner, LEARNERS)}"
         )
 
 
@@ -62,16 +65,19 @@ def check_settings(settings: dict, default: dict) -> None:
         )
     if _samples(model, settings.get("loss_type")) and not _negatives(settings):
         raise UserError(
-            f"train_neg_sample_args: {model} learns from sampled negatives and needs them, found none; "
+            f"train_neg_sample_args: {model} learns from sampled negatives and needs them, found "
+            "none; "
             "leave the key out, as models with loss_type CE take none by themselves"
         )
     if settings["transform"] != default.get("transform"):
         raise UserError(
-            f"transform: {model} reads its sequences {_said(default.get('transform'))}, found {settings['transform'] or 'none'}; leave the key out"
+            f"transform: {model} reads its sequences {_said(default.get('transform'))}, found "
+            f"{settings['transform'] or 'none'}; leave the key out"
         )
     if settings["preload_weight"] is not None:
         raise UserError(
-            "preload_weight: no model of this harness reads it; leave it out, or give texts by item_features"
+            "preload_weight: no model of this harness reads it; leave it out, or give texts by "
+            "item_features"
         )
     if settings["normalize_field"] is not None and settings["normalize_all"]:
         raise UserError(
@@ -114,7 +120,8 @@ def _check_discretization(field: str, way, numerical: list) -> None:
     bucket = way.get("bucket", 1 if method == "LD" else None)
     if not isinstance(bucket, int) or isinstance(bucket, bool) or bucket < 1:
         raise UserError(
-            f"{key}.bucket: expected a whole number from 1 up, found {'none' if bucket is None else repr(bucket)}"
+            f"{key}.bucket: expected a whole number from 1 up, found "
+            f"{'none' if bucket is None else repr(bucket)}"
         )
 
 
@@ -154,7 +161,8 @@ def check_data(config, tables) -> None:
     read += [name for name in tables.columns if given.get(name) == "token"]
     if read and registry.of_config(config).family == "context_aware":
         raise UserError(
-            f"{model} would read {', '.join(read)} of the event that it is to predict, which nobody knows before; "
+            f"{model} would read {', '.join(read)} of the event that it is to predict, which "
+            "nobody knows before; "
             "leave it out of load_col.inter and numerical_features"
         )
     for key in ("numerical_features", "normalize_field"):
@@ -164,7 +172,8 @@ def check_data(config, tables) -> None:
     attribute = config["item_attribute"]
     if attribute and given.get(attribute) in NUMBERS:
         raise UserError(
-            f"item_attribute: {model} learns to name the values of a token column, found {attribute}:{given[attribute]}; "
+            f"item_attribute: {model} learns to name the values of a token column, found "
+            f"{attribute}:{given[attribute]}; "
             "take another, or write it as token in the .item file"
         )
 
@@ -178,7 +187,8 @@ def _no_number(key: str, name: str, config, given: dict[str, str]) -> UserError:
     else:
         hint = rules.nearest(name, given) or "; set load_col to give it more"
     return UserError(
-        f"{key}: expected columns of numbers that {config['model']} is given, which are {numbers}, found {name!r}{hint}"
+        f"{key}: expected columns of numbers that {config['model']} is given, which are {numbers}, "
+        f"found {name!r}{hint}"
     )
 
 

@@ -98,7 +98,8 @@ class Entries:
                     found, damaged = self._read(decode, mend=True)
             except OSError as error:  # of the lock, in a folder that cannot be written
                 logging.getLogger().warning(
-                    f"{self.path} is damaged and cannot be mended ({error.strerror}): {len(found)} whole entries are read"
+                    f"{self.path} is damaged and cannot be mended ({error.strerror}): {len(found)} "
+                    "whole entries are read"
                 )
         return found
 
@@ -134,7 +135,8 @@ class Entries:
         except OSError as error:
             told = f"it cannot be mended ({error.strerror})"
         logging.getLogger().warning(
-            f"{self.path} is damaged: {count} whole entries are read, the others are made again; {told}"
+            f"{self.path} is damaged: {count} whole entries are read, the others are made again; "
+            f"{told}"
         )
 
 

@@ -173,7 +173,8 @@ def read_lines(path: Path) -> list[dict]:
     if damaged:
         numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
         logging.getLogger().warning(
-            f"{path}, line {numbers}: expected a JSON object, found something else or a damaged line; passed over"
+            f"{path}, line {numbers}: expected a JSON object, found something else or a damaged "
+            "line; passed over"
         )
     return found
 

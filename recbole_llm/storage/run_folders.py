@@ -127,7 +127,8 @@ def check_writable(folder: Path, key: str = "checkpoint_dir") -> None:
     )
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"{key} {folder}: expected a folder to write to, but {there} is {'not writable' if there.is_dir() else 'a file'}"
+            f"{key} {folder}: expected a folder to write to, but {there} is "
+            f"{'not writable' if there.is_dir() else 'a file'}"
         )
 
 

@@ -71,7 +71,8 @@ def read(name: str, paper: bool = False) -> Experiment:
     path = folder_of_experiments() / f"{name}.yaml"
     if Path(name).name != name or not path.is_file():
         raise UserError(
-            f"unknown experiment {name!r}: expected one of {', '.join(line.split()[0] for line in listed())}"
+            f"unknown experiment {name!r}: expected one of "
+            f"{', '.join(line.split()[0] for line in listed())}"
         )
     content = layers.read_yaml(path)
     large = content.pop("paper", {})
@@ -89,7 +90,8 @@ def read(name: str, paper: bool = False) -> Experiment:
         }
     if wrong := content.keys() - {part.name for part in fields(Experiment)}:
         raise UserError(
-            f"{path}: unknown key {sorted(wrong)[0]!r}; expected some of {', '.join(part.name for part in fields(Experiment))}"
+            f"{path}: unknown key {sorted(wrong)[0]!r}; expected some of "
+            f"{', '.join(part.name for part in fields(Experiment))}"
         )
     return Experiment(name, **content)
 
@@ -144,21 +146,24 @@ def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> Ta
         )
     if experiment.kind in ("rating", "projection") and not issubclass(model, VectorModel):
         raise UserError(
-            f"{row}: {settings['model']} has no vectors of users and items, which experiment {experiment.name} reads; take another model"
+            f"{row}: {settings['model']} has no vectors of users and items, which experiment "
+            f"{experiment.name} reads; take another model"
         )
     elsewhere = settings["dataset"] != dataset or experiment.kind == "projection"
     if elsewhere and not (
         registry.find(settings["model"]).is_text and model.transferable(settings)
     ):
         raise UserError(
-            f"{row}: {settings['model']} knows items by number and cannot change data; leave its trained_on out, or take another model"
+            f"{row}: {settings['model']} knows items by number and cannot change data; leave its "
+            "trained_on out, or take another model"
         )
     for number, stage in enumerate(stages_of(settings)):
         prepared = Prepared(stage)
         prepared.check(first=number == 0)
     if experiment.kind == "rating" and settings["RATING_FIELD"] not in prepared.tables.columns:
         raise UserError(
-            f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of its .inter file that holds ratings"
+            f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of "
+            "its .inter file that holds ratings"
         )
     if elsewhere:
         prepared = Prepared(moved(settings, dataset) | {"stages": None})
@@ -175,7 +180,8 @@ def _check_alike(dataset: str, tables: dict[str, Tables]) -> None:
             for part in ("items", "users", "item", "start")
         ):
             raise UserError(
-                f"{row}: expected the items and events of {dataset} that {first} has, since a projection shows the same points in every "
+                f"{row}: expected the items and events of {dataset} that {first} has, since a "
+                "projection shows the same points in every "
                 "row; give all rows the same filters, catalogue and dedup"
             )
 
@@ -265,7 +271,8 @@ def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], sa
         cases: dict[str, Cases] = {"train": drawn, "valid": valid.cases, "test": test.cases}
         if empty := [part for part, own in cases.items() if not len(own)]:
             raise UserError(
-                f"experiment rating needs cases to train, validate and test on, and {dataset} has no {empty[0]} case; set eval_args.split"
+                f"experiment rating needs cases to train, validate and test on, and {dataset} has "
+                f"no {empty[0]} case; set eval_args.split"
             )
         ratings = {
             part: rating.Ratings.of_rows(tables, own.end, column) for part, own in cases.items()
@@ -292,7 +299,8 @@ def _rating(experiment: Experiment, dataset: str, runs: dict[str, list[Run]], sa
         predicted = rating.by_vectors(vectors, ratings["train"], ratings["valid"], seed)
         results[row] = [rating.errors(predicted, ratings["test"].value)]
     notes = [
-        f"{len(drawn)} training cases, at most {experiment.cases_per_user} of a user; the baselines learn from all {len(known)} training ratings"
+        f"{len(drawn)} training cases, at most {experiment.cases_per_user} of a user; the "
+        f"baselines learn from all {len(known)} training ratings"
     ]
     table = make_table(
         f"{dataset}: {len(ratings['test'])} test ratings, lower is better",

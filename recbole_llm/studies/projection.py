@@ -17,7 +17,8 @@ def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
 
     if len(vectors) < 5:
         raise UserError(
-            f"a projection needs some points, found {len(vectors)}; set points in the experiment's file"
+            f"a projection needs some points, found {len(vectors)}; set points in the experiment's "
+            "file"
         )
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     return TSNE(

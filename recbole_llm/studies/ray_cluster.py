@@ -87,7 +87,8 @@ def _check_resources(cluster: Cluster, machines: Sequence[dict[str, float]]) -> 
         for machine in machines
     )
     raise UserError(
-        f"expected a machine with {cluster.cpus:g} cores and {gpus:g} GPUs for each piece of work, found {there}; "
+        f"expected a machine with {cluster.cpus:g} cores and {gpus:g} GPUs for each piece of work, "
+        f"found {there}; "
         f"lower {' or '.join(f'--{key}' for key in cluster.keys)}"
     )
 

@@ -70,7 +70,8 @@ def recommend(
     if history is not None:
         if type(model).type.name.lower() != "sequential":
             raise UserError(
-                f"{settings['model']} knows users by number: give --user; a --history needs a sequential model"
+                f"{settings['model']} knows users by number: give --user; a --history needs a "
+                "sequential model"
             )
         entries = [entry.strip() for entry in history.split(";") if entry.strip()]
         if not entries:
@@ -88,7 +89,8 @@ def recommend(
         found = np.flatnonzero(tables.users == user)
         if not len(found):
             raise UserError(
-                f"unknown user {user!r}: the data has {len(tables.users)} users such as {', '.join(map(str, tables.users[:3]))}"
+                f"unknown user {user!r}: the data has {len(tables.users)} users such as "
+                f"{', '.join(map(str, tables.users[:3]))}"
             )
         cases = dataset.case_after(int(found[0]))
         items = tables.item[cases.begin[0] : cases.end[0]].tolist()
@@ -100,15 +102,16 @@ def recommend(
         model.weights = folder  # whose stored item vectors are taken
     elif index == "faiss":
         raise UserError(
-            f"--index: {settings['model']} has no vectors of items to put into an index; leave it out"
+            f"--index: {settings['model']} has no vectors of items to put into an index; leave it "
+            "out"
         )
     router = Router.over(model, adapters, routes) if routes else None
     with torch.no_grad():
         if router:
             if index == "faiss":
                 raise UserError(
-                    "--index: every adapter has item vectors of its own; leave it out, or ask the run of Model 2: "
-                    + folder.name
+                    "--index: every adapter has item vectors of its own; leave it out, or ask the "
+                    "run of Model 2: " + folder.name
                 )
             scores = router.scores([user], [model.history(np.array(items))])[0][model.same]
         elif index == "faiss":
@@ -158,5 +161,6 @@ def _match(entry: str, tables: Tables, text: ItemText | None) -> tuple[int, int]
         titles = [repr(text.values[item][0]) for item in some if scores[item] > 0]
         nearest = f"; the nearest are {', '.join(titles)}" if titles else ""
     raise UserError(
-        f"--history: expected an item's title or id, found {entry!r}, of which no item has half of the words{nearest}"
+        f"--history: expected an item's title or id, found {entry!r}, of which no item has half of "
+        f"the words{nearest}"
     )

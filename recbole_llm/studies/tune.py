@@ -38,7 +38,8 @@ def points(space: dict, search: str, count: int, seed: int) -> list[dict]:
     """
     if not space:
         raise UserError(
-            "space: expected settings with their values, such as --space.learning_rate='{log: [1e-4, 1e-2]}', found none"
+            "space: expected settings with their values, such as --space.learning_rate='{log: "
+            "[1e-4, 1e-2]}', found none"
         )
     for key, values in space.items():
         if isinstance(values, dict):
@@ -56,15 +57,18 @@ def points(space: dict, search: str, count: int, seed: int) -> list[dict]:
                 and bounds[0] <= 0
             ):
                 raise UserError(
-                    f"space.{key}: expected a list of values, or uniform, log or int with [low, high], found {values!r}"
+                    f"space.{key}: expected a list of values, or uniform, log or int with [low, "
+                    f"high], found {values!r}"
                 )
             if search == "grid":
                 raise UserError(
-                    f"space.{key}: a grid needs values, found the range {values!r}; give a list, or --search=random"
+                    f"space.{key}: a grid needs values, found the range {values!r}; give a list, "
+                    "or --search=random"
                 )
         elif not isinstance(values, list) or not values:
             raise UserError(
-                f"space.{key}: expected a list of values or a range such as {{log: [1e-4, 1e-2]}}, found {values!r}"
+                f"space.{key}: expected a list of values or a range such as {{log: [1e-4, 1e-2]}}, "
+                f"found {values!r}"
             )
     if search == "grid":
         return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
@@ -125,7 +129,8 @@ class Search:
         args = prepared.config["eval_args"]
         if not len(make_split(prepared.tables, args["split"], args["part"]).valid):
             raise UserError(
-                f"tune chooses by validation, and the split {args['split']} has no valid case; set --eval_args.split"
+                f"tune chooses by validation, and the split {args['split']} has no valid case; set "
+                "--eval_args.split"
             )
         self.metric = plain["valid_metric"].lower()
         saved = Path(plain["checkpoint_dir"])
@@ -155,7 +160,8 @@ class Search:
             ]
             if len(left) < len(self.points):
                 told(
-                    f"trials: {len(self.points) - len(left)} of {len(self.points)} have ended already"
+                    f"trials: {len(self.points) - len(left)} of {len(self.points)} have ended "
+                    "already"
                 )
             if left:
                 self._try(left, told)
@@ -176,7 +182,8 @@ class Search:
             aside = keep_aside(path)
             write_text(path, "\n".join(map(sealed, whole)))
             logging.getLogger().warning(
-                f"{path} is damaged: {len(lines) - len(whole)} trials are done again; the damaged file is kept as {aside.name}"
+                f"{path} is damaged: {len(lines) - len(whole)} trials are done again; the damaged "
+                f"file is kept as {aside.name}"
             )
         return {json.dumps(record["point"]): record for record in whole}
 
@@ -205,7 +212,8 @@ class Search:
             write_text(self.folder / TRIALS, "\n".join(map(sealed, known.values())))
             score = f": {error}" if error else f", valid {self.metric} {record['score']:.4f}"
             told(
-                f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: {_told(self.points[number])}"
+                f"trial {number + 1} of {len(self.points)}: {record['status']}{score}: "
+                f"{_told(self.points[number])}"
             )
 
         with connected(self.cluster) as resources:
@@ -294,11 +302,13 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
     Run(run, row).ranks()  # which compares its metrics
     lines += [
         "",
-        f"{what}: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test {row['test'][search.metric]:.4f}",
+        f"{what}: {_told(best['point'])}: validation {search.metric} {best['score']:.4f}, test "
+        f"{row['test'][search.metric]:.4f}",
     ]
     if 1 < len(tied) == len(finished):
         lines.append(
-            f"all finished trials have {best['score']:.4f}: this search shows no difference between them"
+            f"all finished trials have {best['score']:.4f}: this search shows no difference "
+            "between them"
         )
     return [*lines, f"run: {run}   settings: {path}   trials: {search.folder / TRIALS}"]
 

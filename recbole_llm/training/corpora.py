@@ -76,12 +76,14 @@ def joint(config) -> list[dict]:
     )
     if names and own not in names:
         raise UserError(
-            f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of the datasets; found {', '.join(names.values())}"
+            f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of "
+            f"the datasets; found {', '.join(names.values())}"
         )
     others = {alias: name for alias, name in names.items() if alias != own}
     if wrong := [name for name in config["whole"] or [] if locate.alias(name) not in others]:
         raise UserError(
-            f"whole: expected some of the datasets that are not tested on ({', '.join(others.values()) or 'there is none'}), found {wrong[0]}"
+            "whole: expected some of the datasets that are not tested on "
+            f"({', '.join(others.values()) or 'there is none'}), found {wrong[0]}"
         )
     return [
         moved(config["settings"] | {"data_name": None}, name) | {"dataset": name}

@@ -186,13 +186,15 @@ class Harness:
             )  # fmt: skip
         except FloatingPointError as error:
             raise UserError(
-                f"{config['model']} gives no numbers to rank by ({error}): it diverged; lower learning_rate, or set precision: fp32"
+                f"{config['model']} gives no numbers to rank by ({error}): it diverged; lower "
+                "learning_rate, or set precision: fp32"
             ) from None
 
     def _check_nan(self, loss):
         if not torch.isfinite(loss):
             raise UserError(
-                f"{self.config['model']} diverged: its loss is {loss.item()}; lower learning_rate, or set precision: fp32"
+                f"{self.config['model']} diverged: its loss is {loss.item()}; lower learning_rate, "
+                "or set precision: fp32"
             )
 
     def ranked(self, eval_data):
@@ -392,7 +394,8 @@ def part_of(dataset) -> str:
 
 def _told(line: dict, best: bool) -> str:
     valid = (
-        f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} s{' (best)' if best else ''}"
+        f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} "
+        f"s{' (best)' if best else ''}"
         if "valid_score" in line
         else ""
     )
@@ -503,7 +506,8 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(
-            f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished run"
+            f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished "
+            "run"
         )
     try:
         tensors = load_file(path, device=str(model.device))
@@ -519,7 +523,8 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{folder} is a checkpoint of another model, dataset or setting: {len(wrong)} tensors differ, the first is {wrong[0]}"
+            f"{folder} is a checkpoint of another model, dataset or setting: {len(wrong)} tensors "
+            f"differ, the first is {wrong[0]}"
         )
     model.load_state_dict(tensors, strict=False)
 
@@ -537,14 +542,16 @@ def trainer_class(name: str, model_type: ModelType) -> type:
         return base
     if not issubclass(base, stock.Trainer):
         raise UserError(
-            f"{name}: trained by {base.__name__}, which this harness does not run; use recbole.quick_start.run_recbole"
+            f"{name}: trained by {base.__name__}, which this harness does not run; use "
+            "recbole.quick_start.run_recbole"
         )
     if next(kind for kind in base.__mro__ if "fit" in vars(kind)) not in (
         stock.Trainer,
         stock.S3RecTrainer,
     ):  # S3Rec's stages are runs here
         raise UserError(
-            f"{name}: {base.__name__} has a training loop of its own, which this harness does not run; use recbole.quick_start.run_recbole"
+            f"{name}: {base.__name__} has a training loop of its own, which this harness does not "
+            "run; use recbole.quick_start.run_recbole"
         )
     return type(f"Harness{base.__name__}", (Harness, base), {})
 

@@ -31,7 +31,6 @@ class BackboneModel(TextModel, TokenTrainable):
     """A text model around a language model, whose weights are stored as the files of transformers, sentence-transformers or PEFT."""
 
     externally_saved = ("backbone.",)
-    has_own_files = True
     backbone_kind: type[Backbone] = Backbone
     inference_settings = ("seed", "pass_tokens", "max_length")
 
@@ -117,7 +116,8 @@ class BackboneModel(TextModel, TokenTrainable):
         limit, longest = bundle.positions, self.config["max_length"]
         if limit and padded_size(longest) > limit:
             raise UserError(
-                f"max_length: expected at most the {limit} positions of the backbone, found {longest}; set --max_length"
+                f"max_length: expected at most the {limit} positions of the backbone, found "
+                f"{longest}; set --max_length"
             )
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
         self.pad_id = bundle.tokenizer.pad_token_id
@@ -143,7 +143,8 @@ class BackboneModel(TextModel, TokenTrainable):
             found["border_tokens"] = self.counts["border_tokens"] / tokens
             if differing := self.counts["border_tokens"]:
                 self.logger.info(
-                    f"{differing} of {tokens} tokens in {self.counts['compared']} prompts are others than in the whole text, since items are tokenised one by one"
+                    f"{differing} of {tokens} tokens in {self.counts['compared']} prompts are "
+                    "others than in the whole text, since items are tokenised one by one"
                 )
         return found
 

@@ -195,7 +195,8 @@ class GenerativeModel(BackboneModel):
         if self.config["rerank_from"]:
             if self.lists is None:
                 raise UserError(
-                    "rerank_from ranks the cases again that a run has stored; for anything else, set rerank_from: ~"
+                    "rerank_from ranks the cases again that a run has stored; for anything else, "
+                    "set rerank_from: ~"
                 )
             scores = self.lists.keep(
                 scores, self.tables.users[cases.user], cases.end - self.tables.start[cases.user]
@@ -225,7 +226,8 @@ class GenerativeModel(BackboneModel):
         )
         if self.written and self.written.known:
             self.logger.info(
-                f"{part}: the texts of {len(self.written.known)} cases are there already, in {self.written.lines.path}"
+                f"{part}: the texts of {len(self.written.known)} cases are there already, in "
+                f"{self.written.lines.path}"
             )
         if run := self.config["rerank_from"]:
             self.lists = StoredLists(Path(run), part, finished_run(Path(run))["row"])

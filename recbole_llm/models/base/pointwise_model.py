@@ -49,21 +49,25 @@ class CandidateJudge(BackboneModel):
             config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
         ):
             raise UserError(
-                f"quantize: weights of {config['quantize']} are not trained; set --adapter=lora and a pretrained backbone, or quantize: none"
+                f"quantize: weights of {config['quantize']} are not trained; set --adapter=lora "
+                "and a pretrained backbone, or quantize: none"
             )
         if (
             config["quantize"] == "4bit" and torch.device(config["device"]).type == "cpu"
         ):  # its gradients there are zero
             raise UserError(
-                "quantize: bitsandbytes computes no gradients through 4bit on a CPU; set --quantize=8bit, or train on a GPU"
+                "quantize: bitsandbytes computes no gradients through 4bit on a CPU; set "
+                "--quantize=8bit, or train on a GPU"
             )
         if config["rerank_from"] and "full" not in config["eval_args"]["mode"].values():
             raise UserError(
-                "rerank_from: lists of the whole catalogue are judged where it is ranked; set --eval_args.mode=full, or leave it out"
+                "rerank_from: lists of the whole catalogue are judged where it is ranked; set "
+                "--eval_args.mode=full, or leave it out"
             )
         if (count := config["negatives"]) > (left := len(tables.items) - tables.met.max()):
             raise UserError(
-                f"negatives: user {tables.users[tables.met.argmax()]} leaves {left} items to draw from, found {count}; set --negatives to no more"
+                f"negatives: user {tables.users[tables.met.argmax()]} leaves {left} items to draw "
+                f"from, found {count}; set --negatives to no more"
             )
 
     def __init__(self, config, dataset):
@@ -80,7 +84,8 @@ class CandidateJudge(BackboneModel):
         self.load_backbone([*self.lines, *[instruction] * len(self.lines)])
         if "full" in config["eval_args"]["mode"].values() and not config["rerank_from"]:
             self.logger.warning(
-                f"each case is asked of all {len(self.lines)} items; --rerank_from=RUN asks of the first that another run has listed"
+                f"each case is asked of all {len(self.lines)} items; --rerank_from=RUN asks of the "
+                "first that another run has listed"
             )
 
     def told(self, histories: list[np.ndarray]) -> list[str | None]:
@@ -103,7 +108,8 @@ class CandidateJudge(BackboneModel):
         ).for_candidates(self.lines)
         if encoder.cut_candidates:
             self.logger.info(
-                f"{encoder.cut_candidates} of {len(self.lines)} items are cut to {encoder.candidate_length} tokens as candidates; set --max_length to more"
+                f"{encoder.cut_candidates} of {len(self.lines)} items are cut to "
+                f"{encoder.candidate_length} tokens as candidates; set --max_length to more"
             )
         return encoder
 
@@ -254,7 +260,8 @@ class CandidateJudge(BackboneModel):
             return np.stack(self.judge(cases, np.tile(np.arange(len(self.lines)), (len(cases), 1))))
         if self.lists is None:
             raise UserError(
-                "rerank_from ranks the cases again that a run has stored; for anything else, set rerank_from: ~"
+                "rerank_from ranks the cases again that a run has stored; for anything else, set "
+                "rerank_from: ~"
             )
         positions, most = cases.end - self.tables.start[cases.user], self.config["rerank_items"]
         return self.lists.judged(

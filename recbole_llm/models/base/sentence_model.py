@@ -36,7 +36,8 @@ class SentenceModel(VectorModel, BackboneModel):
         )
         if (least := encoder.min_length) > encoder.max_length:
             raise UserError(
-                f"max_length: expected at least {least}, which leave {MIN_ITEM_TOKENS} tokens for the newest item, found {encoder.max_length}"
+                f"max_length: expected at least {least}, which leave {MIN_ITEM_TOKENS} tokens for "
+                f"the newest item, found {encoder.max_length}"
             )
         return encoder
 

@@ -58,7 +58,8 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
             asked := [key for key in ("stages", "datasets", "rerank_from") if config[key]]
         ):
             raise UserError(
-                f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one model on one dataset. Use recbole_llm.run"
+                f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one "
+                "model on one dataset. Use recbole_llm.run"
             )
         self.config, self.dataset, self.tables = config, dataset, dataset.tables
         self.split = dataset.split

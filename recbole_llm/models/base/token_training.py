@@ -27,5 +27,8 @@ class TokenTrainable(Trainable):
     def targets(self, piece: Tokens) -> int:
         return piece.items
 
+    def batch_cost(self, batch: Batch) -> int:
+        return batch.input_ids.numel()
+
     def collate(self, pieces: Sequence[Tokens]) -> Batch:
         return pad(list(pieces), pad_id=self.pad_id).to(self.device)

@@ -19,7 +19,8 @@ def check_datasets(config, stages: str) -> None:
     """Raise UserError where a softmax over one catalogue is to be trained on several."""
     if config["phase"] == "finetune" and config["datasets"]:
         raise UserError(
-            f"datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, or --stages='{stages}'"
+            "datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, "
+            f"or --stages='{stages}'"
         )
 
 

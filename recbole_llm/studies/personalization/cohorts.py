@@ -64,7 +64,8 @@ def kmeans(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     distinct = len(np.unique(points, axis=0))
     if distinct < count:
         raise UserError(
-            f"cohorts: expected at least {count} different users or items to cluster, found {distinct}; ask for fewer cohorts"
+            f"cohorts: expected at least {count} different users or items to cluster, found "
+            f"{distinct}; ask for fewer cohorts"
         )
     found = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
     order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
@@ -159,7 +160,8 @@ def by_attributes(
             else f"the columns {', '.join(tables.user_types)}"
         )
         raise UserError(
-            f"cohorts: expected the columns {', '.join(columns)} of users, found {there}; set --user_columns, or leave attributes out of --cohorts"
+            f"cohorts: expected the columns {', '.join(columns)} of users, found {there}; set "
+            "--user_columns, or leave attributes out of --cohorts"
         )
     parts = []
     for name in columns:
@@ -218,7 +220,8 @@ def from_file(tables: Tables, path: Path) -> Cohorts:
     of = np.array([names.index(told[user]) if user in told else -1 for user in tables.users])
     if (of < 0).all():
         raise UserError(
-            f"cohorts: {path} names no user of {tables.name}, whose users are such as {', '.join(map(str, tables.users[:3]))}"
+            f"cohorts: {path} names no user of {tables.name}, whose users are such as "
+            f"{', '.join(map(str, tables.users[:3]))}"
         )
     return Cohorts(names, of)
 

@@ -71,7 +71,8 @@ class Findings:
                 if (found.covered[other] >= has).all()
             )
             notes.append(
-                f"{name_of(model)} has {covers[name_of(model)]}; Recall@10 of the same users: {same}"
+                f"{name_of(model)} has {covers[name_of(model)]}; Recall@10 of the same users: "
+                f"{same}"
             )
         everybody = np.ones(len(found.user), dtype=bool)
         newer = self.gain("3", "2", everybody)
@@ -88,7 +89,8 @@ class Findings:
         if newer:
             notes.insert(
                 0,
-                f"newer data: Recall@10 of {name_of('3')} against {name_of('2')} {newer.mean:+.1f} %",
+                f"newer data: Recall@10 of {name_of('3')} against {name_of('2')} {newer.mean:+.1f} "
+                "%",
             )
         notes += [f"failed: {self._whose(unit)}: {error}" for unit, error in found.failed.items()]
         loud = samples.warning(found.tables.name)
@@ -163,7 +165,8 @@ class Findings:
         )
         if others := len(np.unique(found.user[~np.isin(found.user, found.served[model].users)])):
             notes.append(
-                f"{others} users are in no cohort with anything to train, validate and test on: Model 3 serves them, and the average has them"
+                f"{others} users are in no cohort with anything to train, validate and test on: "
+                "Model 3 serves them, and the average has them"
             )
         columns = ("users", "samples", *METRICS, "gain %", "silhouette")
         notes.append("gain %: of Recall@10 over Model 2 on the same users")
@@ -322,7 +325,8 @@ class Findings:
         for name, values in (("number of samples", samples), ("silhouette", shapes)):
             if not np.ptp(values):
                 lines.append(
-                    f"   gain % (Recall@10 over Model 2) and {name}: Spearman not defined, since all {len(gains)} cohorts have the same {name}"
+                    f"   gain % (Recall@10 over Model 2) and {name}: Spearman not defined, since "
+                    f"all {len(gains)} cohorts have the same {name}"
                 )
                 continue
             found = correlation(values, gains)
@@ -331,7 +335,8 @@ class Findings:
                 f"p = {permutation_p(values, gains):.2f}, {len(gains)} cohorts"
             )
         lines.append(
-            "   intervals and p (permutations) are over cohorts; kinds of cohorts group the same users, so they overstate what is known"
+            "   intervals and p (permutations) are over cohorts; kinds of cohorts group the same "
+            "users, so they overstate what is known"
         )
         return lines
 

@@ -56,7 +56,8 @@ def groupings_of(asked: Sequence) -> list[str]:
     ]
     if wrong or not found:
         raise UserError(
-            f"cohorts: expected numbers of cohorts such as 5, low+5 or {HIGH}, found {(wrong or ['none'])[0]!r}"
+            f"cohorts: expected numbers of cohorts such as 5, low+5 or {HIGH}, found "
+            f"{(wrong or ['none'])[0]!r}"
         )
     return found
 
@@ -68,7 +69,8 @@ def borders_of(asked: Sequence) -> tuple[int, ...] | None:
     whole = all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in asked)
     if not asked or not whole or sorted(set(asked)) != list(asked):
         raise UserError(
-            f"activity_borders: expected ascending numbers of Future-Test cases such as [5, 10, 20], or {QUARTILES}, found {asked}"
+            "activity_borders: expected ascending numbers of Future-Test cases such as [5, 10, "
+            f"20], or {QUARTILES}, found {asked}"
         )
     return tuple(asked)
 
@@ -129,7 +131,8 @@ class Grouper:
                 self.rating in self.tables.columns,
             )
             say(
-                f"feature cohorts: by columns {', '.join(columns) or '(none)'} of .item{f' and {self.rating}' if rated else ''}"
+                f"feature cohorts: by columns {', '.join(columns) or '(none)'} of "
+                f".item{f' and {self.rating}' if rated else ''}"
             )
             return cohorts.by_features(
                 self.tables, self.rows, users, columns, self.rating, count, self.seed

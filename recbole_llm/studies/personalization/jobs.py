@@ -73,7 +73,8 @@ class Progress:
         left = spent / past * (sum(self.cost.values()) - past) / 60
         what = "is done" if error is None else f"failed in {attempts} attempts: {error}"
         self.told(
-            f"unit {unit} {what} ({len(self.done)} of {len(self.cost)}, about {left:.0f} minutes left)"
+            f"unit {unit} {what} ({len(self.done)} of {len(self.cost)}, about {left:.0f} minutes "
+            "left)"
         )
 
 

@@ -96,7 +96,8 @@ class Personal:
         self.tables = self.prepared.tables
         if self.tables.cases is not None:
             raise UserError(
-                f"personalize cuts whole sequences in time, and {self.tables.name} comes split already; set --benchmark_filename=~"
+                f"personalize cuts whole sequences in time, and {self.tables.name} comes split "
+                "already; set --benchmark_filename=~"
             )
         self.part = make_split(self.tables, settings["eval_args"]["split"], "continue")
         self.recipes = [
@@ -117,13 +118,15 @@ class Personal:
         """Models 4 and 6, and those of the table by number of cohorts, with who belongs where."""
         if ("file" in self.kinds) != bool(self.own["cohort_file"]):
             raise UserError(
-                "4.file among --models and --cohort_file=FILE, with lines `user<TAB>cohort`, go together; leave both out or none"
+                "4.file among --models and --cohort_file=FILE, with lines `user<TAB>cohort`, go "
+                "together; leave both out or none"
             )
         if self.asked[0] == plan.HIGH and (
             random := [one for one in self.models if one[0] == "6" and one != "6.file"]
         ):
             raise UserError(
-                f"cohorts: {plan.HIGH} has nobody to draw at random for {random[0]}; put another first, or leave it out of --models"
+                f"cohorts: {plan.HIGH} has nobody to draw at random for {random[0]}; put another "
+                "first, or leave it out of --models"
             )
         if set(self.kinds) - {"file"}:
             plan.check_low(
@@ -185,7 +188,8 @@ class Personal:
                 sum(unit.cost for unit in units.values()),
             )
             told(
-                f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M tokens, those of training counted three times"
+                f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M "
+                "tokens, those of training counted three times"
             )
             failed = jobs.run(frozen, list(units.values()), folder, self.cluster, told)
         reference = base.ranks()
@@ -203,7 +207,8 @@ class Personal:
             covered[model] = has & theirs | (~theirs if whom.others else False)
             if model == "3" and not has.all():
                 raise UserError(
-                    f"Model 3, which all others are compared with, failed: {'; '.join(failed.values())}"
+                    "Model 3, which all others are compared with, failed: "
+                    f"{'; '.join(failed.values())}"
                 )
         samples = np.bincount(self.part.train.user, minlength=len(self.tables.users))
         return folder, Spectrum(
@@ -308,7 +313,8 @@ def _check(settings: dict) -> None:
     split, mode = settings["eval_args"]["split"], settings["eval_args"]["mode"]
     if "temporal" not in split:
         raise UserError(
-            f"personalize: expected --eval_args.split='{{temporal: [0.6, 0.2, 0.2]}}', found {split}"
+            f"personalize: expected --eval_args.split='{{temporal: [0.6, 0.2, 0.2]}}', found "
+            f"{split}"
         )
     if mode not in ("full", {"test": "full"}, {"valid": "full", "test": "full"}):
         raise UserError(
@@ -326,7 +332,8 @@ def _check(settings: dict) -> None:
             raise UserError(f"{key}: personalize sets it itself; leave it out")
     if settings["seeds"]:
         raise UserError(
-            "seeds: personalize runs one seed, of training and of random cohorts; set --seed, and give the command once for each"
+            "seeds: personalize runs one seed, of training and of random cohorts; set --seed, and "
+            "give the command once for each"
         )
     defaults = read_yaml(resources.properties() / "model" / f"{settings['model']}.yaml")
     for key, own in ADAPTER_KEYS.items():
