@@ -62,8 +62,8 @@ def _extend_config(module) -> None:
     def checked(self, *args, **kwargs):
         init(self, *args, **kwargs)
         if type(self) is module.Config and self.model in registry.OURS:
-            from .settings.layers import check_foreign
+            from .settings.layers import settings_of_config
 
-            check_foreign(self.final_config_dict)
+            settings_of_config(self)
 
     module.Config.__init__ = checked

@@ -15,7 +15,9 @@ import torch
 from .contracts.cases import Cases
 from .evaluation.loop import catalogue_scores
 from .evaluation.metrics import evaluate
-from .runs.spec import Prepared
+from .runs.checks import check
+from .runs.runner import Runner
+from .runs.spec import RunSpec, describe
 from .settings import layers, registry
 
 __all__ = ["LawBroken", "Laws", "check_model", "write_small_world"]
@@ -101,7 +103,7 @@ def write_small_world(
 class Trained:
     """A model of one run, with what made it."""
 
-    prepared: Prepared
+    prepared: RunSpec
     model: object
     trainer: object
     loaders: tuple
@@ -180,9 +182,9 @@ class Laws:
         features = {key: own[key] for key in layers.FEATURES}
         known = layers.default_settings(self.spec.key, "cycle", [features])
         chosen = {key: value for key, value in wanted.items() if key.partition(".")[0] in known}
-        prepared = Prepared(layers.resolve(self.spec.key, "cycle", [], chosen))
-        prepared.check()
-        return Trained(prepared, *prepared.build())
+        prepared = describe(layers.resolve(self.spec.key, "cycle", [], chosen))
+        check(prepared)
+        return Trained(prepared, *Runner(prepared).build())
 
     @property
     def trains(self) -> bool:

@@ -19,7 +19,8 @@ from recbole_llm.data.cases.splits import make_split
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.runner import Runner
+from recbole_llm.runs.spec import describe
 from recbole_llm.settings import layers as config
 from recbole_llm.settings import run_record
 from recbole_llm.studies.personalization import findings, groupings
@@ -458,9 +459,9 @@ def router(spectrum):
     folder, _, adapters = spectrum
     record = run_record.finished_run(adapters)
     base = folder / "saved" / record["routes"]["base"]
-    prepared = Prepared(record["settings"], restored=base)
-    model, _ = prepared.restore(run_record.finished_run(base))
-    return Router.over(model, adapters, record["routes"]), model, prepared.tables
+    prepared = describe(record["settings"], restored=base)
+    model, _ = Runner(prepared).restore(run_record.finished_run(base))
+    return Router.over(model, adapters, record["routes"]), model, prepared.interactions
 
 
 def test_own_adapter_then_cohort_then_model_3_then_model_2(spectrum, router):

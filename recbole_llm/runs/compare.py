@@ -22,7 +22,7 @@ from ..evaluation.significance import (
     user_sums,
 )
 from ..storage.screen import say
-from .runner import Run
+from .run import Run
 from .tables import Table, make_table, to_screen, write, write_text
 
 COLUMNS = ("recall@1", "recall@10", "ndcg@10", "ndcg@10_opt", "ndcg@10_pes", "mrr")

@@ -77,9 +77,7 @@ def refuse(
     for one in learned:
         same = _name(one.settings) == _name(settings)
         try:
-            old = load_tables(
-                locate.configured(one.settings | {"data_path": settings["data_path"]})[1]
-            )
+            old = load_tables(locate.located(one.settings | {"data_path": settings["data_path"]}))
         except UserError:
             if same:
                 raise

@@ -8,9 +8,12 @@ import numpy as np
 from ..contracts.cases import Cases
 from ..data.reading.tables import Tables
 from ..errors import UserError, require_packages
+from ..runs.checks import check
+from ..runs.commands import evaluate_run, run_settings, stages_of
 from ..runs.compare import COLUMNS, show, table_of, write_table
-from ..runs.runner import Run, evaluate_run, run_settings, stages_of
-from ..runs.spec import Prepared, moved
+from ..runs.run import Run
+from ..runs.runner import Runner
+from ..runs.spec import describe, moved
 from ..runs.tables import make_table
 from ..settings import files as resources
 from ..settings import layers, registry, run_record
@@ -158,17 +161,20 @@ def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> Ta
             "trained_on out, or take another model"
         )
     for number, stage in enumerate(stages_of(settings)):
-        prepared = Prepared(stage)
-        prepared.check(first=number == 0)
-    if experiment.kind == "rating" and settings["RATING_FIELD"] not in prepared.tables.columns:
+        prepared = describe(stage)
+        check(prepared, first=number == 0)
+    if (
+        experiment.kind == "rating"
+        and settings["RATING_FIELD"] not in prepared.interactions.columns
+    ):
         raise UserError(
             f"{dataset} has no column {settings['RATING_FIELD']}; set --RATING_FIELD to the one of "
             "its .inter file that holds ratings"
         )
     if elsewhere:
-        prepared = Prepared(moved(settings, dataset) | {"stages": None})
-        prepared.check(first=False)  # ranked there, by weights that another run has
-    return prepared.tables
+        prepared = describe(moved(settings, dataset) | {"stages": None})
+        check(prepared, first=False)  # ranked there, by weights that another run has
+    return prepared.interactions
 
 
 def _check_alike(dataset: str, tables: dict[str, Tables]) -> None:
@@ -247,11 +253,11 @@ def _bucket(edges: tuple[int, ...], number: int) -> str:
 def _restored(run: Run, dataset: str):
     """(model, [train, valid and test dataset]) of a finished run, on a dataset that need not be its own."""
     stored = _stored(run)
-    prepared = Prepared(
+    prepared = describe(
         (stored if stored["dataset"] == dataset else moved(stored, dataset)) | {"stages": None},
         restored=run.folder,
     )
-    model, loaders = prepared.restore(run_record.finished_run(run.folder))
+    model, loaders = Runner(prepared).restore(run_record.finished_run(run.folder))
     model.weights = run.folder  # whose stored item vectors are taken
     return model.eval(), [loader._dataset for loader in loaders]
 

@@ -11,7 +11,9 @@ from ..data.texts.text import ItemText
 from ..errors import UserError
 from ..models.base.text_model import TextModel
 from ..models.base.vector_model import VectorModel
-from ..runs.spec import Prepared
+from ..runs.checks import check_answering
+from ..runs.runner import Runner
+from ..runs.spec import describe
 from ..settings import run_record
 from ..settings.layers import digest
 from ..storage import run_folders
@@ -54,13 +56,13 @@ def recommend(
                 f"{folder} holds other weights than those that the adapters of {adapters} were "
                 "trained on; give the command of personalize again, which trains new ones"
             )
-    prepared = Prepared(settings | {"stages": None}, restored=folder)
-    prepared.check_answering(done)
+    prepared = describe(settings | {"stages": None}, restored=folder)
+    check_answering(prepared, done)
     with (
         RunLog()
     ):  # never started: what a model logs about its data has been told when it was trained
-        model, (_, _, test_data) = prepared.restore(done)
-    dataset, tables = test_data._dataset, prepared.tables
+        model, (_, _, test_data) = Runner(prepared).restore(done)
+    dataset, tables = test_data._dataset, prepared.interactions
     text = (
         ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
         if len(tables.item_table.columns)
@@ -121,7 +123,7 @@ def recommend(
             scores = catalogue_scores(model, dataset, cases)[0].float().cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:k]
     best = best[~np.isneginf(scores[best])]
-    lines = [loud] if (loud := locate.warning(prepared.name)) else []
+    lines = [loud] if (loud := locate.warning(prepared.dataset)) else []
     lines += [f"served by: {router.of(user).name}"] if router else []
     lines += matched
     lines += [

@@ -10,7 +10,8 @@ from ..data.texts.text import ItemText
 from ..errors import UserError
 from ..language.summaries.schedules import Summary
 from ..language.summaries.summarizer import Summarizer
-from ..runs.spec import Prepared
+from ..runs.checks import check
+from ..runs.spec import describe
 from ..settings.layers import digest
 from ..storage.files import atomically
 from ..storage.run_log import RunLog
@@ -27,9 +28,9 @@ def summarize(settings: dict) -> list[str]:
     """
     if settings["summary"] == "none":
         raise UserError("summarize: expected --summary=hierarchical or recurrent, found none")
-    prepared = Prepared(settings)
-    prepared.check()
-    config, tables = prepared.config, prepared.tables
+    prepared = describe(settings)
+    check(prepared)
+    config, tables = prepared.config, prepared.interactions
     text = ItemText.from_tables(tables, config["text_fields"], config["text_words"])
     split = make_split(tables, config["eval_args"]["split"], config["eval_args"]["part"])
     parts = {
@@ -67,7 +68,7 @@ def summarize(settings: dict) -> list[str]:
     path = (
         Path(config["checkpoint_dir"])
         / "summaries"
-        / f"{prepared.name}-{config['summary']}-{key}.tsv"
+        / f"{prepared.dataset}-{config['summary']}-{key}.tsv"
     )
     _write(path, tables.users, parts, found)
     return [f"summaries of {sum(map(len, parts.values()))} histories: {path}"]

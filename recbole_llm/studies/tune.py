@@ -10,8 +10,10 @@ import yaml
 
 from .. import __version__
 from ..errors import UserError
-from ..runs.runner import Run, run_settings, stages_of
-from ..runs.spec import Prepared
+from ..runs.checks import check as check_run
+from ..runs.commands import run_settings, stages_of
+from ..runs.run import Run
+from ..runs.spec import describe
 from ..settings import layers as config
 from ..settings import registry, run_record
 from ..storage import run_folders
@@ -122,21 +124,20 @@ class Search:
         check(self.cluster)
         for settings in self.settings:
             for number, stage in enumerate(stages_of(settings)):
-                prepared = Prepared(stage)
-                prepared.check(first=number == 0)
-        from ..data.cases.splits import make_split
-
-        args = prepared.config["eval_args"]
-        if not len(make_split(prepared.tables, args["split"], args["part"]).valid):
+                prepared = describe(stage)
+                check_run(prepared, first=number == 0)
+        if not len(prepared.split.valid):
             raise UserError(
-                f"tune chooses by validation, and the split {args['split']} has no valid case; set "
+                f"tune chooses by validation, and the split {plain['eval_args']['split']} has no valid case; set "
                 "--eval_args.split"
             )
         self.metric = plain["valid_metric"].lower()
         saved = Path(plain["checkpoint_dir"])
         asha = [own["grace"], own["reduction"]] if own["search"] == "asha" else []
         key = [
-            config.settings_hash(plain, data=prepared.tables.fingerprint, version=__version__),
+            config.settings_hash(
+                plain, data=prepared.interactions.fingerprint, version=__version__
+            ),
             own["search"],
             own["space"],
             own["search_seed"],
@@ -144,7 +145,7 @@ class Search:
         ]
         self.folder = (
             saved
-            / f"tune-{registry.find(plain['model']).name}-{prepared.name}-{config.digest(key)}"
+            / f"tune-{registry.find(plain['model']).name}-{prepared.dataset}-{config.digest(key)}"
         )
 
     def run(self, told=say) -> list[dict]:

@@ -8,12 +8,11 @@ import zipfile
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from recbole.trainer import trainer as stock
-from recbole.utils import get_trainer
+from recbole.utils import WandbLogger, get_trainer
 from recbole.utils.enum_type import ModelType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -41,10 +40,46 @@ SAVE_SECONDS = 120  # most training that a killed process loses
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 STATE, OTHER = "state.pt", "other_parameter."
 TENSORBOARD = "tensorboard"
+CHECKPOINT = "recbole.pth"  # in RecBole's own form, of a training that RecBole's code began
 STATE_KINDS = {  # what state.pt holds beside tensors and random generators
     "epoch": int, "position": tuple, "cur_step": int, "best_epoch": int, "best_valid_score": float,
     "best_valid_result": (dict, type(None)), "model": dict, "other": dict, "seconds": dict, "history": list,
 }  # fmt: skip
+
+
+class FolderTrainer(stock.Trainer):
+    """RecBole's trainer, with all of its files in the folder of one run.
+
+    RecBole's constructor opens tensorboard's file below the working folder, and builds a collector
+    and an evaluator that our evaluation replaces. This class stands behind every trainer of
+    RecBole in the order of inheritance, so that theirs call this constructor in place of that one.
+    """
+
+    folder: Path
+
+    def __init__(self, config, model):
+        stock.AbstractTrainer.__init__(self, config, model)
+        self.logger = stock.getLogger()
+        with naming(self.folder / TENSORBOARD):
+            self.tensorboard = SummaryWriter(self.folder / TENSORBOARD)
+        self.wandblogger = WandbLogger(config)
+        for key in ("learner", "learning_rate", "epochs", "stopping_step", "clip_grad_norm"):
+            setattr(self, key, config[key])
+        for key in ("valid_metric_bigger", "device", "checkpoint_dir", "enable_amp"):
+            setattr(self, key, config[key])
+        self.weight_decay, self.eval_type = config["weight_decay"], config["eval_type"]
+        self.eval_step = min(config["eval_step"], self.epochs)
+        self.valid_metric = config["valid_metric"].lower()
+        self.test_batch_size = config["eval_batch_size"]
+        self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
+        self.enable_scaler = torch.cuda.is_available() and config["enable_scaler"]
+        self.saved_model_file = str(self.folder / CHECKPOINT)
+        self.start_epoch = self.cur_step = 0
+        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
+        self.best_valid_result = None
+        self.train_loss_dict: dict[int, float] = {}
+        self.optimizer = self._build_optimizer()
+        self.item_tensor = self.tot_item_num = None
 
 
 class Harness:
@@ -55,22 +90,10 @@ class Harness:
     so that a resumed run equals an uninterrupted one.
     """
 
-    def __init__(self, config, model):
-        if config["run_folder"]:
-            self.folder = Path(config["run_folder"])
-        else:
-            self.folder = _new_folder(Path(config["checkpoint_dir"]), config["model"])
+    def __init__(self, config, model, folder: Path | None = None):
+        self.folder = folder or _new_folder(Path(config["checkpoint_dir"]), config["model"])
         check_kinds(self.folder)
-        with (
-            patch.object(
-                stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / TENSORBOARD)
-            ),
-            patch.object(stock, "ensure_dir", lambda folder: None),
-            patch.object(stock, "Collector", lambda config: None),
-            patch.object(stock, "Evaluator", lambda config: None),
-        ):
-            with naming(self.folder / TENSORBOARD):
-                super().__init__(config, model)
+        super().__init__(config, model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds = {"train": 0.0, "valid": 0.0}
         self.best_epoch = -1
@@ -553,18 +576,18 @@ def trainer_class(name: str, model_type: ModelType) -> type:
             f"{name}: {base.__name__} has a training loop of its own, which this harness does not "
             "run; use recbole.quick_start.run_recbole"
         )
-    return type(f"Harness{base.__name__}", (Harness, base), {})
+    return type(f"Harness{base.__name__}", (Harness, base, FolderTrainer), {})
 
 
-class LLMTrainer(Harness, stock.Trainer):
+class LLMTrainer(Harness, FolderTrainer):
     """The epoch of our models: steps of `train_batch_size` groups of texts, in passes of like length that fit memory.
 
     A model without trainable parameters is not trained. The learning rate is a function of the step alone, and
     the order of an epoch one of (seed, epoch), so that a resumed run goes on as if it had not stopped.
     """
 
-    def __init__(self, config, model):
-        super().__init__(config, model)
+    def __init__(self, config, model, folder: Path | None = None):
+        super().__init__(config, model, folder)
         if not isinstance(model, Trainable) or not optimizers.trained(model):
             self.epochs = 0
         self.selecting = False

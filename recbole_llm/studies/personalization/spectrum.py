@@ -12,8 +12,11 @@ from ...data.cases.splits import make_split
 from ...data.reading.tables import Tables
 from ...errors import UserError
 from ...evaluation.ranks import RankTable
-from ...runs.runner import Run, run_settings
-from ...runs.spec import Prepared
+from ...runs.checks import check
+from ...runs.commands import run_settings
+from ...runs.run import Run
+from ...runs.runner import Runner
+from ...runs.spec import describe
 from ...settings import files as resources
 from ...settings import run_record
 from ...settings.layers import digest, read_yaml
@@ -89,11 +92,11 @@ class Personal:
         self.cluster = self._cluster()
         if self.cluster:
             ray_cluster.check(self.cluster)
-        Prepared(settings).check()
-        self.prepared = Prepared(
+        check(describe(settings))
+        self.prepared = describe(
             settings | {"eval_args": settings["eval_args"] | {"part": "continue"}}
         )
-        self.tables = self.prepared.tables
+        self.tables = self.prepared.interactions
         if self.tables.cases is not None:
             raise UserError(
                 f"personalize cuts whole sequences in time, and {self.tables.name} comes split "
@@ -176,7 +179,7 @@ class Personal:
         key = digest([base.row["run"], weights, *map(asdict, self.recipes), __version__])
         folder = (
             Path(self.settings["checkpoint_dir"]).absolute()
-            / f"personal-{self.prepared.name}-{key}"
+            / f"personal-{self.prepared.dataset}-{key}"
         )
         frozen = self._frozen(base)
         if self.cluster is None and self.own["jobs"] == "ray":
@@ -227,8 +230,8 @@ class Personal:
 
     def _frozen(self, base: Run) -> Frozen:
         """Model 2 with the texts of Continue Train and Future-Test."""
-        prepared = Prepared(self.prepared.settings, restored=base.folder)
-        model, _ = prepared.restore(run_record.finished_run(base.folder))
+        prepared = describe(self.prepared.settings, restored=base.folder)
+        model, _ = Runner(prepared).restore(run_record.finished_run(base.folder))
         return freeze(model, self.part.train, self.part.valid, self.part.test)
 
     def _units(
