@@ -281,7 +281,7 @@ def evaluate_run(folder: Path, settings: Settings, part: str = "test") -> Run:
     suffix = spec.hash if part == "test" else f"{part}-{spec.hash}"
     target = folder / f"evaluate-{suffix}"
     with RunLog() as log:
-        if spec.hash == done["row"]["hash"] and part == "test":
+        if spec.hash == done["row"]["hash"] and part == "test" and "test" in done["row"]:
             return _already_there(log, folder, done)
         again = spec.settings.get("overwrite")
         known = _complete_record(target)

@@ -44,7 +44,7 @@ class ResultRow(TypedDict, total=False):
 
 
 def row_of_training(
-    spec: RunSpec, parts: dict[str, PartRecord], training: dict[str, Any]
+    spec: RunSpec, parts: dict[str, PartRecord], training: dict[str, Any], part: str = "test"
 ) -> ResultRow:
     """Make the row of a run that was trained.
 
@@ -57,6 +57,8 @@ def row_of_training(
     training : dict
         `best_epoch`, `seconds`, `memory_mib`, `device`, `cases`, `users_as_trained`, `versions`
         and, where texts were written, `summaries`.
+    part : str
+        The cases that the row is about: "test", or "valid" before the test cases are ranked.
     """
     row: dict[str, Any] = {
         "run": spec.run_id,
@@ -68,7 +70,9 @@ def row_of_training(
         "hash": spec.hash,
         "backbone": spec.settings.get("backbone"),
     }
-    return ResultRow(**row, **_of_parts(parts), **training)  # type: ignore[typeddict-item]
+    if part == "valid":
+        row["part"] = part
+    return ResultRow(**row, **_of_parts(parts, part), **training)  # type: ignore[typeddict-item]
 
 
 def row_ranked_again(row: ResultRow, parts: dict[str, PartRecord]) -> ResultRow:
@@ -97,7 +101,7 @@ def row_of_evaluation(
     **further
         `device`, `cases`, `users_as_trained` and, where texts were written, `summaries`.
     """
-    of_training = ("valid", "test", "summaries", "rates", "candidates")
+    of_training = ("valid", "test", "part", "summaries", "rates", "candidates")
     row = {key: value for key, value in trained.items() if key not in of_training}
     row |= {
         **spec.measure,
@@ -114,12 +118,12 @@ def row_of_evaluation(
     }
     if part == "valid":
         row["part"] = part
-    return ResultRow(**row, **further)  # type: ignore[typeddict-item]
+    return ResultRow(**{**row, **further})  # type: ignore[typeddict-item]
 
 
-def _of_parts(parts: dict[str, PartRecord]) -> dict[str, Any]:
-    values: dict[str, Any] = {part: record["values"] for part, record in parts.items()}
+def _of_parts(parts: dict[str, PartRecord], part: str = "test") -> dict[str, Any]:
+    values: dict[str, Any] = {name: record["values"] for name, record in parts.items()}
     return values | {
-        "rates": parts["test"]["rates"],
-        "candidates": {part: record["candidates"] for part, record in parts.items()},
+        "rates": parts[part]["rates"],
+        "candidates": {name: record["candidates"] for name, record in parts.items()},
     }

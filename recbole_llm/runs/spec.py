@@ -232,23 +232,61 @@ def describe(
     reranked = settings.get("rerank_from")
     lists = run_folders.find_run(reranked, saved) if reranked else None
     further = _further_datasets(settings, located["dataset"], restored, datasets)
-    spec = RunSpec(
-        model=model,
-        settings=settings,
-        dataset=located["dataset"],
-        config=config,
-        interactions=interactions,
-        language_models=layers.language_models(settings),
-        start=start,
-        restored=restored,
-        lists=lists,
-        further_datasets=further,
-        hash="",
-        datasets=datasets,
+    return _with_hash(
+        RunSpec(
+            model=model,
+            settings=settings,
+            dataset=located["dataset"],
+            config=config,
+            interactions=interactions,
+            language_models=layers.language_models(settings),
+            start=start,
+            restored=restored,
+            lists=lists,
+            further_datasets=further,
+            hash="",
+            datasets=datasets,
+        )
     )
-    names = _identities(spec)
+
+
+def of_model(model: ModelSpec, config: Any, inputs: ModelInputs) -> RunSpec:
+    """What a training of RecBole's own code is as a run.
+
+    Parameters
+    ----------
+    model : ModelSpec
+        The model.
+    config : Config
+        RecBole's configuration.
+    inputs : ModelInputs
+        What the model was given.
+    """
+    settings = dict(inputs.settings)
+    return _with_hash(
+        RunSpec(
+            model=model,
+            settings=settings,
+            dataset=settings["dataset"],
+            config=config,
+            interactions=inputs.interactions,
+            language_models=layers.language_models(settings),
+            start=inputs.start,
+            restored=None,
+            lists=None,
+            further_datasets=(),
+            hash="",
+            datasets=Datasets(),
+        )
+    )
+
+
+def _with_hash(spec: RunSpec) -> RunSpec:
+    """The run with its identity."""
     digest = layers.settings_hash(
-        settings | names, data=interactions.fingerprint, version=__version__
+        spec.settings | _identities(spec),
+        data=spec.interactions.fingerprint,
+        version=__version__,
     )
     return replace(spec, hash=digest)
 

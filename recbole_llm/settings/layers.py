@@ -386,6 +386,9 @@ def settings_of_config(config) -> dict:
     settings |= {key: default[key] for key in REPLACED.keys() & default.keys()}
     settings["train_neg_sample_args"] = None  # RecBole has put its own form of "none" there
     settings["data_path"] = str(Path(config["data_path"]).parent)  # RecBole adds the dataset's name
+    modes = set(settings["eval_args"]["mode"].values())
+    if len(modes) == 1:  # RecBole writes out one mode for both parts
+        settings["eval_args"] = settings["eval_args"] | {"mode": modes.pop()}
     for key in settings.keys() & rules.keys():
         value = spellings.of_value(key, settings[key])
         try:

@@ -5,8 +5,8 @@ import json
 import random
 import time
 import zipfile
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +57,15 @@ class FolderTrainer(stock.Trainer):
 
     folder: Path
 
+    @cached_property
+    def tensorboard(self) -> SummaryWriter:
+        """The curves of training; the file is made when something is written."""
+        with naming(self.folder / TENSORBOARD):
+            return SummaryWriter(self.folder / TENSORBOARD)
+
     def __init__(self, config, model):
         stock.AbstractTrainer.__init__(self, config, model)
         self.logger = stock.getLogger()
-        with naming(self.folder / TENSORBOARD):
-            self.tensorboard = SummaryWriter(self.folder / TENSORBOARD)
         self.wandblogger = WandbLogger(config)
         for key in ("learner", "learning_rate", "epochs", "stopping_step", "clip_grad_norm"):
             setattr(self, key, config[key])
@@ -103,6 +107,7 @@ class Harness:
         self.drawn: str | None = None  # fingerprint of the candidates of the last ranking
         self.probed = None  # the dataset with the validation cases that read-back weights score
         self.repeats: bool | None = None  # whether the model scores a case twice alike
+        self.saves = True
 
     def fit(
         self,
@@ -115,8 +120,13 @@ class Harness:
     ):
         """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
 
-        Returns the best validation score and its metrics, as RecBole's trainers do.
+        Returns the best validation score and its metrics, as RecBole's trainers do. With
+        `saved=False` nothing is stored, and the model has its last weights at the end.
         """
+        self.saves = saved
+        if not saved:
+            with suppress(OSError):  # what a folder holds already stays there
+                self.folder.rmdir()
         self.probed = self.ranked(valid_data) if valid_data else None
         self._restore_generator(train_data)
         if (self.config["train_neg_sample_args"] or {}).get("dynamic"):
@@ -177,7 +187,8 @@ class Harness:
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Metric -> value of one part; `model_file` is a run folder."""
         if load_best_model:
-            self.load_best(Path(model_file or self.folder))
+            folder = Path(model_file or self.folder)  # or RecBole's file in it
+            self.load_best(folder.parent if folder.is_file() else folder)
         table, _ = self.rank(eval_data, show_progress=show_progress)
         return metrics.evaluate(
             table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"])
@@ -225,10 +236,13 @@ class Harness:
         return eval_data._dataset
 
     def _plot(self, name: str, value: float, epoch: int) -> None:
-        with naming(self.folder / TENSORBOARD):
-            self.tensorboard.add_scalar(name, value, epoch)
+        if self.saves:
+            with naming(self.folder / TENSORBOARD):
+                self.tensorboard.add_scalar(name, value, epoch)
 
     def _save_best(self) -> None:
+        if not self.saves:
+            return
         readback.forget(self.folder)
         scores = self._probe()  # first: some models keep what they score by, and that is stored too
         save_weights(self.model, self.folder)
@@ -275,6 +289,8 @@ class Harness:
 
     def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
         """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""
+        if not self.saves:
+            return
         state = {
             "base": stored_weights(self.model).frozen_base, "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
             "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
@@ -576,7 +592,8 @@ def trainer_class(name: str, model_type: ModelType) -> type:
             f"{name}: {base.__name__} has a training loop of its own, which this harness does not "
             "run; use recbole.quick_start.run_recbole"
         )
-    return type(f"Harness{base.__name__}", (Harness, base, FolderTrainer), {})
+    behind = (FolderTrainer,) if base is stock.Trainer else (base, FolderTrainer)
+    return type(f"Harness{base.__name__}", (Harness, *behind), {})
 
 
 class LLMTrainer(Harness, FolderTrainer):
