@@ -33,7 +33,8 @@ def check(spec: RunSpec, first: bool = True) -> None:
     check_split_and_texts(spec)
     check_text_encoder(spec)
     if spec.model.is_text:
-        spec.model.load().check(spec.config, spec.inputs)
+        model: Any = spec.model.load()
+        model.check(spec.config, spec.inputs)
     else:
         check_stock_model(spec)
     check_candidates(spec)
@@ -208,7 +209,8 @@ def check_same_dataset(spec: RunSpec, done: dict[str, Any]) -> None:
     """Refuse to use weights that know items by number on another dataset."""
     assert spec.restored is not None
     settings = spec.settings
-    if spec.model.is_text and spec.model.load().transferable(settings):
+    model: Any = spec.model.load()
+    if spec.model.is_text and model.transferable(settings):
         return
     if spec.interactions.fingerprint != done["data"]:
         features = ""

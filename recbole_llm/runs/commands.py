@@ -88,7 +88,7 @@ def run_all(planned: dict[str, list[Settings]], beside: Sequence[str] = ()) -> d
 
 
 def _check_stages(settings: Settings, datasets: Datasets) -> list[RunSpec]:
-    """Describe and check each stage of a run, as far as that goes before the one before is trained."""
+    """Describe and check each stage of a run, as far as that goes before any is trained."""
     specs = []
     for number, stage in enumerate(stages_of(settings)):
         spec = describe(stage, datasets=datasets)
@@ -233,7 +233,7 @@ def _run(spec: RunSpec, watch: Watch | None = None, is_checked: bool = False) ->
 
 
 def _complete_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a run or an evaluation that has come to its end and has its ranks, else None."""
+    """The record of a run or an evaluation that is finished and has its ranks, else None."""
     from ..evaluation.rerank_lists import unranked
 
     record = run_record.read_run(folder)

@@ -62,7 +62,7 @@ class Run:
         part = part or self.part
         path = self.folder / run_folders.RANKS.format(part=part)
         table = RankTable.load(path)
-        wrong = {}
+        wrong: dict[str, tuple[float, float]] = {}
         if part == self.part and self.row["cases"] != len(table):
             wrong = {"cases": (self.row["cases"], len(table))}
         elif len(table):

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -496,9 +497,9 @@ class Runner:
             interactions.item[end] in interactions.item[begin:end]
             for begin, end in zip(cases.begin, cases.end, strict=True)
         ]
-        values["targets_in_history"] = np.mean(is_repeat)
+        values["targets_in_history"] = float(np.mean(is_repeat))
         cold = counts[interactions.item[cases.end] + 1] == 0  # targets that training never saw
-        values["cold_targets"] = np.mean(cold)
+        values["cold_targets"] = float(np.mean(cold))
         if cold.any():
             of_cold = metrics.evaluate(table.take(cold), ["Recall"], cutoffs)
             values |= {f"cold_{key}": value for key, value in of_cold.items()}
@@ -526,7 +527,7 @@ class Runner:
         elif rates.get("unmatched") == 1:
             fault = model.unmatched_reason
         if fault:
-            model.logger.warning(
+            getLogger().warning(
                 f"!!! {self.spec.run_id}, {part}: {fault}; targets of cases without any named "
                 "item are ranked last !!!"
             )

@@ -330,13 +330,17 @@ def _identities(spec: RunSpec) -> dict[str, Any]:
     if spec.lists:
         identities["rerank_from"] = run_record.finished_run(spec.lists)["row"]["run"]
     if spec.further_datasets and _same_dataset(spec):
-        read = ("text_fields", "text_words", "eval_args")
-        identities["datasets"] = [
-            [one["data"], *(one["settings"][key] for key in read)] for one in spec.further_datasets
-        ]
+        identities["datasets"] = [_identity_of_dataset(one) for one in spec.further_datasets]
     if spec.model.source:  # an edited class is another model
         identities["source"] = spec.model.source
     return identities
+
+
+def _identity_of_dataset(further: Settings) -> list[Any]:
+    """What decides what a further dataset teaches: its data, its texts and its split."""
+    settings = further["settings"]
+    read = ("text_fields", "text_words", "eval_args")
+    return [further["data"], *(settings[key] for key in read)]
 
 
 def _same_dataset(spec: RunSpec) -> bool:
@@ -361,7 +365,8 @@ def moved(stored: Settings, dataset: str) -> Settings:
 def inference_settings(settings: Settings) -> set[str]:
     """Settings that may differ between training and evaluation."""
     spec = registry.find(settings["model"])
-    of_model = spec.load().inference_settings if spec.is_text else ()
+    model: Any = spec.load() if spec.is_text else None
+    of_model = model.inference_settings if spec.is_text else ()
     shared = layers.shared_settings(settings).keys() - {"seed", "MAX_ITEM_LIST_LENGTH"}
     shared |= {"dataset", "precision", "valid_metric", "trust_remote_code"}
     return shared | {*of_model} | layers.NOT_IN_HASH
