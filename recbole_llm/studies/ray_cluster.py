@@ -26,7 +26,7 @@ LOCAL = (None, "", "local")  # addresses of a Ray that is started on this machin
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 DATA, HEADERS, SETTINGS = 0, 1, 4  # types of HTTP/2 frames; a server answers a preface by SETTINGS
 REFUSALS = range(0x89, 0x8F)  # first bytes of headers with a status such as 404 instead of 200
-# variables that Ray reads; a user's own values take precedence
+# variables that Ray reads; a user's values take precedence
 ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without GPUs sees none
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command instead of single trials
@@ -208,7 +208,7 @@ def _grpc_call(authority: str) -> bytes:
     def text(words: str) -> bytes:
         return bytes([len(words[:126])]) + words[:126].encode("ascii", errors="replace")
 
-    # HPACK (RFC 7541): two indexed fields, two literals with indexed names, one with its own name
+    # HPACK (RFC 7541): two indexed fields, two literals with indexed names, one with a literal name
     fields = b"\x83\x86\x04" + text("/ray.rpc.NodeInfoGcsService/GetClusterId")
     fields += b"\x01" + text(authority) + b"\x0f\x10" + text("application/grpc")
     fields += b"\x00" + text("te") + text("trailers")
@@ -344,7 +344,7 @@ def trials(
     values : sequence
         The values.
     callback : ray.tune.Callback
-        As `teller` makes it.
+        As `reporter` makes it.
     failures : int
         Number of failures after which a trial is not tried again.
     **options
@@ -376,13 +376,13 @@ def trials(
         return tuner.fit()
 
 
-def asked(space: dict) -> Any:
+def trial_value(space: dict) -> Any:
     """Return the value that a trial was started for, the only entry of its config."""
     (value,) = space.values()
     return value
 
 
-def teller(
+def reporter(
     ended: Callable[[Any, dict | None, str | None], None],
     again: Callable[[Any, str], None] = lambda value, error: None,
 ) -> Any:
@@ -406,7 +406,7 @@ def teller(
     def error_of(trial: Any) -> str:
         return in_line(trial.get_error() or "its process died")
 
-    class Teller(tune.Callback):
+    class Reporter(tune.Callback):
         def __init__(self, ended: Any = None, again: Any = None):
             self.ended, self.again = ended, again
 
@@ -415,15 +415,15 @@ def teller(
             return {}
 
         def on_trial_complete(self, iteration, trials, trial, **info):
-            self.ended(asked(trial.config), trial.last_result, None)
+            self.ended(trial_value(trial.config), trial.last_result, None)
 
         def on_trial_recover(self, iteration, trials, trial, **info):
-            self.again(asked(trial.config), error_of(trial))
+            self.again(trial_value(trial.config), error_of(trial))
 
         def on_trial_error(self, iteration, trials, trial, **info):
-            self.ended(asked(trial.config), None, error_of(trial))
+            self.ended(trial_value(trial.config), None, error_of(trial))
 
-    return Teller(ended, again)
+    return Reporter(ended, again)
 
 
 def in_line(error: object) -> str:

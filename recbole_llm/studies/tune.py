@@ -20,7 +20,7 @@ from ..storage import run_folders
 from ..storage.content_cache import keep_aside, sealed, unsealed
 from ..storage.files import write_text
 from ..storage.screen import say
-from .ray_cluster import Cluster, asked, check, connected, need_ray, teller, trials
+from .ray_cluster import Cluster, check, connected, need_ray, reporter, trial_value, trials
 
 TRIALS, BEST = "trials.jsonl", "best.yaml"
 RECORD = {"point", "status", "score", "epochs", "run", "error"}  # keys of a trial's record
@@ -129,7 +129,7 @@ class Search:
         Name of the dataset.
     layers : list of dict
         The user's settings, the last layer over the others.
-    own : dict
+    options : dict
         The settings of properties/tune.yaml.
 
     Attributes
@@ -149,9 +149,11 @@ class Search:
         For a mistake in the search or in any trial, before the first trial starts.
     """
 
-    def __init__(self, model: str, dataset: str, layers: list[dict], own: dict):
-        self.own = own
-        self.points = points(own["space"], own["search"], own["trials"], own["search_seed"])
+    def __init__(self, model: str, dataset: str, layers: list[dict], options: dict):
+        self.options = options
+        self.points = points(
+            options["space"], options["search"], options["trials"], options["search_seed"]
+        )
         plain = config.resolve(model, dataset, layers)
         # trials run in other processes, which have other working directories
         places = {key: str(Path(plain[key]).absolute()) for key in ("data_path", "checkpoint_dir")}
@@ -163,22 +165,22 @@ class Search:
             )
         need_ray("tune")
         self.cluster = Cluster(
-            own["ray_address"],
-            own["trial_cpus"],
-            own["trial_gpus"],
-            own["dashboard"],
+            options["ray_address"],
+            options["trial_cpus"],
+            options["trial_gpus"],
+            options["dashboard"],
             ("trial_cpus", "trial_gpus"),
         )
         check(self.cluster)
         dataset_name, fingerprint = self._check_trials()
         self.metric = plain["valid_metric"].lower()
-        asha = [own["grace"], own["reduction"]] if own["search"] == "asha" else []
+        asha = [options["grace"], options["reduction"]] if options["search"] == "asha" else []
         key = config.digest(
             [
                 config.settings_hash(plain, data=fingerprint, version=__version__),
-                own["search"],
-                own["space"],
-                own["search_seed"],
+                options["search"],
+                options["space"],
+                options["search_seed"],
                 asha,
             ]
         )
@@ -273,11 +275,11 @@ class Search:
         with connected(self.cluster) as resources:
             from ray import tune
 
-            options = {"scheduler": self._asha()} if self.own["search"] == "asha" else {}
+            scheduler = {"scheduler": self._asha()} if self.options["search"] == "asha" else {}
             trainable = tune.with_resources(
                 tune.with_parameters(trial, settings=self.settings, metric=self.metric), resources
             )
-            trials(trainable, "trial", numbers, teller(ended), **options)
+            trials(trainable, "trial", numbers, reporter(ended), **scheduler)
 
     def _asha(self) -> Any:
         """Ray's scheduler that stops the worse trials early (ASHA, Li et al., MLSys 2020)."""
@@ -285,14 +287,14 @@ class Search:
 
         last_stages = [stages_of(settings)[-1] for settings in self.settings]
         most_epochs = max(stage["epochs"] for stage in last_stages)
-        grace = self.own["grace"] * max(1, max(stage["eval_step"] for stage in last_stages))
+        grace = self.options["grace"] * max(1, max(stage["eval_step"] for stage in last_stages))
         return tune.schedulers.ASHAScheduler(
             time_attr="epochs",
             metric="score",
             mode="max",
             max_t=most_epochs + grace + 1,
             grace_period=grace,
-            reduction_factor=self.own["reduction"],
+            reduction_factor=self.options["reduction"],
         )
 
 
@@ -360,11 +362,11 @@ def trial(space: dict, settings: list[dict], metric: str) -> None:
         epochs = epoch + 1
         tune.report({"score": score, "epochs": epochs})
 
-    run = run_settings(settings[asked(space)], watch)
+    run = run_settings(settings[trial_value(space)], watch)
     tune.report({"score": run.row["valid"][metric], "epochs": epochs, "run": run.folder.name})
 
 
-def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
+def tune(model: str, dataset: str, layers: list[dict], options: dict) -> list[str]:
     """Search, and write the best settings as a properties file.
 
     Parameters
@@ -375,7 +377,7 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
         Name of the dataset.
     layers : list of dict
         The user's settings.
-    own : dict
+    options : dict
         The settings of properties/tune.yaml.
 
     Returns
@@ -388,7 +390,7 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
     UserError
         For a mistake in the settings, or if no trial finishes.
     """
-    search = Search(model, dataset, layers, own)
+    search = Search(model, dataset, layers, options)
     records = search.run()
     finished = [record for record in records if record["status"] == "finished"]
     if not finished:
@@ -400,7 +402,7 @@ def tune(model: str, dataset: str, layers: list[dict], own: dict) -> list[str]:
     command = f"python run_recbole_llm.py --model={model} --dataset={dataset} --config_files={path}"
     reason = (
         f"the {title} of {len(records)} by validation {search.metric} ({best['score']:.4f}), "
-        f"{own['search']}"
+        f"{options['search']}"
     )
     settings: dict = {}
     for layer in (*layers, best["point"]):

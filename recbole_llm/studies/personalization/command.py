@@ -28,14 +28,14 @@ COLOURS = {
 QUESTIONS = "**Questions** (differences with 95 % intervals over users, each interval by itself)"
 
 
-def personalize(settings: dict, own: dict) -> list[str]:
+def personalize(settings: dict, options: dict) -> list[str]:
     """Run a spectrum, and write its report.
 
     Parameters
     ----------
     settings : dict
         The settings of Model 2.
-    own : dict
+    options : dict
         The settings of properties/personalize.yaml.
 
     Returns
@@ -49,11 +49,11 @@ def personalize(settings: dict, own: dict) -> list[str]:
         For a mistake in the settings, before anything is trained.
     """
     require_packages("personalize", "plots", "matplotlib")
-    personal = Personal(settings, own)
+    personal = Personal(settings, options)
     folder, spectrum = personal.run()
     record = _record(personal, spectrum, folder)
     run_folders.write_json(folder / run_folders.RUN, record)
-    findings = Findings(spectrum, own["threshold"], personal.borders)
+    findings = Findings(spectrum, options["threshold"], personal.borders)
     tables, answers = findings.tables(), findings.answers()
     target = folder / f"report-{_key(spectrum)}"
     _write_report(tables, answers, target)
@@ -179,11 +179,11 @@ def _record(personal: Personal, spectrum: Spectrum, folder: Path) -> dict:
             name = grouping.names[grouping.of[members[0]]]
             route = [name, _relative_path(folder, unit, unit)]
             cohorts |= dict.fromkeys(users[members].tolist(), route)
-    own = dict(before["users"])
+    own_adapters = dict(before["users"])
     for number in ("5", "7"):
         for unit, members in _done_units(folder, spectrum.served.get(number)).items():
             for user in users[members].tolist():
-                own[user] = _relative_path(folder, unit, own_name(user))
+                own_adapters[user] = _relative_path(folder, unit, own_name(user))
     (everybody,) = spectrum.served["3"].units
     routes = {
         "base": base.name,
@@ -191,7 +191,7 @@ def _record(personal: Personal, spectrum: Spectrum, folder: Path) -> dict:
         "everybody": _relative_path(folder, everybody, everybody),
         "cohorts": cohorts,
         "cohorts_of": model or before["cohorts_of"],
-        "users": own,
+        "users": own_adapters,
     }
     return _finished(personal, {"run": folder.name}) | {"routes": routes}
 

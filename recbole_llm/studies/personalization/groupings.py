@@ -35,12 +35,12 @@ def name_of(model: str) -> str:
     return f"{number}. {'Cohorts' if number == '4' else 'Random cohorts'}, {KINDS[kind]}"
 
 
-def models_of(asked: Sequence) -> list[str]:
+def models_of(values: Sequence) -> list[str]:
     """Parse the setting `models`.
 
     Parameters
     ----------
-    asked : sequence
+    values : sequence
         Numbers of models; 4 and 6 with their kind of cohorts, such as `4.feat`.
 
     Returns
@@ -57,7 +57,7 @@ def models_of(asked: Sequence) -> list[str]:
     for kind in KINDS:
         known += [f"4.{kind}", f"6.{kind}"]
     known += ["5", "7"]
-    spellings = [str(model).strip() for model in asked]
+    spellings = [str(model).strip() for model in values]
     chosen = {ALIASES.get(spelling, spelling) for spelling in spellings} | {*BASELINES}
     unknown = sorted(chosen - set(known))
     if unknown:
@@ -65,12 +65,12 @@ def models_of(asked: Sequence) -> list[str]:
     return [model for model in known if model in chosen]
 
 
-def groupings_of(asked: Sequence) -> list[str]:
+def groupings_of(values: Sequence) -> list[str]:
     """Parse the setting `cohorts`.
 
     Parameters
     ----------
-    asked : sequence
+    values : sequence
         Numbers of cohorts, such as `5`. `low+5` has users of low activity in a further cohort, and
         `low+high` has only the cohorts of low and of high activity.
 
@@ -84,7 +84,7 @@ def groupings_of(asked: Sequence) -> list[str]:
     UserError
         If there is none, or one is malformed.
     """
-    groupings = list(dict.fromkeys(str(grouping).strip() for grouping in asked))
+    groupings = list(dict.fromkeys(str(grouping).strip() for grouping in values))
     wrong = [grouping for grouping in groupings if not _is_grouping(grouping)]
     if wrong or not groupings:
         raise UserError(
@@ -99,12 +99,12 @@ def _is_grouping(grouping: str) -> bool:
     return grouping == HIGH or (count.isdecimal() and int(count) > 0)
 
 
-def borders_of(asked: Sequence) -> tuple[int, ...] | None:
+def borders_of(values: Sequence) -> tuple[int, ...] | None:
     """Parse the setting `activity_borders`.
 
     Parameters
     ----------
-    asked : sequence
+    values : sequence
         The largest number of Future-Test cases in each group but the last, or `quartiles`.
 
     Returns
@@ -117,17 +117,17 @@ def borders_of(asked: Sequence) -> tuple[int, ...] | None:
     UserError
         If it is neither.
     """
-    if [str(border).strip().lower() for border in asked] == [QUARTILES]:
+    if [str(border).strip().lower() for border in values] == [QUARTILES]:
         return None
-    positive = all(
-        isinstance(border, int) and not isinstance(border, bool) and border > 0 for border in asked
-    )
-    if not asked or not positive or sorted(set(asked)) != list(asked):
+    # True is an int, but no border
+    numbers = all(isinstance(border, int) and not isinstance(border, bool) for border in values)
+    positive = numbers and all(border > 0 for border in values)
+    if not values or not positive or sorted(set(values)) != list(values):
         raise UserError(
             "activity_borders: expected ascending numbers of Future-Test cases such as [5, 10, "
-            f"20], or {QUARTILES}, found {asked}"
+            f"20], or {QUARTILES}, found {values}"
         )
-    return tuple(asked)
+    return tuple(values)
 
 
 def check_low(
@@ -169,7 +169,7 @@ class Grouper:
         The dataset.
     part : Split
         The cases of Continue Train and Future-Test.
-    own : dict
+    options : dict
         The settings of properties/personalize.yaml.
     rating : str
         Column of the .inter file with ratings.
@@ -191,17 +191,17 @@ class Grouper:
         self,
         tables: Tables,
         part: Split,
-        own: dict,
+        options: dict,
         rating: str,
         seed: int,
         vectors: Callable[[], np.ndarray],
     ):
-        self.tables, self.own, self.rating, self.seed = tables, own, rating, seed
+        self.tables, self.options, self.rating, self.seed = tables, options, rating, seed
         self.make_vectors = vectors
         self.vectors: np.ndarray | None = None
         self.rows = np.concatenate([part.train.end, part.valid.end])
         self.amount = activity(tables, self.rows)
-        self.low = self.amount < own["low_activity"]
+        self.low = self.amount < options["low_activity"]
 
     def cohorts(self, kind: str, grouping: str) -> Cohorts:
         """Group the users.
@@ -219,7 +219,7 @@ class Grouper:
             The cohorts.
         """
         if kind == "file":
-            return cohorts.from_file(self.tables, Path(self.own["cohort_file"]))
+            return cohorts.from_file(self.tables, Path(self.options["cohort_file"]))
         if grouping == HIGH:
             high = Cohorts(("high activity",), np.where(self.low, -1, 0))
             return high.with_low_activity(self.low)
@@ -233,20 +233,22 @@ class Grouper:
         """Cluster some users, bool [n_users], into so many cohorts."""
         tables, rows, seed = self.tables, self.rows, self.seed
         if kind == "attr":
-            return cohorts.by_attributes(tables, users, self.own["user_columns"], count, seed)
+            return cohorts.by_attributes(tables, users, self.options["user_columns"], count, seed)
         if kind == "feat":
-            columns = [name for name in self.own["feature_columns"] if name in tables.item_table]
+            columns = [
+                name for name in self.options["feature_columns"] if name in tables.item_table
+            ]
             rating = f" and {self.rating}" if self.rating in tables.columns else ""
             listed = ", ".join(columns) or "(none)"
             say(f"feature cohorts: by columns {listed} of .item{rating}")
             return cohorts.by_features(tables, rows, users, columns, self.rating, count, seed)
         if self.vectors is None:
             self.vectors = self.make_vectors()
-        item_clusters = self.own["item_clusters"]
+        item_clusters = self.options["item_clusters"]
         return cohorts.by_text(tables, rows, users, self.vectors, count, item_clusters, seed)
 
 
-def able(part: Split, count: int) -> np.ndarray:
+def eligible_users(part: Split, count: int) -> np.ndarray:
     """List the users who can have an adapter of their own.
 
     Parameters
@@ -269,7 +271,7 @@ def able(part: Split, count: int) -> np.ndarray:
     return users[np.argsort(-train[users], kind="stable")]
 
 
-def drawn(
+def sample_users(
     users: np.ndarray, tests: np.ndarray, most: int, seed: int, borders: Sequence[int] | None
 ) -> np.ndarray:
     """Sample users, equally many of each group by activity.

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import described
 from ...storage.files import storage_fault
 from ...storage.screen import say
-from ..ray_cluster import ATTEMPTS, DEATHS, Cluster, asked, connected, teller, trials
+from ..ray_cluster import ATTEMPTS, DEATHS, Cluster, connected, reporter, trial_value, trials
 from .adapter_training import Frozen
 from .work_units import Unit, done, keep, work
 
@@ -27,7 +27,7 @@ def run(
     units: Sequence[Unit],
     folder: Path,
     cluster: Cluster | None,
-    told: Callable[[str], None] = say,
+    say: Callable[[str], None] = say,
 ) -> dict[str, str]:
     """Do the units that are not done yet.
 
@@ -43,7 +43,7 @@ def run(
         Folder of the run.
     cluster : Cluster or None
         Where units are done in parallel; None does them in this process, one after another.
-    told : callable
+    say : callable
         Prints a line.
 
     Returns
@@ -54,10 +54,10 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [unit for unit in units if not done(folder, unit.name)]
     if missing and len(missing) < len(units):
-        told(f"units: {len(units) - len(missing)} of {len(units)} are there already")
+        say(f"units: {len(units) - len(missing)} of {len(units)} are there already")
     if not missing:
         return {}
-    progress = Progress(missing, told)
+    progress = Progress(missing, say)
     if cluster is None:
         return _here(frozen, missing, folder, progress)
     return _on_ray(frozen, missing, folder, cluster, progress)
@@ -70,23 +70,23 @@ class Progress:
     ----------
     units : sequence of Unit
         The units to be done.
-    told : callable
+    say : callable
         Prints a line.
     """
 
-    def __init__(self, units: Sequence[Unit], told: Callable[[str], None]):
-        self.cost, self.told = {unit.name: unit.cost for unit in units}, told
+    def __init__(self, units: Sequence[Unit], say: Callable[[str], None]):
+        self.cost, self.say = {unit.name: unit.cost for unit in units}, say
         self.started = time.perf_counter()
         self.done: list[str] = []
 
     def begun(self, unit: str) -> None:
         """Report that a unit starts."""
         place = list(self.cost).index(unit) + 1
-        self.told(f"starting unit {unit} ({place} of {len(self.cost)})")
+        self.say(f"starting unit {unit} ({place} of {len(self.cost)})")
 
     def again(self, unit: str, error: str) -> None:
         """Report that a unit is tried again."""
-        self.told(f"starting unit {unit} again, since its process ended with: {error}")
+        self.say(f"starting unit {unit} again, since its process ended with: {error}")
 
     def ended(self, unit: str, error: str | None = None, attempts: int = ATTEMPTS) -> None:
         """Report that a unit is done or has failed."""
@@ -95,7 +95,7 @@ class Progress:
         past = sum(self.cost[name] for name in self.done)
         minutes = seconds / past * (sum(self.cost.values()) - past) / 60
         outcome = "is done" if error is None else f"failed in {attempts} attempts: {error}"
-        self.told(
+        self.say(
             f"unit {unit} {outcome} ({len(self.done)} of {len(self.cost)}, about {minutes:.0f} "
             "minutes left)"
         )
@@ -110,7 +110,7 @@ def _here(
         progress.begun(unit.name)
         for attempt in range(ATTEMPTS):
             try:
-                keep(folder, unit.name, work(frozen, unit, progress.told))
+                keep(folder, unit.name, work(frozen, unit, progress.say))
                 progress.ended(unit.name)
                 break
             # the other units are done after any error, unless the disk is full
@@ -131,7 +131,7 @@ def _on_ray(
     The frozen model is put into Ray's object store once. An actor on this machine writes the files
     that the trials send.
     """
-    progress.told(f"starting Ray for {len(units)} units")
+    progress.say(f"starting Ray for {len(units)} units")
     with connected(cluster) as resources:
         import ray
         from ray import tune
@@ -148,8 +148,8 @@ def _on_ray(
             resources,
         )
         outcomes = _Outcomes(progress)
-        callback = teller(outcomes.ended, outcomes.again)
-        with _relayed(keeper, progress.told):
+        callback = reporter(outcomes.ended, outcomes.again)
+        with _relayed(keeper, progress.say):
             names = list(by_name)
             # Tune gives up a unit at once, whatever its number of failures may be, if it hands it
             # to a process that has just died. Such units are given to Tune again.
@@ -197,7 +197,7 @@ class _Outcomes:
 
 
 @contextmanager
-def _relayed(keeper: Any, told: Callable[[str], None]) -> Iterator[None]:
+def _relayed(keeper: Any, say: Callable[[str], None]) -> Iterator[None]:
     """Print the workers' messages, which the keeper collects, for the length of a block."""
     import ray
 
@@ -209,7 +209,7 @@ def _relayed(keeper: Any, told: Callable[[str], None]) -> Iterator[None]:
             last = ended.wait(RELAY_SECONDS)
             try:
                 for line in ray.get(keeper.said.remote()):
-                    told(line)
+                    say(line)
             except ray.exceptions.RayError:
                 # the cluster is gone, as the errors of the units say
                 return
@@ -275,19 +275,19 @@ def _trainable() -> type:
             if ray.get_gpu_ids():
                 frozen.bundle.model.to("cuda")
             self.frozen, self.units, self.keeper = frozen, units, keeper
-            self.unit = asked(config)
+            self.unit = trial_value(config)
 
         def reset_config(self, new_config: dict) -> bool:
-            self.unit = asked(new_config)
+            self.unit = trial_value(new_config)
             return True
 
         def step(self) -> dict:
             import ray
 
-            say = self.keeper.say.remote
-            say(f"starting unit {self.unit}")
+            send = self.keeper.say.remote
+            send(f"starting unit {self.unit}")
             try:
-                files = work(self.frozen, self.units[self.unit], say)
+                files = work(self.frozen, self.units[self.unit], send)
                 ray.get(self.keeper.keep.remote(self.unit, files))
             except Exception as error:
                 if ray.get(self.keeper.attempted.remote(self.unit)) < ATTEMPTS:

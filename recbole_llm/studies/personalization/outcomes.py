@@ -1,4 +1,4 @@
-"""For whom an adapter of one's own helps: wins, draws and losses of users, by their activity."""
+"""For whom a personal adapter helps: wins, draws and losses of users, by their activity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def user_values(
     return users, cases, np.stack(sums, axis=1) / cases[:, None]
 
 
-def outcomes(own: np.ndarray, other: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+def outcomes(values: np.ndarray, baseline: np.ndarray, threshold: float = 0.0) -> np.ndarray:
     """Compare two models for each user by the paper's rules.
 
     A user is a win if two or more metrics are better, a loss if three or more are worse, a draw if
@@ -49,7 +49,7 @@ def outcomes(own: np.ndarray, other: np.ndarray, threshold: float = 0.0) -> np.n
 
     Parameters
     ----------
-    own, other : ndarray of float [users, 4]
+    values, baseline : ndarray of float [users, 4]
         Metrics by the two models.
     threshold : float
         Differences up to it, or up to NOISE, count as equal.
@@ -59,9 +59,9 @@ def outcomes(own: np.ndarray, other: np.ndarray, threshold: float = 0.0) -> np.n
     ndarray of str [users]
         One of `OUTCOMES`.
     """
-    gap, threshold = own - other, max(threshold, NOISE)
+    gap, threshold = values - baseline, max(threshold, NOISE)
     better, worse = (gap > threshold).sum(axis=1), (gap < -threshold).sum(axis=1)
-    all_zero = ~(own.any(axis=1) | other.any(axis=1))
+    all_zero = ~(values.any(axis=1) | baseline.any(axis=1))
     rules = [all_zero, better >= 2, worse >= 3, (better == 0) & (worse == 0)]
     return np.select(rules, ["inconclusive", "win", "loss", "draw"], default="mixed")
 

@@ -139,8 +139,8 @@ class Router:
             texts.append([histories[row] for row in rows])
         user_vectors, item_vectors = adapted(self.bundle, stack, texts, self.items, self.recipe)
         scores = np.empty((len(users), len(self.items)), dtype=np.float32)
-        for rows, own, items in zip(
+        for rows, histories_of_adapter, items in zip(
             rows_of_folder.values(), user_vectors, item_vectors, strict=True
         ):
-            scores[rows] = (own[: len(rows)] @ items.T).cpu().numpy()
+            scores[rows] = (histories_of_adapter[: len(rows)] @ items.T).cpu().numpy()
         return scores

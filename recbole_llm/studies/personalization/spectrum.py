@@ -117,7 +117,7 @@ class Personal:
     ----------
     settings : dict
         The settings of Model 2.
-    own : dict
+    options : dict
         The settings of properties/personalize.yaml.
 
     Raises
@@ -126,11 +126,11 @@ class Personal:
         For any mistake that would otherwise show only after training has begun.
     """
 
-    def __init__(self, settings: dict, own: dict):
-        self.settings, self.own = settings, own
-        self.models = groupings.models_of(own["models"])
-        self.asked = groupings.groupings_of(own["cohorts"])
-        self.borders = groupings.borders_of(own["activity_borders"])
+    def __init__(self, settings: dict, options: dict):
+        self.settings, self.options = settings, options
+        self.models = groupings.models_of(options["models"])
+        self.grouping_names = groupings.groupings_of(options["cohorts"])
+        self.borders = groupings.borders_of(options["activity_borders"])
         kinds = [model.partition(".")[2] for model in self.models if "." in model]
         self.kinds = list(dict.fromkeys(kinds))
         _check(settings)
@@ -149,13 +149,13 @@ class Personal:
             )
         self.part = make_split(self.tables, settings["eval_args"]["split"], "continue")
         self.recipes = [
-            _recipe(settings, own, own["cohort_rank"], own["cohort_alpha"]),
-            _recipe(settings, own, own["user_rank"], own["user_alpha"]),
+            _recipe(settings, options, options["cohort_rank"], options["cohort_alpha"]),
+            _recipe(settings, options, options["user_rank"], options["user_alpha"]),
         ]
         self.grouper = groupings.Grouper(
             self.tables,
             self.part,
-            own,
+            options,
             settings["RATING_FIELD"],
             settings["seed"],
             self._text_vectors,
@@ -171,7 +171,8 @@ class Personal:
         cohorts_of: dict[str, Cohorts] = {}
         main_kind = next((kind for kind in self.kinds if kind != "file"), None)
         for kind in self.kinds:
-            for place, grouping in enumerate(self.asked if kind == main_kind else self.asked[:1]):
+            names = self.grouping_names if kind == main_kind else self.grouping_names[:1]
+            for place, grouping in enumerate(names):
                 suffix = f" {grouping}" if place else ""
                 cohorts = self.grouper.cohorts(kind, grouping)
                 if f"4.{kind}" in self.models:
@@ -182,20 +183,23 @@ class Personal:
 
     def _check_groupings(self) -> None:
         """Raise UserError if a model and the settings of cohorts do not fit together."""
-        if ("file" in self.kinds) != bool(self.own["cohort_file"]):
+        if ("file" in self.kinds) != bool(self.options["cohort_file"]):
             raise UserError(
                 "4.file among --models and --cohort_file=FILE, with lines `user<TAB>cohort`, go "
                 "together; leave both out or none"
             )
         random = [model for model in self.models if model[0] == "6" and model != "6.file"]
-        if self.asked[0] == groupings.HIGH and random:
+        if self.grouping_names[0] == groupings.HIGH and random:
             raise UserError(
                 f"cohorts: {groupings.HIGH} has nobody to draw at random for {random[0]}; put "
                 "another first, or leave it out of --models"
             )
         if set(self.kinds) - {"file"}:
             groupings.check_low(
-                self.grouper.low, self.grouper.amount, self.asked, self.own["low_activity"]
+                self.grouper.low,
+                self.grouper.amount,
+                self.grouping_names,
+                self.options["low_activity"],
             )
 
     def _text_vectors(self) -> np.ndarray:
@@ -212,12 +216,12 @@ class Personal:
             self.prepared.config,
         )
 
-    def run(self, told: Callable[[str], None] = say_with_time) -> tuple[Path, Spectrum]:
+    def run(self, say: Callable[[str], None] = say_with_time) -> tuple[Path, Spectrum]:
         """Train what is missing.
 
         Parameters
         ----------
-        told : callable
+        say : callable
             Prints a line.
 
         Returns
@@ -238,18 +242,18 @@ class Personal:
         base = runs["2"] = run_settings(self.settings)
         folder = self._folder(base)
         frozen = self._frozen(base)
-        if self.cluster is None and self.own["jobs"] == "ray":
-            told("ray is not installed: the units are done one after another")
-        with run_folders.locked(folder, told):
+        if self.cluster is None and self.options["jobs"] == "ray":
+            say("ray is not installed: the units are done one after another")
+        with run_folders.locked(folder, say):
             schedule = _Schedule(self, frozen, f"run:{base.folder.name}")
             units, served = schedule.add_models(folder)
             adapters = sum(len(unit.learners) for unit in units)
             tokens = sum(unit.cost for unit in units)
-            told(
+            say(
                 f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M "
                 "tokens, those of training counted three times"
             )
-            failed = jobs.run(frozen, units, folder, self.cluster, told)
+            failed = jobs.run(frozen, units, folder, self.cluster, say)
         return folder, self._spectrum(folder, runs, served, failed)
 
     def _folder(self, base: Run) -> Path:
@@ -303,7 +307,7 @@ class Personal:
             covered=covered,
             groupings=self.groupings,
             served=served,
-            first=self.asked[0],
+            first=self.grouping_names[0],
             user=user,
             samples=np.bincount(self.part.train.user, minlength=len(self.tables.users)),
             failed=failed,
@@ -311,14 +315,16 @@ class Personal:
 
     def _cluster(self) -> Cluster | None:
         """Where the units are done; None for this process."""
-        own = self.own
-        if own["jobs"] == "serial":
+        options = self.options
+        if options["jobs"] == "serial":
             return None
-        if own["ray_address"]:
+        if options["ray_address"]:
             need_ray("ray_address")
         if not has_ray():
             return None
-        return Cluster(own["ray_address"], own["unit_cpus"], own["unit_gpus"], own["dashboard"])
+        return Cluster(
+            options["ray_address"], options["unit_cpus"], options["unit_gpus"], options["dashboard"]
+        )
 
 
 class _Schedule:
@@ -405,19 +411,19 @@ class _Schedule:
     def _add_users(self, folder: Path) -> None:
         """Add the units with adapters of single users, for Models 5 and 7."""
         spectrum, part = self.spectrum, self.part
-        able = groupings.able(part, len(self.tables.users))
-        frequent = round(spectrum.own["frequent"] * len(self.tables.users))
-        users_of = {"5": self._sample(able), "7": able[:frequent]}
+        eligible = groupings.eligible_users(part, len(self.tables.users))
+        frequent = round(spectrum.options["frequent"] * len(self.tables.users))
+        users_of = {"5": self._sample(eligible), "7": eligible[:frequent]}
         users_of = {model: users for model, users in users_of.items() if model in spectrum.models}
         if not users_of:
             return
-        trained = able[np.isin(able, np.concatenate(list(users_of.values())))]
+        trained = eligible[np.isin(eligible, np.concatenate(list(users_of.values())))]
         names = np.array([own_name(user) for user in self.tables.users])
         shards = {}
         for name, learners in finished(folder, USERS).items():
             shards[name] = trained[np.isin(names[trained], learners)]
         missing = trained[~np.isin(trained, _joined(shards))]
-        size = spectrum.own["unit_users"]
+        size = spectrum.options["unit_users"]
         for begin in range(0, len(missing), size):
             users = missing[begin : begin + size]
             name = f"{USERS} {len(users)} {digest(self.tables.users[users].tolist())}"
@@ -431,11 +437,11 @@ class _Schedule:
         for model, users in users_of.items():
             self.served[model] = Served(shards, users, others=model == "7")
 
-    def _sample(self, able: np.ndarray) -> np.ndarray:
+    def _sample(self, eligible: np.ndarray) -> np.ndarray:
         """The users of Model 5, int64, of those who can have an adapter."""
-        tests = activity(self.tables, self.part.test.end)[able]
-        most, seed = self.spectrum.own["own_users"], self.spectrum.settings["seed"]
-        return groupings.drawn(able, tests, most, seed, self.spectrum.borders)
+        tests = activity(self.tables, self.part.test.end)[eligible]
+        most, seed = self.spectrum.options["own_users"], self.spectrum.settings["seed"]
+        return groupings.sample_users(eligible, tests, most, seed, self.spectrum.borders)
 
 
 def _check(settings: dict) -> None:
@@ -460,22 +466,24 @@ def _check(settings: dict) -> None:
             "give the command once for each"
         )
     defaults = read_yaml(resources.properties() / "model" / f"{settings['model']}.yaml")
-    for key, own in ADAPTER_KEYS.items():
+    for key, replacement in ADAPTER_KEYS.items():
         if settings[key] != defaults[key]:
-            raise UserError(f"{key}: personalize reads it of no model; set {own}, or leave it out")
+            raise UserError(
+                f"{key}: personalize reads it of no model; set {replacement}, or leave it out"
+            )
 
 
-def _recipe(settings: dict, own: dict, rank: int, alpha: float) -> Recipe:
+def _recipe(settings: dict, options: dict, rank: int, alpha: float) -> Recipe:
     """The recipe of adapters of one rank."""
     clipping = settings["clip_grad_norm"] or {"max_norm": float("inf")}
     return Recipe(
         lora_rank=rank,
         lora_alpha=alpha,
-        lora_dropout=own["adapter_dropout"],
-        epochs=own["adapter_epochs"],
-        patience=own["adapter_patience"],
-        train_batch_size=own["adapter_batch_size"],
-        learning_rate=own["adapter_learning_rate"],
+        lora_dropout=options["adapter_dropout"],
+        epochs=options["adapter_epochs"],
+        patience=options["adapter_patience"],
+        train_batch_size=options["adapter_batch_size"],
+        learning_rate=options["adapter_learning_rate"],
         max_norm=clipping["max_norm"],
         negatives=settings["negatives"],
         weight_decay=settings["weight_decay"],

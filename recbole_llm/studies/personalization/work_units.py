@@ -58,7 +58,7 @@ class Unit:
     cost: float = 1.0
 
 
-def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) -> dict[str, bytes]:
+def work(frozen: Frozen, unit: Unit, say: Callable[[str], None] | None = None) -> dict[str, bytes]:
     """Do a unit.
 
     Parameters
@@ -67,7 +67,7 @@ def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) 
         The frozen model and the texts.
     unit : Unit
         The unit.
-    told : callable, optional
+    say : callable, optional
         Prints a line of progress.
 
     Returns
@@ -79,7 +79,7 @@ def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        losses = _train_and_rank(frozen, unit, folder, told or (lambda line: None))
+        losses = _train_and_rank(frozen, unit, folder, say or (lambda line: None))
         record = {
             "unit": unit.name,
             "files": {path: file_digest(folder / path) for path in _files(folder)},
@@ -93,7 +93,7 @@ def work(frozen: Frozen, unit: Unit, told: Callable[[str], None] | None = None) 
 
 
 def _train_and_rank(
-    frozen: Frozen, unit: Unit, folder: Path, told: Callable[[str], None]
+    frozen: Frozen, unit: Unit, folder: Path, say: Callable[[str], None]
 ) -> dict[str, list[float]]:
     """Write the adapters and ranks of a unit. Returns the validation losses of each learner."""
     tests = {learner.name: cases for learner, cases in zip(unit.learners, unit.tests, strict=True)}
@@ -106,7 +106,7 @@ def _train_and_rank(
         desc=f"in unit {unit.name}",
         total=len(stacks) * recipe.epochs,
         unit="epochs",
-        write=told,
+        write=say,
     )
     tables: list[RankTable] = []
     losses: dict[str, list[float]] = {}
