@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,8 +118,8 @@ class Trained:
     """
 
     spec: RunSpec
-    model: object
-    trainer: object
+    model: Any
+    trainer: Any
     loaders: tuple
 
     @property
@@ -306,8 +307,9 @@ class Laws:
 
     def _same(self, before: torch.Tensor, after: torch.Tensor, tolerance: float, what: str) -> None:
         if not torch.allclose(before, after, rtol=tolerance, atol=tolerance / 10, equal_nan=True):
-            most = (before - after).abs()
-            most = float(most[most.isfinite()].max()) if most.isfinite().any() else float("inf")
+            difference = (before - after).abs()
+            finite = difference[difference.isfinite()]
+            most = float(finite.max()) if len(finite) else float("inf")
             raise LawBroken(f"{self.spec.name}: {what}, by up to {most:.3g}")
 
     def all(self) -> list[Callable[[], None]]:
