@@ -1,6 +1,6 @@
 """Cases: which interaction of which user is to be predicted, and from which history."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class Cases:
     def __len__(self) -> int:
         return len(self.end)
 
-    def __getitem__(self, index: slice | np.ndarray) -> "Cases":
+    def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> "Cases":
         return Cases(self.user[index], self.begin[index], self.end[index])
 
     def histories(self, interactions: Interactions) -> list[np.ndarray]:
