@@ -25,7 +25,7 @@ from recbole_llm.evaluation.significance import holm, pair, per_user
 quick = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 COLUMNS = ("user", "target", "position", "above", "tied", "n_candidates", "fallback")
 # every metric at a cut-off, and the reciprocal rank without one
-METRICS = [(base, k) for base in GAINS for k in (1, 2, 3, 10)] + [("mrr", None)]
+METRICS = [*itertools.product(GAINS, (1, 2, 3, 10)), ("mrr", None)]
 TRANSFORMS = {
     "affine": lambda scores: 3 * scores - 7,
     "cube": lambda scores: scores**3,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Cases:
     def __len__(self) -> int:
         return len(self.end)
 
-    def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> "Cases":
+    def __getitem__(self, index: slice | np.ndarray | Sequence[Any]) -> "Cases":
         return Cases(self.user[index], self.begin[index], self.end[index])
 
     def histories(self, interactions: Interactions) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """The evaluation loop: it ranks the targets of cases for every model, RecBole's and ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +44,15 @@ def rank_cases(
     progress: str | None = None,
     kept: Kept | None = None,
 ) -> tuple[RankTable, TopLists | None]:
-    """Rank each case's target.
+    """Rank each case's target, in memory of O(cases + memory), whatever the catalogue's size.
 
     A model of RecBole reads `dataset.case_batch(cases)`, which contains neither the target nor
-    anything recorded with it. Peak memory is O(cases + memory), whatever the size of the catalogue.
+    anything recorded with it.
 
     Parameters
     ----------
     model : Scorer or recommender of RecBole
-        The model. One that names a part of the catalogue only has `names_all` = False, and is
-        ranked by the rules of :mod:`recbole_llm.evaluation.ranks`.
+        The model, ranked by the rules of :mod:`recbole_llm.evaluation.ranks`.
     dataset : dataset of RecBole
         Has the interactions as `tables`, and makes the batches that the model reads.
     cases : Cases
@@ -84,33 +84,56 @@ def rank_cases(
     """
     scorer, tables = scorer_of(model, dataset), dataset.tables
     scorer.eval()
+    pieces, add = _started(kept)
+    batches = list(missing(pieces, len(cases), _batch_size(scorer, tables, candidates, memory)))
+    for begin, end in shown(batches, desc=progress, disable=progress is None):
+        negatives = None if candidates is None else candidates[begin:end]
+        ranked = _rank_batch(scorer, tables, cases[begin:end], negatives, mask_history, topk)
+        add(Piece(begin, *ranked))
+    result = joined(pieces)
+    return result.table, TopLists(*result.lists) if topk and result.lists else None
+
+
+def _started(kept: Kept | None) -> tuple[list[Piece], Callable[[Piece], None]]:
+    """What is ranked so far, and the function that adds a piece to it."""
+    if kept is None:
+        pieces: list[Piece] = []
+        return pieces, pieces.append
+    kept.start()
+    return kept.pieces, kept.add
+
+
+def _batch_size(
+    scorer: Scorer, tables: Interactions, candidates: np.ndarray | None, memory: float
+) -> int:
+    """Number of cases whose scores, 4 bytes each, fit into `memory` MiB; 1 at least."""
     width = len(tables.items)
     if candidates is not None and scorer.judges_candidates:
         width = candidates.shape[1] + 1
-    rows = int(max(1, min(scorer.max_cases, memory * 2**20 // (4 * width))))
-    pieces: list[Piece] = [] if kept is None else kept.pieces
-    if kept is not None:
-        kept.start()
-    batches = list(missing(pieces, len(cases), rows))
-    for begin, end in shown(batches, desc=progress, disable=progress is None):
-        batch = cases[begin:end]
-        target = torch.from_numpy(tables.item[batch.end].astype(np.int64))
-        chosen = None
-        if candidates is not None:
-            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin:end])], dim=1)
-        scores = _scores(scorer, batch, chosen)
-        masked = _mask(scores, tables, batch, chosen) if mask_history else 0
-        column = target if chosen is None else torch.zeros_like(target)
-        n_candidates = np.full(len(batch), scores.shape[1]) - masked
-        table = _rank_batch(scorer, tables, batch, scores, column, n_candidates)
-        piece = Piece(begin, table, _top(scores, chosen, topk) if topk else None)
-        if kept is None:
-            pieces.append(piece)
-        else:
-            kept.add(piece)
-    result = joined(pieces)
-    lists = TopLists(*result.lists) if topk and result.lists is not None else None
-    return result.table, lists
+    return int(max(1, min(scorer.max_cases, memory * 2**20 // (4 * width))))
+
+
+def _rank_batch(
+    scorer: Scorer,
+    tables: Interactions,
+    cases: Cases,
+    negatives: np.ndarray | None,
+    mask_history: bool,
+    topk: int,
+) -> tuple[RankTable, tuple[np.ndarray, np.ndarray] | None]:
+    """The ranks of a batch of cases, and its top lists if `topk` is not 0; see `rank_cases`."""
+    target = torch.from_numpy(tables.item[cases.end].astype(np.int64))
+    column, chosen = target, None
+    if negatives is not None:
+        # the target comes first
+        chosen = torch.cat([target[:, None], torch.from_numpy(negatives)], dim=1)
+        column = torch.zeros_like(target)
+    scores = _scores(scorer, cases, chosen)
+    n_candidates = np.full(len(cases), scores.shape[1])
+    if mask_history:
+        n_candidates -= _mask(scores, tables, cases, chosen)
+    table = _rank_scores(scorer, tables, cases, scores, column.to(scores.device), n_candidates)
+    return table, _top(scores, chosen, topk) if topk else None
 
 
 def _scores(scorer: Scorer, cases: Cases, chosen: torch.Tensor | None) -> torch.Tensor:
@@ -123,7 +146,7 @@ def _scores(scorer: Scorer, cases: Cases, chosen: torch.Tensor | None) -> torch.
     return scores.gather(1, chosen.to(scores.device))
 
 
-def _rank_batch(
+def _rank_scores(
     scorer: Scorer,
     tables: Interactions,
     cases: Cases,
@@ -131,7 +154,7 @@ def _rank_batch(
     column: torch.Tensor,
     n_candidates: np.ndarray,
 ) -> RankTable:
-    """Rank the targets of a batch of cases.
+    """Rank the targets of cases by scores.
 
     Parameters
     ----------
@@ -153,7 +176,6 @@ def _rank_batch(
     RankTable
         The ranks.
     """
-    column = column.to(scores.device)
     fallback = np.zeros(len(cases), bool) if scorer.fallback is None else scorer.fallback
     target_scores = scores.gather(1, column[:, None])[:, 0]
     is_unnamed = (target_scores == UNNAMED).cpu().numpy() & ~fallback

@@ -8,6 +8,7 @@ ECIR 2008). The suffixes _opt and _pes rank the target first and last among its 
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -220,7 +221,8 @@ def evaluate(
         if metric not in LIST_METRICS:
             name = metric.removesuffix("_opt").removesuffix("_pes")
             names |= dict.fromkeys([name] if "@" in name else _with_cutoffs(name, topk))
-    return _means(table, [name + order for name in names for order in ORDERS], group_by_user)
+    keys = list(map("".join, itertools.product(names, ORDERS)))
+    return _means(table, keys, group_by_user)
 
 
 def differing(
@@ -269,9 +271,8 @@ def list_metrics(
     """Describe what top-k lists recommend: coverage, popularity, inequality and long tail.
 
     These are RecBole's ItemCoverage, AveragePopularity, GiniIndex and TailPercentage (tail_ratio,
-    default 0.1), with two corrections. Padding is no part of the catalogue. An item without
-    training interactions belongs to the tail, whereas RecBole ignores items that it has not
-    counted, so that they pass for popular.
+    default 0.1), with two corrections. Padding is no part of the catalogue. Items without training
+    interactions belong to the tail; RecBole ignores them, so that they pass for popular.
 
     Parameters
     ----------
@@ -300,34 +301,37 @@ def list_metrics(
     Raises
     ------
     UserError
-        If lists are shorter than k or ids are outside the catalogue.
+        If lists are shorter than k, or ids are outside the catalogue.
 
     Examples
     --------
-    >>> counts = np.array([0, 8, 2, 2, 0])
-    >>> result = list_metrics(np.array([[1, 2], [1, 4]]), counts, [2], tail=0.25)
+    >>> result = list_metrics(np.array([[1, 2], [1, 4]]), np.array([0, 8, 2, 2, 0]), [2])
     >>> result["item_coverage@2"], result["average_popularity@2"], result["tail_share@2"]
     (0.75, 4.5, 0.25)
     """
     items, train_counts = np.asarray(items), np.asarray(train_counts)
     n_items = len(train_counts) - 1
     _check_lists(items, n_items, max(topk))
-    if not items.any():
-        return {}
-    popularity = train_counts.astype(np.float64)
-    popularity[0] = 0
-    in_tail = np.zeros(n_items + 1)
-    in_tail[1 + np.argsort(train_counts[1:], kind="stable")[: max(int(n_items * tail), 1)]] = 1
-    order = 2 * np.arange(1, n_items + 1) - n_items - 1
     results: dict[str, float] = {}
+    if not items.any():
+        return results
+    popularity, in_tail = np.append(0.0, train_counts[1:]), np.zeros(n_items + 1)
+    in_tail[1 + np.argsort(train_counts[1:], kind="stable")[: max(int(n_items * tail), 1)]] = 1
     for k in topk:
         top = items[:, :k]
-        frequency = np.sort(np.bincount(top.ravel(), minlength=n_items + 1)[1:])
+        frequency = np.bincount(top.ravel(), minlength=n_items + 1)[1:]
         results[f"item_coverage@{k}"] = float(np.count_nonzero(frequency) / n_items)
         results[f"average_popularity@{k}"] = _mean_of_lists(popularity, top)
-        results[f"gini@{k}"] = float(order @ frequency / (n_items * frequency.sum()))
+        results[f"gini@{k}"] = _gini(frequency)
         results[f"tail_share@{k}"] = _mean_of_lists(in_tail, top)
     return results
+
+
+def _gini(frequency: np.ndarray) -> float:
+    """Gini index of how often each item is recommended."""
+    n_items = len(frequency)
+    order = 2 * np.arange(1, n_items + 1) - n_items - 1
+    return float(order @ np.sort(frequency) / (n_items * frequency.sum()))
 
 
 def _check_lists(items: np.ndarray, n_items: int, longest: int) -> None:

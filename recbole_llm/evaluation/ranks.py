@@ -172,9 +172,11 @@ class RankTable:
         ValueError
             If there is no table.
         """
-        parts = [table._columns() for table in tables]
-        names = [field.name for field in fields(RankTable)]
-        return RankTable(*(np.concatenate([part[name] for part in parts]) for name in names))
+        columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(RankTable)}
+        for table in tables:
+            for name, column in table._columns().items():
+                columns[name].append(column)
+        return RankTable(*map(np.concatenate, columns.values()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file without pickled objects, atomically.
@@ -312,12 +314,10 @@ def count_above_and_tied(
     doubtful = (tied.bool() | bounds.isnan()[:, 0]).nonzero()[:, 0]
     doubtful_rows = rows if len(doubtful) == n_cases else case_rows[doubtful]
     (reaching,) = _count(scores, bounds[doubtful], ("greater_equal",), doubtful_rows)
-    faulty = doubtful[reaching <= (above + tied)[doubtful]]
+    faulty = case_rows[doubtful[reaching <= (above + tied)[doubtful]]]
     if len(faulty):
-        raise FloatingPointError(
-            f"scores: NaN in row {int(case_rows[faulty[0]])} ({len(faulty)} of {n_cases} cases "
-            "read a NaN)"
-        )
+        count = f"{len(faulty)} of {n_cases} cases read a NaN"
+        raise FloatingPointError(f"scores: NaN in row {int(faulty[0])} ({count})")
     return above, tied
 
 

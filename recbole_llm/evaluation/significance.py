@@ -411,17 +411,13 @@ def user_bootstrap(
     (1993), sections 8.3 and 13.3. Of S seeds, S - 1 are drawn, because S of them would vary by
     (S - 1) / S of what they should (Rao and Wu, "Resampling inference with complex survey data",
     JASA 83, 1988). The bounds are then moved away from the difference by the ratio of the
-    quantiles of Student's t for so few seeds and of the normal distribution. The result depends on
-    `seed` and not on the order of cases.
+    quantiles of Student's t for so few seeds and of the normal distribution. The result does not
+    depend on the order of cases.
 
     Parameters
     ----------
-    users : ndarray of str, [n_cases]
-        Token of the user of each case.
-    a, b : ndarray of float, [n_cases] or [n_seeds, n_cases]
-        Values of the two models, in the same order of cases.
-    group_by_user : bool
-        See `per_user`.
+    users, a, b, group_by_user : ndarray, ndarray, ndarray, bool
+        As of `user_ttest`.
     samples : int
         Number of bootstrap samples.
     seed : int
@@ -442,8 +438,7 @@ def user_bootstrap(
     Examples
     --------
     >>> users = np.array(["ann", "ann", "bob", "eve"])
-    >>> interval = user_bootstrap(users, np.array([1.0, 1.0, 1.0, 1.0]), np.zeros(4))
-    >>> interval
+    >>> user_bootstrap(users, np.ones(4), np.zeros(4))
     Interval(difference=1.0, low=1.0, high=1.0, n_users=3)
     """
     if len(users) == 0:
@@ -453,6 +448,36 @@ def user_bootstrap(
     (sums_a, weights), (sums_b, _) = (user_sums(users, part, group_by_user) for part in (a, b))
     has_one_seed = len(sums_a) == len(sums_b) == 1
     factors = [sums_a - sums_b] if has_one_seed else [sums_a, -sums_b]
+    means = _bootstrap_means(factors, weights, samples, seed)
+    difference = float((sums_a.mean(axis=0) - sums_b.mean(axis=0)).sum() / weights.sum())
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    if not has_one_seed and len(weights) > 1:
+        wider = _widening(_variance(sums_a, sums_b)[1], level)
+        low, high = (difference + wider * (bound - difference) for bound in (low, high))
+    return Interval(difference, float(low), float(high), len(weights))
+
+
+def _bootstrap_means(
+    factors: Sequence[np.ndarray], weights: np.ndarray, samples: int, seed: int
+) -> np.ndarray:
+    """Draw users and seeds, and average.
+
+    Parameters
+    ----------
+    factors : sequence of ndarray of float, [n_seeds, n_users] each
+        Sums by user whose seeds are drawn independently; the means of the factors are added.
+    weights : ndarray of float, [n_users]
+        Weights by user.
+    samples : int
+        Number of samples.
+    seed : int
+        Seed of the samples.
+
+    Returns
+    -------
+    ndarray of float64, [n_samples]
+        Mean of each sample.
+    """
     n_users = len(weights)
     generator = np.random.default_rng(seed)
     means = np.empty(samples)
@@ -466,16 +491,14 @@ def user_bootstrap(
             for values, share in zip(factor, shares.T, strict=True):
                 sums += share * values[draws].sum(1)
         block[:] = sums / weights[draws].sum(1)
-    total = (sums_a.mean(axis=0) - sums_b.mean(axis=0)).sum()
-    difference = float(total / weights.sum())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    if not has_one_seed and n_users > 1:
-        from scipy.stats import norm, t
+    return means
 
-        freedom = _variance(sums_a, sums_b)[1]
-        wider = t.ppf((1 + level) / 2, freedom) / norm.ppf((1 + level) / 2)
-        low, high = (difference + wider * (bound - difference) for bound in (low, high))
-    return Interval(difference, float(low), float(high), n_users)
+
+def _widening(freedom: float, level: float) -> float:
+    """Ratio of the quantiles of Student's t and of the normal distribution, for an interval."""
+    from scipy.stats import norm, t
+
+    return float(t.ppf((1 + level) / 2, freedom) / norm.ppf((1 + level) / 2))
 
 
 def _shares(n_seeds: int, samples: int, generator: np.random.Generator) -> np.ndarray:
