@@ -306,6 +306,17 @@ FIXES = [
         ],
     ),
     Fix(
+        reason="hyperopt 0.2.7 draws by numpy's Generator, which has no randint",
+        until="HyperTuning's exhaustive search draws by a Generator",
+        edits=[
+            Edit(
+                "trainer.hyper_tuning",
+                "np.random.RandomState(seed)",
+                "np.random.default_rng(seed)",
+            ),
+        ],
+    ),
+    Fix(
         reason=(
             "get_flops deep-copies the model, which a language model cannot afford: its class says "
             "skip_flops = True"
