@@ -112,7 +112,7 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
         return {
             item: self.form.item(text.names, row)
             for item, row in enumerate(text.values)
-            if set(row) != {UNKNOWN}
+            if set(row) - {UNKNOWN}
         }
 
     def examples(self, epoch: int) -> list[Pair]:
