@@ -45,7 +45,7 @@ def holder(node):
 
 
 def keys_read(folder):
-    """key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
+    """Key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
     found, checks = {}, set()
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
