@@ -273,7 +273,7 @@ def install():
                 function(sys.modules[module])
 
 
-def require_recbole():
+def require_recbole() -> None:
     """Raise a UserError that says what to run unless the right RecBole is installed."""
     if fault := _version_fault():
         from .errors import UserError

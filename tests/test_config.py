@@ -1,18 +1,19 @@
 """Settings: layers, checks of keys, stages, and the hash that names a run."""
 
 import copy
+import dataclasses
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from recbole_llm.errors import UserError
-from recbole_llm.settings import files as resources
-from recbole_llm.settings import layers, registry
+from recbole_llm.settings import defaults, files, layers, registry
+from recbole_llm.settings.reading import cached_yaml
 
 PROPERTIES = Path(__file__).resolve().parents[1] / "properties"
-FILES = sorted(PROPERTIES.rglob("*.yaml"))
 
 # --- checks ------------------------------------------------------------------------------------------------------------
 
@@ -109,58 +110,63 @@ def test_other_values_are_yaml(text, value):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Our properties with a dataset file `shop` and a key in all layers."""
+def properties(tmp_path, monkeypatch):
+    """Our properties with a dataset file `shop`: put(name, line) adds a line to a file of theirs."""
     folder = tmp_path / "properties"
-    for path in FILES:
-        target = folder / path.relative_to(PROPERTIES)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(resources, "properties", lambda: folder)
+    shutil.copytree(PROPERTIES, folder)
+    monkeypatch.setattr(files, "properties", lambda: folder)
 
     def put(name, line):
         path = folder / name
         path.write_text((path.read_text() if path.is_file() else "") + line + "\n")
-        layers._cached_yaml.cache_clear()
+        cached_yaml.cache_clear()
         return str(path)
 
     yield put
-    layers._cached_yaml.cache_clear()
+    cached_yaml.cache_clear()
 
 
-def test_each_layer_overrides_the_one_before(world, tmp_path):
-    """RecBole < overall < model < dataset < settings files in their order < arguments."""
+def with_rate(settings, rate):
+    """The class of settings with another learning rate."""
+    return type(
+        "Changed",
+        (settings,),
+        {"__annotations__": {"learning_rate": float}, "learning_rate": rate},
+    )
+
+
+def test_each_layer_overrides_the_one_before(properties, monkeypatch):
+    """RecBole < harness < model < dataset < settings files in their order < arguments."""
 
     def rate():
-        return layers.resolve("LIR", "shop", files, arguments)["learning_rate"]
+        return layers.resolve("LIR", "shop", user_files, arguments)["learning_rate"]
 
-    files, arguments = [], {}
+    user_files, arguments = [], {}
     assert rate() == 0.001  # RecBole's
-    world("overall.yaml", "learning_rate: 2.0")
+    monkeypatch.setattr(defaults, "HarnessSettings", with_rate(defaults.HarnessSettings, 2.0))
     assert rate() == 2.0
-    world("model/LIR.yaml", "learning_rate: 3.0")
+    spec = registry.find("LIR")
+    changed = dataclasses.replace(spec, settings=with_rate(spec.settings, 3.0))
+    find = registry.find
+    monkeypatch.setattr(registry, "find", lambda name: changed if name == "LIR" else find(name))
     assert rate() == 3.0
-    world("dataset/shop.yaml", "learning_rate: 4.0")
+    properties("dataset/shop.yaml", "learning_rate: 4.0")
     assert rate() == 4.0
-    world("dataset/shop.yaml", "LIR: {learning_rate: 4.5}")
-    assert (
-        rate() == 4.5
-        and layers.resolve("CALRec", "shop")["learning_rate"] == 4.0
-        and "LIR" not in layers.resolve("CALRec", "shop")
-    )
-    assert (
-        layers.resolve("LIR", "other")["learning_rate"] == 3.0
-        and layers.resolve("Pop", "other")["learning_rate"] == 2.0
-    )
-    files.append(world("a.yaml", "learning_rate: 5.0"))
+    properties("dataset/shop.yaml", "LIR: {learning_rate: 4.5}")
+    assert rate() == 4.5
+    of_calrec = layers.resolve("CALRec", "shop")
+    assert of_calrec["learning_rate"] == 4.0 and "LIR" not in of_calrec
+    assert layers.resolve("LIR", "other")["learning_rate"] == 3.0
+    assert layers.resolve("Pop", "other")["learning_rate"] == 2.0
+    user_files.append(properties("a.yaml", "learning_rate: 5.0"))
     assert rate() == 5.0
-    files.append(world("b.yaml", "learning_rate: 6.0"))
+    user_files.append(properties("b.yaml", "learning_rate: 6.0"))
     assert rate() == 6.0
     arguments["learning_rate"] = 7.0
     assert rate() == 7.0
 
 
-def test_eval_args_are_given_in_part_but_a_split_is_one_rule(world):
+def test_eval_args_are_given_in_part_but_a_split_is_one_rule(properties):
     resolved = layers.resolve("LIR", "any", [], {"eval_args.mode": "uni5"})
     assert resolved["eval_args"] == {
         "split": {"LS": "valid_and_test"},
@@ -176,7 +182,7 @@ def test_eval_args_are_given_in_part_but_a_split_is_one_rule(world):
     ):
         args = layers.resolve("LIR", "any", [], overrides)["eval_args"]
         assert args["split"] == {"RS": [8, 1, 1]} and args["mode"] == "full"
-    file = world("part.yaml", "eval_args: {mode: uni7}\neval_args.part: both")
+    file = properties("part.yaml", "eval_args: {mode: uni7}\neval_args.part: both")
     args = layers.resolve("LIR", "any", [file], {"eval_args.split": {"temporal": [6, 2, 2]}})[
         "eval_args"
     ]
@@ -433,7 +439,7 @@ def test_the_hash_changes_with_every_setting_that_matters_and_with_no_other(mode
         assert (other == own) is (
             key in SAME_RUN or (key == "MAX_ITEM_LIST_LENGTH" and model in registry.OURS)
         ), key
-    assert SAME_RUN <= set(settings)
+    assert set(settings) >= SAME_RUN
     assert (
         layers.settings_hash(settings, data="y") != own
         and layers.settings_hash(settings, data="x", version="2") != own

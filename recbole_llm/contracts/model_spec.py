@@ -1,8 +1,8 @@
 """What a model is called, where its class is, and which settings it adds."""
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import UserError
 
@@ -28,10 +28,9 @@ class ModelSpec:
         Whether it is a tree model of RecBole, which the harness does not run.
     guest : bool
         Whether the class is the user's own.
-    defaults : mapping
-        Settings that a guest's class adds, with their default values.
-    rules : mapping
-        Rule of each of those settings, see :mod:`recbole_llm.settings.rules`.
+    settings : type or None
+        Class of the settings that the model adds, see :mod:`recbole_llm.settings.schema`; None for
+        models of RecBole that have RecBole's own alone.
     read_keys : frozenset of str
         Keys that a guest class of RecBole's kind reads from its config.
     source : str or None
@@ -45,9 +44,8 @@ class ModelSpec:
     takes_item_text: bool = False
     tree: bool = False
     guest: bool = False
-    defaults: Mapping = field(default_factory=dict)
-    rules: Mapping = field(default_factory=dict)
-    read_keys: frozenset = frozenset()
+    settings: "type[Any] | None" = None
+    read_keys: frozenset[str] = frozenset()
     source: str | None = None
     loaded: type | None = field(default=None, repr=False, compare=False)
 
@@ -72,7 +70,9 @@ class ModelSpec:
         if self.loaded is not None:
             return self.loaded
         if self.module:
-            return getattr(importlib.import_module(self.module), self.name)
+            model: type = getattr(importlib.import_module(self.module), self.name)
+            return model
         from recbole.utils import get_model
 
-        return get_model(self.name)
+        of_recbole: type = get_model(self.name)
+        return of_recbole

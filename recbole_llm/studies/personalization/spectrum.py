@@ -14,9 +14,8 @@ from ...errors import UserError
 from ...evaluation.ranks import RankTable
 from ...runs.runner import Run, run_settings
 from ...runs.spec import Prepared
-from ...settings import files as resources
-from ...settings import run_record
-from ...settings.layers import digest, read_yaml
+from ...settings import registry, run_record, schema
+from ...settings.layers import digest
 from ...storage import run_folders
 from ...storage.progress import say_with_time
 from ...storage.readback import run_digests
@@ -335,7 +334,7 @@ def _check(settings: dict) -> None:
             "seeds: personalize runs one seed, of training and of random cohorts; set --seed, and "
             "give the command once for each"
         )
-    defaults = read_yaml(resources.properties() / "model" / f"{settings['model']}.yaml")
+    defaults = schema.defaults(registry.find(settings["model"]).settings)
     for key, own in ADAPTER_KEYS.items():
         if settings[key] != defaults[key]:
             raise UserError(f"{key}: personalize reads it of no model; set {own}, or leave it out")
