@@ -1,5 +1,6 @@
 """Settings as classes: what follows from a field, and the files that are written from them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -9,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
+from recbole_llm.cli import COMMANDS as COMMANDS_OF_CLI
+from recbole_llm.cli import _arguments, main
 from recbole_llm.errors import UserError
 from recbole_llm.settings import layers, model_settings, registry, schema, spellings, write
 from recbole_llm.settings.commands import COMMANDS
 from recbole_llm.settings.harness import HarnessSettings
-from recbole_llm.settings.rendering import flow
+from recbole_llm.settings.rendering import flow, yaml_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = write.written_files()
@@ -85,8 +88,6 @@ def test_no_other_file_of_a_model_or_a_command_is_there():
 
 @pytest.mark.parametrize("settings_class", CLASSES, ids=lambda one: one.__name__)
 def test_a_written_file_holds_the_values_of_its_class(settings_class):
-    from recbole_llm.settings.rendering import yaml_of
-
     text = yaml_of(settings_class, "a file")
     assert yaml.load(text, spellings.Loader) == schema.layer(settings_class)
     assert yaml.safe_load(text) == schema.layer(settings_class), "a plain reader reads the same"
@@ -153,8 +154,6 @@ CASES = {
 
 @pytest.mark.parametrize("key", CASES)
 def test_a_setting_is_the_same_on_the_command_line_in_yaml_and_in_python(key, tmp_path):
-    from recbole_llm.cli import _arguments
-
     path = tmp_path / "settings.yaml"
 
     @given(CASES[key])
@@ -171,3 +170,59 @@ def test_a_setting_is_the_same_on_the_command_line_in_yaml_and_in_python(key, tm
         assert in_file == in_python
 
     check()
+
+
+# --- help ---
+
+
+def helped(capsys, *args):
+    assert main(list(args)) == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_commands_and_models(capsys):
+    out = helped(capsys, "help")
+    assert out == helped(capsys, "--help")
+    for name in (*COMMANDS_OF_CLI, *registry.OURS, "SASRec"):
+        if name != "run":
+            assert re.search(rf"\b{name}\b", out), name
+
+
+@pytest.mark.parametrize("model", [*registry.OURS, "S3Rec"])
+def test_help_of_a_model_shows_each_setting_with_type_default_and_meaning(model, capsys):
+    out = helped(capsys, "help", model.lower())
+    plain = " ".join(out.split())
+    for setting in schema.settings_of(registry.find(model).settings):
+        assert f"--{setting.name}={flow(setting.default)} ({setting.rule})" in plain
+        assert setting.help in plain
+    for section in {one.section for one in schema.settings_of(registry.find(model).settings)}:
+        assert f"\n{section or 'Settings'}\n" in out
+    assert max(map(len, out.splitlines())) <= 130
+
+
+def test_help_of_a_stock_model_shows_what_recbole_says(capsys):
+    out = helped(capsys, "help", "gru4rec")
+    assert "--model=GRU4Rec" in out and "--hidden_size=128   (int, >= 1)" in out
+
+
+def test_help_of_a_command_shows_its_arguments_and_settings(capsys):
+    assert "--columns" in helped(capsys, "help", "compare") == helped(capsys, "compare", "--help")
+    both = helped(capsys, "run", "--help", "--model=CALRec")
+    assert "--resume" in both and "--nig_targets=all" in both
+    for command, settings_class in COMMANDS.items():
+        out = helped(capsys, "help", command)
+        assert all(f"--{name}=" in out for name in settings_class.model_fields), command
+    assert "--mirror" in helped(capsys, "prepare", "--help")
+    out = helped(capsys, "help", "settings")
+    assert "--eval_args.mode=full" in out and "--threshold=~" in out
+
+
+def test_help_for_nothing_is_a_line(capsys):
+    assert main(["help", "CALRek"]) == 2
+    assert "unknown model 'CALRek': did you mean CALRec" in capsys.readouterr().err
+
+
+def test_groups_of_models_are_settings_in_compare(capsys):
+    args = ["compare", "--models=ST5Seq", "--dataset=any", "--variants.only=[next]"]
+    assert main([*args, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ST5Seq"]["variants"]["only"] == ["next"]

@@ -226,7 +226,18 @@ def _wrong(key: str, rule: Rule, value: object, many: bool = False) -> UserError
 
 
 def check_name(name: str, key: str = "dataset") -> None:
-    """Raise UserError for a name of files that would lead out of their folder."""
+    """Refuse a name of files that would lead out of their folder.
+
+    Parameters
+    ----------
+    name : str
+    key : str
+        What is named, for the message.
+
+    Raises
+    ------
+    UserError
+    """
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise UserError(
             f"{key} {name!r}: expected the name of a folder below data_path, without / or \\; set "
@@ -235,6 +246,17 @@ def check_name(name: str, key: str = "dataset") -> None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean a or b?`, or nothing."""
+    """Say which names are nearest to one that there is not.
+
+    Returns
+    -------
+    str
+        `; did you mean a or b?`, or an empty text.
+
+    Examples
+    --------
+    >>> nearest("epoch", ["epochs", "seed"])
+    '; did you mean epochs?'
+    """
     near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""

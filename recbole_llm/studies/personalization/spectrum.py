@@ -14,8 +14,9 @@ from ...errors import UserError
 from ...evaluation.ranks import RankTable
 from ...runs.runner import Run, run_settings
 from ...runs.spec import Prepared
-from ...settings import registry, run_record, schema
+from ...settings import run_record, schema
 from ...settings.layers import digest
+from ...settings.model_settings.tastelora import TASTELoRASettings
 from ...storage import run_folders
 from ...storage.progress import say_with_time
 from ...storage.readback import run_digests
@@ -334,7 +335,7 @@ def _check(settings: dict) -> None:
             "seeds: personalize runs one seed, of training and of random cohorts; set --seed, and "
             "give the command once for each"
         )
-    defaults = schema.defaults(registry.find(settings["model"]).settings)
+    defaults = schema.defaults(TASTELoRASettings)
     for key, own in ADAPTER_KEYS.items():
         if settings[key] != defaults[key]:
             raise UserError(f"{key}: personalize reads it of no model; set {own}, or leave it out")
