@@ -77,9 +77,10 @@ def _described(setting: schema.Setting, above: str) -> Iterable[str]:
     if setting.pretrained:
         value = flow(setting.pretrained.value)
         meaning += f" For pretrained weights {value}: {setting.pretrained.help}"
-    yield f"  --{above}{setting.name}={flow(setting.default)}   ({setting.rule})"
+    value = "" if setting.spelled_out else f"={flow(setting.default)}"
+    yield from _wrapped(f"--{above}{setting.name}{value}   ({setting.rule})", "  ", " " * 4)
     yield from _wrapped(meaning, " " * 6, " " * 6)
-    for inner in setting.shown_inner:
+    for inner in setting.spelled_out:
         yield from _described(inner, f"{above}{setting.name}.")
 
 

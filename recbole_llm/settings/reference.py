@@ -57,9 +57,10 @@ def _rows(setting: schema.Setting, above: str) -> Iterable[str]:
     if setting.pretrained:
         value = flow(setting.pretrained.value)
         meaning += f" `{value}` for pretrained weights: {setting.pretrained.help}"
-    cells = [f"`{above}{setting.name}`", str(setting.rule), f"`{flow(setting.default)}`", meaning]
+    default = "" if setting.spelled_out else f"`{flow(setting.default)}`"
+    cells = [f"`{above}{setting.name}`", str(setting.rule), default, meaning]
     yield f"| {' | '.join(_escaped(cell) for cell in cells)} |"
-    for inner in setting.shown_inner:
+    for inner in setting.spelled_out:
         yield from _rows(inner, f"{above}{setting.name}.")
 
 

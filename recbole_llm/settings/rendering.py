@@ -52,10 +52,11 @@ def yaml_of(settings: type[schema.ModelSettings], origin: str) -> str:
             section = setting.section
             lines += ["", f"# --- {section} ---"] if section else [""]
         lines += setting_lines(setting)
-    if pretrained := [one for one in described if one.pretrained]:
+    pretrained = {one.name: one.pretrained for one in described if one.pretrained}
+    if pretrained:
         lines += ["", *_comment([BEGINNING]), "pretrained:"]
-        for setting in pretrained:
-            lines += _pretrained_lines(setting)
+    for name, other in pretrained.items():
+        lines += [*_comment([other.help], "  "), f"  {name}: {flow(other.value)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -66,12 +67,11 @@ def notes(settings: type[schema.ModelSettings]) -> list[str]:
 
 def setting_lines(setting: schema.Setting, indent: str = "") -> list[str]:
     """Write a setting as YAML, its help above it and its type behind it."""
-    lines = _comment([setting.help], indent) if setting.help else []
+    lines = _comment(filter(None, [setting.help]), indent)
     value = setting.default
-    is_spelled_out = isinstance(value, dict) and value.keys() == {one.name for one in setting.inner}
-    if setting.inner and is_spelled_out:
+    if setting.spelled_out:
         lines.append(f"{indent}{setting.name}:")
-        for inner in setting.inner:
+        for inner in setting.spelled_out:
             lines += setting_lines(inner, f"{indent}  ")
         return lines
     line = f"{indent}{setting.name}: {flow(value)}"
@@ -79,12 +79,6 @@ def setting_lines(setting: schema.Setting, indent: str = "") -> list[str]:
         return lines + _with_type(line, setting, indent)
     lines += _with_type(f"{indent}{setting.name}:", setting, indent)
     return lines + [f"{indent}  {flow(name)}: {flow(one)}" for name, one in value.items()]
-
-
-def _pretrained_lines(setting: schema.Setting) -> list[str]:
-    assert setting.pretrained is not None
-    help_lines = _comment([setting.pretrained.help], "  ") if setting.pretrained.help else []
-    return [*help_lines, f"  {setting.name}: {flow(setting.pretrained.value)}"]
 
 
 def _with_type(line: str, setting: schema.Setting, indent: str) -> list[str]:

@@ -149,9 +149,11 @@ class Setting:
     inner: tuple["Setting", ...] = ()
 
     @property
-    def shown_inner(self) -> tuple["Setting", ...]:
-        """The settings inside that help shows: none where the group is not set."""
-        return self.inner if self.default is not None else ()
+    def spelled_out(self) -> tuple["Setting", ...]:
+        """The settings inside, where the default holds them all: then each is shown by itself."""
+        names = {one.name for one in self.inner}
+        is_complete = isinstance(self.default, dict) and self.default.keys() == names
+        return self.inner if is_complete else ()
 
 
 @functools.lru_cache
