@@ -21,7 +21,7 @@ from .storage.files import fault_line, storage_fault
 from .storage.screen import LogFormatter, say
 
 if TYPE_CHECKING:
-    from .runs.runner import Run
+    from .runs.run import Run
 
 Settings = dict[str, Any]
 PROGRAM = "recbole-llm"
@@ -283,14 +283,14 @@ def _resume(args: argparse.Namespace, files: list[str], settings: Settings) -> i
     folder, stored = _stored(args.resume, files, settings)
     if args.print_config:
         return _print_config(stored)
-    from .runs.runner import resume_run
+    from .runs.commands import resume_run
 
     return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
 
 
 def _report(planned: dict[str, list[Settings]], beside: Sequence[str] = ()) -> int:
     """Run all that is planned, and print one table."""
-    from .runs.runner import run_all
+    from .runs.commands import run_all
 
     saved = Path(next(iter(planned.values()))[0]["checkpoint_dir"])
     return _tabulate(run_all(planned, beside), saved)
@@ -422,7 +422,7 @@ def _compare_runs(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _finished_runs(names: Iterable[str], saved: Path) -> "list[Run]":
-    from .runs.runner import Run
+    from .runs.run import Run
     from .settings import run_record
     from .storage import run_folders
 
@@ -446,8 +446,8 @@ def _evaluate(argv: list[str]) -> int:
     folder, stored = _stored(name, files, settings, args.dataset)
     if args.print_config:
         return _print_config(stored)
+    from .runs.commands import evaluate_run
     from .runs.compare import labelled, show, table_of
-    from .runs.runner import evaluate_run
 
     run = evaluate_run(folder, stored, args.on or "test")
     show(table_of(labelled({stored["model"]: [run]})))

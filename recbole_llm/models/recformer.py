@@ -40,8 +40,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
     other_parameter_name = ("table", "table_names")
 
     @classmethod
-    def check(cls, config, tables):
-        super().check(config, tables)
+    def check(cls, config, inputs):
+        super().check(config, inputs)
         if config["attention_window"] % 2:
             raise UserError(
                 "attention_window: expected an even number, half of it on each side of a token, "
@@ -52,7 +52,9 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
-        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        self.corpora = load_corpora(
+            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+        )
         self.items = [
             [tuple(zip(corpus.text.names, row, strict=True)) for row in corpus.text.values]
             for corpus in self.corpora

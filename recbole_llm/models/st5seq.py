@@ -1,5 +1,7 @@
 """ST5-Seq: a sentence encoder reads a history and the item that follows it into one space (Edinburgh thesis, 2024)."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 
@@ -27,9 +29,9 @@ def described(tables: Tables, config) -> bool:
     )
 
 
-def _check_answers(config) -> None:
+def _check_answers(config, further_datasets: Sequence[Mapping]) -> None:
     """Raise UserError if an item's text holds the description that phase `item` pairs it with."""
-    for settings in (config, *(config["joint"] or [])):
+    for settings in (config, *further_datasets):
         descriptions = settings["description_fields"].values()
         fields = settings["text_fields"]
         if both := [name for name, column in fields.items() if column in descriptions]:
@@ -50,11 +52,12 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
     """
 
     @classmethod
-    def check(cls, config, tables):
-        super().check(config, tables)
+    def check(cls, config, inputs):
+        super().check(config, inputs)
         if config["phase"] != "item":
             return
-        _check_answers(config)
+        tables = inputs.interactions
+        _check_answers(config, inputs.further_datasets)
         if not config["datasets"] and not described(tables, config):
             columns = ", ".join(config["description_fields"].values())
             raise UserError(

@@ -34,13 +34,15 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
         return settings["item_features"] == "text"
 
     @classmethod
-    def check(cls, config, tables):
+    def check(cls, config, inputs):
         check_datasets(config, "[pretrain, finetune]")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
-        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        self.corpora = load_corpora(
+            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+        )
         texts = [
             corpus.text.plain(item) for corpus in self.corpora for item in range(len(corpus.text))
         ]

@@ -9,10 +9,10 @@ from .beginnings import BEGINNINGS, beginning
 from .consistency import check_whole
 from .defaults import FEATURES, default_settings, our_layers
 from .identity import NOT_IN_HASH, digest, settings_hash
-from .language_models import asks_server, language_models
+from .language_models import asks_server, language_models, loads_summarizer, summarises
 from .merging import MERGED
 from .reading import Layer, parse_value, read_yaml
-from .recbole_config import check_foreign, recbole_config
+from .recbole_config import recbole_config, settings_of_config
 from .recbole_keys import REPLACED, UNLISTED
 from .resolving import changed, moved, of_command, plan, resolve, shared_settings, shown
 from .stages import WHOLE
@@ -29,11 +29,11 @@ __all__ = [
     "asks_server",
     "beginning",
     "changed",
-    "check_foreign",
     "check_whole",
     "default_settings",
     "digest",
     "language_models",
+    "loads_summarizer",
     "moved",
     "of_command",
     "our_layers",
@@ -43,6 +43,8 @@ __all__ = [
     "recbole_config",
     "resolve",
     "settings_hash",
+    "settings_of_config",
     "shared_settings",
     "shown",
+    "summarises",
 ]

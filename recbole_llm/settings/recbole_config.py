@@ -1,4 +1,4 @@
-"""RecBole's Config at the edge: made of our settings, or made by RecBole and checked by us."""
+"""RecBole's Config at the edge: made of our settings, or made into our settings."""
 
 import copy
 from pathlib import Path
@@ -10,6 +10,7 @@ from .applying import refuse
 from .consistency import finish
 from .defaults import default_settings, rules_of
 from .reading import Settings
+from .recbole_keys import REPLACED
 from .rules import checked
 
 
@@ -53,16 +54,30 @@ def recbole_config(settings: Settings, data_path: str | Path) -> Any:
     return config
 
 
-def check_foreign(config: Settings) -> None:
-    """Raise UserError for what RecBole's Config of one of our models holds and our commands refuse.
+def settings_of_config(config: Any) -> Settings:
+    """Make the settings of a run from RecBole's Config of one of our models.
 
     Keys that we do not know are RecBole's business: its own code takes any.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+
+    Raises
+    ------
+    UserError
+        For what our commands refuse.
     """
     model, dataset = config["model"], config["dataset"]
     default, rules = default_settings(model, dataset), rules_of(registry.find(model))
-    mistakes = []
-    settings = {key: config.get(key, value) for key, value in default.items()}
+    settings = {key: config[key] if key in config else value for key, value in default.items()}
+    settings |= {key: default[key] for key in REPLACED.keys() & default.keys()}
     settings["train_neg_sample_args"] = None  # RecBole has put its own form of "none" there
+    settings["data_path"] = str(Path(config["data_path"]).parent)  # RecBole adds the dataset's name
+    modes = set(settings["eval_args"]["mode"].values())
+    if len(modes) == 1:  # RecBole writes out one mode for both parts
+        settings["eval_args"] = settings["eval_args"] | {"mode": modes.pop()}
+    mistakes = []
     for key in settings.keys() & rules.keys():
         value = spellings.of_value(key, settings[key])
         try:
@@ -71,6 +86,7 @@ def check_foreign(config: Settings) -> None:
             mistakes.append(str(error))
     refuse(sorted(mistakes))
     finish(settings, [])
+    return settings
 
 
 def _device(config: Settings) -> Any:

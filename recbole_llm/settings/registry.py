@@ -8,7 +8,6 @@ import difflib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from .. import compat
 from ..contracts.model_spec import ModelSpec
@@ -155,9 +154,3 @@ def _spec(name: str) -> ModelSpec:
 def model_class(name: str) -> type:
     """Return the class of a model that `find` knows. Importing it imports torch."""
     return find(name).load()
-
-
-def of_config(config: Any) -> ModelSpec:
-    """Return the model of a RecBole Config, made by the harness or by RecBole's `run_recbole`."""
-    settings = config["settings"]
-    return find(settings["model"] if settings else config["model"])

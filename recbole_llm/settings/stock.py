@@ -142,13 +142,15 @@ def fields(config: Any, tables: Any) -> dict[str, str]:
     return given
 
 
-def check_data(config: Any, tables: Any) -> None:
+def check_data(config: Any, tables: Any, family: str) -> None:
     """Refuse columns that a stock model is not given, or that are of another type than it reads.
 
     Parameters
     ----------
     config, tables
         See :func:`fields`.
+    family : str
+        RecBole's kind of the model.
 
     Raises
     ------
@@ -158,7 +160,7 @@ def check_data(config: Any, tables: Any) -> None:
     of_events = {config["TIME_FIELD"], config["LABEL_FIELD"], *tables.columns}
     read = [name for name in config["numerical_features"] or [] if name in of_events]
     read += [name for name in tables.columns if given.get(name) == "token"]
-    if read and registry.of_config(config).family == "context_aware":
+    if read and family == "context_aware":
         raise UserError(
             f"{model} would read {', '.join(read)} of the event that it is to predict, which "
             "nobody knows before; leave it out of load_col.inter and numerical_features"

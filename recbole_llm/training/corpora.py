@@ -1,12 +1,13 @@
 """Several datasets as training data of one model (CALRec's Stage I)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from ..contracts.cases import Cases
+from ..contracts.model_inputs import ModelInputs
 from ..data.cases.splits import every_case, make_split
 from ..data.reading.tables import Tables
 from ..data.sample import locate
@@ -65,51 +66,53 @@ def every_case_once(
     return examples
 
 
-def joint(config) -> list[dict]:
+def further_datasets(settings: dict, dataset: str) -> list[dict]:
     """Settings of the `datasets` that a run trains on beside its own: their own defaults, with what is set for all.
+
+    Parameters
+    ----------
+    dataset : name of the run's dataset, or of the sample that replaces it.
 
     Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`, or is to be read whole.
     """
     own, names = (
-        locate.alias(config["dataset"]),
-        {locate.alias(name): name for name in config["datasets"] or []},
+        locate.alias(dataset),
+        {locate.alias(name): name for name in settings.get("datasets") or []},
     )
     if names and own not in names:
         raise UserError(
-            f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of "
+            f"datasets: {dataset} chooses the checkpoint (select_on), so it is one of "
             f"the datasets; found {', '.join(names.values())}"
         )
     others = {alias: name for alias, name in names.items() if alias != own}
-    if wrong := [name for name in config["whole"] or [] if locate.alias(name) not in others]:
+    if wrong := [name for name in settings.get("whole") or [] if locate.alias(name) not in others]:
         raise UserError(
             "whole: expected some of the datasets that are not tested on "
             f"({', '.join(others.values()) or 'there is none'}), found {wrong[0]}"
         )
     return [
-        moved(config["settings"] | {"data_name": None}, name) | {"dataset": name}
-        for name in others.values()
+        moved(settings | {"data_name": None}, name) | {"dataset": name} for name in others.values()
     ]
 
 
-def load_corpora(config, own: Corpus) -> list[Corpus]:
+def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
     """What a run trains on, its own dataset first. But of `whole` ones only training parts are read: a test stays unseen whatever learns from the dataset."""
     from ..data.recbole.datasets import load_tables
 
     corpora = [own]
-    for settings in config["joint"] or []:
-        other = locate.configured(settings)[1]
-        tables, args = load_tables(other), other["eval_args"]
-        text = ItemText.from_tables(tables, other["text_fields"], other["text_words"])
+    for settings in inputs.further_datasets:
+        tables, args = load_tables(locate.located(settings)), settings["eval_args"]
+        text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
         cases = (
             every_case(tables)
-            if is_whole(config["settings"], settings["dataset"])
+            if is_whole(inputs.settings, settings["dataset"])
             else make_split(tables, args["split"], args["part"]).train
         )
         corpora.append(Corpus(tables, text, cases))
     return corpora
 
 
-def is_whole(settings: dict, dataset: str) -> bool:
+def is_whole(settings: Mapping, dataset: str) -> bool:
     """Whether a run of these settings trains on all events of one of its `datasets`."""
     return locate.alias(dataset) in [locate.alias(name) for name in settings.get("whole") or []]
 

@@ -5,15 +5,14 @@ import json
 import random
 import time
 import zipfile
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import cached_property, lru_cache
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from recbole.trainer import trainer as stock
-from recbole.utils import get_trainer
+from recbole.utils import WandbLogger, get_trainer
 from recbole.utils.enum_type import ModelType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -41,10 +40,50 @@ SAVE_SECONDS = 120  # most training that a killed process loses
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 STATE, OTHER = "state.pt", "other_parameter."
 TENSORBOARD = "tensorboard"
+CHECKPOINT = "recbole.pth"  # in RecBole's own form, of a training that RecBole's code began
 STATE_KINDS = {  # what state.pt holds beside tensors and random generators
     "epoch": int, "position": tuple, "cur_step": int, "best_epoch": int, "best_valid_score": float,
     "best_valid_result": (dict, type(None)), "model": dict, "other": dict, "seconds": dict, "history": list,
 }  # fmt: skip
+
+
+class FolderTrainer(stock.Trainer):
+    """RecBole's trainer, with all of its files in the folder of one run.
+
+    RecBole's constructor opens tensorboard's file below the working folder, and builds a collector
+    and an evaluator that our evaluation replaces. This class stands behind every trainer of
+    RecBole in the order of inheritance, so that theirs call this constructor in place of that one.
+    """
+
+    folder: Path
+
+    @cached_property
+    def tensorboard(self) -> SummaryWriter:
+        """The curves of training; the file is made when something is written."""
+        with naming(self.folder / TENSORBOARD):
+            return SummaryWriter(self.folder / TENSORBOARD)
+
+    def __init__(self, config, model):
+        stock.AbstractTrainer.__init__(self, config, model)
+        self.logger = stock.getLogger()
+        self.wandblogger = WandbLogger(config)
+        for key in ("learner", "learning_rate", "epochs", "stopping_step", "clip_grad_norm"):
+            setattr(self, key, config[key])
+        for key in ("valid_metric_bigger", "device", "checkpoint_dir", "enable_amp"):
+            setattr(self, key, config[key])
+        self.weight_decay, self.eval_type = config["weight_decay"], config["eval_type"]
+        self.eval_step = min(config["eval_step"], self.epochs)
+        self.valid_metric = config["valid_metric"].lower()
+        self.test_batch_size = config["eval_batch_size"]
+        self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
+        self.enable_scaler = torch.cuda.is_available() and config["enable_scaler"]
+        self.saved_model_file = str(self.folder / CHECKPOINT)
+        self.start_epoch = self.cur_step = 0
+        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
+        self.best_valid_result = None
+        self.train_loss_dict: dict[int, float] = {}
+        self.optimizer = self._build_optimizer()
+        self.item_tensor = self.tot_item_num = None
 
 
 class Harness:
@@ -55,22 +94,10 @@ class Harness:
     so that a resumed run equals an uninterrupted one.
     """
 
-    def __init__(self, config, model):
-        if config["run_folder"]:
-            self.folder = Path(config["run_folder"])
-        else:
-            self.folder = _new_folder(Path(config["checkpoint_dir"]), config["model"])
+    def __init__(self, config, model, folder: Path | None = None):
+        self.folder = folder or _new_folder(Path(config["checkpoint_dir"]), config["model"])
         check_kinds(self.folder)
-        with (
-            patch.object(
-                stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / TENSORBOARD)
-            ),
-            patch.object(stock, "ensure_dir", lambda folder: None),
-            patch.object(stock, "Collector", lambda config: None),
-            patch.object(stock, "Evaluator", lambda config: None),
-        ):
-            with naming(self.folder / TENSORBOARD):
-                super().__init__(config, model)
+        super().__init__(config, model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds = {"train": 0.0, "valid": 0.0}
         self.best_epoch = -1
@@ -80,6 +107,7 @@ class Harness:
         self.drawn: str | None = None  # fingerprint of the candidates of the last ranking
         self.probed = None  # the dataset with the validation cases that read-back weights score
         self.repeats: bool | None = None  # whether the model scores a case twice alike
+        self.saves = True
 
     def fit(
         self,
@@ -92,8 +120,13 @@ class Harness:
     ):
         """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
 
-        Returns the best validation score and its metrics, as RecBole's trainers do.
+        Returns the best validation score and its metrics, as RecBole's trainers do. With
+        `saved=False` nothing is stored, and the model has its last weights at the end.
         """
+        self.saves = saved
+        if not saved:
+            with suppress(OSError):  # what a folder holds already stays there
+                self.folder.rmdir()
         self.probed = self.ranked(valid_data) if valid_data else None
         self._restore_generator(train_data)
         if (self.config["train_neg_sample_args"] or {}).get("dynamic"):
@@ -154,7 +187,8 @@ class Harness:
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Metric -> value of one part; `model_file` is a run folder."""
         if load_best_model:
-            self.load_best(Path(model_file or self.folder))
+            folder = Path(model_file or self.folder)  # or RecBole's file in it
+            self.load_best(folder.parent if folder.is_file() else folder)
         table, _ = self.rank(eval_data, show_progress=show_progress)
         return metrics.evaluate(
             table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"])
@@ -202,10 +236,13 @@ class Harness:
         return eval_data._dataset
 
     def _plot(self, name: str, value: float, epoch: int) -> None:
-        with naming(self.folder / TENSORBOARD):
-            self.tensorboard.add_scalar(name, value, epoch)
+        if self.saves:
+            with naming(self.folder / TENSORBOARD):
+                self.tensorboard.add_scalar(name, value, epoch)
 
     def _save_best(self) -> None:
+        if not self.saves:
+            return
         readback.forget(self.folder)
         scores = self._probe()  # first: some models keep what they score by, and that is stored too
         save_weights(self.model, self.folder)
@@ -252,6 +289,8 @@ class Harness:
 
     def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
         """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""
+        if not self.saves:
+            return
         state = {
             "base": stored_weights(self.model).frozen_base, "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
             "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
@@ -553,18 +592,19 @@ def trainer_class(name: str, model_type: ModelType) -> type:
             f"{name}: {base.__name__} has a training loop of its own, which this harness does not "
             "run; use recbole.quick_start.run_recbole"
         )
-    return type(f"Harness{base.__name__}", (Harness, base), {})
+    behind = (FolderTrainer,) if base is stock.Trainer else (base, FolderTrainer)
+    return type(f"Harness{base.__name__}", (Harness, *behind), {})
 
 
-class LLMTrainer(Harness, stock.Trainer):
+class LLMTrainer(Harness, FolderTrainer):
     """The epoch of our models: steps of `train_batch_size` groups of texts, in passes of like length that fit memory.
 
     A model without trainable parameters is not trained. The learning rate is a function of the step alone, and
     the order of an epoch one of (seed, epoch), so that a resumed run goes on as if it had not stopped.
     """
 
-    def __init__(self, config, model):
-        super().__init__(config, model)
+    def __init__(self, config, model, folder: Path | None = None):
+        super().__init__(config, model, folder)
         if not isinstance(model, Trainable) or not optimizers.trained(model):
             self.epochs = 0
         self.selecting = False

@@ -42,8 +42,8 @@ class CandidateJudge(BackboneModel):
     )
 
     @classmethod
-    def check(cls, config, tables):
-        super().check(config, tables)
+    def check(cls, config, inputs):
+        super().check(config, inputs)
         Instructions.of_domain(config["domain"])
         if config["quantize"] != "none" and (
             config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
@@ -59,12 +59,13 @@ class CandidateJudge(BackboneModel):
                 "quantize: bitsandbytes computes no gradients through 4bit on a CPU; set "
                 "--quantize=8bit, or train on a GPU"
             )
-        if config["rerank_from"] and "full" not in config["eval_args"]["mode"].values():
+        if inputs.lists and "full" not in config["eval_args"]["mode"].values():
             raise UserError(
                 "rerank_from: lists of the whole catalogue are judged where it is ranked; set "
                 "--eval_args.mode=full, or leave it out"
             )
-        if (count := config["negatives"]) > (left := len(tables.items) - tables.met.max()):
+        tables, count = inputs.interactions, config["negatives"]
+        if count > (left := len(tables.items) - tables.met.max()):
             raise UserError(
                 f"negatives: user {tables.users[tables.met.argmax()]} leaves {left} items to draw "
                 f"from, found {count}; set --negatives to no more"
@@ -82,7 +83,7 @@ class CandidateJudge(BackboneModel):
             self.instructions.judge if self.summarised else self.instructions.judge_history
         )
         self.load_backbone([*self.lines, *[instruction] * len(self.lines)])
-        if "full" in config["eval_args"]["mode"].values() and not config["rerank_from"]:
+        if "full" in config["eval_args"]["mode"].values() and not self.inputs.lists:
             self.logger.warning(
                 f"each case is asked of all {len(self.lines)} items; --rerank_from=RUN asks of the "
                 "first that another run has listed"
@@ -115,7 +116,7 @@ class CandidateJudge(BackboneModel):
 
     @property
     def names_all(self) -> bool:
-        return not self.config["rerank_from"]
+        return not self.inputs.lists
 
     def prefixes(self, cases: Cases) -> list[SharedPrefix]:
         """What stands before the candidates of each case."""
@@ -256,7 +257,7 @@ class CandidateJudge(BackboneModel):
 
     def score(self, cases):
         """Of the whole catalogue; with `rerank_from`, of what another run has listed, see StoredLists.judged."""
-        if not self.config["rerank_from"]:
+        if not self.inputs.lists:
             return np.stack(self.judge(cases, np.tile(np.arange(len(self.lines)), (len(cases), 1))))
         if self.lists is None:
             raise UserError(
@@ -276,10 +277,10 @@ class CandidateJudge(BackboneModel):
         super().start_ranking(part, selecting, folder)
         self.lists = (
             StoredLists(
-                Path(self.config["rerank_from"]),
+                self.inputs.lists,
                 part,
-                finished_run(Path(self.config["rerank_from"]))["row"],
+                finished_run(self.inputs.lists)["row"],
             )
-            if self.config["rerank_from"]
+            if self.inputs.lists
             else None
         )

@@ -23,7 +23,9 @@ class SentenceModel(VectorModel, BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.form = TextForm.named(config["text_form"])
-        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        self.corpora = load_corpora(
+            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+        )
         self.sentences = [
             [self.form.item(corpus.text.names, row) for row in corpus.text.values]
             for corpus in self.corpora

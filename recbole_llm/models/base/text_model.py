@@ -12,9 +12,9 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
 from ...contracts.cases import Cases
+from ...contracts.model_inputs import ModelInputs
 from ...contracts.models import Scorer, StoredWeights
 from ...data.texts.text import ItemText
-from ...errors import UserError
 from ...evaluation.ranks import UNNAMED, names_nothing
 from ...language.backbones.precision import autocast
 
@@ -49,19 +49,13 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return True
 
     @classmethod
-    def check(cls, config, tables) -> None:
+    def check(cls, config, inputs: ModelInputs) -> None:
         """Raise UserError for settings that cannot work, before anything is trained."""
 
     def __init__(self, config, dataset):
         super().__init__()
-        if config["settings"] is None and (
-            asked := [key for key in ("stages", "datasets", "rerank_from") if config[key]]
-        ):
-            raise UserError(
-                f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one "
-                "model on one dataset. Use recbole_llm.run"
-            )
         self.config, self.dataset, self.tables = config, dataset, dataset.tables
+        self.inputs: ModelInputs = dataset.inputs
         self.split = dataset.split
         self.device = config["device"]
         self.text = self.read_text()
@@ -73,9 +67,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         self.counts: Counter = Counter()
 
     def read_text(self) -> ItemText:
-        return ItemText.from_tables(
-            self.tables, self.config["text_fields"], self.config["text_words"]
-        )
+        return self.inputs.text
 
     def text_vectors(self) -> torch.Tensor:
         """float32 [items, width]: what the frozen encoder `text_encoder` makes of the items' texts.
