@@ -7,7 +7,8 @@ from worlds import prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
-from recbole_llm.settings import layers, registry, rules
+from recbole_llm.settings import layers, registry
+from recbole_llm.settings.defaults import rules_of
 
 STOCK = [name for name in registry.TAKE_ITEM_TEXT if name not in registry.OURS]
 SMALL = {
@@ -63,11 +64,8 @@ def test_its_values_are_each_models_own():
         layers.resolve("SASRec", "any")["item_features"] == "id"
         and layers.resolve("UniSRec", "any")["item_features"] == "text"
     )
-    assert rules.rules(registry.find("SASRec"))["item_features"].words == (
-        "id",
-        "text",
-        "both",
-    ) and rules.rules(registry.find("UniSRec"))["item_features"].words == ("text", "both")
+    for model, words in (("SASRec", ("id", "text", "both")), ("UniSRec", ("text", "both"))):
+        assert rules_of(registry.find(model))["item_features"].words == words
     with pytest.raises(UserError, match="item_features: expected text or both, found 'id'"):
         layers.resolve("UniSRec", "any", [], {"item_features": "id"})
 
