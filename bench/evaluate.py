@@ -152,11 +152,9 @@ def main() -> None:
     for items in sizes:
         rows.append(compare(items, cases, repeats))
         print(rows[-1])
-    finish(
-        bench="evaluate",
-        **{name: min(row[name] for row in rows) for name in ("ratio", "final_ratio")},
-        rows=rows,
-    )
+    ratio = min(row["ratio"] for row in rows)
+    final_ratio = min(row["final_ratio"] for row in rows)
+    finish(bench="evaluate", ratio=ratio, final_ratio=final_ratio, rows=rows)
 
 
 if __name__ == "__main__":

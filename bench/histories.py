@@ -13,7 +13,10 @@ from pathlib import Path
 from common import arguments, finish, timed
 
 ITEMS, USERS, FITS = 300, 12, 60
-WORDS = "red blue green small large dog cat bird fish toy bowl leash".split(" ")
+WORDS = [
+    *("red", "blue", "green", "small", "large", "dog"),
+    *("cat", "bird", "fish", "toy", "bowl", "leash"),
+]
 TINY = {"max_length": 128, "scratch_vocabulary": 400, "train_batch_size": 16}
 WRITES = {"samples": 1, "valid_samples": 1, "max_new_tokens": 4}
 # model -> settings that make it small
