@@ -8,7 +8,7 @@ CODE := recbole_llm tests bench run_recbole_llm.py setup.py
 # as the command line sets it, see recbole_llm/cli.py
 export GOMP_SPINCOUNT = 10000
 
-.PHONY: install run lint format test test-slow wheel bench
+.PHONY: install run lint types format test test-slow wheel bench
 
 install: $(READY)
 
@@ -25,6 +25,10 @@ run: install
 lint: install
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
+
+# types: strict for the packages that others build on, see pyproject.toml
+types: install
+	$(BIN)/mypy recbole_llm
 
 format: install
 	$(BIN)/ruff format $(CODE)

@@ -255,8 +255,11 @@ class Laws:
         lengths = split.train.end - split.train.begin
         _, one_a_length = np.unique(lengths, return_index=True)
         parts = split.test[np.arange(FEW)], split.train[one_a_length[:FEW]]
-        names = ("user", "begin", "end")
-        return Cases(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
+        return Cases(
+            np.concatenate([part.user for part in parts]),
+            np.concatenate([part.begin for part in parts]),
+            np.concatenate([part.end for part in parts]),
+        )
 
     def what_is_stored_scores_the_same(self) -> None:
         """Check that a model gives the same scores after it is stored and read."""

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
+from ..contracts.evaluation_mode import EvaluationMode
 from ..contracts.models import ContrastiveTrainable, StoredWeights, Trainable
 from ..data.cases.candidates import draw_candidates, fingerprint
 from ..data.cases.splits import draw
@@ -322,13 +323,13 @@ class Harness(FolderTrainer):
         """
         dataset, config = self.ranked(eval_data), self.config
         part = part_of(dataset)
-        mode = config["eval_args"]["mode"][part]
+        mode = EvaluationMode.of_part(config["eval_args"]["mode"], part)
         candidates = self.drawn = None
-        if mode != "full":
+        if mode.candidates:
             candidates = draw_candidates(
                 dataset.tables,
                 dataset.cases,
-                int(mode.removeprefix("uni")),
+                mode.candidates,
                 config["candidate_seed"],
                 config["candidates_exclude"],
             )
