@@ -52,7 +52,8 @@ def ours(folder: str, cases: int, topk: int = 0) -> dict:
     import numpy as np
 
     from recbole_llm.evaluation import metrics
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
     from recbole_llm.settings import layers as settings
 
     own = {
@@ -64,7 +65,7 @@ def ours(folder: str, cases: int, topk: int = 0) -> dict:
         "MAX_ITEM_LIST_LENGTH": LENGTH,
     }
     resolved = settings.resolve("GRU4Rec", "random", [], own)
-    _, trainer, (_, _, test) = Prepared(resolved).build()
+    _, trainer, (_, _, test) = Runner(describe(resolved)).build()
     test._dataset.cases = test._dataset.cases[np.arange(cases)]
     tables = test._dataset.tables
 

@@ -67,7 +67,8 @@ def check() -> list[dict]:
     from recbole_llm.language.backbones.sources import Backbone
     from recbole_llm.language.decoding.constrained_search import Catalogue, search
     from recbole_llm.language.decoding.sampling import sample, stream_key
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
     from recbole_llm.settings import layers as settings
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -75,7 +76,7 @@ def check() -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         own = {"checkpoint_dir": folder, "show_progress": False, "train_batch_size": 32}
         for name in ("TALLRec", "CALRec"):
-            _, trainer, _ = Prepared(settings.resolve(name, "Pet", [], own)).build()
+            _, trainer, _ = Runner(describe(settings.resolve(name, "Pet", [], own))).build()
             model = trainer.model
             groups = model.examples(0)[:32]
             before = copy.deepcopy(model.state_dict())
@@ -139,7 +140,7 @@ def speed(small: bool) -> list[dict]:
 
 def quality(data: str, saved: str, ends: float, small: bool) -> list[dict]:
     """Validation and test of every run and way to answer that was finished in time."""
-    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.runs.commands import evaluate_run, run_settings
     from recbole_llm.settings import layers as settings
 
     rows, starts = [], {}

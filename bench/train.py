@@ -14,7 +14,8 @@ def main():
     import torch
 
     from recbole_llm.language.tokens.batches import pad
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
     from recbole_llm.settings import layers as settings
 
     steps, repeats = (3, 1) if args.small else (args.steps, args.repeats)
@@ -26,7 +27,7 @@ def main():
             "train_batch_size": args.batch,
             "show_progress": False,
         }
-        _, trainer, _ = Prepared(settings.resolve("CALRec", "Pet", [], own)).build()
+        _, trainer, _ = Runner(describe(settings.resolve("CALRec", "Pet", [], own))).build()
         model = trainer.model.train()
         groups = model.examples(0)
         order = np.random.default_rng(0).permutation(len(groups))

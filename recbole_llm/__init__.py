@@ -11,7 +11,7 @@ recbole_hooks.register()
 
 
 def run(model: str | type, dataset: str, config_files: list[str] = (), **settings):
-    """Train, evaluate and store one model; see `recbole_llm.runs.runner.run_model`."""
-    from .runs.runner import run_model
+    """Train, evaluate and store one model; see `recbole_llm.runs.commands.run_model`."""
+    from .runs.commands import run_model
 
     return run_model(model, dataset, config_files, settings)

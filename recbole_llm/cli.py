@@ -132,7 +132,7 @@ def _run(argv: list[str]) -> int:
         folder, stored = _stored(args.resume, args.config_files.split(), settings)
         if args.print_config:
             return _print_config(stored)
-        from .runs.runner import resume_run
+        from .runs.commands import resume_run
 
         return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
     dataset = _need(args.dataset, "dataset")
@@ -160,7 +160,7 @@ def _run(argv: list[str]) -> int:
 
 def _report(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> int:
     """Run and print one table."""
-    from .runs.runner import run_all
+    from .runs.commands import run_all
 
     saved = Path(next(iter(planned.values()))[0]["checkpoint_dir"])
     return _tabulate(run_all(planned, beside), saved)
@@ -271,7 +271,7 @@ def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
 
 
 def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
-    from .runs.runner import Run
+    from .runs.run import Run
     from .settings import run_record
     from .storage import run_folders
 
@@ -310,8 +310,8 @@ def _evaluate(argv: list[str]) -> int:
     )
     if args.print_config:
         return _print_config(stored)
+    from .runs.commands import evaluate_run
     from .runs.compare import labelled, show, table_of
-    from .runs.runner import evaluate_run
 
     run = evaluate_run(folder, stored, args.on or "test")
     show(table_of(labelled({stored["model"]: [run]})))

@@ -2,8 +2,10 @@
 
 import functools
 import importlib
+import importlib.util
 
 from . import compat
+from .errors import UserError
 from .settings import registry
 
 
@@ -23,13 +25,32 @@ def register() -> None:
     )
     compat.after_import(
         "recbole.trainer",
-        lambda module: _serve(module, "Trainer", "recbole_llm.training.loop", "LLMTrainer"),
+        lambda module: _serve(
+            module, "Trainer", "recbole_llm.runs.recbole_trainer", "RecBoleTrainer"
+        ),
     )
     compat.after_import("recbole.config.configurator", _extend_config)
+    compat.after_import("recbole.trainer.hyper_tuning", _need_hyperopt)
     compat.after_import(
         "recbole.evaluator.register",
         lambda module: importlib.import_module("recbole_llm.evaluation.metrics").register(),
     )
+
+
+def _need_hyperopt(module) -> None:
+    """RecBole's HyperTuning: say in one line that it needs what RecBole does not install."""
+    init = module.HyperTuning.__init__
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        if importlib.util.find_spec("hyperopt") is None:
+            raise UserError(
+                "RecBole's HyperTuning needs hyperopt, which RecBole does not install; "
+                "pip install hyperopt, or search by `recbole-llm tune --model=…` instead"
+            )
+        init(self, *args, **kwargs)
+
+    module.HyperTuning.__init__ = checked
 
 
 def _serve(package, suffix: str, module: str, attribute: str) -> None:
@@ -62,8 +83,8 @@ def _extend_config(module) -> None:
     def checked(self, *args, **kwargs):
         init(self, *args, **kwargs)
         if type(self) is module.Config and self.model in registry.OURS:
-            from .settings.layers import check_foreign
+            from .settings.layers import settings_of_config
 
-            check_foreign(self.final_config_dict)
+            settings_of_config(self)
 
     module.Config.__init__ = checked

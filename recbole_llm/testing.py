@@ -1,7 +1,7 @@
-"""The laws that every model obeys, to be checked on any model with :func:`check_model`.
+"""Properties that every model must have, and :func:`check_model`, which tests them.
 
-A model that breaks one of them gives numbers that nobody can believe: it has seen what it is to
-predict, depends on which cases share a batch, or is another one after it is stored and read.
+The properties are called laws. The numbers of a model that breaks one are meaningless: it has seen
+the targets, its scores depend on the other cases of a batch, or storing the model changes it.
 """
 
 import tempfile
@@ -15,13 +15,15 @@ import torch
 from .contracts.cases import Cases
 from .evaluation.loop import catalogue_scores
 from .evaluation.metrics import evaluate
-from .runs.spec import Prepared
+from .runs.checks import check
+from .runs.runner import Runner
+from .runs.spec import RunSpec, describe
 from .settings import layers, registry
 
 __all__ = ["LawBroken", "Laws", "check_model", "write_small_world"]
 
 WORDS = "apple banana cherry damson elder fig grape hazel iris juniper kiwi lemon".split()
-QUICK = {  # settings that make a model small, given where the model has them
+QUICK = {  # settings that make a model small; a model gets those that it has
     "backbone": "scratch:nano",
     "beside": [],
     "embedding_size": 16,
@@ -45,34 +47,35 @@ QUICK = {  # settings that make a model small, given where the model has them
     "train_batch_size": 64,
     "valid_samples": 4,
 }
-LONGER = {"epochs": 40, "eval_step": 10, "learning_rate": 0.01, "train_batch_size": 16}  # to learn
-FEW = 5  # cases that are scored where a law is about scores
-MARGIN = 0.05  # in NDCG@10, by which a model that learns the small world is better than chance
-MAX_NORM = 1e-4  # of a gradient that must have been clipped
+# settings of the training in which a model has to learn the small world
+LONGER = {"epochs": 40, "eval_step": 10, "learning_rate": 0.01, "train_batch_size": 16}
+FEW = 5  # number of cases that are scored
+MARGIN = 0.05  # least gain in NDCG@10 over chance, in the small world
+MAX_NORM = 1e-4  # `clip_grad_norm` of all models, so small that every gradient is clipped
 
 
 class LawBroken(AssertionError):
-    """A model does what no model may; the message says which law it breaks, and how."""
+    """A model breaks a law. The message says which one, and how."""
 
 
 def write_small_world(
     folder: Path, users: int = 40, length: int = 8, seed: int = 0, name: str = "cycle"
 ) -> Path:
-    """Write a dataset with a known answer: every user walks the same cycle of items.
+    """Write a dataset in which the next item is certain.
 
-    The next item is certain, and all items are equally popular, so that only a model that reads
-    histories can be better than chance.
+    Every user goes through the same cycle of items. All items are equally popular, so that only a
+    model that reads histories can be better than chance.
 
     Parameters
     ----------
     folder : Path
-        The setting `data_path` of runs on it.
+        Folder of the dataset's folder, the setting `data_path` of a run.
     users : int
         Number of users.
     length : int
-        Events of each user.
+        Number of events of each user.
     seed : int
-        Decides where on the cycle each user starts.
+        Seed of the first item of each user.
     name : str
         Name of the dataset.
 
@@ -99,9 +102,21 @@ def write_small_world(
 
 @dataclass
 class Trained:
-    """A model of one run, with what made it."""
+    """A model with its trainer and data.
 
-    prepared: Prepared
+    Attributes
+    ----------
+    spec : Prepared
+        The settings with their data.
+    model : recommender
+        The model.
+    trainer : Trainer
+        Its trainer.
+    loaders : tuple
+        Loaders of the train, valid and test cases.
+    """
+
+    spec: RunSpec
     model: object
     trainer: object
     loaders: tuple
@@ -112,24 +127,35 @@ class Trained:
         return self.loaders[2]._dataset
 
     def fit(self) -> "Trained":
-        """Train as a run does."""
+        """Train the model as a run does."""
         self.trainer.fit(self.loaders[0], self.loaders[1])
         return self
 
     def scores(self, cases: Cases) -> torch.Tensor:
-        """float32 [cases, items] by the model as it is."""
+        """Score all items for some cases, float32 [cases, items]."""
         with torch.no_grad():
             self.model.eval()
             return catalogue_scores(self.model, self.dataset, cases).float().cpu()
 
     def ndcg(self) -> float:
-        """NDCG@10 of the test cases."""
+        """Compute NDCG@10 of the test cases."""
         table, _ = self.trainer.rank(self.loaders[2])
         return evaluate(table, ["NDCG"], [10])["ndcg@10"]
 
 
 def watch_steps(run: Trained) -> list[float]:
-    """Norms of the gradients by which a run's optimizer takes its steps, as training goes on."""
+    """Record the gradient norm of each optimizer step of a later training.
+
+    Parameters
+    ----------
+    run : Trained
+        The model to be trained.
+
+    Returns
+    -------
+    list of float
+        The norms. The list grows as training goes on.
+    """
     norms: list[float] = []
     step = run.trainer.optimizer.step
 
@@ -143,18 +169,18 @@ def watch_steps(run: Trained) -> list[float]:
 
 
 class Laws:
-    """The laws, for one model with fixed settings.
+    """The laws, as tests of one model with fixed settings. Each raises LawBroken.
 
     Parameters
     ----------
     model : str or type
-        What :func:`recbole_llm.settings.registry.find` takes.
+        The model, see :func:`recbole_llm.settings.registry.find`.
     folder : Path
-        For data and runs.
+        Folder for data and runs.
     settings : mapping
-        Settings of the model beside QUICK.
-    learning : mapping
-        Settings of the training in which it learns the small world, beside LONGER.
+        Settings of the model, over those of QUICK.
+    learning : mapping, optional
+        Settings of the training in which it has to learn the small world, over those of LONGER.
     """
 
     def __init__(
@@ -168,7 +194,7 @@ class Laws:
         self.first.fit()
 
     def make(self, name: str, **settings) -> Trained:
-        """A model that is not trained yet, in a folder of its own."""
+        """Build an untrained model, whose runs are in a folder of this name."""
         own = {
             "data_path": str(self.folder),
             "checkpoint_dir": str(self.folder / name),
@@ -180,18 +206,18 @@ class Laws:
         features = {key: own[key] for key in layers.FEATURES}
         known = layers.default_settings(self.spec.key, "cycle", [features])
         chosen = {key: value for key, value in wanted.items() if key.partition(".")[0] in known}
-        prepared = Prepared(layers.resolve(self.spec.key, "cycle", [], chosen))
-        prepared.check()
-        return Trained(prepared, *prepared.build())
+        spec = describe(layers.resolve(self.spec.key, "cycle", [], chosen))
+        check(spec)
+        return Trained(spec, *Runner(spec).build())
 
     @property
     def trains(self) -> bool:
-        """Whether anything is learned by gradients."""
+        """Whether the model learns by gradients."""
         is_trained = any(value.requires_grad for value in self.first.model.parameters())
         return is_trained and self.first.trainer.epochs > 0
 
     def the_target_is_never_shown(self) -> None:
-        """Scores of the cases of each part stay as they are if their targets are other items."""
+        """Check that scores do not change if the targets of the cases are other items."""
         run, tables = self.first, self.first.dataset.tables
         split = run.dataset.split
         for part in ("train", "valid", "test"):
@@ -212,7 +238,7 @@ class Laws:
             self._same(before, after, 0.0, f"scores of {part} cases change with their targets")
 
     def scores_do_not_depend_on_the_batch(self) -> None:
-        """A case has the same scores alone, in any order, and beside other histories."""
+        """Check that a case has the same scores alone, in any order and in any batch."""
         run = self.first
         cases = self._of_many_lengths()
         order = np.arange(len(cases))
@@ -223,7 +249,7 @@ class Laws:
         self._same(together, alone, 1e-4, "scores change with what else is in the batch")
 
     def _of_many_lengths(self) -> Cases:
-        """Test cases, and training cases whose histories are shorter."""
+        """Test cases, and training cases with shorter histories."""
         split = self.first.dataset.split
         lengths = split.train.end - split.train.begin
         _, one_a_length = np.unique(lengths, return_index=True)
@@ -232,7 +258,7 @@ class Laws:
         return Cases(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
 
     def what_is_stored_scores_the_same(self) -> None:
-        """A model that is read from its run's folder gives the same scores."""
+        """Check that a model gives the same scores after it is stored and read."""
         run = self.first
         run.trainer.load_best()
         before = run.scores(run.dataset.split.test[np.arange(FEW)])
@@ -242,7 +268,7 @@ class Laws:
         self._same(before, after, 0.0, "scores change when weights are stored and read again")
 
     def the_same_seed_gives_the_same_model(self) -> None:
-        """Two trainings with one seed give the same scores."""
+        """Check that two trainings with the same seed give the same scores."""
         again = self.make("again").fit()
         cases = self.first.dataset.split.test[np.arange(FEW)]
         self.first.trainer.load_best()
@@ -255,7 +281,7 @@ class Laws:
         )
 
     def it_learns_the_small_world(self) -> None:
-        """A trained model is better than chance where the next item is certain."""
+        """Check that a trained model is better than chance in the small world."""
         chance = float(np.mean(1 / np.log2(np.arange(2, 2 + len(WORDS)))[:10]) * 10 / len(WORDS))
         run = self.make("learned", **{"clip_grad_norm": None} | LONGER | self.learning).fit()
         run.trainer.load_best()
@@ -269,7 +295,7 @@ class Laws:
             )
 
     def gradients_are_clipped(self) -> None:
-        """No step is taken by a gradient longer than `clip_grad_norm` says."""
+        """Check that gradient norms do not exceed `clip_grad_norm`."""
         if not self.norms:
             raise LawBroken(f"{self.spec.name} is trained without a step of its optimizer")
         if max(self.norms) > MAX_NORM * 1.01:
@@ -285,7 +311,7 @@ class Laws:
             raise LawBroken(f"{self.spec.name}: {what}, by up to {most:.3g}")
 
     def all(self) -> list[Callable[[], None]]:
-        """The laws that this model can be held to."""
+        """List the laws that apply to this model."""
         laws = [
             self.the_target_is_never_shown,
             self.scores_do_not_depend_on_the_batch,
@@ -304,30 +330,30 @@ def check_model(
     learning: Mapping | None = None,
     **settings,
 ) -> list[str]:
-    """Hold a model to the laws, on a small world with a known answer.
+    """Test whether a model obeys the laws, on a small dataset in which the next item is certain.
 
     Parameters
     ----------
     model : str or type
         A name, "module:Class", or a class.
     folder : Path, optional
-        For the data and the runs; a temporary one where it is None.
+        Folder for data and runs; by default a temporary one.
     laws : sequence of str, optional
-        Names of methods of :class:`Laws`; all that apply where it is empty.
+        Names of methods of :class:`Laws`; by default all that apply.
     learning : mapping, optional
-        Settings of the training in which it learns the small world, beside LONGER.
+        Settings of the training in which it has to learn the dataset, over those of LONGER.
     **settings
-        Settings of the model beside those of QUICK.
+        Settings of the model, over those of QUICK.
 
     Returns
     -------
     list of str
-        The laws that it was held to.
+        The laws that were tested.
 
     Raises
     ------
     LawBroken
-        For the first law that it breaks.
+        For the first law that the model breaks.
 
     Examples
     --------

@@ -8,7 +8,7 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.sources import load_folder
-from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.commands import evaluate_run, run_settings
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from recbole_llm.data.texts.text import ItemText
 from recbole_llm.evaluation.ranks import UNNAMED
 from recbole_llm.language.matching.matching import BM25Match, HierarchicalMatch
 from recbole_llm.models.base import generative_model
-from recbole_llm.runs.runner import evaluate_run, run_settings
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.commands import evaluate_run, run_settings
+from recbole_llm.runs.runner import Runner
+from recbole_llm.runs.spec import describe
 from recbole_llm.training import optimizers
 
 LEARNED = {
@@ -39,8 +40,10 @@ def answering(learned):
     folder, run = learned
 
     def make(**own):
-        ready = Prepared(settings_for("CALRec", folder, **LEARNED | own), restored=run.folder)
-        model, (_, _, test) = ready.restore(json.loads((run.folder / "run.json").read_text()))
+        ready = describe(settings_for("CALRec", folder, **LEARNED | own), restored=run.folder)
+        model, (_, _, test) = Runner(ready).restore(
+            json.loads((run.folder / "run.json").read_text())
+        )
         return model.eval(), test._dataset.cases[:12]
 
     return make
@@ -186,9 +189,9 @@ def text(tmp_path):
     write_cycle(tmp_path)
     path = tmp_path / "cycle" / "cycle.item"
     path.write_text(path.read_text().replace("lemon juice", "title brand category"))
-    ready = Prepared(settings_for("LIR", tmp_path))
+    ready = describe(settings_for("LIR", tmp_path))
     return ItemText.from_tables(
-        ready.tables, ready.config["text_fields"], ready.config["text_words"]
+        ready.interactions, ready.config["text_fields"], ready.config["text_words"]
     )
 
 

@@ -9,7 +9,7 @@ from worlds import FRUIT, settings_for, write_cycle
 
 from recbole_llm.language.backbones.scratch import PAD, train_tokenizer
 from recbole_llm.language.backbones.sources import SentenceBackbone, load_folder
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 
 SIZES = {
     "hidden_size": 32,

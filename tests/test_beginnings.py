@@ -11,8 +11,8 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
-from recbole_llm.runs import runner
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs import commands
+from recbole_llm.runs.commands import run_settings
 from recbole_llm.settings import files as resources
 from recbole_llm.settings import layers as config
 
@@ -238,7 +238,7 @@ def test_stages_of_one_run_share_its_objective(dataset, select_on, own):
         "stage_settings.joint.select_on": select_on,
     }
     settings = config.resolve("CALRec", dataset, [], told | own)
-    joint, target = runner.stages_of(settings)
+    joint, target = commands.stages_of(settings)
     assert (joint["dataset"], target["dataset"]) == (select_on, dataset)
     expected = {
         key: settings[key] for key in (*OBJECTIVE, "backbone", "epochs", "train_batch_size")

@@ -6,7 +6,7 @@ import torch
 from worlds import FRUIT, prepared, settings_for, write_cycle
 
 from recbole_llm.language.backbones.sources import load_folder
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 
 
 def learned_rows(model, epoch=0):

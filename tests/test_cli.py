@@ -14,8 +14,8 @@ from shops import LEFT_ALONE, only, process, rows_of, table_line, there, write_s
 
 from recbole_llm.cli import main
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.runs.runner import run_settings
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.commands import run_settings
+from recbole_llm.runs.runner import Runner
 
 
 def test_a_run_prints_one_table_with_the_models_beside_it(shop):
@@ -249,7 +249,7 @@ def test_resume_finishes_a_stopped_run(shop, tmp_path, monkeypatch, capfd):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Prepared, "evaluate", stop)
+        patch.setattr(Runner, "evaluate", stop)
         run_settings(record["settings"])
     assert main(["--resume=GRU4Rec-tiny-" + row["hash"][:6]]) == 0
     assert "resumed after epoch 0" in capfd.readouterr().err

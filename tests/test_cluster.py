@@ -189,7 +189,7 @@ def untrained(tmp_path, capfd, monkeypatch):
     def trained(*args, **more):
         raise AssertionError("something is trained")
 
-    monkeypatch.setattr("recbole_llm.runs.spec.Prepared.train", trained)
+    monkeypatch.setattr("recbole_llm.runs.runner.Runner.train", trained)
     monkeypatch.setattr("recbole_llm.studies.ray_cluster.trials", trained)
 
     def run(command, *more):

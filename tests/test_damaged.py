@@ -433,9 +433,9 @@ def test_ranks_that_are_lost_are_ranked_again_by_the_stored_weights(names, how, 
 
 def test_ranks_that_are_lost_cost_no_weights_where_ranking_fails(copied, monkeypatch):
     """Neither an error of the user's nor a killed process makes an unfinished run of it."""
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.runner import Runner
 
-    folder, evaluate, calls = copied.parents[1], Prepared.evaluate, []
+    folder, evaluate, calls = copied.parents[1], Runner.evaluate, []
 
     def fails(self, trainer, data, target, part):
         calls.append(part)
@@ -445,7 +445,7 @@ def test_ranks_that_are_lost_cost_no_weights_where_ranking_fails(copied, monkeyp
 
     for part in ("valid", "test"):
         (copied / f"{part}.ranks.npz").unlink()
-    monkeypatch.setattr(Prepared, "evaluate", fails)
+    monkeypatch.setattr(Runner, "evaluate", fails)
     for code in (2, 130):
         assert ran(folder, *SASREC)[0] == code
         assert (copied / "model.safetensors").is_file()

@@ -298,7 +298,7 @@ def test_texts_stay_within_max_length_with_what_a_tokenizer_puts_around_them(tmp
 
 def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
     """Of a finished run, by its weights: an evaluation with other candidates encodes no item."""
-    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.runs.commands import evaluate_run, run_settings
 
     write_cycle(tmp_path)
     settings = settings_for("ST5Seq", tmp_path, max_length=64)
@@ -348,7 +348,7 @@ def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
         Transformer,
     )
 
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     dense = Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
     modules = [

@@ -142,7 +142,7 @@ def test_rows_stand_in_one_table_and_a_row_may_come_from_another_dataset(ours, w
 
 
 def test_metrics_by_history_length_are_those_of_these_cases(ours, world, capsys):
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     split = {"eval_args": {"split": {"RS": [0.1, 0.1, 0.8]}}}
     content = {

@@ -101,10 +101,11 @@ def test_other_models_are_refused_in_one_line(name, world, monkeypatch, capfd):
     ],
 )
 def test_what_cannot_be_is_told_before_training(own, message, world):
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.checks import check
+    from recbole_llm.runs.spec import describe
 
     with pytest.raises(UserError, match=message):
-        Prepared(settings_for("SASRec", world, item_features="text", **own)).check()
+        check(describe(settings_for("SASRec", world, item_features="text", **own)))
 
 
 # --- id ----------------------------------------------------------------------------------------------------------------
@@ -139,23 +140,24 @@ def test_the_encoder_makes_another_run_only_where_it_is_read():
 
 def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
     """By any name; and what it has learned is never tested on."""
-    from recbole_llm.runs.runner import run_settings
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.checks import check
+    from recbole_llm.runs.commands import run_settings
+    from recbole_llm.runs.spec import describe
 
     write_cycle(tmp_path)
     folder = run_settings(settings_for("ST5Seq", tmp_path, epochs=0)).folder
     names = (f"run:{folder.name}", f"run:{folder.name[:-2]}", str(folder / "backbone"))
     runs = [
-        Prepared(settings_for("GRU4Rec", tmp_path, item_features="text", text_encoder=name))
+        describe(settings_for("GRU4Rec", tmp_path, item_features="text", text_encoder=name))
         for name in names
     ]
     assert len({run.run_id for run in runs}) == 1
     runs[0].check()
     assert runs[0].build()[0].item_embedding.vectors.shape == (13, 128)
     other = {"eval_args.split": {"RS": [0.1, 0.1, 0.8]}, "text_encoder": names[0]}
-    Prepared(settings_for("GRU4Rec", tmp_path, **other)).check()
+    check(describe(settings_for("GRU4Rec", tmp_path, **other)))
     with pytest.raises(UserError, match="ST5Seq-cycle-.* was trained on .* test targets"):
-        Prepared(settings_for("GRU4Rec", tmp_path, item_features="text", **other)).check()
+        check(describe(settings_for("GRU4Rec", tmp_path, item_features="text", **other)))
 
 
 # --- the tables --------------------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def test_a_table_is_the_projection_of_the_standardised_vectors(world):
     )  # SASRec starts its own at 0.02
     trainer.fit(train)
     text = ItemText.from_tables(
-        ready.tables, ready.config["text_fields"], ready.config["text_words"]
+        ready.interactions, ready.config["text_fields"], ready.config["text_words"]
     )
     vectors = frozen_vectors(
         "minilm", [text.plain(item) for item in range(len(text))], ready.config
@@ -291,7 +293,9 @@ def test_train_save_load(name, mode, world):
     assert torch.allclose(scores, alone, rtol=1e-4, atol=1e-5) and torch.allclose(
         scores, backwards, rtol=1e-4, atol=1e-5
     )
-    other, (_, _, test) = ready.make_model()
+    from recbole_llm.runs.runner import Runner
+
+    other, (_, _, test) = Runner(ready).make_model()
     torch.manual_seed(1)
     load_weights(other, trainer.folder)
     assert torch.equal(scores, scores_of(other, test._dataset, cases))

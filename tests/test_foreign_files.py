@@ -26,7 +26,7 @@ from recbole_llm.language.backbones.sources import (
     load_folder,
     model_folder,
 )
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 
 TEXTS = ["Title: red dog bowl.", "Brand: apple and banana, of 1996"]
 

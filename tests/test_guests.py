@@ -336,7 +336,7 @@ def test_examples_in_docstrings_hold():
 
 
 def test_a_training_that_other_code_goes_on_with_says_so(here, monkeypatch, capsys):
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
     from recbole_llm.storage import run_folders
 
     def stop(epoch, score):

@@ -15,7 +15,8 @@ from recbole_llm.cli import main
 from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.evaluation.histories import NO_USERS, READERS, Histories, users_as_trained
 from recbole_llm.evaluation.loop import catalogue_scores
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.runner import Runner
+from recbole_llm.runs.spec import describe
 from recbole_llm.settings import layers, registry
 
 GENERAL = sorted(name for name, family in registry.stock_models().items() if family == "general")
@@ -218,7 +219,7 @@ def test_training_goes_on_as_if_nothing_had_been_ranked(name, folder, tmp_path, 
     for ranks in (False, True):
         settings = {"use_gpu": False, "epochs": 2, "checkpoint_dir": str(tmp_path / str(ranks))}
         resolved = layers.resolve(name, "tiny", [], settings | {"state": "ERROR"})
-        model, trainer, (train, valid, test) = Prepared(resolved).build()
+        model, trainer, (train, valid, test) = Runner(describe(resolved)).build()
         for epoch in range(2):
             loss = trainer._train_epoch(train, epoch)
             if ranks:

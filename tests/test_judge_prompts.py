@@ -7,7 +7,7 @@ from worlds import write_cycle
 
 from recbole_llm.language.prompts.marks import neutralize_marks
 from recbole_llm.language.summaries.schedules import WrittenText
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 
 
 def test_a_prompt_without_summary_or_items_says_so(tmp_path):

@@ -35,8 +35,7 @@ HOLDERS = {
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
 MADE = {
     "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
-    "device": "RecBole's Config, from use_gpu and gpu_id", "run_folder": "prepared.Prepared", "settings": "prepared.Prepared",
-    "joint": "prepared.Prepared", "restored": "prepared.Prepared.restore", "stage": "runs.stages_of, of a run with stages",
+    "device": "RecBole's Config, from use_gpu and gpu_id", "stage": "runs.commands.stages_of, of a run with stages",
 }  # fmt: skip
 
 

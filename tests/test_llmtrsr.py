@@ -13,7 +13,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.loop import rank_cases
 from recbole_llm.language.prompts.marks import neutralize_marks
 from recbole_llm.language.tokens.batches import IGNORED
-from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.commands import evaluate_run, run_settings
 
 SMALL = {"eval_args.mode": "uni4", "max_length": 600, "scratch_vocabulary": 1000, "recent_items": 2}
 
@@ -431,10 +431,13 @@ def test_lora_and_quantised_weights(tmp_path):
 
 
 def _restored(run, settings):
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
     from recbole_llm.settings import run_record
 
-    return Prepared(settings, restored=run.folder).restore(run_record.finished_run(run.folder))[0]
+    return Runner(describe(settings, restored=run.folder)).restore(
+        run_record.finished_run(run.folder)
+    )[0]
 
 
 def test_rank_cases_asks_for_the_candidates_alone(judge, monkeypatch):

@@ -16,7 +16,8 @@ from recbole_llm.language.tokens.batches import (
     SentenceEncoder,
     attribute_corpus,
 )
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.runner import Runner
+from recbole_llm.runs.spec import describe
 from recbole_llm.settings import layers
 
 LONG = 10_000
@@ -139,7 +140,9 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
     write_long(folder, length)
     monkeypatch.chdir(folder)
     own = {"use_gpu": False, "show_progress": False, "eval_args.mode": "uni5"} | MODELS[model]
-    built, _, (_, _, test) = Prepared(layers.resolve(model.split()[0], "tiny", [], own)).build()
+    built, _, (_, _, test) = Runner(
+        describe(layers.resolve(model.split()[0], "tiny", [], own))
+    ).build()
     counted, piece = 0, PieceTokenizer.piece
 
     def counting(self, text, end=False, opens=False):
@@ -180,8 +183,10 @@ def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
     write_shop(tmp_path)
     monkeypatch.chdir(tmp_path)
     settings = layers.resolve("LLMTRSR", "tiny", [], {"use_gpu": False})
-    prepared = Prepared(settings)
-    text = ItemText.from_tables(prepared.tables, settings["text_fields"], settings["text_words"])
+    prepared = describe(settings)
+    text = ItemText.from_tables(
+        prepared.interactions, settings["text_fields"], settings["text_words"]
+    )
     history = np.random.default_rng(0).integers(0, len(text), LONG)
 
     def blocks(summarizer, own):

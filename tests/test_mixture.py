@@ -7,7 +7,7 @@ import pytest
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
-from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.commands import evaluate_run, run_settings
 from recbole_llm.settings import layers
 from recbole_llm.training.corpora import draw_users
 

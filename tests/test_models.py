@@ -72,7 +72,7 @@ def test_train_evaluate_save_load(movies, name):
 
 
 def test_s3rec_fine_tunes_from_its_pretraining(movies):
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     own = quick(
         "S3Rec",

@@ -19,7 +19,8 @@ from recbole_llm.data.cases.splits import make_split
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
 from recbole_llm.evaluation.ranks import RankTable
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.runner import Runner
+from recbole_llm.runs.spec import describe
 from recbole_llm.settings import layers as config
 from recbole_llm.settings import run_record
 from recbole_llm.studies.personalization import findings, groupings
@@ -458,9 +459,9 @@ def router(spectrum):
     folder, _, adapters = spectrum
     record = run_record.finished_run(adapters)
     base = folder / "saved" / record["routes"]["base"]
-    prepared = Prepared(record["settings"], restored=base)
-    model, _ = prepared.restore(run_record.finished_run(base))
-    return Router.over(model, adapters, record["routes"]), model, prepared.tables
+    prepared = describe(record["settings"], restored=base)
+    model, _ = Runner(prepared).restore(run_record.finished_run(base))
+    return Router.over(model, adapters, record["routes"]), model, prepared.interactions
 
 
 def test_own_adapter_then_cohort_then_model_3_then_model_2(spectrum, router):
@@ -617,32 +618,34 @@ def test_own_adapters_are_drawn_evenly_by_activity(tmp_path):
     tests = np.repeat([2, 8, 16, 30], 10)
     users = np.arange(40)[::-1]
     borders = (5, 10, 20)
-    found = groupings.drawn(users, tests[users], 8, 1, borders)
+    found = groupings.sample_users(users, tests[users], 8, 1, borders)
     assert (
         np.bincount(tests[found])[[2, 8, 16, 30]].tolist() == [2, 2, 2, 2]
         and (np.diff(found) < 0).all()
     )
-    assert len(groupings.drawn(users, tests[users], 0, 1, borders)) == 40 and not np.array_equal(
-        found, groupings.drawn(users, tests[users], 8, 2, borders)
+    assert len(
+        groupings.sample_users(users, tests[users], 0, 1, borders)
+    ) == 40 and not np.array_equal(
+        found, groupings.sample_users(users, tests[users], 8, 2, borders)
     )
-    quartiles = groupings.drawn(users, tests[users], 8, 1, None)
+    quartiles = groupings.sample_users(users, tests[users], 8, 1, None)
     assert np.bincount(tests[quartiles])[[2, 8, 16, 30]].tolist() == [2, 2, 2, 2]
 
 
 def test_a_small_group_by_activity_is_not_filled_from_the_others():
     """340 users of the paper are 85 of each group: where 560 of 624 users have up to 5 cases, 85 of those and no more."""
     tests = np.repeat([2, 3, 5, 6, 9], [300, 200, 60, 60, 4])
-    found = tests[groupings.drawn(np.arange(624), tests, 340, 0, (5, 10, 20))]
+    found = tests[groupings.sample_users(np.arange(624), tests, 340, 0, (5, 10, 20))]
     assert (found <= 5).sum() == 85 and (found > 5).sum() == 64
     for most in (1, 2, 3, 6, 7):  # what four do not divide
-        found = tests[groupings.drawn(np.arange(624), tests, most, 0, (5, 10, 20))]
+        found = tests[groupings.sample_users(np.arange(624), tests, most, 0, (5, 10, 20))]
         assert (found <= 5).sum() == -(-most // 4) and len(found) <= most
     busy = np.repeat([15, 40], 10)
     for most, expected in ((1, [1, 0]), (2, [1, 1]), (4, [1, 1]), (5, [2, 1]), (400, [10, 10])):
-        found = busy[groupings.drawn(np.arange(20), busy, most, 0, (5, 10, 20))]
+        found = busy[groupings.sample_users(np.arange(20), busy, most, 0, (5, 10, 20))]
         assert [(found == 15).sum(), (found == 40).sum()] == expected
-    assert len(groupings.drawn(np.arange(0), tests[:0], 340, 0, (5, 10, 20))) == 0
-    assert len(groupings.drawn(np.arange(0), tests[:0], 340, 0, None)) == 0
+    assert len(groupings.sample_users(np.arange(0), tests[:0], 340, 0, (5, 10, 20))) == 0
+    assert len(groupings.sample_users(np.arange(0), tests[:0], 340, 0, None)) == 0
 
 
 @pytest.mark.parametrize("wrong", [[], [5, 5], [10, 5], [0, 5], [2.5], ["five"], [True], ["quartiles", 5], [None]])  # fmt: skip

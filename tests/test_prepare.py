@@ -177,7 +177,7 @@ def instruments(tmp_path_factory):
     (folder / "meta_Musical_Instruments.json.gz").write_bytes(gzip.compress(raw.lines(items)))
     prepare(catalogue.find("Instruments"), folder / "data", folder, Net(), log=str)
     settings = layers.resolve("CALRec", "Instruments", [], {"data_path": str(folder / "data")})
-    return folder, settings, load_tables(locate.configured(settings)[1])
+    return folder, settings, load_tables(locate.located(settings))
 
 
 def test_calrecs_category_is_the_department_of_the_store(instruments):

@@ -11,7 +11,7 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import probe
-from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.commands import evaluate_run, run_settings
 from recbole_llm.storage import readback
 
 LORA = {"adapter": "lora", "lora_rank": 2}

@@ -63,3 +63,126 @@ def test_trainings_of_one_second_have_a_folder_each(tmp_path, monkeypatch):
         "CALRec-20260101-000000-3",
     ]
     assert all(folder.is_dir() for folder in folders)
+
+
+QUICK = {
+    "epochs": 1,
+    "backbone": "scratch:nano",
+    "scratch_vocabulary": 400,
+    "show_progress": False,
+    "phase": "next",
+}
+
+
+@pytest.fixture
+def trained(config, tmp_path, monkeypatch):
+    """The folder of what run_recbole has trained, with its result."""
+    from recbole.quick_start import run_recbole
+
+    monkeypatch.chdir(tmp_path)
+    given = {"data_path": str(tmp_path), "checkpoint_dir": "saved"} | QUICK
+    result = run_recbole(model="ST5Seq", dataset="cycle", config_dict=given)
+    (folder,) = (tmp_path / "saved").glob("ST5Seq-*")
+    return folder, result
+
+
+def test_what_run_recbole_trains_is_a_run_of_ours(trained, capsys):
+    """With the metrics that RecBole was given, and as a run that our commands take."""
+    from recbole_llm.cli import main
+    from recbole_llm.runs.run import Run
+    from recbole_llm.settings.run_record import finished_run
+
+    folder, result = trained
+    row = finished_run(folder)["row"]
+    expected = {key: value for key, value in row["test"].items() if key in result["test_result"]}
+    assert expected == result["test_result"] and len(expected) > 10
+    run = Run(folder, row)
+    assert len(run.ranks()) == row["cases"] == 40
+    assert main(["recommend", f"--checkpoint={folder.name}", "--user=u1", "--k=3"]) == 0
+    assert capsys.readouterr().out.count("\n   ") >= 3
+    assert main(["compare", f"--runs={folder.name}"]) == 0
+    assert f"{row['test']['ndcg@10']:.4f}" in capsys.readouterr().out
+    assert main(["evaluate", f"--checkpoint={folder.name}", "--eval_args.mode=uni3"]) == 0
+    assert len(list(folder.glob("evaluate-*/run.json"))) == 1
+
+
+def test_its_hash_is_that_of_the_same_run_by_our_commands(trained, tmp_path):
+    from recbole_llm.runs.spec import describe
+    from recbole_llm.settings.layers import resolve
+    from recbole_llm.settings.run_record import finished_run
+
+    folder, _ = trained
+    given = {"data_path": str(tmp_path), "checkpoint_dir": "saved"} | QUICK
+    assert (
+        finished_run(folder)["row"]["hash"] == describe(resolve("ST5Seq", "cycle", [], given)).hash
+    )
+
+
+def test_recbole_loads_it_with_the_same_scores(trained):
+    import torch
+    from recbole.quick_start import load_data_and_model
+    from worlds import scores_of
+
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
+    from recbole_llm.settings.run_record import finished_run
+
+    folder, _ = trained
+    _, theirs, _, _, _, test = load_data_and_model(str(folder / "recbole.pth"))
+    done = finished_run(folder)
+    ours, (_, _, data) = Runner(describe(done["settings"], restored=folder)).restore(done)
+    cases = data._dataset.cases[:8]
+    scores = [scores_of(model.eval(), data._dataset, cases) for model in (theirs, ours)]
+    assert torch.equal(*scores) and scores[0].std() > 0
+    assert len(test._dataset) == 40
+
+
+def test_before_the_test_cases_are_ranked_the_row_is_of_validation(config, tmp_path, monkeypatch):
+    """A run that was only trained is finished all the same, and can be evaluated."""
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    from recbole_llm.cli import main
+    from recbole_llm.settings.run_record import finished_run
+
+    monkeypatch.chdir(tmp_path)
+    made = config("ST5Seq", **QUICK | {"checkpoint_dir": "saved"})
+    init_seed(made["seed"], made["reproducibility"])
+    train, valid, _ = data_preparation(made, create_dataset(made))
+    model = get_model("ST5Seq")(made, train._dataset).to(made["device"])
+    trainer = get_trainer(made["MODEL_TYPE"], made["model"])(made, model)
+    _, values = trainer.fit(train, valid)
+    row = finished_run(trainer.folder)["row"]
+    assert row["part"] == "valid" and row["valid"] == values and "test" not in row
+    assert main(["evaluate", f"--checkpoint={trainer.folder.name}"]) == 0
+    assert len(list(trainer.folder.glob("evaluate-*/test.ranks.npz"))) == 1
+
+
+def test_saved_false_saves_nothing(config, tmp_path, monkeypatch):
+    """RecBole's objective function, as its search calls it; test cases are ranked by the last weights."""
+    from recbole.quick_start import objective_function
+
+    monkeypatch.chdir(tmp_path)
+    given = {"data_path": str(tmp_path), "checkpoint_dir": "saved", "model": "ST5Seq"} | QUICK
+    result = objective_function(given | {"dataset": "cycle"}, None, saved=False)
+    assert 0 < result["test_result"]["ndcg@10"] < 1
+    assert [path.name for path in (tmp_path / "saved").iterdir() if path.name != "cache"] == []
+
+
+def test_a_search_without_hyperopt_names_our_own(monkeypatch):
+    from recbole.trainer import HyperTuning
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs hyperopt.*recbole-llm tune"):
+        HyperTuning(print, params_dict={"choice": {"learning_rate": [0.1]}})
+
+
+@pytest.mark.parametrize("key", ["stages", "datasets", "rerank_from"])
+def test_what_needs_several_runs_is_refused(config, key):
+    from recbole.data import create_dataset, data_preparation
+
+    value = "SASRec-x" if key == "rerank_from" else ["cycle"]
+    made = config("CALRec" if key != "stages" else "ST5Seq", epochs=1)
+    made[key] = value
+    with pytest.raises(UserError, match=f"{key}: of runs of recbole_llm"):
+        data_preparation(made, create_dataset(made))

@@ -18,8 +18,10 @@ from recbole_llm.language.tokens.batches import (
     attribute_corpus,
     pad,
 )
-from recbole_llm.runs.runner import run_settings
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.checks import check
+from recbole_llm.runs.commands import run_settings
+from recbole_llm.runs.runner import Runner
+from recbole_llm.runs.spec import describe
 
 LEASH, BOWL = (
     (("Title", "red leash"), ("Brand", "Bo")),
@@ -380,7 +382,7 @@ def test_stored_weights_score_as_before_and_encode_the_items_of_other_data(cycle
     run = run_settings(settings)
     tables = load_file(run.folder / "model.safetensors")
     done = {"row": run.row, "data": run.row["fingerprint"]}
-    again, (_, _, test) = Prepared(settings, restored=run.folder).restore(done)
+    again, (_, _, test) = Runner(describe(settings, restored=run.folder)).restore(done)
     again.start_ranking("test", False, run.folder)
     again.eval().score(test._dataset.cases)
     assert torch.equal(again.table, tables["other_parameter.table"]) and len(again.table) == len(
@@ -390,9 +392,9 @@ def test_stored_weights_score_as_before_and_encode_the_items_of_other_data(cycle
     write_cycle(cycle, users=16, name="other")
     items = cycle / "other" / "other.item"
     items.write_text(items.read_text().replace("kiwi juice", "kiwi syrup"))
-    moved, (_, _, test) = Prepared(settings | {"dataset": "other"}, restored=run.folder).restore(
-        done
-    )
+    moved, (_, _, test) = Runner(
+        describe(settings | {"dataset": "other"}, restored=run.folder)
+    ).restore(done)
     moved.start_ranking("test", False, run.folder)
     moved.eval().score(test._dataset.cases)
     index = {name: number for number, name in enumerate(moved.tables.items)}
@@ -441,12 +443,12 @@ def test_pretraining_on_several_datasets_reads_all_of_them(cycle):
     write_cycle(cycle, users=8, name="more")
     items = cycle / "more" / "more.item"
     items.write_text(items.read_text().replace("juice", "syrup"))
-    ready = Prepared(
+    ready = describe(
         settings_for(
             "RecFormer", cycle, phase="pretrain", targets="one", datasets=["cycle", "more"], **QUICK
         )
     )
-    model, _ = ready.make_model()
+    model, _ = Runner(ready).make_model()
     texts = [model.bundle.tokenizer.decode(group[1].ids) for group in model.examples(0)]
     assert (
         len(texts) == 24
@@ -464,7 +466,7 @@ def test_pretraining_on_several_datasets_reads_all_of_them(cycle):
 )
 def test_settings_that_cannot_be(cycle, own, message):
     with pytest.raises(UserError, match=message):
-        Prepared(settings_for("RecFormer", cycle, **own)).check()
+        check(describe(settings_for("RecFormer", cycle, **own)))
 
 
 # --- learning -----------------------------------------------------------------------------------------------------------

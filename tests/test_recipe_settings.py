@@ -167,7 +167,8 @@ def test_an_item_text_that_holds_its_description_is_refused(beauty, capsys, fiel
 
 
 def test_no_other_phase_and_no_other_column_is_refused(beauty):
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.checks import check
+    from recbole_llm.runs.spec import describe
 
     both = {"text_fields": {"Title": "title", "Description": "description"}}
     where = {"data_path": str(beauty / "data"), "checkpoint_dir": str(beauty / "saved")}
@@ -175,7 +176,7 @@ def test_no_other_phase_and_no_other_column_is_refused(beauty):
         both | {"phase": "next"},
         both | {"phase": "item", "description_fields": {"Category": "categories"}},
     ):
-        Prepared(layers.resolve("ST5Seq", "All_Beauty-23", [], where | settings)).check()
+        check(describe(layers.resolve("ST5Seq", "All_Beauty-23", [], where | settings)))
 
 
 def test_another_dataset_of_a_joint_phase_is_looked_at_too(beauty, capsys):

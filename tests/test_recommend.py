@@ -4,7 +4,7 @@ import pytest
 from worlds import settings_for, write_cycle
 
 from recbole_llm.cli import main
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 
 
 @pytest.fixture(scope="module")

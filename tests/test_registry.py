@@ -197,7 +197,7 @@ def write_tiny(folder):
 )
 def test_stock_run_recbole_runs_our_models(settings, tmp_path):
     """Our properties under the user's settings, our dataset and trainer: the numbers are our own runner's."""
-    from recbole_llm.runs.runner import run_model
+    from recbole_llm.runs.commands import run_model
 
     write_tiny(tmp_path / "data")
     common = {

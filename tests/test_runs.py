@@ -17,9 +17,9 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values
 from recbole_llm.evaluation.ranks import RankTable
 from recbole_llm.evaluation.significance import same_measure
+from recbole_llm.runs.commands import evaluate_run, resume_run, run_settings
 from recbole_llm.runs.compare import table_of
-from recbole_llm.runs.runner import evaluate_run, resume_run, run_settings
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.spec import describe
 from recbole_llm.storage import run_folders
 
 
@@ -27,13 +27,13 @@ def test_a_backbone_by_run_is_that_run_however_it_is_named(tmp_path):
     write_cycle(tmp_path)
     run = run_settings(settings_for("CALRec", tmp_path, epochs=0))
     ids = {
-        Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{name}")).run_id
+        describe(settings_for("CALRec", tmp_path, backbone=f"run:{name}")).run_id
         for name in (run.folder.name, "CALRec-cycle", str(run.folder))
     }
     assert len(ids) == 1
     other = run_settings(settings_for("CALRec", tmp_path, epochs=0, seed=1))
     again = {
-        Prepared(settings_for("CALRec", tmp_path, backbone=f"run:{one.folder.name}")).run_id
+        describe(settings_for("CALRec", tmp_path, backbone=f"run:{one.folder.name}")).run_id
         for one in (run, other)
     }
     assert len(again) == 2 and ids < again
@@ -106,7 +106,7 @@ def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypat
         "status": "running",
         "settings": ready.settings,
         "versions": run_folders.versions(),
-        "data": ready.tables.fingerprint,
+        "data": ready.interactions.fingerprint,
     }
     run_folders.write_json(trainer.folder / run_folders.RUN, record)
     trainer.fit(train, valid)
@@ -130,7 +130,7 @@ TWICE = """
 import sys
 sys.path[:0] = {paths!r}
 from worlds import settings_for
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 run_settings(settings_for("LIR", __import__("pathlib").Path({folder!r})))
 """
 

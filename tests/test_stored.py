@@ -5,7 +5,7 @@ import pytest
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
-from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.commands import evaluate_run, run_settings
 
 
 def tops(run):

@@ -17,7 +17,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.language.summaries.local import LocalEngine
 from recbole_llm.language.summaries.schedules import WrittenText
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 
 
 def test_summaries_are_of_what_came_before(tmp_path):

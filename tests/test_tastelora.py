@@ -13,7 +13,7 @@ from recbole_llm.language.backbones.sources import load, load_folder
 from recbole_llm.language.prompts.templates import TASTE_PROMPT
 from recbole_llm.language.tokens.batches import pad
 from recbole_llm.models.tastelora import Choice
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 from recbole_llm.training.losses import over_candidates
 
 ITEMS = [f"id: {number} title: {word} juice" for number, word in enumerate(FRUIT)]

@@ -231,7 +231,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 def test_stages_hand_their_weights_on(tmp_path):
     """S3Rec: pre-training, then fine-tuning from it; both are runs."""
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     write_cycle(tmp_path)
     own = {
@@ -340,7 +340,7 @@ def test_a_state_over_4bit_weights_can_be_read(tmp_path):
 
 
 def test_nothing_to_go_on_from_is_left_by_a_finished_run(tmp_path):
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     write_cycle(tmp_path)
     settings = settings_for("SASRec", tmp_path)

@@ -177,7 +177,7 @@ def test_vectors_of_any_length_are_learned_alike(cycle):
 
 @pytest.mark.parametrize("features", ["text", "both"])
 def test_it_finds_the_cycle(cycle, features):
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     run = run_settings(
         settings_for(
@@ -194,7 +194,7 @@ def test_it_finds_the_cycle(cycle, features):
 
 
 def test_pretraining_on_two_datasets_is_handed_over(cycle):
-    from recbole_llm.runs.runner import run_settings
+    from recbole_llm.runs.commands import run_settings
 
     write_cycle(cycle, users=20, seed=5, name="other")
     stages = {
@@ -287,7 +287,7 @@ def test_items_of_one_text_are_no_negatives_of_each_other(tmp_path):
 
 
 def test_a_text_only_model_moves_to_another_dataset(cycle):
-    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.runs.commands import evaluate_run, run_settings
     from recbole_llm.settings import layers
 
     write_cycle(cycle, users=12, seed=3, name="third")
@@ -302,7 +302,7 @@ def test_a_text_only_model_moves_to_another_dataset(cycle):
 
 
 def test_ids_do_not_move_to_another_dataset(cycle):
-    from recbole_llm.runs.runner import evaluate_run, run_settings
+    from recbole_llm.runs.commands import evaluate_run, run_settings
     from recbole_llm.settings import layers
 
     write_cycle(cycle, users=12, seed=3, name="third")
@@ -323,15 +323,17 @@ def test_the_catalogue_is_adapted_once_a_step(cycle):
 
 
 def test_the_encoder_must_be_a_trained_one(cycle):
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.checks import check
+    from recbole_llm.runs.spec import describe
 
     with pytest.raises(UserError, match="text_encoder: scratch:tiny has random weights"):
-        Prepared(settings_for("UniSRec", cycle, text_encoder="scratch:tiny")).check()
+        check(describe(settings_for("UniSRec", cycle, text_encoder="scratch:tiny")))
 
 
 def test_several_datasets_are_for_pretraining(cycle):
-    from recbole_llm.runs.spec import Prepared
+    from recbole_llm.runs.checks import check
+    from recbole_llm.runs.spec import describe
 
     write_cycle(cycle, users=20, seed=5, name="other")
     with pytest.raises(UserError, match="phase finetune trains on the items of one dataset"):
-        Prepared(settings_for("UniSRec", cycle, datasets=["cycle", "other"])).check()
+        check(describe(settings_for("UniSRec", cycle, datasets=["cycle", "other"])))

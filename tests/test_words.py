@@ -8,7 +8,7 @@ import pytest
 from worlds import prepared, settings_for
 
 from recbole_llm.data.texts.words import count, cut, words
-from recbole_llm.runs.runner import run_settings
+from recbole_llm.runs.commands import run_settings
 
 
 @pytest.mark.parametrize(

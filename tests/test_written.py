@@ -9,7 +9,7 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.language.decoding.answer_log import Answer, AnswerLog
 from recbole_llm.models.base import generative_model
-from recbole_llm.runs.runner import evaluate_run, run_settings
+from recbole_llm.runs.commands import evaluate_run, run_settings
 from recbole_llm.storage import run_folders
 
 OWN = {"samples": 6, "max_new_tokens": 12, "temperature": 1.0}

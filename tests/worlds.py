@@ -28,11 +28,12 @@ def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dic
 
 
 def prepared(model: str, folder: Path, dataset: str = "cycle", **own):
-    """(Prepared, model, trainer, loaders)."""
-    from recbole_llm.runs.spec import Prepared
+    """(RunSpec, model, trainer, loaders)."""
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
 
-    ready = Prepared(settings_for(model, folder, dataset, **own))
-    return ready, *ready.build()
+    ready = describe(settings_for(model, folder, dataset, **own))
+    return ready, *Runner(ready).build()
 
 
 def scores_of(model, dataset, cases) -> torch.Tensor:

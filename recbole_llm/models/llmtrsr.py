@@ -21,8 +21,8 @@ class LLMTRSR(CandidateJudge):
     inference_settings = (*CandidateJudge.inference_settings, "summaries")
 
     @classmethod
-    def check(cls, config, tables):
-        super().check(config, tables)
+    def check(cls, config, inputs):
+        super().check(config, inputs)
         if config["summary"] != "none":
             engines.check_summarizer(config)
 

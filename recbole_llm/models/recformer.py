@@ -70,8 +70,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
     table_epoch: torch.Tensor
 
     @classmethod
-    def check(cls, config, tables):
-        super().check(config, tables)
+    def check(cls, config, inputs):
+        super().check(config, inputs)
         if config["attention_window"] % 2:
             raise UserError(
                 "attention_window: expected an even number, half of it on each side of a token, "
@@ -82,7 +82,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
-        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        corpus = Corpus(self.tables, self.text, dataset.split.train)
+        self.corpora = load_corpora(self.inputs, corpus)
         self.items = [_attributes(corpus.text) for corpus in self.corpora]
         self.names = [name_of(repr(self.items[0][item]).encode()) for item in self.first]
         self.register_buffer("table_epoch", torch.tensor(-1))

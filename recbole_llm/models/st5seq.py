@@ -3,7 +3,7 @@
 It is described in a thesis of the University of Edinburgh (2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -46,9 +46,9 @@ def described(tables: Tables, config) -> bool:
     )
 
 
-def _check_answers(config) -> None:
+def _check_answers(config, further_datasets: Sequence[Mapping]) -> None:
     """Raise UserError if an item's text holds the description that phase `item` pairs it with."""
-    for settings in (config, *(config["joint"] or [])):
+    for settings in (config, *further_datasets):
         descriptions = settings["description_fields"].values()
         fields = settings["text_fields"]
         if both := [name for name, column in fields.items() if column in descriptions]:
@@ -74,11 +74,12 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
     """
 
     @classmethod
-    def check(cls, config, tables):
-        super().check(config, tables)
+    def check(cls, config, inputs):
+        super().check(config, inputs)
         if config["phase"] != "item":
             return
-        _check_answers(config)
+        tables = inputs.interactions
+        _check_answers(config, inputs.further_datasets)
         if not config["datasets"] and not described(tables, config):
             columns = ", ".join(config["description_fields"].values())
             raise UserError(

@@ -61,13 +61,14 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
         return settings["item_features"] == "text"
 
     @classmethod
-    def check(cls, config, tables):
+    def check(cls, config, inputs):
         check_datasets(config, "[pretrain, finetune]")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
-        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        corpus = Corpus(self.tables, self.text, dataset.split.train)
+        self.corpora = load_corpora(self.inputs, corpus)
         texts = list(chain.from_iterable(_plain_texts(corpus.text) for corpus in self.corpora))
         self.offsets = np.cumsum([1, *(len(corpus.text) for corpus in self.corpora)])
         self.pad_id, self.words_dropped = 0, len(texts)

@@ -1,8 +1,11 @@
-"""Whether weights have seen what they are to be tested on: in their own run, in the runs it started from, or in datasets learned beside its own."""
+"""Whether weights have seen what they are to be tested on.
 
-from collections.abc import Sequence
+They may have in their own run, in the runs it started from, or in datasets learned beside its own.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,114 +20,188 @@ from ..settings.layers import language_models
 from ..storage import run_folders
 from ..training.corpora import is_whole
 
-CHANCE = 0.2  # share of the targets that a dataset of another name may seem to hold, because both number their users and items
+CHANCE = 0.2
+"""Share of the targets that a dataset of another name may seem to hold: both number their users and
+items."""
 
 
 class Learned(NamedTuple):
-    """A dataset that a run learns, or has learned: its settings, and whether by all of its events."""
+    """A dataset that a run learns, or has learned.
+
+    Attributes
+    ----------
+    run : str
+        The run's id.
+    settings : mapping
+        How the dataset is read and split.
+    is_whole : bool
+        Whether all of its interactions are learned, and not the training part alone.
+    """
 
     run: str
-    settings: dict
-    whole: bool
+    settings: Mapping[str, Any]
+    is_whole: bool
 
 
-def of_run(run: str, settings: dict, joint: Sequence[dict]) -> list[Learned]:
-    """What a run of these settings learns; joint: the datasets beside its own, as run.json has them."""
-    return [
-        Learned(run, one, is_whole(settings, one["dataset"]))
-        for one in (settings, *(other["settings"] for other in joint))
-    ]
-
-
-def of_starts(folders: Sequence[Path], later: Sequence[Path] = ()) -> list[Learned]:
-    """What these runs have learned, and those that they started from.
+def of_run(
+    run: str, settings: Mapping[str, Any], further: Sequence[Mapping[str, Any]]
+) -> list[Learned]:
+    """List what a run learns.
 
     Parameters
     ----------
-    later : folders of the runs that started from these.
+    run : str
+        The run's id.
+    settings : mapping
+        Its settings.
+    further : sequence of mapping
+        The datasets beside its own, as `joint` in run.json has them.
+    """
+    datasets = [settings, *(other["settings"] for other in further)]
+    return [Learned(run, one, is_whole(settings, one["dataset"])) for one in datasets]
+
+
+def of_starts(folders: Sequence[Path], later: Sequence[Path] = ()) -> list[Learned]:
+    """List what runs have learned, and the runs that they started from.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Folders of finished runs.
+    later : sequence of Path
+        Folders of the runs that started from these.
 
     Raises
     ------
-    UserError : for a run that starts from itself, also by way of others.
+    UserError
+        For a run that starts from itself, also by way of others.
     """
-    found = []
+    learned = []
     for folder in folders:
         if folder.resolve() in later:
             raise UserError(
                 f"{folder / run_folders.RUN}: this run begins with itself; name another one"
             )
         done = run_record.finished_run(folder)
-        found += of_run(folder.name, done["settings"], done.get("joint", []))
+        learned += of_run(folder.name, done["settings"], done.get("joint", []))
         before = starts(done["settings"], folder.parent)
-        found += of_starts(before, [*later, folder.resolve()])
-    return found
+        learned += of_starts(before, [*later, folder.resolve()])
+    return learned
 
 
-def starts(settings: dict, saved: Path) -> list[Path]:
-    """The runs whose weights a run of these settings begins with, or whose vectors or texts it reads."""
-    found = [run_folders.find_run(settings["init_from"], saved)] if settings["init_from"] else []
-    return found + [
-        run
-        for name in language_models(settings).values()
-        if (run := run_folders.backbone_run(name, saved))
-    ]
+def starts(settings: Mapping[str, Any], saved: Path) -> list[Path]:
+    """List the runs whose weights a run begins with, or whose vectors or texts it reads.
+
+    Parameters
+    ----------
+    settings : mapping
+        The settings of the run.
+    saved : Path
+        Folder of all runs.
+    """
+    runs: list[Path] = []
+    if settings["init_from"]:
+        runs.append(run_folders.find_run(settings["init_from"], saved))
+    for name in language_models(settings).values():
+        run = run_folders.backbone_run(name, saved)
+        if run:
+            runs.append(run)
+    return runs
 
 
 def refuse(
-    learned: Sequence[Learned], tables: Tables, split: Split, settings: dict, parts: Sequence[str]
+    learned: Sequence[Learned],
+    interactions: Tables,
+    split: Split,
+    settings: Mapping[str, Any],
+    parts: Sequence[str],
 ) -> None:
-    """Raise UserError if targets of these parts of a dataset, loaded and split by its settings, were learned."""
+    """Refuse to test on what was learned.
+
+    Parameters
+    ----------
+    learned : sequence of Learned
+        What the weights have learned.
+    interactions : Tables
+        The dataset that is tested on.
+    split : Split
+        Its cases.
+    settings : mapping
+        By which it was read and split.
+    parts : sequence of str
+        The parts, "valid" or "test", whose targets are tested on.
+
+    Raises
+    ------
+    UserError
+        If targets were learned; of a dataset of another name, if more were than by chance.
+    """
     for one in learned:
-        same = _name(one.settings) == _name(settings)
+        is_same = _name(one.settings) == _name(settings)
+        there = settings["data_path"]
         try:
-            old = load_tables(
-                locate.configured(one.settings | {"data_path": settings["data_path"]})[1]
-            )
+            old = load_tables(locate.located({**one.settings, "data_path": there}))
         except UserError:
-            if same:
+            if is_same:
                 raise
             continue  # a dataset of another name that is not here to be looked at
-        rule = one.settings["eval_args"]
-        if (
-            same
-            and not one.whole
-            and old.fingerprint == tables.fingerprint
-            and all(rule[key] == settings["eval_args"][key] for key in ("split", "part"))
-        ):
+        if is_same and not one.is_whole and _is_split_alike(one, old, interactions, settings):
             continue
-        rows = (
-            np.arange(len(old.item))
-            if one.whole
-            else make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
-        )
-        timed = (
+        has_times = (
             old.has_time
-            and tables.has_time
+            and interactions.has_time
             and one.settings["TIME_FIELD"] == settings["TIME_FIELD"]
         )
-        there = _events(old, rows, timed)
-        who = one.run if same else f"{one.run} learns {one.settings['dataset']}, and"
-        way = "all of its events" if one.whole else f"the split {rule['split']}"
+        known = _identities(old, _learned_rows(one, old), has_times)
         for part in parts:
-            seen = _events(tables, getattr(split, part).end, timed).isin(there)
-            if seen.mean() > (0 if same else CHANCE):
-                raise UserError(
-                    f"{who} was trained on {int(seen.sum())} of the {len(seen)} {part} targets, by "
-                    f"{way}; keep its split and filters, or train on the new one"
-                )
+            targets = getattr(split, part).end
+            seen = _identities(interactions, targets, has_times).isin(known)
+            if seen.mean() > (0 if is_same else CHANCE):
+                raise _seen(one, is_same, part, int(seen.sum()), len(seen))
 
 
-def _name(settings: dict) -> str:
-    return settings["data_name"] or locate.alias(settings["dataset"])
+def _is_split_alike(
+    one: Learned, old: Tables, interactions: Tables, settings: Mapping[str, Any]
+) -> bool:
+    """Whether the training part that was learned is the one of the same split of the same data."""
+    rule = one.settings["eval_args"]
+    is_same_rule = all(rule[key] == settings["eval_args"][key] for key in ("split", "part"))
+    return is_same_rule and old.fingerprint == interactions.fingerprint
 
 
-def _events(tables: Tables, rows: np.ndarray, timed: bool) -> pd.MultiIndex:
-    """Events by user, item and time; without times on both sides, by how often the user had met the item before."""
-    users, items = tables.users[tables.user[rows]], tables.items[tables.item[rows]]
-    met = (
-        pd.DataFrame({"user": tables.user, "item": tables.item})
-        .groupby(["user", "item"])
-        .cumcount()
-        .to_numpy()
+def _learned_rows(one: Learned, old: Tables) -> np.ndarray:
+    """Rows of the interactions that were learned."""
+    if one.is_whole:
+        return np.arange(len(old.item))
+    rule = one.settings["eval_args"]
+    return make_split(old, rule["split"], rule["part"]).train_events.nonzero()[0]
+
+
+def _seen(one: Learned, is_same: bool, part: str, seen: int, of: int) -> UserError:
+    who = one.run if is_same else f"{one.run} learns {one.settings['dataset']}, and"
+    way = f"the split {one.settings['eval_args']['split']}"
+    if one.is_whole:
+        way = "all of its events"
+    return UserError(
+        f"{who} was trained on {seen} of the {of} {part} targets, by "
+        f"{way}; keep its split and filters, or train on the new one"
     )
-    return pd.MultiIndex.from_arrays([users, items, tables.time[rows] if timed else met[rows]])
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    name: str = settings["data_name"] or locate.alias(settings["dataset"])
+    return name
+
+
+def _identities(interactions: Tables, rows: np.ndarray, has_times: bool) -> pd.MultiIndex:
+    """User, item and time of interactions.
+
+    Where a dataset has no times, how often the user had met the item before takes their place.
+    """
+    users = interactions.users[interactions.user[rows]]
+    items = interactions.items[interactions.item[rows]]
+    if has_times:
+        return pd.MultiIndex.from_arrays([users, items, interactions.time[rows]])
+    pairs = pd.DataFrame({"user": interactions.user, "item": interactions.item})
+    repeats = pairs.groupby(["user", "item"]).cumcount().to_numpy()
+    return pd.MultiIndex.from_arrays([users, items, repeats[rows]])

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -27,132 +27,179 @@ LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table. place is 1 for the best of its column, 2 for the second, else 0."""
+    """One number of a table.
+
+    Attributes
+    ----------
+    mean : float
+        Mean over seeds.
+    sd : float or None
+        Standard deviation over seeds; None for a single one.
+    place : int
+        1 for the best of its column, 2 for the second, else 0.
+    mark : str
+        Significance against the best of the others.
+    digits : int
+        Digits after the point.
+    """
 
     mean: float
     sd: float | None = None
     place: int = 0
-    mark: str = ""  # significance against the best of the others
-    digits: int = 4  # after the point
+    mark: str = ""
+    digits: int = 4
+
+
+Row = tuple[str, tuple[Cell | None, ...]]  # a name, and a cell for each column that it has
 
 
 @dataclass(frozen=True)
 class Table:
-    """rows[r] is (name, one Cell or None per column); notes are printed below."""
+    """A table with its title, its rows, and notes below it."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+    rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
 
-def make_table(title: str, results: dict[str, Sequence[dict]], columns: Sequence[str], *, bounds: dict[str, dict] | None = None,
-               marks: dict[tuple[str, str], str] | None = None, notes: Sequence[str] = (), lower: bool = False,
-               covers: dict[str, str] | None = None) -> Table:  # fmt: skip
+def make_table(
+    title: str,
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    columns: Sequence[str],
+    *,
+    bounds: Mapping[str, Mapping[str, float]] | None = None,
+    marks: Mapping[tuple[str, str], str] | None = None,
+    notes: Sequence[str] = (),
+    lower: bool = False,
+    covers: Mapping[str, str] | None = None,
+) -> Table:
     """Build a table.
 
     Parameters
     ----------
-    results : model -> one metric dict per seed.
-    bounds : rows that compete for nothing, such as the Bayes ranking of a synthetic world.
-    marks : (model, column) -> significance mark.
-    lower : the best is the lowest.
-    covers : model -> what its numbers cover, such as "340 of 624 users", where that is less than the others' do. Its row
-        says so, and competes for nothing: numbers of other cases do not compare.
+    title : str
+        Its first line.
+    results : mapping
+        Name of a row -> the metrics of each of its seeds.
+    columns : sequence of str
+        Names of metrics.
+    bounds : mapping, optional
+        Rows that compete for nothing, such as the Bayes ranking of a synthetic world.
+    marks : mapping, optional
+        (row, column) -> mark of significance.
+    notes : sequence of str
+        Lines below the table.
+    lower : bool
+        Whether the best is the lowest.
+    covers : mapping, optional
+        Name of a row -> what its numbers cover, such as "340 of 624 users", where that is less
+        than those of the others do. The row says so and competes for nothing, because numbers of
+        other cases do not compare.
+
+    Examples
+    --------
+    >>> table = make_table("Pet", {"Pop": [{"mrr": 0.1}], "LIR": [{"mrr": 0.2}]}, ["mrr"])
+    >>> print(to_screen(table))
+    Pet
+             mrr
+    Pop  0.1000'
+    LIR  0.2000*
+    * best, ' second
     """
-    marks, covers = marks or {}, covers or {}
-    means = {
-        name: {column: [run[column] for run in runs if column in run] for column in columns}
-        for name, runs in results.items()
-    }
-    place: dict[tuple[str, str], int] = {}
-    for column in columns:
-        scores = {
-            name: float(np.mean(values[column]))
-            for name, values in means.items()
-            if values[column] and name not in covers
-        }
-        if len(scores) < 2:
-            continue  # nothing to be better than
-        for rank, level in enumerate(sorted(set(scores.values()), reverse=not lower)[:2], start=1):
-            place |= {(name, column): rank for name, score in scores.items() if score == level}
-    rows = []
-    for name, values in means.items():
-        cells = []
-        for column in columns:
-            seen = values[column]
-            sd = float(np.std(seen, ddof=1)) if len(seen) > 1 else None
-            cells.append(
-                Cell(
-                    float(np.mean(seen)),
-                    sd,
-                    place.get((name, column), 0),
-                    marks.get((name, column), ""),
-                )
-                if seen
-                else None
-            )
+    covers = covers or {}
+    seeds = {name: _by_column(runs, columns) for name, runs in results.items()}
+    competing = {name: values for name, values in seeds.items() if name not in covers}
+    places = {column: _places(competing, column, lower) for column in columns}
+    rows: list[Row] = []
+    for name, values in seeds.items():
+        cells = [
+            _cell(values[column], places[column].get(name, 0), (marks or {}).get((name, column)))
+            for column in columns
+        ]
         shown = f"{name} ({covers[name]})" if name in covers else name
         rows.append((shown, tuple(cells)))
-    for name, values in (bounds or {}).items():
-        rows.append(
-            (name, tuple(Cell(values[column]) if column in values else None for column in columns))
-        )
+    for name, bound in (bounds or {}).items():
+        limits = [Cell(bound[column]) if column in bound else None for column in columns]
+        rows.append((name, tuple(limits)))
     return Table(title, tuple(columns), tuple(rows), tuple(notes))
+
+
+def _by_column(
+    runs: Sequence[Mapping[str, float]], columns: Sequence[str]
+) -> dict[str, list[float]]:
+    """Each column's values over the seeds of a row."""
+    values: dict[str, list[float]] = {}
+    for column in columns:
+        values[column] = [run[column] for run in runs if column in run]
+    return values
+
+
+def _places(
+    seeds: Mapping[str, Mapping[str, Sequence[float]]], column: str, lower: bool
+) -> dict[str, int]:
+    """Rows with the best and the second value of a column; nothing where nobody competes."""
+    means = {name: float(np.mean(one[column])) for name, one in seeds.items() if one[column]}
+    places: dict[str, int] = {}
+    if len(means) < 2:
+        return places
+    best_levels = sorted(set(means.values()), reverse=not lower)[:2]
+    for rank, level in enumerate(best_levels, start=1):
+        places |= {name: rank for name, mean in means.items() if mean == level}
+    return places
+
+
+def _cell(values: Sequence[float], place: int, mark: str | None) -> Cell | None:
+    if not values:
+        return None
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Cell(float(np.mean(values)), sd, place, mark or "")
 
 
 def _number(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    return (
-        f"{cell.mean:.{cell.digits}f}"
-        + (f" ± {cell.sd:.4f}" if cell.sd is not None else "")
-        + cell.mark
-    )
+    sd = "" if cell.sd is None else f" ± {cell.sd:.4f}"
+    return f"{cell.mean:.{cell.digits}f}{sd}{cell.mark}"
+
+
+def _place(cell: Cell | None) -> int:
+    return cell.place if cell else 0
 
 
 def to_screen(table: Table) -> str:
-    """Plain text; the best of a column carries *, the second '."""
+    """Write a table as plain text; the best of a column carries *, the second '."""
     sign = {0: " ", 1: "*", 2: "'"}
-    grid = [["", *table.columns]] + [
-        [name, *(_number(cell) + sign[cell.place if cell else 0] for cell in cells)]
-        for name, cells in table.rows
-    ]
+    grid = [["", *table.columns]]
+    for name, cells in table.rows:
+        grid.append([name, *(_number(cell) + sign[_place(cell)] for cell in cells)])
     first, *widths = (max(map(len, column)) for column in zip(*grid, strict=True))
-    lines = [
-        "  ".join([name.ljust(first), *map(str.rjust, row, widths)]).rstrip() for name, *row in grid
-    ]
-    legend = ["* best, ' second"] if _marked(table) else []
+    lines = []
+    for name, *numbers in grid:
+        aligned = map(str.rjust, numbers, widths)
+        lines.append("  ".join([name.ljust(first), *aligned]).rstrip())
+    legend = ["* best, ' second"] if _has_places(table) else []
     return printable("\n".join([table.title, *lines, *legend, *table.notes]))
 
 
-def _marked(table: Table) -> bool:
-    return any(cell and cell.place for _, cells in table.rows for cell in cells)
+def _has_places(table: Table) -> bool:
+    return any(any(map(_place, cells)) for _, cells in table.rows)
 
 
 def to_markdown(table: Table) -> str:
-    """Best bold, second underlined."""
+    """Write a table as Markdown: the best bold, the second underlined."""
     style = {0: "{}", 1: "**{}**", 2: "<u>{}</u>"}
     lines = [
         "| | " + " | ".join(map(_in_markdown, table.columns)) + " |",
         "| --- |" + " ---: |" * len(table.columns),
     ]
     for name, cells in table.rows:
-        lines.append(
-            f"| {_in_markdown(name)} | "
-            + " | ".join(style[cell.place if cell else 0].format(_number(cell)) for cell in cells)
-            + " |"
-        )
-    legend = ["**best**, <u>second</u>"] if _marked(table) else []
-    return "\n".join(
-        [
-            f"**{_in_markdown(table.title)}**",
-            "",
-            *lines,
-            "",
-            *(f"- {line}" for line in [*legend, *map(_in_markdown, table.notes)]),
-        ]
-    )
+        numbers = " | ".join(style[_place(cell)].format(_number(cell)) for cell in cells)
+        lines.append(f"| {_in_markdown(name)} | {numbers} |")
+    notes = [f"- {_in_markdown(note)}" for note in table.notes]
+    if _has_places(table):
+        notes.insert(0, "- **best**, <u>second</u>")
+    return "\n".join([f"**{_in_markdown(table.title)}**", "", *lines, "", *notes])
 
 
 def _in_markdown(text: str) -> str:
@@ -161,59 +208,54 @@ def _in_markdown(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """For booktabs: best bold, second underlined; title and notes as comments."""
+    """Write a table for booktabs: the best bold, the second underlined, notes as comments."""
     style = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
     grid = [["", *(column.translate(LATEX) for column in table.columns)]]
     for name, cells in table.rows:
-        grid.append(
-            [
-                name.translate(LATEX),
-                *(
-                    style[cell.place if cell else 0].format(_number(cell).translate(LATEX))
-                    for cell in cells
-                ),
-            ]
-        )
+        numbers = [style[_place(cell)].format(_number(cell).translate(LATEX)) for cell in cells]
+        grid.append([name.translate(LATEX), *numbers])
     head, *body = (" & ".join(row) + r" \\" for row in grid)
-    begin, end = r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\end{tabular}"
-    text = "\n".join(
-        [
-            begin,
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            end,
-            *(f"% {line}" for line in (table.title, *table.notes)),
-        ]
-    )
-    return printable(text)
+    text = [
+        r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(f"% {line}" for line in (table.title, *table.notes)),
+    ]
+    return printable("\n".join(text))
 
 
 def to_csv(table: Table) -> str:
-    """Full precision: model, then mean and sd of every column."""
+    """Write a table in full precision: a row's name, then mean and sd of each column."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["model", *(name for column in table.columns for name in (column, f"{column}_sd"))]
-    )
+    head = ["model"]
+    for column in table.columns:
+        head += [column, f"{column}_sd"]
+    writer.writerow(head)
     for name, cells in table.rows:
-        writer.writerow(
-            [
-                name,
-                *(
-                    value
-                    for cell in cells
-                    for value in ((cell.mean, cell.sd) if cell else (None, None))
-                ),
-            ]
-        )
+        values: list[float | str | None] = [name]
+        for cell in cells:
+            values += (cell.mean, cell.sd) if cell else (None, None)
+        writer.writerow(values)
     return printable(out.getvalue())
 
 
 def write(table: Table, folder: Path, name: str = "table") -> None:
-    """As <name>.md, .tex and .csv."""
+    """Write a table as Markdown, LaTeX and CSV.
+
+    Parameters
+    ----------
+    table : Table
+        The table.
+    folder : Path
+        For the files; it is made.
+    name : str
+        Their name without the ending.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, made in (("md", to_markdown), ("tex", to_latex), ("csv", to_csv)):
         write_text(folder / f"{name}.{suffix}", made(table))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -369,16 +369,26 @@ def check_whole(settings: dict, default: dict) -> None:
     _finish(settings, [])
 
 
-def check_foreign(config: dict) -> None:
-    """Raise UserError for what RecBole's Config of one of our models holds and our commands refuse.
+def settings_of_config(config) -> dict:
+    """Make the settings of a run from RecBole's Config of one of our models.
 
     Keys that we do not know are RecBole's business: its own code takes any.
+
+    Raises
+    ------
+    UserError
+        For what our commands refuse.
     """
     model, dataset = config["model"], config["dataset"]
     default = default_settings(model, dataset)
     rules, mistakes = checks.rules(registry.find(model)), []
-    settings = {key: config.get(key, value) for key, value in default.items()}
+    settings = {key: config[key] if key in config else value for key, value in default.items()}
+    settings |= {key: default[key] for key in REPLACED.keys() & default.keys()}
     settings["train_neg_sample_args"] = None  # RecBole has put its own form of "none" there
+    settings["data_path"] = str(Path(config["data_path"]).parent)  # RecBole adds the dataset's name
+    modes = set(settings["eval_args"]["mode"].values())
+    if len(modes) == 1:  # RecBole writes out one mode for both parts
+        settings["eval_args"] = settings["eval_args"] | {"mode": modes.pop()}
     for key in settings.keys() & rules.keys():
         value = spellings.of_value(key, settings[key])
         try:
@@ -387,6 +397,7 @@ def check_foreign(config: dict) -> None:
             mistakes.append(str(error))
     _refuse(sorted(mistakes))
     _finish(settings, [])
+    return settings
 
 
 def moved(stored: dict, dataset: str) -> dict:
@@ -411,26 +422,30 @@ def moved(stored: dict, dataset: str) -> dict:
     }
 
 
-def asks_server(settings: dict) -> bool:
+def asks_server(settings: Mapping) -> bool:
     """Whether summaries are written by a server, whose model `summarizer_model` names."""
-    return settings.get("summary", "none") != "none" and settings["summarizer"].startswith(
-        ("http://", "https://")
-    )
+    return summarises(settings) and settings["summarizer"].startswith(("http://", "https://"))
+
+
+def summarises(settings: Mapping) -> bool:
+    """Whether histories are summarised."""
+    return "summary" in settings and settings["summary"] != "none"
+
+
+def loads_summarizer(settings: Mapping) -> bool:
+    """Whether summaries are written by a language model that this process loads."""
+    extracts = summarises(settings) and settings["summarizer"] == "extractive"
+    return summarises(settings) and not extracts and not asks_server(settings)
 
 
 def language_models(settings: dict) -> dict[str, str]:
     """The language models that a run of these settings loads beside the weights of `init_from`, by the settings that name them."""
-    extracts = (
-        settings.get("summary", "none") == "none"
-        or settings["summarizer"] == "extractive"
-        or asks_server(settings)
-    )
     in_class = "text_encoder" in registry.find(settings["model"]).defaults
     by_text = in_class or settings.get("item_features", "id") != "id"
     read = {
         "backbone": "backbone" in settings and not settings["init_from"],
         "text_encoder": by_text,
-        "summarizer": not extracts,
+        "summarizer": loads_summarizer(settings),
     }
     return {key: settings[key] for key in read if read[key]}
 

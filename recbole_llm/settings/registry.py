@@ -149,9 +149,3 @@ def _spec(name: str) -> ModelSpec:
 def model_class(name: str) -> type:
     """Return the class of a model that `find` knows. Importing it imports torch."""
     return find(name).load()
-
-
-def of_config(config) -> ModelSpec:
-    """The model of a RecBole Config, whether the harness or RecBole's `run_recbole` made it."""
-    settings = config["settings"]
-    return find(settings["model"] if settings else config["model"])

@@ -153,13 +153,13 @@ def fields(config, tables) -> dict[str, str]:
     return found
 
 
-def check_data(config, tables) -> None:
+def check_data(config, tables, family: str) -> None:
     """Raise UserError for settings of a stock model that name columns which it is not given, or of another type."""
     model, given = config["model"], fields(config, tables)
     events = {config["TIME_FIELD"], config["LABEL_FIELD"], *tables.columns}
     read = [name for name in config["numerical_features"] or [] if name in events]
     read += [name for name in tables.columns if given.get(name) == "token"]
-    if read and registry.of_config(config).family == "context_aware":
+    if read and family == "context_aware":
         raise UserError(
             f"{model} would read {', '.join(read)} of the event that it is to predict, which "
             "nobody knows before; "

@@ -1,1 +1,1 @@
-"""Commands over many runs: experiments, searches, personalization; and the use of a single run."""
+"""Commands over many runs (experiments, searches, personalization), and the use of one run."""

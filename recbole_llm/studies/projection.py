@@ -1,8 +1,11 @@
-"""Vectors on a plane: t-SNE, as a picture and as a page to look around in."""
+"""Vectors projected onto a plane by t-SNE, as a picture and as an interactive page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +15,27 @@ from ..storage.screen import printable
 
 
 def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """float32 [n, 2] of float32 [n, width] by cosine (van der Maaten & Hinton, JMLR 2008)."""
+    """Project vectors onto a plane by t-SNE with cosine distances.
+
+    The method is that of van der Maaten & Hinton (JMLR 2008).
+
+    Parameters
+    ----------
+    vectors : ndarray of float32 [n, width]
+        The vectors.
+    seed : int
+        Seed of the random initialisation.
+
+    Returns
+    -------
+    ndarray of float32 [n, 2]
+        Points.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than five vectors.
+    """
     from sklearn.manifold import TSNE
 
     if len(vectors) < 5:
@@ -26,44 +49,78 @@ def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     ).fit_transform(vectors)
 
 
+@dataclass(frozen=True)
+class _Group:
+    """The points of one panel that share a colour."""
+
+    name: str
+    points: np.ndarray  # float [points, 2]
+    labels: list[str]  # shown when the mouse is over a point
+    colour: tuple[float, ...]  # red, green, blue, opacity, each from 0 to 1
+
+
 def draw(
-    panels: dict[str, np.ndarray],
-    colours: dict[str, Sequence[str]],
-    told: dict[str, Sequence[str]],
+    panels: Mapping[str, np.ndarray],
+    colours: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]],
     title: str,
     folder: Path,
 ) -> list[Path]:
-    """Write `projection.png` and `projection.html`, one panel beside the other.
+    """Write `projection.png` and `projection.html`, with the panels side by side.
 
     Parameters
     ----------
-    panels : panel's title -> float [n, 2]. colours : the same -> what each point belongs to. told : the same -> what each point is.
+    panels : mapping of str to ndarray of float [n, 2]
+        The points of each panel, by the panel's title.
+    colours : mapping of str to sequence of str
+        The group of each point, by the panel's title. Points of one group have one colour.
+    labels : mapping of str to sequence of str
+        The label of each point, by the panel's title.
+    title : str
+        Title of the whole figure.
+    folder : Path
+        Folder of the files. It is made if it does not exist.
+
+    Returns
+    -------
+    list of Path
+        The picture and the page.
     """
     import matplotlib
 
     matplotlib.use("agg")
-    import matplotlib.pyplot as plot
-    from plotly.subplots import make_subplots
+    from matplotlib import pyplot
 
-    names = list(dict.fromkeys(name for group in colours.values() for name in group))
-    palette = plot.get_cmap("tab10")
-    figure, axes = plot.subplots(1, len(panels), figsize=(6 * len(panels), 5.5), squeeze=False)
-    page = make_subplots(rows=1, cols=len(panels), subplot_titles=list(map(_plain, panels)))
-    for number, (panel, points) in enumerate(panels.items()):
-        axis, group = axes[0, number], np.asarray(colours[panel])
-        for index, name in enumerate(names):
-            chosen = np.flatnonzero(group == name)
-            red, green, blue, _ = (int(255 * part) for part in palette(index % 10))
-            axis.scatter(*points[chosen].T, s=5, color=palette(index % 10), label=name)
-            page.add_scattergl(
-                x=points[chosen, 0], y=points[chosen, 1], mode="markers", name=_plain(name), legendgroup=_plain(name), showlegend=number == 0,
-                marker={"size": 4, "color": f"rgb({red},{green},{blue})"}, text=[_plain(told[panel][row]) for row in chosen], hoverinfo="text+name",
-                row=1, col=number + 1,
-            )  # fmt: skip
+    palette = pyplot.get_cmap("tab10")
+    names = list(dict.fromkeys(chain.from_iterable(colours.values())))
+    by_panel: dict[str, list[_Group]] = {panel: [] for panel in panels}
+    for panel, points in panels.items():
+        group_of_point = np.asarray(colours[panel])
+        for number, name in enumerate(names):
+            rows = np.flatnonzero(group_of_point == name).tolist()
+            group_labels = [labels[panel][row] for row in rows]
+            by_panel[panel].append(_Group(name, points[rows], group_labels, palette(number % 10)))
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, html = folder / "projection.png", folder / "projection.html"
+    with atomically(picture) as temporary:
+        _draw_picture(by_panel, title, temporary)
+    with atomically(html) as temporary:
+        _draw_page(by_panel, title).write_html(temporary, include_plotlyjs=True)
+    return [picture, html]
+
+
+def _draw_picture(panels: Mapping[str, Sequence[_Group]], title: str, path: Path) -> None:
+    """Write the panels as a PNG file."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 5.5), squeeze=False)
+    for axis, (panel, groups) in zip(axes[0], panels.items(), strict=True):
+        for group in groups:
+            axis.scatter(*group.points.T, s=5, color=group.colour, label=group.name)
         axis.set_title(printable(panel), parse_math=False)
         axis.set_xticks([])
         axis.set_yticks([])
-    handles, _ = axes[0, 0].get_legend_handles_labels()
+    handles, names = axes[0, 0].get_legend_handles_labels()
     legend = figure.legend(
         handles,
         [printable(name) for name in names],
@@ -73,20 +130,40 @@ def draw(
         frameon=False,
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a name may have a $
+        # a name may contain a $, which would begin a formula
+        text.set_parse_math(False)
     figure.suptitle(printable(title), parse_math=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))  # the legend's place
+    # leaves room for the legend at the bottom
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def _draw_page(panels: Mapping[str, Sequence[_Group]], title: str) -> Any:
+    """The panels as a plotly figure."""
+    from plotly.subplots import make_subplots
+
+    page = make_subplots(rows=1, cols=len(panels), subplot_titles=list(map(_plain, panels)))
+    for column, groups in enumerate(panels.values(), start=1):
+        for group in groups:
+            red, green, blue, _ = (int(255 * part) for part in group.colour)
+            page.add_scattergl(
+                x=group.points[:, 0],
+                y=group.points[:, 1],
+                mode="markers",
+                name=_plain(group.name),
+                legendgroup=_plain(group.name),
+                showlegend=column == 1,
+                marker={"size": 4, "color": f"rgb({red},{green},{blue})"},
+                text=[_plain(label) for label in group.labels],
+                hoverinfo="text+name",
+                row=1,
+                col=column,
+            )
     page.update_layout(title=_plain(title))
-    folder.mkdir(parents=True, exist_ok=True)
-    picture, html = folder / "projection.png", folder / "projection.html"
-    with atomically(picture) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plot.close(figure)
-    with atomically(html) as temporary:
-        page.write_html(temporary, include_plotlyjs=True)
-    return [picture, html]
+    return page
 
 
 def _plain(text: str) -> str:
-    """Text as plotly shows it as it is: it takes some tags for markup."""
+    """Escape the tags that plotly would read as markup."""
     return escape(printable(text), quote=False)

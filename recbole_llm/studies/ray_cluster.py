@@ -1,4 +1,4 @@
-"""Ray: one on this machine that ends with the work, or a cluster that runs already."""
+"""Ray, for work in parallel: started on this machine for one command, or a running cluster."""
 
 import logging
 import os
@@ -6,32 +6,53 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 from ..errors import UserError
 
-ATTEMPTS = 3  # of a piece of work, before it is left and reported
-# Lost processes are no fault of the work: until Ray knows that a machine is gone, it may hand a
-# piece of work to the machine's dead processes several times.
+ATTEMPTS = 3  # attempts at a task before it is reported as failed
+# A lost process is not the task's fault. Until Ray knows that a machine is gone, it may give a task
+# to dead processes of that machine several times.
 DEATHS = 6
-PROBE_SECONDS, CONNECT_SECONDS = 3, 60  # a server that is there answers; Ray connects to it
-LOCAL = (None, "", "local")  # addresses that stand for a Ray on this machine
+PROBE_SECONDS = 3  # within which a server must answer
+CONNECT_SECONDS = 60  # within which Ray must connect to a cluster
+LOCAL = (None, "", "local")  # addresses of a Ray that is started on this machine
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 DATA, HEADERS, SETTINGS = 0, 1, 4  # types of HTTP/2 frames; a server answers a preface by SETTINGS
-REFUSALS = range(0x89, 0x8F)  # the first byte of headers with a status such as 404, and not 200
+REFUSALS = range(0x89, 0x8F)  # first bytes of headers with a status such as 404 instead of 200
+# variables that Ray reads; a user's values take precedence
+ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without GPUs sees none
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command instead of single trials
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output ignores `verbose`
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of settings keep their meaning
+}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where work is done in parallel.
+    """Where tasks run in parallel, and what each of them needs.
 
-    address : of a running Ray cluster; None starts one on this machine. cpus, gpus : of one piece of work; gpus may be a fraction, and is by default 1
-    where there are any. dashboard : Ray's, on this machine alone. keys : the settings that cpus and gpus come from.
+    Attributes
+    ----------
+    address : str or None
+        Address of a running Ray cluster. None starts Ray on this machine.
+    cpus : float
+        CPU cores of one task.
+    gpus : float or None
+        GPUs of one task, possibly a fraction. None means 1 where there are any GPUs.
+    dashboard : bool
+        Whether a Ray that is started here serves its dashboard, to this machine only.
+    keys : tuple of (str, str)
+        Names of the settings that `cpus` and `gpus` come from, for error messages.
     """
 
     address: str | None = None
@@ -42,28 +63,46 @@ class Cluster:
 
 
 def has_ray() -> bool:
+    """Whether Ray and Ray Tune are installed."""
     from importlib.util import find_spec
 
     return find_spec("ray") is not None and find_spec("ray.tune") is not None
 
 
 def need_ray(key: str) -> None:
-    """Raise UserError, naming the setting that asks for it, where there is no Ray."""
+    """Refuse to go on without Ray.
+
+    Parameters
+    ----------
+    key : str
+        The setting or command that needs it.
+
+    Raises
+    ------
+    UserError
+        If Ray is not installed.
+    """
     if not has_ray():
         raise UserError(f'{key}: ray is not installed: pip install "recbole_llm[ray]"')
 
 
 def check(cluster: Cluster) -> None:
-    """Raise UserError, within seconds, for what Ray cannot give; called before anything is trained.
+    """Fail fast, before anything is trained, if Ray cannot run the tasks.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        Where the tasks are to run.
 
     Raises
     ------
-    UserError : for an address where no Ray answers, and for work that asks for more than any machine has.
+    UserError
+        If no Ray answers at the address, or no machine has the resources of one task.
     """
     if cluster.address in LOCAL and not _running():
         import torch
 
-        machine = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         _check_resources(cluster, [machine])
         return
     with connected(cluster):
@@ -71,11 +110,12 @@ def check(cluster: Cluster) -> None:
 
 
 def _running() -> bool:
+    """Whether this process is connected to a Ray already."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def _check_resources(cluster: Cluster, machines: Sequence[dict[str, float]]) -> float:
-    """The GPUs of one piece of work. Raises UserError where no machine has what it asks for."""
+    """The number of GPUs of one task. Raises UserError if no machine has its resources."""
     gpus = cluster.gpus
     if gpus is None:
         gpus = float(any(machine.get("GPU", 0) for machine in machines))
@@ -88,17 +128,27 @@ def _check_resources(cluster: Cluster, machines: Sequence[dict[str, float]]) -> 
     )
     raise UserError(
         f"expected a machine with {cluster.cpus:g} cores and {gpus:g} GPUs for each piece of work, "
-        f"found {there}; "
-        f"lower {' or '.join(f'--{key}' for key in cluster.keys)}"
+        f"found {there}; lower {' or '.join(f'--{key}' for key in cluster.keys)}"
     )
 
 
 def endpoint(address: str) -> tuple[str, int] | None:
-    """Host and port of a cluster's address; None where Ray itself looks for the cluster on this machine.
+    """Parse the address of a cluster.
+
+    Parameters
+    ----------
+    address : str
+        HOST:PORT, or "auto" for the cluster that was started on this machine.
+
+    Returns
+    -------
+    tuple of (str, int), or None
+        Host and port. None means that Ray itself looks for a cluster on this machine.
 
     Raises
     ------
-    UserError : for what is no address.
+    UserError
+        If it is not an address.
     """
     expected = (
         "ray_address: expected HOST:PORT of a cluster that this machine belongs to, such as "
@@ -123,13 +173,16 @@ def endpoint(address: str) -> tuple[str, int] | None:
 
 
 def _probe(address: str) -> None:
-    """Raise UserError, in about PROBE_SECONDS, where no server of Ray's kind listens: Ray would try for minutes."""
-    found = endpoint(address)
-    if found is None:
+    """Raise UserError within a few seconds if no server like Ray's listens at an address.
+
+    Ray itself would try for minutes.
+    """
+    server = endpoint(address)
+    if server is None:
         return
 
     def greet() -> bytes:
-        with socket.create_connection(found, timeout=PROBE_SECONDS) as connection:
+        with socket.create_connection(server, timeout=PROBE_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") != "0":
                 return bytes([0, 0, 0, SETTINGS])
             connection.sendall(PREFACE + _grpc_call(address))
@@ -137,7 +190,8 @@ def _probe(address: str) -> None:
                 return _answer(stream)
 
     try:
-        answer = _within(2 * PROBE_SECONDS, greet)  # the name's lookup has no timeout of its own
+        # the limit is for the lookup of the host's name, which has no timeout
+        answer = _within(2 * PROBE_SECONDS, greet)
     except (OSError, Late) as error:
         reason = in_line(error) or f"no answer in {PROBE_SECONDS} seconds"
         raise UserError(
@@ -149,12 +203,12 @@ def _probe(address: str) -> None:
 
 
 def _grpc_call(authority: str) -> bytes:
-    """The frames of a gRPC call without a message, of a method that no server has to have."""
+    """The frames of a gRPC call without a message. A server need not know the method."""
 
     def text(words: str) -> bytes:
         return bytes([len(words[:126])]) + words[:126].encode("ascii", errors="replace")
 
-    # HPACK (RFC 7541): two indexed fields, then literals by the index of their name, or with one
+    # HPACK (RFC 7541): two indexed fields, two literals with indexed names, one with a literal name
     fields = b"\x83\x86\x04" + text("/ray.rpc.NodeInfoGcsService/GetClusterId")
     fields += b"\x01" + text(authority) + b"\x0f\x10" + text("application/grpc")
     fields += b"\x00" + text("te") + text("trailers")
@@ -166,11 +220,11 @@ def _frame(kind: int, flags: int, content: bytes) -> bytes:
     return len(content).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + content
 
 
-def _answer(stream) -> bytes:
-    """The head of a server's first frame; empty if its answer to the call says that it is no gRPC.
+def _answer(stream: BinaryIO) -> bytes:
+    """The head of a server's first frame; empty if the server does not speak gRPC.
 
-    A gRPC server answers any call with status 200, and tells of errors behind it. What cannot be
-    read, or does not come in time, is left to Ray.
+    A gRPC server answers every call with status 200, and reports errors in later frames. An answer
+    that is unreadable or late is accepted here; Ray then decides.
     """
     first = head = stream.read(9)
     if head[3:4] != bytes([SETTINGS]):
@@ -185,11 +239,14 @@ def _answer(stream) -> bytes:
     return b"" if status and status[0] in REFUSALS else first
 
 
-def _within(seconds: float, call: Callable):
-    """What a call returns or raises. Raises `Late` after so many seconds, and leaves the call to itself."""
-    future: Future = Future()
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return or raise what a call does.
 
-    def work():
+    Raises `Late` when the time is over; the call then goes on in its thread.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
         try:
             future.set_result(call())
         except BaseException as error:
@@ -200,21 +257,28 @@ def _within(seconds: float, call: Callable):
 
 
 def _connect(cluster: Cluster) -> None:
-    """Start Ray on this machine, or connect to a running cluster. Raises UserError if that does not answer."""
+    """Start Ray on this machine, or connect to a cluster.
+
+    Raises UserError if the cluster does not answer.
+    """
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address in LOCAL:
-        # not in a thread of its own: Ray's processes end with the thread that has started them
+        # not in another thread: Ray's processes end with the thread that started them
         ray.init(
             address="local",
             include_dashboard=cluster.dashboard,
             dashboard_host="127.0.0.1",
-            **quiet,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
         return
+
+    def connect() -> None:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+
     try:
-        _within(CONNECT_SECONDS, lambda: ray.init(address=cluster.address, **quiet))
+        _within(CONNECT_SECONDS, connect)
     except (ConnectionError, RuntimeError, ValueError, Late) as error:
         reason = in_line(error) or f"no connection in {CONNECT_SECONDS} seconds"
         raise UserError(
@@ -223,104 +287,145 @@ def _connect(cluster: Cluster) -> None:
 
 
 @contextmanager
-def connected(cluster: Cluster):
-    """Within it there is a Ray, the caller's own if it has one. Gives the resources of one piece of work.
+def connected(cluster: Cluster) -> Iterator[dict[str, float]]:
+    """Connect to Ray for the length of a block, unless the caller is connected already.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        Where the tasks run.
+
+    Yields
+    ------
+    dict of str to float
+        The resources of one task, `cpu` and `gpu`.
 
     Raises
     ------
-    UserError : if no cluster answers, or none of its machines has what one piece of work asks for.
+    UserError
+        If no cluster answers, or no machine has the resources of one task.
     """
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
-    )  # work that asks for no GPU sees none
-    os.environ.setdefault(
-        "TUNE_DISABLE_SIGINT_HANDLER", "1"
-    )  # Ctrl-C ends the command, and not its trials one by one
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one talks whatever `verbose` says
-    os.environ.setdefault(
-        "RAY_CHDIR_TO_TRIAL_DIR", "0"
-    )  # relative paths of settings mean what they mean here
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if cluster.address not in LOCAL and not _running():
-        _probe(cluster.address)  # before Ray is imported, which takes seconds
+        # before Ray is imported, which takes seconds
+        _probe(cluster.address)
     import ray
 
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # it would print the whole trace of every attempt
-    own = not ray.is_initialized()
-    if own:
+    # it would print a whole traceback for each attempt
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    connects = not ray.is_initialized()
+    if connects:
         _connect(cluster)
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield {"cpu": cluster.cpus, "gpu": _check_resources(cluster, machines)}
     finally:
-        if own:
+        if connects:
             ray.shutdown()
 
 
-def trials(trainable, name: str, values: Sequence, callback, failures=ATTEMPTS - 1, **how):
+def trials(
+    trainable: Any,
+    name: str,
+    values: Sequence,
+    callback: Any,
+    failures: int = ATTEMPTS - 1,
+    **options: Any,
+) -> Any:
     """Run one trial of Ray Tune for each value.
 
     Parameters
     ----------
-    trainable : Finds its value as the only entry of its config.
-    name : Name of that entry.
-    values : A value for each trial.
-    callback : A tune.Callback.
-    failures : How many times a trial may fail and is tried again.
-    how : More of tune.TuneConfig.
+    trainable : callable or type
+        A trainable of Ray Tune. It finds its value as the only entry of its config.
+    name : str
+        Name of that entry.
+    values : sequence
+        The values.
+    callback : ray.tune.Callback
+        As `reporter` makes it.
+    failures : int
+        Number of failures after which a trial is not tried again.
+    **options
+        Further arguments of ray.tune.TuneConfig.
 
     Returns
     -------
-    Ray Tune's results.
+    ray.tune.ResultGrid
+        The results of all trials.
     """
     from ray import tune
 
+    # only a class takes this option
+    checkpoint_at_end = False if isinstance(trainable, type) else None
     with tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
-            trainable, param_space={name: tune.grid_search(list(values))}, tune_config=tune.TuneConfig(**how),
+            trainable,
+            param_space={name: tune.grid_search(list(values))},
+            tune_config=tune.TuneConfig(**options),
             run_config=tune.RunConfig(
-                name=name, storage_path=scratch, failure_config=tune.FailureConfig(max_failures=failures), verbose=0, callbacks=[callback],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False if isinstance(trainable, type) else None),
+                name=name,
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=failures),
+                verbose=0,
+                callbacks=[callback],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=checkpoint_at_end),
             ),
-        )  # fmt: skip
+        )
         return tuner.fit()
 
 
-def asked(space: dict):
-    """The value that a trial is about."""
+def trial_value(space: dict) -> Any:
+    """Return the value that a trial was started for, the only entry of its config."""
     (value,) = space.values()
     return value
 
 
-def teller(
-    ended: Callable[[object, dict | None, str | None], None],
-    again: Callable[[object, str], None] = lambda value, error: None,
-):
-    """A tune.Callback that tells of each trial that has come to its end: its value, and its last result or its error.
+def reporter(
+    ended: Callable[[Any, dict | None, str | None], None],
+    again: Callable[[Any, str], None] = lambda value, error: None,
+) -> Any:
+    """Make a callback of Ray Tune that reports trials as they end.
 
-    again : told of each trial that failed and is tried again: its value and the error.
+    Parameters
+    ----------
+    ended : callable
+        Called for each trial that has ended, with its value, its last result and its error. One of
+        result and error is None.
+    again : callable
+        Called for each trial that failed and is tried again, with its value and the error.
+
+    Returns
+    -------
+    ray.tune.Callback
+        The callback.
     """
     from ray import tune
 
-    class Teller(tune.Callback):
-        def __init__(self, ended=None, again=None):
+    def error_of(trial: Any) -> str:
+        return in_line(trial.get_error() or "its process died")
+
+    class Reporter(tune.Callback):
+        def __init__(self, ended: Any = None, again: Any = None):
             self.ended, self.again = ended, again
 
-        def __getstate__(self):
-            return {}  # Ray stores callbacks, and this one holds what cannot be stored
+        def __getstate__(self) -> dict:
+            # Ray stores callbacks, and the functions of this one cannot be stored
+            return {}
 
         def on_trial_complete(self, iteration, trials, trial, **info):
-            self.ended(asked(trial.config), trial.last_result, None)
+            self.ended(trial_value(trial.config), trial.last_result, None)
 
         def on_trial_recover(self, iteration, trials, trial, **info):
-            self.again(asked(trial.config), in_line(trial.get_error() or "its process died"))
+            self.again(trial_value(trial.config), error_of(trial))
 
         def on_trial_error(self, iteration, trials, trial, **info):
-            self.ended(asked(trial.config), None, in_line(trial.get_error() or "its process died"))
+            self.ended(trial_value(trial.config), None, error_of(trial))
 
-    return Teller(ended, again)
+    return Reporter(ended, again)
 
 
 def in_line(error: object) -> str:
+    """Put the end of an error's message on one line."""
     return " ".join(str(error).split())[-300:]

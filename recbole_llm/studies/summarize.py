@@ -1,80 +1,91 @@
-"""Summaries of a dataset's histories, written without a recommender: what LLMTRSR then finds, and a file for people to read."""
+"""Write the summaries of a dataset's histories, without training a recommender.
+
+Later runs of LLMTRSR read the stored summaries. A table of the same texts is for people to read.
+"""
 
 import csv
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..contracts.cases import Cases
-from ..data.cases.splits import draw, make_split
-from ..data.texts.text import ItemText
+from ..data.cases.splits import draw
 from ..errors import UserError
 from ..language.summaries.schedules import Summary
 from ..language.summaries.summarizer import Summarizer
-from ..runs.spec import Prepared
+from ..runs.checks import check
+from ..runs.spec import describe
 from ..settings.layers import digest
 from ..storage.files import atomically
 from ..storage.run_log import RunLog
 from ..storage.screen import printable
 from ..training.corpora import Corpus
 
+# the settings that decide which texts are written, beside the dataset and the split
+DECIDING_KEYS = (
+    "summary",
+    "summary_items",
+    "block_size",
+    "fan_in",
+    "targets",
+    "valid_users",
+    "test_users",
+    "text_fields",
+    "text_words",
+)
+
 
 def summarize(settings: dict) -> list[str]:
-    """Write the summaries that runs of these settings of LLMTRSR read. Returns lines that say where they are.
+    """Write the summaries that runs of LLMTRSR with these settings read.
+
+    Parameters
+    ----------
+    settings : dict
+        Resolved settings of LLMTRSR.
+
+    Returns
+    -------
+    list of str
+        Lines that say where the table is.
 
     Raises
     ------
-    UserError : for settings without summaries, or a summarizer that cannot be.
+    UserError
+        If the settings ask for no summaries, or no run can have them.
     """
     if settings["summary"] == "none":
         raise UserError("summarize: expected --summary=hierarchical or recurrent, found none")
-    prepared = Prepared(settings)
-    prepared.check()
-    config, tables = prepared.config, prepared.tables
-    text = ItemText.from_tables(tables, config["text_fields"], config["text_words"])
-    split = make_split(tables, config["eval_args"]["split"], config["eval_args"]["part"])
-    parts = {
+    spec = describe(settings)
+    check(spec)
+    config, tables, split, text = spec.config, spec.interactions, spec.split, spec.inputs.text
+    cases = {
         "train": Corpus(tables, text, split.train).newest(config["targets"]),
         "valid": draw(split.valid, config["valid_users"] or 0),
-        "test": draw(split.test, config["test_users"] or 0),
+        "test": split.test,
     }
-    histories = {part: cases.histories(tables) for part, cases in parts.items()}
+    histories = {part: part_cases.histories(tables) for part, part_cases in cases.items()}
     with RunLog() as log:
         log.start()
         summarizer = Summarizer(config, text, logging.getLogger())
-        found = summarizer.prepare(histories)
-    deciding = [
-        config[key]
-        for key in (
-            "summary",
-            "summary_items",
-            "block_size",
-            "fan_in",
-            "targets",
-            "valid_users",
-            "test_users",
-            "text_fields",
-            "text_words",
-        )
-    ]
-    key = digest(
-        [
-            summarizer.texts.engine.name,
-            prepared.measure["fingerprint"],
-            prepared.measure["split"],
-            *deciding,
-        ]
-    )
-    path = (
-        Path(config["checkpoint_dir"])
-        / "summaries"
-        / f"{prepared.name}-{config['summary']}-{key}.tsv"
-    )
-    _write(path, tables.users, parts, found)
-    return [f"summaries of {sum(map(len, parts.values()))} histories: {path}"]
+        summaries = summarizer.prepare(histories)
+    measure = spec.measure
+    identity = [summarizer.texts.engine.name, measure["fingerprint"], measure["split"]]
+    key = digest([*identity, *(config[key] for key in DECIDING_KEYS)])
+    folder = Path(config["checkpoint_dir"]) / "summaries"
+    path = folder / f"{spec.dataset}-{config['summary']}-{key}.tsv"
+    _write(path, tables.users, cases, summaries)
+    return [f"summaries of {sum(map(len, cases.values()))} histories: {path}"]
 
 
-def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Summary]]) -> None:
-    """A row for every text: user, part, items of the history, level, printable text."""
+def _write(
+    path: Path,
+    users: np.ndarray,
+    cases: Mapping[str, Cases],
+    summaries: Mapping[str, Sequence[Summary]],
+) -> None:
+    """Write one row per text: user, part, items of the history, level of the text, text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomically(path) as temporary,
@@ -82,12 +93,10 @@ def _write(path: Path, users, parts: dict[str, Cases], found: dict[str, list[Sum
     ):
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["user", "part", "items", "level", "text"])
-        for part, cases in parts.items():
-            for user, size, summary in zip(
-                users[cases.user], cases.end - cases.begin, found[part], strict=True
-            ):
+        for part, part_cases in cases.items():
+            case_users, sizes = users[part_cases.user], part_cases.end - part_cases.begin
+            for user, size, summary in zip(case_users, sizes, summaries[part], strict=True):
                 for level, texts in enumerate(summary.levels):
-                    rows.writerows(
-                        [user, part, size, level, printable(" ".join(text.split()))]
-                        for text in texts
-                    )
+                    for text in texts:
+                        one_line = printable(" ".join(text.split()))
+                        rows.writerow([user, part, size, level, one_line])

@@ -1,6 +1,6 @@
 """Several datasets as training data of one model (CALRec's Stage I)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..contracts.cases import Cases
+from ..contracts.model_inputs import ModelInputs
 from ..data.cases.splits import every_case, make_split
 from ..data.reading.tables import Tables
 from ..data.sample import locate
@@ -106,10 +107,22 @@ def every_case_once(
     return examples
 
 
-def joint(config) -> list[dict]:
+def further_datasets(settings: dict, dataset: str) -> list[dict]:
     """Resolve the settings of the other `datasets` that a run trains on.
 
     Each has the defaults of its dataset, and what the user has set for all datasets.
+
+    Parameters
+    ----------
+    settings : dict
+        The settings of the run.
+    dataset : str
+        Name of the run's dataset, or of the sample that replaces it.
+
+    Returns
+    -------
+    list of dict
+        The settings of each other dataset.
 
     Raises
     ------
@@ -118,49 +131,59 @@ def joint(config) -> list[dict]:
         among those of `whole`.
     """
     own, names = (
-        locate.alias(config["dataset"]),
-        {locate.alias(name): name for name in config["datasets"] or []},
+        locate.alias(dataset),
+        {locate.alias(name): name for name in settings.get("datasets") or []},
     )
     if names and own not in names:
         raise UserError(
-            f"datasets: {config['dataset']} chooses the checkpoint (select_on), so it is one of "
+            f"datasets: {dataset} chooses the checkpoint (select_on), so it is one of "
             f"the datasets; found {', '.join(names.values())}"
         )
     others = {alias: name for alias, name in names.items() if alias != own}
-    if wrong := [name for name in config["whole"] or [] if locate.alias(name) not in others]:
+    if wrong := [name for name in settings.get("whole") or [] if locate.alias(name) not in others]:
         raise UserError(
             "whole: expected some of the datasets that are not tested on "
             f"({', '.join(others.values()) or 'there is none'}), found {wrong[0]}"
         )
     return [
-        moved(config["settings"] | {"data_name": None}, name) | {"dataset": name}
-        for name in others.values()
+        moved(settings | {"data_name": None}, name) | {"dataset": name} for name in others.values()
     ]
 
 
-def load_corpora(config, own: Corpus) -> list[Corpus]:
+def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
     """Read the datasets that a run trains on, its own first.
 
     Only the training part of a dataset is read, except for the datasets of `whole`: test cases stay
     unseen whatever learns from their dataset.
+
+    Parameters
+    ----------
+    inputs : ModelInputs
+        The data of the run.
+    own : Corpus
+        The run's own dataset.
+
+    Returns
+    -------
+    list of Corpus
+        All datasets.
     """
     from ..data.recbole.datasets import load_tables
 
     corpora = [own]
-    for settings in config["joint"] or []:
-        other = locate.configured(settings)[1]
-        tables, args = load_tables(other), other["eval_args"]
-        text = ItemText.from_tables(tables, other["text_fields"], other["text_words"])
+    for settings in inputs.further_datasets:
+        tables, args = load_tables(locate.located(dict(settings))), settings["eval_args"]
+        text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
         cases = (
             every_case(tables)
-            if is_whole(config["settings"], settings["dataset"])
+            if is_whole(inputs.settings, settings["dataset"])
             else make_split(tables, args["split"], args["part"]).train
         )
         corpora.append(Corpus(tables, text, cases))
     return corpora
 
 
-def is_whole(settings: dict, dataset: str) -> bool:
+def is_whole(settings: Mapping, dataset: str) -> bool:
     """Whether a run of these settings trains on all events of one of its `datasets`."""
     return locate.alias(dataset) in [locate.alias(name) for name in settings.get("whole") or []]
 

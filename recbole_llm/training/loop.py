@@ -6,19 +6,19 @@ import logging
 import random
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import numpy as np
 import torch
 from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import trainer as stock
-from recbole.utils import get_trainer
+from recbole.utils import WandbLogger, get_trainer
 from recbole.utils.enum_type import ModelType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -46,6 +46,7 @@ SAVE_SECONDS = 120  # longest training that is lost when a process is killed
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 STATE, OTHER = "state.pt", "other_parameter."
 TENSORBOARD = "tensorboard"
+CHECKPOINT = "recbole.pth"  # in RecBole's own form, of a training that RecBole's code began
 # what state.pt holds beside tensors and random generators
 STATE_KINDS: dict[str, type | tuple[type, ...]] = {
     "epoch": int,
@@ -64,6 +65,45 @@ Position = tuple[int, float, int]  # in an epoch: steps made, sum of losses, num
 EPOCH_START: Position = (0, 0.0, 0)
 
 
+class FolderTrainer(stock.Trainer):
+    """RecBole's trainer, with all of its files in the folder of one run.
+
+    RecBole's constructor opens tensorboard's file below the working folder, and builds a collector
+    and an evaluator that our evaluation replaces. This class stands behind every trainer of
+    RecBole in the order of inheritance, so that theirs call this constructor in place of that one.
+    """
+
+    folder: Path
+
+    @cached_property
+    def tensorboard(self) -> SummaryWriter:
+        """The curves of training; the file is made when something is written."""
+        with naming(self.folder / TENSORBOARD):
+            return SummaryWriter(self.folder / TENSORBOARD)
+
+    def __init__(self, config, model):
+        stock.AbstractTrainer.__init__(self, config, model)
+        self.logger = stock.getLogger()
+        self.wandblogger = WandbLogger(config)
+        for key in ("learner", "learning_rate", "epochs", "stopping_step", "clip_grad_norm"):
+            setattr(self, key, config[key])
+        for key in ("valid_metric_bigger", "device", "checkpoint_dir", "enable_amp"):
+            setattr(self, key, config[key])
+        self.weight_decay, self.eval_type = config["weight_decay"], config["eval_type"]
+        self.eval_step = min(config["eval_step"], self.epochs)
+        self.valid_metric = config["valid_metric"].lower()
+        self.test_batch_size = config["eval_batch_size"]
+        self.gpu_available = torch.cuda.is_available() and config["use_gpu"]
+        self.enable_scaler = torch.cuda.is_available() and config["enable_scaler"]
+        self.saved_model_file = str(self.folder / CHECKPOINT)
+        self.start_epoch = self.cur_step = 0
+        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
+        self.best_valid_result = None
+        self.train_loss_dict: dict[int, float] = {}
+        self.optimizer = self._build_optimizer()
+        self.item_tensor = self.tot_item_num = None
+
+
 class Harness(stock.AbstractTrainer):
     """Mixin over a RecBole trainer, which keeps its `_train_epoch` and `_build_optimizer`.
 
@@ -77,11 +117,15 @@ class Harness(stock.AbstractTrainer):
         The settings.
     model : AbstractRecommender
         The model.
+    folder : Path, optional
+        Folder of the run; a new one below `checkpoint_dir` where None.
 
     Attributes
     ----------
     folder : Path
         Folder of the run.
+    saves : bool
+        Whether weights and states are stored.
     seconds : dict of str to float
         Seconds of training and of validation.
     best_epoch : int
@@ -109,22 +153,12 @@ class Harness(stock.AbstractTrainer):
     drawn: str | None
     repeats: bool | None
 
-    def __init__(self, config, model):
-        if config["run_folder"]:
-            self.folder = Path(config["run_folder"])
-        else:
-            self.folder = _new_folder(Path(config["checkpoint_dir"]), config["model"])
+    def __init__(
+        self, config: Config, model: AbstractRecommender, folder: Path | None = None
+    ) -> None:
+        self.folder = folder or _new_folder(Path(config["checkpoint_dir"]), config["model"])
         check_kinds(self.folder)
-        with (
-            patch.object(
-                stock, "get_tensorboard", lambda logger: SummaryWriter(self.folder / TENSORBOARD)
-            ),
-            patch.object(stock, "ensure_dir", lambda folder: None),
-            patch.object(stock, "Collector", lambda config: None),
-            patch.object(stock, "Evaluator", lambda config: None),
-        ):
-            with naming(self.folder / TENSORBOARD):
-                super().__init__(config, model)
+        super().__init__(config, model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds = {"train": 0.0, "valid": 0.0}
         self.best_epoch = -1
@@ -134,16 +168,17 @@ class Harness(stock.AbstractTrainer):
         self.drawn = None
         self.probed = None
         self.repeats = None
+        self.saves = True
 
     def fit(
         self,
-        train_data,
-        valid_data=None,
-        verbose=True,
-        saved=True,
-        show_progress=False,
-        callback_fn=None,
-    ):
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, dict[str, float]]:
         """Train for `epochs`, or until validation has stopped improving.
 
         Only a strictly better score is an improvement, and scores are not rounded.
@@ -155,7 +190,7 @@ class Harness(stock.AbstractTrainer):
         verbose : bool
             Whether each epoch is logged.
         saved : bool
-            Not used: the best weights are always saved.
+            Whether weights and states are stored. Otherwise the model ends with its last weights.
         show_progress : bool
             Whether bars are drawn.
         callback_fn : callable, optional
@@ -166,6 +201,10 @@ class Harness(stock.AbstractTrainer):
         tuple of (float, dict)
             The best validation score and its metrics, as RecBole's trainers return them.
         """
+        self.saves = saved
+        if not saved:
+            with suppress(OSError):  # what a folder holds already stays there
+                self.folder.rmdir()
         self.probed = self.ranked(valid_data) if valid_data else None
         self._restore_generators(train_data)
         if (self.config["train_neg_sample_args"] or {}).get("dynamic"):
@@ -190,7 +229,7 @@ class Harness(stock.AbstractTrainer):
             self._save_state(epoch, train_data)
         return self.best_valid_score, self.best_valid_result
 
-    def _train_and_time(self, train_data, epoch: int, show_progress: bool) -> dict:
+    def _train_and_time(self, train_data: Any, epoch: int, show_progress: bool) -> dict:
         """Train for an epoch, and return its entry of `history`."""
         started = time.perf_counter()
         loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
@@ -207,7 +246,7 @@ class Harness(stock.AbstractTrainer):
     def _validation_is_due(self, epoch: int) -> bool:
         return (epoch + 1) % self.eval_step == 0 or epoch + 1 == self.epochs
 
-    def _validate(self, valid_data, epoch: int, show_progress: bool) -> dict:
+    def _validate(self, valid_data: Any, epoch: int, show_progress: bool) -> dict:
         """Rank the validation cases, and save the weights if they are the best so far."""
         started = time.perf_counter()
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
@@ -227,7 +266,13 @@ class Harness(stock.AbstractTrainer):
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         return result[self.valid_metric], result
 
-    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: Any = None,
+        show_progress: bool = False,
+    ) -> dict[str, float]:
         """Compute the metrics of one part of the data.
 
         Parameters
@@ -247,14 +292,15 @@ class Harness(stock.AbstractTrainer):
             Metric -> value.
         """
         if load_best_model:
-            self.load_best(Path(model_file or self.folder))
+            folder = Path(model_file or self.folder)  # or RecBole's file in it
+            self.load_best(folder.parent if folder.is_file() else folder)
         table, _ = self.rank(eval_data, show_progress=show_progress)
         return metrics.evaluate(
             table, self.config["metrics"], self.config["topk"], bool(self.config["group_by_user"])
         )
 
     def rank(
-        self, eval_data, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
+        self, eval_data: Any, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
     ) -> tuple[RankTable, TopLists | None]:
         """Rank the target of every case in one part of the data.
 
@@ -311,22 +357,25 @@ class Harness(stock.AbstractTrainer):
                 "learning_rate, or set precision: fp32"
             ) from None
 
-    def _check_nan(self, loss):
+    def _check_nan(self, loss: torch.Tensor) -> None:
         if not torch.isfinite(loss):
             raise UserError(
                 f"{self.config['model']} diverged: its loss is {loss.item()}; lower learning_rate, "
                 "or set precision: fp32"
             )
 
-    def ranked(self, eval_data):
+    def ranked(self, eval_data: Any) -> Any:
         """Return the dataset whose cases `rank` ranks."""
         return eval_data._dataset
 
     def _plot(self, name: str, value: float, epoch: int) -> None:
-        with naming(self.folder / TENSORBOARD):
-            self.tensorboard.add_scalar(name, value, epoch)
+        if self.saves:
+            with naming(self.folder / TENSORBOARD):
+                self.tensorboard.add_scalar(name, value, epoch)
 
     def _save_best(self) -> None:
+        if not self.saves:
+            return
         readback.forget(self.folder)
         # before the weights are saved: some models keep tensors that they score by, to be saved too
         scores = self._probe_cases() if self._has_probe_cases else None
@@ -378,8 +427,10 @@ class Harness(stock.AbstractTrainer):
         assert dataset is not None
         return probing.probe(self.model, dataset, dataset.cases[: probing.CASES])
 
-    def _save_state(self, epoch: int, train_data, position: Position = EPOCH_START) -> None:
+    def _save_state(self, epoch: int, train_data: Any, position: Position = EPOCH_START) -> None:
         """Store the state after `epoch`, and after `position` in the next one."""
+        if not self.saves:
+            return
         state = {
             "base": stored_weights(self.model).frozen_base,
             "epoch": epoch,
@@ -404,7 +455,7 @@ class Harness(stock.AbstractTrainer):
         with atomically(self.folder / STATE) as path, open(path, "wb") as file:
             torch.save(state, file)
 
-    def resume_checkpoint(self, resume_file):
+    def resume_checkpoint(self, resume_file: Path | str) -> None:
         """Continue from state.pt of a run's folder, bit for bit.
 
         Parameters
@@ -469,7 +520,7 @@ class Harness(stock.AbstractTrainer):
         self.seconds, self.history = state["seconds"], state["history"]
         self.position = state["position"]
 
-    def _restore_generators(self, train_data) -> None:
+    def _restore_generators(self, train_data: Any) -> None:
         """Set the random generators last: nothing else may use them before the first batch."""
         state = self.__dict__.pop("_state", None)
         if state is None:
@@ -549,7 +600,7 @@ def check_kinds(folder: Path) -> None:
             raise UserError(f"{folder / name}: expected a folder, found a file; remove it")
 
 
-def part_of(dataset) -> str:
+def part_of(dataset: Any) -> str:
     """Return which part of the data a dataset is.
 
     Parameters
@@ -581,13 +632,13 @@ def _numpy_state() -> list:
     return [state["bit_generator"], keys, position, state["has_gauss"], state["gauss"]]
 
 
-def _other_tensors(model) -> dict[str, torch.Tensor]:
+def _other_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
     """The tensors of RecBole's `other_parameter`; the rest is rebuilt from the training data."""
     names = getattr(model, "other_parameter_name", [])
     return {name: getattr(model, name) for name in names if torch.is_tensor(getattr(model, name))}
 
 
-def stored_weights(model) -> StoredWeights:
+def stored_weights(model: AbstractRecommender) -> StoredWeights:
     """Return how a model's weights are stored.
 
     Parameters
@@ -603,7 +654,7 @@ def stored_weights(model) -> StoredWeights:
     return model if isinstance(model, StoredWeights) else StoredWeights()
 
 
-def trained_tensors(model) -> dict[str, torch.Tensor]:
+def trained_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
     """Return the tensors that training changes and a run stores.
 
     They are every trained parameter, the buffers outside a backbone, and RecBole's
@@ -629,7 +680,7 @@ def trained_tensors(model) -> dict[str, torch.Tensor]:
     }
 
 
-def all_tensors(model) -> dict[str, torch.Tensor]:
+def all_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
     """Return every tensor of a model that could be stored.
 
     Parameters
@@ -646,7 +697,7 @@ def all_tensors(model) -> dict[str, torch.Tensor]:
     return model.state_dict() | other
 
 
-def resumable_tensors(model) -> dict[str, torch.Tensor]:
+def resumable_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
     """Return the tensors that a stopped training needs to go on.
 
     Of a backbone that is frozen under adapters, these are the adapters alone: the constructor reads
@@ -678,7 +729,7 @@ def resumable_tensors(model) -> dict[str, torch.Tensor]:
     }
 
 
-def _overwrite_trained(model) -> None:
+def _overwrite_trained(model: AbstractRecommender) -> None:
     """Overwrite the tensors that training changes with NaN, or with 0 where they are integers."""
     with torch.no_grad():
         for name, value in trained_tensors(model).items():
@@ -690,7 +741,7 @@ def _overwrite_trained(model) -> None:
                 value.fill_(filler)
 
 
-def save_weights(model, folder: Path) -> None:
+def save_weights(model: AbstractRecommender, folder: Path) -> None:
     """Write a model's weights into a folder.
 
     Tensors that `StoredWeights.save` does not write go to model.safetensors.
@@ -715,7 +766,7 @@ def save_weights(model, folder: Path) -> None:
         save_file(copies, path)
 
 
-def load_weights(model, folder: Path) -> None:
+def load_weights(model: AbstractRecommender, folder: Path) -> None:
     """Read what `save_weights` has written.
 
     Parameters
@@ -734,7 +785,7 @@ def load_weights(model, folder: Path) -> None:
     load_tensors(model, folder)
 
 
-def load_tensors(model, folder: Path, excluded: tuple[str, ...] = ()) -> None:
+def load_tensors(model: AbstractRecommender, folder: Path, excluded: tuple[str, ...] = ()) -> None:
     """Read the tensors of model.safetensors.
 
     Parameters
@@ -814,10 +865,11 @@ def trainer_class(name: str, model_type: ModelType) -> type:
             f"{name}: {base.__name__} has a training loop of its own, which this harness does not "
             "run; use recbole.quick_start.run_recbole"
         )
-    return type(f"Harness{base.__name__}", (Harness, base), {})
+    behind = (FolderTrainer,) if base is stock.Trainer else (base, FolderTrainer)
+    return type(f"Harness{base.__name__}", (Harness, *behind), {})
 
 
-class LLMTrainer(Harness, stock.Trainer):
+class LLMTrainer(Harness, FolderTrainer):
     """Trains the models of this package.
 
     An epoch consists of steps of `train_batch_size` examples. A step consists of passes of texts of
@@ -827,8 +879,10 @@ class LLMTrainer(Harness, stock.Trainer):
     epoch), so that a resumed run continues as if it had not stopped.
     """
 
-    def __init__(self, config, model):
-        super().__init__(config, model)
+    def __init__(
+        self, config: Config, model: AbstractRecommender, folder: Path | None = None
+    ) -> None:
+        super().__init__(config, model, folder)
         if not isinstance(model, Trainable) or not optimizers.trained(self.model):
             self.epochs = 0
         self.selecting = False
@@ -940,7 +994,7 @@ class LLMTrainer(Harness, stock.Trainer):
             "validation and test come on top"
         )
 
-    def ranked(self, eval_data):
+    def ranked(self, eval_data: Any) -> Any:
         """Return the dataset whose cases `rank` ranks.
 
         Validation is on a fixed sample of users: it suffices to select a checkpoint, and each user
@@ -952,7 +1006,10 @@ class LLMTrainer(Harness, stock.Trainer):
             dataset.cases = draw(dataset.cases, self.config["valid_users"])
         return dataset
 
-    def rank(self, eval_data, topk=0, show_progress=False, kept=None):
+    def rank(
+        self, eval_data: Any, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
+    ) -> tuple[RankTable, TopLists | None]:
+        """Rank the target of every case, see `Harness.rank`."""
         self.model.start_ranking(part_of(eval_data._dataset), self.selecting, kept and kept.weights)
         return super().rank(eval_data, topk, show_progress, kept)
 

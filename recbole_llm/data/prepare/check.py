@@ -88,9 +88,9 @@ def figures(name: str, data_path: Path) -> Mapping[str, float]:
 
     settings = layers.resolve("LIR", name, [], {"data_path": str(data_path)})
     every_user = settings | {"user_inter_num_interval": None}
-    tables = load_tables(locate.configured(settings)[1])
-    deduplicated = load_tables(locate.configured(every_user)[1])
-    everything = load_tables(locate.configured(every_user | {"dedup": "none"})[1])
+    tables = load_tables(locate.located(settings))
+    deduplicated = load_tables(locate.located(every_user))
+    everything = load_tables(locate.located(every_user | {"dedup": "none"}))
     text = ItemText.from_tables(tables, settings["text_fields"], None)
     item_words = [words(text.plain(item)) for item in range(len(text))]
     vocabulary: set[str] = set()

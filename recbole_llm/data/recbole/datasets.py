@@ -19,9 +19,13 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from ...contracts.cases import Cases
+from ...contracts.model_inputs import ModelInputs
 from ...errors import UserError
+from ...settings.layers import settings_of_config
+from ...storage.run_folders import find_run
 from ..cases.splits import Split, draw, make_split
 from ..reading.tables import UNBOUNDED, Source, Tables, load
+from ..texts.text import ItemText
 
 CASE_BEGIN, CASE_END = "case_begin", "case_end"
 UNKNOWN_USER = -1  # becomes RecBole's padding user
@@ -93,6 +97,31 @@ def load_tables(config: Any) -> Tables:
     source = source_of(config)
     files = sorted(source.folder.glob(f"{glob.escape(source.name)}.*"))
     return _load(source, tuple((file.name, file.stat().st_mtime_ns) for file in files))
+
+
+def split_of(config: Any, tables: Tables) -> Split:
+    """Make the split of a configuration, with `test_users` of its test cases.
+
+    Parameters
+    ----------
+    config : Config or mapping
+        RecBole's keys, and ours.
+    tables : Tables
+        The dataset.
+
+    Returns
+    -------
+    Split
+        The cases.
+
+    Raises
+    ------
+    UserError
+        If the split is wrong or leaves no training or no test case.
+    """
+    args = config["eval_args"]
+    split = make_split(tables, args["split"], args.get("part", "pretrain"))
+    return replace(split, test=draw(split.test, config["test_users"] or 0))
 
 
 class HistoryInteraction(Interaction):
@@ -168,6 +197,8 @@ class TableMixin(_Mixin):
     ----------
     tables : Tables
         The dataset.
+    inputs : ModelInputs or None
+        What the run gives its model, the split among it; None for a dataset of RecBole's own code.
     split : Split
         All cases.
     cases : Cases
@@ -179,6 +210,7 @@ class TableMixin(_Mixin):
     """
 
     tables: Tables
+    inputs: ModelInputs | None = None
     split: Split
     cases: Cases
     events: Interaction
@@ -332,9 +364,7 @@ class TableMixin(_Mixin):
             raise AssertionError("RecBole numbered the items in another order than the tables")
         if hasattr(self, "neg_item_list"):
             self.neg_item_list = torch.as_tensor(self.neg_item_list)[order]
-        args = self.config["eval_args"]
-        split = make_split(tables, args["split"], args.get("part", "pretrain"))
-        self.split = replace(split, test=draw(split.test, self.config["test_users"] or 0))
+        self.split = self.inputs.split if self.inputs else split_of(self.config, tables)
         return [
             self._of_cases(self.split.train, train=True),
             self._of_cases(self.split.valid, train=False),
@@ -531,6 +561,15 @@ class SequenceMixin(TableMixin):
 class TextDataset(TableMixin, stock.Dataset):
     """For text models: a row is a case by its two row numbers, and the model reads the tables."""
 
+    def build(self) -> list["TableMixin"]:
+        """Make the three datasets of the split; see `TableMixin.build`.
+
+        For a training of RecBole's own code, what a run gives its model is made here.
+        """
+        if self.inputs is None:
+            self.inputs = _inputs_of(self.config, self.tables)
+        return super().build()
+
     def _rows(self, cases: Cases, train: bool) -> Interaction:
         rows = self.events[cases.end]
         rows.update(_bounds(cases))
@@ -570,6 +609,27 @@ class TextDataset(TableMixin, stock.Dataset):
             interaction[name].cpu().numpy() for name in (self.uid_field, CASE_BEGIN, CASE_END)
         )
         return Cases((user - 1).astype(np.int32), begin, end)
+
+
+def _inputs_of(config: Any, tables: Tables) -> ModelInputs:
+    """What RecBole's own code gives one of our models.
+
+    Raises UserError for what only our commands can do.
+    """
+    several_runs = [key for key in ("stages", "datasets", "rerank_from") if config[key]]
+    if several_runs:
+        raise UserError(
+            f"{', '.join(several_runs)}: of runs of recbole_llm; RecBole's run_recbole trains one "
+            "model on one dataset. Use recbole_llm.run"
+        )
+    start = config["init_from"]
+    return ModelInputs(
+        settings=settings_of_config(config),
+        interactions=tables,
+        split=split_of(config, tables),
+        text=ItemText.from_tables(tables, config["text_fields"], config["text_words"]),
+        start=find_run(start, Path(config["checkpoint_dir"])) if start else None,
+    )
 
 
 def _bounds(cases: Cases) -> Interaction:

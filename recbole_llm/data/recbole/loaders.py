@@ -9,17 +9,25 @@ from typing import Any
 import torch
 from recbole.data.utils import create_samplers, get_dataloader
 
-from ...settings import registry, stock
-from .datasets import TextDataset, dataset_class, load_tables
+from ...contracts.model_inputs import ModelInputs
+from ...contracts.model_spec import ModelSpec
+from ...settings import stock
+from .datasets import TextDataset, dataset_class
 
 
-def make_loaders(config: Any) -> tuple[Any, SimpleNamespace, SimpleNamespace]:
-    """Read and split the dataset of a configuration.
+def make_loaders(
+    config: Any, model: ModelSpec, inputs: ModelInputs
+) -> tuple[Any, SimpleNamespace, SimpleNamespace]:
+    """Make RecBole's datasets and loaders of a run.
 
     Parameters
     ----------
     config : Config
         RecBole's configuration. For a stock model, `numerical_features` is set in it.
+    model : ModelSpec
+        The model that is going to read them.
+    inputs : ModelInputs
+        The interactions and the split.
 
     Returns
     -------
@@ -29,15 +37,17 @@ def make_loaders(config: Any) -> tuple[Any, SimpleNamespace, SimpleNamespace]:
     Raises
     ------
     UserError
-        If the dataset cannot be read or split.
+        If RecBole cannot make them.
     """
-    is_text = registry.of_config(config).is_text
-    if is_text:
-        train, valid, test = TextDataset(config).build()
+    if model.is_text:
+        dataset = TextDataset(config)
+        dataset.inputs = inputs
+        train, valid, test = dataset.build()
         loader = CaseLoader(train, config["seed"])
     else:
-        config["numerical_features"] = stock.numerical_features(config, load_tables(config))
+        config["numerical_features"] = stock.numerical_features(config, inputs.interactions)
         dataset = dataset_class(config["model"], config["MODEL_TYPE"])(config)
+        dataset.inputs = inputs
         train, valid, test = dataset.build()
         loader = _recbole_loader(config, dataset, [train, valid, test])
     return loader, SimpleNamespace(_dataset=valid), SimpleNamespace(_dataset=test)

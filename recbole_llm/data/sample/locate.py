@@ -2,16 +2,19 @@
 
 import glob
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...contracts.cases import Cases
 from ...errors import UserError
 from ...settings import files as resources
 from ...settings import registry
-from ...settings.layers import recbole_config
 from ...settings.rules import check_name
 from ..reading.tables import Tables
+
+if TYPE_CHECKING:
+    from .generator import PetShop
 
 SAMPLES = {"Pet": "Pet-sample"}  # real dataset -> the bundled sample that replaces it
 
@@ -80,8 +83,8 @@ def alias(name: str) -> str:
     return SAMPLES.get(name, name)
 
 
-def configured(settings: dict[str, Any]) -> tuple[str, Any]:
-    """Find the dataset of some settings and make RecBole's Config for it.
+def located(settings: dict[str, Any]) -> dict[str, Any]:
+    """Find the dataset of some settings.
 
     Parameters
     ----------
@@ -90,10 +93,9 @@ def configured(settings: dict[str, Any]) -> tuple[str, Any]:
 
     Returns
     -------
-    name : str
-        Name of the dataset, or of the sample that replaces it.
-    config : Config
-        RecBole's configuration.
+    dict
+        The settings, with the name of the dataset, or of the sample that replaces it, as `dataset`,
+        and with the folder of its files as `data_path`.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def configured(settings: dict[str, Any]) -> tuple[str, Any]:
         If the dataset does not exist.
     """
     name, folder = locate(settings["dataset"], settings["data_path"], settings["data_name"])
-    return name, recbole_config(settings | {"dataset": name}, folder.resolve())
+    return settings | {"dataset": name, "data_path": str(folder.resolve())}
 
 
 def _has_interactions(folder: Path, prefix: str) -> bool:
@@ -157,14 +159,19 @@ def bayes_bound(
     """
     if name not in SAMPLES.values():
         return {}
-    from .generator import build_world
-
-    world = build_world()
     histories = [
         list(tables.items[tables.item[begin:end]])
         for begin, end in zip(cases.begin, cases.end, strict=True)
     ]
     try:
-        return {f"ndcg@{k}": world.bayes_ndcg(histories, k) for k in topk}
+        return {f"ndcg@{k}": _shop().bayes_ndcg(histories, k) for k in topk}
     except ValueError:
         return {}
+
+
+@lru_cache(maxsize=1)
+def _shop() -> "PetShop":
+    """The generator of the sample. Building it draws its whole catalogue."""
+    from .generator import build_world
+
+    return build_world()

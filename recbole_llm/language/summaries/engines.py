@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...settings.layers import asks_server, language_models
+from ...settings.layers import asks_server, loads_summarizer
 from ...storage import run_folders
 from ..backbones.sources import Backbone, check_model_name, errors_naming, load
 from ..decoding.compatibility import check_backbone
@@ -38,12 +38,12 @@ def check_summarizer(config: Mapping[str, Any]) -> None:
             f"summarizer: {name} has random weights and stays as it is; give {EXTRACTIVE}, a hub "
             "id, a folder, run:<id> or a server's URL"
         )
-    if asks_server(config["settings"]) and not config["summarizer_model"]:
+    if asks_server(config) and not config["summarizer_model"]:
         raise UserError(
             "summarizer: a server is asked for a model by name; set --summarizer_model (what "
             f"{name}/models lists)"
         )
-    if "summarizer" in language_models(config["settings"]):
+    if loads_summarizer(config):
         with errors_naming("summarizer"):
             trusted = bool(config["trust_remote_code"])
             check_model_name(name, Path(config["checkpoint_dir"]), trusted)
@@ -59,7 +59,7 @@ def _check_extra(config: Mapping[str, Any]) -> None:
     extra = config["summarizer_extra"]
     if not extra:
         return
-    if not asks_server(config["settings"]):
+    if not asks_server(config):
         raise UserError(
             "summarizer_extra: these are fields of requests to a server, and the summarizer is "
             f"{config['summarizer']}; leave it out, or set --summarizer to a server's URL"
@@ -106,7 +106,7 @@ def make_engine(
         "temperature": config["summarizer_temperature"],
         "seed": config["seed"],
     }
-    if asks_server(config["settings"]):
+    if asks_server(config):
         from .server import ServerEngine
 
         return ServerEngine(

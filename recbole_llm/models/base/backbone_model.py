@@ -53,11 +53,11 @@ class BackboneModel(TextModel, TokenTrainable):
     inference_settings: tuple[str, ...] = ("seed", "pass_tokens", "max_length")
 
     @classmethod
-    def check(cls, config, tables):
-        if config["restored"]:
+    def check(cls, config, inputs):
+        if inputs.restored:
             return
-        if config["init_from"]:
-            check_stored_weights(str(Path(config["init_from"]) / run_folders.BACKBONE))
+        if inputs.start:
+            check_stored_weights(str(inputs.start / run_folders.BACKBONE))
             return
         check_model_name(
             config["backbone"], Path(config["checkpoint_dir"]), bool(config["trust_remote_code"])
@@ -93,10 +93,10 @@ class BackboneModel(TextModel, TokenTrainable):
         config = self.config
         run: Path | None  # the run that has trained the weights
         saved, name = Path(config["checkpoint_dir"]), config["backbone"]
-        if config["restored"]:
-            return self.load(Path(config["restored"]))
-        if config["init_from"]:
-            run = run_folders.find_run(config["init_from"], saved)
+        if self.inputs.restored:
+            return self.load(self.inputs.restored)
+        if self.inputs.start:
+            run = self.inputs.start
             folder = str(run / run_folders.BACKBONE)
             check_stored_weights(folder)
             bundle = load_folder(folder, self.backbone_kind, self.quantize, self.trusted).merged()

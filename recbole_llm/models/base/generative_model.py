@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,7 +77,9 @@ class GenerativeModel(BackboneModel):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.corpora = load_corpora(config, Corpus(self.tables, self.text, dataset.split.train))
+        self.corpora = load_corpora(
+            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+        )
         self.template = Template.from_config(config["template"])
         self.first, self.same = self.text.unique
         self.agreement = HierarchicalMatch(self.text)
@@ -259,7 +260,7 @@ class GenerativeModel(BackboneModel):
             scores = in_front(scores + cosine, cosine)
             reached += cosine
         scores = in_front(reached, scores)
-        if self.config["rerank_from"]:
+        if self.inputs.lists:
             if self.lists is None:
                 raise UserError(
                     "rerank_from ranks the cases again that a run has stored; for anything else, "
@@ -326,8 +327,8 @@ class GenerativeModel(BackboneModel):
                 f"{part}: the texts of {len(self.written.known)} cases are there already, in "
                 f"{self.written.lines.path}"
             )
-        if run := self.config["rerank_from"]:
-            self.lists = StoredLists(Path(run), part, finished_run(Path(run))["row"])
+        if run := self.inputs.lists:
+            self.lists = StoredLists(run, part, finished_run(run)["row"])
 
     def writing_key(self) -> str:
         """Hash what decides the texts that one run's weights generate.

@@ -59,8 +59,8 @@ class CandidateJudge(BackboneModel):
     )
 
     @classmethod
-    def check(cls, config, tables):
-        super().check(config, tables)
+    def check(cls, config, inputs):
+        super().check(config, inputs)
         Instructions.of_domain(config["domain"])
         if config["quantize"] != "none" and (
             config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
@@ -75,12 +75,13 @@ class CandidateJudge(BackboneModel):
                 "quantize: bitsandbytes computes no gradients through 4bit on a CPU; set "
                 "--quantize=8bit, or train on a GPU"
             )
-        if config["rerank_from"] and "full" not in config["eval_args"]["mode"].values():
+        if inputs.lists and "full" not in config["eval_args"]["mode"].values():
             raise UserError(
                 "rerank_from: lists of the whole catalogue are judged where it is ranked; set "
                 "--eval_args.mode=full, or leave it out"
             )
-        if (count := config["negatives"]) > (left := len(tables.items) - tables.met.max()):
+        tables, count = inputs.interactions, config["negatives"]
+        if count > (left := len(tables.items) - tables.met.max()):
             raise UserError(
                 f"negatives: user {tables.users[tables.met.argmax()]} leaves {left} items to draw "
                 f"from, found {count}; set --negatives to no more"
@@ -98,7 +99,7 @@ class CandidateJudge(BackboneModel):
             self.instructions.judge if self.summarised else self.instructions.judge_history
         )
         self.load_backbone([*self.lines, *[instruction] * len(self.lines)])
-        if "full" in config["eval_args"]["mode"].values() and not config["rerank_from"]:
+        if "full" in config["eval_args"]["mode"].values() and not self.inputs.lists:
             self.logger.warning(
                 f"each case is asked of all {len(self.lines)} items; --rerank_from=RUN asks of the "
                 "first that another run has listed"
@@ -145,7 +146,7 @@ class CandidateJudge(BackboneModel):
     @property
     def names_all(self) -> bool:  # type: ignore[override]  # it depends on a setting
         """Whether every item gets a score: all do, unless lists of another run are ranked."""
-        return not self.config["rerank_from"]
+        return not self.inputs.lists
 
     def prefixes(self, cases: Cases) -> list[SharedPrefix]:
         """Encode what precedes the candidates of each case.
@@ -347,7 +348,7 @@ class CandidateJudge(BackboneModel):
 
     def score(self, cases):
         """Score every item, or with `rerank_from` the items of another run's lists."""
-        if not self.config["rerank_from"]:
+        if not self.inputs.lists:
             return np.stack(self.judge(cases, np.tile(np.arange(len(self.lines)), (len(cases), 1))))
         if self.lists is None:
             raise UserError(
@@ -368,10 +369,10 @@ class CandidateJudge(BackboneModel):
         super().start_ranking(part, selecting, folder)
         self.lists = (
             StoredLists(
-                Path(self.config["rerank_from"]),
+                self.inputs.lists,
                 part,
-                finished_run(Path(self.config["rerank_from"]))["row"],
+                finished_run(self.inputs.lists)["row"],
             )
-            if self.config["rerank_from"]
+            if self.inputs.lists
             else None
         )

@@ -12,9 +12,9 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 
 from ...contracts.cases import Cases
+from ...contracts.model_inputs import ModelInputs
 from ...contracts.models import Scorer, StoredWeights
 from ...data.texts.text import ItemText
-from ...errors import UserError
 from ...evaluation.ranks import UNNAMED, names_nothing
 from ...language.backbones.precision import autocast
 
@@ -97,8 +97,15 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return True
 
     @classmethod
-    def check(cls, config, tables) -> None:
+    def check(cls, config, inputs: ModelInputs) -> None:
         """Check the settings before anything is trained.
+
+        Parameters
+        ----------
+        config : Config
+            The settings.
+        inputs : ModelInputs
+            The data and earlier runs that the model is made from.
 
         Raises
         ------
@@ -108,14 +115,8 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
 
     def __init__(self, config, dataset):
         super().__init__()
-        if config["settings"] is None and (
-            asked := [key for key in ("stages", "datasets", "rerank_from") if config[key]]
-        ):
-            raise UserError(
-                f"{', '.join(asked)}: of runs of recbole_llm; RecBole's run_recbole trains one "
-                "model on one dataset. Use recbole_llm.run"
-            )
         self.config, self.dataset, self.tables = config, dataset, dataset.tables
+        self.inputs: ModelInputs = dataset.inputs
         self.split = dataset.split
         self.device = config["device"]
         self.text = self.read_text()
@@ -128,9 +129,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
 
     def read_text(self) -> ItemText:
         """Return the texts of the items as the model reads them."""
-        return ItemText.from_tables(
-            self.tables, self.config["text_fields"], self.config["text_words"]
-        )
+        return self.inputs.text
 
     def text_vectors(self) -> torch.Tensor:
         """Embed the items' texts by the frozen encoder `text_encoder`.

@@ -239,7 +239,7 @@ def know_by_text(model, dataset, config) -> None:
     UserError
         If the dataset has no texts, or the text encoder cannot be used.
     """
-    text = ItemText.from_tables(dataset.tables, config["text_fields"], config["text_words"])
+    text = dataset.inputs.text
     for line in text.log:
         model.logger.info(f"{dataset.tables.name}: {line}")
     vectors, keep = item_vectors(text, config), config["item_features"] == "both"

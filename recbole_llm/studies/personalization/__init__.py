@@ -1,1 +1,4 @@
-"""The personalization spectrum: one model for all, an adapter for each cohort, an adapter for each user (UMass x Spotify, 2024)."""
+"""The personalization spectrum: one model for all, adapters for cohorts, adapters for users.
+
+The method and the numbers of the models are those of UMass x Spotify (2024).
+"""

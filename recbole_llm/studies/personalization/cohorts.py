@@ -1,6 +1,6 @@
-"""Cohorts of users: by activity, by what they met, by the features of their actions, by attributes, at random, or from a file.
+"""Cohorts of users: from texts, actions, attributes, at random, or from a file.
 
-Of the events only those of Continue Train are read, so that no test can decide who belongs where.
+Only events of Continue Train are read, so that no test case can influence the cohorts.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,21 @@ from ...data.reading.tables import Tables
 from ...errors import UserError
 
 LOW = "low activity"
-VALUES = 20  # of a column, the most frequent ones that are told apart
+VALUES = 20  # number of a column's most frequent values that are distinguished
 
 
 @dataclass(frozen=True)
 class Cohorts:
     """Disjoint groups of users.
 
-    names : of the cohorts. of : int64 [n_users], whose cohort is which, -1 for none. space : float64 [n_users, features], what was clustered, and nan
-        for users that were not; None where nothing was.
+    Attributes
+    ----------
+    names : tuple of str
+        Names of the cohorts.
+    of : ndarray of int64 [n_users]
+        Cohort of each user, -1 for none.
+    space : ndarray of float64 [n_users, features], or None
+        The points that were clustered, nan for other users; None if nothing was clustered.
     """
 
     names: tuple[str, ...]
@@ -30,35 +36,70 @@ class Cohorts:
 
     @property
     def sizes(self) -> np.ndarray:
-        """int64 [cohorts]"""
+        """Number of users in each cohort, int64 [cohorts]."""
         return np.bincount(self.of[self.of >= 0], minlength=len(self.names))
 
     def silhouettes(self) -> dict[str, float]:
-        """Mean silhouette of each cohort that was clustered, and over all of them as `all`. Empty where there are fewer than two."""
+        """Compute the mean silhouette of each cohort that was clustered.
+
+        Returns
+        -------
+        dict of str to float
+            Cohort -> its mean silhouette, and `all` -> the mean over all users. Empty if there are
+            fewer than two cohorts.
+        """
         from sklearn.metrics import silhouette_samples
 
         if self.space is None:
             return {}
         clustered = (self.of >= 0) & ~np.isnan(self.space).any(axis=1)
-        found = np.unique(self.of[clustered])
-        if len(found) < 2 or len(found) >= clustered.sum():
+        cohort = self.of[clustered]
+        present = np.unique(cohort)
+        if len(present) < 2 or len(present) >= len(cohort):
             return {}
-        values = silhouette_samples(self.space[clustered], self.of[clustered])
-        return {
-            self.names[one]: float(values[self.of[clustered] == one].mean()) for one in found
-        } | {"all": float(values.mean())}
+        values = silhouette_samples(self.space[clustered], cohort)
+        result = {self.names[one]: float(values[cohort == one].mean()) for one in present}
+        return result | {"all": float(values.mean())}
 
     def with_low_activity(self, low: np.ndarray) -> "Cohorts":
-        """With the users of a mask, bool [n_users], in a first cohort of their own."""
-        return replace(
-            self,
-            names=(LOW, *self.names),
-            of=np.where(low, 0, np.where(self.of < 0, -1, self.of + 1)),
-        )
+        """Put some users into a cohort of low activity, before the others.
+
+        Parameters
+        ----------
+        low : ndarray of bool [n_users]
+            These users.
+
+        Returns
+        -------
+        Cohorts
+            The new cohorts.
+        """
+        shifted = np.where(self.of < 0, -1, self.of + 1)
+        return replace(self, names=(LOW, *self.names), of=np.where(low, 0, shifted))
 
 
 def kmeans(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """int64 [points]: clusters, numbered from the largest on."""
+    """Cluster points by k-means.
+
+    Parameters
+    ----------
+    points : ndarray of float [n, features]
+        The points.
+    count : int
+        Number of clusters.
+    seed : int
+        Seed of the initial centres.
+
+    Returns
+    -------
+    ndarray of int64 [n]
+        Cluster of each point, numbered by size, the largest first.
+
+    Raises
+    ------
+    UserError
+        If there are fewer distinct points than clusters.
+    """
     from sklearn.cluster import KMeans
 
     distinct = len(np.unique(points, axis=0))
@@ -67,22 +108,49 @@ def kmeans(points: np.ndarray, count: int, seed: int) -> np.ndarray:
             f"cohorts: expected at least {count} different users or items to cluster, found "
             f"{distinct}; ask for fewer cohorts"
         )
-    found = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
-    order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
-    return np.argsort(order)[found]
+    labels = KMeans(count, n_init=10, random_state=seed).fit_predict(points)
+    order = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
+    return np.argsort(order)[labels]
 
 
-def _over(
-    users: np.ndarray, found: np.ndarray, points: np.ndarray, count: int, name: str
+def _cohorts_of_clusters(
+    users: np.ndarray, clusters: np.ndarray, points: np.ndarray, count: int, name: str
 ) -> Cohorts:
-    """Cohorts from clusters of some users, bool [n_users], and the points that were clustered."""
+    """Cohorts of the clusters of some users.
+
+    Parameters
+    ----------
+    users : ndarray of bool [n_users]
+        The users who were clustered.
+    clusters : ndarray of int64 [clustered users]
+        Their clusters.
+    points : ndarray of float [clustered users, features]
+        Their points.
+    count : int
+        Number of clusters.
+    name : str
+        First word of the names of the cohorts.
+    """
     of, space = np.full(len(users), -1), np.full((len(users), points.shape[1]), np.nan)
-    of[users], space[users] = found, points
+    of[users], space[users] = clusters, points
     return Cohorts(tuple(f"{name} {number + 1}" for number in range(count)), of, space)
 
 
 def activity(tables: Tables, rows: np.ndarray) -> np.ndarray:
-    """int64 [n_users]: how many of these events are each user's."""
+    """Count the events of each user.
+
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    rows : ndarray of int64
+        The events to be counted.
+
+    Returns
+    -------
+    ndarray of int64 [n_users]
+        Number of these events.
+    """
     return np.bincount(tables.user[rows], minlength=len(tables.users))
 
 
@@ -95,23 +163,43 @@ def by_text(
     item_clusters: int,
     seed: int,
 ) -> Cohorts:
-    """Text Embed: clusters of items by their texts, and of users by how often they met each of those.
+    """Cluster users by the texts of their items (Text Embed).
+
+    Items are clustered by the vectors of their texts, and users by their counts of events in each
+    cluster of items.
 
     Parameters
     ----------
-    rows : events of Continue Train. users : bool [n_users], who is clustered. vectors : float [n_items, width], of the items' texts.
+    tables : Tables
+        The dataset.
+    rows : ndarray of int64
+        Events of Continue Train.
+    users : ndarray of bool [n_users]
+        The users to be clustered.
+    vectors : ndarray of float [n_items, width]
+        Vectors of the items' texts.
+    count : int
+        Number of cohorts.
+    item_clusters : int
+        Number of clusters of items.
+    seed : int
+        Seed of k-means.
+
+    Returns
+    -------
+    Cohorts
+        Named `text 1`, `text 2`, …
     """
     met = np.unique(tables.item[rows])
-    met = met[
-        np.argsort(tables.items[met].astype(str))
-    ]  # items are numbered by when they are first met, which may be in a test
+    # items are numbered by their first events, which may be test cases; tokens are independent
+    met = met[np.argsort(tables.items[met].astype(str))]
+    distinct = len(np.unique(vectors[met], axis=0))
     cluster = np.full(len(tables.items), -1)
-    cluster[met] = kmeans(
-        vectors[met], min(item_clusters, len(np.unique(vectors[met], axis=0))), seed
-    )
+    cluster[met] = kmeans(vectors[met], min(item_clusters, distinct), seed)
     counts = np.zeros((len(tables.users), cluster.max() + 1))
     np.add.at(counts, (tables.user[rows], cluster[tables.item[rows]]), 1)
-    return _over(users, kmeans(counts[users], count, seed), counts[users], count, "text")
+    points = counts[users]
+    return _cohorts_of_clusters(users, kmeans(points, count, seed), points, count, "text")
 
 
 def by_features(
@@ -123,102 +211,170 @@ def by_features(
     count: int,
     seed: int,
 ) -> Cohorts:
-    """Features: clusters of actions, and for each user the cluster of most of its actions.
+    """Cluster users by the features of their events (Features).
 
-    An action is known by how often its user acts, the user's mean rating, how often its item is met, and for each of `columns` of .item (category,
-    brand) the value that its user meets most often. rating : a column of .inter, if there is one.
+    Events are clustered by the number of events and the mean rating of the user, the number of
+    events of the item, and the user's most frequent value of each column. A user belongs to the
+    cluster of most of the user's events.
+
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    rows : ndarray of int64
+        Events of Continue Train.
+    users : ndarray of bool [n_users]
+        The users to be clustered.
+    columns : sequence of str
+        Columns of the .item file, such as category and brand.
+    rating : str or None
+        Column of the .inter file with ratings. It is ignored if the file does not have it.
+    count : int
+        Number of cohorts.
+    seed : int
+        Seed of k-means.
+
+    Returns
+    -------
+    Cohorts
+        Named `feature 1`, `feature 2`, …
     """
-    own = rows[users[tables.user[rows]]]
-    user, item = tables.user[own], tables.item[own]
-    amount = activity(tables, rows)
-    parts = [
-        amount[user][:, None],
-        np.bincount(tables.item[rows], minlength=len(tables.items))[item][:, None],
-    ]
+    clustered = rows[users[tables.user[rows]]]
+    user, item = tables.user[clustered], tables.item[clustered]
+    user_count = activity(tables, rows)
+    item_count = np.bincount(tables.item[rows], minlength=len(tables.items))
+    parts = [user_count[user][:, None], item_count[item][:, None]]
     if rating in tables.columns and tables.columns[rating].dtype.kind == "f":
-        sums = np.bincount(tables.user[rows], tables.columns[rating][rows], len(tables.users))
-        parts.append((sums / np.maximum(amount, 1))[user][:, None])
+        rating_sum = np.bincount(tables.user[rows], tables.columns[rating][rows], len(tables.users))
+        parts.append((rating_sum / np.maximum(user_count, 1))[user][:, None])
     for column in columns:
         parts.append(_most_frequent(tables, rows, tables.item_table[column].to_numpy())[user])
     points = np.concatenate([_scaled(part.astype(np.float64)) for part in parts], axis=1)
-    found, votes = kmeans(points, count, seed), np.zeros((len(tables.users), count))
-    np.add.at(votes, (user, found), 1)
+    votes = np.zeros((len(tables.users), count))
+    np.add.at(votes, (user, kmeans(points, count, seed)), 1)
     sums = np.zeros((len(tables.users), points.shape[1]))
     np.add.at(sums, user, points)
-    means = sums[users] / amount[users][:, None]
-    return _over(users, votes[users].argmax(axis=1), means, count, "feature")
+    means = sums[users] / user_count[users][:, None]
+    return _cohorts_of_clusters(users, votes[users].argmax(axis=1), means, count, "feature")
 
 
 def by_attributes(
     tables: Tables, users: np.ndarray, columns: Sequence[str], count: int, seed: int
 ) -> Cohorts:
-    """Clusters of users by columns of .user, numbers or tokens."""
+    """Cluster users by columns of the .user file.
+
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    users : ndarray of bool [n_users]
+        The users to be clustered.
+    columns : sequence of str
+        Columns of numbers or tokens.
+    count : int
+        Number of cohorts.
+    seed : int
+        Seed of k-means.
+
+    Returns
+    -------
+    Cohorts
+        Named `attribute 1`, `attribute 2`, …
+
+    Raises
+    ------
+    UserError
+        If a column is missing.
+    """
     if tables.user_table is None or not set(columns) <= set(tables.user_types):
-        there = (
-            "no .user file"
-            if tables.user_table is None
-            else f"the columns {', '.join(tables.user_types)}"
-        )
+        present = "no .user file"
+        if tables.user_table is not None:
+            present = f"the columns {', '.join(tables.user_types)}"
         raise UserError(
-            f"cohorts: expected the columns {', '.join(columns)} of users, found {there}; set "
+            f"cohorts: expected the columns {', '.join(columns)} of users, found {present}; set "
             "--user_columns, or leave attributes out of --cohorts"
         )
     parts = []
     for name in columns:
         cells = tables.user_table[name].to_numpy()
-        numbers = tables.user_types[name] == "float"
-        parts.append(
-            np.array([float(cell or "nan") for cell in cells])[:, None]
-            if numbers
-            else _one_hot(cells)
-        )
-    points = np.concatenate(
-        [_scaled(np.nan_to_num(part[users], nan=np.nanmean(part[users]))) for part in parts], axis=1
-    )
-    return _over(users, kmeans(points, count, seed), points, count, "attribute")
+        if tables.user_types[name] == "float":
+            values = np.array([float(cell or "nan") for cell in cells])[users, None]
+            parts.append(_scaled(np.nan_to_num(values, nan=np.nanmean(values))))
+        else:
+            parts.append(_scaled(_one_hot(cells)[users]))
+    points = np.concatenate(parts, axis=1)
+    return _cohorts_of_clusters(users, kmeans(points, count, seed), points, count, "attribute")
 
 
 def at_random(like: Cohorts, seed: int) -> Cohorts:
-    """The control: cohorts of the same names and sizes, the same Low Activity cohort, all other members drawn."""
-    drawn = like.of >= 0
+    """Sample random cohorts of the same sizes, as a control.
+
+    Parameters
+    ----------
+    like : Cohorts
+        Cohorts to be imitated. Their cohort of low activity is taken as it is.
+    seed : int
+        Seed of the sample.
+
+    Returns
+    -------
+    Cohorts
+        The random cohorts; the others' names with `random` before them.
+    """
+    shuffled = like.of >= 0
     if LOW in like.names:
-        drawn &= like.of != like.names.index(LOW)
+        shuffled &= like.of != like.names.index(LOW)
     of = like.of.copy()
-    of[drawn] = np.random.default_rng([seed, 4]).permutation(of[drawn])
+    of[shuffled] = np.random.default_rng([seed, 4]).permutation(of[shuffled])
     names = tuple(name if name == LOW else f"random {name}" for name in like.names)
     return Cohorts(names, of)
 
 
 def from_file(tables: Tables, path: Path) -> Cohorts:
-    """Lines `user<TAB>cohort`. Users that are not named are in no cohort, and cohorts of strangers alone are none.
+    """Read cohorts from a file with lines `user<TAB>cohort`.
+
+    Users of the dataset that are missing in the file are in no cohort. Unknown users are ignored.
+
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    path : Path
+        The file.
+
+    Returns
+    -------
+    Cohorts
+        The cohorts with users of the dataset, by name.
 
     Raises
     ------
-    UserError : for a file without any user of the dataset, or with a user twice.
+    UserError
+        If the file cannot be read, has a user twice, or has no user of the dataset.
     """
     try:
-        lines = [
-            line.split("\t")
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cohorts: {path} cannot be read: {error}") from None
-    if wrong := next(
-        (number for number, line in enumerate(lines, start=1) if len(line) != 2), None
-    ):
-        raise UserError(
-            f"cohorts: {path}, entry {wrong}: expected a user, a tab and the name of a cohort"
-        )
-    told = dict(lines)
-    if len(told) < len(lines):
-        twice = next(user for number, (user, _) in enumerate(lines) if user in dict(lines[:number]))
-        raise UserError(
-            f"cohorts: {path} names user {twice} more than once; a user belongs to one cohort"
-        )
-    names = tuple(sorted({told[user] for user in tables.users if user in told}))
-    of = np.array([names.index(told[user]) if user in told else -1 for user in tables.users])
-    if (of < 0).all():
+    entries = [line.split("\t") for line in text.splitlines() if line.strip()]
+    cohort_of: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        if len(entry) != 2:
+            raise UserError(
+                f"cohorts: {path}, entry {number}: expected a user, a tab and the name of a cohort"
+            )
+    for user, cohort in entries:
+        if user in cohort_of:
+            raise UserError(
+                f"cohorts: {path} names user {user} more than once; a user belongs to one cohort"
+            )
+        cohort_of[user] = cohort
+    names = tuple(sorted({cohort_of[user] for user in tables.users if user in cohort_of}))
+    of = np.full(len(tables.users), -1)
+    for number, user in enumerate(tables.users):
+        if user in cohort_of:
+            of[number] = names.index(cohort_of[user])
+    if not names:
         raise UserError(
             f"cohorts: {path} names no user of {tables.name}, whose users are such as "
             f"{', '.join(map(str, tables.users[:3]))}"
@@ -227,21 +383,31 @@ def from_file(tables: Tables, path: Path) -> Cohorts:
 
 
 def _one_hot(values: np.ndarray) -> np.ndarray:
-    """bool [values, at most VALUES]: one column for each of the most frequent ones."""
-    known, number, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)
-    often = np.argsort(-counts, kind="stable")[:VALUES]
-    return number[:, None] == often
+    """A column for each of the most frequent values, bool [values, at most VALUES]."""
+    _, number, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)
+    most_frequent = np.argsort(-counts, kind="stable")[:VALUES]
+    return np.asarray(number[:, None] == most_frequent)
 
 
 def _most_frequent(tables: Tables, rows: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """bool [n_users, at most VALUES]: the value of an item column that a user meets most often in these events."""
+    """The value of an item column that is most frequent in each user's events.
+
+    Returns
+    -------
+    ndarray of bool [n_users, at most VALUES]
+        One column per value.
+    """
     hot = _one_hot(cells[tables.item[rows]])
-    shares = np.zeros((len(tables.users), hot.shape[1]))
-    np.add.at(shares, tables.user[rows], hot.astype(np.float64))
-    return (np.arange(hot.shape[1]) == shares.argmax(axis=1)[:, None]) & shares.any(axis=1)[:, None]
+    counts = np.zeros((len(tables.users), hot.shape[1]))
+    np.add.at(counts, tables.user[rows], hot.astype(np.float64))
+    is_best = np.arange(hot.shape[1]) == counts.argmax(axis=1)[:, None]
+    return is_best & (counts.max(axis=1, keepdims=True) > 0)
 
 
 def _scaled(part: np.ndarray) -> np.ndarray:
-    """Columns centred, and their variances together 1, so that a column of many values weighs as much as a number."""
+    """Centre the columns of one feature, and scale their total variance to 1.
+
+    A feature with many columns then weighs as much as a number.
+    """
     part = part.astype(np.float64) - part.mean(axis=0)
     return part / np.sqrt(max(part.var(axis=0).sum(), 1e-12))

@@ -1,4 +1,4 @@
-"""What a spectrum shows: the paper's tables, and its six questions answered by paired intervals."""
+"""The paper's tables of a spectrum, and its six questions, answered with paired intervals."""
 
 from collections.abc import Sequence
 
@@ -13,309 +13,401 @@ from .outcomes import METRICS, NOISE, OUTCOMES, Groups, by_activity, outcomes, u
 from .spectrum import Spectrum
 
 COLUMNS = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20")
-DRAWS = 2000  # of a bootstrap
+DRAWS = 2000  # samples of a bootstrap, and orders of a permutation test
+MISSING = "   (not among the models asked for)"
+RULES = (
+    "win: better in 2 or more of 4 metrics; loss: worse in 3 or more; draw: all equal, not all "
+    "zero; inconclusive: all zero by both; mixed: others"
+)
+Row = tuple[str, tuple[Cell | None, ...]]
 
 
 class Findings:
     """The tables and answers of one spectrum.
 
-    threshold : a user's difference up to it counts as none. borders : of the groups by activity, see `by_activity`.
+    Parameters
+    ----------
+    results : Spectrum
+        The results of all models.
+    threshold : float
+        A user's difference up to this counts as none.
+    borders : sequence of int, or None
+        Borders of the groups by activity, see `by_activity`.
     """
 
     def __init__(
-        self, found: Spectrum, threshold: float = 0.0, borders: Sequence[int] | None = None
+        self, results: Spectrum, threshold: float = 0.0, borders: Sequence[int] | None = None
     ):
-        self.found, self.threshold, self.borders = found, threshold, borders
-        self.values = {
-            model: {metric: case_values(table, metric) for metric in COLUMNS}
-            for model, table in found.ranks.items()
-        }
+        self.results, self.threshold, self.borders = results, threshold, borders
+        self.values: dict[str, dict[str, np.ndarray]] = {}
+        for model, table in results.ranks.items():
+            self.values[model] = {metric: case_values(table, metric) for metric in COLUMNS}
 
     def tables(self) -> dict[str, Table]:
-        """File name -> table."""
-        found = {"models": self.spectrum()}
-        found |= {
-            f"cohorts-{model}": self.cohorts(model)
-            for model in self.found.groupings
-            if " " not in model
-        }
-        if any(" " in model for model in self.found.groupings):
-            found["number"] = self.number()
+        """Make all tables.
+
+        Returns
+        -------
+        dict of str to Table
+            File name -> table.
+        """
+        tables = {"models": self.spectrum()}
+        numbered = False
+        for model in self.results.groupings:
+            if " " in model:
+                numbered = True
+            else:
+                tables[f"cohorts-{model}"] = self.cohorts(model)
+        if numbered:
+            tables["number"] = self.number()
         if self.has("5"):
-            found["outcomes"] = self.outcomes()
-        return found
+            tables["outcomes"] = self.outcomes()
+        return tables
 
     def has(self, model: str) -> bool:
-        """Whether there is such a model, with a case at least."""
-        return model in self.found.ranks and bool(self.found.covered[model].any())
+        """Whether a model was run and serves at least one case."""
+        return model in self.results.ranks and bool(self.results.covered[model].any())
 
     def mean(self, model: str, metric: str, where: np.ndarray) -> float:
+        """Average a metric.
+
+        Parameters
+        ----------
+        model : str
+            The model.
+        metric : str
+            One of `COLUMNS`.
+        where : ndarray of bool [cases]
+            The cases.
+
+        Returns
+        -------
+        float
+            The mean over these cases.
+        """
         return float(self.values[model][metric][where].mean())
 
     def spectrum(self) -> Table:
-        """All models over all Future-Test cases; one that lacks users says so, competes for nothing, and has a note with the others on the same users."""
-        found, rows, covers, notes = self.found, {}, {}, []
-        users, trained = len(np.unique(found.user)), int(found.samples.sum())
-        for model in found.models:
-            has = found.covered[model]
+        """Make the table of all models over all Future-Test cases.
+
+        A model that does not serve all users says so in its row, and is not compared with the
+        others in it. A note has all models over its users.
+
+        Returns
+        -------
+        Table
+            The table.
+        """
+        results = self.results
+        rows: dict[str, Sequence[dict]] = {}
+        covers: dict[str, str] = {}
+        notes = []
+        users, trained = len(np.unique(results.user)), int(results.samples.sum())
+        for model in results.models:
+            name, has = name_of(model), results.covered[model]
             if not has.any():
-                notes.append(f"{name_of(model)} has no user")
+                notes.append(f"{name} has no user")
                 continue
-            rows[name_of(model)] = [{metric: self.mean(model, metric, has) for metric in COLUMNS}]
+            rows[name] = [{metric: self.mean(model, metric, has) for metric in COLUMNS}]
             if has.all():
                 continue
-            covers[name_of(model)] = f"{len(np.unique(found.user[has]))} of {users} users"
-            same = ", ".join(
+            covers[name] = f"{len(np.unique(results.user[has]))} of {users} users"
+            others = [
                 f"{name_of(other)} {self.mean(other, 'recall@10', has):.4f}"
-                for other in found.models
-                if (found.covered[other] >= has).all()
-            )
-            notes.append(
-                f"{name_of(model)} has {covers[name_of(model)]}; Recall@10 of the same users: "
-                f"{same}"
-            )
-        everybody = np.ones(len(found.user), dtype=bool)
-        newer = self.gain("3", "2", everybody)
-        gains = {
-            model: self.gain(model, "3", found.covered[model])
-            for model in found.models
-            if model not in "123" and self.has(model)
-        }
-        told = ", ".join(
-            f"{name_of(model)} {gain.mean:+.1f} %" for model, gain in gains.items() if gain
-        )
-        if told:
-            notes.insert(0, f"Recall@10 against {name_of('3')} on the same users: {told}")
-        if newer:
-            notes.insert(
-                0,
-                f"newer data: Recall@10 of {name_of('3')} against {name_of('2')} {newer.mean:+.1f} "
-                "%",
-            )
-        notes += [f"failed: {self._whose(unit)}: {error}" for unit, error in found.failed.items()]
-        loud = samples.warning(found.tables.name)
-        title = f"{found.tables.name}: {users} users, {trained} samples of Continue Train, {len(found.user)} Future-Test cases, full"
-        return make_table(
-            title, rows, COLUMNS, covers=covers, notes=[*([loud] if loud else []), *notes]
-        )
-
-    def _whose(self, unit: str) -> str:
-        """A unit by the models and cohorts that it is for."""
-        found = self.found
-        models = [model for model, served in found.served.items() if unit in served.units]
-        names = {
-            found.groupings[model].names[
-                found.groupings[model].of[found.served[model].units[unit][0]]
+                for other in results.models
+                if (results.covered[other] >= has).all()
             ]
-            for model in models
-            if model in found.groupings
-        }
+            notes.append(
+                f"{name} has {covers[name]}; Recall@10 of the same users: {', '.join(others)}"
+            )
+        for unit, error in results.failed.items():
+            notes.append(f"failed: {self._described(unit)}: {error}")
+        warning = samples.warning(results.tables.name)
+        warnings = [warning] if warning else []
+        title = (
+            f"{results.tables.name}: {users} users, {trained} samples of Continue Train, "
+            f"{len(results.user)} Future-Test cases, full"
+        )
+        notes = [*warnings, *self._gain_notes(), *notes]
+        return make_table(title, rows, COLUMNS, covers=covers, notes=notes)
+
+    def _gain_notes(self) -> list[str]:
+        """Notes with the gains of Model 3 over Model 2, and of the other models over Model 3."""
+        results, notes = self.results, []
+        newer = self.gain("3", "2", np.ones(len(results.user), dtype=bool))
+        if newer:
+            notes.append(
+                f"newer data: Recall@10 of {name_of('3')} against {name_of('2')} "
+                f"{newer.mean:+.1f} %"
+            )
+        gains = []
+        for model in results.models:
+            if model not in "123" and self.has(model):
+                gain = self.gain(model, "3", results.covered[model])
+                if gain:
+                    gains.append(f"{name_of(model)} {gain.mean:+.1f} %")
+        if gains:
+            notes.append(f"Recall@10 against {name_of('3')} on the same users: {', '.join(gains)}")
+        return notes
+
+    def _described(self, unit: str) -> str:
+        """A unit with the models and the cohorts that it was for."""
+        results, models, names = self.results, [], set()
+        for model, served in results.served.items():
+            if unit in served.units:
+                models.append(model)
+                if model in results.groupings:
+                    cohorts, first_user = results.groupings[model], served.units[unit][0]
+                    names.add(cohorts.names[cohorts.of[first_user]])
         return f"{unit}, of {', '.join([*models, *sorted(names)])}"
 
     def trained(self, model: str) -> list[int]:
-        """Cohorts of a model, by number, that have an adapter, or were to have one."""
-        cohorts = self.found.groupings[model]
-        return [
-            number
-            for number in range(len(cohorts.names))
-            if np.isin(np.flatnonzero(cohorts.of == number), self.found.served[model].users).any()
-        ]
+        """List the cohorts of a model that were to have an adapter.
+
+        Parameters
+        ----------
+        model : str
+            Model 4 or 6.
+
+        Returns
+        -------
+        list of int
+            Numbers of the cohorts.
+        """
+        cohorts, served = self.results.groupings[model], self.results.served[model]
+        trained = np.unique(cohorts.of[served.users])
+        return trained[trained >= 0].tolist()
 
     def gain(self, model: str, other: str, where: np.ndarray) -> Cell | None:
-        """% of Recall@10; None where the other has none."""
+        """Compute the relative gain in Recall@10 over another model.
+
+        Parameters
+        ----------
+        model, other : str
+            The models.
+        where : ndarray of bool [cases]
+            The cases.
+
+        Returns
+        -------
+        Cell or None
+            The gain in %; None if the other model's Recall@10 is 0.
+        """
         base = self.mean(other, "recall@10", where)
-        return (
-            Cell(100 * (self.mean(model, "recall@10", where) / base - 1), digits=1)
-            if base
-            else None
-        )
+        if not base:
+            return None
+        return Cell(100 * (self.mean(model, "recall@10", where) / base - 1), digits=1)
+
+    def _means(self, model: str, where: np.ndarray) -> list[Cell]:
+        """METRICS of a model over some cases."""
+        return [Cell(self.mean(model, metric, where)) for metric in METRICS]
 
     def _row(
-        self, model: str, where: np.ndarray, columns: Sequence[str], *more: Cell | None
+        self, model: str, where: np.ndarray, gain: Cell | None, silhouette: Cell | None
     ) -> tuple[Cell | None, ...]:
-        users = np.unique(self.found.user[where])
-        counts = [Cell(len(users), digits=0), Cell(self.found.samples[users].sum(), digits=0)]
-        return (*counts, *(Cell(self.mean(model, metric, where)) for metric in columns), *more)
+        """A row of a table of cohorts: users, samples, METRICS, gain and silhouette."""
+        users = np.unique(self.results.user[where])
+        counts = [Cell(len(users), digits=0), Cell(self.results.samples[users].sum(), digits=0)]
+        return (*counts, *self._means(model, where), gain, silhouette)
 
     def cohorts(self, model: str) -> Table:
-        """Each cohort's users by the cohort's adapter, and the average with the numbers of their Future-Test cases as weights."""
-        found, cohorts = self.found, self.found.groupings[model]
-        values, rows, notes = cohorts.silhouettes(), [], []
-        of, has = cohorts.of[found.user], found.covered[model]
-        everybody = np.ones(len(of), dtype=bool)
-        rows.append(
-            (name_of("3"), self._row("3", everybody, METRICS, self.gain("3", "2", everybody), None))
-        )
-        for number in self.trained(model):
-            name = cohorts.names[number]
-            if (where := has & (of == number)).any():
-                shape = Cell(values[name], digits=2) if name in values else None
-                rows.append(
-                    (
-                        f"{model[0]}. {name}",
-                        self._row(model, where, METRICS, self.gain(model, "2", where), shape),
-                    )
-                )
-        shape = Cell(values["all"], digits=2) if "all" in values else None
-        rows.append(
-            (
-                f"{model[0]}. weighted average",
-                self._row(model, has, METRICS, self.gain(model, "2", has), shape),
-            )
-        )
-        if others := len(np.unique(found.user[~np.isin(found.user, found.served[model].users)])):
+        """Make the table of a model's cohorts, each served by its adapter.
+
+        Parameters
+        ----------
+        model : str
+            Model 4 or 6.
+
+        Returns
+        -------
+        Table
+            A row for each cohort, and their average, weighted by numbers of Future-Test cases.
+        """
+        results, cohorts = self.results, self.results.groupings[model]
+        trained, has = self.trained(model), results.covered[model]
+        shapes = {name: Cell(value, digits=2) for name, value in cohorts.silhouettes().items()}
+        everybody = np.ones(len(results.user), dtype=bool)
+        rows: list[Row] = [
+            (name_of("3"), self._row("3", everybody, self.gain("3", "2", everybody), None))
+        ]
+        of = cohorts.of[results.user]
+        parts = {cohorts.names[number]: has & (of == number) for number in trained}
+        for name, where in parts.items():
+            if where.any():
+                gain = self.gain(model, "2", where)
+                row = self._row(model, where, gain, shapes.get(name))
+                rows.append((f"{model[0]}. {name}", row))
+        average = self._row(model, has, self.gain(model, "2", has), shapes.get("all"))
+        rows.append((f"{model[0]}. weighted average", average))
+        notes = []
+        unserved = ~np.isin(results.user, results.served[model].users)
+        if unserved.any():
             notes.append(
-                f"{others} users are in no cohort with anything to train, validate and test on: "
-                "Model 3 serves them, and the average has them"
+                f"{len(np.unique(results.user[unserved]))} users are in no cohort with anything to "
+                "train, validate and test on: Model 3 serves them, and the average has them"
             )
-        columns = ("users", "samples", *METRICS, "gain %", "silhouette")
         notes.append("gain %: of Recall@10 over Model 2 on the same users")
-        return Table(
-            f"{found.tables.name}: {name_of(model)}, {len(self.trained(model))} cohorts",
-            columns,
-            tuple(rows),
-            tuple(notes),
-        )
+        title = f"{results.tables.name}: {name_of(model)}, {len(trained)} cohorts"
+        columns = ("users", "samples", *METRICS, "gain %", "silhouette")
+        return Table(title, columns, tuple(rows), tuple(notes))
 
     def number(self) -> Table:
-        """The weighted average of each number of cohorts, and its difference to Model 3."""
-        found, rows = self.found, []
-        everybody = np.ones(len(found.user), dtype=bool)
-        users = Cell(len(np.unique(found.user)), digits=0)
-        rows.append(
-            (
-                name_of("3"),
-                (
-                    None,
-                    users,
-                    *(Cell(self.mean("3", metric, everybody)) for metric in METRICS),
-                    None,
-                ),
-            )
-        )
-        first = (
-            next(model for model in found.groupings if " " in model)
-            .partition(" ")[0]
-            .partition(".")[2]
-        )
-        for model in found.groupings:
+        """Make the table of one kind of cohorts by the number of cohorts.
+
+        Returns
+        -------
+        Table
+            The weighted average of each grouping, and its gain over Model 3.
+        """
+        results = self.results
+        everybody = np.ones(len(results.user), dtype=bool)
+        users = Cell(len(np.unique(results.user)), digits=0)
+        rows: list[Row] = [(name_of("3"), (None, users, *self._means("3", everybody), None))]
+        numbered = next(model for model in results.groupings if " " in model)
+        _, _, kind = numbered.partition(" ")[0].partition(".")
+        for model in results.groupings:
             label, _, grouping = model.partition(" ")
-            has = found.covered[model]
-            if label.partition(".")[2] == first and has.any():
-                counts = [
-                    Cell(len(self.trained(model)), digits=0),
-                    Cell(len(np.unique(found.user[has])), digits=0),
-                ]
-                cells = (*counts, *(Cell(self.mean(model, metric, has)) for metric in METRICS))
-                rows.append(
-                    (
-                        self._numbered(label, grouping or found.first),
-                        (*cells, self.gain(model, "3", has)),
-                    )
-                )
+            has = results.covered[model]
+            if label.partition(".")[2] != kind or not has.any():
+                continue
+            counts = (
+                Cell(len(self.trained(model)), digits=0),
+                Cell(len(np.unique(results.user[has])), digits=0),
+            )
+            cells = (*counts, *self._means(model, has), self.gain(model, "3", has))
+            rows.append((self._numbered(label, grouping or results.first), cells))
         notes = ["against 3 %: of Recall@10 to Model 3 on the same users"]
-        if any(model.endswith(f" {HIGH}") for model in found.groupings):
+        if any(model.endswith(f" {HIGH}") for model in results.groupings):
             notes.append(f"{HIGH} has nobody to draw at random: it is in Model 4 alone")
-        return Table(
-            f"{found.tables.name}: by number of cohorts",
-            ("cohorts", "users", *METRICS, "against 3 %"),
-            tuple(rows),
-            tuple(notes),
-        )
+        title = f"{results.tables.name}: by number of cohorts"
+        columns = ("cohorts", "users", *METRICS, "against 3 %")
+        return Table(title, columns, tuple(rows), tuple(notes))
 
     @staticmethod
     def _numbered(label: str, grouping: str) -> str:
-        """A model by its cohorts; those of low and high activity are the same of every kind."""
+        """The name of a model with its grouping; that by activity is the same for all kinds."""
         return f"4. Cohorts, {HIGH}" if grouping == HIGH else f"{name_of(label)}, {grouping}"
 
     def own_users(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, Groups]:
-        """Of users with an own adapter: (cases of each [n], float64 [n, 4] by it, float64 [n, 4] by Model 3, groups by activity)."""
-        has = self.found.covered["5"]
-        _, cases, own = user_values(self.found.ranks["5"].take(has))
-        other = user_values(self.found.ranks["3"].take(has))[2]
+        """Compare Models 5 and 3 for the users with an adapter of their own.
+
+        Returns
+        -------
+        cases : ndarray of int64 [n]
+            Number of cases of each user.
+        own : ndarray of float64 [n, 4]
+            METRICS of each user by Model 5.
+        other : ndarray of float64 [n, 4]
+            METRICS of each user by Model 3.
+        groups : Groups
+            The users by activity.
+        """
+        has = self.results.covered["5"]
+        _, cases, own = user_values(self.results.ranks["5"].take(has))
+        _, _, other = user_values(self.results.ranks["3"].take(has))
         return cases, own, other, by_activity(cases, self.borders)
 
     def outcomes(self) -> Table:
-        """Users by how Model 5 does against Model 3, and by activity."""
+        """Make the table of users by the outcome of Model 5 against Model 3.
+
+        Returns
+        -------
+        Table
+            Numbers of users, a row for each group by activity.
+        """
         cases, own, other, groups = self.own_users()
-        fare, rows, notes = outcomes(own, other, self.threshold), [], []
-        for number, name in [*enumerate(groups.names), (None, "all")]:
-            chosen = np.ones(len(cases), dtype=bool) if number is None else groups.of == number
-            if not chosen.any():
+        outcome_of = outcomes(own, other, self.threshold)
+        members = {name: groups.of == number for number, name in enumerate(groups.names)}
+        members["all"] = np.ones(len(cases), dtype=bool)
+        rows: list[Row] = []
+        notes = ["from, to: Future-Test cases of a user", RULES]
+        for name, inside in members.items():
+            if not inside.any():
                 rows.append((name, (Cell(0, digits=0), *[None] * (2 + len(OUTCOMES)))))
                 notes.append(f"{name}: no user with an adapter of their own")
                 continue
-            counts = [int((fare[chosen] == outcome).sum()) for outcome in OUTCOMES]
-            numbers = (int(chosen.sum()), cases[chosen].min(), cases[chosen].max(), *counts)
+            counts = [int((outcome_of[inside] == outcome).sum()) for outcome in OUTCOMES]
+            numbers = (int(inside.sum()), cases[inside].min(), cases[inside].max(), *counts)
             rows.append((name, tuple(Cell(value, digits=0) for value in numbers)))
-        rules = "win: better in 2 or more of 4 metrics; loss: worse in 3 or more; draw: all equal, not all zero; inconclusive: all zero by both; mixed: others"
-        title = f"{self.found.tables.name}: users by their own adapter against Model 3"
-        return Table(
-            title,
-            ("users", "from", "to", *OUTCOMES),
-            tuple(rows),
-            ("from, to: Future-Test cases of a user", rules, *notes),
-        )
+        title = f"{self.results.tables.name}: users by their own adapter against Model 3"
+        return Table(title, ("users", "from", "to", *OUTCOMES), tuple(rows), tuple(notes))
 
     def against(self, one: str, other: str) -> str:
-        """Mean differences of Recall@10 and NDCG@10 over the cases that both have, with 95 % intervals over users."""
-        has = self.found.covered[one] & self.found.covered[other]
+        """Compare two models over the cases that both serve.
+
+        Parameters
+        ----------
+        one, other : str
+            The models.
+
+        Returns
+        -------
+        str
+            Mean differences of Recall@10 and NDCG@10, with 95 % bootstrap intervals over users.
+        """
+        has = self.results.covered[one] & self.results.covered[other]
         if not has.any():
             return f"{one} - {other}: no user has both"
-        told = []
+        parts = []
         for metric in ("recall@10", "ndcg@10"):
             gap = user_bootstrap(
-                self.found.user[has], self.values[one][metric][has], self.values[other][metric][has]
+                self.results.user[has],
+                self.values[one][metric][has],
+                self.values[other][metric][has],
             )
-            told.append(f"{metric} {_interval(gap)}")
-        return f"{one} - {other}: {', '.join(told)}, {gap.n_users} users"
+            parts.append(f"{metric} {_interval(gap)}")
+        return f"{one} - {other}: {', '.join(parts)}, {gap.n_users} users"
 
     def answers(self) -> list[str]:
-        """A question and the differences that answer it, line by line.
+        """Answer the questions.
 
-        Model 3 is what personalization has to beat: it has learned from the same events as the models that are personal, and
-        serves everybody alike. Models that learned less data are compared under a heading of their own.
+        Personalization has to beat Model 3, which has learned from the same events as the personal
+        models, and serves all users alike. Models that learned from fewer events are compared under
+        a separate heading.
+
+        Returns
+        -------
+        list of str
+            Each question, followed by the differences that answer it.
         """
-        models = [model for model in self.found.models if self.has(model)]
-        text, ranks = [model for model in models if model.startswith("4.")], self.found.ranks
-        grouped = [model for model in self.found.groupings if self.has(model)]
-        cohorts = [model for model in grouped if model[0] == "4"]
-        random = [(model, f"6{model[1:]}") for model in cohorts]
-        own = [model for model in ("5", "7") if model in models]
-        pairs = [
-            (
-                "Newer data: Model 3, which has learned Continue Train too, against Model 2",
-                [("3", "2")],
-            ),
-            (
-                "1. Does personalization help at all, against Model 3?",
-                [(model, "3") for model in [*text, *own]],
-            ),
-            (
-                "2. Clustered against random cohorts",
-                [pair for pair in random if pair[1] in ranks],
-            ),
-            (
-                "3. Cohorts against Model 3, for each number of cohorts",
-                [(model, "3") for model in cohorts],
-            ),
-            ("4. Users against Model 3", [(model, "3") for model in own]),
-            ("5. Users against cohorts", [("5", model) for model in text if "5" in models]),
-        ]
+        models = [model for model in self.results.models if self.has(model)]
         lines = []
-        for question, asked in pairs:
+        for question, pairs in self._questions(models).items():
             lines.append(question)
-            lines += [f"   {self.against(*pair)}" for pair in asked] or [
-                "   (not among the models asked for)"
-            ]
+            lines += [f"   {self.against(one, other)}" for one, other in pairs] or [MISSING]
         lines.append("6. Does the gain of a user's own adapter grow with activity?")
-        lines += self._by_activity() if "5" in models else ["   (not among the models asked for)"]
+        lines += self._by_activity() if "5" in models else [MISSING]
         lines.append("Does a cohort's gain follow its number of samples, or its silhouette?")
-        lines += self._by_cohort() if text else ["   (not among the models asked for)"]
+        has_cohorts = any(model.startswith("4.") for model in models)
+        lines += self._by_cohort() if has_cohorts else [MISSING]
         return lines
 
+    def _questions(self, models: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """Questions -> the pairs of models whose differences answer them."""
+        personal = [model for model in models if model.startswith("4.")]
+        own = [model for model in ("5", "7") if model in models]
+        cohorts = [model for model in self.results.groupings if self.has(model)]
+        cohorts = [model for model in cohorts if model[0] == "4"]
+        random = [(model, f"6{model[1:]}") for model in cohorts]
+        return {
+            "Newer data: Model 3, which has learned Continue Train too, against Model 2": [
+                ("3", "2")
+            ],
+            "1. Does personalization help at all, against Model 3?": [
+                (model, "3") for model in [*personal, *own]
+            ],
+            "2. Clustered against random cohorts": [
+                pair for pair in random if pair[1] in self.results.ranks
+            ],
+            "3. Cohorts against Model 3, for each number of cohorts": [
+                (model, "3") for model in cohorts
+            ],
+            "4. Users against Model 3": [(model, "3") for model in own],
+            "5. Users against cohorts": [("5", model) for model in personal if "5" in models],
+        }
+
     def _by_cohort(self) -> list[str]:
-        """Spearman's correlation of the gains of Model 4's clustered cohorts with what is known of these cohorts."""
+        """Spearman's correlations of cohorts' gains with their samples and silhouettes."""
         gains, samples, shapes = self.cohort_gains()
         if len(gains) < 3:
             return [f"   {len(gains)} clustered cohorts with a gain: too few for a correlation"]
@@ -323,17 +415,16 @@ class Findings:
             return [f"   all {len(gains)} clustered cohorts have the same gain"]
         lines = []
         for name, values in (("number of samples", samples), ("silhouette", shapes)):
-            if not np.ptp(values):
+            what = f"   gain % (Recall@10 over Model 2) and {name}: Spearman"
+            if np.ptp(values):
                 lines.append(
-                    f"   gain % (Recall@10 over Model 2) and {name}: Spearman not defined, since "
-                    f"all {len(gains)} cohorts have the same {name}"
+                    f"{what} {_interval(correlation(values, gains))}, "
+                    f"p = {permutation_p(values, gains):.2f}, {len(gains)} cohorts"
                 )
-                continue
-            found = correlation(values, gains)
-            lines.append(
-                f"   gain % (Recall@10 over Model 2) and {name}: Spearman {_interval(found)}, "
-                f"p = {permutation_p(values, gains):.2f}, {len(gains)} cohorts"
-            )
+            else:
+                lines.append(
+                    f"{what} not defined, since all {len(gains)} cohorts have the same {name}"
+                )
         lines.append(
             "   intervals and p (permutations) are over cohorts; kinds of cohorts group the same "
             "users, so they overstate what is known"
@@ -341,79 +432,133 @@ class Findings:
         return lines
 
     def cohort_gains(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the clustered cohorts of the table's Model 4: gain in % of Recall@10 over Model 2, training cases, mean silhouette.
+        """Compute the gains of the clustered cohorts of Model 4 in the main table.
 
-        Cohorts that were not clustered have no silhouette, and cohorts where Model 2 finds nothing no gain: both are left out.
+        Cohorts that were not clustered have no silhouette, and cohorts for which Model 2 has a
+        Recall@10 of 0 have no gain; both are left out.
 
         Returns
         -------
-        Three float64 [cohorts].
+        gains : ndarray of float64 [cohorts]
+            Gain in Recall@10 over Model 2, in %.
+        samples : ndarray of float64 [cohorts]
+            Number of training cases.
+        shapes : ndarray of float64 [cohorts]
+            Mean silhouette.
         """
-        found, rows = self.found, []
-        for model in found.models:
-            if model not in found.groupings or model[0] != "4":
+        results, rows = self.results, []
+        for model in results.models:
+            if model not in results.groupings or model[0] != "4":
                 continue
-            cohorts, has = found.groupings[model], found.covered[model]
-            shapes = cohorts.silhouettes()
-            of = cohorts.of[found.user]
+            cohorts, has = results.groupings[model], results.covered[model]
+            silhouettes = cohorts.silhouettes()
+            of = cohorts.of[results.user]
             for number in self.trained(model):
                 name, where = cohorts.names[number], has & (of == number)
                 gain = self.gain(model, "2", where) if where.any() else None
-                if gain and name in shapes:
-                    users = np.unique(found.user[where])
-                    rows.append((gain.mean, found.samples[users].sum(), shapes[name]))
+                if gain and name in silhouettes:
+                    users = np.unique(results.user[where])
+                    rows.append((gain.mean, results.samples[users].sum(), silhouettes[name]))
         gains, samples, shapes = np.array(rows, dtype=np.float64).reshape(-1, 3).T
         return gains, samples, shapes
 
     def _by_activity(self) -> list[str]:
-        """Mean differences per user in each group, and Spearman's correlation of the difference with the number of Future-Test cases."""
+        """How the difference between Models 5 and 3 depends on a user's activity.
+
+        Mean differences of each group by activity, and Spearman's correlation of a user's
+        difference with the number of Future-Test cases.
+        """
         cases, own, other, groups = self.own_users()
         lines = []
         for metric in ("recall@10", "ndcg@10"):
             gap = (own - other)[:, METRICS.index(metric)]
             parts = []
             for number, name in enumerate(groups.names):
-                mine = gap[groups.of == number]
-                if not len(mine):
+                of_group = gap[groups.of == number]
+                if len(of_group):
+                    zeros = np.zeros(len(of_group))
+                    interval = user_bootstrap(np.arange(len(of_group)), of_group, zeros)
+                    parts.append(f"{name} {_interval(interval)}")
+                else:
                     parts.append(f"{name} no user")
-                    continue
-                found = user_bootstrap(np.arange(len(mine)), mine, np.zeros(len(mine)))
-                parts.append(f"{name} {_interval(found)}")
             lines.append(f"   5 - 3, {metric}, mean over users: {', '.join(parts)}")
             if not np.ptp(gap):
-                told = "not defined, since all users have the same difference"
+                result = "not defined, since all users have the same difference"
             elif not np.ptp(cases):
-                told = "not defined, since all users have the same activity"
+                result = "not defined, since all users have the same activity"
             else:
-                told = _interval(correlation(cases, gap))
-            lines.append(f"   correlation of that difference with activity (Spearman): {told}")
+                result = _interval(correlation(cases, gap))
+            lines.append(f"   correlation of that difference with activity (Spearman): {result}")
         return lines
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's correlation of two vectors; 0 where one of both is constant."""
+    """Compute Spearman's rank correlation.
+
+    Parameters
+    ----------
+    x, y : ndarray of float [n]
+        The values.
+
+    Returns
+    -------
+    float
+        The correlation; 0 if x or y is constant.
+    """
     from scipy.stats import rankdata
 
-    one, two = rankdata(x), rankdata(y)
-    return float(np.corrcoef(one, two)[0, 1]) if np.ptp(one) and np.ptp(two) else 0.0
+    x_ranks, y_ranks = rankdata(x), rankdata(y)
+    if not np.ptp(x_ranks) or not np.ptp(y_ranks):
+        return 0.0
+    return float(np.corrcoef(x_ranks, y_ranks)[0, 1])
 
 
 def correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Interval:
-    """Spearman's, with a percentile bootstrap over the pairs."""
+    """Compute Spearman's correlation with a percentile bootstrap over the pairs.
+
+    Parameters
+    ----------
+    x, y : ndarray of float [n]
+        The values.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Interval
+        The correlation with its 95 % interval.
+    """
     rng, count = np.random.default_rng(seed), len(x)
-    rows = (rng.integers(count, size=count) for _ in range(DRAWS))
-    low, high = np.quantile([spearman(x[drawn], y[drawn]) for drawn in rows], [0.025, 0.975])
+    values = []
+    for _ in range(DRAWS):
+        rows = rng.integers(count, size=count)
+        values.append(spearman(x[rows], y[rows]))
+    low, high = np.quantile(values, [0.025, 0.975])
     return Interval(spearman(x, y), float(low), float(high), count)
 
 
 def permutation_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p of Spearman's correlation: the share of random orders of `y` that correlate as much."""
+    """Test Spearman's correlation by permutations.
+
+    Parameters
+    ----------
+    x, y : ndarray of float [n]
+        The values.
+    seed : int
+        Seed of the permutations.
+
+    Returns
+    -------
+    float
+        Two-sided p: the share of random orders of `y` whose correlation is at least as strong.
+    """
     from scipy.stats import rankdata
 
-    one, two = rankdata(x) - (len(x) + 1) / 2, rankdata(y) - (len(y) + 1) / 2
-    orders = np.random.default_rng(seed).permuted(np.tile(two, (DRAWS - 1, 1)), axis=1)
-    as_much = np.abs(orders @ one) >= abs(two @ one) - NOISE
-    return float((1 + as_much.sum()) / DRAWS)
+    centred_x = rankdata(x) - (len(x) + 1) / 2
+    centred_y = rankdata(y) - (len(y) + 1) / 2
+    orders = np.random.default_rng(seed).permuted(np.tile(centred_y, (DRAWS - 1, 1)), axis=1)
+    as_strong = np.abs(orders @ centred_x) >= abs(centred_y @ centred_x) - NOISE
+    return float((1 + as_strong.sum()) / DRAWS)
 
 
 def _interval(gap: Interval) -> str:

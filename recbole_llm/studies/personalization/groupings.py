@@ -1,6 +1,6 @@
-"""What is asked of `personalize`: which models, and which groupings of users into cohorts."""
+"""The models that `personalize` compares, and how it groups users into cohorts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,159 +21,291 @@ NAMES = {
     "5": "5. Users",
     "7": "7. Frequent users",
 }
+ALIASES = {"4": "4.text", "6": "6.text"}
+BASELINES = ("2", "3")  # the other models are compared with these
 HIGH = "low+high"
 QUARTILES = "quartiles"
 
 
 def name_of(model: str) -> str:
-    """As the paper calls a model."""
+    """Return the paper's name of a model, such as `4. Cohorts, features` for `4.feat`."""
+    if model in NAMES:
+        return NAMES[model]
     number, _, kind = model.partition(".")
-    return (
-        NAMES.get(model)
-        or f"{number}. {'Cohorts' if number == '4' else 'Random cohorts'}, {KINDS[kind]}"
-    )
+    return f"{number}. {'Cohorts' if number == '4' else 'Random cohorts'}, {KINDS[kind]}"
 
 
-def models_of(asked: Sequence) -> list[str]:
-    """Models by number, in order, with 2 and 3, which the others are compared with. Raises UserError for one that is not there."""
-    known = ["1", "2", "3", *(f"{number}.{kind}" for kind in KINDS for number in (4, 6)), "5", "7"]
-    found = {
-        {"4": "4.text", "6": "6.text"}.get(str(one).strip(), str(one).strip()) for one in asked
-    } | {"2", "3"}
-    if wrong := sorted(found - set(known)):
-        raise UserError(f"models: expected some of {', '.join(known)}, found {wrong[0]!r}")
-    return [one for one in known if one in found]
+def models_of(values: Sequence) -> list[str]:
+    """Parse the setting `models`.
+
+    Parameters
+    ----------
+    values : sequence
+        Numbers of models; 4 and 6 with their kind of cohorts, such as `4.feat`.
+
+    Returns
+    -------
+    list of str
+        The models in order, with `BASELINES`.
+
+    Raises
+    ------
+    UserError
+        If a model is unknown.
+    """
+    known = ["1", "2", "3"]
+    for kind in KINDS:
+        known += [f"4.{kind}", f"6.{kind}"]
+    known += ["5", "7"]
+    spellings = [str(model).strip() for model in values]
+    chosen = {ALIASES.get(spelling, spelling) for spelling in spellings} | {*BASELINES}
+    unknown = sorted(chosen - set(known))
+    if unknown:
+        raise UserError(f"models: expected some of {', '.join(known)}, found {unknown[0]!r}")
+    return [model for model in known if model in chosen]
 
 
-def groupings_of(asked: Sequence) -> list[str]:
-    """Raises UserError for what is no grouping."""
-    found = list(dict.fromkeys(str(one).strip() for one in asked))
-    wrong = [
-        one
-        for one in found
-        if one != HIGH
-        and not (one.removeprefix("low+").isdecimal() and int(one.removeprefix("low+")) > 0)
-    ]
-    if wrong or not found:
+def groupings_of(values: Sequence) -> list[str]:
+    """Parse the setting `cohorts`.
+
+    Parameters
+    ----------
+    values : sequence
+        Numbers of cohorts, such as `5`. `low+5` has users of low activity in a further cohort, and
+        `low+high` has only the cohorts of low and of high activity.
+
+    Returns
+    -------
+    list of str
+        The groupings, each once.
+
+    Raises
+    ------
+    UserError
+        If there is none, or one is malformed.
+    """
+    groupings = list(dict.fromkeys(str(grouping).strip() for grouping in values))
+    wrong = [grouping for grouping in groupings if not _is_grouping(grouping)]
+    if wrong or not groupings:
         raise UserError(
             f"cohorts: expected numbers of cohorts such as 5, low+5 or {HIGH}, found "
             f"{(wrong or ['none'])[0]!r}"
         )
-    return found
+    return groupings
 
 
-def borders_of(asked: Sequence) -> tuple[int, ...] | None:
-    """Borders of the groups by activity; None for quartiles. Raises UserError for what is neither."""
-    if [str(one).strip().lower() for one in asked] == [QUARTILES]:
+def _is_grouping(grouping: str) -> bool:
+    count = grouping.removeprefix("low+")
+    return grouping == HIGH or (count.isdecimal() and int(count) > 0)
+
+
+def borders_of(values: Sequence) -> tuple[int, ...] | None:
+    """Parse the setting `activity_borders`.
+
+    Parameters
+    ----------
+    values : sequence
+        The largest number of Future-Test cases in each group but the last, or `quartiles`.
+
+    Returns
+    -------
+    tuple of int, or None
+        The borders; None for quartiles.
+
+    Raises
+    ------
+    UserError
+        If it is neither.
+    """
+    if [str(border).strip().lower() for border in values] == [QUARTILES]:
         return None
-    whole = all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in asked)
-    if not asked or not whole or sorted(set(asked)) != list(asked):
+    # True is an int, but no border
+    numbers = all(isinstance(border, int) and not isinstance(border, bool) for border in values)
+    positive = numbers and all(border > 0 for border in values)
+    if not values or not positive or sorted(set(values)) != list(values):
         raise UserError(
             "activity_borders: expected ascending numbers of Future-Test cases such as [5, 10, "
-            f"20], or {QUARTILES}, found {asked}"
+            f"20], or {QUARTILES}, found {values}"
         )
-    return tuple(asked)
+    return tuple(values)
 
 
 def check_low(
     low: np.ndarray, amount: np.ndarray, groupings: Sequence[str], threshold: int
 ) -> None:
-    """Raise UserError where a cohort of low activity would hold everybody, or nobody.
+    """Check that a cohort of low activity would have some users, but not all.
 
-    low : bool [users]. amount : int64 [users], interactions in Continue Train.
+    Parameters
+    ----------
+    low : ndarray of bool [users]
+        Users of low activity.
+    amount : ndarray of int64 [users]
+        Interactions in Continue Train.
+    groupings : sequence of str
+        The groupings.
+    threshold : int
+        The setting `low_activity`.
+
+    Raises
+    ------
+    UserError
+        If a grouping needs the cohort, and it would have no user or every user.
     """
-    if any(one.startswith("low+") for one in groupings) and (low.all() or not low.any()):
-        told = "every user" if low.all() else "no user"
-        raise UserError(f"low_activity: {told} has fewer than {threshold} interactions in Continue Train, where the median is "
-                        f"{np.median(amount):.0f}; set --low_activity, or leave low+… out of --cohorts")  # fmt: skip
+    if any(grouping.startswith("low+") for grouping in groupings) and (low.all() or not low.any()):
+        who = "every user" if low.all() else "no user"
+        raise UserError(
+            f"low_activity: {who} has fewer than {threshold} interactions in Continue Train, where "
+            f"the median is {np.median(amount):.0f}; set --low_activity, or leave low+… out of "
+            "--cohorts"
+        )
 
 
 class Grouper:
-    """Groups the users of a dataset by what they did in Continue Train.
+    """Groups the users of a dataset by their events in Continue Train.
 
-    part : of the split, with Continue Train's cases. own : the settings of personalize. vectors : of items by their texts, asked for once if at all.
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    part : Split
+        The cases of Continue Train and Future-Test.
+    options : dict
+        The settings of properties/personalize.yaml.
+    rating : str
+        Column of the .inter file with ratings.
+    seed : int
+        Seed of k-means.
+    vectors : callable
+        Computes the vectors of the items' texts, float [n_items, width]. It is called once, and
+        only for cohorts by text.
+
+    Attributes
+    ----------
+    amount : ndarray of int64 [n_users]
+        Interactions of each user in Continue Train.
+    low : ndarray of bool [n_users]
+        Users of low activity.
     """
 
-    def __init__(self, tables: Tables, part: Split, own: dict, rating: str, seed: int, vectors):
-        self.tables, self.own, self.rating, self.seed, self.make_vectors = (
-            tables,
-            own,
-            rating,
-            seed,
-            vectors,
-        )
+    def __init__(
+        self,
+        tables: Tables,
+        part: Split,
+        options: dict,
+        rating: str,
+        seed: int,
+        vectors: Callable[[], np.ndarray],
+    ):
+        self.tables, self.options, self.rating, self.seed = tables, options, rating, seed
+        self.make_vectors = vectors
+        self.vectors: np.ndarray | None = None
         self.rows = np.concatenate([part.train.end, part.valid.end])
         self.amount = activity(tables, self.rows)
-        self.low, self.vectors = self.amount < own["low_activity"], None
+        self.low = self.amount < options["low_activity"]
 
     def cohorts(self, kind: str, grouping: str) -> Cohorts:
-        """Of one kind; a file says itself how many there are."""
+        """Group the users.
+
+        Parameters
+        ----------
+        kind : str
+            One of `KINDS`.
+        grouping : str
+            As `groupings_of` returns it. It is ignored for cohorts from a file.
+
+        Returns
+        -------
+        Cohorts
+            The cohorts.
+        """
         if kind == "file":
-            return cohorts.from_file(self.tables, Path(self.own["cohort_file"]))
+            return cohorts.from_file(self.tables, Path(self.options["cohort_file"]))
         if grouping == HIGH:
-            return Cohorts(("high activity",), np.where(self.low, -1, 0)).with_low_activity(
-                self.low
-            )
-        count, apart = int(grouping.removeprefix("low+")), grouping.startswith("low+")
-        found = self._clustered(
-            kind, (self.amount > 0) & ~self.low if apart else self.amount > 0, count
-        )
-        return found.with_low_activity(self.low) if apart else found
+            high = Cohorts(("high activity",), np.where(self.low, -1, 0))
+            return high.with_low_activity(self.low)
+        users = self.amount > 0
+        if not grouping.startswith("low+"):
+            return self._clustered(kind, users, int(grouping))
+        count = int(grouping.removeprefix("low+"))
+        return self._clustered(kind, users & ~self.low, count).with_low_activity(self.low)
 
     def _clustered(self, kind: str, users: np.ndarray, count: int) -> Cohorts:
+        """Cluster some users, bool [n_users], into so many cohorts."""
+        tables, rows, seed = self.tables, self.rows, self.seed
         if kind == "attr":
-            return cohorts.by_attributes(
-                self.tables, users, self.own["user_columns"], count, self.seed
-            )
+            return cohorts.by_attributes(tables, users, self.options["user_columns"], count, seed)
         if kind == "feat":
-            columns, rated = (
-                [name for name in self.own["feature_columns"] if name in self.tables.item_table],
-                self.rating in self.tables.columns,
-            )
-            say(
-                f"feature cohorts: by columns {', '.join(columns) or '(none)'} of "
-                f".item{f' and {self.rating}' if rated else ''}"
-            )
-            return cohorts.by_features(
-                self.tables, self.rows, users, columns, self.rating, count, self.seed
-            )
+            columns = [
+                name for name in self.options["feature_columns"] if name in tables.item_table
+            ]
+            rating = f" and {self.rating}" if self.rating in tables.columns else ""
+            listed = ", ".join(columns) or "(none)"
+            say(f"feature cohorts: by columns {listed} of .item{rating}")
+            return cohorts.by_features(tables, rows, users, columns, self.rating, count, seed)
         if self.vectors is None:
             self.vectors = self.make_vectors()
-        return cohorts.by_text(
-            self.tables, self.rows, users, self.vectors, count, self.own["item_clusters"], self.seed
-        )
+        item_clusters = self.options["item_clusters"]
+        return cohorts.by_text(tables, rows, users, self.vectors, count, item_clusters, seed)
 
 
-def able(part: Split, count: int) -> np.ndarray:
-    """int64: which of so many users can have an adapter of their own, the most active in Continue Train first."""
-    train, valid, test = (
-        np.bincount(cases.user, minlength=count) for cases in (part.train, part.valid, part.test)
-    )
+def eligible_users(part: Split, count: int) -> np.ndarray:
+    """List the users who can have an adapter of their own.
+
+    Parameters
+    ----------
+    part : Split
+        The cases of Continue Train and Future-Test. An adapter needs a training, a validation and a
+        test case.
+    count : int
+        Number of users.
+
+    Returns
+    -------
+    ndarray of int64
+        Users, those with the most training cases first.
+    """
+    train = np.bincount(part.train.user, minlength=count)
+    valid = np.bincount(part.valid.user, minlength=count)
+    test = np.bincount(part.test.user, minlength=count)
     users = np.flatnonzero((train > 0) & (valid > 0) & (test > 0))
     return users[np.argsort(-train[users], kind="stable")]
 
 
-def drawn(
+def sample_users(
     users: np.ndarray, tests: np.ndarray, most: int, seed: int, borders: Sequence[int] | None
 ) -> np.ndarray:
-    """At most so many of these users (0: all), at most as many of each group by activity, in their order.
+    """Sample users, equally many of each group by activity.
 
-    A group that has fewer users than its share is not filled from the others, or the most active groups, which are the
-    smallest, would be drowned by the least active one.
+    A group with fewer users than its share is not filled up from the others. Otherwise the least
+    active group, the largest, would outweigh the most active ones.
 
     Parameters
     ----------
-    users : int64 [n]. tests : int64 [n], Future-Test cases of each of them.
-    borders : see `by_activity`.
+    users : ndarray of int64 [n]
+        The users.
+    tests : ndarray of int64 [n]
+        Their numbers of Future-Test cases.
+    most : int
+        Largest number of users; 0 means all.
+    seed : int
+        Seed of the sample.
+    borders : sequence of int, or None
+        Borders of the groups, see `by_activity`.
+
+    Returns
+    -------
+    ndarray of int64
+        The sample, in the order of `users`.
     """
     if not most or not len(users):
         return users
-    groups, order = by_activity(tests, borders), np.random.default_rng([seed, 5])
-    order = order.permutation(len(users))
+    groups = by_activity(tests, borders)
+    order = np.random.default_rng([seed, 5]).permutation(len(users))
     share, rest = divmod(most, len(groups.names))
-    chosen = []
-    # what the groups' number does not divide goes to those that have users
+    sample = []
+    # the remainder of the division goes to the first groups with users, one user each
     for number in np.unique(groups.of):
-        chosen.append(order[groups.of[order] == number][: share + (rest > 0)])
+        of_group = order[groups.of[order] == number]
+        sample.append(of_group[: share + (rest > 0)])
         rest -= 1
-    return users[np.sort(np.concatenate(chosen))]
+    return users[np.sort(np.concatenate(sample))]

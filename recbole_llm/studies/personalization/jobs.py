@@ -1,21 +1,25 @@
-"""Units done one after another in this process, or in parallel by Ray Tune on this machine or a cluster: the same function, the same files."""
+"""Do units one after another in this process, or in parallel by Ray Tune.
+
+Both ways call the same function and write the same files.
+"""
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ...errors import described
 from ...storage.files import storage_fault
 from ...storage.screen import say
-from ..ray_cluster import ATTEMPTS, DEATHS, Cluster, asked, connected, teller, trials
+from ..ray_cluster import ATTEMPTS, DEATHS, Cluster, connected, reporter, trial_value, trials
 from .adapter_training import Frozen
 from .work_units import Unit, done, keep, work
 
-RELAY_SECONDS = 5.0  # between two looks at what workers have said
-MOST_FAILURES = ATTEMPTS + DEATHS  # of a unit on Ray, those of its work and lost processes together
+RELAY_SECONDS = 5.0  # between two queries for the workers' messages
+MOST_FAILURES = ATTEMPTS + DEATHS  # of a unit on Ray, counting errors and lost processes
 
 
 def run(
@@ -23,87 +27,111 @@ def run(
     units: Sequence[Unit],
     folder: Path,
     cluster: Cluster | None,
-    told: Callable[[str], None] = say,
+    say: Callable[[str], None] = say,
 ) -> dict[str, str]:
-    """Do what is not there yet, and write each unit's files as soon as it is done, so that a killed run goes on with the others.
+    """Do the units that are not done yet.
+
+    The files of a unit are written when it ends, so that a killed run can be continued.
 
     Parameters
     ----------
-    cluster : None does them here, one after another.
+    frozen : Frozen
+        The frozen model and the texts.
+    units : sequence of Unit
+        The units.
+    folder : Path
+        Folder of the run.
+    cluster : Cluster or None
+        Where units are done in parallel; None does them in this process, one after another.
+    say : callable
+        Prints a line.
 
     Returns
     -------
-    name -> error of units that failed in three attempts.
+    dict of str to str
+        Name -> error of each unit that failed in all attempts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [unit for unit in units if not done(folder, unit.name)]
     if missing and len(missing) < len(units):
-        told(f"units: {len(units) - len(missing)} of {len(units)} are there already")
+        say(f"units: {len(units) - len(missing)} of {len(units)} are there already")
     if not missing:
         return {}
-    progress = Progress(missing, told)
-    return (
-        _here(frozen, missing, folder, progress)
-        if cluster is None
-        else _on_ray(frozen, missing, folder, cluster, progress)
-    )
+    progress = Progress(missing, say)
+    if cluster is None:
+        return _here(frozen, missing, folder, progress)
+    return _on_ray(frozen, missing, folder, cluster, progress)
 
 
 class Progress:
-    """Tells of each unit that begins or has come to its end, and how long the others are going to take."""
+    """Reports units as they start and end, with an estimate of the remaining time.
 
-    def __init__(self, units: Sequence[Unit], told: Callable[[str], None]):
-        self.cost, self.told, self.started, self.done = (
-            {unit.name: unit.cost for unit in units},
-            told,
-            time.perf_counter(),
-            [],
-        )
+    Parameters
+    ----------
+    units : sequence of Unit
+        The units to be done.
+    say : callable
+        Prints a line.
+    """
+
+    def __init__(self, units: Sequence[Unit], say: Callable[[str], None]):
+        self.cost, self.say = {unit.name: unit.cost for unit in units}, say
+        self.started = time.perf_counter()
+        self.done: list[str] = []
 
     def begun(self, unit: str) -> None:
+        """Report that a unit starts."""
         place = list(self.cost).index(unit) + 1
-        self.told(f"starting unit {unit} ({place} of {len(self.cost)})")
+        self.say(f"starting unit {unit} ({place} of {len(self.cost)})")
 
     def again(self, unit: str, error: str) -> None:
-        self.told(f"starting unit {unit} again, since its process ended with: {error}")
+        """Report that a unit is tried again."""
+        self.say(f"starting unit {unit} again, since its process ended with: {error}")
 
     def ended(self, unit: str, error: str | None = None, attempts: int = ATTEMPTS) -> None:
+        """Report that a unit is done or has failed."""
         self.done.append(unit)
-        spent, past = time.perf_counter() - self.started, sum(self.cost[one] for one in self.done)
-        left = spent / past * (sum(self.cost.values()) - past) / 60
-        what = "is done" if error is None else f"failed in {attempts} attempts: {error}"
-        self.told(
-            f"unit {unit} {what} ({len(self.done)} of {len(self.cost)}, about {left:.0f} minutes "
-            "left)"
+        seconds = time.perf_counter() - self.started
+        past = sum(self.cost[name] for name in self.done)
+        minutes = seconds / past * (sum(self.cost.values()) - past) / 60
+        outcome = "is done" if error is None else f"failed in {attempts} attempts: {error}"
+        self.say(
+            f"unit {unit} {outcome} ({len(self.done)} of {len(self.cost)}, about {minutes:.0f} "
+            "minutes left)"
         )
 
 
 def _here(
     frozen: Frozen, units: Sequence[Unit], folder: Path, progress: Progress
 ) -> dict[str, str]:
-    failed = {}
+    """Do units in this process. Returns the errors of those that failed, by name."""
+    errors: dict[str, str] = {}
     for unit in units:
         progress.begun(unit.name)
         for attempt in range(ATTEMPTS):
             try:
-                keep(folder, unit.name, work(frozen, unit, progress.told))
+                keep(folder, unit.name, work(frozen, unit, progress.say))
                 progress.ended(unit.name)
                 break
-            # whatever it is, the others go on, unless their disk is full
+            # the other units are done after any error, unless the disk is full
             except Exception as error:
                 if storage_fault(error):
                     raise
                 if attempt + 1 == ATTEMPTS:
-                    failed[unit.name] = described(error)
-                    progress.ended(unit.name, failed[unit.name])
-    return failed
+                    errors[unit.name] = described(error)
+                    progress.ended(unit.name, errors[unit.name])
+    return errors
 
 
 def _on_ray(
     frozen: Frozen, units: Sequence[Unit], folder: Path, cluster: Cluster, progress: Progress
 ) -> dict[str, str]:
-    """One trial for each unit. What all of them read is put into the object store once; an actor on this machine writes what they send."""
-    progress.told(f"starting Ray for {len(units)} units")
+    """Do each unit as a trial of Ray Tune. Returns the errors of those that failed, by name.
+
+    The frozen model is put into Ray's object store once. An actor on this machine writes the files
+    that the trials send.
+    """
+    progress.say(f"starting Ray for {len(units)} units")
     with connected(cluster) as resources:
         import ray
         from ray import tune
@@ -111,46 +139,66 @@ def _on_ray(
 
         by_name = {unit.name: unit for unit in units}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        keeper = (
-            ray.remote(num_cpus=0)(Keeper)
-            .options(scheduling_strategy=here)
-            .remote(str(folder.absolute()))
-        )
-        frozen.bundle.model.to("cpu")  # what a machine without a GPU can read
+        keepers = ray.remote(num_cpus=0)(Keeper).options(scheduling_strategy=here)
+        keeper = keepers.remote(str(folder.absolute()))
+        # a machine without a GPU cannot read a model that is on one
+        frozen.bundle.model.to("cpu")
         trainable = tune.with_resources(
             tune.with_parameters(_trainable(), frozen=frozen, units=by_name, keeper=keeper),
             resources,
         )
-
-        failures, lost, errors = Counter(), set(), {}
-
-        def again(unit: str, error: str) -> None:
-            failures[unit] += 1
-            progress.again(unit, error)
-
-        def ended(unit: str, result: dict | None, died: str | None) -> None:
-            if died is not None and failures[unit] + 1 < MOST_FAILURES:
-                failures[unit] += 1
-                lost.add(unit)
-                return
-            errors[unit] = died or result.get("failed")
-            progress.ended(unit, errors[unit], ATTEMPTS if died is None else MOST_FAILURES)
-
-        callback = teller(ended, again)
-        with _relayed(keeper, progress.told):
+        outcomes = _Outcomes(progress)
+        callback = reporter(outcomes.ended, outcomes.again)
+        with _relayed(keeper, progress.say):
             names = list(by_name)
-            # Tune gives up a unit that it hands to a process which is gone already, the first
-            # time it happens and however many failures it may have: Tune is asked once more.
+            # Tune gives up a unit at once, whatever its number of failures may be, if it hands it
+            # to a process that has just died. Such units are given to Tune again.
             while names:
-                lost.clear()
+                outcomes.lost.clear()
                 trials(trainable, "unit", names, callback, MOST_FAILURES - 1, reuse_actors=True)
-                names = [name for name in by_name if name in lost]
-        return {name: errors.get(name) or "no result" for name in by_name if not done(folder, name)}
+                names = [name for name in by_name if name in outcomes.lost]
+        failed = [name for name in by_name if not done(folder, name)]
+        return {name: outcomes.errors.get(name) or "no result" for name in failed}
+
+
+class _Outcomes:
+    """How the trials of units have ended.
+
+    Attributes
+    ----------
+    failures : Counter of str
+        Number of failures of each unit.
+    lost : set of str
+        Units that are to be given to Tune again.
+    errors : dict of str to str or None
+        Error of each unit that has ended; None if it is done.
+    """
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.failures: Counter[str] = Counter()
+        self.lost: set[str] = set()
+        self.errors: dict[str, str | None] = {}
+
+    def again(self, unit: str, error: str) -> None:
+        """Count a failure after which Tune tries the unit again."""
+        self.failures[unit] += 1
+        self.progress.again(unit, error)
+
+    def ended(self, unit: str, result: dict | None, died: str | None) -> None:
+        """Record the end of a trial: its last result, or how its process died."""
+        if died is not None and self.failures[unit] + 1 < MOST_FAILURES:
+            self.failures[unit] += 1
+            self.lost.add(unit)
+            return
+        self.errors[unit] = died or (result or {}).get("failed")
+        attempts = ATTEMPTS if died is None else MOST_FAILURES
+        self.progress.ended(unit, self.errors[unit], attempts)
 
 
 @contextmanager
-def _relayed(keeper, told: Callable[[str], None]):
-    """Within it, what workers say through the keeper is told here."""
+def _relayed(keeper: Any, say: Callable[[str], None]) -> Iterator[None]:
+    """Print the workers' messages, which the keeper collects, for the length of a block."""
     import ray
 
     ended = threading.Event()
@@ -161,8 +209,9 @@ def _relayed(keeper, told: Callable[[str], None]):
             last = ended.wait(RELAY_SECONDS)
             try:
                 for line in ray.get(keeper.said.remote()):
-                    told(line)
-            except ray.exceptions.RayError:  # the cluster is gone, which the units' errors say
+                    say(line)
+            except ray.exceptions.RayError:
+                # the cluster is gone, as the errors of the units say
                 return
 
     thread = threading.Thread(target=relay, daemon=True)
@@ -175,60 +224,75 @@ def _relayed(keeper, told: Callable[[str], None]):
 
 
 class Keeper:
-    """Writes what units send into a folder of the machine that asked for them, and holds what they say until it is asked for."""
+    """An actor of Ray's on this machine, which writes the units' files and collects messages.
+
+    Parameters
+    ----------
+    folder : str
+        Folder of the run.
+    """
 
     def __init__(self, folder: str):
-        self.folder, self.lines = Path(folder), []
-        self.attempts = Counter()
+        self.folder = Path(folder)
+        self.lines: list[str] = []
+        self.attempts: Counter[str] = Counter()
 
     def say(self, line: str) -> None:
+        """Add a message."""
         self.lines.append(line)
 
     def said(self) -> list[str]:
+        """Return the messages since the last call."""
         lines, self.lines = self.lines, []
         return lines
 
     def keep(self, unit: str, files: dict[str, bytes]) -> None:
+        """Write the files of a unit."""
         keep(self.folder, unit, files)
 
     def attempted(self, unit: str) -> int:
-        """Count a failure of a unit's work, whichever process it was in. Returns how many."""
+        """Count an error of a unit, in whatever process. Returns their number."""
         self.attempts[unit] += 1
         return self.attempts[unit]
 
 
 def _trainable() -> type:
+    """A class trainable of Ray Tune, which is made here because its base needs Ray."""
     from ray import tune
 
     class Units(tune.Trainable):
         """A process that does one unit after another."""
 
-        def setup(self, config, frozen, units, keeper):
+        def setup(
+            self, config: dict, frozen: Any = None, units: Any = None, keeper: Any = None
+        ) -> None:
             import ray
             import torch
 
-            torch.set_num_threads(
-                max(1, int(self.trial_resources.required_resources.get("CPU", 1)))
-            )
+            resources = self.trial_resources
+            cores = resources.required_resources.get("CPU", 1) if resources else 1
+            torch.set_num_threads(max(1, int(cores)))
             if ray.get_gpu_ids():
                 frozen.bundle.model.to("cuda")
-            self.frozen, self.units, self.keeper, self.unit = frozen, units, keeper, asked(config)
+            self.frozen, self.units, self.keeper = frozen, units, keeper
+            self.unit = trial_value(config)
 
-        def reset_config(self, new_config):
-            self.unit = asked(new_config)
+        def reset_config(self, new_config: dict) -> bool:
+            self.unit = trial_value(new_config)
             return True
 
-        def step(self):
+        def step(self) -> dict:
             import ray
 
-            say = self.keeper.say.remote
-            say(f"starting unit {self.unit}")
+            send = self.keeper.say.remote
+            send(f"starting unit {self.unit}")
             try:
-                files = work(self.frozen, self.units[self.unit], say)
+                files = work(self.frozen, self.units[self.unit], send)
                 ray.get(self.keeper.keep.remote(self.unit, files))
             except Exception as error:
                 if ray.get(self.keeper.attempted.remote(self.unit)) < ATTEMPTS:
-                    raise  # the next attempt has a process of its own
+                    # the next attempt gets a new process
+                    raise
                 return {"done": True, "failed": described(error)}
             return {"done": True, "failed": None}
 

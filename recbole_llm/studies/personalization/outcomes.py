@@ -1,4 +1,4 @@
-"""Whom an own adapter helps: every user a win, a draw, a loss, mixed or inconclusive, by how much there is to test the user on."""
+"""For whom a personal adapter helps: wins, draws and losses of users, by their activity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,39 +10,72 @@ from ...evaluation.ranks import RankTable
 
 OUTCOMES = ("win", "draw", "loss", "mixed", "inconclusive")
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
-LEVELS = ("very low", "low", "high", "very high")  # the paper's names, where there are four groups
-NOISE = 1e-9  # sums of the same numbers in another order differ by less
+LEVELS = ("very low", "low", "high", "very high")  # the paper's names of four groups
+NOISE = 1e-9  # more than rounding can change a sum
 
 
 def user_values(
     table: RankTable, metrics: Sequence[str] = METRICS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(users [n], test cases of each [n], float64 [n, metrics]: means over the user's cases)."""
+    """Average metrics over the cases of each user.
+
+    Parameters
+    ----------
+    table : RankTable
+        Ranks of the cases.
+    metrics : sequence of str
+        Names of the metrics.
+
+    Returns
+    -------
+    users : ndarray of str [n]
+        The users.
+    cases : ndarray of int64 [n]
+        Number of cases of each user.
+    means : ndarray of float64 [n, metrics]
+        Means over the user's cases.
+    """
     users, row, cases = np.unique(table.user, return_inverse=True, return_counts=True)
     sums = [np.bincount(row, case_values(table, metric), len(users)) for metric in metrics]
     return users, cases, np.stack(sums, axis=1) / cases[:, None]
 
 
-def outcomes(own: np.ndarray, other: np.ndarray, threshold: float = 0.0) -> np.ndarray:
-    """str [users]: how users fare by one model, against another, on four metrics, float [users, 4] each.
+def outcomes(values: np.ndarray, baseline: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+    """Compare two models for each user by the paper's rules.
 
-    win: better in two of them or more; loss: worse in three or more; draw: equal in all, and not zero in all; inconclusive: zero in all by both
-    models; mixed: what these rules of the paper leave open. The first four exclude each other.
+    A user is a win if two or more metrics are better, a loss if three or more are worse, a draw if
+    all are equal and not all zero, and inconclusive if all are zero for both models. These rules
+    exclude each other; a user to whom none applies is mixed.
 
-    threshold : a difference up to it counts as none, and so does one up to NOISE.
+    Parameters
+    ----------
+    values, baseline : ndarray of float [users, 4]
+        Metrics by the two models.
+    threshold : float
+        Differences up to it, or up to NOISE, count as equal.
+
+    Returns
+    -------
+    ndarray of str [users]
+        One of `OUTCOMES`.
     """
-    gap, threshold = own - other, max(threshold, NOISE)
+    gap, threshold = values - baseline, max(threshold, NOISE)
     better, worse = (gap > threshold).sum(axis=1), (gap < -threshold).sum(axis=1)
-    nothing = ~(own.any(axis=1) | other.any(axis=1))
-    rules = [nothing, better >= 2, worse >= 3, (better == 0) & (worse == 0)]
+    all_zero = ~(values.any(axis=1) | baseline.any(axis=1))
+    rules = [all_zero, better >= 2, worse >= 3, (better == 0) & (worse == 0)]
     return np.select(rules, ["inconclusive", "win", "loss", "draw"], default="mixed")
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Users by activity, the least active first.
+    """Users by activity, the least active group first.
 
-    names : of the groups, with the numbers of test cases that belong there. of : int64 [users], the group of each user.
+    Attributes
+    ----------
+    names : tuple of str
+        Names of the groups, with their numbers of test cases.
+    of : ndarray of int64 [users]
+        Group of each user.
     """
 
     names: tuple[str, ...]
@@ -50,18 +83,25 @@ class Groups:
 
     @property
     def sizes(self) -> np.ndarray:
-        """int64 [groups], 0 for a group without users."""
+        """Number of users in each group, int64 [groups]."""
         return np.bincount(self.of, minlength=len(self.names))
 
 
 def by_activity(cases: np.ndarray, borders: Sequence[int] | None) -> Groups:
-    """Groups of users by the number of their test cases.
+    """Group users by their numbers of test cases.
 
     Parameters
     ----------
-    cases : int64 [users], at least 1.
-    borders : the largest number of each group but the last, ascending; a group may be empty. None for quartiles of these
-        users: four groups of all but equally many users, equal numbers in one group where that can be.
+    cases : ndarray of int64 [users]
+        Numbers of test cases, at least 1.
+    borders : sequence of int, or None
+        The largest number in each group but the last, ascending. A group may be empty. None means
+        quartiles of the users; equal numbers are in one quartile where possible.
+
+    Returns
+    -------
+    Groups
+        The groups.
     """
     if borders is None:
         return _quartiles(cases)
@@ -70,14 +110,16 @@ def by_activity(cases: np.ndarray, borders: Sequence[int] | None) -> Groups:
         ranges.append(f"{below + 1} to {border}" if below + 1 < border else str(border))
     ranges.append(f"more than {borders[-1]}")
     if len(ranges) == len(LEVELS):
-        ranges = [f"{level} ({cases})" for level, cases in zip(LEVELS, ranges, strict=True)]
+        ranges = [f"{level} ({numbers})" for level, numbers in zip(LEVELS, ranges, strict=True)]
     return Groups(tuple(ranges), np.searchsorted(borders, cases, side="left"))
 
 
 def _quartiles(cases: np.ndarray) -> Groups:
-    ranks = (
-        np.searchsorted(np.sort(cases), cases, side="left") + (np.bincount(cases)[cases] - 1) / 2
-    )  # of equal ones the middle
+    """Four groups of approximately equal size."""
+    # equal numbers share the mean of their ranks, and so their group
+    ranks = np.searchsorted(np.sort(cases), cases, side="left")
+    mean_ranks = ranks + (np.bincount(cases)[cases] - 1) / 2
     count = len(LEVELS)
-    of = np.minimum((ranks * count / max(1, len(cases))).astype(np.int64), count - 1)
-    return Groups(tuple(f"{level} (quartile)" for level in LEVELS), of)
+    quartile = (mean_ranks * count / max(1, len(cases))).astype(np.int64)
+    names = tuple(f"{level} (quartile)" for level in LEVELS)
+    return Groups(names, np.minimum(quartile, count - 1))

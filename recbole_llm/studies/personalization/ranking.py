@@ -1,4 +1,4 @@
-"""Test cases ranked by each user's adapter, through the evaluation loop that ranks for every other model."""
+"""Rank the test cases of many adapters by the evaluation loop that ranks all other models too."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,22 @@ from .adapter_training import FILL, Frozen, Recipe, stacked_vectors
 
 
 class Vectors:
-    """Users and items as vectors: what the evaluation loop asks of a model, and of its data.
+    """Cases and items as vectors, in the form that the evaluation loop expects of a model.
 
-    users : [cases, width]. items : [distinct, width], and column, int64 [n_items], which of them is each item's.
+    It also stands for the dataset in the loop.
+
+    Parameters
+    ----------
+    tables : Tables
+        The dataset.
+    cases : Cases
+        The cases.
+    users : Tensor [cases, width]
+        Vectors of the cases' histories.
+    items : Tensor [distinct, width]
+        Distinct vectors of items.
+    column : ndarray of int64 [n_items]
+        Index of each item's vector in `items`.
     """
 
     def __init__(
@@ -32,23 +45,20 @@ class Vectors:
         items: torch.Tensor,
         column: np.ndarray,
     ):
-        self.tables, self.users, self.items, self.column, self.device = (
-            tables,
-            users,
-            items,
-            column,
-            users.device,
-        )
+        self.tables, self.users, self.items, self.column = tables, users, items, column
+        self.device = users.device
         self.row = {int(end): row for row, end in enumerate(cases.end)}
         self.item_num = len(tables.items) + 1
 
     def eval(self) -> None:
-        """Nothing of it is trained."""
+        """Do nothing: vectors are not trained."""
 
     def case_batch(self, cases: Cases) -> torch.Tensor:
+        """Return the vectors of some of the cases, [cases, width]."""
         return self.users[[self.row[int(end)] for end in cases.end]]
 
     def full_sort_predict(self, users: torch.Tensor) -> torch.Tensor:
+        """Score all items, [cases, 1 + n_items]; the first column is RecBole's padding item."""
         return F.pad((users @ self.items.T)[:, self.column], (1, 0), value=-torch.inf)
 
 
@@ -60,21 +70,38 @@ def adapted(
     items: list[Tokens],
     recipe: Recipe,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(float32 [adapters, most histories, width], [adapters, items, width]): the histories of each adapter and all items, by it.
+    """Encode histories and items by each adapter of a stack.
 
-    Of recipe its precision and pass_tokens are read.
+    Parameters
+    ----------
+    bundle : FusionBackbone
+        The frozen model.
+    stack : AdapterStack
+        The adapters.
+    histories : sequence of list of Tokens
+        The histories of each adapter.
+    items : list of Tokens
+        The items, for all adapters.
+    recipe : Recipe
+        Its `precision` and `pass_tokens`.
+
+    Returns
+    -------
+    users : Tensor of float32 [adapters, most histories, width]
+        Vectors of the histories; rows behind an adapter's last history are padding.
+    items : Tensor of float32 [adapters, items, width]
+        Vectors of the items.
     """
     bundle.model.eval()
     most = max(map(len, histories))
-    filled = [[*own, *[FILL] * (most - len(own))] for own in histories]
+    padded = [[*of_adapter, *[FILL] * (most - len(of_adapter))] for of_adapter in histories]
     with (
         stack.installed_on(bundle.model, recipe.precision),
         autocast(bundle.model.device, recipe.precision),
     ):
-        return tuple(
-            stacked_vectors(bundle, texts, recipe.pass_tokens).float()
-            for texts in (filled, [items] * len(histories))
-        )
+        users = stacked_vectors(bundle, padded, recipe.pass_tokens)
+        catalogue = stacked_vectors(bundle, [items] * len(histories), recipe.pass_tokens)
+        return users.float(), catalogue.float()
 
 
 def rank(
@@ -85,24 +112,47 @@ def rank(
     mask_history: bool = False,
     memory: float = 128,
 ) -> list[RankTable]:
-    """The ranks of each adapter's cases over the whole catalogue.
+    """Rank the cases of each adapter over the whole catalogue.
 
-    tests : of each adapter of the stack. memory : MiB of item vectors, and of scores, held at once.
+    Parameters
+    ----------
+    frozen : Frozen
+        The frozen model and the texts.
+    stack : AdapterStack
+        The adapters.
+    tests : sequence of Cases
+        The cases of each adapter.
+    recipe : Recipe
+        Its `precision` and `pass_tokens`.
+    mask_history : bool
+        Whether items of a case's history are excluded.
+    memory : float
+        MiB of item vectors that are in memory at a time; also of scores.
+
+    Returns
+    -------
+    list of RankTable
+        The ranks of each adapter's cases.
     """
     tables, catalogue = [], 4 * len(frozen.items) * frozen.bundle.width
     step = max(1, int(memory * 2**20 // catalogue))
     for begin in range(0, len(tests), step):
-        some = tests[begin : begin + step]
-        histories = [[frozen.histories[int(end)] for end in cases.end] for cases in some]
+        part = tests[begin : begin + step]
+        histories = []
+        for cases in part:
+            histories.append([frozen.histories[int(end)] for end in cases.end])
         users, items = adapted(
             frozen.bundle, stack[begin : begin + step], histories, frozen.items, recipe
         )
-        for cases, own, theirs in zip(some, users, items, strict=True):
-            apart, row = distinct(theirs.cpu().numpy())
-            facade = Vectors(
-                frozen.tables, cases, own, torch.from_numpy(apart).to(own.device), row[frozen.same]
+        for cases, case_vectors, item_vectors in zip(part, users, items, strict=True):
+            different, row = distinct(item_vectors.cpu().numpy())
+            model = Vectors(
+                frozen.tables,
+                cases,
+                case_vectors,
+                torch.from_numpy(different).to(case_vectors.device),
+                row[frozen.same],
             )
-            tables.append(
-                rank_cases(facade, facade, cases, mask_history=mask_history, memory=memory)[0]
-            )
+            ranks, *_ = rank_cases(model, model, cases, mask_history=mask_history, memory=memory)
+            tables.append(ranks)
     return tables

@@ -1,6 +1,6 @@
-"""Models 1 to 7 on one dataset: what is trained, and the ranks that it gives."""
+"""Train and rank Models 1 to 7 of the personalization spectrum on one dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,8 +12,11 @@ from ...data.cases.splits import make_split
 from ...data.reading.tables import Tables
 from ...errors import UserError
 from ...evaluation.ranks import RankTable
-from ...runs.runner import Run, run_settings
-from ...runs.spec import Prepared
+from ...runs.checks import check
+from ...runs.commands import run_settings
+from ...runs.run import Run
+from ...runs.runner import Runner
+from ...runs.spec import describe
 from ...settings import files as resources
 from ...settings import run_record
 from ...settings.layers import digest, read_yaml
@@ -22,25 +25,41 @@ from ...storage.progress import say_with_time
 from ...storage.readback import run_digests
 from .. import ray_cluster
 from ..ray_cluster import Cluster, has_ray, need_ray
-from . import groupings as plan
-from . import jobs
+from . import groupings, jobs
 from .adapter_training import Frozen, Learner, Recipe, freeze, step_tokens
 from .cohorts import Cohorts, activity, at_random
 from .work_units import RANKS, Unit, done, finished, unit_folder
 
-ADAPTER_KEYS = {  # of TASTELoRA alone -> those of personalize
+# settings of TASTELoRA that are not used here -> those of personalize
+ADAPTER_KEYS = {
     "lora_rank": "--cohort_rank (Models 3, 4 and 6) or --user_rank (5 and 7)",
     "lora_alpha": "--cohort_alpha (Models 3, 4 and 6) or --user_alpha (5 and 7)",
     "lora_dropout": "--adapter_dropout",
 }
-USERS = "users"  # what the names of units with adapters of single users begin with
+# settings that personalize sets itself -> their values before that
+OWN_KEYS = {
+    "adapter": "none",
+    "stages": None,
+    "init_from": None,
+    "test_users": 0,
+    "eval_args.part": "pretrain",
+}
+FULL_RANKING = ("full", {"test": "full"}, {"valid": "full", "test": "full"})
+USERS = "users"  # first word of the names of units with adapters of single users
 
 
 @dataclass(frozen=True)
 class Served:
-    """Whom a model serves by adapters of its own.
+    """The users whom a model serves by adapters of its own.
 
-    units : unit -> int64, for whom it trains adapters. users : int64, whom the model serves by them. others : whether Model 3 serves the others.
+    Attributes
+    ----------
+    units : dict of str to ndarray of int64
+        Name of a unit -> the users whose adapters it trains.
+    users : ndarray of int64
+        The users whom the model serves by them.
+    others : bool
+        Whether Model 3 serves the other users.
     """
 
     units: dict[str, np.ndarray]
@@ -50,15 +69,35 @@ class Served:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What was found.
+    """The results of all models.
+
+    A model is named by its number and its kind of cohorts, such as `4.text`. A model with another
+    grouping than the first has that in its name too, such as `4.text 5`.
 
     Attributes
     ----------
-    runs : those of Models 1 and 2.
-    ranks, covered : model -> ranks of the same Future-Test cases, and bool [cases], which of them it has. Models of the table are called by number and
-        kind of cohorts (`4.text`), those with another number of cohorts by that too (`4.text 5`).
-    groupings : model 4 or 6 -> its cohorts. served : model from 3 on -> whom it serves by which units. user : int64 [cases].
-    first : the grouping of the models of the table. samples : int64 [users], training cases in Continue Train. failed : unit -> error.
+    tables : Tables
+        The dataset.
+    models : sequence of str
+        The models of the main table.
+    runs : dict of str to Run
+        The runs of Models 1 and 2.
+    ranks : dict of str to RankTable
+        Model -> its ranks of the Future-Test cases, the same cases in the same order for all.
+    covered : dict of str to ndarray of bool [cases]
+        Model -> the cases whose users it serves. The ranks of other cases are another model's.
+    groupings : dict of str to Cohorts
+        Model 4 or 6 -> its cohorts.
+    served : dict of str to Served
+        Model from 3 on -> the users whom it serves.
+    first : str
+        The grouping of the models of the main table.
+    user : ndarray of int64 [cases]
+        User of each case.
+    samples : ndarray of int64 [n_users]
+        Training cases of each user in Continue Train.
+    failed : dict of str to str
+        Name of a unit -> its error.
     """
 
     tables: Tables
@@ -75,25 +114,35 @@ class Spectrum:
 
 
 class Personal:
-    """A spectrum that is to be run. Raises UserError for everything that can be wrong before anything is trained.
+    """A spectrum that is to be run.
 
-    settings : of Model 2. own : those of properties/personalize.yaml.
+    Parameters
+    ----------
+    settings : dict
+        The settings of Model 2.
+    options : dict
+        The settings of properties/personalize.yaml.
+
+    Raises
+    ------
+    UserError
+        For any mistake that would otherwise show only after training has begun.
     """
 
-    def __init__(self, settings: dict, own: dict):
-        self.settings, self.own = settings, own
-        self.models, self.asked = plan.models_of(own["models"]), plan.groupings_of(own["cohorts"])
-        self.borders = plan.borders_of(own["activity_borders"])
-        self.kinds = list(dict.fromkeys(one.partition(".")[2] for one in self.models if "." in one))
+    def __init__(self, settings: dict, options: dict):
+        self.settings, self.options = settings, options
+        self.models = groupings.models_of(options["models"])
+        self.grouping_names = groupings.groupings_of(options["cohorts"])
+        self.borders = groupings.borders_of(options["activity_borders"])
+        kinds = [model.partition(".")[2] for model in self.models if "." in model]
+        self.kinds = list(dict.fromkeys(kinds))
         _check(settings)
         self.cluster = self._cluster()
         if self.cluster:
             ray_cluster.check(self.cluster)
-        Prepared(settings).check()
-        self.prepared = Prepared(
-            settings | {"eval_args": settings["eval_args"] | {"part": "continue"}}
-        )
-        self.tables = self.prepared.tables
+        check(describe(settings))
+        self.spec = describe(settings | {"eval_args": settings["eval_args"] | {"part": "continue"}})
+        self.tables = self.spec.interactions
         if self.tables.cases is not None:
             raise UserError(
                 f"personalize cuts whole sequences in time, and {self.tables.name} comes split "
@@ -101,13 +150,13 @@ class Personal:
             )
         self.part = make_split(self.tables, settings["eval_args"]["split"], "continue")
         self.recipes = [
-            _recipe(settings, own, own["cohort_rank"], own["cohort_alpha"]),
-            _recipe(settings, own, own["user_rank"], own["user_alpha"]),
+            _recipe(settings, options, options["cohort_rank"], options["cohort_alpha"]),
+            _recipe(settings, options, options["user_rank"], options["user_alpha"]),
         ]
-        self.grouper = plan.Grouper(
+        self.grouper = groupings.Grouper(
             self.tables,
             self.part,
-            own,
+            options,
             settings["RATING_FIELD"],
             settings["seed"],
             self._text_vectors,
@@ -115,42 +164,47 @@ class Personal:
         self.groupings = self._groupings()
 
     def _groupings(self) -> dict[str, Cohorts]:
-        """Models 4 and 6, and those of the table by number of cohorts, with who belongs where."""
-        if ("file" in self.kinds) != bool(self.own["cohort_file"]):
+        """The cohorts of Models 4 and 6, by model.
+
+        One kind of cohorts has all groupings, the other kinds only the first.
+        """
+        self._check_groupings()
+        cohorts_of: dict[str, Cohorts] = {}
+        main_kind = next((kind for kind in self.kinds if kind != "file"), None)
+        for kind in self.kinds:
+            names = self.grouping_names if kind == main_kind else self.grouping_names[:1]
+            for place, grouping in enumerate(names):
+                suffix = f" {grouping}" if place else ""
+                cohorts = self.grouper.cohorts(kind, grouping)
+                if f"4.{kind}" in self.models:
+                    cohorts_of[f"4.{kind}{suffix}"] = cohorts
+                if f"6.{kind}" in self.models and (kind == "file" or grouping != groupings.HIGH):
+                    cohorts_of[f"6.{kind}{suffix}"] = at_random(cohorts, self.settings["seed"])
+        return cohorts_of
+
+    def _check_groupings(self) -> None:
+        """Raise UserError if a model and the settings of cohorts do not fit together."""
+        if ("file" in self.kinds) != bool(self.options["cohort_file"]):
             raise UserError(
                 "4.file among --models and --cohort_file=FILE, with lines `user<TAB>cohort`, go "
                 "together; leave both out or none"
             )
-        if self.asked[0] == plan.HIGH and (
-            random := [one for one in self.models if one[0] == "6" and one != "6.file"]
-        ):
+        random = [model for model in self.models if model[0] == "6" and model != "6.file"]
+        if self.grouping_names[0] == groupings.HIGH and random:
             raise UserError(
-                f"cohorts: {plan.HIGH} has nobody to draw at random for {random[0]}; put another "
-                "first, or leave it out of --models"
+                f"cohorts: {groupings.HIGH} has nobody to draw at random for {random[0]}; put "
+                "another first, or leave it out of --models"
             )
         if set(self.kinds) - {"file"}:
-            plan.check_low(
-                self.grouper.low, self.grouper.amount, self.asked, self.own["low_activity"]
+            groupings.check_low(
+                self.grouper.low,
+                self.grouper.amount,
+                self.grouping_names,
+                self.options["low_activity"],
             )
-        found, numbered = {}, next((kind for kind in self.kinds if kind != "file"), None)
-        for kind in self.kinds:
-            for place, grouping in enumerate(self.asked):
-                if place and kind != numbered:
-                    break
-                cohorts, more = (
-                    self.grouper.cohorts(kind, grouping),
-                    f" {grouping}" if place else "",
-                )
-                found[f"4.{kind}{more}"] = cohorts
-                if f"6.{kind}" in self.models and (kind == "file" or grouping != plan.HIGH):
-                    found[f"6.{kind}{more}"] = at_random(cohorts, self.settings["seed"])
-        return {
-            model: cohorts
-            for model, cohorts in found.items()
-            if model.partition(" ")[0] in self.models
-        }
 
     def _text_vectors(self) -> np.ndarray:
+        """Vectors of the items' texts, float [n_items, width]."""
         from ...data.texts.text import ItemText
         from ...language.vectors import frozen_vectors
 
@@ -160,152 +214,235 @@ class Personal:
         return frozen_vectors(
             self.settings["text_encoder"],
             [text.plain(item) for item in range(len(text))],
-            self.prepared.config,
+            self.spec.config,
         )
 
-    def run(self, told=say_with_time) -> tuple[Path, Spectrum]:
-        """Train what is not there yet. Returns the folder that it is in, and what was found."""
-        epochs = {"1": {"epochs": 0}, "2": {}}
-        runs = {
-            number: run_settings(self.settings | own)
-            for number, own in epochs.items()
-            if number in self.models
-        }
-        base = runs["2"]
-        weights = digest(run_digests(base.folder))  # which a run by the same id may have others of
-        key = digest([base.row["run"], weights, *map(asdict, self.recipes), __version__])
-        folder = (
-            Path(self.settings["checkpoint_dir"]).absolute()
-            / f"personal-{self.prepared.name}-{key}"
-        )
+    def run(self, say: Callable[[str], None] = say_with_time) -> tuple[Path, Spectrum]:
+        """Train what is missing.
+
+        Parameters
+        ----------
+        say : callable
+            Prints a line.
+
+        Returns
+        -------
+        folder : Path
+            Folder of the adapters.
+        spectrum : Spectrum
+            The results.
+
+        Raises
+        ------
+        UserError
+            If the adapter of Model 3 fails.
+        """
+        runs = {}
+        if "1" in self.models:
+            runs["1"] = run_settings(self.settings | {"epochs": 0})
+        base = runs["2"] = run_settings(self.settings)
+        folder = self._folder(base)
         frozen = self._frozen(base)
-        if self.cluster is None and self.own["jobs"] == "ray":
-            told("ray is not installed: the units are done one after another")
-        with run_folders.locked(folder, told):
-            units, served = self._units(frozen, f"run:{base.folder.name}", folder)
-            adapters, tokens = (
-                sum(len(unit.learners) for unit in units.values()),
-                sum(unit.cost for unit in units.values()),
-            )
-            told(
+        if self.cluster is None and self.options["jobs"] == "ray":
+            say("ray is not installed: the units are done one after another")
+        with run_folders.locked(folder, say):
+            schedule = _Schedule(self, frozen, f"run:{base.folder.name}")
+            units, served = schedule.add_models(folder)
+            adapters = sum(len(unit.learners) for unit in units)
+            tokens = sum(unit.cost for unit in units)
+            say(
                 f"{len(units)} units of work: {adapters} adapters, at most {tokens / 1e6:.1f} M "
                 "tokens, those of training counted three times"
             )
-            failed = jobs.run(frozen, list(units.values()), folder, self.cluster, told)
-        reference = base.ranks()
-        number = {token: user for user, token in enumerate(self.tables.users)}
-        user = np.array([number[token] for token in reference.user])
-        ranks = {number: run.ranks() for number, run in runs.items()}
-        covered = {number: np.ones(len(reference), dtype=bool) for number in ranks}
-        for model, whom in served.items():  # Model 3 first, which serves those whom others do not
-            table, has = gathered(
-                reference,
-                [unit_folder(folder, name) / RANKS for name in whom.units if done(folder, name)],
+            failed = jobs.run(frozen, units, folder, self.cluster, say)
+        return folder, self._spectrum(folder, runs, served, failed)
+
+    def _folder(self, base: Run) -> Path:
+        """Folder of the adapters on the weights of a run."""
+        # a run that was trained again has the same id, but may have other weights
+        weights = digest(run_digests(base.folder))
+        key = digest([base.row["run"], weights, *map(asdict, self.recipes), __version__])
+        saved = Path(self.settings["checkpoint_dir"]).absolute()
+        return saved / f"personal-{self.spec.dataset}-{key}"
+
+    def _frozen(self, base: Run) -> Frozen:
+        """Model 2 with the texts of Continue Train and Future-Test."""
+        spec = describe(self.spec.settings, restored=base.folder)
+        model, _ = Runner(spec).restore(run_record.finished_run(base.folder))
+        return freeze(model, self.part.train, self.part.valid, self.part.test)
+
+    def _spectrum(
+        self,
+        folder: Path,
+        runs: dict[str, Run],
+        served: dict[str, Served],
+        failed: dict[str, str],
+    ) -> Spectrum:
+        """Collect the ranks of all models. Raises UserError if Model 3 has none."""
+        reference = runs["2"].ranks()
+        number_of = {token: number for number, token in enumerate(self.tables.users)}
+        user = np.array([number_of[token] for token in reference.user])
+        ranks = {model: run.ranks() for model, run in runs.items()}
+        covered = {model: np.ones(len(reference), dtype=bool) for model in ranks}
+        # Model 3 comes first; it serves the users whom another model does not serve
+        for model, group in served.items():
+            names = [name for name in group.units if done(folder, name)]
+            table, has_rank = gathered(
+                reference, [unit_folder(folder, name) / RANKS for name in names]
             )
-            theirs = np.isin(user, whom.users)
-            ranks[model] = chosen(table, ranks.get("3", reference), has & theirs)
-            covered[model] = has & theirs | (~theirs if whom.others else False)
-            if model == "3" and not has.all():
+            if model == "3" and not has_rank.all():
                 raise UserError(
                     "Model 3, which all others are compared with, failed: "
                     f"{'; '.join(failed.values())}"
                 )
-        samples = np.bincount(self.part.train.user, minlength=len(self.tables.users))
-        return folder, Spectrum(
-            self.tables,
-            self.models,
-            runs,
-            ranks,
-            covered,
-            self.groupings,
-            served,
-            self.asked[0],
-            user,
-            samples,
-            failed,
+            inside = np.isin(user, group.users)
+            ranks[model] = chosen(table, ranks.get("3", reference), has_rank & inside)
+            covered[model] = has_rank & inside
+            if group.others:
+                covered[model] |= ~inside
+        return Spectrum(
+            tables=self.tables,
+            models=self.models,
+            runs=runs,
+            ranks=ranks,
+            covered=covered,
+            groupings=self.groupings,
+            served=served,
+            first=self.grouping_names[0],
+            user=user,
+            samples=np.bincount(self.part.train.user, minlength=len(self.tables.users)),
+            failed=failed,
         )
-
-    def _frozen(self, base: Run) -> Frozen:
-        """Model 2 with the texts of Continue Train and Future-Test."""
-        prepared = Prepared(self.prepared.settings, restored=base.folder)
-        model, _ = prepared.restore(run_record.finished_run(base.folder))
-        return freeze(model, self.part.train, self.part.valid, self.part.test)
-
-    def _units(
-        self, frozen: Frozen, base: str, folder: Path
-    ) -> tuple[dict[str, Unit], dict[str, Served]]:
-        """All units by name, the largest first, but those of users whose adapters are in a unit that is done; and whom each model serves by which."""
-        units, everybody = {}, np.arange(len(self.tables.users))
-        more = {"base": base, "mask_history": self.settings["mask_history"]}
-
-        def unit(users: np.ndarray) -> dict[str, np.ndarray]:
-            """The unit of one adapter for these users, the same one wherever they are a cohort; none if nothing trains, validates or tests it."""
-            train, valid, test = (
-                _of(cases, users) for cases in (self.part.train, self.part.valid, self.part.test)
-            )
-            if not (len(train) and len(valid) and len(test)):
-                return {}
-            name = f"cohort of {len(users)} {digest(sorted(self.tables.users[users].tolist()))}"
-            units.setdefault(
-                name,
-                Unit(name, [Learner(name, train, valid)], [test], self.recipes[0], stack=1, **more),
-            )
-            return {name: users}
-
-        served = {"3": Served(unit(everybody), everybody)}
-        for model, cohorts in self.groupings.items():
-            own = {
-                name: users
-                for number in range(len(cohorts.names))
-                for name, users in unit(np.flatnonzero(cohorts.of == number)).items()
-            }
-            served[model] = Served(own, np.concatenate([everybody[:0], *own.values()]))
-        able = plan.able(self.part, len(everybody))
-        mine = {
-            "5": self._drawn(able),
-            "7": able[: round(self.own["frequent"] * len(everybody))],
-        }
-        mine = {model: users for model, users in mine.items() if model in self.models}
-        if mine:
-            trained = able[np.isin(able, np.concatenate(list(mine.values())))]
-            names = np.array([own_name(user) for user in self.tables.users])
-            shards = {
-                name: trained[np.isin(names[trained], learners)]
-                for name, learners in finished(folder, USERS).items()
-            }
-            left = trained[~np.isin(trained, np.concatenate([everybody[:0], *shards.values()]))]
-            for begin in range(0, len(left), self.own["unit_users"]):
-                users = left[begin : begin + self.own["unit_users"]]
-                name = f"{USERS} {len(users)} {digest(self.tables.users[users].tolist())}"
-                learners = [
-                    Learner(names[one], _of(self.part.train, [one]), _of(self.part.valid, [one]))
-                    for one in users
-                ]
-                tests = [_of(self.part.test, [one]) for one in users]
-                units[name] = Unit(name, learners, tests, self.recipes[1], stack=len(users), **more)
-                shards[name] = users
-            served |= {
-                model: Served(shards, users, others=model == "7") for model, users in mine.items()
-            }
-        units = {name: replace(unit, cost=_tokens(frozen, unit)) for name, unit in units.items()}
-        return dict(sorted(units.items(), key=lambda one: -one[1].cost)), served
-
-    def _drawn(self, able: np.ndarray) -> np.ndarray:
-        """int64: the users of Model 5, of those that can have an adapter of their own."""
-        tests = activity(self.tables, self.part.test.end)
-        most, seed = self.own["own_users"], self.settings["seed"]
-        return plan.drawn(able, tests[able], most, seed, self.borders)
 
     def _cluster(self) -> Cluster | None:
         """Where the units are done; None for this process."""
-        own = self.own
-        if own["jobs"] == "serial":
+        options = self.options
+        if options["jobs"] == "serial":
             return None
-        if own["ray_address"]:
+        if options["ray_address"]:
             need_ray("ray_address")
         if not has_ray():
             return None
-        return Cluster(own["ray_address"], own["unit_cpus"], own["unit_gpus"], own["dashboard"])
+        return Cluster(
+            options["ray_address"], options["unit_cpus"], options["unit_gpus"], options["dashboard"]
+        )
+
+
+class _Schedule:
+    """The units of a spectrum, and the users whom each model serves.
+
+    Parameters
+    ----------
+    spectrum : Personal
+        The spectrum.
+    frozen : Frozen
+        The frozen model and the texts.
+    base : str
+        Where the frozen weights of the adapters are found.
+    """
+
+    def __init__(self, spectrum: Personal, frozen: Frozen, base: str):
+        self.spectrum, self.frozen, self.base = spectrum, frozen, base
+        self.tables, self.part = spectrum.tables, spectrum.part
+        self.units: dict[str, Unit] = {}
+        self.served: dict[str, Served] = {}
+
+    def add_models(self, folder: Path) -> tuple[list[Unit], dict[str, Served]]:
+        """Make the units of all models.
+
+        Users whose adapters are in a finished unit of the folder are in no other unit.
+
+        Returns
+        -------
+        units : list of Unit
+            The units, the most expensive first.
+        served : dict of str to Served
+            Model -> the users whom it serves.
+        """
+        everybody = np.arange(len(self.tables.users))
+        self.served["3"] = Served(self._add_cohort(everybody), everybody)
+        for model, cohorts in self.spectrum.groupings.items():
+            of_model: dict[str, np.ndarray] = {}
+            for number in range(len(cohorts.names)):
+                of_model |= self._add_cohort(np.flatnonzero(cohorts.of == number))
+            self.served[model] = Served(of_model, _joined(of_model))
+        self._add_users(folder)
+        units = [replace(unit, cost=_tokens(self.frozen, unit)) for unit in self.units.values()]
+        return sorted(units, key=lambda unit: -unit.cost), self.served
+
+    def _add_unit(
+        self,
+        name: str,
+        learners: list[Learner],
+        tests: list[Cases],
+        recipe: Recipe,
+    ) -> None:
+        """Add a unit whose adapters may all be in one stack."""
+        self.units[name] = Unit(
+            name,
+            learners,
+            tests,
+            recipe,
+            stack=len(learners),
+            base=self.base,
+            mask_history=self.spectrum.settings["mask_history"],
+        )
+
+    def _add_cohort(self, users: np.ndarray) -> dict[str, np.ndarray]:
+        """Add the unit of one adapter for some users.
+
+        Equal cohorts of different models share a unit.
+
+        Returns
+        -------
+        dict of str to ndarray of int64
+            Name of the unit -> its users. Empty if nothing trains, validates or tests the adapter.
+        """
+        train, valid, test = (
+            _of(cases, users) for cases in (self.part.train, self.part.valid, self.part.test)
+        )
+        if not (len(train) and len(valid) and len(test)):
+            return {}
+        name = f"cohort of {len(users)} {digest(sorted(self.tables.users[users].tolist()))}"
+        if name not in self.units:
+            learner = Learner(name, train, valid)
+            self._add_unit(name, [learner], [test], self.spectrum.recipes[0])
+        return {name: users}
+
+    def _add_users(self, folder: Path) -> None:
+        """Add the units with adapters of single users, for Models 5 and 7."""
+        spectrum, part = self.spectrum, self.part
+        eligible = groupings.eligible_users(part, len(self.tables.users))
+        frequent = round(spectrum.options["frequent"] * len(self.tables.users))
+        users_of = {"5": self._sample(eligible), "7": eligible[:frequent]}
+        users_of = {model: users for model, users in users_of.items() if model in spectrum.models}
+        if not users_of:
+            return
+        trained = eligible[np.isin(eligible, np.concatenate(list(users_of.values())))]
+        names = np.array([own_name(user) for user in self.tables.users])
+        shards = {}
+        for name, learners in finished(folder, USERS).items():
+            shards[name] = trained[np.isin(names[trained], learners)]
+        missing = trained[~np.isin(trained, _joined(shards))]
+        size = spectrum.options["unit_users"]
+        for begin in range(0, len(missing), size):
+            users = missing[begin : begin + size]
+            name = f"{USERS} {len(users)} {digest(self.tables.users[users].tolist())}"
+            learners_of_unit, tests = [], []
+            for user in users:
+                train, valid = _of(part.train, [user]), _of(part.valid, [user])
+                learners_of_unit.append(Learner(names[user], train, valid))
+                tests.append(_of(part.test, [user]))
+            self._add_unit(name, learners_of_unit, tests, spectrum.recipes[1])
+            shards[name] = users
+        for model, users in users_of.items():
+            self.served[model] = Served(shards, users, others=model == "7")
+
+    def _sample(self, eligible: np.ndarray) -> np.ndarray:
+        """The users of Model 5, int64, of those who can have an adapter."""
+        tests = activity(self.tables, self.part.test.end)[eligible]
+        most, seed = self.spectrum.options["own_users"], self.spectrum.settings["seed"]
+        return groupings.sample_users(eligible, tests, most, seed, self.spectrum.borders)
 
 
 def _check(settings: dict) -> None:
@@ -316,19 +453,13 @@ def _check(settings: dict) -> None:
             f"personalize: expected --eval_args.split='{{temporal: [0.6, 0.2, 0.2]}}', found "
             f"{split}"
         )
-    if mode not in ("full", {"test": "full"}, {"valid": "full", "test": "full"}):
+    if mode not in FULL_RANKING:
         raise UserError(
             f"personalize ranks the whole catalogue: expected --eval_args.mode=full, found {mode}"
         )
-    told = settings | {"eval_args.part": settings["eval_args"]["part"]}
-    for key, plain in (
-        ("adapter", "none"),
-        ("stages", None),
-        ("init_from", None),
-        ("test_users", 0),
-        ("eval_args.part", "pretrain"),
-    ):
-        if told[key] != plain:
+    values = settings | {"eval_args.part": settings["eval_args"]["part"]}
+    for key, value in OWN_KEYS.items():
+        if values[key] != value:
             raise UserError(f"{key}: personalize sets it itself; leave it out")
     if settings["seeds"]:
         raise UserError(
@@ -336,56 +467,102 @@ def _check(settings: dict) -> None:
             "give the command once for each"
         )
     defaults = read_yaml(resources.properties() / "model" / f"{settings['model']}.yaml")
-    for key, own in ADAPTER_KEYS.items():
+    for key, replacement in ADAPTER_KEYS.items():
         if settings[key] != defaults[key]:
-            raise UserError(f"{key}: personalize reads it of no model; set {own}, or leave it out")
+            raise UserError(
+                f"{key}: personalize reads it of no model; set {replacement}, or leave it out"
+            )
 
 
-def _recipe(settings: dict, own: dict, rank: int, alpha: float) -> Recipe:
-    names = ("negatives", "weight_decay", "warmup", "pass_tokens", "precision", "seed")
+def _recipe(settings: dict, options: dict, rank: int, alpha: float) -> Recipe:
+    """The recipe of adapters of one rank."""
+    clipping = settings["clip_grad_norm"] or {"max_norm": float("inf")}
     return Recipe(
-        lora_rank=rank, lora_alpha=alpha, lora_dropout=own["adapter_dropout"], epochs=own["adapter_epochs"], patience=own["adapter_patience"],
-        train_batch_size=own["adapter_batch_size"], learning_rate=own["adapter_learning_rate"],
-        max_norm=(settings["clip_grad_norm"] or {"max_norm": float("inf")})["max_norm"],
-        **{name: settings[name] for name in names},
-    )  # fmt: skip
+        lora_rank=rank,
+        lora_alpha=alpha,
+        lora_dropout=options["adapter_dropout"],
+        epochs=options["adapter_epochs"],
+        patience=options["adapter_patience"],
+        train_batch_size=options["adapter_batch_size"],
+        learning_rate=options["adapter_learning_rate"],
+        max_norm=clipping["max_norm"],
+        negatives=settings["negatives"],
+        weight_decay=settings["weight_decay"],
+        warmup=settings["warmup"],
+        pass_tokens=settings["pass_tokens"],
+        precision=settings["precision"],
+        seed=settings["seed"],
+    )
 
 
 def own_name(user: str) -> str:
-    """Of a user's own adapter; those of cohorts are called like their units."""
+    """Return the name of a user's own adapter. The adapter of a cohort has its unit's name."""
     return f"user {user}"
 
 
 def _of(cases: Cases, users: Sequence[int] | np.ndarray) -> Cases:
+    """The cases of some users."""
     return cases[np.isin(cases.user, users)]
 
 
+def _joined(units: dict[str, np.ndarray]) -> np.ndarray:
+    """The users of some units, int64."""
+    return np.concatenate([np.arange(0), *units.values()])
+
+
 def _tokens(frozen: Frozen, unit: Unit) -> float:
-    """What a unit costs, all but exactly: the tokens that it reads, those of training three times."""
+    """Estimate the tokens that a unit reads; those of training count three times."""
     catalogue, recipe = sum(map(len, frozen.items)), unit.recipe
-    steps = sum(
-        -(-len(learner.train) // recipe.train_batch_size) * step_tokens(frozen, learner, recipe)
-        for learner in unit.learners
-    )
-    return 3 * recipe.epochs * steps + catalogue * len(unit.learners)
+    epoch = 0
+    for learner in unit.learners:
+        steps = -(-len(learner.train) // recipe.train_batch_size)
+        epoch += steps * step_tokens(frozen, learner, recipe)
+    return 3 * recipe.epochs * epoch + catalogue * len(unit.learners)
 
 
 def gathered(reference: RankTable, files: Sequence[Path]) -> tuple[RankTable, np.ndarray]:
-    """(ranks of these files in the reference's order of cases, bool [cases] which cases they hold; the others are the reference's)."""
-    row = {
-        case: number
-        for number, case in enumerate(zip(reference.user, reference.position, strict=True))
-    }
-    found, has = reference, np.zeros(len(reference), dtype=bool)
-    if files:
-        theirs = RankTable.concat(map(RankTable.load, files))
-        place = np.array([row[case] for case in zip(theirs.user, theirs.position, strict=True)])
-        order = np.arange(len(reference))
-        order[place] = len(reference) + np.arange(len(theirs))
-        found, has[place] = RankTable.concat([reference, theirs]).take(order), True
-    return found, has
+    """Read ranks from files, in the order of another table.
+
+    Parameters
+    ----------
+    reference : RankTable
+        Ranks of all cases.
+    files : sequence of Path
+        Files with ranks of some of the cases.
+
+    Returns
+    -------
+    table : RankTable
+        The ranks of the files; the reference's for the other cases.
+    present : ndarray of bool [cases]
+        The cases that are in the files.
+    """
+    present = np.zeros(len(reference), dtype=bool)
+    if not files:
+        return reference, present
+    keys = zip(reference.user, reference.position, strict=True)
+    row = {case: number for number, case in enumerate(keys)}
+    stored = RankTable.concat(map(RankTable.load, files))
+    place = np.array([row[case] for case in zip(stored.user, stored.position, strict=True)])
+    order = np.arange(len(reference))
+    order[place] = len(reference) + np.arange(len(stored))
+    present[place] = True
+    return RankTable.concat([reference, stored]).take(order), present
 
 
 def chosen(one: RankTable, other: RankTable, where: np.ndarray) -> RankTable:
-    """Ranks of one table where that is said, of the other elsewhere."""
+    """Merge two tables of the same cases.
+
+    Parameters
+    ----------
+    one, other : RankTable
+        The tables.
+    where : ndarray of bool [cases]
+        The cases whose ranks are those of `one`.
+
+    Returns
+    -------
+    RankTable
+        The merged table.
+    """
     return RankTable.concat([one, other]).take(np.where(where, 0, len(one)) + np.arange(len(one)))
