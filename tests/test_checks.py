@@ -26,7 +26,10 @@ WRONG = [  # model, --key=value, what is said
     (
         "LIR",
         "text_words.Titel=3",
-        "text_words.Titel: expected a name of text_fields, which has Title, Category, Brand, Price; did you mean Title?",
+        (
+            "text_words.Titel: expected a name of text_fields, which has Title, Category, "
+            "Brand, Price; did you mean Title?"
+        ),
     ),
     ("LIR", "text_words=5", "text_words: expected a group such as {name: value}, found 5"),
     ("LIR", "text_words=", "text_words: expected a group such as {name: value}, found null"),
@@ -39,7 +42,10 @@ WRONG = [  # model, --key=value, what is said
     (
         "LIR",
         "text_fields={}",
-        "text_fields: expected attribute names with their columns, such as {Title: title}, found none",
+        (
+            "text_fields: expected attribute names with their columns, such as {Title: title}, "
+            "found none"
+        ),
     ),
     ("LIR", "text_fields.Title=", "text_fields.Title: expected a text, found null"),
     (
@@ -142,7 +148,10 @@ WRONG = [  # model, --key=value, what is said
     (
         "BPR",
         "train_neg_sample_args.num=1",
-        "unknown key 'train_neg_sample_args.num': expected one of alpha, candidate_num, distribution, dynamic",
+        (
+            "unknown key 'train_neg_sample_args.num': expected one of alpha, candidate_num, "
+            "distribution, dynamic"
+        ),
     ),
     (
         "BPR",
@@ -196,13 +205,30 @@ def test_a_value_that_cannot_be_is_told(model, argument, said):
 
 
 RIGHT = [  # model, --key=value, how it is used
-    ("LIR", "seed=4294967295", 2**32 - 1), ("LIR", "bm25_b=1", 1), ("CALRec", "temperature=0", 0), ("CALRec", "warmup=0", 0), ("CALRec", "valid_users=0", 0),
-    ("LIR", "user_sample=1", 1), ("LIR", "text_words={}", {}), ("CALRec", "clip_grad_norm=", None), ("LIR", "data_name=", None), ("LIR", "init_from=~", None),
-    ("LIR", "topk=10", [10]), ("LIR", "beside=Pop", ["Pop"]), ("LIR", "beside=[]", []), ("LIR", "beside=", []), ("SASRecF", "selected_features=brand", ["brand"]),
-    ("LIR", "seeds=3", [3]), ("LIR", "topk=1, 5,10", [1, 5, 10]), ("LIR", "metrics=Recall,MRR,NDCG", ["Recall", "MRR", "NDCG"]),
-    ("LIR", "load_col={inter: '*', item: ~}", {"inter": "*", "item": None}), ("BPR", "val_interval.rating=[3,5]", {"rating": [3, 5]}),
-    ("SASRec", "clip_grad_norm.max_norm=5", {"max_norm": 5}), ("LIR", "dedup=none", "none"), ("SASRec", "train_neg_sample_args=", None),
-]  # fmt: skip
+    ("LIR", "seed=4294967295", 2**32 - 1),
+    ("LIR", "bm25_b=1", 1),
+    ("CALRec", "temperature=0", 0),
+    ("CALRec", "warmup=0", 0),
+    ("CALRec", "valid_users=0", 0),
+    ("LIR", "user_sample=1", 1),
+    ("LIR", "text_words={}", {}),
+    ("CALRec", "clip_grad_norm=", None),
+    ("LIR", "data_name=", None),
+    ("LIR", "init_from=~", None),
+    ("LIR", "topk=10", [10]),
+    ("LIR", "beside=Pop", ["Pop"]),
+    ("LIR", "beside=[]", []),
+    ("LIR", "beside=", []),
+    ("SASRecF", "selected_features=brand", ["brand"]),
+    ("LIR", "seeds=3", [3]),
+    ("LIR", "topk=1, 5,10", [1, 5, 10]),
+    ("LIR", "metrics=Recall,MRR,NDCG", ["Recall", "MRR", "NDCG"]),
+    ("LIR", "load_col={inter: '*', item: ~}", {"inter": "*", "item": None}),
+    ("BPR", "val_interval.rating=[3,5]", {"rating": [3, 5]}),
+    ("SASRec", "clip_grad_norm.max_norm=5", {"max_norm": 5}),
+    ("LIR", "dedup=none", "none"),
+    ("SASRec", "train_neg_sample_args=", None),
+]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +252,7 @@ def test_a_text_of_the_template_may_be_empty():
 
 
 def test_words_for_attributes_of_another_dataset():
-    """Pet's defaults name a Brand, which ml-100k has not: they may stay, but nobody may set them there."""
+    """Pet's defaults name a Brand, which ml-100k lacks: it may stay, but nobody may set it."""
     assert (
         layers.resolve(
             "LIR", "ml-100k", [], {"text_words": layers.resolve("LIR", "ml-100k")["text_words"]}
@@ -374,7 +400,9 @@ def test_tuples_are_lists():
         layers.resolve("LIR", "any", [], {"topk": np.array([5, 10])})
 
 
-@pytest.mark.parametrize("text", ["5,10,20", "5, 10 ,20", "low+5,5,low+high", "4.text,7", "quartiles, x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["5,10,20", "5, 10 ,20", "low+5,5,low+high", "4.text,7", "quartiles, x"]
+)
 def test_values_between_commas_are_those_of_a_list(text):
     """Of whatever kind, where the rule asks for none: `--activity_borders=5,10,20`."""
     known = field_rule(list, [])

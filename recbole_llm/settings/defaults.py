@@ -23,8 +23,8 @@ FEATURES = ("selected_features", "item_attribute")
 
 def rules_of(spec: ModelSpec) -> dict[str, Rule]:
     """Return the rules for a model's settings: RecBole's, the harness's, the model's own."""
-    rules = dict(schema.rules(RecBoleSettings)) | dict(schema.rules(HarnessSettings))
-    return rules | dict(schema.rules(spec.settings)) if spec.settings else rules
+    rules = schema.rules(RecBoleSettings) | schema.rules(HarnessSettings)
+    return rules | schema.rules(spec.settings) if spec.settings else rules
 
 
 def group_keys(models: Iterable[str] = ()) -> set[str]:

@@ -70,8 +70,8 @@ def settings_of_config(config: Any) -> Settings:
     """
     model, dataset = config["model"], config["dataset"]
     default, rules = default_settings(model, dataset), rules_of(registry.find(model))
-    settings = default | {key: config[key] for key in default if key in config}
-    settings |= {key: default[key] for key in REPLACED.keys() & default.keys()}
+    in_config = [key for key in default.keys() - REPLACED.keys() if key in config]
+    settings = default | {key: config[key] for key in in_config}
     settings["train_neg_sample_args"] = None  # RecBole has put its own form of "none" there
     settings["data_path"] = str(Path(config["data_path"]).parent)  # RecBole adds the dataset's name
     modes = set(settings["eval_args"]["mode"].values())

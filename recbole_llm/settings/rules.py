@@ -21,7 +21,7 @@ def _is_number(value: object) -> bool:
     return abs(value) <= sys.float_info.max
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {
+_IS_KIND: dict[str, Callable[[Any], bool]] = {
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float": _is_number,
     "bool": lambda value: isinstance(value, bool),
@@ -32,8 +32,8 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "group": lambda value: isinstance(value, dict),
     "str or dict": lambda value: isinstance(value, str | dict),
 }
-_MANY = {"int": "whole numbers", "float": "numbers", "str": "texts", "text": "texts"}
-_ONE = {
+_PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts", "text": "texts"}
+_SINGULARS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -44,8 +44,8 @@ _ONE = {
     "group": "a group such as {name: value}",
     "str or dict": "a text or a group",
 }
-_COMPARED = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
-_SAID = {">=": "from {} up", ">": "above {}", "<=": "up to {}", "<": "below {}"}
+_COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+_LIMITS = {">=": "from {} up", ">": "above {}", "<=": "up to {}", "<": "below {}"}
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Rule:
 
     def holds(self, value: Any) -> bool:
         """Whether a value that is not null is as this says; the values inside it are not read."""
-        if not _FITS[self.kind](value):
+        if not _IS_KIND[self.kind](value):
             return False
         return (not self.words or value in self.words) and all(
-            _COMPARED[sign](value, float(limit)) for sign, limit in self.bounds
+            _COMPARISONS[sign](value, float(limit)) for sign, limit in self.bounds
         )
 
     def expected(self, value: object, many: bool = False) -> str:
@@ -119,8 +119,8 @@ class Rule:
         if self._is_range:
             limits = "from {} to {}".format(*(limit for _, limit in self.bounds))
         else:
-            limits = " and ".join(_SAID[sign].format(limit) for sign, limit in self.bounds)
-        return f"{(_MANY if many else _ONE)[self.kind]} {limits}".rstrip()
+            limits = " and ".join(_LIMITS[sign].format(limit) for sign, limit in self.bounds)
+        return f"{(_PLURALS if many else _SINGULARS)[self.kind]} {limits}".rstrip()
 
 
 def _either(names: Iterable[str]) -> str:
@@ -219,10 +219,10 @@ def _check_inside(key: str, group: dict[Any, Any], rule: Rule, known: Mapping[st
 
 
 def _wrong(key: str, rule: Rule, value: object, many: bool = False) -> UserError:
-    found = "null" if value is None else repr(value)
+    shown = "null" if value is None else repr(value)
     is_text = rule.kind in ("str", "text") and not rule.words
     quote = "; put it in quotes" if is_text and isinstance(value, int | float) else ""
-    return UserError(f"{key}: expected {rule.expected(value, many)}, found {found}{quote}")
+    return UserError(f"{key}: expected {rule.expected(value, many)}, found {shown}{quote}")
 
 
 def check_name(name: str, key: str = "dataset") -> None:

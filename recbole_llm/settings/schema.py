@@ -10,7 +10,7 @@ import inspect
 import itertools
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, ClassVar
@@ -184,7 +184,7 @@ def layer(settings: type[ModelSettings]) -> dict[str, Any]:
     return defaults(settings) | ({"pretrained": pretrained} if pretrained else {})
 
 
-def rules(settings: type[ModelSettings]) -> Mapping[str, Rule]:
+def rules(settings: type[ModelSettings]) -> dict[str, Rule]:
     """Return the rule of each setting; one inside a group has a dotted name."""
     return dict(_flat(settings_of(settings), ""))
 
