@@ -4,9 +4,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from cpu_times import CpuTimes
 from shops import run_commands
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cpu", action="store_true", help="print the CPU seconds of files and tests at the end"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--cpu"):
+        config.pluginmanager.register(CpuTimes())
 
 
 @pytest.fixture(scope="session")
