@@ -107,7 +107,7 @@ def test_lora_on_random_weights_is_refused(tmp_path):
     write_cycle(tmp_path)
     with pytest.raises(
         UserError,
-        match="adapter: lora needs trained weights, found backbone scratch:tiny; give --init_from=RUN",
+        match="adapter: lora needs trained weights, found backbone scratch:nano; give --init_from=RUN",
     ):
         run_settings(settings_for("CALRec", tmp_path, adapter="lora"))
     assert not (tmp_path / "saved").exists()
