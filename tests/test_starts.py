@@ -12,6 +12,7 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.models.calrec import CALRec
 from recbole_llm.runs.runner import evaluate_run, run_settings
 from recbole_llm.runs.spec import Prepared
 from recbole_llm.settings import run_record
@@ -170,8 +171,8 @@ def test_a_start_takes_the_backbone_of_what_it_starts_from(trained):
     run = run_settings(
         settings_for("CALRec", folder, init_from=full.folder.name, backbone="scratch:base")
     )
-    assert run.row["backbone"] == "scratch:tiny"
-    assert load_folder(str(run.folder / "backbone")).model.config.hidden_size == 128
+    assert run.row["backbone"] == "scratch:nano"
+    assert load_folder(str(run.folder / "backbone")).model.config.hidden_size == 32
     lir = run_settings(settings_for("LIR", folder))
     with pytest.raises(
         UserError, match="init_from: LIR-cycle-.* is a run of LIR, which has no backbone"
@@ -309,36 +310,40 @@ def test_anomaly_detection_is_left_to_the_user():
     assert get_model("SINE").__name__ == "SINE" and not torch.is_anomaly_enabled()
 
 
+class Ranking:
+    """Counts the cases that CALRec ranks, and dies at one of the test cases if that is wanted."""
+
+    def __init__(self, monkeypatch):
+        self.inner, self.cases, self.test_cases, self.dies_at = CALRec.score, 0, 0, None
+        monkeypatch.setattr(CALRec, "score", lambda model, cases: self.score(model, cases))
+
+    def score(self, model, cases):
+        self.cases += len(cases)
+        if not model.selecting:
+            self.test_cases += len(cases)
+            if self.test_cases == self.dies_at:
+                raise KeyboardInterrupt
+        return self.inner(model, cases)
+
+
 @pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
-    """What was ranked is not ranked again, and the run's figures are those of a run that nobody stopped."""
+    """What was ranked is not ranked again, and the figures are those of a run nobody stopped."""
     write_cycle(tmp_path)
     own = {"learner": learner, "eval_memory": 1e-6}  # one case at a time
     whole = run_settings(
         settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
     )
     monkeypatch.setattr(kept_module, "KEEP_SECONDS", 0)
-    from recbole_llm.models.calrec import CALRec
-
-    inner, calls = CALRec.score, []
-
-    def dying(self, cases):
-        calls.append((len(cases), self.selecting))
-        if not self.selecting and sum(not selecting for _, selecting in calls) == stop:
-            raise KeyboardInterrupt
-        return inner(self, cases)
-
-    monkeypatch.setattr(CALRec, "score", dying)
+    ranking = Ranking(monkeypatch)
     settings = settings_for("CALRec", tmp_path, **own)
-    stop = 40 + 15  # the fifteenth test case, after 40 of validation
+    ranking.dies_at = 15  # of 40 test cases; those of validation are ranked before
     with pytest.raises(KeyboardInterrupt):
         run_settings(settings)
-    stop = -1
-    calls.clear()
+    ranked = ranking.dies_at - 1
+    ranking.dies_at, ranking.cases = None, 0
     run = run_settings(settings)
-    assert len(calls) == 40 - 14, (
-        "neither epochs nor validation nor the first 14 cases are done again"
-    )
+    assert ranking.cases == run.row["cases"] - ranked  # no epoch, no validation, no ranked case
     for part in ("valid", "test"):
         assert run.row[part] == whole.row[part]
     assert run.row["rates"] == whole.row["rates"]

@@ -1,5 +1,7 @@
 """A search for settings: which are tried, which is the best, and what is left when it is stopped."""
 
+import contextlib
+import io
 import json
 from types import SimpleNamespace
 
@@ -88,61 +90,77 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, capsys, more, me
     assert message in line and not (tmp_path / "saved").exists()
 
 
-def test_trials_are_runs_and_the_best_by_validation_is_a_file_of_settings(tmp_path, capsys):
+GRID = (
+    "--model=GRU4Rec",
+    "--search=grid",
+    "--space.learning_rate=[0.0001, 0.02]",
+    "--space.hidden_size=[16]",
+    "--epochs=3",
+    "--eval_step=1",
+)
+
+
+class Searched:
+    """A folder in which the grid was searched, and what the search has said and left."""
+
+    def __init__(self, folder):
+        self.folder, self.said = write_cycle(folder), ""
+        self.search()
+        (self.search_folder,) = (folder / "saved").glob("tune-GRU4Rec-cycle-*")
+        self.trials = self.search_folder / "trials.jsonl"
+        self.best = max(self.records(), key=lambda record: record["score"])
+
+    def search(self):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            assert command(self.folder, *GRID) == 0
+        self.said = said.getvalue()
+
+    def records(self):
+        return [json.loads(line) for line in self.trials.read_text().splitlines()]
+
+    def run(self, record):
+        return json.loads((self.folder / "saved" / record["run"] / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
     pytest.importorskip("ray")
-    write_cycle(tmp_path)
-    how = [
-        "--model=GRU4Rec",
-        "--search=grid",
-        "--space.learning_rate=[0.0001, 0.02]",
-        "--space.hidden_size=[16]",
-        "--epochs=3",
-        "--eval_step=1",
-    ]
-    assert command(tmp_path, *how) == 0
-    said = capsys.readouterr().out
-    (folder,) = (tmp_path / "saved").glob("tune-GRU4Rec-cycle-*")
-    records = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    runs = {
-        record["run"]: json.loads((tmp_path / "saved" / record["run"] / "run.json").read_text())
-        for record in records
-    }
-    assert len(runs) == 2 and {run["status"] for run in runs.values()} == {"finished"}
+    return Searched(tmp_path_factory.mktemp("grid"))
+
+
+def test_trials_are_runs(searched):
+    records = searched.records()
+    assert len({record["run"] for record in records}) == 2
     for record in records:
-        assert (
-            record["score"] == runs[record["run"]]["row"]["valid"]["ndcg@10"]
-            and record["epochs"] == 3
-        )
-        assert runs[record["run"]]["settings"]["learning_rate"] == record["point"]["learning_rate"]
-    best = max(records, key=lambda record: record["score"])
-    assert (
-        yaml.safe_load((folder / "best.yaml").read_text()).items() >= best["point"].items()
-        and best["point"]["learning_rate"] == 0.02
-    )
-    assert f"run: {tmp_path / 'saved' / best['run']} " in said
-    assert (
-        cli.main(
-            [
-                "--model=GRU4Rec",
-                "--dataset=cycle",
-                "--beside=[]",
-                f"--config_files={folder / 'best.yaml'}",
-            ]
-        )
-        == 0
-    )
-    assert (
-        best["run"] in capsys.readouterr().out
-        and len(list((tmp_path / "saved").glob("GRU4Rec-*"))) == 2
-    )  # it is there already
-    # a search that was stopped goes on with what is missing, and its runs are there
-    (folder / "trials.jsonl").write_text(json.dumps(records[0]) + "\n")
-    assert command(tmp_path, *how) == 0
-    said = capsys.readouterr().out
-    assert "trials: 1 of 2 have ended already" in said and said.count("trial ") == 1
-    assert [
-        json.loads(line)["score"] for line in (folder / "trials.jsonl").read_text().splitlines()
-    ] == [record["score"] for record in records]
+        run = searched.run(record)
+        assert run["status"] == "finished" and record["epochs"] == 3
+        assert run["row"]["valid"]["ndcg@10"] == record["score"]
+        assert run["settings"]["learning_rate"] == record["point"]["learning_rate"]
+
+
+def test_the_best_by_validation_is_a_file_of_settings(searched):
+    best, path = searched.best, searched.search_folder / "best.yaml"
+    assert best["point"]["learning_rate"] == 0.02
+    assert yaml.safe_load(path.read_text()).items() >= best["point"].items()
+    assert f"run: {searched.folder / 'saved' / best['run']} " in searched.said
+
+
+def test_a_run_by_that_file_is_there_already(searched, capsys):
+    files = f"--config_files={searched.search_folder / 'best.yaml'}"
+    assert cli.main(["--model=GRU4Rec", "--dataset=cycle", "--beside=[]", files]) == 0
+    assert searched.best["run"] in capsys.readouterr().out
+    assert len(list((searched.folder / "saved").glob("GRU4Rec-*"))) == 2
+
+
+def test_a_stopped_search_goes_on_with_what_is_missing(searched):
+    before = searched.records()
+    searched.trials.write_text(json.dumps(before[0]) + "\n")
+    searched.search()
+    assert "trials: 1 of 2 have ended already" in searched.said
+    assert searched.said.count("trial ") == 1
+    scores = [record["score"] for record in searched.records()]
+    assert scores == [record["score"] for record in before]
 
 
 @pytest.mark.parametrize(("scores", "said", "none_differs"), [
