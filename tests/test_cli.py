@@ -262,7 +262,7 @@ def test_resume_finishes_a_stopped_run(shop, tmp_path, monkeypatch, capfd):
     assert len(RankTable.load(run / "test.ranks.npz")) == 40
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------
+# --- settings
 
 
 def printed(capsys, *args):
@@ -310,7 +310,10 @@ def test_what_print_config_prints_is_a_settings_file(model, tmp_path, monkeypatc
 
 
 def test_who_overrides_whom(tmp_path, monkeypatch, capsys):
-    """Command line over settings files (the last one first) over the dataset's, the model's and the overall properties."""
+    """The command line over settings files, of which the last one is first; these over properties.
+
+    Of the properties, those of the dataset come first, then the model's, then the overall ones.
+    """
     monkeypatch.chdir(tmp_path)
     asked = ["--model=CALRec", "--dataset=ml-100k"]
     own = printed(capsys, *asked)
@@ -376,7 +379,7 @@ def test_values_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_one_key_that_is_shared_by_a_run_and_the_models_beside_it(tmp_path, monkeypatch, capfd):
-    """--topk reaches Pop beside LIR, and with it the metric to choose by: before, Pop died after its epoch."""
+    """--topk reaches Pop beside LIR, and with it the metric to choose by."""
     write_shop(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert (

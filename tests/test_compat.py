@@ -1,4 +1,7 @@
-"""compat.py: RecBole 1.2.1 on today's libraries. Each test says which stock behaviour it guards against."""
+"""compat.py: RecBole 1.2.1 on today's libraries.
+
+Each test says which stock behaviour it guards against.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -31,7 +34,7 @@ def python(code, cwd, path=()):
 
 
 def fake_recbole(folder, version=None, **modules):
-    """A package named recbole in ``folder`` with the given modules, and metadata if it has a version."""
+    """A package named recbole with the given modules, and metadata if it has a version."""
     for name, source in {"__init__": "", **modules}.items():
         file = folder / "recbole" / f"{name.replace('__dot__', '/')}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +49,10 @@ def fake_recbole(folder, version=None, **modules):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Builds a Config for a dataset in tmp_path. RecBole reads argv, sets CUDA_VISIBLE_DEVICES, writes to the cwd."""
+    """Builds a Config for a dataset in tmp_path.
+
+    RecBole reads argv, sets CUDA_VISIBLE_DEVICES, and writes to the current folder.
+    """
     monkeypatch.setattr(sys, "argv", sys.argv[:1])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
@@ -169,16 +175,19 @@ def test_require_recbole(monkeypatch):
 
 
 def test_recbole_imported_first(tmp_path):
-    """What was loaded unedited would fail later in many ways: say so now. What needs no edit may stay."""
+    """What was loaded unedited would fail later in many ways; what needs no edit may stay."""
     fake_recbole(tmp_path, data__dot__interaction="x = 1\n", harmless="")
-    late = "import recbole.{}; from recbole_llm import compat; compat.install(); import numpy; print(numpy.float)"
+    late = (
+        "import recbole.{}; from recbole_llm import compat; compat.install(); "
+        "import numpy; print(numpy.float)"
+    )
     last = one_line_error(python(late.format("data.interaction"), tmp_path, [tmp_path]))
     assert "import recbole_llm before recbole" in last and "recbole.data.interaction" in last
     assert python(late.format("harmless"), tmp_path, [tmp_path]).stdout.strip() == repr(np.float64)
 
 
 def test_numpy_names_without_a_config(tmp_path):
-    """Stock sets np.float and friends in Config only; a process that unpickles a dataset builds none."""
+    """Stock sets np.float and friends in Config, which a process that unpickles does not build."""
     code = """
 from recbole_llm import compat; compat.install()
 import numpy, recbole
@@ -236,7 +245,10 @@ def test_config_builds(config):
 
 
 def test_missing_values_are_filled(tmp_path, config):
-    """Stock on pandas 3 fills a copy: the token became INT64_MIN, the float stayed NaN, the empty list raised."""
+    """Stock on pandas 3 fills a copy.
+
+    The token became INT64_MIN, the float stayed NaN, and the empty list raised.
+    """
     from recbole.data.dataset import Dataset
 
     toy(tmp_path)
@@ -253,7 +265,7 @@ def test_missing_values_are_filled(tmp_path, config):
 
 
 def test_token_lists_keep_their_items(tmp_path, config):
-    """Stock on pandas 3: agg(len) is the number of rows, so that the ids were cut at the wrong places."""
+    """Stock on pandas 3: agg(len) is the number of rows, and ids were cut at the wrong places."""
     from recbole.data.dataset import Dataset
 
     toy(tmp_path)
@@ -287,7 +299,7 @@ def test_benchmark_list_lengths(tmp_path, config):
 
 @pytest.mark.filterwarnings("error")
 def test_filters_without_inplace(tmp_path, config):
-    """The edited filters drop the same rows as stock did, and pandas has nothing to say about them."""
+    """The edited filters drop the same rows as stock did, without a warning of pandas."""
     from recbole.data.dataset import Dataset
 
     toy(tmp_path)
@@ -350,7 +362,10 @@ def test_interaction_sort(config):
 
 
 def test_coverage_metrics(config):
-    """Stock: AttributeError, 'int' and 'Counter' have no attribute 'cpu'; rec.rank would grow with each validation."""
+    """Stock: AttributeError, 'int' and 'Counter' have no attribute 'cpu'.
+
+    rec.rank would grow with each validation.
+    """
     from collections import Counter
 
     import torch
@@ -373,7 +388,7 @@ def test_coverage_metrics(config):
 
 
 def test_gradients_are_unscaled_before_clipping(tmp_path, config, monkeypatch):
-    """Stock clips gradients that are 65,536 times too large, and so all but stops learning with enable_scaler."""
+    """Stock clips gradients that are 65,536 times too large, and so hardly learns."""
     import torch
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_model, get_trainer, init_seed

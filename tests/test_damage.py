@@ -1,4 +1,4 @@
-"""Files that are damaged on disk: what is whole is read, nothing wrong is, and what is paid for is not overwritten."""
+"""Files that are damaged on disk: what is whole is read, and nothing is overwritten."""
 
 import gzip
 import json
@@ -42,8 +42,9 @@ class OldTextStore(TextStore):
         items = list(self.entries.items())
         with open(path, "wb") as file:
             for begin in range(0, len(items), 3):
-                lines = [json.dumps({"name": n, "text": t}) + "\n" for n, t in items[begin : begin + 3]]  # fmt: skip
-                file.write(gzip.compress("".join(lines).encode()))
+                rows = [{"name": name, "text": text} for name, text in items[begin : begin + 3]]
+                lines = "".join(json.dumps(row) + "\n" for row in rows)
+                file.write(gzip.compress(lines.encode()))
 
 
 class AnswerStore:
@@ -189,9 +190,16 @@ def test_a_damaged_trial_of_a_search_is_done_again(tmp_path, count, caplog):
     search, rng = object.__new__(tune.Search), random.Random(2)
     search.folder = tmp_path
     records = [
-        {"point": {"learning_rate": number / 8}, "status": "finished", "score": 0.25 + number, "epochs": 3, "run": f"r{number}", "error": None}
+        {
+            "point": {"learning_rate": number / 8},
+            "status": "finished",
+            "score": 0.25 + number,
+            "epochs": 3,
+            "run": f"r{number}",
+            "error": None,
+        }
         for number in range(6)
-    ]  # fmt: skip
+    ]
     path = tmp_path / tune.TRIALS
     for seal in (json.dumps, sealed):  # older files have no checksums
         path.write_text("\n".join(map(seal, records)) + "\n")
@@ -227,3 +235,89 @@ def test_a_file_that_is_cut_gives_what_is_whole(tmp_path, kind, count):
         path.write_bytes(whole[:size])
         names = names_in(part for part in parts if part[1] <= size)
         assert store.read(path) == {name: plain(store.entries)[name] for name in names}
+
+
+def test_what_is_no_file_of_ours_is_kept_aside(tmp_path, caplog):
+    path = tmp_path / "texts.jsonl.gz"
+    for content in (b"no archive", gzip.compress(b"[1, 2]\n"), gzip.compress(b"\xff\xfe"), gzip.compress(b"{"), b"\x1f\x8b\x08"):  # fmt: skip
+        path.write_bytes(content)
+        lines = Lines(path)
+        assert lines.read(lambda line: line["name"]) == []
+        lines.append([{"name": "a"}])
+        assert lines.read(lambda line: line["name"]) == ["a"]
+    asides = sorted(tmp_path.glob("*.damaged*"))
+    assert [path.name.partition(".damaged")[2] for path in asides] == ["", "-2", "-3", "-4", "-5"]
+    assert (
+        caplog.text.count("is damaged") == 5 and "kept as texts.jsonl.gz.damaged-2" in caplog.text
+    )
+
+
+def test_a_file_is_read_by_zcat(tmp_path):
+    """And a line of any characters stays one."""
+    path = tmp_path / "texts.jsonl.gz"
+    texts = ["a", "line\u2028separator", "b\nc", "\x85"]
+    Lines(path).append({"text": text} for text in texts)
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        assert [json.loads(line)["text"] for line in file] == texts
+    assert Lines(path).read(lambda line: line["text"]) == texts
+
+
+def test_a_magic_number_within_an_entry_is_none(tmp_path):
+    path = tmp_path / "entries.gz"
+    contents = [b"\x1f\x8b\x08" * 5 + bytes([number]) for number in range(4)]
+    Entries(path, level=0).append(contents)  # stored as they are
+    assert Entries(path).read(bytes) == contents
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        found = Entries(path).read(bytes)
+        assert len(found) >= 3 and set(found) <= set(contents)
+
+
+def test_many_entries_are_read_in_time(tmp_path):
+    """Each is copied once, however many there are."""
+    path = tmp_path / "entries.gz"
+    Entries(path).append(str(number).encode() for number in range(20000))
+    assert Entries(path).read(int) == list(range(20000))
+
+
+@pytest.mark.parametrize("where", ["acquire", "copyfile"])
+def test_a_folder_that_cannot_be_written_is_read(tmp_path, caplog, monkeypatch, where):
+    path = tmp_path / "texts.jsonl.gz"
+    TextStore().write(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    holder = content_cache.FileLock if where == "acquire" else content_cache.shutil
+    monkeypatch.setattr(holder, where, refuse)
+    assert len(TextStore().read(path)) == 11
+    assert "cannot be mended (Read-only file system)" in caplog.text
+    assert path.read_bytes() == whole[:-3]
+
+
+def test_only_the_text_that_is_damaged_is_asked_for_again(tmp_path):
+    summaries(tmp_path, Scripted()).of(plans(*[1] * 30))
+    (path,) = tmp_path.glob("*.jsonl.gz")
+    whole = bytearray(path.read_bytes())
+    whole[400] ^= 1
+    path.write_bytes(whole)
+    engine = Scripted()
+    found = summaries(tmp_path, engine).of(plans(*[1] * 30))
+    assert len(engine.calls) == 1 and found == summaries(tmp_path, Scripted()).of(plans(*[1] * 30))
+
+
+def test_a_ranking_with_a_hole_ranks_what_is_missing_alone(tmp_path):
+    def piece(begin, count):
+        table = RankTable([f"u{n}" for n in range(begin, begin + count)], ["i"] * count, [0] * count, [0] * count, [0] * count, [5] * count, [False] * count)  # fmt: skip
+        return Piece(begin, table, (np.full((count, 2), begin), np.full((count, 2), begin)))
+
+    pieces = [piece(10, 5), piece(0, 4)]
+    assert list(kept_module.missing(pieces, 20, 3)) == [(4, 7), (7, 10), (15, 18), (18, 20)]
+    assert list(kept_module.missing([], 4, 3)) == [(0, 3), (3, 4)]
+    assert list(kept_module.missing([piece(0, 4)], 4, 3)) == []
+    whole = kept_module.joined([*pieces, piece(4, 6), piece(15, 5)])
+    assert whole.table.user.tolist() == [f"u{number}" for number in range(20)]
+    assert whole.lists[0][:, 0].tolist() == [0] * 4 + [4] * 6 + [10] * 5 + [15] * 5

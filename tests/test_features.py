@@ -1,4 +1,7 @@
-"""`item_features`: RecBole's models that know items by frozen text vectors, in place of ids or beside them."""
+"""`item_features`: RecBole's models that know items by frozen text vectors.
+
+These stand in place of ids, or beside them.
+"""
 
 import numpy as np
 import pytest
@@ -60,7 +63,7 @@ def tables_of(model):
     }
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------
+# --- settings
 
 
 def test_every_model_that_is_named_has_an_adapter():
@@ -118,7 +121,7 @@ def test_what_cannot_be_is_told_before_training(own, message, world):
         Prepared(settings_for("SASRec", world, item_features="text", **own)).check()
 
 
-# --- id ----------------------------------------------------------------------------------------------------------------
+# --- id
 
 
 @pytest.mark.parametrize("name", ["SASRec", "NeuMF", "DIN"])
@@ -169,11 +172,14 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
         Prepared(settings_for("GRU4Rec", tmp_path, item_features="text", **other)).check()
 
 
-# --- the tables --------------------------------------------------------------------------------------------------------
+# --- the tables
 
 
 def test_a_table_is_the_projection_of_the_standardised_vectors(world):
-    """Against a float64 loop, for the whole table and for single rows; equal texts are equal, the padding is zero and stays so."""
+    """Against a float64 loop, for the whole table and for single rows.
+
+    Equal texts are equal; the padding is zero and stays so.
+    """
     from recbole_llm.data.texts.text import ItemText
     from recbole_llm.language.vectors import frozen_vectors
 
@@ -268,7 +274,7 @@ def test_users_are_the_mean_of_their_training_items(world):
             assert np.allclose(users[user + 1], sum(met) / len(met), atol=1e-6)
 
 
-# --- the models --------------------------------------------------------------------------------------------------------
+# --- the models
 
 
 @pytest.mark.parametrize("mode", ["text", "both"])

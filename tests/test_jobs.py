@@ -119,6 +119,7 @@ class Lost:
             self.node = None
 
 
+@pytest.mark.slow
 def test_a_machine_that_dies_half_way_loses_nothing(frozen, units, tmp_path, monkeypatch):
     """Two raylets on one machine; one is killed after the first unit. The files are those of one process, and what cannot be done is told."""
     pytest.importorskip("ray")

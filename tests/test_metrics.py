@@ -262,7 +262,7 @@ def test_stock_metrics_gather_no_ranks(recbole):
 
 
 def test_registration_reaches_recbole_while_it_is_being_imported():
-    """A fresh process: the registry's hook runs inside RecBole's own import; a class pickles by name."""
+    """In a fresh process: the hook runs inside RecBole's import; a class pickles by its name."""
     code = """
 import pickle, sys
 from recbole_llm import recbole_hooks
@@ -271,7 +271,8 @@ assert "recbole" not in sys.modules and "torch" not in sys.modules
 from recbole.evaluator.register import metrics_dict, metric_types, smaller_metrics
 from recbole.config import configurator
 from recbole_llm.evaluation.metrics import TieNDCG
-assert configurator.metric_types["tiendcg"] == metric_types["ndcg"] and "tiendcg" not in smaller_metrics
+assert configurator.metric_types["tiendcg"] == metric_types["ndcg"]
+assert "tiendcg" not in smaller_metrics
 assert metrics_dict["tiendcg"] is TieNDCG is pickle.loads(pickle.dumps(TieNDCG))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -279,7 +280,7 @@ assert metrics_dict["tiendcg"] is TieNDCG is pickle.loads(pickle.dumps(TieNDCG))
 
 
 def test_list_metrics_equal_recbole(recbole):
-    """RecBole's own classes, fed with a catalogue without padding and with every item trained at least once."""
+    """RecBole's classes, for a catalogue without padding whose items are all trained."""
     rng = np.random.default_rng(0)
     n_items, cases = 300, 30
     weights = np.arange(1, n_items + 1) / np.arange(1, n_items + 1).sum()

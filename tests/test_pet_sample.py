@@ -48,7 +48,7 @@ def targets(shop, sequences):
 
 
 def ndcg_at_10(scores, targets):
-    """NDCG@10 per row of scores [rows, items], expected over the orders of items tied with the target."""
+    """NDCG@10 per row of scores [rows, items], expected over the orders of tied items."""
     scores = np.round(scores, 12)  # equal probabilities may differ in the last bits
     own = scores[np.arange(len(targets)), targets][:, None]
     above, tied = (scores > own).sum(1), (scores == own).sum(1)
@@ -103,7 +103,8 @@ def test_the_checked_in_files_come_from_the_generator(tmp_path):
 
 def test_command_line_and_light_imports(tmp_path):
     code = (
-        "import runpy, sys; runpy.run_module('recbole_llm.data.sample.generator', run_name='__main__');"
+        "import runpy, sys;"
+        "runpy.run_module('recbole_llm.data.sample.generator', run_name='__main__');"
         "print([m for m in ('torch', 'recbole') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -265,7 +266,7 @@ def test_bayes_ranking_attains_its_expected_ndcg(shop, sequences, targets):
     realised = ndcg_at_10(probabilities, targets)
     assert abs(realised.mean() - expected) <= 3 * realised.std() / np.sqrt(len(realised))
 
-    # The whole distribution is right, not only its order: the log-likelihood of what came equals the expected one.
+    # The distribution is right, not only its order: the log-likelihood equals the expected one.
     logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
     surprise = logs[np.arange(len(targets)), targets] - (probabilities * logs).sum(1)
     assert abs(surprise.mean()) <= 3 * surprise.std() / np.sqrt(len(surprise))

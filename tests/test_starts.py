@@ -1,7 +1,8 @@
-"""What a run starts from and goes on from: other runs, folders of weights, and what a killed process has left."""
+"""What a run starts from: other runs, folders of weights, and what a killed process has left."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,14 +46,14 @@ def junk(folder):
 
 def narrower(folder):
     path = f"{folder}/config.json"
-    config = json.loads(open(path).read())
+    config = json.loads(Path(path).read_text())
     with open(path, "w") as file:
         json.dump(config | {"hidden_size": 16}, file)
 
 
 def fewer_embeddings(folder):
     path = f"{folder}/config.json"
-    config = json.loads(open(path).read())
+    config = json.loads(Path(path).read_text())
     with open(path, "w") as file:
         json.dump(config | {"vocab_size": 200}, file)
     damage(
@@ -86,10 +87,10 @@ def test_damaged_folders_are_one_line(llama, case):
 
 
 def test_texts_longer_than_the_positions_are_refused(llama, tmp_path):
-    with pytest.raises(
-        UserError,
-        match="max_length: expected at most the 512 positions of the backbone, found 1024; set --max_length",
-    ):
+    message = (
+        "max_length: expected at most the 512 positions of the backbone, found 1024; set --max"
+    )
+    with pytest.raises(UserError, match=message):
         prepared("CALRec", tmp_path, backbone=llama, max_length=1024)
 
 
@@ -181,7 +182,7 @@ def test_a_start_takes_the_backbone_of_what_it_starts_from(trained):
 
 
 def test_another_datasets_settings_of_training_do_not_come_with_it(trained):
-    """Scientific has its own learning rate, epochs, …, which a run that is trained cannot take any more."""
+    """Scientific has a learning rate, epochs, … of its own, which a trained run cannot take."""
     from recbole_llm.cli import _stored
 
     folder, full = trained

@@ -1,4 +1,4 @@
-"""A search for settings: which are tried, which is the best, and what is left when it is stopped."""
+"""A search for settings: which are tried, which is best, and what is left when it is stopped."""
 
 import contextlib
 import io
