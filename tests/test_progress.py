@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from shops import process, write_shop
+from shops import command, write_shop
 
 from recbole_llm.storage import progress as module
 from recbole_llm.storage.progress import LEAST, MOST, LineProgress, progress, say_with_time
@@ -85,15 +85,23 @@ def test_both_are_used_alike(call):
 QUICK = ["--dataset=tiny", "--epochs=2", "--beside=[]"]
 COMMANDS = {
     "RecBole's trainer": ["--model=GRU4Rec", *QUICK],
-    "ours": ["--model=LLMTRSR", *QUICK, "--eval_args.mode=uni4", "--max_length=500", "--scratch_vocabulary=400", "--targets=one"],
-}  # fmt: skip
+    "ours": [
+        "--model=LLMTRSR",
+        *QUICK,
+        "--backbone=scratch:nano",
+        "--eval_args.mode=uni4",
+        "--max_length=500",
+        "--scratch_vocabulary=400",
+        "--targets=one",
+    ],
+}
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_a_log_holds_lines(tmp_path, kind):
+def test_a_log_holds_lines(tmp_path, monkeypatch, kind):
     write_shop(tmp_path)
-    code = "import sys, recbole_llm.storage.progress as p; p.LEAST = 0.0; from recbole_llm.cli import main; sys.exit(main({}))"
-    done = process(tmp_path, code=code.format(COMMANDS[kind]))
+    monkeypatch.setattr(module, "LEAST", 0.0)
+    done = command(tmp_path, *COMMANDS[kind])
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr + done.stdout and "\x1b" not in done.stderr
     lines = done.stderr.splitlines()

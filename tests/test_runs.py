@@ -126,27 +126,32 @@ def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypat
         resume_run(run.folder, ready.settings)
 
 
-TWICE = """
+# says when it is ready, and runs once it is told to
+OTHER_PROCESS = """
 import sys
+from pathlib import Path
 sys.path[:0] = {paths!r}
 from worlds import settings_for
 from recbole_llm.runs.runner import run_settings
-run_settings(settings_for("LIR", __import__("pathlib").Path({folder!r})))
+settings = settings_for("LIR", Path({folder!r}))
+print("ready", flush=True)
+sys.stdin.readline()
+run_settings(settings)
 """
 
 
 def test_two_processes_that_want_one_run_make_it_once(tmp_path):
     write_cycle(tmp_path)
-    code = TWICE.format(
-        paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(tmp_path)
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    assert [process.wait(timeout=200) for process in both] == [0, 0], [
-        process.stderr.read() for process in both
-    ]
+    here = Path(__file__).parent
+    code = OTHER_PROCESS.format(paths=[str(here), str(here.parent)], folder=str(tmp_path))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, **pipes)
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    run_settings(settings_for("LIR", tmp_path))
+    _, said = other.communicate(timeout=200)
+    assert other.returncode == 0, said
     rows = (tmp_path / "saved" / run_folders.RESULTS).read_text().splitlines()
     assert len(rows) == 1 and json.loads(rows[0])["model"] == "LIR"
 

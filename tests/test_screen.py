@@ -114,6 +114,7 @@ def test_a_record_with_control_characters_is_shown_escaped(folder):
         path.write_text(before)
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(folder):
     done = process(
         folder, "recommend", f"--checkpoint={only(folder, 'LIR').name}", f"--user={NASTY}"
