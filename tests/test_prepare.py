@@ -353,21 +353,18 @@ def test_real_data_is_read_once_it_is_there_and_that_is_said(tmp_path, capsys):
         f"--checkpoint_dir={tmp_path / 'saved'}",
         "--show_progress=false",
         "--beside=[]",
+        "--user_sample=0.2",
     ]
-    assert (
-        cli.main(ask) == 0
-        and "SYNTHETIC DATA: Pet is not prepared" in (said := capsys.readouterr()).out + said.err
-    )
-    raw.amazon2018(tmp_path, "Pet_Supplies")
-    assert (
-        cli.main(["prepare", "Pet", f"--data_path={tmp_path / 'data'}", f"--raw={tmp_path}"]) == 0
-    )
     assert cli.main(ask) == 0
     said = capsys.readouterr()
-    assert (
-        f"events read from {tmp_path / 'data' / 'Pet'}" in said.out + said.err
-        and "SYNTHETIC" not in said.out + said.err
-    )
+    assert "SYNTHETIC DATA: Pet is not prepared" in said.out + said.err
+    raw.amazon2018(tmp_path, "Pet_Supplies")
+    prepare_pet = ["prepare", "Pet", f"--data_path={tmp_path / 'data'}", f"--raw={tmp_path}"]
+    assert cli.main(prepare_pet) == 0
+    assert cli.main(ask) == 0
+    said = capsys.readouterr()
+    assert f"events read from {tmp_path / 'data' / 'Pet'}" in said.out + said.err
+    assert "SYNTHETIC" not in said.out + said.err
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):

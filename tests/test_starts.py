@@ -312,17 +312,20 @@ def test_anomaly_detection_is_left_to_the_user():
 
 
 class Ranking:
-    """Counts the cases that CALRec ranks, and dies at one of the test cases if that is wanted."""
+    """Counts the cases that CALRec ranks after its training, and dies at one of them.
 
-    def __init__(self, monkeypatch):
-        self.inner, self.cases, self.test_cases, self.dies_at = CALRec.score, 0, 0, None
+    Those of validation come first, then those of the test.
+    """
+
+    def __init__(self, monkeypatch, dies_at):
+        self.inner, self.cases, self.dies_at = CALRec.score, 0, dies_at
         monkeypatch.setattr(CALRec, "score", lambda model, cases: self.score(model, cases))
 
     def score(self, model, cases):
-        self.cases += len(cases)
+        assert len(cases) == 1
         if not model.selecting:
-            self.test_cases += len(cases)
-            if self.test_cases == self.dies_at:
+            self.cases += 1
+            if self.cases == self.dies_at:
                 raise KeyboardInterrupt
         return self.inner(model, cases)
 
@@ -330,21 +333,20 @@ class Ranking:
 @pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
     """What was ranked is not ranked again, and the figures are those of a run nobody stopped."""
-    write_cycle(tmp_path)
-    own = {"learner": learner, "eval_memory": 1e-6}  # one case at a time
+    users, ranked = 8, 4
+    write_cycle(tmp_path, users=users)
+    own = {"learner": learner, "max_new_tokens": 4, "eval_memory": 1e-6}  # one case at a time
     whole = run_settings(
         settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
     )
     monkeypatch.setattr(kept_module, "KEEP_SECONDS", 0)
-    ranking = Ranking(monkeypatch)
     settings = settings_for("CALRec", tmp_path, **own)
-    ranking.dies_at = 15  # of 40 test cases; those of validation are ranked before
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Ranking(patch, dies_at=users + ranked + 1)
         run_settings(settings)
-    ranked = ranking.dies_at - 1
-    ranking.dies_at, ranking.cases = None, 0
+    ranking = Ranking(monkeypatch, dies_at=None)
     run = run_settings(settings)
-    assert ranking.cases == run.row["cases"] - ranked  # no epoch, no validation, no ranked case
+    assert ranking.cases == users - ranked  # neither validation nor what was ranked is done again
     for part in ("valid", "test"):
         assert run.row[part] == whole.row[part]
     assert run.row["rates"] == whole.row["rates"]
