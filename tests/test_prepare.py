@@ -583,11 +583,16 @@ def test_feature_models_learn_from_whole_names(made, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "opened"), [("", open), (".gz", partial(gzip.open, compresslevel=1))]
+    ("rows", "suffix", "opened"),
+    [
+        (700_000, "", open),
+        pytest.param(1_200_000, "", open, marks=pytest.mark.slow),
+        pytest.param(1_200_000, ".gz", partial(gzip.open, compresslevel=1), marks=pytest.mark.slow),
+    ],
+    ids=["two buffers", "many buffers", "compressed"],
 )
-def test_order_outlives_large_joins(tmp_path, suffix, opened):
-    """More rows than DuckDB moves at once, by several threads or in many pieces, most of them of one time."""
-    rows = 1_200_000
+def test_order_outlives_large_joins(tmp_path, rows, suffix, opened):
+    """More rows than DuckDB reads at once, 32 MiB, by several threads; half of them of one time."""
     with opened(tmp_path / f"Toys_and_Games_5.json{suffix}", "wt") as file:
         file.writelines(
             f'{{"reviewerID": "A{row % 999}", "asin": "B{row}", "overall": 5.0, "unixReviewTime": {row % 2}}}\n'
