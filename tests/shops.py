@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = "red blue green small large dog cat bird fish toy bowl leash bed food treat brush".split()
+COLOURS = ["red", "blue", "green", "small", "large"]
+WORDS = [*COLOURS, "dog", "cat", "bird", "fish", "toy", "bowl", "leash", "bed", "food"]
+WORDS += ["treat", "brush"]
 
 
 def write_shop(folder, name="tiny", seed=0):
-    """dataset/<name> with 40 users, 30 items, titles and times; returns each user's items in order."""
+    """dataset/<name> with 40 users, 30 items, titles and times.
+
+    Returns each user's items in order.
+    """
     rng = random.Random(seed)
     items = [
         f"i{number}\t{' '.join(rng.sample(WORDS, 4))} n{number}\t{rng.choice(WORDS)}"
@@ -115,9 +120,11 @@ import recbole_llm
 
 argv, before = ["notebook", "--epochs=7", "--model=SASRec", "-f", "kernel.json"], dict(os.environ)
 sys.argv = list(argv)
-run = recbole_llm.run("LIR", "tiny", show_progress=False, bm25_k1=0.9, wandb_project="__import__('os')._exit(3)")
+code = "__import__('os')._exit(3)"
+run = recbole_llm.run("LIR", "tiny", show_progress=False, bm25_k1=0.9, wandb_project=code)
 assert sys.argv == argv, sys.argv
-changed = {name for name, _ in os.environ.items() ^ before.items() if not name.startswith(("KMP_", "TORCH"))}  # torch sets those
+changed = {name for name, _ in os.environ.items() ^ before.items()}
+changed = {name for name in changed if not name.startswith(("KMP_", "TORCH"))}  # which torch sets
 assert not changed, changed
 assert not {"ray", "recbole.quick_start", "transformers"} & sys.modules.keys()
 assert run.row["model"] == "LIR" and run.row["best_epoch"] == -1, run.row

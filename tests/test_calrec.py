@@ -1,5 +1,7 @@
 """CALRec: what it learns, and what it says about its answers."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -78,8 +80,7 @@ def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path, le
     head = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
     train = [
         f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n"
-        for size in (5, 2, 4, 1, 3)
-        for user in (3, 0, 2, 1)
+        for size, user in product((5, 2, 4, 1, 3), (3, 0, 2, 1))
     ]
     (folder / "cut.train.inter").write_text(head + "".join(train))
     for part, size in (("valid", 6), ("test", 7)):

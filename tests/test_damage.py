@@ -239,7 +239,8 @@ def test_a_file_that_is_cut_gives_what_is_whole(tmp_path, kind, count):
 
 def test_what_is_no_file_of_ours_is_kept_aside(tmp_path, caplog):
     path = tmp_path / "texts.jsonl.gz"
-    for content in (b"no archive", gzip.compress(b"[1, 2]\n"), gzip.compress(b"\xff\xfe"), gzip.compress(b"{"), b"\x1f\x8b\x08"):  # fmt: skip
+    archives = [gzip.compress(content) for content in (b"[1, 2]\n", b"\xff\xfe", b"{")]
+    for content in (b"no archive", *archives, b"\x1f\x8b\x08"):
         path.write_bytes(content)
         lines = Lines(path)
         assert lines.read(lambda line: line["name"]) == []
@@ -311,7 +312,9 @@ def test_only_the_text_that_is_damaged_is_asked_for_again(tmp_path):
 
 def test_a_ranking_with_a_hole_ranks_what_is_missing_alone(tmp_path):
     def piece(begin, count):
-        table = RankTable([f"u{n}" for n in range(begin, begin + count)], ["i"] * count, [0] * count, [0] * count, [0] * count, [5] * count, [False] * count)  # fmt: skip
+        users = [f"u{number}" for number in range(begin, begin + count)]
+        zeros = [0] * count
+        table = RankTable(users, ["i"] * count, zeros, zeros, zeros, [5] * count, [False] * count)
         return Piece(begin, table, (np.full((count, 2), begin), np.full((count, 2), begin)))
 
     pieces = [piece(10, 5), piece(0, 4)]

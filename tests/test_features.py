@@ -94,17 +94,11 @@ def test_the_models_beside_keep_their_ids():
 @pytest.mark.parametrize("name", ["Pop", "BERT4Rec", "FDSA", "S3Rec", "CALRec", "LIR"])
 def test_other_models_are_refused_in_one_line(name, world, monkeypatch, capfd):
     monkeypatch.chdir(world)
-    assert (
-        main([f"--model={name}", "--dataset=cycle", f"--data_path={world}", "--item_features=text"])
-        == 2
-    )
-    said = capfd.readouterr()
-    assert (
-        said.err.startswith(
-            f"error: item_features: expected id for {name}, found 'text'; give it to UniSRec, SASRec"
-        )
-        and said.err.count("\n") == 1
-    )
+    data = ["--dataset=cycle", f"--data_path={world}"]
+    assert main([f"--model={name}", *data, "--item_features=text"]) == 2
+    error = capfd.readouterr().err
+    message = f"expected id for {name}, found 'text'; give it to UniSRec, SASRec"
+    assert error.startswith(f"error: item_features: {message}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -291,18 +285,16 @@ def test_train_save_load(name, mode, world, encoder):
     )
     tables = tables_of(model)
     assert len(tables) == (4 if name == "NeuMF" else 1)
+    expected = {"projection.weight"} | ({"by_id.weight"} if mode == "both" else set())
+    before = {}
     for at in tables:
-        found = {
-            key.removeprefix(f"{at}.") for key in model.state_dict() if key.startswith(f"{at}.")
+        weights = {
+            key: value.clone()
+            for key, value in model.state_dict().items()
+            if key.startswith(f"{at}.")
         }
-        assert found == {"projection.weight", "by_id.weight"} - (
-            {"by_id.weight"} if mode == "text" else set()
-        )
-    before = {
-        key: value.clone()
-        for key, value in model.state_dict().items()
-        if any(key.startswith(at) for at in tables)
-    }
+        assert {key.removeprefix(f"{at}.") for key in weights} == expected
+        before |= weights
     trainer.fit(train)
     assert np.isfinite(list(trainer.train_loss_dict.values())).all()
     assert not any(torch.equal(value, model.state_dict()[key]) for key, value in before.items())

@@ -48,7 +48,7 @@ def test_a_target_in_its_history_is_noticed(laws, monkeypatch):
 
 
 def test_a_leak_between_the_cases_of_a_batch_is_noticed(laws, monkeypatch):
-    """What padding does where a mask is forgotten: a case's scores depend on the batch's longest."""
+    """As by padding without a mask: a case's scores depend on the longest of the batch."""
     model = laws.first.model
     scores_of = model.score_catalogue
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_names_and_means():
     table = make_table([0, 3, 1], [1, 0, 0], user=["a", "a", "b"])
     result = evaluate(table, ["NDCG", "MRR", "recall@2"], [1, 5])
     names = ["ndcg@1", "ndcg@5", "mrr@1", "mrr@5", "mrr", "recall@2"]
-    assert list(result) == [name + order for name in names for order in ("", "_opt", "_pes")]
+    assert list(result) == ["".join(parts) for parts in product(names, ("", "_opt", "_pes"))]
     assert result["mrr"] == pytest.approx((0.75 + 0.25 + 0.5) / 3)
     assert np.array_equal(case_values(table, "Mrr"), [0.75, 0.25, 0.5])
     by_user = evaluate(table, ["mrr"], [5], group_by_user=True)
@@ -124,7 +125,8 @@ def test_no_line_is_run_for_each_case(base, k):
 def loop_gini(frequency):
     """Mean absolute difference over twice the mean, the definition."""
     n = len(frequency)
-    return sum(abs(x - y) for x in frequency for y in frequency) / (2 * n * sum(frequency))
+    differences = sum(abs(x - y) for x, y in product(frequency, repeat=2))
+    return differences / (2 * n * sum(frequency))
 
 
 def test_list_metrics_by_hand():
@@ -216,7 +218,7 @@ def test_equal_to_recbole_without_ties(recbole):
         for order in ("", "_opt", "_pes"):
             assert ours[f"tie{key}{order}"] == pytest.approx(value, abs=1e-12)
     counts = [count_above_and_tied(scores[:, 1:], targets - 1) for scores, _, targets in batches]
-    above, tied = (np.concatenate([count[i].numpy() for count in counts]) for i in (0, 1))
+    above, tied = (torch.cat(parts).numpy() for parts in zip(*counts))
     table = make_table(above, tied, n_candidates=199)
     for key, value in evaluate(table, metrics, [1, 3, 10]).items():
         assert ours[f"tie{key}"] == pytest.approx(value, abs=1e-12)

@@ -64,12 +64,12 @@ def mixture_by_loops(shop, history, z):
         shop.facts[flag].tolist() for flag in ("preview", "arrival", "consumable")
     )
     habit = HABITS[shop.user_types.habit[z]]
-    is_open = [
-        not any(shop.closes[bought, i] for bought in history)
-        and not (preview[i] and len(history) < 4)
-        and not (arrival[i] and not any(preview[bought] for bought in history))
-        for i in range(n)
-    ]
+    has_preview = any(preview[bought] for bought in history)
+    is_open = []
+    for i in range(n):
+        closed = any(shop.closes[bought, i] for bought in history)
+        too_early = preview[i] and len(history) < 4
+        is_open.append(not (closed or too_early or (arrival[i] and not has_preview)))
     again, refill, follow, taste = Counter(), Counter(), Counter(), Counter()
     for i in range(n):
         if history and i == history[-1] and not preview[i]:
@@ -89,8 +89,10 @@ def mixture_by_loops(shop, history, z):
         if part.total() > 0
     ]
     scale = sum(weight for weight, _ in parts)
-    shares = [(weight / scale / part.total(), part) for weight, part in parts]
-    return [sum(share * part[i] for share, part in shares) for i in range(n)]
+    mixture = np.zeros(n)
+    for weight, part in parts:
+        mixture += [weight / scale / part.total() * part[i] for i in range(n)]
+    return mixture.tolist()
 
 
 def test_the_checked_in_files_come_from_the_generator(tmp_path):
@@ -221,7 +223,10 @@ def test_float32_time_would_tie_events(recorded):
 
 
 def test_probabilities_are_a_distribution(shop, sequences):
-    for history in ([], *(items[:cut] for items in sequences[:20] for cut in range(1, len(items)))):
+    histories = [[]]
+    for items in sequences[:20]:
+        histories += [items[:cut] for cut in range(1, len(items))]
+    for history in histories:
         p = shop.next_probabilities(history)
         assert p.shape == (len(shop.items),) and p.dtype == np.float64
         assert p.min() >= 0 and p.sum() == pytest.approx(1, abs=1e-12)
@@ -274,7 +279,7 @@ def test_bayes_ranking_attains_its_expected_ndcg(shop, sequences, targets):
 
 def test_bayes_beats_words_and_words_beat_popularity(shop, sequences, targets):
     bayes = shop.bayes_ndcg([items[:-1] for items in sequences])
-    counts = Counter(item for items in sequences for item in items[:-1])
+    counts = Counter(chain.from_iterable(items[:-1] for items in sequences))
     popular = np.array([counts[item] for item in shop.items.item_id], float)
     popularity = ndcg_at_10(np.tile(popular, (len(targets), 1)), targets).mean()
     words = [
@@ -282,8 +287,9 @@ def test_bayes_beats_words_and_words_beat_popularity(shop, sequences, targets):
         for title, path in zip(shop.items.title, shop.items.categories)
     ]
     last = shop.items.item_id.searchsorted([items[-2] for items in sequences])
-    overlap = ndcg_at_10(
-        np.array([[len(words[i] & other) for other in words] for i in last], float), targets
-    ).mean()
+    shared = np.zeros((len(last), len(words)))
+    for row, item in enumerate(last):
+        shared[row] = [len(words[item] & other) for other in words]
+    overlap = ndcg_at_10(shared, targets).mean()
     assert 0.45 <= bayes <= 0.6 and 0.03 <= popularity <= 0.1
     assert 1.3 * popularity < overlap < 0.6 * bayes

@@ -45,7 +45,8 @@ def test_a_line_says_how_far_how_fast_and_how_long():
     lines = lines_of(100, 60.0)
     assert lines[0] == "Train: 10 of 100 (10 %), 1.0 a minute, about 90 min left"
     clock, lines = Clock(), []
-    shown = LineProgress(None, "\x1b[1;35mTrain\x1b[0m", 100, initial=50, write=lines.append, clock=clock, unit="B")  # fmt: skip
+    how = {"initial": 50, "write": lines.append, "clock": clock, "unit": "B"}
+    shown = LineProgress(None, "\x1b[1;35mTrain\x1b[0m", 100, **how)
     clock.now = 40.0
     shown.set_postfix(loss=0.5)
     shown.update(40)

@@ -1,4 +1,4 @@
-"""Runs: which are the same, who may start from whom, and what happens when two processes want one."""
+"""Runs: which are the same, who may start from whom, and when two processes want one."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_a_backbone_by_run_is_that_run_however_it_is_named(tmp_path):
 
 
 def test_targets_that_were_learned_are_refused(tmp_path):
-    """By evaluation on another split, and as a start; a start that saw earlier events alone is taken."""
+    """By evaluation on another split, and as a start; a start may have seen earlier events."""
     write_cycle(tmp_path)
     temporal = {"eval_args.split": {"temporal": [0.4, 0.3, 0.3]}}
     first = run_settings(settings_for("CALRec", tmp_path, epochs=0))
@@ -186,9 +186,9 @@ def test_the_bayes_bound_is_for_what_it_bounds(tmp_path):
         "filtered": {"item_inter_num_interval": "[9,inf)"},
     }.items():
         rows[name] = run_settings(settings_for("LIR", tmp_path, "Pet", **own, **more)).row["test"]
-    assert "bayes_ndcg@10" in rows["plain"] and not [
-        key for name in ("masked", "filtered") for key in rows[name] if key.startswith("bayes_")
-    ]
+    assert "bayes_ndcg@10" in rows["plain"]
+    for name in ("masked", "filtered"):
+        assert not [key for key in rows[name] if key.startswith("bayes_")]
 
 
 def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tmp_path):
@@ -210,7 +210,7 @@ def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tm
 
 
 def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
-    """The cycle's last events become items of their own for four users; LIR ranks by words alone and can find them."""
+    """The cycle's last events become new items for four users; LIR finds them by their words."""
     write_cycle(tmp_path)
     path = tmp_path / "cycle" / "cycle.inter"
     lines = [line.split("\t") for line in path.read_text().splitlines()]
@@ -234,7 +234,10 @@ def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
 
 
 def test_validation_cases_can_be_evaluated_on_their_own(tmp_path):
-    """With nothing changed they give what the run's own validation gave, and never stand in a table of test cases."""
+    """With nothing changed they give what the run's own validation gave.
+
+    They never stand in a table of test cases.
+    """
     write_cycle(tmp_path)
     settings = settings_for("CALRec", tmp_path, epochs=1)
     run = run_settings(settings)

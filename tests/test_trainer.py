@@ -1,4 +1,4 @@
-"""Training: the same as RecBole's where RecBole is right, strict where it is not, and nothing lost by a stop."""
+"""Training: as RecBole's where RecBole is right, strict where it is not; nothing lost by a stop."""
 
 import json
 import shutil
@@ -190,7 +190,7 @@ def test_state_and_weights_load_without_pickle(tmp_path):
 
 
 def test_a_plateau_stops(tmp_path, monkeypatch):
-    """RecBole takes an equal score for an improvement and never stops on a plateau (early_stopping: value >= best)."""
+    """RecBole takes an equal score for an improvement (value >= best): no stop on a plateau."""
     from recbole.utils import early_stopping
 
     assert early_stopping(0.5, 0.5, 0, 2)[1:] == (0, False, True)
@@ -213,7 +213,7 @@ def test_a_gain_in_the_fifth_decimal_counts(tmp_path, monkeypatch):
 
 
 def test_pop_counts_events(tmp_path):
-    """Stock Pop adds one per batch an item occurs in: a batch of everything makes every item equal."""
+    """Stock Pop adds one for each batch with an item: one batch makes every item equal."""
     write_cycle(tmp_path, users=30, length=5)
     _, model, trainer, (train, valid, test) = prepared("Pop", tmp_path)
     trainer.fit(train, valid)
@@ -279,7 +279,7 @@ def test_stages_hand_their_weights_on(tmp_path):
 
 
 def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
-    """On other data a scratch tokenizer would number other tokens, and the weights would read nonsense."""
+    """On other data a scratch tokenizer would number other tokens than the weights know."""
     from recbole_llm.training.loop import load_weights
 
     write_cycle(tmp_path)
@@ -461,10 +461,18 @@ STATES = {
     "other generators": changed(lambda state: state | {"torch": torch.zeros(3)}),
     "another numpy": changed(lambda state: state | {"numpy": "[1]"}),
     "another loader": changed(lambda state: state | {"loader": None}),
-} | {
-    f"no {key}": changed(lambda state, key=key: {k: v for k, v in state.items() if k != key})
-    for key in ("history", "epoch", "optimizer", "loader", "python", "seconds", "other", "scaler")
 }
+
+
+def without(key):
+    def change(state):
+        return {name: value for name, value in state.items() if name != key}
+
+    return change
+
+
+LACKING = ("history", "epoch", "optimizer", "loader", "python", "seconds", "other", "scaler")
+STATES |= {f"no {key}": changed(without(key)) for key in LACKING}
 
 
 @pytest.fixture(scope="module")

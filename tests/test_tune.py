@@ -29,7 +29,9 @@ def test_points_are_different_within_their_ranges_and_the_same_for_a_seed():
         found == points(SPACE, "random", 60, 0) != points(SPACE, "random", 60, 1)
         and len({json.dumps(one) for one in found}) == 60
     )
-    columns = {key: np.array([one[key] for one in found]) for key in SPACE}
+    columns = {}
+    for key in SPACE:
+        columns[key] = np.array([one[key] for one in found])
     assert set(columns["hidden_size"]) == {16, 32} and set(columns["n_layers"]) == {1, 2, 3}
     assert (
         (columns["learning_rate"] >= 1e-4).all()
@@ -51,7 +53,7 @@ def test_a_grid_is_every_combination_and_few_values_are_drawn_once_each():
 
 @pytest.mark.parametrize(("space", "search", "message"), [
     ({}, "random", "space: expected settings with their values"),
-    ({"learning_rate": {"log": [0, 1]}}, "random", "space.learning_rate: expected a list of values, or uniform, log or int"),
+    ({"learning_rate": {"log": [0, 1]}}, "random", "a list of values, or uniform, log or int"),
     ({"learning_rate": {"logs": [1, 2]}}, "random", "space.learning_rate: expected"),
     ({"learning_rate": {"uniform": [2, 1]}}, "random", "space.learning_rate: expected"),
     ({"learning_rate": 0.1}, "random", "space.learning_rate: expected a list of values or a range"),
@@ -75,17 +77,23 @@ def command(folder, *more):
     )
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--model=GRU4Rec"], "space: expected settings"),
-    (["--model=GRU4Rec", "--space.hiden_size=[1]"], "unknown key 'hiden_size'"),
-    (["--model=GRU4Rec", "--space.hidden_size=[none]"], "hidden_size: expected a number"),
-    (["--model=GRU4Rec", "--space.hidden_size=[8]", "--seeds=[1,2]"], "seeds: a search runs one seed"),
-    (["--model=GRU4Rec", "--space.hidden_size=[8]", "--eval_args.split={LS: test_only}"], "tune chooses by validation"),
-    (["--model=GRU4Rec", "--space.hidden_size=[8]", "--search=best"], "search: expected asha, random or grid"),
-])  # fmt: skip
+SIZES = "--space.hidden_size=[8]"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "space: expected settings"),
+        (["--space.hiden_size=[1]"], "unknown key 'hiden_size'"),
+        (["--space.hidden_size=[none]"], "hidden_size: expected a number"),
+        ([SIZES, "--seeds=[1,2]"], "seeds: a search runs one seed"),
+        ([SIZES, "--eval_args.split={LS: test_only}"], "tune chooses by validation"),
+        ([SIZES, "--search=best"], "search: expected asha, random or grid"),
+    ],
+)
 def test_mistakes_are_told_before_anything_is_written(tmp_path, capsys, more, message):
     write_cycle(tmp_path)
-    assert command(tmp_path, *more) == 2
+    assert command(tmp_path, "--model=GRU4Rec", *more) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and not (tmp_path / "saved").exists()
 
@@ -171,9 +179,15 @@ def test_a_stopped_search_goes_on_with_what_is_missing(searched):
 ])  # fmt: skip
 def test_trials_that_tie_are_not_called_best(tmp_path, monkeypatch, scores, said, none_differs):
     records = [
-        {"point": {"hidden_size": size}, "status": "finished", "score": score, "epochs": 1, "run": "r"}
+        {
+            "point": {"hidden_size": size},
+            "status": "finished",
+            "score": score,
+            "epochs": 1,
+            "run": "r",
+        }
         for size, score in zip((8, 16, 32), scores)
-    ]  # fmt: skip
+    ]
     stopped = records[0] | {"point": {"hidden_size": 64}, "status": "stopped", "score": 0.9}
     search = SimpleNamespace(
         folder=tmp_path / "tune", metric="ndcg@10", run=lambda: [*records, stopped]
