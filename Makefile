@@ -34,7 +34,7 @@ format: install
 	$(BIN)/ruff format $(CODE)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(PYTEST_OPTIONS) tests
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow tests

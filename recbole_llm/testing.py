@@ -162,7 +162,8 @@ def watch_steps(run: Trained) -> list[float]:
 
     def watched(*args, **kwargs):
         gradients = [value.grad for value in run.model.parameters() if value.grad is not None]
-        norms.append(float(torch.cat([one.flatten().float() for one in gradients]).norm()))
+        if gradients:  # a model that only counts, such as ItemKNN, has none
+            norms.append(float(torch.cat([one.flatten().float() for one in gradients]).norm()))
         return step(*args, **kwargs)
 
     run.trainer.optimizer.step = watched
