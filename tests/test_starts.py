@@ -15,6 +15,7 @@ from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.models.calrec import CALRec
 from recbole_llm.runs.commands import evaluate_run, run_settings
+from recbole_llm.runs.spec import describe
 from recbole_llm.settings import run_record
 from recbole_llm.storage import run_folders
 from recbole_llm.studies.recommend import recommend
