@@ -252,7 +252,7 @@ def test_a_frozen_encoder_is_a_trained_one(tmp_path):
 
 def test_every_ranking_has_vectors_of_the_weights_as_they_are(tmp_path):
     """What each validation found is what those weights give when they are loaded afresh."""
-    from recbole_llm.training.loop import load_weights
+    from recbole_llm.training.weights import load_weights
 
     write_cycle(tmp_path)
     _, model, trainer, (train, valid, _) = prepared(

@@ -278,7 +278,7 @@ def test_train_save_load(name, mode, world, encoder):
 
     Scores do not depend on the batch.
     """
-    from recbole_llm.training.loop import load_weights
+    from recbole_llm.training.weights import load_weights
 
     ready, model, trainer, (train, _, test) = built(
         name, world, item_features=mode, text_encoder=encoder

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from shops import rows_of, write_shop
-from test_summaries import SHOPPING, plans, summaries
+from test_summaries import plans, summaries
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
@@ -21,6 +21,8 @@ from recbole_llm.language.summaries.schedules import hierarchical
 from recbole_llm.language.summaries.writing import PATIENCE, SummaryStore
 
 pytest.importorskip("openai")
+from test_server import engine  # noqa: E402
+
 from recbole_llm.language.summaries.server import ServerEngine  # noqa: E402
 
 LINGER = struct.pack("ii", 1, 0)  # a socket that is closed sends a reset
@@ -218,20 +220,6 @@ def server(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-LIMITS = {
-    "max_length": 600,
-    "max_new": 40,
-    "temperature": 0.0,
-    "seed": 5,
-    "parallel": 3,
-    "retries": 2,
-}
-
-
-def engine(server, **own):
-    return ServerEngine(server.url, "tiny", SHOPPING, **LIMITS | own)
 
 
 def again(folder, engine):

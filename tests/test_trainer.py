@@ -280,7 +280,7 @@ def test_stages_hand_their_weights_on(tmp_path):
 
 def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
     """On other data a scratch tokenizer would number other tokens than the weights know."""
-    from recbole_llm.training.loop import load_weights
+    from recbole_llm.training.weights import load_weights
 
     write_cycle(tmp_path)
     write_cycle(tmp_path, name="other")

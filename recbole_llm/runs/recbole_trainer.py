@@ -8,7 +8,8 @@ import torch
 from ..settings import registry
 from ..storage import run_folders
 from ..storage.files import atomically
-from ..training.loop import LLMTrainer, part_of
+from ..training.loop import part_of
+from ..training.text_trainer import LLMTrainer
 from .result_row import PartRecord, ResultRow, row_of_training
 from .runner import Runner
 from .spec import RunSpec, of_model

@@ -75,7 +75,8 @@ class Runner:
         folder : Path, optional
             For the trainer's files; the run's folder by default.
         """
-        from ..training.loop import LLMTrainer, trainer_class
+        from ..training.loop import trainer_class
+        from ..training.text_trainer import LLMTrainer
 
         spec = self.spec
         made: Any = LLMTrainer
@@ -109,7 +110,7 @@ class Runner:
             If the weights belong to other data, or have learned the targets of `part`.
         """
         from ..storage import readback
-        from ..training.loop import all_tensors, load_tensors
+        from ..training.weights import all_tensors, load_tensors
 
         run = self.spec.restored
         assert run is not None
@@ -172,7 +173,7 @@ class Runner:
 
         A model loads its language model itself, which may have been trained by another model.
         """
-        from ..training.loop import load_tensors, stored_weights
+        from ..training.weights import load_tensors, stored_weights
 
         if not self.spec.start:
             return

@@ -1,6 +1,5 @@
 """Training: our loop, stopping rule, checkpoints and evaluation, for any trainer of RecBole."""
 
-import copy
 import json
 import logging
 import random
@@ -9,7 +8,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +18,31 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import trainer as stock
 from recbole.utils import WandbLogger, get_trainer
 from recbole.utils.enum_type import ModelType
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from ..contracts.evaluation_mode import EvaluationMode
-from ..contracts.models import ContrastiveTrainable, StoredWeights, Trainable
 from ..data.cases.candidates import draw_candidates, fingerprint
-from ..data.cases.splits import draw
 from ..errors import UserError
 from ..evaluation import metrics
 from ..evaluation import probe as probing
 from ..evaluation.loop import TopLists, rank_cases
 from ..evaluation.ranks import RankTable
 from ..evaluation.resumable import Kept
-from ..language.backbones.precision import in_software
-from ..language.tokens.batches import by_length, shuffled_steps
 from ..storage import readback, run_folders
 from ..storage.files import atomically, naming
-from ..storage.progress import progress
 from ..storage.run_folders import WEIGHTS
-from . import optimizers
-from .losses import backward
+from .weights import (
+    all_tensors,
+    load_weights,
+    other_tensors,
+    overwrite_trained,
+    resumable_tensors,
+    save_weights,
+    stored_weights,
+    trained_tensors,
+)
 
-SAVE_SECONDS = 120  # longest training that is lost when a process is killed
-FORECAST_STEPS = 5  # training steps that are timed before the forecast
-STATE, OTHER = "state.pt", "other_parameter."
+STATE = "state.pt"
 TENSORBOARD = "tensorboard"
 # in RecBole's own form, of a training that RecBole's code began
 CHECKPOINT = "recbole.pth"
@@ -407,7 +404,7 @@ class Harness(FolderTrainer):
         """
         folder = folder or self.folder
         if (folder / WEIGHTS).is_file():
-            _overwrite_trained(self.model)
+            overwrite_trained(self.model)
         load_weights(self.model, folder)
         compares_scores = folder == self.folder and self._has_probe_cases
         probe = self._probe_cases if compares_scores else None
@@ -436,7 +433,7 @@ class Harness(FolderTrainer):
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": self.best_valid_result,
             "model": resumable_tensors(self.model),
-            "other": _other_tensors(self.model),
+            "other": other_tensors(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": train_data.generator.get_state(),
@@ -628,204 +625,6 @@ def _numpy_state() -> list:
     return [state["bit_generator"], keys, position, state["has_gauss"], state["gauss"]]
 
 
-def _other_tensors(model) -> dict[str, torch.Tensor]:
-    """The tensors of RecBole's `other_parameter`; the rest is rebuilt from the training data."""
-    names = getattr(model, "other_parameter_name", [])
-    return {name: getattr(model, name) for name in names if torch.is_tensor(getattr(model, name))}
-
-
-def stored_weights(model) -> StoredWeights:
-    """Return how a model's weights are stored.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        The model.
-
-    Returns
-    -------
-    StoredWeights
-        The model itself, or the defaults for a model of RecBole's, which saves no files itself.
-    """
-    return model if isinstance(model, StoredWeights) else StoredWeights()
-
-
-def trained_tensors(model) -> dict[str, torch.Tensor]:
-    """Return the tensors that training changes and a run stores.
-
-    They are every trained parameter, the buffers outside a backbone, and RecBole's
-    `other_parameter`. Tied weights occur once.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        The model.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The tensors by name.
-    """
-    apart = stored_weights(model).externally_saved
-    trained = {name for name, value in model.named_parameters() if value.requires_grad}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {
-        name: value
-        for name, value in all_tensors(model).items()
-        if name in trained or not (name in parameters or name.startswith(apart))
-    }
-
-
-def all_tensors(model) -> dict[str, torch.Tensor]:
-    """Return every tensor of a model that could be stored.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        The model.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The tensors by name.
-    """
-    other = {OTHER + name: value for name, value in _other_tensors(model).items()}
-    return model.state_dict() | other
-
-
-def resumable_tensors(model) -> dict[str, torch.Tensor]:
-    """Return the tensors that a stopped training needs to go on.
-
-    Of a backbone that is frozen under adapters, these are the adapters alone: the constructor reads
-    the other weights again from where they came from, in quantised form too.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        The model.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The tensors by name.
-    """
-    apart, parameters = stored_weights(model).externally_saved, dict(model.named_parameters())
-    frozen = [
-        name
-        for name, value in parameters.items()
-        if name.startswith(apart) and not value.requires_grad
-    ]
-    # a module with frozen weights is left out with all its tensors, such as quantisation scales
-    modules = tuple({name.rpartition(".")[0] + "." for name in frozen})
-    trained = {name for name, value in parameters.items() if value.requires_grad}
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if name in trained or not name.startswith(modules)
-    }
-
-
-def _overwrite_trained(model) -> None:
-    """Overwrite the tensors that training changes with NaN, or with 0 where they are integers."""
-    with torch.no_grad():
-        for name, value in trained_tensors(model).items():
-            filler = torch.nan if value.is_floating_point() else 0
-            if name.startswith(OTHER):
-                # the tensor itself may be another object's too
-                setattr(model, name.removeprefix(OTHER), torch.full_like(value, filler))
-            else:
-                value.fill_(filler)
-
-
-def save_weights(model, folder: Path) -> None:
-    """Write a model's weights into a folder.
-
-    Tensors that `StoredWeights.save` does not write go to model.safetensors.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        The model.
-    folder : Path
-        Folder of the run.
-    """
-    tensors = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not name.startswith(stored_weights(model).externally_saved)
-    }
-    tensors |= {OTHER + name: value for name, value in _other_tensors(model).items()}
-    stored_weights(model).save(folder)
-    # clone: tensors that share memory (tied weights) are refused otherwise
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with atomically(folder / WEIGHTS) as path:
-        save_file(copies, path)
-
-
-def load_weights(model, folder: Path) -> None:
-    """Read what `save_weights` has written.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        The model.
-    folder : Path
-        Folder of the run.
-
-    Raises
-    ------
-    UserError
-        If the weights are missing, damaged, or those of another model.
-    """
-    stored_weights(model).load(folder)
-    load_tensors(model, folder)
-
-
-def load_tensors(model, folder: Path, excluded: tuple[str, ...] = ()) -> None:
-    """Read the tensors of model.safetensors.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        The model.
-    folder : Path
-        Folder of the run.
-    excluded : tuple of str
-        Prefixes of the names of tensors that stay as they are.
-
-    Raises
-    ------
-    UserError
-        If the file is missing, damaged, or that of another model.
-    """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(
-            f"{folder} holds no checkpoint ({WEIGHTS} is missing); give the folder of a finished "
-            "run"
-        )
-    try:
-        tensors = load_file(path, device=str(model.device))
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); remove {folder} and run again") from None
-    for name in [name for name in tensors if name.startswith(OTHER)]:
-        setattr(model, name.removeprefix(OTHER), tensors.pop(name))
-    excluded += stored_weights(model).externally_saved
-    expected = {
-        name: value for name, value in model.state_dict().items() if not name.startswith(excluded)
-    }
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(excluded)}
-    wrong = sorted(expected.keys() ^ tensors.keys()) or [
-        name for name in expected if expected[name].shape != tensors[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{folder} is a checkpoint of another model, dataset or setting: {len(wrong)} tensors "
-            f"differ, the first is {wrong[0]}"
-        )
-    model.load_state_dict(tensors, strict=False)
-
-
 @lru_cache
 def trainer_class(name: str, model_type: ModelType) -> type:
     """Make the class of the trainer that RecBole picks for a model, with our harness over it.
@@ -863,150 +662,3 @@ def trainer_class(name: str, model_type: ModelType) -> type:
         )
     behind = (FolderTrainer,) if base is stock.Trainer else (base, FolderTrainer)
     return type(f"Harness{base.__name__}", (Harness, *behind), {})
-
-
-class LLMTrainer(Harness):
-    """Trains the models of this package.
-
-    An epoch consists of steps of `train_batch_size` examples. A step consists of passes of texts of
-    similar length that fit memory. A model without trainable parameters is not trained.
-
-    The learning rate is a function of the step alone, and the order of an epoch is one of (seed,
-    epoch), so that a resumed run continues as if it had not stopped.
-    """
-
-    def __init__(self, config: Any, model: Any, folder: Path | None = None):
-        super().__init__(config, model, folder)
-        if not isinstance(model, Trainable) or not optimizers.trained(self.model):
-            self.epochs = 0
-        self.selecting = False
-        precision = config["precision"]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        if in_software(self.device, precision):
-            self.logger.warning(
-                f"precision: this CPU has no {precision} instructions, which makes {precision} far "
-                "slower than fp32; take precision: fp32 here"
-            )
-
-    def _build_optimizer(self, **kwargs):
-        return optimizers.build(
-            self.model,
-            self.config["learner"],
-            self.learning_rate,
-            self.weight_decay,
-            self.config["precision"],
-        )
-
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        self.model.train()
-        config, model = self.config, self.model
-        examples = model.examples(epoch_idx)
-        costs = [sum(map(model.cost, model.pieces(example))) for example in examples]
-        rng = np.random.default_rng([config["seed"], epoch_idx, 1])
-        steps = shuffled_steps(costs, config["train_batch_size"], rng)
-        first_step, total, count = self.position
-        self.position = EPOCH_START
-        last_timed = min(first_step + FORECAST_STEPS, len(steps) - 1)
-        started = saved = time.perf_counter()
-        bar = progress(steps, desc=f"Train {epoch_idx}", disable=not show_progress)
-        for step, rows in enumerate(bar):
-            if step < first_step:
-                continue
-            self._set_learning_rate(epoch_idx + (step + 1) / len(steps))
-            total += self._step([examples[row] for row in rows]) * len(rows)
-            count += len(rows)
-            if epoch_idx == self.start_epoch and step == last_timed:
-                timed_rows = np.concatenate(steps[first_step : step + 1])
-                timed_cost = sum(costs[row] for row in timed_rows)
-                self._forecast(time.perf_counter() - started, timed_cost, sum(costs))
-            if time.perf_counter() - saved > SAVE_SECONDS:
-                self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
-                saved = time.perf_counter()
-            bar.set_postfix_str(f"loss {total / count:.3f}")
-        return total / max(1, count)
-
-    def _set_learning_rate(self, epochs: float) -> None:
-        """Set the learning rate of all parameters after a number of epochs."""
-        share = optimizers.rate(epochs / self.epochs, self.config["warmup"] or 0.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * share
-
-    def _step(self, examples: list) -> float:
-        """Make one update, and return the loss: its mean per target, plus that over all pairs."""
-        model = self.model
-        pieces = list(chain.from_iterable(map(model.pieces, examples)))
-        targets = max(1, sum(map(model.targets, pieces)))
-        budget = self.config["pass_tokens"]
-        passes = by_length([model.cost(piece) for piece in pieces], budget, cost=model.pass_cost)
-        batches = []
-        for rows in passes:
-            batches.append(model.collate([pieces[row] for row in rows]))
-        contrastive = isinstance(model, ContrastiveTrainable) and model.contrastive
-        place = torch.from_numpy(np.argsort(np.concatenate(passes))).to(self.device)
-        no_vectors = torch.empty(0)
-
-        def forward(batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
-            with model.autocast():
-                if not contrastive:
-                    return model.loss(batch) / targets, no_vectors
-                loss, vectors = model.loss_and_vectors(batch, with_loss)
-            return loss / targets, vectors
-
-        def join(vectors: torch.Tensor) -> torch.Tensor:
-            ordered = vectors[place].view(len(examples), -1, *vectors.shape[1:])
-            return model.pair_loss(ordered, examples)
-
-        self.optimizer.zero_grad()
-        fits = contrastive and sum(map(model.batch_cost, batches)) <= budget
-        loss = backward(forward, batches, join if contrastive else None, self.scaler.scale, fits)
-        self._check_nan(torch.tensor(loss))
-        self.scaler.unscale_(self.optimizer)
-        if self.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(optimizers.trained(model), **self.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss
-
-    def _forecast(self, seconds: float, done: int, total: int) -> None:
-        """Log how long the training is going to take.
-
-        Parameters
-        ----------
-        seconds : float
-            Time that the first steps took.
-        done : int
-            Their cost.
-        total : int
-            Cost of an epoch.
-        """
-        epochs, unit = self.epochs - self.start_epoch, self.model.cost_unit
-        size = f"{total / 1e6:.2f} M" if total >= 10_000 else f"{total}"
-        minutes = epochs * total * seconds / done / 60
-        self.logger.info(
-            f"forecast: {epochs} epochs of {size} {unit} at {done / seconds:.0f} {unit}/s: "
-            f"{minutes:.1f} minutes, {run_folders.peak_memory():.0f} MiB so far; "
-            "validation and test come on top"
-        )
-
-    def ranked(self, eval_data: Any) -> Any:
-        """Return the dataset whose cases `rank` ranks.
-
-        Validation is on a fixed sample of users: it suffices to select a checkpoint, and each user
-        costs decoding.
-        """
-        dataset = eval_data._dataset
-        if part_of(dataset) == "valid":
-            dataset = copy.copy(dataset)
-            dataset.cases = draw(dataset.cases, self.config["valid_users"])
-        return dataset
-
-    def rank(self, eval_data, topk=0, show_progress=False, kept=None):
-        self.model.start_ranking(part_of(eval_data._dataset), self.selecting, kept and kept.weights)
-        return super().rank(eval_data, topk, show_progress, kept)
-
-    def _valid_epoch(self, valid_data, show_progress=False):
-        self.selecting = True
-        try:
-            return super()._valid_epoch(valid_data, show_progress)
-        finally:
-            self.selecting = False

@@ -1,0 +1,170 @@
+"""The training of our models: steps over examples, in passes that fit memory."""
+
+import copy
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..contracts.models import ContrastiveTrainable, Trainable
+from ..data.cases.splits import draw
+from ..language.backbones.precision import in_software
+from ..language.tokens.batches import by_length, shuffled_steps
+from ..storage import run_folders
+from ..storage.progress import progress
+from . import optimizers
+from .loop import EPOCH_START, Harness, part_of
+from .losses import backward
+
+SAVE_SECONDS = 120  # longest training that is lost when a process is killed
+FORECAST_STEPS = 5  # training steps that are timed before the forecast
+
+
+class LLMTrainer(Harness):
+    """Trains the models of this package.
+
+    An epoch consists of steps of `train_batch_size` examples. A step consists of passes of texts of
+    similar length that fit memory. A model without trainable parameters is not trained.
+
+    The learning rate is a function of the step alone, and the order of an epoch is one of (seed,
+    epoch), so that a resumed run continues as if it had not stopped.
+    """
+
+    def __init__(self, config: Any, model: Any, folder: Path | None = None):
+        super().__init__(config, model, folder)
+        if not isinstance(model, Trainable) or not optimizers.trained(self.model):
+            self.epochs = 0
+        self.selecting = False
+        precision = config["precision"]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        if in_software(self.device, precision):
+            self.logger.warning(
+                f"precision: this CPU has no {precision} instructions, which makes {precision} far "
+                "slower than fp32; take precision: fp32 here"
+            )
+
+    def _build_optimizer(self, **kwargs):
+        return optimizers.build(
+            self.model,
+            self.config["learner"],
+            self.learning_rate,
+            self.weight_decay,
+            self.config["precision"],
+        )
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        self.model.train()
+        config, model = self.config, self.model
+        examples = model.examples(epoch_idx)
+        costs = [sum(map(model.cost, model.pieces(example))) for example in examples]
+        rng = np.random.default_rng([config["seed"], epoch_idx, 1])
+        steps = shuffled_steps(costs, config["train_batch_size"], rng)
+        first_step, total, count = self.position
+        self.position = EPOCH_START
+        last_timed = min(first_step + FORECAST_STEPS, len(steps) - 1)
+        started = saved = time.perf_counter()
+        bar = progress(steps, desc=f"Train {epoch_idx}", disable=not show_progress)
+        for step, rows in enumerate(bar):
+            if step < first_step:
+                continue
+            self._set_learning_rate(epoch_idx + (step + 1) / len(steps))
+            total += self._step([examples[row] for row in rows]) * len(rows)
+            count += len(rows)
+            if epoch_idx == self.start_epoch and step == last_timed:
+                timed_rows = np.concatenate(steps[first_step : step + 1])
+                timed_cost = sum(costs[row] for row in timed_rows)
+                self._forecast(time.perf_counter() - started, timed_cost, sum(costs))
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
+                saved = time.perf_counter()
+            bar.set_postfix_str(f"loss {total / count:.3f}")
+        return total / max(1, count)
+
+    def _set_learning_rate(self, epochs: float) -> None:
+        """Set the learning rate of all parameters after a number of epochs."""
+        share = optimizers.rate(epochs / self.epochs, self.config["warmup"] or 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * share
+
+    def _step(self, examples: list) -> float:
+        """Make one update, and return the loss: its mean per target, plus that over all pairs."""
+        model = self.model
+        pieces = list(chain.from_iterable(map(model.pieces, examples)))
+        targets = max(1, sum(map(model.targets, pieces)))
+        budget = self.config["pass_tokens"]
+        passes = by_length([model.cost(piece) for piece in pieces], budget, cost=model.pass_cost)
+        batches = []
+        for rows in passes:
+            batches.append(model.collate([pieces[row] for row in rows]))
+        contrastive = isinstance(model, ContrastiveTrainable) and model.contrastive
+        place = torch.from_numpy(np.argsort(np.concatenate(passes))).to(self.device)
+        no_vectors = torch.empty(0)
+
+        def forward(batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
+            with model.autocast():
+                if not contrastive:
+                    return model.loss(batch) / targets, no_vectors
+                loss, vectors = model.loss_and_vectors(batch, with_loss)
+            return loss / targets, vectors
+
+        def join(vectors: torch.Tensor) -> torch.Tensor:
+            ordered = vectors[place].view(len(examples), -1, *vectors.shape[1:])
+            return model.pair_loss(ordered, examples)
+
+        self.optimizer.zero_grad()
+        fits = contrastive and sum(map(model.batch_cost, batches)) <= budget
+        loss = backward(forward, batches, join if contrastive else None, self.scaler.scale, fits)
+        self._check_nan(torch.tensor(loss))
+        self.scaler.unscale_(self.optimizer)
+        if self.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(optimizers.trained(model), **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+    def _forecast(self, seconds: float, done: int, total: int) -> None:
+        """Log how long the training is going to take.
+
+        Parameters
+        ----------
+        seconds : float
+            Time that the first steps took.
+        done : int
+            Their cost.
+        total : int
+            Cost of an epoch.
+        """
+        epochs, unit = self.epochs - self.start_epoch, self.model.cost_unit
+        size = f"{total / 1e6:.2f} M" if total >= 10_000 else f"{total}"
+        minutes = epochs * total * seconds / done / 60
+        self.logger.info(
+            f"forecast: {epochs} epochs of {size} {unit} at {done / seconds:.0f} {unit}/s: "
+            f"{minutes:.1f} minutes, {run_folders.peak_memory():.0f} MiB so far; "
+            "validation and test come on top"
+        )
+
+    def ranked(self, eval_data: Any) -> Any:
+        """Return the dataset whose cases `rank` ranks.
+
+        Validation is on a fixed sample of users: it suffices to select a checkpoint, and each user
+        costs decoding.
+        """
+        dataset = eval_data._dataset
+        if part_of(dataset) == "valid":
+            dataset = copy.copy(dataset)
+            dataset.cases = draw(dataset.cases, self.config["valid_users"])
+        return dataset
+
+    def rank(self, eval_data, topk=0, show_progress=False, kept=None):
+        self.model.start_ranking(part_of(eval_data._dataset), self.selecting, kept and kept.weights)
+        return super().rank(eval_data, topk, show_progress, kept)
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        self.selecting = True
+        try:
+            return super()._valid_epoch(valid_data, show_progress)
+        finally:
+            self.selecting = False
