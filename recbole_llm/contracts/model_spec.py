@@ -1,7 +1,6 @@
 """Description of a model: its name, where its class is, and which settings it adds."""
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,10 +28,9 @@ class ModelSpec:
         Whether it is a tree model of RecBole, which the harness does not run.
     guest : bool
         Whether the class is defined by the user, outside of this package and RecBole.
-    defaults : mapping of str to object
-        Settings that a guest's class adds, with their default values.
-    rules : mapping of str to object
-        Rule of each of those settings, see :mod:`recbole_llm.settings.rules`.
+    settings : type or None
+        Class of the settings that the model adds, see :mod:`recbole_llm.settings.schema`; None if
+        RecBole's own are all that it has.
     read_keys : frozenset of str
         Configuration keys that a guest which derives from RecBole's classes reads.
     source : str or None
@@ -48,8 +46,7 @@ class ModelSpec:
     takes_item_text: bool = False
     tree: bool = False
     guest: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    rules: Mapping[str, Any] = field(default_factory=dict)
+    settings: type[Any] | None = None
     read_keys: frozenset[str] = frozenset()
     source: str | None = None
     loaded: type | None = field(default=None, repr=False, compare=False)
