@@ -32,13 +32,17 @@ def stock(folder: str) -> dict:
 def ours(folder: str) -> dict:
     """Seconds and memory of our loaders, and their number of training cases."""
     from recbole_llm.data.recbole.loaders import make_loaders
-    from recbole_llm.data.sample.locate import locate
+    from recbole_llm.runs.spec import describe
     from recbole_llm.settings import layers as settings
 
-    resolved = settings.resolve("LIR", "random", [], {"data_path": folder, "dedup": "none"})
-    config = settings.recbole_config(resolved, locate("random", folder)[1])
+    resolved = settings.resolve("SASRec", "random", [], {"data_path": folder, "dedup": "none"})
+
+    def load():
+        spec = describe(resolved)
+        return make_loaders(spec.config, spec.model, spec.inputs)
+
     before = resident()
-    seconds, loaders = timed(lambda: make_loaders(config))
+    seconds, loaders = timed(load)
     return {
         "seconds": seconds,
         "peak_mib": peak() - before,
