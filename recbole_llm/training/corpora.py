@@ -130,16 +130,14 @@ def further_datasets(settings: dict, dataset: str) -> list[dict]:
         If the run's dataset, which chooses the checkpoint, is not among `datasets`, or if it is
         among those of `whole`.
     """
-    own, names = (
-        locate.alias(dataset),
-        {locate.alias(name): name for name in settings.get("datasets") or []},
-    )
-    if names and own not in names:
+    alias = locate.alias(dataset)
+    names = {locate.alias(name): name for name in settings.get("datasets") or []}
+    if names and alias not in names:
         raise UserError(
             f"datasets: {dataset} chooses the checkpoint (select_on), so it is one of "
             f"the datasets; found {', '.join(names.values())}"
         )
-    others = {alias: name for alias, name in names.items() if alias != own}
+    others = {other: name for other, name in names.items() if other != alias}
     if wrong := [name for name in settings.get("whole") or [] if locate.alias(name) not in others]:
         raise UserError(
             "whole: expected some of the datasets that are not tested on "
@@ -150,7 +148,7 @@ def further_datasets(settings: dict, dataset: str) -> list[dict]:
     ]
 
 
-def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
+def load_corpora(inputs: ModelInputs, corpus: Corpus) -> list[Corpus]:
     """Read the datasets that a run trains on, its own first.
 
     Only the training part of a dataset is read, except for the datasets of `whole`: test cases stay
@@ -160,7 +158,7 @@ def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
     ----------
     inputs : ModelInputs
         The data of the run.
-    own : Corpus
+    corpus : Corpus
         The run's own dataset.
 
     Returns
@@ -170,7 +168,7 @@ def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
     """
     from ..data.recbole.datasets import load_tables
 
-    corpora = [own]
+    corpora = [corpus]
     for settings in inputs.further_datasets:
         tables, args = load_tables(locate.located(dict(settings))), settings["eval_args"]
         text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
@@ -184,7 +182,20 @@ def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
 
 
 def is_whole(settings: Mapping, dataset: str) -> bool:
-    """Whether a run of these settings trains on all events of one of its `datasets`."""
+    """Return whether a run trains on all events of one of its `datasets`.
+
+    Parameters
+    ----------
+    settings : mapping
+        The settings of the run.
+    dataset : str
+        Name of the dataset.
+
+    Returns
+    -------
+    bool
+        Whether the setting `whole` names the dataset.
+    """
     return locate.alias(dataset) in [locate.alias(name) for name in settings.get("whole") or []]
 
 
