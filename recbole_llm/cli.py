@@ -1,57 +1,151 @@
-"""The command line: arguments in, one call, exit code out. torch is loaded only once the arguments are right."""
+"""The command line: arguments in, one call, exit code out.
+
+torch is loaded only once the arguments are right.
+"""
 
 import argparse
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .compat import require_recbole
 from .errors import UserError
 from .storage.files import fault_line, storage_fault
 from .storage.screen import LogFormatter, say
 
+if TYPE_CHECKING:
+    from .runs.run import Run
+
+Settings = dict[str, Any]
+PROGRAM = "recbole-llm"
 DESCRIPTION = """\
 LLM-based sequential recommenders beside RecBole's models, on the same users, items and metrics.
 
-  --model=CALRec --dataset=Pet [--key=value ...]     train, evaluate, store, print (beside Pop and LIR)
+  --model=CALRec --dataset=Pet [--key=value ...]
+      train, evaluate, store, print (beside Pop and LIR)
   compare --models=Pop,LIR,CALRec --dataset=Pet [--CALRec.epochs=3] [--seeds=1,2,3]
-  compare --runs=RUN,RUN [--columns=mrr@10,recall@3] paired tests between any finished runs
+  compare --runs=RUN,RUN [--columns=mrr@10,recall@3]
+      paired tests between any finished runs
   evaluate --checkpoint=RUN [--dataset=...] [--eval_args.mode=uni20] [--on=valid]
   recommend --checkpoint=RUN --user=ID | --history="title; title" [--k=10] [--index=faiss]
-  experiment NAME [--paper] [--dataset=...]          a paper's table or figure; experiment --list names all
-  personalize --dataset=ml-100k [--models=2,3,4.text,5,7] [--cohorts=low+5,5] [--jobs=serial]    one model for all, for cohorts, for each user
-  tune --model=SASRec --dataset=ml-100k --space.learning_rate="{log: [1e-4, 1e-2]}" [--search=asha|random|grid] [--trials=8]
-  summarize --dataset=Pet [--summary=recurrent]      LLMTRSR's summaries alone, in a file to read
-  prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]    raw data into atomic files; prepare --list names all
-  prepare --name=MINE --inter=FILE [--items=FILE] --map="user=…,item=…,time=…,title=…"    your own CSV, Parquet or JSON lines
-  prepare --check NAME                               its statistics beside the papers'
+  experiment NAME [--paper] [--dataset=...]
+      a paper's table or figure; experiment --list names all
+  personalize --dataset=ml-100k [--models=2,3,4.text,5,7] [--cohorts=low+5,5] [--jobs=serial]
+      one model for all, for cohorts, for each user
+  tune --model=SASRec --dataset=ml-100k --space.learning_rate="{log: [1e-4, 1e-2]}"
+       [--search=asha|random|grid] [--trials=8]
+  summarize --dataset=Pet [--summary=recurrent]
+      LLMTRSR's summaries alone, in a file to read
+  prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]
+      raw data into atomic files; prepare --list names all
+  prepare --name=MINE --inter=FILE [--items=FILE] --map="user=…,item=…,time=…,title=…"
+      your own CSV, Parquet or JSON lines
+  prepare --check NAME
+      its statistics beside the papers'
+  help [COMMAND | MODEL | settings]
+      the arguments of a command, the settings of a model or of all
 
-Any setting is --key=value, with dots into groups: --eval_args.mode=uni20; --print_config shows them all."""
+Any setting is --key=value, with dots into groups: --eval_args.mode=uni20; --print_config shows them
+all."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the help of a command says.
+
+    Attributes
+    ----------
+    summary : str
+    arguments : mapping
+        Named arguments beside settings: name to help.
+    """
+
+    summary: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+
+
+SEEDS = "seeds, separated by commas: one run for each"
+USAGES = {
+    "run": Usage(
+        "Train and evaluate a model, and print its row beside those of others (--beside).",
+        {
+            "model": "model name",
+            "dataset": "dataset name",
+            "seeds": SEEDS,
+            "resume": "run to go on with, by folder or id",
+        },
+    ),
+    "compare": Usage(
+        "Put models, or finished runs, in one table with paired tests. --MODEL.key=value is a "
+        "setting of one model.",
+        {
+            "models": "model names, separated by commas",
+            "dataset": "dataset name",
+            "seeds": SEEDS,
+            "runs": "finished runs to put beside each other instead",
+            "columns": "with --runs: metrics of the table, separated by commas",
+        },
+    ),
+    "evaluate": Usage(
+        "Evaluate a stored run again, with other settings or on another dataset.",
+        {
+            "checkpoint": "run to evaluate, by folder or id",
+            "dataset": "another dataset",
+            "on": "test, or valid to choose settings",
+        },
+    ),
+    "recommend": Usage(
+        "Name the items that a stored run recommends to a user.",
+        {
+            "checkpoint": "run to ask, by folder or id",
+            "user": "user id",
+            "history": "item titles, separated by ;",
+            "k": "how many items",
+            "index": "exact, or faiss for catalogues of millions",
+        },
+    ),
+    "experiment": Usage(
+        "Make a paper's table or figure: experiment NAME [--paper]; --list names all.",
+        {"dataset": "datasets, separated by commas"},
+    ),
+    "personalize": Usage(
+        "Compare one model for all users with adapters for cohorts and for single users.",
+        {"dataset": "dataset name"},
+    ),
+    "tune": Usage(
+        "Search settings of a model by validation.",
+        {"model": "model name", "dataset": "dataset name"},
+    ),
+    "summarize": Usage(
+        "Write LLMTRSR's summaries alone, in a file to read.", {"dataset": "dataset name"}
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 after a one-line message for a mistake of the user's or a disk that takes nothing."""
+    """Run one command.
+
+    Returns
+    -------
+    int
+        0, or 2 after a one-line message for a mistake of the user's or a disk that takes nothing.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without † still gets its table
-    logging.lastResort.setFormatter(LogFormatter())  # of warnings outside a run's log
-    of_threads = threading.excepthook
-    threading.excepthook = partial(_thread_failed, of_threads)
-    argv = list(sys.argv[1:] if argv is None else argv)
-    command = argv.pop(0) if argv and not argv[0].startswith("-") else "run"
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LogFormatter())  # of warnings outside a run's log
+    show_thread_error = threading.excepthook
+    threading.excepthook = partial(_thread_failed, show_thread_error)
     try:
-        if command not in COMMANDS:
-            raise UserError(
-                f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… "
-                "--dataset=…"
-            )
-        require_recbole()
-        return COMMANDS[command](argv) or 0
+        return _command(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         say(f"error: {error}", sys.stderr)
         return 2
@@ -65,39 +159,63 @@ def main(argv: list[str] | None = None) -> int:
         say(f"error: {fault_line(fault)}", sys.stderr)
         return 2
     finally:
-        threading.excepthook = of_threads
+        threading.excepthook = show_thread_error
 
 
-def _thread_failed(show: Callable, failed) -> None:
-    """Threads that write, such as tensorboard's, hand a disk's error on to the thread that gave them the work; show others."""
-    if storage_fault(failed.exc_value) is None:
-        show(failed)
+def _command(argv: list[str]) -> int:
+    command = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if command is not None and command not in COMMANDS:
+        raise UserError(
+            f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}, or --model=… "
+            "--dataset=…"
+        )
+    require_recbole()
+    if {"--help", "-h"} & set(argv):
+        models = [part.partition("=")[2] for part in argv if part.startswith("--model=")]
+        return _help([*([command] if command else []), *models])
+    return COMMANDS[command or "run"](argv) or 0
+
+
+def _thread_failed(show: Callable[[Any], object], error: Any) -> None:
+    """Show the error of a thread unless it is a disk's.
+
+    Threads that write, such as tensorboard's, hand it on to the thread that gave them the work.
+    """
+    if storage_fault(error.exc_value) is None:
+        show(error)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse prints its usage before a mistake; one line will do."""
 
-    def error(self, message):
+    def error(self, message: str) -> Any:
+        """Raise UserError with a message."""
         raise UserError(f"{message}; see --help")
 
 
-def _arguments(argv: list[str], **known: str) -> tuple[argparse.Namespace, dict]:
-    """Named arguments, and everything else as settings."""
-    from .settings import spellings
-    from .settings.layers import parse_value
-
+def _parser(command: str) -> Parser:
+    usage = USAGES[command]
     parser = Parser(
-        prog="run_recbole_llm.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"{PROGRAM} {command}",
+        usage=f"{PROGRAM} {command} [--argument=value ...] [--key=value ...]",
+        description=usage.summary,
         allow_abbrev=False,
+        add_help=False,
     )
-    for name, text in known.items():
+    for name, text in usage.arguments.items():
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
     parser.add_argument("--print_config", action="store_true", help="print every setting and stop")
-    namespace, rest = parser.parse_known_args(argv)
-    settings = {}
+    return parser
+
+
+def _arguments(argv: Sequence[str], command: str = "run") -> tuple[argparse.Namespace, Settings]:
+    """Split the arguments of a command into named ones, and settings."""
+    from .settings import spellings
+    from .settings.layers import parse_value
+
+    namespace, rest = _parser(command).parse_known_args(argv)
+    settings: Settings = {}
     for argument, following in pairwise([*rest, "--"]):
         key, equals, value = argument.removeprefix("--").partition("=")
         is_switch = not equals and following.startswith("--")  # such as --overwrite
@@ -113,60 +231,72 @@ def _need(value: str | None, name: str) -> str:
     return value
 
 
+def _help(argv: list[str]) -> int:
+    """Describe commands, and models with their settings; without a name, list both."""
+    from .settings import help as settings_help
+    from .settings.commands import COMMANDS as COMMAND_SETTINGS
+
+    if not argv:
+        say(f"{DESCRIPTION}\n\n{settings_help.models_help()}")
+    for place, name in enumerate(argv):
+        if place:
+            say("")
+        if name in USAGES:
+            say(_parser(name).format_help(), end="")
+            if settings := COMMAND_SETTINGS.get(name):
+                say(f"\n{settings_help.settings_help(settings)}")
+        elif name == "prepare":
+            say(_prepare_parser().format_help(), end="")
+        elif name == "help":
+            say(f"usage: {PROGRAM} help [COMMAND | MODEL | settings]")
+        elif name == "settings":
+            say(settings_help.shared_help())
+        else:
+            say(settings_help.model_help(name))
+    return 0
+
+
 def _run(argv: list[str]) -> int:
-    args, settings = _arguments(
-        argv,
-        model="model name",
-        dataset="dataset name",
-        seeds=SEEDS,
-        resume="run to go on with, by folder or id",
-    )
-    from .settings import layers as config
-    from .settings import registry
+    args, settings = _arguments(argv, "run")
+    from .settings import layers, registry
 
+    files, seeds = args.config_files.split(), _seeds(args.seeds)
     if args.resume:
-        if args.model or args.dataset or args.seeds:
-            raise UserError(
-                "--resume goes on with a run as it is: leave out --model, --dataset and --seeds"
-            )
-        folder, stored = _stored(args.resume, args.config_files.split(), settings)
-        if args.print_config:
-            return _print_config(stored)
-        from .runs.commands import resume_run
-
-        return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
+        return _resume(args, files, settings)
     dataset = _need(args.dataset, "dataset")
-    planned = config.plan(
-        [registry.canonical(_need(args.model, "model"))],
-        dataset,
-        args.config_files.split(),
-        settings,
-        seeds=_seeds(args.seeds),
-    )
-    ((resolved, *_),) = planned.values()
+    model = registry.canonical(_need(args.model, "model"))
+    planned = layers.plan([model], dataset, files, settings, seeds=seeds)
+    resolved = planned[model][0]
     if args.print_config:
         return _print_config(resolved)
-    names = [
-        name
-        for name in map(registry.canonical, resolved["beside"] or [])
-        if name != resolved["model"]
-    ]
-    return _report(
-        config.plan(names, dataset, [], config.shared_settings(resolved), seeds=_seeds(args.seeds))
-        | planned,
-        beside=names,
-    )
+    names = [name for name in map(registry.canonical, resolved["beside"] or []) if name != model]
+    beside = layers.plan(names, dataset, [], layers.shared_settings(resolved), seeds=seeds)
+    return _report(beside | planned, beside=names)
 
 
-def _report(planned: dict[str, list[dict]], beside: Sequence[str] = ()) -> int:
-    """Run and print one table."""
+def _resume(args: argparse.Namespace, files: list[str], settings: Settings) -> int:
+    """Go on with a run that was stopped."""
+    if args.model or args.dataset or args.seeds:
+        raise UserError(
+            "--resume goes on with a run as it is: leave out --model, --dataset and --seeds"
+        )
+    folder, stored = _stored(args.resume, files, settings)
+    if args.print_config:
+        return _print_config(stored)
+    from .runs.commands import resume_run
+
+    return _tabulate({stored["model"]: [resume_run(folder, stored)]}, folder.parent)
+
+
+def _report(planned: dict[str, list[Settings]], beside: Sequence[str] = ()) -> int:
+    """Run all that is planned, and print one table."""
     from .runs.commands import run_all
 
     saved = Path(next(iter(planned.values()))[0]["checkpoint_dir"])
     return _tabulate(run_all(planned, beside), saved)
 
 
-def _tabulate(runs: dict, saved: Path, columns: Sequence[str] = ()) -> int:
+def _tabulate(runs: "dict[str, list[Run]]", saved: Path, columns: Sequence[str] = ()) -> int:
     from .runs.compare import COLUMNS, labelled, show, table_of, write_table
 
     runs = labelled(runs)
@@ -177,30 +307,49 @@ def _tabulate(runs: dict, saved: Path, columns: Sequence[str] = ()) -> int:
     return 0
 
 
-def _seeds(text: str | None) -> list | None:
+def _seeds(text: str | None) -> list[Any] | None:
     from .settings.layers import parse_value
 
     return [parse_value(seed) for seed in text.split(",")] if text else None
 
 
 def _stored(
-    name: str, files: list[str], settings: dict, dataset: str | None = None
-) -> tuple[Path, dict]:
-    """The folder of a run, and its settings with those changes; on another dataset, that one's defaults but in what training alone reads."""
-    from .settings import layers as config
-    from .settings import run_record
+    name: str, files: list[str], settings: Settings, dataset: str | None = None
+) -> tuple[Path, Settings]:
+    """Find a run, and change its settings.
+
+    Parameters
+    ----------
+    name : str
+        Folder or id.
+    files : list of str
+        Settings files.
+    settings : dict
+        Over those of the files.
+    dataset : str, optional
+        Another data set, whose defaults then hold for all but what training alone reads.
+
+    Returns
+    -------
+    folder : Path
+    settings : dict
+    """
+    from .settings import layers, run_record
     from .storage import run_folders
 
     folder = run_folders.find_run(name, Path(settings.get("checkpoint_dir", "saved")))
-    stored = run_record.read_run(folder)["settings"]
+    record = run_record.read_run(folder)
+    if record is None:
+        raise UserError(f"{folder} holds no run.json")
+    stored: Settings = record["settings"]
     if dataset:
         from .runs.spec import moved
 
         stored = moved(stored, dataset)
-    return folder, config.changed(stored, settings, files)
+    return folder, layers.changed(stored, settings, files)
 
 
-def _print_config(settings: dict) -> int:
+def _print_config(settings: Settings) -> int:
     import yaml
 
     from .settings.layers import shown
@@ -210,57 +359,36 @@ def _print_config(settings: dict) -> int:
 
 
 def _compare(argv: list[str]) -> int:
-    args, settings = _arguments(
-        argv, models="model names, separated by commas", dataset="dataset name", seeds=SEEDS, runs="finished runs to put beside each other instead",
-        columns="with --runs: metrics of the table, separated by commas",
-    )  # fmt: skip
-    from .settings import layers as config
-    from .settings import registry
+    args, settings = _arguments(argv, "compare")
+    from .settings import layers, registry
 
     if args.runs:
-        if args.models or args.dataset or args.seeds:
-            raise UserError(
-                "--runs compares runs as they are: leave out --models, --dataset and --seeds"
-            )
-        if others := settings.keys() - {"checkpoint_dir"}:
-            raise UserError(
-                "--runs compares runs as they are: leave out "
-                f"{', '.join(f'--{key}' for key in sorted(others))}"
-            )
-        columns = [name.strip().lower() for name in (args.columns or "").split(",") if name.strip()]
-        return _compare_runs(
-            args.runs.split(","), Path(settings.get("checkpoint_dir", "saved")), columns
-        )
+        return _compare_runs(args, settings)
     if args.columns:
         raise UserError(
             "--columns chooses among what finished runs have measured: it goes with --runs"
         )
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
     own = _own_settings(settings, models)
-    planned = config.plan(
-        models,
-        _need(args.dataset, "dataset"),
-        args.config_files.split(),
-        settings,
-        own,
-        _seeds(args.seeds),
-    )
+    dataset, files = _need(args.dataset, "dataset"), args.config_files.split()
+    planned = layers.plan(models, dataset, files, settings, own, _seeds(args.seeds))
     if args.print_config:
-        return _print_config({model: config.shown(group[0]) for model, group in planned.items()})
+        return _print_config({model: layers.shown(group[0]) for model, group in planned.items()})
     return _report(planned)
 
 
-def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
-    """What is said as --MODEL.key=value, taken out of the settings: model -> key -> value."""
-    from .settings import layers as config
+def _own_settings(settings: Settings, models: Sequence[str]) -> dict[str, Settings]:
+    """Take what is said as --MODEL.key=value out of the settings: model to key to value."""
     from .settings import registry
+    from .settings.defaults import group_keys
 
-    own: dict[str, dict] = {model: {} for model in models}
+    groups = group_keys(models)
+    own: dict[str, Settings] = {model: {} for model in models}
     names = {registry.find(model).name: model for model in models}
     for key in list(settings):
         module, colon, path = key.rpartition(":")  # the module of a class may have dots
         head, _, rest = path.partition(".")
-        if rest and head not in config.GROUPS:
+        if rest and head not in groups:
             name = names.get(head) or registry.canonical(module + colon + head)
             if name not in own:
                 raise UserError(
@@ -270,21 +398,18 @@ def _own_settings(settings: dict, models: Sequence[str]) -> dict[str, dict]:
     return own
 
 
-def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
-    from .runs.run import Run
-    from .settings import run_record
-    from .storage import run_folders
-
-    folders = [run_folders.find_run(name.strip(), saved) for name in names]
-    runs = []
-    for folder in folders:
-        done = run_record.finished_run(folder)
-        if "routes" in done:
-            raise UserError(
-                f"--runs: {folder.name} holds the adapters of many and was not measured itself; "
-                f"give the runs of its models, which are in {folder}"
-            )
-        runs.append(Run(folder, done["row"]))
+def _compare_runs(args: argparse.Namespace, settings: Settings) -> int:
+    """Put finished runs in one table."""
+    if args.models or args.dataset or args.seeds:
+        raise UserError(
+            "--runs compares runs as they are: leave out --models, --dataset and --seeds"
+        )
+    if others := settings.keys() - {"checkpoint_dir"}:
+        arguments = ", ".join(f"--{key}" for key in sorted(others))
+        raise UserError(f"--runs compares runs as they are: leave out {arguments}")
+    columns = [name.strip().lower() for name in (args.columns or "").split(",") if name.strip()]
+    saved = Path(settings.get("checkpoint_dir", "saved"))
+    runs = _finished_runs(args.runs.split(","), saved)
     if len({run.row["run"] for run in runs}) < len(runs):
         raise UserError("--runs: a run is named twice")
     for run in runs:
@@ -296,18 +421,29 @@ def _compare_runs(names: list[str], saved: Path, columns: Sequence[str]) -> int:
     return _tabulate({run.row["run"]: [run] for run in runs}, saved, columns)
 
 
+def _finished_runs(names: Iterable[str], saved: Path) -> "list[Run]":
+    from .runs.run import Run
+    from .settings import run_record
+    from .storage import run_folders
+
+    runs = []
+    for folder in [run_folders.find_run(name.strip(), saved) for name in names]:
+        record = run_record.finished_run(folder)
+        if "routes" in record:
+            raise UserError(
+                f"--runs: {folder.name} holds the adapters of many and was not measured itself; "
+                f"give the runs of its models, which are in {folder}"
+            )
+        runs.append(Run(folder, record["row"]))
+    return runs
+
+
 def _evaluate(argv: list[str]) -> int:
-    args, settings = _arguments(
-        argv,
-        checkpoint="run to evaluate, by folder or id",
-        dataset="another dataset",
-        on="test, or valid to choose settings",
-    )
+    args, settings = _arguments(argv, "evaluate")
     if args.on not in (None, "test", "valid"):
         raise UserError(f"--on: expected test or valid, found {args.on!r}")
-    folder, stored = _stored(
-        _need(args.checkpoint, "checkpoint"), args.config_files.split(), settings, args.dataset
-    )
+    name, files = _need(args.checkpoint, "checkpoint"), args.config_files.split()
+    folder, stored = _stored(name, files, settings, args.dataset)
     if args.print_config:
         return _print_config(stored)
     from .runs.commands import evaluate_run
@@ -320,17 +456,9 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _recommend(argv: list[str]) -> int:
-    args, settings = _arguments(
-        argv,
-        checkpoint="run to ask, by folder or id",
-        user="user id",
-        history="item titles, separated by ;",
-        k="how many items",
-        index=INDEX,
-    )
-    folder, stored = _stored(
-        _need(args.checkpoint, "checkpoint"), args.config_files.split(), settings
-    )
+    args, settings = _arguments(argv, "recommend")
+    name, files = _need(args.checkpoint, "checkpoint"), args.config_files.split()
+    folder, stored = _stored(name, files, settings)
     if bool(args.user) == bool(args.history):
         raise UserError('recommend: expected either --user=ID or --history="title; title"')
     if not (args.k or "10").isdecimal() or args.k == "0":
@@ -341,60 +469,42 @@ def _recommend(argv: list[str]) -> int:
         return _print_config(stored)
     from .studies.recommend import recommend
 
-    for line in recommend(
-        folder,
-        stored,
-        user=args.user,
-        history=args.history,
-        k=int(args.k or 10),
-        index=args.index or "exact",
-    ):
+    chosen = {"user": args.user, "history": args.history, "k": int(args.k or 10)}
+    for line in recommend(folder, stored, **chosen, index=args.index or "exact"):
         say(line)
     return 0
 
 
 def _experiment(argv: list[str]) -> int:
     name = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    if "--list" in argv:
-        argv.remove("--list")
-        name = name or "--list"
-    paper = "--paper" in argv
-    args, settings = _arguments(
-        [part for part in argv if part != "--paper"], dataset="datasets, separated by commas"
-    )
-    from .settings import registry
+    switches = {switch for switch in ("--list", "--paper") if switch in argv}
+    rest = [part for part in argv if part not in switches]
+    args, settings = _arguments(rest, "experiment")
+    from .settings import layers, registry
     from .studies import experiments
 
-    if name == "--list":
+    if name is None and "--list" in switches:
         say("\n".join(experiments.listed()))
         return 0
-    chosen = experiments.read(_need(name, "list, or the NAME of an experiment"), paper)
+    name = _need(name, "list, or the NAME of an experiment")
+    chosen = experiments.read(name, "--paper" in switches)
     datasets, files = args.dataset.split(",") if args.dataset else None, args.config_files.split()
-    own = _own_settings(
-        settings,
-        list(dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())),
-    )
+    models = dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())
+    own = _own_settings(settings, list(models))
     if args.print_config:
-        from .settings.layers import shown
-
-        return _print_config(
-            {
-                row: shown(
-                    chosen.resolved(row, (datasets or chosen.datasets)[0], files, settings, own)
-                )
-                for row in chosen.rows
-            }
-        )
+        dataset = (datasets or chosen.datasets)[0]
+        resolved = {row: chosen.resolved(row, dataset, files, settings, own) for row in chosen.rows}
+        return _print_config({row: layers.shown(one) for row, one in resolved.items()})
     say("\n".join(experiments.run(chosen, datasets, files, settings, own)))
     return 0
 
 
 def _personalize(argv: list[str]) -> int:
-    args, settings = _arguments(argv, dataset="dataset name")
-    from .settings import layers as config
+    args, settings = _arguments(argv, "personalize")
+    from .settings import layers
 
-    own, layers = config.of_command("personalize", args.config_files.split(), settings)
-    resolved = config.resolve("TASTELoRA", _need(args.dataset, "dataset"), layers)
+    own, given = layers.of_command("personalize", args.config_files.split(), settings)
+    resolved = layers.resolve("TASTELoRA", _need(args.dataset, "dataset"), given)
     if args.print_config:
         return _print_config(resolved | own)
     from .studies.personalization.command import personalize
@@ -404,30 +514,26 @@ def _personalize(argv: list[str]) -> int:
 
 
 def _tune(argv: list[str]) -> int:
-    args, settings = _arguments(argv, model="model name", dataset="dataset name")
-    from .settings import layers as config
-    from .settings import registry
+    args, settings = _arguments(argv, "tune")
+    from .settings import layers, registry
 
-    model, dataset = (
-        registry.canonical(_need(args.model, "model")),
-        _need(args.dataset, "dataset"),
-    )
-    own, layers = config.of_command("tune", args.config_files.split(), settings)
+    model = registry.canonical(_need(args.model, "model"))
+    dataset = _need(args.dataset, "dataset")
+    own, given = layers.of_command("tune", args.config_files.split(), settings)
     if args.print_config:
-        return _print_config(config.resolve(model, dataset, layers) | own)
+        return _print_config(layers.resolve(model, dataset, given) | own)
     from .studies.tune import tune
 
-    say("\n".join(tune(model, dataset, layers, own)))
+    say("\n".join(tune(model, dataset, given, own)))
     return 0
 
 
 def _summarize(argv: list[str]) -> int:
-    args, settings = _arguments(argv, dataset="dataset name")
-    from .settings import layers as config
+    args, settings = _arguments(argv, "summarize")
+    from .settings import layers
 
-    resolved = config.resolve(
-        "LLMTRSR", _need(args.dataset, "dataset"), args.config_files.split(), settings
-    )
+    dataset, files = _need(args.dataset, "dataset"), args.config_files.split()
+    resolved = layers.resolve("LLMTRSR", dataset, files, settings)
     if args.print_config:
         return _print_config(resolved)
     from .studies.summarize import summarize
@@ -436,14 +542,14 @@ def _summarize(argv: list[str]) -> int:
     return 0
 
 
-def _prepare(argv: list[str]) -> int:
-    from .data.prepare.engine import LEAST, MEMORY, MOST
+def _prepare_parser() -> Parser:
+    from .data.prepare.engine import MEMORY
 
     parser = Parser(
-        prog="run_recbole_llm.py prepare",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"{PROGRAM} prepare",
+        description="Turn raw data into atomic files.",
         allow_abbrev=False,
+        add_help=False,
     )
     parser.add_argument("dataset", nargs="?", metavar="NAME", help="a dataset that --list names")
     parser.add_argument("--list", action="store_true", help="name all that can be prepared")
@@ -473,18 +579,23 @@ def _prepare(argv: list[str]) -> int:
         default=MEMORY,
         help=f"MiB of tables held before they go to disk ({MEMORY})",
     )
-    for name, meaning in (
-        ("name", "what your own dataset is to be called"),
-        ("inter", "your events"),
-        ("items", "your items"),
-        ("map", "role=column,…"),
-    ):
-        parser.add_argument(f"--{name}", help=meaning)
-    args = parser.parse_args(argv)
+    own_tables = {
+        "name": "what your own dataset is to be called",
+        "inter": "your events",
+        "items": "your items",
+        "map": "role=column,…",
+    }
+    for name, text in own_tables.items():
+        parser.add_argument(f"--{name}", help=text)
+    return parser
+
+
+def _prepare(argv: list[str]) -> int:
+    args = _prepare_parser().parse_args(argv)
     from .data.prepare.convert import prepare
+    from .data.prepare.engine import LEAST, MOST
     from .data.prepare.files.raw import Net
-    from .data.prepare.sources import catalogue, own
-    from .settings.rules import check_name
+    from .data.prepare.sources import catalogue
 
     if args.list:
         say("\n".join(catalogue.listed()))
@@ -492,43 +603,55 @@ def _prepare(argv: list[str]) -> int:
     if not LEAST <= args.memory <= MOST:
         raise UserError(f"--memory: expected {LEAST} to {MOST} (MiB), found {args.memory}")
     args.data_path = args.data_path.expanduser()
-    if args.raw and not (raw := args.raw.expanduser()).is_dir():
+    raw = args.raw and args.raw.expanduser()
+    if raw and not raw.is_dir():
         raise UserError(f"--raw: expected a folder, found {raw}")
+    net = Net(args.mirror, args.proxy)
     if args.inter or args.name:
-        if args.dataset or args.raw or args.mirror:
-            raise UserError("prepare: expected either NAME or --name with --inter")
-        check_name(_need(args.name, "name"), "--name")
-        files = {
-            role: Path(file).expanduser()
-            for role, file in (("inter", _need(args.inter, "inter")), ("items", args.items))
-            if file
-        }
-        recipe, net = own.recipe(args.name, files, _need(args.map, "map")), None
+        recipe, raw = _own_recipe(args)
+    elif args.items or args.map:
+        raise UserError(
+            "prepare: --items and --map are of your own tables, which --name and --inter name"
+        )
     else:
-        if args.items or args.map:
-            raise UserError(
-                "prepare: --items and --map are of your own tables, which --name and --inter name"
-            )
-        recipe, files = catalogue.find(_need(args.dataset, "list, or the NAME of a dataset")), None
-        net = Net(args.mirror, args.proxy)
+        recipe = catalogue.find(_need(args.dataset, "list, or the NAME of a dataset"))
     if args.check:
         from .data.prepare.check import check  # it reads atomic files, by what runs read them with
 
         say("\n".join(check(recipe.name, args.data_path)))
     else:
-        prepare(recipe, args.data_path, files or (args.raw and raw), net, args.memory)
+        prepare(recipe, args.data_path, raw, net, args.memory)
     return 0
 
 
-INDEX = "exact, or faiss for catalogues of millions"
-SEEDS = "seeds, separated by commas: one run for each"
-COMMANDS = {
-    "run": _run, "compare": _compare, "evaluate": _evaluate, "recommend": _recommend, "experiment": _experiment, "personalize": _personalize,
-    "tune": _tune, "summarize": _summarize, "prepare": _prepare,
-}  # fmt: skip
-# Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other. Where anything else ran on one of two
-# cores, training steps took up to 5 times as long; spinning briefly mends that and left the time on idle cores as it was.
+def _own_recipe(args: argparse.Namespace) -> tuple[Any, dict[str, Path]]:
+    """The recipe for tables of the user's own, and the tables by their roles."""
+    from .data.prepare.sources import own
+    from .settings.rules import check_name
+
+    if args.dataset or args.raw or args.mirror:
+        raise UserError("prepare: expected either NAME or --name with --inter")
+    check_name(_need(args.name, "name"), "--name")
+    given = {"inter": _need(args.inter, "inter"), "items": args.items}
+    files = {role: Path(file).expanduser() for role, file in given.items() if file}
+    return own.recipe(args.name, files, _need(args.map, "map")), files
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "compare": _compare,
+    "evaluate": _evaluate,
+    "recommend": _recommend,
+    "experiment": _experiment,
+    "personalize": _personalize,
+    "tune": _tune,
+    "summarize": _summarize,
+    "prepare": _prepare,
+    "help": _help,
+}
+# Read when torch is loaded (GNU OpenMP): its threads spin for long while they wait for each other.
+# Where anything else ran on one of two cores, training steps took up to 5 times as long; spinning
+# briefly mends that and left the time on idle cores as it was.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-os.environ.setdefault(
-    "TOKENIZERS_PARALLELISM", "false"
-)  # its warning after a fork says nothing to a user
+# its warning after a fork says nothing to a user
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

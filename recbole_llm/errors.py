@@ -1,32 +1,32 @@
-"""The one error class for everything a user can put right, and words for all other errors."""
+"""The error class for everything a user can correct, and one-line descriptions of other errors."""
 
 import traceback
 from importlib.util import find_spec
 
 
 class UserError(Exception):
-    """A mistake in the input, told in one line: what was expected, what was found, what to do.
+    """A mistake in the input, in one line: what was expected, what was found, what to do.
 
     The command line prints it on stderr without a traceback and exits with code 2.
     """
 
 
 def require_packages(setting: str, extra: str, *modules: str) -> None:
-    """Raise UserError, naming the extra that brings them, unless all modules can be imported.
+    """Check that modules are installed, without importing them.
 
     Parameters
     ----------
     setting : str
         The command or setting that needs them.
     extra : str
-        An extra of setup.cfg.
+        The extra of setup.cfg that installs them.
     *modules : str
-        Names of top-level modules. None of them is imported.
+        Names of top-level modules.
 
     Raises
     ------
     UserError
-        If a module is not installed.
+        If a module is not installed; the message names the extra.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
@@ -38,9 +38,18 @@ def require_packages(setting: str, extra: str, *modules: str) -> None:
 
 
 def described(error: BaseException) -> str:
-    """An error that nobody foresaw, in one line: its type, its words, and where it was raised.
+    """Describe an error in one line.
 
-    The place is the innermost one in RecBole's code or in ours. A UserError says enough.
+    Parameters
+    ----------
+    error : exception
+        Any exception.
+
+    Returns
+    -------
+    str
+        Its type, its message, and the innermost place in RecBole's code or in ours that raised it.
+        For a UserError, the message alone.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -49,5 +58,5 @@ def described(error: BaseException) -> str:
         module = frame.f_globals.get("__name__", "")
         if module.partition(".")[0] in ("recbole", "recbole_llm"):
             place = f" (in {module}, line {line})"
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}{place}"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}{place}"

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,8 +118,8 @@ class Trained:
     """
 
     spec: RunSpec
-    model: object
-    trainer: object
+    model: Any
+    trainer: Any
     loaders: tuple
 
     @property
@@ -161,7 +162,8 @@ def watch_steps(run: Trained) -> list[float]:
 
     def watched(*args, **kwargs):
         gradients = [value.grad for value in run.model.parameters() if value.grad is not None]
-        norms.append(float(torch.cat([one.flatten().float() for one in gradients]).norm()))
+        if gradients:  # a model that only counts, such as ItemKNN, has none
+            norms.append(float(torch.cat([one.flatten().float() for one in gradients]).norm()))
         return step(*args, **kwargs)
 
     run.trainer.optimizer.step = watched
@@ -254,8 +256,11 @@ class Laws:
         lengths = split.train.end - split.train.begin
         _, one_a_length = np.unique(lengths, return_index=True)
         parts = split.test[np.arange(FEW)], split.train[one_a_length[:FEW]]
-        names = ("user", "begin", "end")
-        return Cases(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
+        return Cases(
+            np.concatenate([part.user for part in parts]),
+            np.concatenate([part.begin for part in parts]),
+            np.concatenate([part.end for part in parts]),
+        )
 
     def what_is_stored_scores_the_same(self) -> None:
         """Check that a model gives the same scores after it is stored and read."""
@@ -306,8 +311,9 @@ class Laws:
 
     def _same(self, before: torch.Tensor, after: torch.Tensor, tolerance: float, what: str) -> None:
         if not torch.allclose(before, after, rtol=tolerance, atol=tolerance / 10, equal_nan=True):
-            most = (before - after).abs()
-            most = float(most[most.isfinite()].max()) if most.isfinite().any() else float("inf")
+            difference = (before - after).abs()
+            finite = difference[difference.isfinite()]
+            most = float(finite.max()) if len(finite) else float("inf")
             raise LawBroken(f"{self.spec.name}: {what}, by up to {most:.3g}")
 
     def all(self) -> list[Callable[[], None]]:

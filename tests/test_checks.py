@@ -1,12 +1,16 @@
-"""checks.py: every value that cannot be is told in one line, before anything is loaded."""
+"""Every value that cannot be is told in one line, before anything is loaded."""
+
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pytest
+from pydantic import Field
 
 from recbole_llm.errors import UserError
-from recbole_llm.settings import layers
-from recbole_llm.settings import rules as checks
+from recbole_llm.settings import layers, schema
+from recbole_llm.settings.rules import checked
 
+NAN, INFINITE = float("nan"), float("inf")
 WRONG = [  # model, --key=value, what is said
     ("CALRec", "nig_targets=foo", "nig_targets: expected last or all, found 'foo'"),
     ("LIR", "last_n=0", "last_n: expected a whole number from 1 up, found 0"),
@@ -22,7 +26,10 @@ WRONG = [  # model, --key=value, what is said
     (
         "LIR",
         "text_words.Titel=3",
-        "text_words.Titel: expected a name of text_fields, which has Title, Category, Brand, Price; did you mean Title?",
+        (
+            "text_words.Titel: expected a name of text_fields, which has Title, Category, "
+            "Brand, Price; did you mean Title?"
+        ),
     ),
     ("LIR", "text_words=5", "text_words: expected a group such as {name: value}, found 5"),
     ("LIR", "text_words=", "text_words: expected a group such as {name: value}, found null"),
@@ -35,7 +42,10 @@ WRONG = [  # model, --key=value, what is said
     (
         "LIR",
         "text_fields={}",
-        "text_fields: expected attribute names with their columns, such as {Title: title}, found none",
+        (
+            "text_fields: expected attribute names with their columns, such as {Title: title}, "
+            "found none"
+        ),
     ),
     ("LIR", "text_fields.Title=", "text_fields.Title: expected a text, found null"),
     (
@@ -138,7 +148,10 @@ WRONG = [  # model, --key=value, what is said
     (
         "BPR",
         "train_neg_sample_args.num=1",
-        "unknown key 'train_neg_sample_args.num': expected one of alpha, candidate_num, distribution, dynamic",
+        (
+            "unknown key 'train_neg_sample_args.num': expected one of alpha, candidate_num, "
+            "distribution, dynamic"
+        ),
     ),
     (
         "BPR",
@@ -192,13 +205,30 @@ def test_a_value_that_cannot_be_is_told(model, argument, said):
 
 
 RIGHT = [  # model, --key=value, how it is used
-    ("LIR", "seed=4294967295", 2**32 - 1), ("LIR", "bm25_b=1", 1), ("CALRec", "temperature=0", 0), ("CALRec", "warmup=0", 0), ("CALRec", "valid_users=0", 0),
-    ("LIR", "user_sample=1", 1), ("LIR", "text_words={}", {}), ("CALRec", "clip_grad_norm=", None), ("LIR", "data_name=", None), ("LIR", "init_from=~", None),
-    ("LIR", "topk=10", [10]), ("LIR", "beside=Pop", ["Pop"]), ("LIR", "beside=[]", []), ("LIR", "beside=", []), ("SASRecF", "selected_features=brand", ["brand"]),
-    ("LIR", "seeds=3", [3]), ("LIR", "topk=1, 5,10", [1, 5, 10]), ("LIR", "metrics=Recall,MRR,NDCG", ["Recall", "MRR", "NDCG"]),
-    ("LIR", "load_col={inter: '*', item: ~}", {"inter": "*", "item": None}), ("BPR", "val_interval.rating=[3,5]", {"rating": [3, 5]}),
-    ("SASRec", "clip_grad_norm.max_norm=5", {"max_norm": 5}), ("LIR", "dedup=none", "none"), ("SASRec", "train_neg_sample_args=", None),
-]  # fmt: skip
+    ("LIR", "seed=4294967295", 2**32 - 1),
+    ("LIR", "bm25_b=1", 1),
+    ("CALRec", "temperature=0", 0),
+    ("CALRec", "warmup=0", 0),
+    ("CALRec", "valid_users=0", 0),
+    ("LIR", "user_sample=1", 1),
+    ("LIR", "text_words={}", {}),
+    ("CALRec", "clip_grad_norm=", None),
+    ("LIR", "data_name=", None),
+    ("LIR", "init_from=~", None),
+    ("LIR", "topk=10", [10]),
+    ("LIR", "beside=Pop", ["Pop"]),
+    ("LIR", "beside=[]", []),
+    ("LIR", "beside=", []),
+    ("SASRecF", "selected_features=brand", ["brand"]),
+    ("LIR", "seeds=3", [3]),
+    ("LIR", "topk=1, 5,10", [1, 5, 10]),
+    ("LIR", "metrics=Recall,MRR,NDCG", ["Recall", "MRR", "NDCG"]),
+    ("LIR", "load_col={inter: '*', item: ~}", {"inter": "*", "item": None}),
+    ("BPR", "val_interval.rating=[3,5]", {"rating": [3, 5]}),
+    ("SASRec", "clip_grad_norm.max_norm=5", {"max_norm": 5}),
+    ("LIR", "dedup=none", "none"),
+    ("SASRec", "train_neg_sample_args=", None),
+]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +252,7 @@ def test_a_text_of_the_template_may_be_empty():
 
 
 def test_words_for_attributes_of_another_dataset():
-    """Pet's defaults name a Brand, which ml-100k has not: they may stay, but nobody may set them there."""
+    """Pet's defaults name a Brand, which ml-100k lacks: it may stay, but nobody may set it."""
     assert (
         layers.resolve(
             "LIR", "ml-100k", [], {"text_words": layers.resolve("LIR", "ml-100k")["text_words"]}
@@ -264,77 +294,102 @@ def test_a_stored_run_is_checked_too():
 # The rules themselves
 
 
+def field_rule(kind, default=None, **limits):
+    """The rules of a class with one setting, `key`, of a type."""
+    made = {"__annotations__": {"key": kind}, "key": Field(default, **limits)}
+    return schema.rules(type("Made", (schema.ModelSettings,), made))
+
+
 @pytest.mark.parametrize(
-    ("rule", "right", "wrong"),
+    ("kind", "limits", "spelled", "right", "wrong"),
     [
-        ("int", [0, -5, 10**400], [None, 1.0, "1.5", "one", True, [1]]),
-        ("int, >= 1", [1, 7], [0, -1, 1.5]),
-        ("int, -2 to 3", [-2, 0, 3], [-3, 4]),
-        ("float", [0, -1.5, 1e-4], [None, "x", "nan", False, float("nan"), float("inf"), 10**400]),
-        ("float, > 0, <= 1", [1e-9, 1], [0, 1.1]),
-        ("bool", [True, False], [0, 1, None, "maybe"]),
-        ("str", ["a", "1"], ["", "  ", None, 1, ["a"]]),
-        ("str or null", ["a", None], ["", 1]),
-        ("text", ["", "a"], [None, 1]),
-        ("str: a | b", ["a", "b"], ["c", "", None, "a | b"]),
-        ("dict", [{}, {"a": 1}], [None, [], "a", {1: 2}]),
-        ("dict or null", [{}, None], [1]),
-        ("dict of int, >= 1", [{}, {"a": 1}], [{"a": 0}, {"a": None}, {"a": 1, "b": "x"}]),
-        ("list of float, > 0", [[1, 0.5], []], [[0], {}]),
-        ("str or dict", ["a", {"a": 1}], [1, None, ["a"]]),
+        (int, {}, "int", [0, -5, 10**400], [None, 1.0, "1.5", "one", True, [1]]),
+        (int, {"ge": 1}, "int, >= 1", [1, 7], [0, -1, 1.5]),
+        (int, {"ge": -2, "le": 3}, "int, -2 to 3", [-2, 0, 3], [-3, 4]),
+        (float, {}, "float", [0, -1.5, 1e-4], [None, "x", "nan", False, NAN, INFINITE, 10**400]),
+        (float, {"gt": 0, "le": 1}, "float, > 0, <= 1", [1e-9, 1], [0, 1.1]),
+        (bool, {}, "bool", [True, False], [0, 1, None, "maybe"]),
+        (str, {}, "str", ["a", "1"], ["", "  ", None, 1, ["a"]]),
+        (str | None, {}, "str or null", ["a", None], ["", 1]),
+        (int | None, {"ge": 1}, "int, >= 1, or null", [1, None], [0, "x"]),
+        (schema.Text, {}, "text", ["", "a"], [None, 1]),
+        (Literal["a", "b"], {}, "a | b", ["a", "b"], ["c", "", None, "a | b"]),
+        (dict, {}, "dict", [{}, {"a": 1}], [None, [], "a", {1: 2}]),
+        (dict | None, {}, "dict or null", [{}, None], [1]),
+        (
+            dict[str, Annotated[int, Field(ge=1)]],
+            {},
+            "dict of int, >= 1",
+            [{}, {"a": 1}],
+            [{"a": 0}, {"a": None}, {"a": 1, "b": "x"}],
+        ),
+        (list[float], {"gt": 0}, "list of float, > 0", [[1, 0.5], []], [[0], {}]),
+        (str | dict, {}, "str or dict", ["a", {"a": 1}], [1, None, ["a"]]),
     ],
 )
-def test_a_rule_takes_what_it_says(rule, right, wrong):
-    rules = {"key": checks.parse(rule, "a default")}
+def test_a_type_takes_what_it_says(kind, limits, spelled, right, wrong):
+    known = field_rule(kind, right[0], **limits)
+    assert str(known["key"]) == spelled
     for value in right:
-        assert checks.checked("key", value, rules) == value
+        assert checked("key", value, known) == value
     for value in wrong:
         with pytest.raises(UserError, match="^key"):
-            checks.checked("key", value, rules)
+            checked("key", value, known)
 
 
-def test_null_where_the_default_is_null():
-    rules = checks.parse_file(
-        "a: ~  # (int)\nb: 1  # (int)\ng:  # (dict)\n  c: ~  # (str) and so on\n  d: x  # of no rule\n"
-    )
-    assert set(rules) == {"a", "b", "g", "g.c"} and [
-        rules[key].nullable for key in ("a", "b", "g", "g.c")
-    ] == [True, False, False, True]
-    checks.checked("g", {"c": None}, rules)
-    with pytest.raises(UserError, match="unknown key 'g.d': expected one of c"):
-        checks.checked("g", {"d": None}, rules)
+class Inner(schema.Group):
+    c: str | None = None
+    d: int = 1
 
 
-def test_a_group_has_the_names_of_its_default():
-    rules = checks.parse_file("g: {b: x, a: y}  # (group of text)\n")
-    assert checks.checked("g", {"a": "", "b": "z"}, rules) == {"a": "", "b": "z"}
+class Complete(schema.Group):
+    is_complete: ClassVar[bool] = True
+    b: schema.Text = "x"
+    a: schema.Text = "y"
+
+
+def test_a_group_has_the_settings_of_its_class():
+    known = field_rule(Inner, Inner())
+    assert set(known) == {"key", "key.c", "key.d"}
+    assert not known["key"].nullable and known["key.c"].nullable
+    checked("key", {"c": None}, known)
+    with pytest.raises(UserError, match="unknown key 'key.e': expected one of c, d"):
+        checked("key", {"e": None}, known)
+    with pytest.raises(UserError, match="key.d: expected a whole number"):
+        checked("key", {"d": None}, known)
+    assert checked("key", None, field_rule(Inner | None)) is None
+
+
+def test_a_complete_group_has_all_of_its_names():
+    known = field_rule(Complete, Complete())
+    assert checked("key", {"a": "", "b": "z"}, known) == {"a": "", "b": "z"}
     wrong = [
-        ({"a": ""}, "g: expected b, a, found no b; "),
-        ({"a": "", "b": "", "c": ""}, "unknown key 'g.c': expected one of a, b"),
-        ({"a": 1}, "g.a: "),
+        ({"a": ""}, "key: expected b, a, found no b; "),
+        ({"a": "", "b": "", "c": ""}, "unknown key 'key.c': expected one of a, b"),
+        ({"a": 1, "b": ""}, "key.a: "),
     ]
-    for value, said in wrong:
-        with pytest.raises(UserError, match=said):
-            checks.checked("g", value, rules)
+    for value, message in wrong:
+        with pytest.raises(UserError, match=message):
+            checked("key", value, known)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "number",
-        "int >= 1",
-        "int, >=1",
-        "int, from 1",
-        "str: a, b",
-        "int, >= x",
-        "dict of dict",
-        "",
-        "null",
-    ],
-)
-def test_a_rule_that_is_none_is_a_mistake_of_ours(rule):
-    with pytest.raises(ValueError):
-        checks.parse(rule, 1)
+def test_a_default_that_sets_some_of_a_group_holds_these_alone():
+    class Made(schema.ModelSettings):
+        part: Inner = Inner(d=3)
+        full: Inner = Inner()
+        complete: Complete = Complete(a="z")
+
+    assert schema.defaults(Made) == {
+        "part": {"d": 3},
+        "full": {"c": None, "d": 1},
+        "complete": {"b": "x", "a": "z"},
+    }
+
+
+@pytest.mark.parametrize("kind", [bytes, int | str, list[int] | dict, object, set])
+def test_a_type_that_no_setting_can_have_is_a_mistake_of_ours(kind):
+    with pytest.raises(UserError, match="Made.key: expected int, float, bool, str, Literal"):
+        field_rule(kind)
 
 
 def test_tuples_are_lists():
@@ -345,12 +400,14 @@ def test_tuples_are_lists():
         layers.resolve("LIR", "any", [], {"topk": np.array([5, 10])})
 
 
-@pytest.mark.parametrize("text", ["5,10,20", "5, 10 ,20", "low+5,5,low+high", "4.text,7", "quartiles, x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["5,10,20", "5, 10 ,20", "low+5,5,low+high", "4.text,7", "quartiles, x"]
+)
 def test_values_between_commas_are_those_of_a_list(text):
     """Of whatever kind, where the rule asks for none: `--activity_borders=5,10,20`."""
-    known = {"key": checks.parse("list")}
-    listed = checks.checked("key", layers.parse_value(f"[{text}]"), known)
-    assert checks.checked("key", layers.parse_value(text), known) == listed
+    known = field_rule(list, [])
+    listed = checked("key", layers.parse_value(f"[{text}]"), known)
+    assert checked("key", layers.parse_value(text), known) == listed
 
 
 def test_what_is_no_yaml_between_commas_is_told():

@@ -11,8 +11,11 @@ import pytest
 import yaml
 
 from recbole_llm.cli import main
-from recbole_llm.settings import layers, registry, spellings
-from recbole_llm.settings import rules as checks
+from recbole_llm.settings import layers, model_settings, registry, schema, spellings
+from recbole_llm.settings.commands import COMMANDS
+from recbole_llm.settings.harness import HarnessSettings
+from recbole_llm.settings.recbole_keys import RecBoleSettings
+from recbole_llm.settings.rules import checked
 
 ROOT = Path(__file__).resolve().parents[1]
 RECBOLE = Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
@@ -45,7 +48,7 @@ def holder(node):
 
 
 def keys_read(folder):
-    """key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
+    """Key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
     found, checks = {}, set()
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -201,21 +204,21 @@ def test_every_model_of_ours_has_a_yaml():
     assert set(registry.OURS) <= {path.stem for path in (PROPERTIES / "model").glob("*.yaml")}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if path.stem in ("overall", *registry.OURS)],
-    ids=lambda path: path.stem,
-)
-def test_every_default_says_what_it_may_be_and_is_that(path):
-    """Keys of overall.yaml and of our models' files; the keys of a dict that is described as a whole need not."""
-    rules = checks.parse_file(path.read_text(encoding="utf-8"))
-    for key, value in content(path).items():
-        assert key in rules, f"{path.name}: {key} does not say what it may be"
-        assert checks.checked(key, value, rules) == value
+CLASSES = [HarnessSettings, *model_settings.classes(), *COMMANDS.values()]
+
+
+@pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
+def test_every_setting_has_help_and_a_default_that_can_be(settings):
+    rules = schema.rules(settings)
+    for setting in schema.settings_of(settings):
+        assert setting.help, setting.name
+        assert checked(setting.name, setting.default, rules) == setting.default
+        if setting.pretrained:
+            checked(setting.name, setting.pretrained.value, rules)
 
 
 def test_recboles_rules_are_about_recboles_keys():
-    rules, known = checks.parse_file(checks.RECBOLE), layers.UNLISTED.copy()
+    rules, known = schema.rules(RecBoleSettings), layers.UNLISTED.copy()
     folder = RECBOLE / "properties"
     for path in (
         folder / "overall.yaml",
@@ -224,7 +227,7 @@ def test_recboles_rules_are_about_recboles_keys():
     ):
         for key, value in (content(path) or {}).items():
             known.add(key)
-            checks.checked(key, value, rules)  # RecBole's own defaults can be
+            checked(key, value, rules)  # RecBole's own defaults can be
             assert (
                 key not in rules
                 or not rules[key].nullable
@@ -232,6 +235,14 @@ def test_recboles_rules_are_about_recboles_keys():
                 or isinstance(value, dict)
             ), key
     assert {key for key in rules if "." not in key} <= known
+
+
+def test_recboles_defaults_are_those_that_the_reference_shows():
+    theirs = {}
+    for name in ("overall.yaml", "dataset/sample.yaml"):
+        theirs |= content(RECBOLE / "properties" / name)
+    for key, value in schema.defaults(RecBoleSettings).items():
+        assert theirs.get(key, value) == value or key == "load_col", key
 
 
 @pytest.mark.parametrize("key", sorted(layers.UNLISTED))

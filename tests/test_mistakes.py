@@ -13,7 +13,10 @@ from recbole_llm.cli import main
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capfd):
-    """refused(*arguments, folder): what a command says that must fail: at most three lines, code 2, and nothing written."""
+    """refused(*arguments, folder): what a command says that must fail.
+
+    That are three lines at most, the exit code is 2, and nothing is written.
+    """
 
     def run(*args, folder=tmp_path):
         monkeypatch.chdir(folder)
@@ -35,9 +38,15 @@ def refused(tmp_path, monkeypatch, capfd):
 
 ARGUMENTS = {  # told before any data is read
     "--model=SASRek --dataset=tiny": r"unknown model 'SASRek': did you mean SASRec",
-    "--model=LIR --dataset=tiny --learning_rat=1": r"unknown key 'learning_rat': did you mean learning_rate",
-    "--model=LIR --dataset=tiny --eval_args.mod=full": r"unknown key 'eval_args.mod': expected one of .*mode",
-    "--model=LIR --dataset=tiny --hidden_size=3": r"unknown key 'hidden_size'",  # other models have it
+    "--model=LIR --dataset=tiny --learning_rat=1": (
+        r"unknown key 'learning_rat': did you mean learning_rate"
+    ),
+    "--model=LIR --dataset=tiny --eval_args.mod=full": (
+        r"unknown key 'eval_args.mod': expected one of .*mode"
+    ),
+    (
+        "--model=LIR --dataset=tiny --hidden_size=3"
+    ): r"unknown key 'hidden_size'",  # other models have it
     "--model=LIR --dataset=tiny --topk.a=1": r"topk is a list, not a group",
     "--model=LIR --dataset=tiny --epochs 3": r"argument '--epochs': expected --key=value",
     "--model=LIR --dataset=tiny epochs=3": r"argument 'epochs=3': expected --key=value",
@@ -47,54 +56,108 @@ ARGUMENTS = {  # told before any data is read
     "train --model=LIR": r"unknown command 'train': expected one of run, compare",
     "--model=LIR --dataset=tiny --epochs=abc": r"epochs: expected a number, found 'abc'",
     "--model=LIR --dataset=tiny --epochs=1.5": r"epochs: expected a whole number",
-    "--model=LIR --dataset=tiny --epochs=-1": r"epochs: expected a whole number from 0 up, found -1",
-    "--model=LIR --dataset=tiny --train_batch_size=0": r"train_batch_size: expected a whole number from 1 up",
-    "--model=LIR --dataset=tiny --learning_rate=fast": r"learning_rate: expected a number, found 'fast'",
+    "--model=LIR --dataset=tiny --epochs=-1": (
+        r"epochs: expected a whole number from 0 up, found -1"
+    ),
+    "--model=LIR --dataset=tiny --train_batch_size=0": (
+        r"train_batch_size: expected a whole number from 1 up"
+    ),
+    "--model=LIR --dataset=tiny --learning_rate=fast": (
+        r"learning_rate: expected a number, found 'fast'"
+    ),
     "--model=LIR --dataset=tiny --show_progress=maybe": r"show_progress: expected true or false",
     "--model=LIR --dataset=tiny --seed=~": r"seed: expected a whole number",
     "--model=LIR --dataset=tiny --topk=0": r"topk: expected positive integers, found 0",
-    "--model=LIR --dataset=tiny --topk=5": r"valid_metric: expected one of .*ndcg@5.*, found 'NDCG@10'",
-    "--model=LIR --dataset=tiny --metrics=AUC": r"metrics: expected some of Recall, Hit, NDCG, MRR, Precision, MAP, found 'AUC'",
+    "--model=LIR --dataset=tiny --topk=5": (
+        r"valid_metric: expected one of .*ndcg@5.*, found 'NDCG@10'"
+    ),
+    "--model=LIR --dataset=tiny --metrics=AUC": (
+        r"metrics: expected some of Recall, Hit, NDCG, MRR, Precision, MAP, found 'AUC'"
+    ),
     "--model=LIR --dataset=tiny --eval_args=full": r"eval_args: expected a group",
-    "--model=LIR --dataset=tiny --eval_args.mode=uni0": r"expected full or uniK such as uni20, found 'uni0'",
+    "--model=LIR --dataset=tiny --eval_args.mode=uni0": (
+        r"expected full or uniK such as uni20, found 'uni0'"
+    ),
     "--model=LIR --dataset=tiny --eval_args.mode='{tets: uni5}'": r"one for valid and one for test",
     "--model=LIR --dataset=tiny --eval_args.order=RO": r"order is always TO",
-    "--model=LIR --dataset=tiny --precision=int8": r"precision: expected fp32, bf16 or fp16, found 'int8'",
+    "--model=LIR --dataset=tiny --precision=int8": (
+        r"precision: expected fp32, bf16 or fp16, found 'int8'"
+    ),
     "--model=LIR --dataset=tiny --stages=[pretrain]": r"stages: expected some of none",
-    "--model=S3Rec --dataset=Pet --stages='[pretrain, tune]'": r"stages: expected some of pretrain, finetune.* found 'tune'",
-    "--model=SASRec --dataset=tiny --train_neg_sample_args.sample_num=2": r"SASRec with loss_type CE draws no negatives",
+    "--model=S3Rec --dataset=Pet --stages='[pretrain, tune]'": (
+        r"stages: expected some of pretrain, finetune.* found 'tune'"
+    ),
+    "--model=SASRec --dataset=tiny --train_neg_sample_args.sample_num=2": (
+        r"SASRec with loss_type CE draws no negatives"
+    ),
     "--model=LIR --dataset=tiny --beside=[Popp]": r"unknown model 'Popp': did you mean Pop",
     "--model=LIR --dataset=tiny --config_files=none.yaml": r"settings file none.yaml not found",
     "--model=LIR --dataset=tiny --config_files=bytes.yaml": r"bytes.yaml: not YAML",
-    "--model=LIR --dataset=tiny --config_files=list.yaml": r"list.yaml: expected `key: value` lines, found a list",
-    "--model=LIR --dataset=tiny --config_file=key.yaml": r"unknown key 'config_file': did you mean config_files",
-    "--model=LIR --dataset=tiny --config_file_list=[key.yaml]": r"unknown key 'config_file_list': did you mean config_files",
-    "--model=LIR --dataset=tiny --config_files=key.yaml,list.yaml": r"settings file key.yaml,list.yaml not found; several are separated by spaces",
-    "--model=LIR --dataset=tiny --config_files=key.yaml": r"unknown key 'epoch': did you mean epochs",
-    "--model=LIR --dataset=tiny --config_files=model.yaml": r"model.yaml: its model is Pop, but LIR is asked for",
+    "--model=LIR --dataset=tiny --config_files=list.yaml": (
+        r"list.yaml: expected `key: value` lines, found a list"
+    ),
+    "--model=LIR --dataset=tiny --config_file=key.yaml": (
+        r"unknown key 'config_file': did you mean config_files"
+    ),
+    "--model=LIR --dataset=tiny --config_file_list=[key.yaml]": (
+        r"unknown key 'config_file_list': did you mean config_files"
+    ),
+    "--model=LIR --dataset=tiny --config_files=key.yaml,list.yaml": (
+        r"settings file key.yaml,list.yaml not found; several are separated by spaces"
+    ),
+    "--model=LIR --dataset=tiny --config_files=key.yaml": (
+        r"unknown key 'epoch': did you mean epochs"
+    ),
+    "--model=LIR --dataset=tiny --config_files=model.yaml": (
+        r"model.yaml: its model is Pop, but LIR is asked for"
+    ),
     "experiment nothing": r"unknown experiment 'nothing': expected one of history_length",
     "experiment variants --LIR.last=2": r"unknown key 'last'",
-    "experiment variants --SASRec.epochs=2": r"SASRec is not among the models, which are Pop, LIR, ST5Seq",
-    "--model=ST5Seq --dataset=Pet --variant=best": r"variant: expected only, finetune, itempre or final, found 'best'",
-    "--model=ST5Seq --dataset=Pet --augmentation.crop=2": r"augmentation.crop: expected .* up to 1, found 2",
+    "experiment variants --SASRec.epochs=2": (
+        r"SASRec is not among the models, which are Pop, LIR, ST5Seq"
+    ),
+    "--model=ST5Seq --dataset=Pet --variant=best": (
+        r"variant: expected only, finetune, itempre or final, found 'best'"
+    ),
+    "--model=ST5Seq --dataset=Pet --augmentation.crop=2": (
+        r"augmentation.crop: expected .* up to 1, found 2"
+    ),
     "--model=CALRec --dataset=Pet --item_features=text": r"item_features: expected id for CALRec",
     "recommend --checkpoint=x --user=1 --index=flat": r"run 'x'",
-    "compare --models=Pop --dataset=tiny --LIR.last_n=2": r"--LIR.last_n: LIR is not among the models, which are Pop",
+    "compare --models=Pop --dataset=tiny --LIR.last_n=2": (
+        r"--LIR.last_n: LIR is not among the models, which are Pop"
+    ),
     "compare --models=Pop,LIR --dataset=tiny --last_n=2": r"unknown key 'last_n'",  # Pop has none
     "compare --models=Pop --dataset=tiny --seeds=1,a": r"seed: expected a number, found 'a'",
-    "compare --models=Pop --dataset=tiny --seeds=1,1": r"seeds: expected different ones, found 1 2 times",
+    "compare --models=Pop --dataset=tiny --seeds=1,1": (
+        r"seeds: expected different ones, found 1 2 times"
+    ),
     "--model=LIR --dataset=tiny --seeds=2,1,2": r"seeds: expected different ones, found 2 2 times",
-    "compare --models=LIR,Pop --dataset=tiny --config_files=seeds.yaml": r"seeds: expected different ones, found 3 2 times",
-    "--model=LIR --dataset=none": r"dataset 'none': expected dataset/none/none.inter, found there: tiny; make it",
-    "--model=LIR --dataset=tiny --data_path=nowhere": r"dataset 'tiny': expected nowhere/tiny/tiny.inter, nothing is there",
-    "--model=SASRec --dataset=tiny --init_from=nobody": r"run 'nobody': expected a run folder or id below saved, found none",
+    "compare --models=LIR,Pop --dataset=tiny --config_files=seeds.yaml": (
+        r"seeds: expected different ones, found 3 2 times"
+    ),
+    "--model=LIR --dataset=none": (
+        r"dataset 'none': expected dataset/none/none.inter, found there: tiny; make it"
+    ),
+    "--model=LIR --dataset=tiny --data_path=nowhere": (
+        r"dataset 'tiny': expected nowhere/tiny/tiny.inter, nothing is there"
+    ),
+    "--model=SASRec --dataset=tiny --init_from=nobody": (
+        r"run 'nobody': expected a run folder or id below saved, found none"
+    ),
     "--resume=nobody": r"run 'nobody': expected a run folder or id below saved, found none",
     "--resume=x --model=LIR": r"--resume goes on with a run as it is: leave out --model",
     "evaluate --dataset=tiny": r"--checkpoint=… is missing",
-    "evaluate --checkpoint=nobody": r"run 'nobody': expected a run folder or id below saved, found none",
-    "evaluate --checkpoint=/nobody": r"run '/nobody': expected a run folder or id below saved, found none",
-    "evaluate --checkpoint=dataset": r"run 'dataset': expected a run folder or id below saved, found none",
-}  # fmt: skip
+    "evaluate --checkpoint=nobody": (
+        r"run 'nobody': expected a run folder or id below saved, found none"
+    ),
+    "evaluate --checkpoint=/nobody": (
+        r"run '/nobody': expected a run folder or id below saved, found none"
+    ),
+    "evaluate --checkpoint=dataset": (
+        r"run 'dataset': expected a run folder or id below saved, found none"
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -155,48 +218,124 @@ def test_mistakes_of_the_command_do_not_name_the_settings_beside_the_data(tmp_pa
 POP_LIR, GRU = ("--model=LIR", "--beside=[Pop]"), ("--model=GRU4Rec", "--beside=[]")
 DATA = {  # name: (arguments, file to change, change, what is said)
     "an id column under another name": (
-        POP_LIR, "inter", lambda text: text.replace("item_id:", "product:", 1),
-        r"tiny.inter: expected a column item_id, found user_id, product, rating, timestamp; rename it",
+        POP_LIR,
+        "inter",
+        lambda text: text.replace("item_id:", "product:", 1),
+        (
+            r"tiny.inter: expected a column item_id, found user_id, product, rating, "
+            r"timestamp; rename it"
+        ),
     ),
     "a line that was cut": (
-        POP_LIR, "inter", lambda text: re.sub(r"(?s)((?:[^\n]*\n){4}[^\t]*\t[^\t]*)[^\n]*", r"\1", text, count=1),
+        POP_LIR,
+        "inter",
+        lambda text: re.sub(r"(?s)((?:[^\n]*\n){4}[^\t]*\t[^\t]*)[^\n]*", r"\1", text, count=1),
         r"tiny.inter, line 5: expected 4 cells, found 2",
     ),
     "a word in a column of numbers": (
-        POP_LIR, "inter", lambda text: re.sub(r"\t\d+\n(?=u39)", "\tyesterday\n", text, count=1),
+        POP_LIR,
+        "inter",
+        lambda text: re.sub(r"\t\d+\n(?=u39)", "\tyesterday\n", text, count=1),
         r"tiny.inter, line \d+: expected a number.* column timestamp, found 'yesterday'",
     ),
-    "no text at all": (POP_LIR, "item", lambda text: re.sub(r"\n(i\d+)\t.*", r"\n\1\t\t", text), r"dataset tiny: every cell of title, categories is empty"),
+    "no text at all": (
+        POP_LIR,
+        "item",
+        lambda text: re.sub(r"\n(i\d+)\t.*", r"\n\1\t\t", text),
+        r"dataset tiny: every cell of title, categories is empty",
+    ),
     "no column of text": (
-        POP_LIR, "item", lambda text: text.replace("title:", "name:").replace("categories:", "kind:"), r"dataset tiny has no text: .*set text_fields",
+        POP_LIR,
+        "item",
+        lambda text: text.replace("title:", "name:").replace("categories:", "kind:"),
+        r"dataset tiny has no text: .*set text_fields",
     ),
-    "a split that leaves no test case": ((*POP_LIR, "--eval_args.split={timestamp: [1e18, 2e18]}"), None, None, r"leaves no test case"),
-    "a split that there is not": ((*GRU, "--eval_args.split={LO: 1}"), None, None, r"eval_args.split: expected one of LS, RS, temporal, timestamp"),
-    "more negatives than there are items": ((*GRU, "--eval_args.mode=uni25"), None, None, r"uni25: user u\d+ leaves only \d+ items .*smaller uniK"),
-    "a model that the harness does not run": (("--model=CFKG", "--beside=[Pop]"), None, None, r"CFKG learns from a knowledge graph .*such models are not run by this harness"),
+    "a split that leaves no test case": (
+        (*POP_LIR, "--eval_args.split={timestamp: [1e18, 2e18]}"),
+        None,
+        None,
+        r"leaves no test case",
+    ),
+    "a split that there is not": (
+        (*GRU, "--eval_args.split={LO: 1}"),
+        None,
+        None,
+        r"eval_args.split: expected one of LS, RS, temporal, timestamp",
+    ),
+    "more negatives than there are items": (
+        (*GRU, "--eval_args.mode=uni25"),
+        None,
+        None,
+        r"uni25: user u\d+ leaves only \d+ items .*smaller uniK",
+    ),
+    "a model that the harness does not run": (
+        ("--model=CFKG", "--beside=[Pop]"),
+        None,
+        None,
+        r"CFKG learns from a knowledge graph .*such models are not run by this harness",
+    ),
     "fine-tuning from nothing": (
-        ("--model=S3Rec", "--beside=[]", "--item_attribute=categories", "--stages=[finetune]"), None, None, r"expected --init_from=RUN",
+        ("--model=S3Rec", "--beside=[]", "--item_attribute=categories", "--stages=[finetune]"),
+        None,
+        None,
+        r"expected --init_from=RUN",
     ),
-    "a backbone that is nowhere": (("--model=CALRec", "--beside=[Pop]", "--backbone=./nowhere"), None, None, r"backbone './nowhere' is not a model folder"),
-    "a size of backbone that there is not": (("--model=CALRec", "--beside=[Pop]", "--backbone=scratch:huge"), None, None, r"expected scratch:tiny or "),
-    "a backbone of no run": (("--model=CALRec", "--beside=[Pop]", "--backbone=run:nobody"), None, None, r"run 'nobody': expected a run folder or id"),
-    "labels that are not there": (("--model=FM", "--beside=[Pop]"), None, None, r"FM learns labels, .* make one by --threshold.rating=4 and --load_col.inter="),
-    "a training loop of its own": (("--model=NCL", "--beside=[Pop]"), None, None, r"NCL: NCLTrainer has a training loop of its own"),
+    "a backbone that is nowhere": (
+        ("--model=CALRec", "--beside=[Pop]", "--backbone=./nowhere"),
+        None,
+        None,
+        r"backbone './nowhere' is not a model folder",
+    ),
+    "a size of backbone that there is not": (
+        ("--model=CALRec", "--beside=[Pop]", "--backbone=scratch:huge"),
+        None,
+        None,
+        r"expected scratch:tiny or ",
+    ),
+    "a backbone of no run": (
+        ("--model=CALRec", "--beside=[Pop]", "--backbone=run:nobody"),
+        None,
+        None,
+        r"run 'nobody': expected a run folder or id",
+    ),
+    "labels that are not there": (
+        ("--model=FM", "--beside=[Pop]"),
+        None,
+        None,
+        r"FM learns labels, .* make one by --threshold.rating=4 and --load_col.inter=",
+    ),
+    "a training loop of its own": (
+        ("--model=NCL", "--beside=[Pop]"),
+        None,
+        None,
+        r"NCL: NCLTrainer has a training loop of its own",
+    ),
     "a size that RecBole refuses": (
-        ("--model=SASRec", "--beside=[]", "--n_heads=7"), None, None, r"RecBole cannot build SASRec and its data from these settings: ValueError: .*hidden size",
+        ("--model=SASRec", "--beside=[]", "--n_heads=7"),
+        None,
+        None,
+        r"RecBole cannot build SASRec and its data from these settings: ValueError: .*hidden size",
     ),
     "a user who has met everything": (
-        ("--model=BPR", "--beside=[Pop]"), "inter", lambda text: text + "".join(f"u1\ti{item}\t3\t{2e9 + item}\n" for item in range(30)),
+        ("--model=BPR", "--beside=[Pop]"),
+        "inter",
+        lambda text: text + "".join(f"u1\ti{item}\t3\t{2e9 + item}\n" for item in range(30)),
         r"BPR draws negatives, but user u1 has met all 30 items",
     ),
     "a folder that is a file": (
-        (*POP_LIR, "--checkpoint_dir=dataset/tiny/tiny.inter"), None, None, r"checkpoint_dir .*: expected a folder to write to, but .* is a file",
+        (*POP_LIR, "--checkpoint_dir=dataset/tiny/tiny.inter"),
+        None,
+        None,
+        r"checkpoint_dir .*: expected a folder to write to, but .* is a file",
     ),
-}  # fmt: skip
+}
 
 
 ALIKE = {
-    "--Pop.mask_history=true": r"the models of a table are measured alike: evaluation.mask_history is True for Pop and False for LIR",
+    "--Pop.mask_history=true": (
+        r"the models of a table are measured alike: evaluation.mask_history is True for Pop "
+        r"and False for LIR"
+    ),
     "--Pop.eval_args.mode=uni5": r"measured alike: split.mode.* is .* for Pop and .* for LIR",
     "--LIR.catalogue=all": r"measured alike: fingerprint is",
 }
@@ -223,32 +362,61 @@ def test_data_that_cannot_be(case, tmp_path, refused):
 
 
 CHECKPOINTS = {
-    "evaluate --checkpoint=GRU --dataset=other": r"GRU4Rec-tiny-\w+ was trained on tiny .* knows items by number and cannot change data",
-    "evaluate --checkpoint=GRU --hidden_size=32": r"hidden_size: GRU4Rec-tiny-\w+ is trained already and takes settings of data, evaluation",
+    "evaluate --checkpoint=GRU --dataset=other": (
+        r"GRU4Rec-tiny-\w+ was trained on tiny .* knows items by number and cannot change data"
+    ),
+    "evaluate --checkpoint=GRU --hidden_size=32": (
+        r"hidden_size: GRU4Rec-tiny-\w+ is trained already and takes settings of data, "
+        r"evaluation"
+    ),
     "evaluate --checkpoint=LIR --epochs=3": r"epochs: LIR-tiny-\w+ is trained already",
-    "evaluate --checkpoint=GRU --eval_args.split={RS:[2,2,6]}": r"GRU4Rec-tiny-\w+ was trained on \d+ of the \d+ test targets, by the split .*valid_and_test",
-    "evaluate --checkpoint=junk --mask_history=true": r"junk/model.safetensors is damaged .*; remove .*junk and run again",
-    "--resume=unfinished --hidden_size=32": r"--resume=unfinished goes on with a run as it is, but hidden_size would make it another one; start GRU4Rec-tiny-",
+    "evaluate --checkpoint=GRU --eval_args.split={RS:[2,2,6]}": (
+        r"GRU4Rec-tiny-\w+ was trained on \d+ of the \d+ test targets, by the split "
+        r".*valid_and_test"
+    ),
+    "evaluate --checkpoint=junk --mask_history=true": (
+        r"junk/model.safetensors is damaged .*; remove .*junk and run again"
+    ),
+    "--resume=unfinished --hidden_size=32": (
+        r"--resume=unfinished goes on with a run as it is, but hidden_size would make it "
+        r"another one; start GRU4Rec-tiny-"
+    ),
     "--resume=damaged": r"damaged/run.json: expected the record of a run",
     "--resume=half": r"half/run.json: expected the record of a run",
     "compare --runs=GRU,GRU": r"--runs: a run is named twice",
     "compare --runs=GRU,LIR --topk=[1]": r"--runs compares runs as they are: leave out --topk",
-    "compare --runs=GRU,LIR --columns=ndcg@10,recall@7": r"--columns: \S+ has no recall@7, but .*recall@10",
+    "compare --runs=GRU,LIR --columns=ndcg@10,recall@7": (
+        r"--columns: \S+ has no recall@7, but .*recall@10"
+    ),
     "compare --models=Pop,LIR --dataset=tiny --columns=recall@10": r"--columns .* goes with --runs",
     "evaluate --checkpoint=GRU --model=SASRec": r"model: a run keeps its own, which is GRU4Rec",
     "evaluate --checkpoint=GRU --eval_args.mode=uni25": r"uni25: user u\d+ leaves only",
-    "evaluate --checkpoint=GRU4Rec": r"run 'GRU4Rec': expected .*, found GRU4Rec-tiny-\w+, GRU4Rec-tiny-",
-    "evaluate --checkpoint=damaged": r"damaged/run.json: expected the record of a run, found another or a damaged file",
+    "evaluate --checkpoint=GRU4Rec": (
+        r"run 'GRU4Rec': expected .*, found GRU4Rec-tiny-\w+, GRU4Rec-tiny-"
+    ),
+    "evaluate --checkpoint=damaged": (
+        r"damaged/run.json: expected the record of a run, found another or a damaged file"
+    ),
     "evaluate --checkpoint=foreign": r"foreign/run.json: expected the record of a run",
-    "evaluate --checkpoint=unfinished": r"unfinished is not a finished run; go on with it by --resume=unfinished",
+    "evaluate --checkpoint=unfinished": (
+        r"unfinished is not a finished run; go on with it by --resume=unfinished"
+    ),
     "recommend --checkpoint=unfinished --user=u1": r"unfinished is not a finished run",
-    "recommend --checkpoint=GRU --user=nobody": r"unknown user 'nobody': the data has 40 users such as u0",
-    "recommend --checkpoint=GRU --history=zebra": r"expected an item's title or id, found 'zebra', of which no item has half of the words",
+    "recommend --checkpoint=GRU --user=nobody": (
+        r"unknown user 'nobody': the data has 40 users such as u0"
+    ),
+    "recommend --checkpoint=GRU --history=zebra": (
+        r"expected an item's title or id, found 'zebra', of which no item has half of the words"
+    ),
     "recommend --checkpoint=GRU --history=;": r"--history is empty",
     "recommend --checkpoint=GRU": r"expected either --user=ID or --history",
-    "recommend --checkpoint=GRU --user=u1 --k=few": r"--k: expected a positive whole number, found 'few'",
+    "recommend --checkpoint=GRU --user=u1 --k=few": (
+        r"--k: expected a positive whole number, found 'few'"
+    ),
     "recommend --checkpoint=GRU --user=u1 --k=0": r"--k: expected a positive whole number",
-    "recommend --checkpoint=GRU --user=u1 --dataset=other": r"dataset: a run keeps its own, which is tiny",
+    "recommend --checkpoint=GRU --user=u1 --dataset=other": (
+        r"dataset: a run keeps its own, which is tiny"
+    ),
     "recommend --checkpoint=Pop --history=i1": r"Pop knows users by number: give --user",
 }
 
@@ -260,8 +428,13 @@ def trained(shop, tmp_path_factory):
     shutil.copytree(shop.second, folder)
     saved = folder / "saved"
     record = json.loads((shop.gru / "run.json").read_text())
-    texts = {"damaged": '{"status": "fin', "foreign": '{"epochs": 3}', "unfinished": json.dumps(record | {"status": "running"}),
-             "junk": json.dumps(record), "half": json.dumps(record | {"settings": {}})}  # fmt: skip
+    texts = {
+        "damaged": '{"status": "fin',
+        "foreign": '{"epochs": 3}',
+        "unfinished": json.dumps(record | {"status": "running"}),
+        "junk": json.dumps(record),
+        "half": json.dumps(record | {"settings": {}}),
+    }
     for name, text in texts.items():
         (saved / name).mkdir()
         (saved / name / "run.json").write_text(text)
@@ -271,10 +444,9 @@ def trained(shop, tmp_path_factory):
 
 @pytest.mark.parametrize("line", CHECKPOINTS)
 def test_checkpoints_that_cannot_be(line, shop, trained, refused):
-    names = {
-        model: sorted(path.name for path in (trained / "saved").glob(f"{model}-*"))[0]
-        for model in ("Pop", "LIR")
-    } | {"GRU": shop.gru.name}
+    saved = trained / "saved"
+    names = {model: min(saved.glob(f"{model}-*")).name for model in ("Pop", "LIR")}
+    names |= {"GRU": shop.gru.name}
     args = [
         re.sub(r"(?<=[=,])(GRU|LIR|Pop)\b", lambda found: names[found[0]], arg)
         for arg in line.split()
@@ -306,10 +478,8 @@ def test_a_run_starts_from_another_ones_weights(shop, trained, refused, monkeypa
 
 
 def test_runs_that_were_measured_otherwise_do_not_share_a_table(shop, trained, refused):
-    lir, pop = (
-        sorted(path.name for path in (trained / "saved").glob(f"{model}-*"))[0]
-        for model in ("LIR", "Pop")
-    )
+    saved = trained / "saved"
+    lir, pop = (min(saved.glob(f"{model}-*")).name for model in ("LIR", "Pop"))
     uni = next(path for path in (trained / "saved" / shop.gru.name).glob("evaluate-*"))
     assert re.search(r"split.mode", refused("compare", f"--runs={lir},{uni}", folder=trained))
 
@@ -334,7 +504,10 @@ def test_a_model_beside_it_that_cannot_run_is_left_out(tmp_path, monkeypatch, ca
     ],
 )
 def test_a_mistake_in_a_process_of_its_own(args, bare):
-    """Exit code and streams as a shell sees them, with the libraries' own warnings, before and after torch is loaded."""
+    """Exit code and streams as a shell sees them, with the libraries' own warnings.
+
+    Before and after torch is loaded.
+    """
     before = there(bare)
     done = process(bare, *args)
     assert done.returncode == 2 and done.stdout == "" and there(bare) == before

@@ -8,7 +8,7 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.runs.commands import evaluate_run, run_settings
-from recbole_llm.settings import layers
+from recbole_llm.settings import defaults
 from recbole_llm.training.corpora import draw_users
 
 
@@ -202,12 +202,12 @@ def test_other_settings_of_a_dataset_make_another_run_and_what_a_run_learned_sta
 ):
     def with_other(content):
         monkeypatch.setattr(
-            layers,
-            "_cached_yaml",
+            defaults,
+            "cached_yaml",
             lambda path: dict(content) if path.name == "other.yaml" else inner(path),
         )
 
-    inner, own = layers._cached_yaml, {"datasets": ["cycle", "other"], "epochs": 0}
+    inner, own = defaults.cached_yaml, {"datasets": ["cycle", "other"], "epochs": 0}
     run = run_settings(settings_for("CALRec", shops, **own))
     for content in (
         {"text_words": {"Title": 1}},

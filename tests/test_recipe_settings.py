@@ -1,4 +1,4 @@
-"""What a prepared dataset sets by default: never a model's own text without that model's group saying so."""
+"""What a prepared dataset sets: never a model's own text without a group for that model."""
 
 import pytest
 import raw
@@ -7,11 +7,11 @@ import yaml
 from recbole_llm import cli
 from recbole_llm.data.prepare.sources import catalogue
 from recbole_llm.data.prepare.sources import own as own_tables
-from recbole_llm.settings import files as resources
-from recbole_llm.settings import layers, registry
+from recbole_llm.settings import layers, registry, schema
 from recbole_llm.studies import experiments
 
-TEXTS = {  # recipe -> columns of the text of ST5Seq and of TASTELoRA, where it is not the title alone
+# Recipe: columns of the text of ST5Seq and of TASTELoRA, where it is not the title alone.
+TEXTS = {
     "Yelp": (["title", "description"], ["title", "address", "city", "state"]),
     "Yelp-ST5": (["title", "description"], ["title"]),
     "ml-100k": (["movie_title"], ["movie_title", "release_year", "class"]),
@@ -32,7 +32,7 @@ RECIPES = [
 
 
 def stand_in(folder, recipe):
-    """A prepared dataset's settings beside an empty table, which is all that settings are read from."""
+    """A prepared dataset's settings beside an empty table: settings are read from nothing else."""
     (folder / recipe.name).mkdir(parents=True, exist_ok=True)
     (folder / recipe.name / f"{recipe.name}.inter").write_text("user_id:token\titem_id:token\n")
     (folder / recipe.name / f"{recipe.name}.yaml").write_text(
@@ -74,13 +74,12 @@ def test_own_tables_leave_a_models_own_text_alone(tmp_path):
 
 
 def test_no_recipe_silently_replaces_what_a_models_own_file_sets(tmp_path):
-    """Only TASTE-LoRA takes a dataset's text: that of Yelp has addresses in its paper, films have years."""
-    folder = resources.properties() / "model"
+    """Only TASTE-LoRA takes a dataset's text: in its paper Yelp has addresses, films have years."""
     wide = {"TASTELoRA": {"Yelp", "ml-100k", "ml-1m"}, "ST5Seq": {"Yelp-ST5"}}
     for recipe in [*catalogue.recipes().values(), own_recipe(tmp_path)]:
         shared = recipe.settings.keys() - registry.OURS.keys() - set(layers.MERGED)
         for model in registry.OURS:
-            own = layers.read_yaml(folder / f"{model}.yaml").keys()
+            own = schema.layer(registry.find(model).settings).keys()
             replaced = (shared & own) - recipe.settings.get(model, {}).keys()
             assert not replaced or recipe.name in wide.get(model, ()), (
                 recipe.name,

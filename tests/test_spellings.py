@@ -1,4 +1,4 @@
-"""Settings as users of RecBole write them: whole YAML files, old keys, other spellings of a value."""
+"""Settings as users of RecBole write them: YAML files, old keys, other spellings of a value."""
 
 import pytest
 
@@ -65,8 +65,10 @@ embedding_size: 64
 load_col: {inter: [user_id, item_id, rating, timestamp]}
 val_interval: {rating: "[3,inf)"}
 unused_col: {inter: [rating, timestamp]}
-eval_args: {split: {RS: [0.8, 0.1, 0.1]}, group_by: user, order: TO, mode: {valid: uni100, test: uni100}}
-train_neg_sample_args: {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: False, candidate_num: 0}
+eval_args:
+  {split: {RS: [0.8, 0.1, 0.1]}, group_by: user, order: TO, mode: {valid: uni100, test: uni100}}
+train_neg_sample_args:
+  {distribution: uniform, sample_num: 1, alpha: 1.0, dynamic: False, candidate_num: 0}
 metrics: [ndcg, HIT, mRr]
 topk: 10
 valid_metric: ndcg@10

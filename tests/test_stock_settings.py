@@ -13,6 +13,7 @@ from recbole_llm.cli import main
 from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.errors import UserError
 from recbole_llm.settings import layers, registry, stock
+from recbole_llm.settings.defaults import stock_defaults
 
 COMMON = ("--dataset=tiny", "--beside=[]", "--show_progress=false", "--epochs=1")
 LABELS = "--threshold.rating=4 --load_col.inter='[user_id, item_id, rating, timestamp]'"
@@ -219,7 +220,7 @@ def test_which_models_need_negatives(name, family, loss, shop_folder, monkeypatc
         [],
         SMALL.get(name, {}) | {"selected_features": ["categories"], "item_attribute": "categories"},
     )
-    if family == "general" or "loss_type" not in layers._stock_defaults(name):
+    if family == "general" or "loss_type" not in stock_defaults(name):
         settings = {}
     else:
         settings = {"loss_type": loss}

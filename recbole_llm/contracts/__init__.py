@@ -1,1 +1,4 @@
-"""What a case and a model are. Imports nothing of the package."""
+"""Interfaces that all layers share: cases, models and their descriptions.
+
+Nothing of the package is imported here, except the error for users.
+"""

@@ -1,8 +1,8 @@
-"""What a model is called, where its class is, and which settings it adds."""
+"""Description of a model: its name, where its class is, and which settings it adds."""
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import UserError
 
@@ -14,28 +14,29 @@ class ModelSpec:
     Attributes
     ----------
     key : str
-        What finds the model again in any process; the value of the setting `model`.
+        Identifies the model in any process; the value of the setting `model`.
     name : str
-        Name of the class. It begins the names of run folders.
+        Name of the class, and prefix of the names of run folders.
     family : str
-        "text" for the models of this package and for guests that derive from them. Otherwise
+        "text" for the models of this package and for user classes that derive from them. Otherwise
         RecBole's family: "sequential", "general", "context_aware", "knowledge", "traditional".
     module : str or None
-        Module of the class; None where RecBole finds the class by its name.
+        Module of the class; None if RecBole looks the class up by its name.
     takes_item_text : bool
-        Whether the setting `item_features` is for it.
+        Whether the model supports the setting `item_features`.
     tree : bool
         Whether it is a tree model of RecBole, which the harness does not run.
     guest : bool
-        Whether the class is the user's own.
-    defaults : mapping
-        Settings that a guest's class adds, with their default values.
-    rules : mapping
-        Rule of each of those settings, see :mod:`recbole_llm.settings.rules`.
+        Whether the class is defined by the user, outside of this package and RecBole.
+    settings : type or None
+        Class of the settings that the model adds, see :mod:`recbole_llm.settings.schema`; None if
+        RecBole's own are all that it has.
     read_keys : frozenset of str
-        Keys that a guest class of RecBole's kind reads from its config.
+        Configuration keys that a guest which derives from RecBole's classes reads.
     source : str or None
         Digest of a guest's code; None for models whose code has a version.
+    loaded : type or None
+        The class, if it is imported already.
     """
 
     key: str
@@ -45,24 +46,28 @@ class ModelSpec:
     takes_item_text: bool = False
     tree: bool = False
     guest: bool = False
-    defaults: Mapping = field(default_factory=dict)
-    rules: Mapping = field(default_factory=dict)
-    read_keys: frozenset = frozenset()
+    settings: type[Any] | None = None
+    read_keys: frozenset[str] = frozenset()
     source: str | None = None
     loaded: type | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_text(self) -> bool:
-        """Whether it is a text model: it reads cases by row, and our trainer trains it."""
+        """Whether it is a text model: it reads `Cases`, and our trainer trains it."""
         return self.family == "text"
 
     def load(self) -> type:
-        """Return the class. Importing it imports torch.
+        """Import the class, and torch with it.
+
+        Returns
+        -------
+        type
+            The model's class.
 
         Raises
         ------
         UserError
-            For a tree model of RecBole.
+            If it is a tree model of RecBole.
         """
         if self.tree:
             raise UserError(
@@ -72,7 +77,9 @@ class ModelSpec:
         if self.loaded is not None:
             return self.loaded
         if self.module:
-            return getattr(importlib.import_module(self.module), self.name)
-        from recbole.utils import get_model
+            model: type = getattr(importlib.import_module(self.module), self.name)
+        else:
+            from recbole.utils import get_model
 
-        return get_model(self.name)
+            model = get_model(self.name)
+        return model

@@ -1,7 +1,7 @@
-"""What a model offers: scores to rank by, and, if it learns, examples and a loss.
+"""Interfaces of models: scores to rank by, and, for models that learn, examples and a loss.
 
-Evaluation needs a :class:`Scorer` and nothing else. Our trainer needs a :class:`Trainable`. Both
-are written here with every member that anybody reads, and with its default.
+Evaluation needs a :class:`Scorer` only. Our trainer needs a :class:`Trainable`. Both declare every
+member that other modules read, with its default value.
 """
 
 from __future__ import annotations
@@ -10,46 +10,58 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .cases import Cases
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-MAX_CASES = 1024  # per call of `score`, whatever the memory
-PASS_COST = 256  # what a forward pass costs beside its tokens, in tokens
+# cases in one call of `score_catalogue` or `score_candidates`, even if memory allows more
+MAX_CASES = 1024
+# fixed cost of a forward pass, as the number of tokens that take as long
+PASS_COST = 256
 
 
 class Split(Protocol):
-    """Whose cases train a model."""
+    """A split of a dataset, of which training reads the training cases.
 
-    train: Cases
+    Attributes
+    ----------
+    train : Cases
+        The training cases.
+    """
+
+    @property
+    def train(self) -> Cases: ...
 
 
 class Scorer(ABC):
-    """Gives the items of a catalogue a score for each case.
+    """A model that scores the items of a catalogue for each case.
 
     Attributes
     ----------
     max_cases : int
-        Most cases in one call of `score_catalogue` or `score_candidates`.
+        Maximum number of cases in one call of `score_catalogue` or `score_candidates`.
     names_all : bool
         Whether every item gets a score, so that a score of -inf is an error. Otherwise an item
-        without a score is `UNNAMED`, see :mod:`recbole_llm.evaluation.ranks`.
+        without a score has the score `UNNAMED`, see :mod:`recbole_llm.evaluation.ranks`.
     judges_candidates : bool
-        Whether candidates of a case are scored by `score_candidates`, and not by picking their
-        scores out of those of the whole catalogue.
-    fallback : bool array [cases] or None
-        Cases of the last call for which no item was named.
+        Whether `score_candidates` computes the scores of candidates. Otherwise they are selected
+        from the scores of the whole catalogue.
+    fallback : ndarray of bool, [n_cases], or None
+        Cases of the last call for which no item got a score.
     unmatched_reason : str
-        What is the matter if it could say nothing about any case.
-    counts : Counter
-        Tallies of one ranking.
+        Explanation for the error message if no case got any score.
+    counts : Counter of str
+        Counters of one ranking, which `rates` summarises.
     device : torch.device
         Where scores are computed.
+    training : bool
+        Whether the model is in training mode.
     """
 
     max_cases: int = MAX_CASES
@@ -57,16 +69,27 @@ class Scorer(ABC):
     judges_candidates: bool = False
     fallback: np.ndarray | None = None
     unmatched_reason: str = "it names no item for any case"
-    counts: Counter
-    training: bool
+    counts: Counter[str]
+    device: torch.device
+
+    if TYPE_CHECKING:
+        # read-only for type checkers alone: torch's modules assign this attribute
+        @property
+        def training(self) -> bool: ...
 
     @abstractmethod
     def score_catalogue(self, cases: Cases) -> Tensor:
-        """Score every item.
+        """Score every item for each case.
+
+        Parameters
+        ----------
+        cases : Cases
+            At most `max_cases` cases.
 
         Returns
         -------
-        float tensor [cases, items], writable.
+        Tensor of float, [n_cases, n_items]
+            Scores, which the caller may overwrite.
         """
 
     @abstractmethod
@@ -75,58 +98,83 @@ class Scorer(ABC):
 
         Parameters
         ----------
-        items : int64 tensor [cases, C]
-            Item numbers from 0.
+        cases : Cases
+            At most `max_cases` cases.
+        items : Tensor of int64, [n_cases, n_candidates]
+            Item indices from 0.
 
         Returns
         -------
-        float tensor [cases, C], writable.
+        Tensor of float, [n_cases, n_candidates]
+            Scores, which the caller may overwrite.
         """
 
     @abstractmethod
     def probe(self, cases: Cases) -> np.ndarray | Tensor:
-        """Numbers [cases, ...] by which weights that are read back are compared with those saved.
+        """Compute numbers that tell the weights of this model from other weights.
 
-        They are the same for the same weights, differ for others in whatever the scores depend on,
-        and cost little.
+        They are equal for equal weights, differ for weights that give other scores, and cost
+        little. They show whether stored weights that are read back are those that were saved.
+
+        Parameters
+        ----------
+        cases : Cases
+            A few cases.
+
+        Returns
+        -------
+        ndarray or Tensor of float, [n_cases, ...]
+            The numbers.
         """
 
     @abstractmethod
-    def eval(self):
-        """Score from now on as after training."""
+    def eval(self) -> Any:
+        """Switch to evaluation mode."""
 
     @abstractmethod
-    def train(self, mode: bool = True):
-        """Compute from now on as in training."""
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training mode, or to evaluation mode if `mode` is False."""
 
     def start_ranking(self, part: str, selecting: bool, folder: Path | None = None) -> None:
         """Prepare for the ranking of the cases of a part.
 
         Parameters
         ----------
-        part : str
-            "test" or "valid".
+        part : {"test", "valid"}
+            The part.
         selecting : bool
-            Whether the ranking chooses a checkpoint.
+            Whether the ranking selects a checkpoint.
         folder : Path, optional
-            Of the run whose weights these are, for answers to be stored in.
+            Folder of the run whose weights are loaded, where generated answers are stored.
         """
 
     def rates(self) -> dict[str, float]:
-        """Shares of the last ranking that are worth printing beside its metrics."""
+        """Summarise the last ranking by shares that are printed beside its metrics.
+
+        Returns
+        -------
+        dict of str to float
+            Name -> share; empty by default.
+        """
         return {}
 
     def prepare_texts(self, parts: dict[str, Cases]) -> None:
-        """Have texts written that scores depend on, before anything is trained.
+        """Generate the texts that scores depend on, before training begins.
 
         Parameters
         ----------
-        parts : dict
+        parts : dict of str to Cases
             Part ("train", "valid" or "test") -> its cases.
         """
 
-    def costs(self) -> dict:
-        """What `prepare_texts` has cost; empty if nothing."""
+    def costs(self) -> dict[str, Any]:
+        """Report what `prepare_texts` has cost.
+
+        Returns
+        -------
+        dict of str to object
+            Kind of cost -> amount; empty if there was none.
+        """
         return {}
 
 
@@ -136,11 +184,11 @@ class StoredWeights:
     Attributes
     ----------
     externally_saved : tuple of str
-        Beginnings of the names of tensors that `save` and `load` are responsible for.
+        Name prefixes of the tensors that `save` and `load` store in place of the trainer.
     transfer_excludes : tuple of str
-        Beginnings of the names of tensors that a later stage does not take over.
+        Name prefixes of the tensors that a later stage initialises anew.
     frozen_base : str or None
-        Digest of frozen weights that trained adapters belong to.
+        Digest of the frozen weights that trained adapters belong to.
     """
 
     externally_saved: tuple[str, ...] = ()
@@ -148,72 +196,124 @@ class StoredWeights:
     frozen_base: str | None = None
 
     def save(self, folder: Path) -> None:
-        """Write the tensors of `externally_saved` into a run's folder."""
+        """Write the tensors of `externally_saved`.
+
+        Parameters
+        ----------
+        folder : Path
+            The run's folder.
+        """
 
     def load(self, folder: Path) -> None:
-        """Read the tensors of `externally_saved` from a run's folder."""
+        """Read the tensors of `externally_saved`.
+
+        Parameters
+        ----------
+        folder : Path
+            The run's folder.
+        """
 
 
 class Trainable(ABC):
     """A model that our trainer trains.
 
-    An epoch is a list of examples. A step takes `train_batch_size` of them, and cuts their pieces
-    into forward passes of like size. The defaults are those of a model whose example is a training
-    case, given by its row: such a model adds `loss` alone.
+    An epoch is a list of examples. A step takes `train_batch_size` of them and splits their pieces
+    into forward passes of similar cost. By default an example is the row of a training case, so
+    that a model needs to implement `loss` only.
 
     Attributes
     ----------
     pass_cost : int
-        What a forward pass costs beside its pieces, in `cost_unit`.
+        Fixed cost of a forward pass, in `cost_unit`.
     cost_unit : str
-        What `cost` counts, for the log.
+        Unit of `cost`, for the log.
     split : Split
-        Its `train` are the training cases.
+        The split with the training cases.
     """
 
     pass_cost: int = PASS_COST
     cost_unit: str = "examples"
     split: Split
 
-    def examples(self, epoch: int) -> Sequence:
-        """Training examples of an epoch, in any order; the same for the same epoch and seed."""
-        return np.arange(len(self.split.train))
+    def examples(self, epoch: int) -> Sequence[Any]:
+        """List the training examples of an epoch.
 
-    def pieces(self, example) -> Sequence:
-        """What an example consists of; pieces of one example may stand in several passes."""
-        return (example,)
-
-    def cost(self, piece) -> int:
-        """How much of a forward pass a piece takes: its tokens, or 1 where all are alike."""
-        return 1
-
-    def targets(self, piece) -> int:
-        """How many targets a piece holds; a step divides its loss by those of all its pieces."""
-        return 1
-
-    def collate(self, pieces: Sequence):
-        """A batch of pieces, as `loss` takes it, on the model's device."""
-        return self.split.train[np.asarray(pieces)]
-
-    def batch_cost(self, batch) -> int:
-        """How much of a forward pass a batch takes, with its padding."""
-        return len(batch)
-
-    @abstractmethod
-    def loss(self, batch) -> Tensor:
-        """Loss of a batch.
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0.
 
         Returns
         -------
-        float tensor [], the sum over the batch's targets.
+        sequence
+            Examples in any order; equal for equal epochs and seeds.
+        """
+        return range(len(self.split.train))
+
+    def pieces(self, example: Any) -> Sequence[Any]:
+        """Split an example into the parts that may be in different forward passes.
+
+        Parameters
+        ----------
+        example : object
+            An element of `examples`.
+
+        Returns
+        -------
+        sequence
+            Its pieces.
+        """
+        return (example,)
+
+    def cost(self, piece: Any) -> int:
+        """Cost of a piece in a forward pass: its tokens, or 1 if all pieces cost the same."""
+        return 1
+
+    def targets(self, piece: Any) -> int:
+        """Number of targets of a piece; the loss of a step is divided by those of all pieces."""
+        return 1
+
+    def collate(self, pieces: Sequence[Any]) -> Any:
+        """Batch pieces.
+
+        Parameters
+        ----------
+        pieces : sequence
+            The pieces of one forward pass.
+
+        Returns
+        -------
+        object
+            The batch that `loss` takes, on the model's device.
+        """
+        return self.split.train[np.asarray(pieces)]
+
+    def batch_cost(self, batch: Any) -> int:
+        """Cost of a batch, padding included, in `cost_unit`."""
+        return len(batch)
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """Compute the loss of a batch.
+
+        Parameters
+        ----------
+        batch : object
+            As `collate` makes it.
+
+        Returns
+        -------
+        Tensor of float, []
+            Sum of the losses of the batch's targets.
         """
 
 
 class ContrastiveTrainable(Trainable):
     """A trainable model whose loss compares the vectors of all pieces of a step.
 
-    A step may be several passes; the trainer gathers their vectors, and hands the gradient back to
-    each pass (cached gradients).
+    A step may have several forward passes. The trainer gathers their vectors and passes the
+    gradients of the vectors back to each of them (Gao et al., "Scaling deep contrastive learning
+    batch size under memory limited setup", RepL4NLP 2021).
 
     Attributes
     ----------
@@ -224,33 +324,40 @@ class ContrastiveTrainable(Trainable):
     contrastive: bool = True
 
     @abstractmethod
-    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[Tensor, Tensor]:
-        """Own loss of a batch, and a vector of each piece.
+    def loss_and_vectors(self, batch: Any, with_loss: bool) -> tuple[Tensor, Tensor]:
+        """Compute the loss that a batch has by itself, and a vector of each piece.
 
         Parameters
         ----------
         batch : object
             As `collate` makes it.
         with_loss : bool
-            False where the loss is not looked at.
+            If False, the caller ignores the loss.
 
         Returns
         -------
-        loss : float tensor []
-            Sum over the batch's targets; 0 if pieces have no loss of their own.
-        vectors : float tensor [pieces, ...]
+        loss : Tensor of float, []
+            Sum of the losses of the batch's targets; 0 if `pair_loss` is the only loss.
+        vectors : Tensor of float, [n_pieces, ...]
+            Vectors that `pair_loss` compares.
         """
 
     @abstractmethod
-    def pair_loss(self, vectors: Tensor, examples: Sequence) -> Tensor:
-        """Loss over all pieces of a step.
+    def pair_loss(self, vectors: Tensor, examples: Sequence[Any]) -> Tensor:
+        """Compute the loss that compares the pieces of a step.
 
         Parameters
         ----------
-        vectors : float tensor [examples, pieces of an example, ...]
+        vectors : Tensor of float, [n_examples, pieces of an example, ...]
+            Vectors of all pieces.
         examples : sequence
             The examples of the step.
+
+        Returns
+        -------
+        Tensor of float, []
+            The loss.
         """
 
-    def loss(self, batch) -> Tensor:
+    def loss(self, batch: Any) -> Tensor:
         return self.loss_and_vectors(batch, True)[0]

@@ -1,1 +1,1 @@
-"""Ranks of targets, the metrics computed from them, and tests of the difference between two runs."""
+"""Ranks of targets, metrics computed from them, and tests of differences between runs."""

@@ -1,15 +1,16 @@
-"""Histories of general models at evaluation: all events before a case's target.
+"""Histories of general models at evaluation: all interactions before a case's target.
 
 A sequential model reads the history that comes with a case. RecBole's general models instead store
-a matrix of users and items when they are built, which holds training events only: at test they would
-not know of the validation event. Where a model computes its user from such a matrix,
-:func:`by_history` puts the events before each case's target into it while the case is scored, and
-puts the matrix of training back afterwards. A model that learns a vector per user (matrix
-factorisation, graph convolution) has nothing to put them into: its users stay as they were trained.
+a matrix of users and items when they are built, which has training interactions only: at test it
+lacks the validation interaction. For a model that computes its users from such a matrix,
+:func:`by_history` replaces it by the interactions before each case's target while the case is
+scored, and restores it afterwards. A model that learns a vector per user (matrix factorisation,
+graph convolution) has no place for them: its users stay as they were trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,19 +22,34 @@ from ..contracts.cases import Cases
 
 
 class Histories:
-    """The events before the targets of some cases, at most one case of each user.
+    """The interactions before the targets of some cases, at most one case of each user.
 
     Users and items are numbered as in RecBole: row and column 0 are padding.
 
+    Parameters
+    ----------
+    dataset : dataset of RecBole
+        The data.
+    cases : Cases
+        The cases.
+
     Attributes
     ----------
-    user : int64 [n_events], the user of each event; events of one user stand together, oldest first.
-    item : int64 [n_events].
-    place : int64 [n_events], how many events of the same history are older.
-    length : int64 [n_users], number of events; 0 for users without a case.
+    shape : tuple of int
+        Numbers of users and items, padding included.
+    rows : ndarray of int64, [n_interactions]
+        Row of each interaction in the dataset.
+    user : ndarray of int64, [n_interactions]
+        User of each interaction. Those of one user are consecutive, oldest first.
+    item : ndarray of int64, [n_interactions]
+        Item of each interaction.
+    place : ndarray of int64, [n_interactions]
+        Index of each interaction in its history, oldest first.
+    length : ndarray of int64, [n_users]
+        Number of interactions; 0 for users without a case.
     """
 
-    def __init__(self, dataset, cases: Cases):
+    def __init__(self, dataset: Any, cases: Cases) -> None:
         tables = dataset.tables
         self.dataset = dataset
         self.shape = (len(tables.users) + 1, len(tables.items) + 1)
@@ -47,119 +63,159 @@ class Histories:
         self.length[cases.user.astype(np.int64) + 1] = sizes
 
     def values(self, field: str) -> np.ndarray:
-        """float [n_events]: a column of the interactions."""
-        return self.dataset.events[field].numpy()[self.rows]
-
-    def matrix(self) -> sp.csr_matrix:
-        """float32 [n_users, n_items]: counts of events, as of `Dataset.inter_matrix`."""
-        ones = np.ones(len(self.item), dtype=np.float32)
-        return sp.coo_matrix((ones, (self.user, self.item)), shape=self.shape).tocsr()
-
-    def padded(self, values=None, most: int | None = None, device=None) -> tuple[torch.Tensor, ...]:
-        """As `Dataset.history_item_matrix`, but of more than `most` events the newest stay.
+        """Look up a column of the interactions.
 
         Parameters
         ----------
-        values : float [n_events], 1 for each event by default.
+        field : str
+            Name of the column.
 
         Returns
         -------
-        tuple
-            int64 [n_users, longest] items and float32 [n_users, longest] values, padded by 0 on the right; int64
-            [n_users] lengths.
+        ndarray of float, [n_interactions]
+            Its values.
+        """
+        values: np.ndarray = self.dataset.events[field].numpy()[self.rows]
+        return values
+
+    def matrix(self) -> sp.csr_matrix:
+        """Count interactions, like `Dataset.inter_matrix` of RecBole.
+
+        Returns
+        -------
+        csr_matrix of float32, [n_users, n_items]
+            The counts.
+        """
+        ones = np.ones(len(self.item), dtype=np.float32)
+        return sp.coo_matrix((ones, (self.user, self.item)), shape=self.shape).tocsr()
+
+    def padded(
+        self,
+        values: np.ndarray | None = None,
+        most: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pad histories, like `Dataset.history_item_matrix` of RecBole, but from the newest ones.
+
+        Parameters
+        ----------
+        values : ndarray of float, [n_interactions], optional
+            Value of each interaction; 1 by default.
+        most : int, optional
+            Maximum number of interactions of a history, the newest ones; all by default.
+        device : torch.device, optional
+            Where the tensors are.
+
+        Returns
+        -------
+        items : Tensor of int64, [n_users, longest]
+            Items, padded by 0 on the right.
+        weights : Tensor of float32, [n_users, longest]
+            Their values, padded likewise.
+        length : Tensor of int64, [n_users]
+            Lengths of the histories.
         """
         length = self.length if most is None else np.minimum(self.length, most)
         place = self.place - (self.length - length)[self.user]
         chosen = torch.from_numpy(np.flatnonzero(place >= 0))
-        at = (torch.from_numpy(self.user)[chosen], torch.from_numpy(place)[chosen])
+        index = (torch.from_numpy(self.user)[chosen], torch.from_numpy(place)[chosen])
         values = np.ones(len(self.item)) if values is None else values
         items = torch.zeros(self.shape[0], max(1, int(length.max())), dtype=torch.int64)
         weights = torch.zeros(items.shape, dtype=torch.float32)
-        items[at] = torch.from_numpy(self.item)[chosen]
-        weights[at] = torch.as_tensor(values, dtype=torch.float32)[chosen]
+        items[index] = torch.from_numpy(self.item)[chosen]
+        weights[index] = torch.as_tensor(values, dtype=torch.float32)[chosen]
         return items.to(device), weights.to(device), torch.from_numpy(length).to(device)
 
 
-def _matrix(model, histories: Histories) -> dict:
+# dotted names of a model's attributes -> their values
+Attributes = dict[str, Any]
+
+
+def _matrix(model: Any, histories: Histories) -> Attributes:
     return {"interaction_matrix": histories.matrix()}
 
 
-def _item_knn(model, histories: Histories) -> dict | None:
+def _item_knn(model: Any, histories: Histories) -> Attributes | None:
     if model.method != "item":
-        return None  # neighbours of a user are those of training
+        # the neighbours of a user are those of training
+        return None
     return {"pred_mat": histories.matrix() @ model.w}
 
 
-def _asymmetric_knn(model, histories: Histories) -> dict | None:
+def _asymmetric_knn(model: Any, histories: Histories) -> Attributes | None:
     if model.method != "item":
         return None
     matrix = histories.matrix()
     users = np.flatnonzero(histories.length)
-    events = matrix[users]
-    user_norm = np.asarray(events.power(2).sum(axis=1)) ** model.beta
+    counts = matrix[users]
+    user_norm = np.asarray(counts.power(2).sum(axis=1)) ** model.beta
     item_norm = np.asarray(model.w.power(2).sum(axis=1)) ** (1 - model.beta)
-    scores = (events @ model.w).toarray() / (user_norm @ item_norm.T + 1e-6)
+    scores = (counts @ model.w).toarray() / (user_norm @ item_norm.T + 1e-6)
     ones = np.ones(len(users), dtype=np.float32)
-    place = sp.csr_matrix(
-        (ones, (users, np.arange(len(users)))), shape=(len(histories.length), len(users))
-    )
+    shape = (len(histories.length), len(users))
+    place = sp.csr_matrix((ones, (users, np.arange(len(users)))), shape=shape)
     return {"pred_mat": place @ sp.csr_matrix((scores**model.q).astype(np.float32))}
 
 
-def _projected(model, histories: Histories) -> dict:
+def _projected(model: Any, histories: Histories) -> Attributes:
     users = histories.matrix() @ model.item_projection
     return {"user_embeddings": torch.from_numpy(users).to(model.user_embeddings)}
 
 
-def _rated(model, histories: Histories) -> dict:
+def _rated(model: Any, histories: Histories) -> Attributes:
     values = None
-    if getattr(model, "time_aware", False):  # DiffRec and LDiffRec: newer events weigh more
+    # DiffRec and LDiffRec: newer interactions weigh more
+    if getattr(model, "time_aware", False):
         span = np.maximum(histories.length - 1, 1)[histories.user]
         values = model.w_min + (model.w_max - model.w_min) * histories.place / span
     items, values, _ = histories.padded(values, device=model.device)
     return {"history_item_id": items, "history_item_value": values}
 
 
-def _deep_factors(model, histories: Histories) -> dict:
+def _deep_factors(model: Any, histories: Histories) -> Attributes:
     rated = model.inter_matrix_type == "rating"
-    items, values, _ = histories.padded(
-        histories.values(model.RATING) if rated else None, device=model.device
-    )
+    ratings = histories.values(model.RATING) if rated else None
+    items, values, _ = histories.padded(ratings, device=model.device)
     return {"history_item_id": items, "history_item_value": values}
 
 
-def _bounded(model, histories: Histories) -> dict:
-    items, _, length = histories.padded(
-        most=histories.dataset.config["history_len"], device=model.device
-    )
+def _bounded(model: Any, histories: Histories) -> Attributes:
+    most = histories.dataset.config["history_len"]
+    items, _, length = histories.padded(most=most, device=model.device)
     return {"history_item_id": items, "history_item_len": length}
 
 
-def _masked(model, histories: Histories) -> dict:
+def _masked(model: Any, histories: Histories) -> Attributes:
     items, _, length = histories.padded(device=model.device)
     inside = torch.arange(items.shape[1], device=items.device) < length[:, None]
     return {"history_item_matrix": items, "history_lens": length, "mask_mat": inside.float()}
 
 
-def _text_means(model, histories: Histories) -> dict | None:
-    """Of NeuMF with item_features text or both: its user is the mean of the items' vectors."""
+def _text_means(model: Any, histories: Histories) -> Attributes | None:
+    """For NeuMF with item_features text or both, whose user is the mean of the items' vectors."""
     if not hasattr(model.user_mf_embedding, "vectors"):
         return None
     items = model.item_mf_embedding
     first = np.flatnonzero(histories.place == 0)
     users = histories.user[first]
-    met = items.number[torch.from_numpy(histories.item).to(items.number.device)]
-    offsets = torch.from_numpy(first).to(met.device)
-    means = F.embedding_bag(met, items.vectors, offsets, mode="mean")
+    numbers = items.number[torch.from_numpy(histories.item).to(items.number.device)]
+    offsets = torch.from_numpy(first).to(numbers.device)
+    means = F.embedding_bag(numbers, items.vectors, offsets, mode="mean")
     number = torch.zeros(len(histories.length), dtype=torch.int64)
     number[torch.from_numpy(users)] = torch.arange(1, len(users) + 1)
-    rows = {"vectors": F.pad(means, (0, 0, 1, 0)), "number": number.to(met.device)}
-    parts = ("user_mf_embedding", "user_mlp_embedding")
-    return {f"{part}.{name}": value for part in parts for name, value in rows.items()}
+    number = number.to(numbers.device)
+    vectors = F.pad(means, (0, 0, 1, 0))
+    attributes: Attributes = {}
+    for part in ("user_mf_embedding", "user_mlp_embedding"):
+        attributes |= {f"{part}.vectors": vectors, f"{part}.number": number}
+    return attributes
 
 
-# Class -> what takes the place of its attributes; None where its settings leave nothing to replace.
-READERS: dict[str, Callable] = {
+# takes a model and histories, returns values that replace its attributes; None if its settings
+# leave nothing to replace
+Reader = Callable[[Any, Histories], Attributes | None]
+# by the name of the model's class
+READERS: dict[str, Reader] = {
     "ADMMSLIM": _matrix,
     "AsymKNN": _asymmetric_knn,
     "CDAE": _rated,
@@ -180,17 +236,42 @@ READERS: dict[str, Callable] = {
     "SLIMElastic": _matrix,
     "SimpleX": _bounded,
 }
-NO_USERS = ("Pop", "Random")  # their scores are of items alone
+# models whose scores are the same for all users
+NO_USERS = ("Pop", "Random")
 
 
-def replacement(model) -> Callable | None:
-    """The function of READERS for a model's class, or for the class that it is derived from."""
+def replacement(model: Any) -> Reader | None:
+    """Find the function that makes a model read other histories.
+
+    Parameters
+    ----------
+    model : recommender of RecBole
+        The model.
+
+    Returns
+    -------
+    callable or None
+        The function in `READERS` for its class or for the closest base class.
+    """
     names = [kind.__name__ for kind in type(model).__mro__]
     return next((READERS[name] for name in names if name in READERS), None)
 
 
-def users_as_trained(model, dataset) -> bool:
-    """Whether a model's scores of a case leave out what its user did after training."""
+def users_as_trained(model: Any, dataset: Any) -> bool:
+    """Tell whether a model's scores ignore what users did after training.
+
+    Parameters
+    ----------
+    model : recommender of RecBole
+        The model.
+    dataset : dataset of RecBole
+        The data that it was built on.
+
+    Returns
+    -------
+    bool
+        False for models whose scores depend on the history of a case, or on no user.
+    """
     if model.type == ModelType.SEQUENTIAL or type(model).__name__ in NO_USERS:
         return False
     replace = replacement(model)
@@ -200,20 +281,29 @@ def users_as_trained(model, dataset) -> bool:
 
 
 def by_history(
-    model, dataset, cases: Cases, score: Callable[[np.ndarray], torch.Tensor]
+    model: Any, dataset: Any, cases: Cases, score: Callable[[np.ndarray], torch.Tensor]
 ) -> torch.Tensor:
-    """Scores of cases by `score`, each under the history of its own case where the model reads one.
+    """Score cases, each with its own history if the model reads one.
 
-    The cases of one user have different histories, and a matrix has one row for the user: so the first cases of all
-    users are scored together, then the second ones, and so on. The model is left as it was.
+    A matrix has one row per user, but the cases of one user have different histories. Therefore
+    the first cases of all users are scored together, then their second ones, and so on. The model
+    is unchanged afterwards.
 
     Parameters
     ----------
-    score : gives the scores of some cases, by their places in `cases`, int64 [n].
+    model : recommender of RecBole
+        The model.
+    dataset : dataset of RecBole
+        The data that it was built on.
+    cases : Cases
+        The cases.
+    score : callable
+        Takes indices of cases, int64 [n], and returns their scores, float [n, n_items].
 
     Returns
     -------
-    float [cases, items], in the order of `cases`.
+    Tensor of float, [n_cases, n_items]
+        Scores, in the order of `cases`.
     """
     replace = replacement(model)
     if replace is None or dataset.config["history_at_test"] != "all":
@@ -232,7 +322,7 @@ def by_history(
 
 
 def _turns(user: np.ndarray) -> np.ndarray:
-    """int64 [cases]: how many cases before it are of the same user."""
+    """Number of earlier cases of the same user, int64 [n_cases]."""
     order = np.argsort(user, kind="stable")
     place = np.arange(len(user))
     is_first = np.append(True, user[order[1:]] != user[order[:-1]])
@@ -242,8 +332,8 @@ def _turns(user: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _attributes(model, values: dict):
-    """A model with other values of some attributes, by dotted names, which are put back after."""
+def _attributes(model: Any, values: Attributes) -> Iterator[None]:
+    """Replace attributes of a model inside a block."""
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in values}
     before = {name: getattr(owners[name], name.rpartition(".")[2]) for name in values}
     try:

@@ -1,22 +1,30 @@
-"""The one evaluation loop: every model, stock or ours, is ranked here."""
+"""The evaluation loop: it ranks the targets of cases for every model, RecBole's and ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..contracts.cases import Cases
+from ..contracts.cases import Cases, Interactions
+from ..contracts.models import Scorer
 from ..storage.progress import progress as shown
 from .ranks import UNNAMED, RankTable, rank_targets
-from .recbole_scorer import scorer_of
+from .recbole_scorer import RecBoleScorer, scorer_of
 from .resumable import Kept, Piece, joined, missing
 
 
 @dataclass(frozen=True)
 class TopLists:
-    """The best items of every case: int32 Tables indices [cases, k] and float32 scores [cases, k], best first.
+    """The best items of every case.
 
-    Where there is no item, -1 with `UNNAMED`: fewer than k items were named.
+    Attributes
+    ----------
+    items : ndarray of int32, [n_cases, k]
+        Item indices of `Interactions.items`, best first; -1 if fewer than k items are named.
+    scores : ndarray of float32, [n_cases, k]
+        Their scores; `UNNAMED` for no item.
     """
 
     items: np.ndarray
@@ -25,101 +33,232 @@ class TopLists:
 
 @torch.no_grad()
 def rank_cases(
-    model, dataset, cases: Cases, *, candidates: np.ndarray | None = None, mask_history: bool = False,
-    memory: float = 128, topk: int = 0, progress: str | None = None, kept: Kept | None = None,
-) -> tuple[RankTable, TopLists | None]:  # fmt: skip
-    """Rank each case's target.
+    model: Any,
+    dataset: Any,
+    cases: Cases,
+    *,
+    candidates: np.ndarray | None = None,
+    mask_history: bool = False,
+    memory: float = 128,
+    topk: int = 0,
+    progress: str | None = None,
+    kept: Kept | None = None,
+) -> tuple[RankTable, TopLists | None]:
+    """Rank each case's target, in memory of O(cases + memory), whatever the catalogue's size.
 
-    The model sees `dataset.case_batch(cases)`, which holds neither the target nor anything that came with it,
-    and gives scores over the catalogue; a case's row says how many items lie above the target and how many tie
-    with it. Peak memory is O(cases + memory), whatever the size of the catalogue. A model that names only a part of the
-    catalogue says so by `names_all` = False, and is ranked by the rule of `ranks`.
+    A model of RecBole reads `dataset.case_batch(cases)`, which contains neither the target nor
+    anything recorded with it.
 
     Parameters
     ----------
-    candidates : int64 [cases, K] Tables indices; the target is ranked among them. None ranks the catalogue.
-    mask_history : leave the items of the case's history out, except the target.
-    memory : MiB of scores held at once.
-    topk : length of the lists to return; 0 returns None for them.
-    kept : what is ranked so far of the same cases, from which the ranking goes on; the caller removes it.
+    model : Scorer or recommender of RecBole
+        The model, ranked by the rules of :mod:`recbole_llm.evaluation.ranks`.
+    dataset : dataset of RecBole
+        Has the interactions as `tables`, and makes the batches that the model reads.
+    cases : Cases
+        The cases.
+    candidates : ndarray of int64, [n_cases, K], optional
+        Item indices among which the target is ranked; by default the catalogue.
+    mask_history : bool
+        Whether the items of a case's history, except its target, are no candidates.
+    memory : float
+        MiB of scores that are held at once.
+    topk : int
+        Length of the top lists.
+    progress : str, optional
+        Description of the progress that is shown; by default none is.
+    kept : Kept, optional
+        What is ranked so far of the same cases, which is continued; the caller removes its file.
+
+    Returns
+    -------
+    table : RankTable
+        The ranks.
+    lists : TopLists or None
+        The top lists; None if `topk` is 0.
+
+    Raises
+    ------
+    FloatingPointError
+        If a score is NaN, or a model that names all items scores a target -inf.
     """
     scorer, tables = scorer_of(model, dataset), dataset.tables
     scorer.eval()
-    pairwise = candidates is not None and scorer.judges_candidates
-    width = candidates.shape[1] + 1 if pairwise else len(tables.items)
-    rows = int(max(1, min(scorer.max_cases, memory * 2**20 // (4 * width))))
-    pieces: list[Piece] = [] if kept is None else kept.pieces
-    if kept is not None:
-        kept.start()
-    for begin, end in shown(
-        list(missing(pieces, len(cases), rows)), desc=progress, disable=progress is None
-    ):
-        batch = cases[begin:end]
-        target = torch.from_numpy(tables.item[batch.end].astype(np.int64))
-        chosen = None
-        if candidates is not None:
-            chosen = torch.cat([target[:, None], torch.from_numpy(candidates[begin:end])], dim=1)
-        if pairwise:
-            scores = scorer.score_candidates(batch, chosen)
-        else:
-            scores = scorer.score_catalogue(batch)
-            if chosen is not None:
-                scores = scores.gather(1, chosen.to(scores.device))
-        masked = _mask(scores, tables, batch, chosen) if mask_history else 0
-        index = (target if chosen is None else torch.zeros_like(target)).to(scores.device)
-        no_item = np.zeros(len(batch), bool)
-        fallback = no_item if scorer.fallback is None else scorer.fallback
-        unnamed = (scores.gather(1, index[:, None])[:, 0] == UNNAMED).cpu().numpy() & ~fallback
-        if unnamed.any() and scorer.names_all:
-            raise FloatingPointError(
-                f"{type(model).__name__} scored {int(unnamed.sum())} targets -inf: a score must "
-                "rank every item"
-            )
-        n_candidates = np.full(len(batch), scores.shape[1]) - masked
-        above, tied = rank_targets(scores, index, torch.from_numpy(n_candidates).to(scores.device))
-        table = RankTable(
-            user=tables.users[batch.user], target=tables.items[tables.item[batch.end]], position=batch.end - tables.start[batch.user],
-            above=above.cpu().numpy(), tied=tied.cpu().numpy(), n_candidates=n_candidates, fallback=fallback,
-        )  # fmt: skip
-        lists = _top(scores, chosen, topk) if topk else None
-        if kept is None:
-            pieces.append(Piece(begin, table, lists))
-        else:
-            kept.add(Piece(begin, table, lists))
-    whole = joined(pieces)
-    return whole.table, TopLists(*whole.lists) if topk else None
+    pieces, add = _started(kept)
+    batches = list(missing(pieces, len(cases), _batch_size(scorer, tables, candidates, memory)))
+    for begin, end in shown(batches, desc=progress, disable=progress is None):
+        negatives = None if candidates is None else candidates[begin:end]
+        ranked = _rank_batch(scorer, tables, cases[begin:end], negatives, mask_history, topk)
+        add(Piece(begin, *ranked))
+    result = joined(pieces)
+    return result.table, TopLists(*result.lists) if topk and result.lists else None
 
 
-def catalogue_scores(model, dataset, cases: Cases) -> torch.Tensor:
-    """[cases, items] scores, writable, on the model's device."""
+def _started(kept: Kept | None) -> tuple[list[Piece], Callable[[Piece], None]]:
+    """What is ranked so far, and the function that adds a piece to it."""
+    if kept is None:
+        pieces: list[Piece] = []
+        return pieces, pieces.append
+    kept.start()
+    return kept.pieces, kept.add
+
+
+def _batch_size(
+    scorer: Scorer, tables: Interactions, candidates: np.ndarray | None, memory: float
+) -> int:
+    """Number of cases whose scores, 4 bytes each, fit into `memory` MiB; 1 at least."""
+    width = len(tables.items)
+    if candidates is not None and scorer.judges_candidates:
+        width = candidates.shape[1] + 1
+    return int(max(1, min(scorer.max_cases, memory * 2**20 // (4 * width))))
+
+
+def _rank_batch(
+    scorer: Scorer,
+    tables: Interactions,
+    cases: Cases,
+    negatives: np.ndarray | None,
+    mask_history: bool,
+    topk: int,
+) -> tuple[RankTable, tuple[np.ndarray, np.ndarray] | None]:
+    """The ranks of a batch of cases, and its top lists if `topk` is not 0; see `rank_cases`."""
+    target = torch.from_numpy(tables.item[cases.end].astype(np.int64))
+    column, chosen = target, None
+    if negatives is not None:
+        # the target comes first
+        chosen = torch.cat([target[:, None], torch.from_numpy(negatives)], dim=1)
+        column = torch.zeros_like(target)
+    scores = _scores(scorer, cases, chosen)
+    n_candidates = np.full(len(cases), scores.shape[1])
+    if mask_history:
+        n_candidates -= _mask(scores, tables, cases, chosen)
+    table = _rank_scores(scorer, tables, cases, scores, column.to(scores.device), n_candidates)
+    return table, _top(scores, chosen, topk) if topk else None
+
+
+def _scores(scorer: Scorer, cases: Cases, chosen: torch.Tensor | None) -> torch.Tensor:
+    """Scores of the catalogue, or of the items of `chosen`, int64 [n_cases, n_candidates]."""
+    if chosen is None:
+        return scorer.score_catalogue(cases)
+    if scorer.judges_candidates:
+        return scorer.score_candidates(cases, chosen)
+    scores = scorer.score_catalogue(cases)
+    return scores.gather(1, chosen.to(scores.device))
+
+
+def _rank_scores(
+    scorer: Scorer,
+    tables: Interactions,
+    cases: Cases,
+    scores: torch.Tensor,
+    column: torch.Tensor,
+    n_candidates: np.ndarray,
+) -> RankTable:
+    """Rank the targets of cases by scores.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The model that has just scored the cases.
+    tables : Interactions
+        The dataset.
+    cases : Cases
+        The cases.
+    scores : Tensor of float, [n_cases, n_columns]
+        Scores of the candidates, and -inf for masked items.
+    column : Tensor of int64, [n_cases]
+        Column of each case's target.
+    n_candidates : ndarray of int64, [n_cases]
+        Number of candidates, the target included.
+
+    Returns
+    -------
+    RankTable
+        The ranks.
+    """
+    fallback = np.zeros(len(cases), bool) if scorer.fallback is None else scorer.fallback
+    target_scores = scores.gather(1, column[:, None])[:, 0]
+    is_unnamed = (target_scores == UNNAMED).cpu().numpy() & ~fallback
+    if is_unnamed.any() and scorer.names_all:
+        raise FloatingPointError(
+            f"{_class_name(scorer)} scored {int(is_unnamed.sum())} targets -inf: a score must "
+            "rank every item"
+        )
+    counts = torch.from_numpy(n_candidates).to(scores.device)
+    above, tied = rank_targets(scores, column, counts)
+    return RankTable(
+        user=tables.users[cases.user],
+        target=tables.items[tables.item[cases.end]],
+        position=cases.end - tables.start[cases.user],
+        above=above.cpu().numpy(),
+        tied=tied.cpu().numpy(),
+        n_candidates=n_candidates,
+        fallback=fallback,
+    )
+
+
+def _class_name(scorer: Scorer) -> str:
+    """Name of the class of a model that may be wrapped by a scorer."""
+    return type(scorer.model if isinstance(scorer, RecBoleScorer) else scorer).__name__
+
+
+def catalogue_scores(model: Any, dataset: Any, cases: Cases) -> torch.Tensor:
+    """Score every item for each case.
+
+    Parameters
+    ----------
+    model : Scorer or recommender of RecBole
+        The model.
+    dataset : dataset of RecBole
+        Makes the batches that it reads.
+    cases : Cases
+        The cases.
+
+    Returns
+    -------
+    Tensor of float, [n_cases, n_items]
+        Scores on the model's device, which the caller may overwrite.
+    """
     return scorer_of(model, dataset).score_catalogue(cases)
 
 
-def _mask(scores: torch.Tensor, tables, cases: Cases, chosen: torch.Tensor | None) -> np.ndarray:
-    """Write -inf at the items of each case's history, its target excepted; returns how many columns, int [cases].
+def _mask(
+    scores: torch.Tensor, tables: Interactions, cases: Cases, chosen: torch.Tensor | None
+) -> np.ndarray:
+    """Write -inf to the items of each case's history, except its target.
 
-    The columns of scores are the catalogue, or the items of `chosen` [cases, C].
+    Parameters
+    ----------
+    scores : Tensor of float, [n_cases, n_columns]
+        Scores of the catalogue, or of `chosen`.
+    tables : Interactions
+        The dataset.
+    cases : Cases
+        The cases.
+    chosen : Tensor of int64, [n_cases, n_columns], or None
+        Item indices of the columns; None for those of the catalogue.
+
+    Returns
+    -------
+    ndarray of int64, [n_cases]
+        Number of masked columns.
     """
     size = len(tables.items)
     row = np.repeat(np.arange(len(cases)), cases.end - cases.begin)
-    met = np.concatenate(
-        [tables.item[begin:end] for begin, end in zip(cases.begin, cases.end, strict=True)]
-    )
-    keys = np.unique(row * size + met)
+    keys = np.unique(row * size + np.concatenate(cases.histories(tables)))
     row, column = np.divmod(keys[keys % size != tables.item[cases.end][keys // size]], size)
     if chosen is not None:
         pairs = chosen.numpy() + size * np.arange(len(cases))[:, None]
         row, column = np.isin(pairs, row * size + column).nonzero()
-    scores[
-        torch.from_numpy(row).to(scores.device), torch.from_numpy(column).to(scores.device)
-    ] = -torch.inf
+    index = tuple(torch.from_numpy(part).to(scores.device) for part in (row, column))
+    scores[index] = -torch.inf
     return np.bincount(row, minlength=len(cases))
 
 
 def _top(
     scores: torch.Tensor, chosen: torch.Tensor | None, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(items, scores) as in TopLists."""
+    """Items and scores of the top lists, as in `TopLists`."""
     k = min(k, scores.shape[1])
     scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
     if scores.device.type == "cpu":
@@ -133,9 +272,10 @@ def _top(
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of each row, [cases, k], in falling order, equal ones by column; their columns.
+    """The k largest scores of each row, largest first, and their columns; ties by column.
 
-    The k-th largest of group maxima has at least k scores that reach it, and few more: only those are sorted.
+    The k-th largest of the maxima of groups of columns is a bound that at least k scores reach, and
+    few more, so that only those are sorted.
     """
     size = max(1, scores.shape[1] // (3 * k))
     groups = scores.shape[1] // size
@@ -143,12 +283,14 @@ def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     bounds = np.partition(maxima, groups - k, axis=1)[:, groups - k]
     values, columns = np.empty((len(scores), k), scores.dtype), np.empty((len(scores), k), np.int32)
     for case, (row, bound) in enumerate(zip(scores, bounds)):
-        over = np.flatnonzero(row > bound)
-        if len(over) < k:  # then the bound is the k-th largest itself
-            over = np.append(over, np.flatnonzero(row == bound)[: k - len(over)])
-        falling = -row[over]
-        order = falling.argsort()  # five times as fast as a stable sort, which only ties need
+        reaching = np.flatnonzero(row > bound)
+        if len(reaching) < k:
+            # the bound is the k-th largest score itself
+            reaching = np.append(reaching, np.flatnonzero(row == bound)[: k - len(reaching)])
+        falling = -row[reaching]
+        # a stable sort, which only ties need, takes five times as long
+        order = falling.argsort()
         if (falling[order[1:]] == falling[order[:-1]]).any():
             order = falling.argsort(kind="stable")
-        values[case], columns[case] = -falling[order[:k]], over[order[:k]]
+        values[case], columns[case] = -falling[order[:k]], reaching[order[:k]]
     return values, columns

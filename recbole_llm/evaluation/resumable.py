@@ -1,11 +1,12 @@
-"""A ranking that is going on, in a file: a killed process loses minutes of it, not hours."""
+"""A ranking in progress, stored in a file, so that a killed process loses minutes of it at most."""
 
 import io
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,15 +15,22 @@ from ..storage import run_folders
 from ..storage.content_cache import Entries
 from .ranks import RankTable
 
-KEEP_SECONDS = 120  # most ranking that is lost, and one batch
+# seconds of ranking after which it is stored: what a killed process loses, beside one batch
+KEEP_SECONDS = 120
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
     """Consecutive cases that are ranked.
 
-    begin : number of the first case. table : their ranks.
-    lists : (items, scores) of their top lists, as in TopLists, or None.
+    Attributes
+    ----------
+    begin : int
+        Number of the first case.
+    table : RankTable
+        Their ranks.
+    lists : tuple of ndarray, [n_cases, k] each, or None
+        Items and scores of their top lists, as in `TopLists`.
     """
 
     begin: int
@@ -31,86 +39,136 @@ class Piece:
 
 
 class Kept:
-    """What is ranked so far of one part by one model; the file is of one run, part and state of this package's code.
+    """The cases of one part that a model has ranked so far.
 
-    Each entry of the file holds a piece, and what its ranking added to the model's tallies and took
-    in seconds, so that a damaged entry costs the ranking of its own cases alone.
+    The file belongs to one run, one part and one state of this package's code. Each of its entries
+    holds a piece, the counts that its ranking added to the model's counters, and its seconds.
+    Damage of an entry therefore costs the ranking of its own cases only.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    part : {"valid", "test"}
+        The part.
+    model : Scorer or recommender of RecBole
+        The model that ranks.
+    weights : Path, optional
+        Folder of the run whose weights rank, by default `folder`. The model may store generated
+        answers there, for other rankings of the same cases.
 
     Attributes
     ----------
-    weights : folder of the run whose weights rank, where a model may keep its answers for other rankings of the same cases.
-    pieces : what is ranked, in no order.
+    pieces : list of Piece
+        What is ranked so far, in any order.
     """
 
-    def __init__(self, folder: Path, part: str, model, weights: Path | None = None):
+    def __init__(self, folder: Path, part: str, model: Any, weights: Path | None = None) -> None:
         self.weights = weights or folder
-        self.path, self.counts = (
-            folder / f"{part}.{run_folders.code()}.kept.gz",
-            model.counts if isinstance(model, Scorer) else Counter(),
-        )
+        self.path = folder / f"{part}.{run_folders.code()}.kept.gz"
+        self.counts: Counter[str] = model.counts if isinstance(model, Scorer) else Counter()
         self.entries = Entries(self.path, level=0)
         self.pieces: list[Piece] = []
-        self.waiting: list[Piece] = []  # pieces that are not in the file yet
-        self.found: Counter = Counter()
-        spent = 0.0
+        # pieces that are not in the file yet
+        self.waiting: list[Piece] = []
+        self.counts_before: Counter[str] = Counter()
+        seconds_before = 0.0
         for piece, counts, seconds in self.entries.read(_unpacked):
             self.pieces.append(piece)
-            self.found.update(counts)
-            spent += seconds
+            self.counts_before.update(counts)
+            seconds_before += seconds
         self.saved = time.perf_counter()
-        self.began = self.saved - spent
-        self.stored: Counter = Counter()  # the tallies that the file's entries add up to
+        self.began = self.saved - seconds_before
+        # sum of the counts in the file's entries
+        self.counts_saved: Counter[str] = Counter()
 
     @property
     def seconds(self) -> float:
-        """What the ranking has taken, in all processes."""
+        """Duration of the ranking, in all processes."""
         return time.perf_counter() - self.began
 
     def start(self) -> None:
-        """To be called when the model has begun to count."""
-        self.counts.update(self.found)
-        self.stored = Counter(self.counts)
+        """Add the counts of earlier processes to the model's counters, which have been reset."""
+        self.counts.update(self.counts_before)
+        self.counts_saved = Counter(self.counts)
         self.saved = time.perf_counter()
 
     def add(self, piece: Piece) -> None:
-        """Take a piece, and write those that wait if it is time to."""
+        """Add a piece, and store all pieces that are not in the file if `KEEP_SECONDS` have passed.
+
+        Parameters
+        ----------
+        piece : Piece
+            Cases that have just been ranked.
+        """
         self.pieces.append(piece)
         self.waiting.append(piece)
         now = time.perf_counter()
         if now - self.saved < KEEP_SECONDS:
             return
         counts = Counter(self.counts)
-        new = {name: counts[name] - self.stored[name] for name in counts}
+        new = {name: counts[name] - self.counts_saved[name] for name in counts}
         self.entries.append([_packed(joined(self.waiting), new, now - self.saved)])
-        self.waiting, self.saved, self.stored = [], now, counts
+        self.waiting, self.saved, self.counts_saved = [], now, counts
 
 
-def missing(pieces: list[Piece], count: int, rows: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of at most `rows` cases each, which together are those of `count` cases that no piece has."""
+def missing(pieces: Sequence[Piece], count: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Split the cases that no piece has into batches.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        What is ranked, in any order.
+    count : int
+        Number of all cases.
+    rows : int
+        Maximum number of cases of a batch.
+
+    Yields
+    ------
+    begin, end : int
+        The batch has cases begin : end.
+
+    Examples
+    --------
+    >>> list(missing([], 4, 3))
+    [(0, 3), (3, 4)]
+    """
+    ranked = [(piece.begin, piece.begin + len(piece.table)) for piece in pieces]
     begin = 0
-    for piece in [*sorted(pieces, key=lambda piece: piece.begin), None]:
-        end = count if piece is None else piece.begin
+    for end, next_begin in [*sorted(ranked), (count, count)]:
         for first in range(begin, end, rows):
             yield first, min(first + rows, end)
-        if piece is not None:
-            begin = piece.begin + len(piece.table)
+        begin = next_begin
 
 
-def joined(pieces: list[Piece]) -> Piece:
-    """Pieces behind each other, by the numbers of their cases, as one."""
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Concatenate pieces.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        At least one piece, in any order.
+
+    Returns
+    -------
+    Piece
+        Their cases in the order of their numbers.
+    """
     pieces = sorted(pieces, key=lambda piece: piece.begin)
-    lists = None
-    if pieces[0].lists is not None:
-        lists = tuple(
-            np.concatenate(column) for column in zip(*(one.lists for one in pieces), strict=True)
-        )
-    return Piece(pieces[0].begin, RankTable.concat(one.table for one in pieces), lists)
+    table = RankTable.concat(piece.table for piece in pieces)
+    lists = [piece.lists for piece in pieces if piece.lists is not None]
+    if len(lists) < len(pieces):
+        return Piece(pieces[0].begin, table)
+    items = np.concatenate([part for part, _ in lists])
+    scores = np.concatenate([part for _, part in lists])
+    return Piece(pieces[0].begin, table, (items, scores))
 
 
 def _packed(piece: Piece, counts: dict[str, int], seconds: float) -> bytes:
     columns = dict(vars(piece.table))
     if piece.lists is not None:
-        columns |= dict(zip(("items", "scores"), piece.lists, strict=True))
+        columns["items"], columns["scores"] = piece.lists
     content = io.BytesIO()
     np.savez(
         content,
@@ -133,13 +191,27 @@ def _unpacked(content: bytes) -> tuple[Piece, dict[str, int], float]:
 
 
 def forget(folder: Path, part: str = "*") -> None:
-    """Remove what is kept of a part, or of all."""
+    """Remove the stored pieces of a ranking.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    part : str
+        "valid" or "test"; both by default.
+    """
     for path in folder.glob(f"{part}.*.kept.gz"):
         path.unlink()
 
 
 def start_over(folder: Path) -> None:
-    """Remove whatever other weights have left in a run's folder."""
+    """Remove all pieces and generated texts, which other weights have left in a run's folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    """
     forget(folder)
     for path in folder.glob(run_folders.TEXTS.format(part="*", key="*")):
         path.unlink()

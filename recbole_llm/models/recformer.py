@@ -82,8 +82,9 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
-        corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.corpora = load_corpora(self.inputs, corpus)
+        self.corpora = load_corpora(
+            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+        )
         self.items = [_attributes(corpus.text) for corpus in self.corpora]
         self.names = [name_of(repr(self.items[0][item]).encode()) for item in self.first]
         self.register_buffer("table_epoch", torch.tensor(-1))

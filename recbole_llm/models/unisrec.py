@@ -67,8 +67,9 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
-        corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.corpora = load_corpora(self.inputs, corpus)
+        self.corpora = load_corpora(
+            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+        )
         texts = list(chain.from_iterable(_plain_texts(corpus.text) for corpus in self.corpora))
         self.offsets = np.cumsum([1, *(len(corpus.text) for corpus in self.corpora)])
         self.pad_id, self.words_dropped = 0, len(texts)

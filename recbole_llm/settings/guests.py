@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
 from ..contracts.model_spec import ModelSpec
 from ..errors import UserError
+from . import schema
 from .rules import nearest
+from .schema import ModelSettings
 
-FAMILIES = {  # RecBole's kinds of models, and what its folders call them
+# RecBole's kinds of models, and what its folders call them.
+FAMILIES = {
     "GENERAL": "general",
     "SEQUENTIAL": "sequential",
     "CONTEXT": "context_aware",
@@ -107,9 +111,14 @@ def _not_imported(path: str, error: BaseException) -> UserError:
 
 def _module_name(module: ModuleType | None, model: type) -> str:
     """By which name another process imports the module of a class: a script by its file."""
-    if module is not None and model.__module__ == "__main__" and getattr(module, "__file__", None):
-        return Path(module.__file__).stem
-    return model.__module__
+    file = _file(module)
+    return file.stem if file and model.__module__ == "__main__" else model.__module__
+
+
+def _file(module: ModuleType | None) -> Path | None:
+    """The source file of a module, if it has one."""
+    path = getattr(module, "__file__", None)
+    return Path(path) if path else None
 
 
 def _place(module: ModuleType) -> str:
@@ -120,7 +129,6 @@ def _described(model: type, module: ModuleType | None, key: str) -> ModelSpec:
     from recbole.model.abstract_recommender import AbstractRecommender
 
     from ..contracts.models import Scorer
-    from . import schema
 
     if not issubclass(model, Scorer | AbstractRecommender):
         bases = ", ".join(base.__name__ for base in model.__bases__)
@@ -131,44 +139,52 @@ def _described(model: type, module: ModuleType | None, key: str) -> ModelSpec:
     if missing := sorted(getattr(model, "__abstractmethods__", ())):
         raise UserError(f"model {key}: {model.__name__} has no {' and no '.join(missing)}")
     files = _files(module) if module is not None else []
-    if files:
+    if module is not None and files:
         _check_unchanged(model, module)
     is_text = issubclass(model, Scorer)
     settings = _settings(model, key)
-    defaults = schema.defaults(settings) if settings else {}
-    if is_text:
-        # nothing is trained without TrainingSettings, and no text model takes sampled negatives
-        defaults = {"epochs": 0} | defaults | {"train_neg_sample_args": None}
+    if settings is not None:
+        schema.settings_of(settings)  # which raises what no setting can be
     return ModelSpec(
         key=key,
         name=model.__name__,
         family="text" if is_text else _family(model, key),
         module=model.__module__,
         guest=True,
-        defaults=defaults,
-        rules=schema.rules(settings) if settings else {},
+        settings=settings,
         read_keys=frozenset() if is_text else _read_keys(files),
         source=_digest(files) if files else _code_digest(model),
         loaded=model,
     )
 
 
-def _settings(model: type, key: str):
-    """The class of a model's settings; None where it has none of its own."""
-    from ..contracts.models import Trainable
-    from .groups import TrainingSettings
-    from .schema import ModelSettings
+def _settings(model: type, key: str) -> type[ModelSettings] | None:
+    """The class of a model's settings; None for one of RecBole's kind without any of its own."""
+    from ..contracts.models import Scorer, Trainable
+    from .groups import TrainingSettings, UntrainedSettings
 
     settings, trainable = getattr(model, "Settings", None), issubclass(model, Trainable)
     if settings is None:
-        return TrainingSettings if trainable else None
+        if trainable:
+            return TrainingSettings
+        return UntrainedSettings if issubclass(model, Scorer) else None
     base = TrainingSettings if trainable else ModelSettings
     if not (isinstance(settings, type) and issubclass(settings, base)):
         raise UserError(
             f"model {key}: expected {model.__name__}.Settings to derive from {base.__name__}, "
             f"found {settings!r}"
         )
-    return settings
+    if trainable or not issubclass(model, Scorer):
+        return settings
+    names = {
+        "__doc__": vars(settings).get("__doc__"),
+        "__module__": settings.__module__,
+        "__qualname__": settings.__qualname__,
+    }
+    # without TrainingSettings nothing is trained, whatever RecBole's default says
+    kind: Any = type(settings)
+    combined: type[ModelSettings] = kind(settings.__name__, (settings, UntrainedSettings), names)
+    return combined
 
 
 def _family(model: type, key: str) -> str:
@@ -189,14 +205,14 @@ def _files(module: ModuleType) -> list[Path]:
     They are its own file, and those that it imports, directly or not, from its package or, where
     it is in none, from beside it.
     """
-    path = getattr(module, "__file__", None)
-    if not path or not Path(path).is_file():
+    path = _file(module)
+    if path is None or not path.is_file():
         return []
-    first = Path(path).resolve()
+    first = path.resolve()
     name = module.__spec__.name if module.__spec__ else first.stem
-    top = sys.modules.get(name.partition(".")[0])
-    if getattr(top, "__path__", None):
-        root = Path(next(iter(top.__path__))).resolve().parent
+    folders = list(getattr(sys.modules.get(name.partition(".")[0]), "__path__", []))
+    if folders:
+        root = Path(folders[0]).resolve().parent
         within = root / name.partition(".")[0]
     elif "site-packages" in first.parts or "dist-packages" in first.parts:
         return [first]  # beside it lies everything else that is installed
@@ -207,10 +223,10 @@ def _files(module: ModuleType) -> list[Path]:
         file = waiting.pop()
         for imported in _imports(file, files[file]):
             place = root.joinpath(*imported.split("."))
-            for path in (place.with_suffix(".py"), place / "__init__.py"):
-                if path.is_file() and path.is_relative_to(within) and path not in files:
-                    files[path] = imported
-                    waiting.append(path)
+            for near in (place.with_suffix(".py"), place / "__init__.py"):
+                if near.is_file() and near.is_relative_to(within) and near not in files:
+                    files[near] = imported
+                    waiting.append(near)
     return sorted(files)
 
 
@@ -267,9 +283,9 @@ def _check_unchanged(model: type, module: ModuleType) -> None:
 
     The digest of the file would be that of other code.
     """
-    if type(getattr(module, "__loader__", None)) is not SourceFileLoader:
+    path = _file(module)
+    if path is None or type(getattr(module, "__loader__", None)) is not SourceFileLoader:
         return
-    path = Path(module.__file__)
     try:
         compiled = compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError, OSError):
@@ -290,8 +306,8 @@ def _check_unchanged(model: type, module: ModuleType) -> None:
 
 
 def _inner(code: CodeType, name: str) -> CodeType | None:
-    found = [one for one in code.co_consts if isinstance(one, CodeType) and one.co_name == name]
-    return found[0] if len(found) == 1 else None
+    inner = [one for one in code.co_consts if isinstance(one, CodeType) and one.co_name == name]
+    return inner[0] if len(inner) == 1 else None
 
 
 def _read_keys(files: list[Path]) -> frozenset[str]:

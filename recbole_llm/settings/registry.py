@@ -13,7 +13,7 @@ from .. import compat
 from ..contracts.model_spec import ModelSpec
 from ..errors import UserError
 
-# class name -> module
+# Class name: module.
 OURS = {
     "CALRec": "recbole_llm.models.calrec",
     "LIR": "recbole_llm.models.lir",
@@ -38,7 +38,10 @@ ENTRY_POINTS = "recbole_llm.models"  # the group under which an installed packag
 def recbole_folder() -> Path:
     """Folder of the installed RecBole, which is not imported."""
     compat.require_recbole()
-    return Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the installation of RecBole is incomplete: it has no folder")
+    return Path(spec.submodule_search_locations[0])
 
 
 @lru_cache
@@ -83,16 +86,16 @@ def find(model: str | type) -> ModelSpec:
     'sequential'
     """
     if isinstance(model, type):
-        return _spec(model.__name__) if _is_builtin(model) else _guests().of_class(model)
+        if _is_builtin(model):
+            return _spec(model.__name__)
+        from . import guests  # which needs pydantic
+
+        return guests.of_class(model)
     if ":" in model:
-        return _guests().of_path(model)
+        from . import guests
+
+        return guests.of_path(model)
     return _spec(_known_name(model))
-
-
-def _guests():
-    from . import guests  # which reads settings, and that this module is imported without
-
-    return guests
 
 
 def canonical(name: str) -> str:
@@ -131,19 +134,21 @@ def _is_builtin(model: type) -> bool:
 
 @lru_cache
 def _spec(name: str) -> ModelSpec:
-    takes_item_text = name in TAKE_ITEM_TEXT
-    if name in OURS:
-        return ModelSpec(name, name, "text", OURS[name], takes_item_text)
-    if name in stock_models():
-        return ModelSpec(
-            name,
-            name,
-            stock_models()[name],
-            MENDED.get(name),
-            takes_item_text,
-            tree=name in TREES.values(),
-        )
-    return _guests().of_path(installed_models()[name], key=name)
+    if name not in OURS and name not in stock_models():
+        from . import guests
+
+        return guests.of_path(installed_models()[name], key=name)
+    from . import model_settings  # which needs pydantic
+
+    return ModelSpec(
+        key=name,
+        name=name,
+        family="text" if name in OURS else stock_models()[name],
+        module=OURS.get(name) or MENDED.get(name),
+        takes_item_text=name in TAKE_ITEM_TEXT,
+        tree=name in TREES.values(),
+        settings=model_settings.find(name),
+    )
 
 
 def model_class(name: str) -> type:

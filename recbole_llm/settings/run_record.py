@@ -2,15 +2,27 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..storage import files, run_folders
-from . import layers, registry
-from . import rules as checks
+from . import registry
+from .consistency import check_whole
+from .defaults import default_settings, rules_of
+from .reading import Settings
+from .recbole_keys import REPLACED
+from .rules import Rule, check_name, checked
+from .stages import WHOLE
 
+Record = dict[str, Any]
+# A type; a tuple of them, where None is null; [kind] for a list of it; {type: kind} for a group of
+# any names; {name: kind} for a group with these names at least. None inside a group is anything.
+Kind = Any
 NUMBER = (int, float)
-ROW = {  # of a finished run, see runs/runner.py; its metrics are under the name of a part
+# Of a finished run, see runs/runner.py. Its metrics are under the name of a part.
+ROW = {
     "run": str,
     "model": str,
     "dataset": str,
@@ -34,21 +46,15 @@ ROUTES = {
     "cohorts_of": (str, None),
     "users": {str: str},
 }
-STATUSES = (
-    "running",  # also of a process that was killed
-    "failed",  # in a UserError, and with something to go on with
-    "finished",
-)
-RULES = """
-worker: 0               # (int, >= 0)
-unused_col: ~           # (dict)
-preload_weight: ~       # (dict)
-discretization: ~       # (dict)
-transform: ~            # (str)
-"""  # for settings that no rule of rules.py is about
-# texts by default that may be something else: a name that looks like a number, the two ends of an interval
+# running: also of a process that was killed. failed: in a UserError, and with something to go on
+# with.
+STATUSES = ("running", "failed", "finished")
+# Of settings that a user can set to nothing but what RecBole has.
+RULES = {"transform": Rule("str", nullable=True)}
+# Texts by default that may be something else: a name that looks like a number, the two ends of an
+# interval.
 FREE = ("wandb_project", "user_inter_num_interval", "item_inter_num_interval")
-# settings that came after runs had been stored, with what those runs did
+# Settings that came after runs had been stored, with what those runs did.
 LATER = {
     "overwrite": False,
     "history_at_test": "training",
@@ -59,36 +65,55 @@ LATER = {
     "summarizer_retries": 8,
     "summarizer_timeout": 600.0,
 }
-KINDS = {str: "a text", int: "a whole number", float: "a number", dict: "a group", list: "a list", None: "null"}  # fmt: skip
+KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    dict: "a group",
+    list: "a list",
+    None: "null",
+}
 
 
-def read_run(folder: Path) -> dict | None:
-    """run.json of a folder, or None if there is none. Raises UserError if it is something else."""
+def read_run(folder: Path) -> Record | None:
+    """Return what run.json of a folder holds, or None if there is no such file.
+
+    Raises
+    ------
+    UserError
+        If it is something else.
+    """
     path = folder / run_folders.RUN
     if not path.is_file():
         return None
     try:
-        run = files.parse(path.read_bytes())
-        if run is None:
+        record: Record | None = files.parse(path.read_bytes())
+        if record is None:
             raise UserError("not JSON")
-        check_record(run)
+        check_record(record)
     except UserError as error:
         raise UserError(
             f"{path}: expected the record of a run, found another or a damaged file "
             f"({str(error)[:200]}); remove {folder} and run again"
         ) from None
-    return run
+    return record
 
 
-def finished_run(folder: Path) -> dict:
-    """run.json of a run that has come to its end. Raises UserError for any other."""
-    run = read_run(folder)
-    if run is None or run["status"] != "finished":
+def finished_run(folder: Path) -> Record:
+    """Return run.json of a run that has come to its end.
+
+    Raises
+    ------
+    UserError
+        For any other.
+    """
+    record = read_run(folder)
+    if record is None or record["status"] != "finished":
         raise UserError(f"{folder} is not a finished run; go on with it by --resume={folder.name}")
-    return run
+    return record
 
 
-def check_record(record: object) -> None:
+def check_record(record: Any) -> None:
     """Raise UserError, without the file's name, unless this is what a run stores.
 
     Settings that came after the run was stored are added, see LATER.
@@ -102,23 +127,23 @@ def check_record(record: object) -> None:
     for number, other in enumerate(_optional(record, "joint", list, [])):
         _check(f"joint.{number}", other, {"settings": {str: None}, "data": str})
         _check_settings(f"joint.{number}.settings", other["settings"])
-    for part, found in _optional(record, "parts", dict, {}).items():
-        _check(f"parts.{part}", found, PART)
-    costs = {str: {str: {str: NUMBER}}}  # forecast and bill: part -> what is counted -> number
+    for part, outcome in _optional(record, "parts", dict, {}).items():
+        _check(f"parts.{part}", outcome, PART)
+    costs = {str: {str: {str: NUMBER}}}  # forecast and bill: part, what is counted
     _check("summaries", _optional(record, "summaries", dict, {}), costs)
     if "versions" in record:
         _check("versions", record["versions"], {str: str})
     if "routes" in record:
         _check("routes", record["routes"], ROUTES)
         _optional(record["routes"], "weights", str, None, "routes.")  # an earlier version has none
-        for user, served in record["routes"]["cohorts"].items():
-            if len(served) != 2:
+        for user, served_by in record["routes"]["cohorts"].items():
+            if len(served_by) != 2:
                 raise UserError(f"routes.cohorts.{user}: expected a cohort and its adapter")
     if status == "finished":
         _check_row(record)
 
 
-def _check_row(record: dict) -> None:
+def _check_row(record: Record) -> None:
     _check("", record, {"row": dict})
     row = record["row"]
     if "routes" in record:  # of adapters, which are measured as runs of their own
@@ -135,7 +160,9 @@ def _check_row(record: dict) -> None:
         _optional(row, key, dict, {}, "row.")
 
 
-def _optional(content: dict, key: str, kind: type, default, where: str = ""):
+def _optional(
+    content: Mapping[str, Any], key: str, kind: type, default: Any, where: str = ""
+) -> Any:
     value = content.get(key)
     if value is None:
         return default
@@ -143,38 +170,29 @@ def _optional(content: dict, key: str, kind: type, default, where: str = ""):
     return value
 
 
-def _check(where: str, value, kind) -> None:
-    """Raise UserError unless a value is of a kind.
-
-    Parameters
-    ----------
-    kind : a type; a tuple of them; [kind] for a list of it; {type: kind} for a group of any names; {name: kind} for one
-        with these names at least. None is null in a tuple, and anything at all inside a group.
-    """
+def _check(where: str, value: Any, kind: Kind) -> None:
+    """Raise UserError unless a value is of a kind."""
     if isinstance(kind, list):
         _check(where, value, list)
         for number, one in enumerate(value):
             _check(f"{where}.{number}", one, kind[0])
     elif isinstance(kind, dict):
         _check(where, value, dict)
-        if str in kind:
-            names, kind = value, dict.fromkeys(value, kind[str])
-        else:
-            names = kind
-        for name in names:
-            inner = f"{where}.{name}" if where else name
+        kinds = dict.fromkeys(value, kind[str]) if str in kind else kind
+        for name, inner in kinds.items():
+            path = f"{where}.{name}" if where else name
             if name not in value:
-                raise UserError(f"{inner} is missing")
-            if kind[name] is not None:
-                _check(inner, value[name], kind[name])
+                raise UserError(f"{path} is missing")
+            if inner is not None:
+                _check(path, value[name], inner)
     else:
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not any(_is(value, one) for one in kinds):
-            expected = " or ".join(KINDS[one] for one in kinds)
+        alternatives = kind if isinstance(kind, tuple) else (kind,)
+        if not any(_is(value, one) for one in alternatives):
+            expected = " or ".join(KINDS[one] for one in alternatives)
             raise UserError(f"{where or 'all of it'}: expected {expected}, found {_shown(value)}")
 
 
-def _is(value, kind) -> bool:
+def _is(value: object, kind: type | None) -> bool:
     if kind is None:
         return value is None
     if isinstance(value, float) and not math.isfinite(value):
@@ -182,14 +200,14 @@ def _is(value, kind) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _shown(value) -> str:
+def _shown(value: object) -> str:
     text = "null" if value is None else repr(value)
     return text if len(text) <= 40 else text[:40] + "…"
 
 
-def _check_scalars(where: str, content) -> None:
+def _check_scalars(where: str, content: object) -> None:
     """Raise UserError for what JSON can say and neither a file system nor an array can hold."""
-    stack = [(where, content)]
+    stack: list[tuple[str, Any]] = [(where, content)]
     while stack:
         where, value = stack.pop()
         if isinstance(value, dict):
@@ -211,37 +229,41 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _check_settings(where: str, settings: dict) -> None:
-    """Raise UserError unless these are settings of a run, as `config.resolve` gives them."""
+def _check_settings(where: str, settings: Settings) -> None:
+    """Raise UserError unless these are settings of a run, as `resolve` gives them."""
     _check(where, settings, {"model": str, "dataset": str})
     try:
         model = settings["model"]
-        spec = registry.find(model)
-        if spec.key != model:
+        if registry.find(model).key != model:
             raise UserError(f"unknown model {model!r}")
-        checks.check_name(settings["dataset"])
-        default = layers.default_settings(model, settings["dataset"])
+        check_name(settings["dataset"])
+        default = default_settings(model, settings["dataset"])
         missing = default.keys() - settings.keys()
         settings |= {key: LATER[key] for key in missing & LATER.keys()}
-        if missing := sorted(default.keys() - settings.keys()):
-            raise UserError(f"{', '.join(missing[:3])} missing; is it of another version?")
+        if others := sorted(default.keys() - settings.keys()):
+            raise UserError(f"{', '.join(others[:3])} missing; is it of another version?")
         _check("eval_args", settings["eval_args"], dict.fromkeys(default["eval_args"]))
-        for key in layers.REPLACED.keys() & default.keys():  # which nobody can set
-            if settings[key] != default[key]:
-                raise UserError(f"{key}: expected {default[key]!r}, found {_shown(settings[key])}")
-        rules = checks.parse_file(RULES) | checks.rules(spec)
-        for key, value in settings.items():
-            if settings.get("stage") is not None and key in layers.WHOLE:
-                continue  # of the run that the stage belongs to, and empty here
-            checks.checked(key, value, rules, default.get(key))
-            if key not in rules:
-                _check_kind(key, value, default.get(key))
-        layers.check_whole(copy.deepcopy(settings), default)
+        _check_values(settings, default)
+        check_whole(copy.deepcopy(settings), default)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _check_kind(key: str, value, default) -> None:
+def _check_values(settings: Settings, default: Settings) -> None:
+    """Raise UserError for a setting that cannot have its value."""
+    for key in REPLACED.keys() & default.keys():  # which nobody can set
+        if settings[key] != default[key]:
+            raise UserError(f"{key}: expected {default[key]!r}, found {_shown(settings[key])}")
+    rules = RULES | rules_of(registry.find(settings["model"]))
+    for key, value in settings.items():
+        if settings.get("stage") is not None and key in WHOLE:
+            continue  # of the run that the stage belongs to, and empty here
+        checked(key, value, rules, default.get(key))
+        if key not in rules:
+            _check_kind(key, value, default.get(key))
+
+
+def _check_kind(key: str, value: object, default: object) -> None:
     """Raise UserError for a setting without a rule that is nothing like its default."""
     if value is None:
         return

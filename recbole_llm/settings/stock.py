@@ -1,38 +1,49 @@
-"""What RecBole's own models need of settings and data, said in one line before anything is trained.
+"""What RecBole's own models need of settings and data, said in one line before training begins.
 
 What is not checked here by name is caught by :func:`refusals`, where RecBole builds its parts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from ..errors import UserError, described
 from ..storage.files import storage_fault
 from . import registry, rules
+from .reading import Settings
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
-# General models whose loss reads no sampled items. All others do, and sequential models where the loss is BPR.
+# General models whose loss reads no sampled items. All others do, and sequential models where the
+# loss is BPR.
 NO_NEGATIVES = {
-    "ADMMSLIM", "AsymKNN", "CDAE", "DiffRec", "EASE", "ENMF", "ItemKNN", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE",
-    "NCEPLRec", "Pop", "RaCT", "Random", "RecVAE", "SLIMElastic",
-}  # fmt: skip
+    *("ADMMSLIM", "AsymKNN", "CDAE", "DiffRec", "EASE", "ENMF", "ItemKNN", "LDiffRec"),
+    *("MacridVAE", "MultiDAE", "MultiVAE", "NCEPLRec", "Pop", "RaCT", "Random", "RecVAE"),
+    "SLIMElastic",
+}
 # Sequential models that sample items whatever loss_type says, and those that never do.
 ALWAYS_NEGATIVES, NEVER_NEGATIVES = ("DIEN", "DIN", "TransRec"), ("BERT4Rec", "RepeatNet")
 LOSSES = {
-    "CDAE": ("BCE", "MSE"), "CORE": ("CE",), "FPMC": ("BPR",), "GRU4RecCPR": ("CE",), "SASRecCPR": ("CE",),
-}  # fmt: skip
+    "CDAE": ("BCE", "MSE"),
+    "CORE": ("CE",),
+    "FPMC": ("BPR",),
+    "GRU4RecCPR": ("CE",),
+    "SASRecCPR": ("CE",),
+}
 NUMBERS = ("float", "float_seq")
 
 
-def check_learner(settings: dict) -> None:
-    """Raise UserError for an optimizer that the model's trainer does not have; RecBole would warn and take Adam."""
+def check_learner(settings: Settings) -> None:
+    """Raise UserError for an optimizer that the model's trainer does not have.
+
+    RecBole would warn and take Adam.
+    """
     model, learner = settings["model"], settings["learner"]
     if registry.find(model).is_text:
         if learner not in ("adam", "muon"):
+            nearest = rules.nearest(learner, ("adam", "muon"))
             raise UserError(
                 f"learner: {model} and the other text models know adam (AdamW) and muon, found "
-                f"{learner!r}"
-                + (rules.nearest(learner, ("adam", "muon")) or "; give it to stock models only")
+                f"{learner!r}{nearest or '; give it to stock models only'}"
             )
     elif learner == "muon":
         raise UserError(
@@ -50,12 +61,18 @@ def check_learner(settings: dict) -> None:
         )
 
 
-def check_settings(settings: dict, default: dict) -> None:
-    """Raise UserError for settings of a stock model that it cannot be trained with, or that it does not read.
+def check_settings(settings: Settings, default: Settings) -> None:
+    """Refuse settings that a stock model cannot be trained with, or that it does not read.
 
     Parameters
     ----------
-    default : RecBole's own settings of the model.
+    settings : dict
+    default : dict
+        RecBole's own settings of the model.
+
+    Raises
+    ------
+    UserError
     """
     model = settings["model"]
     losses = LOSSES.get(model, ("CE", "BPR") if "loss_type" in default else ())
@@ -63,15 +80,14 @@ def check_settings(settings: dict, default: dict) -> None:
         raise UserError(
             f"loss_type: {model} expects {' or '.join(losses)}, found {settings['loss_type']!r}"
         )
-    if _samples(model, settings.get("loss_type")) and not _negatives(settings):
+    if _samples(model, settings.get("loss_type")) and not _takes_negatives(settings):
         raise UserError(
             f"train_neg_sample_args: {model} learns from sampled negatives and needs them, found "
-            "none; "
-            "leave the key out, as models with loss_type CE take none by themselves"
+            "none; leave the key out, as models with loss_type CE take none by themselves"
         )
     if settings["transform"] != default.get("transform"):
         raise UserError(
-            f"transform: {model} reads its sequences {_said(default.get('transform'))}, found "
+            f"transform: {model} reads its sequences {_reading(default.get('transform'))}, found "
             f"{settings['transform'] or 'none'}; leave the key out"
         )
     if settings["preload_weight"] is not None:
@@ -83,53 +99,26 @@ def check_settings(settings: dict, default: dict) -> None:
         raise UserError(
             "normalize_field and normalize_all both say what is normalized; leave one out"
         )
-    for field, way in (settings["discretization"] or {}).items():
-        _check_discretization(field, way, settings["numerical_features"])
+    for field, method in (settings["discretization"] or {}).items():
+        _check_discretization(field, method, settings["numerical_features"])
 
 
-def _samples(model: str, loss: str | None) -> bool:
-    """Whether a model's loss reads sampled items."""
-    family = registry.find(model).family
-    if family == "general":
-        return model not in NO_NEGATIVES
-    if family == "sequential":
-        return model in ALWAYS_NEGATIVES or loss == "BPR" and model not in NEVER_NEGATIVES
-    return False
+def fields(config: Any, tables: Any) -> dict[str, str]:
+    """Describe the columns that a stock model is given.
 
+    Parameters
+    ----------
+    config : recbole.config.Config
+    tables : recbole_llm.data.reading.tables.Tables
 
-def _negatives(settings: dict) -> bool:
-    args = settings["train_neg_sample_args"]
-    return args is not None and args.get("distribution", "uniform") not in (None, "none")
-
-
-def _said(transform: str | None) -> str:
-    return f"by {transform}" if transform else "as they are"
-
-
-def _check_discretization(field: str, way, numerical: list) -> None:
-    key = f"discretization.{field}"
-    if field not in numerical:
-        raise UserError(
-            f"{key}: expected one of numerical_features, which are {', '.join(numerical) or 'none'}"
-        )
-    method = way.get("method") if isinstance(way, dict) else None
-    if method not in ("ED", "LD"):
-        raise UserError(
-            f"{key}: expected {{method: ED, bucket: 10}} or {{method: LD}}, found {way!r}"
-        )
-    bucket = way.get("bucket", 1 if method == "LD" else None)
-    if not isinstance(bucket, int) or isinstance(bucket, bool) or bucket < 1:
-        raise UserError(
-            f"{key}.bucket: expected a whole number from 1 up, found "
-            f"{'none' if bucket is None else repr(bucket)}"
-        )
-
-
-def fields(config, tables) -> dict[str, str]:
-    """Name -> type (token, float, token_seq, float_seq) of the columns that a stock model is given."""
+    Returns
+    -------
+    dict
+        Name: type (token, float, token_seq, float_seq).
+    """
     load_col = config["load_col"] or {}
     labels = config["threshold"] or {}
-    found = {
+    given = {
         config["USER_ID_FIELD"]: "token",
         config["ITEM_ID_FIELD"]: "token",
         config["TIME_FIELD"]: "float",
@@ -138,9 +127,9 @@ def fields(config, tables) -> dict[str, str]:
     for name, values in tables.columns.items():
         # RecBole makes the label of these columns and removes them
         if (wanted == "*" or name in wanted) and name not in labels:
-            found[name] = "float" if values.dtype.kind == "f" else "token"
+            given[name] = "float" if values.dtype.kind == "f" else "token"
     if labels:
-        found[config["LABEL_FIELD"]] = "float"
+        given[config["LABEL_FIELD"]] = "float"
     features = [*(config["selected_features"] or []), config["item_attribute"]]
     for kind, types, more in (
         ("item", tables.item_types, features),
@@ -149,21 +138,32 @@ def fields(config, tables) -> dict[str, str]:
         wanted = load_col.get(kind) or []
         for name, type_of in types.items():
             if wanted == "*" or name in wanted or name in more:
-                found[name] = type_of
-    return found
+                given[name] = type_of
+    return given
 
 
-def check_data(config, tables, family: str) -> None:
-    """Raise UserError for settings of a stock model that name columns which it is not given, or of another type."""
+def check_data(config: Any, tables: Any, family: str) -> None:
+    """Refuse columns that a stock model is not given, or that are of another type than it reads.
+
+    Parameters
+    ----------
+    config, tables
+        See :func:`fields`.
+    family : str
+        RecBole's kind of the model.
+
+    Raises
+    ------
+    UserError
+    """
     model, given = config["model"], fields(config, tables)
-    events = {config["TIME_FIELD"], config["LABEL_FIELD"], *tables.columns}
-    read = [name for name in config["numerical_features"] or [] if name in events]
+    of_events = {config["TIME_FIELD"], config["LABEL_FIELD"], *tables.columns}
+    read = [name for name in config["numerical_features"] or [] if name in of_events]
     read += [name for name in tables.columns if given.get(name) == "token"]
     if read and family == "context_aware":
         raise UserError(
             f"{model} would read {', '.join(read)} of the event that it is to predict, which "
-            "nobody knows before; "
-            "leave it out of load_col.inter and numerical_features"
+            "nobody knows before; leave it out of load_col.inter and numerical_features"
         )
     for key in ("numerical_features", "normalize_field"):
         for name in config[key] or []:
@@ -173,49 +173,36 @@ def check_data(config, tables, family: str) -> None:
     if attribute and given.get(attribute) in NUMBERS:
         raise UserError(
             f"item_attribute: {model} learns to name the values of a token column, found "
-            f"{attribute}:{given[attribute]}; "
-            "take another, or write it as token in the .item file"
+            f"{attribute}:{given[attribute]}; take another, or write it as token in the .item file"
         )
 
 
-def _no_number(key: str, name: str, config, given: dict[str, str]) -> UserError:
-    numbers = ", ".join(other for other, kind in given.items() if kind in NUMBERS)
-    if name in (config["threshold"] or {}):
-        hint = f"; threshold.{name} makes labels of it"
-    elif name in given:
-        hint = f"; {name} is a {given[name]} column"
-    else:
-        hint = rules.nearest(name, given) or "; set load_col to give it more"
-    return UserError(
-        f"{key}: expected columns of numbers that {config['model']} is given, which are {numbers}, "
-        f"found {name!r}{hint}"
-    )
+def numerical_features(config: Any, tables: Any) -> list[str]:
+    """Return the setting with the columns of numbers among `selected_features`.
 
-
-def numerical_features(config, tables) -> list[str]:
-    """The setting, with the columns of numbers among `selected_features`: RecBole would leave those out, or stop."""
+    RecBole would leave those out, or stop.
+    """
     given = fields(config, tables)
-    features = config["selected_features"] or []
-    return list(
-        dict.fromkeys(
-            [
-                *(config["numerical_features"] or []),
-                *(name for name in features if given.get(name) in NUMBERS),
-            ]
-        )
-    )
+    selected = config["selected_features"] or []
+    numbers = [name for name in selected if given.get(name) in NUMBERS]
+    return list(dict.fromkeys([*(config["numerical_features"] or []), *numbers]))
 
 
 def refusal(model: str, what: str, error: BaseException) -> BaseException:
-    """What is to be raised for an error of RecBole's at settings or data that a stock model cannot take.
+    """Turn an error of RecBole's at settings or data that a stock model cannot take into a line.
 
     Parameters
     ----------
-    what : what was to be done, as in "build SASRec from these settings".
+    model : str
+    what : str
+        What was to be done, as in "build SASRec from these settings".
+    error : BaseException
 
     Returns
     -------
-    A UserError with RecBole's words; the error itself where it is one, is of the disk, or is of a model of ours.
+    BaseException
+        A UserError with RecBole's words; the error itself where it is one, is of the disk, or is of
+        a text model.
     """
     by_disk = isinstance(error, OSError) or storage_fault(error)
     if isinstance(error, UserError) or by_disk or registry.find(model).is_text:
@@ -229,7 +216,59 @@ def refusals(model: str, what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:  # two models of RecBole leave the process
-        told = refusal(model, what, error)
-        if told is error:
+        line = refusal(model, what, error)
+        if line is error:
             raise
-        raise told from error
+        raise line from error
+
+
+def _samples(model: str, loss: str | None) -> bool:
+    """Whether a model's loss reads sampled items."""
+    family = registry.find(model).family
+    if family == "general":
+        return model not in NO_NEGATIVES
+    if family == "sequential":
+        return model in ALWAYS_NEGATIVES or (loss == "BPR" and model not in NEVER_NEGATIVES)
+    return False
+
+
+def _takes_negatives(settings: Settings) -> bool:
+    args = settings["train_neg_sample_args"]
+    return args is not None and args.get("distribution", "uniform") not in (None, "none")
+
+
+def _reading(transform: str | None) -> str:
+    return f"by {transform}" if transform else "as they are"
+
+
+def _check_discretization(field: str, given: Any, numerical: Iterable[str]) -> None:
+    key = f"discretization.{field}"
+    if field not in numerical:
+        raise UserError(
+            f"{key}: expected one of numerical_features, which are {', '.join(numerical) or 'none'}"
+        )
+    method = given.get("method") if isinstance(given, dict) else None
+    if method not in ("ED", "LD"):
+        raise UserError(
+            f"{key}: expected {{method: ED, bucket: 10}} or {{method: LD}}, found {given!r}"
+        )
+    bucket = given.get("bucket", 1 if method == "LD" else None)
+    if not isinstance(bucket, int) or isinstance(bucket, bool) or bucket < 1:
+        raise UserError(
+            f"{key}.bucket: expected a whole number from 1 up, found "
+            f"{'none' if bucket is None else repr(bucket)}"
+        )
+
+
+def _no_number(key: str, name: str, config: Any, given: Mapping[str, str]) -> UserError:
+    numbers = ", ".join(other for other, kind in given.items() if kind in NUMBERS)
+    if name in (config["threshold"] or {}):
+        hint = f"; threshold.{name} makes labels of it"
+    elif name in given:
+        hint = f"; {name} is a {given[name]} column"
+    else:
+        hint = rules.nearest(name, given) or "; set load_col to give it more"
+    return UserError(
+        f"{key}: expected columns of numbers that {config['model']} is given, which are {numbers}, "
+        f"found {name!r}{hint}"
+    )

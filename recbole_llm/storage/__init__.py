@@ -1,1 +1,1 @@
-"""Files that a crash cannot damage: run folders, caches, logs; and what is shown on the screen."""
+"""Files that a crash cannot damage: run folders, caches and logs; and output on the screen."""

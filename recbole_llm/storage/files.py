@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is said where a disk does not take them."""
+"""Atomic writing of files, and messages about disks that are full or refuse a file."""
 
 import errno
 import json
@@ -6,40 +6,50 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OCCUPIED = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)  # by a file or a folder of that name
+# a file or a folder of that name is in the way
+OCCUPIED = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, *OCCUPIED)
 
 
 def storage_fault(error: BaseException | None) -> OSError | None:
-    """The disk's own error behind an exception: a full or read-only disk, or a file that must not be written.
+    """Find the error of the disk behind an exception.
 
-    Libraries wrap it: as the cause or the context of their own error, or in its text alone.
+    Such an error is a full or read-only disk, or a file that must not be written. Libraries wrap
+    it as the cause or the context of their own error, or mention it in their message only.
+
+    Parameters
+    ----------
+    error : exception or None
+        Any exception.
 
     Returns
     -------
-    OSError with errno, strerror and filename (None where nobody tells it); None if no disk is to blame.
+    OSError or None
+        An error with errno, strerror and filename (None if unknown); None if no disk is to blame.
     """
-    direct = True
+    is_direct = True
     while error is not None:
-        if isinstance(error, OSError):
-            # whoever handles a refused file and then fails at something else is not refused
-            if error.errno in FULL or (direct and error.errno in REFUSED and error.filename):
-                return OSError(error.errno, os.strerror(error.errno), error.filename)
-        elif found := _in_text(str(error)):
-            return found
-        direct = error.__cause__ is not None
+        if not isinstance(error, OSError):
+            fault = _fault_in_text(str(error))
+            if fault is not None:
+                return fault
+        # a refused file that a library handled before it failed otherwise is not to blame
+        elif error.errno in FULL or (is_direct and error.errno in REFUSED and error.filename):
+            return OSError(error.errno, os.strerror(error.errno), error.filename)
+        is_direct = error.__cause__ is not None
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
-def _in_text(text: str) -> OSError | None:
+def _fault_in_text(text: str) -> OSError | None:
     for code in (*FULL, errno.EROFS):
         reason = os.strerror(code)
         if reason in text:
@@ -49,7 +59,18 @@ def _in_text(text: str) -> OSError | None:
 
 
 def fault_line(fault: OSError) -> str:
-    """One line about an error of `storage_fault`: which file, why, and what to do."""
+    """Describe an error of the disk in one line.
+
+    Parameters
+    ----------
+    fault : OSError
+        An error that `storage_fault` returned.
+
+    Returns
+    -------
+    str
+        Which file, why, and what to do.
+    """
     path = str(fault.filename) if fault.filename else "a file"
     if fault.errno in OCCUPIED:
         return f"{path[:300]}: {fault.strerror}; remove or rename what is in its place"
@@ -60,11 +81,10 @@ def fault_line(fault: OSError) -> str:
         )
     room = ""
     if fault.filename:
-        there = next(
-            folder for folder in Path(fault.filename).absolute().parents if folder.is_dir()
-        )
+        folders = Path(fault.filename).absolute().parents
+        existing = next(folder for folder in folders if folder.is_dir())
         with suppress(OSError):
-            room = f", {shutil.disk_usage(there).free / 2**20:.1f} MiB are free in {there}"
+            room = f", {shutil.disk_usage(existing).free / 2**20:.1f} MiB are free in {existing}"
     return (
         f"{path} cannot be written: {fault.strerror}{room}; free space there, or name a folder on "
         "another disk, and give the same command again: it goes on from what is stored"
@@ -73,7 +93,18 @@ def fault_line(fault: OSError) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the disk that comes up inside is raised as an OSError that names `path`."""
+    """Make errors of the disk inside a block name a file.
+
+    Parameters
+    ----------
+    path : Path
+        The file that the block writes.
+
+    Raises
+    ------
+    OSError
+        With `path` as its filename, in place of an error of the disk that the block raises.
+    """
     try:
         yield
     except Exception as error:
@@ -85,10 +116,22 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the block ends.
+    """Replace a file by what a block writes, or leave it unchanged if the block fails.
 
-    Where the block fails, nothing of it is left and `path` is as it was. Raises OSError, naming `path`, for a full disk
-    and the like, whatever library has written.
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Yields
+    ------
+    Path
+        A temporary path for the block to write to.
+
+    Raises
+    ------
+    OSError
+        With `path` as its filename, for a full disk and the like, whatever library has written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -102,10 +145,27 @@ def atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """`atomically` for a folder: the block makes the one that it is given, with all that is in it."""
+    """Replace a folder by the one that a block writes, or leave it unchanged if the block fails.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+
+    Yields
+    ------
+    Path
+        A temporary path at which the block makes the new folder.
+
+    Raises
+    ------
+    OSError
+        With `folder` as its filename, for a full disk and the like.
+    """
     temporary, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
     shutil.rmtree(temporary, ignore_errors=True)
-    _restore(old, folder)  # of a process that was killed between the two
+    # a process that was killed between the two replacements leaves the old folder aside
+    _restore(old, folder)
     try:
         with naming(folder):
             yield temporary
@@ -118,37 +178,64 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _restore(old: Path, folder: Path) -> None:
-    """Put back what was moved aside, or remove it where something new is in its place."""
+    """Put a folder that was moved aside back, or remove it if a new one has taken its place."""
     if old.exists() and not folder.exists():
         os.replace(old, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text that ends with one line end, atomically."""
+    """Write a text file atomically.
+
+    Parameters
+    ----------
+    path : Path
+        The file, in UTF-8.
+    text : str
+        Its text; the file ends with one line end, whether the text does or not.
+    """
     with atomically(path) as temporary:
         temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
 def append(path: Path, content: bytes) -> None:
-    """Append all of `content` or nothing, one process at a time.
+    """Append all of some bytes to a file or none of them, one process at a time.
 
-    Raises OSError, naming `path`, for a full disk and the like; the file then ends where it did before.
+    Parameters
+    ----------
+    path : Path
+        The file, which need not exist.
+    content : bytes
+        What to append.
+
+    Raises
+    ------
+    OSError
+        With `path` as its filename, for a full disk and the like. The file is then unchanged.
     """
-    with naming(path), FileLock(path.with_name(f".{path.name}.lock")):
-        with open(path, "ab", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                left = memoryview(content)
-                while left:  # a disk that becomes full takes a part, and says nothing
-                    left = left[file.write(left) :]
-            except BaseException:
-                file.truncate(size)
-                raise
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with naming(path), lock, open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            remaining = memoryview(content)
+            # a disk that becomes full may write a part only, without an error
+            while remaining:
+                remaining = remaining[file.write(remaining) :]
+        except BaseException:
+            file.truncate(size)
+            raise
 
 
-def append_line(path: Path, content: dict) -> None:
-    """Append a JSON object as a line of its own, even after one that a killed process left without its end."""
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append a JSON object as a line.
+
+    Parameters
+    ----------
+    path : Path
+        The file. Its last line may lack its end, as when a process was killed.
+    content : mapping of str to object
+        The object; values that JSON does not know are converted by `str`.
+    """
     line = json.dumps(content, default=str, ensure_ascii=False) + "\n"
     with suppress(FileNotFoundError), open(path, "rb") as file:
         if file.seek(0, os.SEEK_END):
@@ -157,17 +244,30 @@ def append_line(path: Path, content: dict) -> None:
     append(path, line.encode("utf-8", "surrogatepass"))
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The JSON objects of a file of lines. Lines that are none are passed over, which a warning tells with their numbers."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line.
+
+    Lines that hold no JSON object are skipped, with a warning that gives their numbers.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it may be missing.
+
+    Returns
+    -------
+    list of dict
+        The objects.
+    """
     if not path.is_file():
         return []
-    found, damaged = [], []
+    objects, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         content = parse(line)
         if isinstance(content, dict):
-            found.append(content)
+            objects.append(content)
         else:
             damaged.append(number)
     if damaged:
@@ -176,12 +276,24 @@ def read_lines(path: Path) -> list[dict]:
             f"{path}, line {numbers}: expected a JSON object, found something else or a damaged "
             "line; passed over"
         )
-    return found
+    return objects
 
 
-def parse(content: bytes):
-    """What some JSON says, None where it is none."""
+def parse(content: bytes) -> Any:
+    """Parse JSON.
+
+    Parameters
+    ----------
+    content : bytes
+        A JSON document in UTF-8, or anything else.
+
+    Returns
+    -------
+    object or None
+        The value; None if `content` is no JSON.
+    """
     try:
         return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError):  # RecursionError: nested too deep
+    except (ValueError, RecursionError):
+        # json raises RecursionError for what is nested too deeply
         return None

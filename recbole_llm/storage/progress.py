@@ -1,47 +1,101 @@
-"""How far long work has come: a bar on a terminal, and a line now and then in a file.
+"""Progress of long work: a bar on a terminal, and lines in a log file.
 
-A bar draws itself anew with a carriage return, which fills a log with its states. Where standard
-error is no terminal, a line is written instead once another tenth is done and LEAST seconds have
-passed, and after MOST seconds in any case, so that a log of a day's work is short and never silent
-for long.
+A bar redraws itself with a carriage return, so that a log would contain every state of it. If
+standard error is no terminal, a line is written instead: as soon as a further tenth is done and
+LEAST seconds have passed, and after MOST seconds in any case. The log of a day's work therefore
+stays short and is never silent for long.
 """
 
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, Protocol, TextIO
 
 from .screen import say
 
-LEAST, MOST = 30.0, 600.0  # seconds between two lines
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # which RecBole puts into its descriptions
+# seconds between two lines
+LEAST, MOST = 30.0, 600.0
+# escape sequences that RecBole puts into its descriptions
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Progress(Protocol):
+    """What tqdm's bars and `LineProgress` have in common, as tqdm documents it."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: object) -> Any: ...
+
+    def update(self, n: float = 1) -> Any: ...
+
+    def set_description(self, desc: str | None = None, refresh: bool = True) -> Any: ...
+
+    def set_postfix_str(self, note: str = "", refresh: bool = True) -> Any: ...
+
+    def close(self) -> Any: ...
 
 
 def progress(
-    iterable: Iterable | None = None, *, desc: str | None = None, total: float | None = None,
-    disable: bool = False, initial: float = 0, unit: str = "it", unit_scale: bool = False, **bar,
-):  # fmt: skip
-    """A tqdm bar where standard error is a terminal, else a `LineProgress`, which is used alike.
+    iterable: Iterable[Any] | None = None,
+    *,
+    desc: str | None = None,
+    total: float | None = None,
+    disable: bool = False,
+    initial: float = 0,
+    unit: str = "it",
+    unit_scale: bool = False,
+    **bar: Any,
+) -> Progress:
+    """Show the progress of a loop, or of work that calls `update`.
 
     Parameters
     ----------
-    iterable : what to go through; None for work that calls `update`.
-    desc, total, disable, initial, unit, unit_scale : as of tqdm.
-    bar : more of tqdm's arguments, for a terminal.
+    iterable : iterable, optional
+        What to iterate over; without it, the caller uses `update`.
+    desc : str, optional
+        Description.
+    total : float, optional
+        Number of steps; by default the length of `iterable`, if it has one.
+    disable : bool
+        Whether to show nothing.
+    initial : float
+        Number of steps that are done already.
+    unit : str
+        Name of a step.
+    unit_scale : bool
+        Whether a bar abbreviates numbers ("1.2M").
+    **bar : object
+        Further arguments of tqdm, for a bar.
+
+    Returns
+    -------
+    tqdm or LineProgress
+        A bar if standard error is a terminal, else lines.
     """
-    if disable or sys.stderr.isatty():
-        from tqdm import tqdm
+    if not disable and not sys.stderr.isatty():
+        return LineProgress(iterable, desc, total, initial=initial, unit=unit)
+    from tqdm import tqdm
 
-        bar = {"ncols": 100} | bar
-        return tqdm(
-            iterable, desc=desc, total=total, disable=disable, initial=initial, unit=unit,
-            unit_scale=unit_scale, **bar,
-        )  # fmt: skip
-    return LineProgress(iterable, desc, total, initial=initial, unit=unit)
+    settings = {"ncols": 100, "unit": unit, "unit_scale": unit_scale} | bar
+    drawn: Progress = tqdm(
+        iterable, desc=desc, total=total, disable=disable, initial=initial, **settings
+    )
+    return drawn
 
 
-def say_with_time(line: str, file=None) -> None:
-    """Print a line with the time of day, on standard output or on `file`."""
+def say_with_time(line: str, file: TextIO | None = None) -> None:
+    """Print a line with the time of day.
+
+    Parameters
+    ----------
+    line : str
+        The line.
+    file : file, optional
+        Where to print; standard output by default.
+    """
     say(f"{time.strftime('%H:%M:%S')} {line}", file)
 
 
@@ -50,79 +104,110 @@ def _to_stderr(line: str) -> None:
 
 
 class LineProgress:
-    """Progress in lines, with the share that is done, the rate and the time that is left.
+    """Progress in lines, with the share done, the rate and the remaining time.
 
     Parameters
     ----------
-    iterable, desc, total, initial, unit : as of `progress`.
-    write : takes a line; by default it goes to standard error, with the time of day.
-    clock : seconds from any moment on.
+    iterable : iterable, optional
+        What to iterate over; without it, the caller uses `update`.
+    desc : str, optional
+        Description.
+    total : float, optional
+        Number of steps; by default the length of `iterable`, if it has one.
+    initial : float
+        Number of steps that are done already.
+    unit : str
+        Name of a step, as tqdm spells it: "it" for none, "B" for bytes.
+    write : callable
+        Takes a line; by default it is printed on standard error, with the time of day.
+    clock : callable
+        Returns seconds since some fixed moment.
+
+    Attributes
+    ----------
+    n : float
+        Number of steps that are done.
     """
 
     def __init__(
-        self, iterable: Iterable | None = None, desc: str | None = None,
-        total: float | None = None, *, initial: float = 0, unit: str = "it",
-        write: Callable[[str], None] = _to_stderr, clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
-        if total is None and hasattr(iterable, "__len__"):
+        self,
+        iterable: Iterable[Any] | None = None,
+        desc: str | None = None,
+        total: float | None = None,
+        *,
+        initial: float = 0,
+        unit: str = "it",
+        write: Callable[[str], None] = _to_stderr,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if total is None and isinstance(iterable, Sized):
             total = len(iterable)
-        self.iterable, self.total = iterable, total
+        self.iterable: Iterable[Any] = () if iterable is None else iterable
+        self.total = total
         self.unit = {"it": "", "B": "bytes"}.get(unit, unit)
-        self.desc = COLOUR.sub("", desc or "").strip()
+        self.set_description(desc)
         self.note, self.write, self.clock = "", write, clock
-        self.n = self.first = self.told = initial
-        self.started = self.last = clock()
+        self.n = self.initial = self.last_written = initial
+        self.started = self.last_time = clock()
 
-    def __iter__(self) -> Iterator:
-        for one in self.iterable:
-            yield one
+    def __iter__(self) -> Iterator[Any]:
+        for element in self.iterable:
+            yield element
             self.update()
         self.close()
-
-    def __len__(self) -> int:
-        return len(self.iterable)
 
     def __enter__(self) -> "LineProgress":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def update(self, n: float = 1) -> None:
-        """Count `n` more as done, and write a line if it is time to."""
+        """Count `n` more steps as done, and write a line if one is due.
+
+        Parameters
+        ----------
+        n : float
+            Number of steps.
+        """
         self.n += n
         now = self.clock()
-        waited = now - self.last
-        tenth = not self.total or self.n - self.told >= self.total / 10
-        if waited >= MOST or waited >= LEAST and tenth:
-            self._tell(now)
+        waited = now - self.last_time
+        is_tenth = not self.total or self.n - self.last_written >= self.total / 10
+        if waited >= MOST or waited >= LEAST and is_tenth:
+            self._write_line(now)
 
     def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
+        """Replace the description."""
         self.desc = COLOUR.sub("", desc or "").strip()
 
     def set_postfix_str(self, note: str = "", refresh: bool = True) -> None:
+        """Replace the note at the end of each line."""
         self.note = COLOUR.sub("", note).strip()
 
-    def set_postfix(self, refresh: bool = True, **values) -> None:
+    def set_postfix(self, refresh: bool = True, **values: object) -> None:
+        """Replace the note by names and values."""
         self.set_postfix_str(", ".join(f"{name}={value}" for name, value in values.items()))
 
     def close(self) -> None:
-        """Write the last line, if there has been one before."""
-        if self.told != self.first and self.told != self.n:
-            self._tell(self.clock())
+        """Write the last line, if there was one before."""
+        if self.last_written not in (self.initial, self.n):
+            self._write_line(self.clock())
 
-    def _tell(self, now: float) -> None:
-        rate = (self.n - self.first) / max(now - self.started, 1e-9)
-        told = f"{self.desc}: {_number(self.n)}" if self.desc else _number(self.n)
+    def _write_line(self, now: float) -> None:
+        rate = (self.n - self.initial) / max(now - self.started, 1e-9)
+        line = f"{self.desc}: {_number(self.n)}" if self.desc else _number(self.n)
         if self.total:
-            told += f" of {_number(self.total)} ({100 * self.n / self.total:.0f} %)"
-        told += f", {_rate(rate, self.unit)}"
+            line += f" of {_number(self.total)} ({100 * self.n / self.total:.0f} %)"
+        line += f", {_rate(rate, self.unit)}"
         if self.total and self.n >= self.total:
-            told += f", in {_time(now - self.started)}"
+            line += f", in {_duration(now - self.started)}"
         elif self.total and rate > 0:
-            told += f", about {_time((self.total - self.n) / rate)} left"
-        self.write(f"{told}{', ' * bool(self.note)}{self.note}")
-        self.told, self.last = self.n, now
+            line += f", about {_duration((self.total - self.n) / rate)} left"
+        if self.note:
+            line += f", {self.note}"
+        self.write(line)
+        self.last_written, self.last_time = self.n, now
 
 
 def _number(value: float) -> str:
@@ -130,14 +215,15 @@ def _number(value: float) -> str:
 
 
 def _rate(rate: float, unit: str) -> str:
-    """The rate per second, or per minute where it is low."""
+    """The rate per second, or per minute if it is below one a second."""
     unit = f" {unit}" if unit else ""
     if rate < 1:
         return f"{60 * rate:.1f}{unit} a minute"
-    return f"{_number(rate) if rate >= 100 else f'{rate:.1f}'}{unit} a second"
+    number = _number(rate) if rate >= 100 else f"{rate:.1f}"
+    return f"{number}{unit} a second"
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

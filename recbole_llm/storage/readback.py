@@ -1,9 +1,10 @@
-"""Stored weights are the trained ones: what is read back from a run's folder is compared with what was saved there."""
+"""Checks that the weights read back from a run's folder are those that were saved there."""
 
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,25 @@ from . import run_folders
 from .files import parse
 
 FILE = "readback.json"
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}  # of the largest score
-WEIGHT_KINDS = ("safetensors", "bin", "gguf")  # libraries read the first of them that is there
+# largest difference of two scores by rounding, as a share of the largest score
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
+# suffixes of files with weights; libraries read those of the first kind that exists
+WEIGHT_KINDS = ("safetensors", "bin", "gguf")
 
 
 def fingerprint(tensor: torch.Tensor) -> str:
-    """16 hex digits over a tensor's type, shape and bits."""
+    """Hash a tensor's type, shape and bits.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        The tensor.
+
+    Returns
+    -------
+    str
+        16 hex digits.
+    """
     flat = tensor.detach().cpu().contiguous().flatten()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(flat.view(torch.uint8).numpy().data)
@@ -26,7 +40,18 @@ def fingerprint(tensor: torch.Tensor) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """16 hex digits over a file's bytes, which are read again only if its size or time changes."""
+    """Hash a file, which is read again only if its size or time of modification changes.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    str
+        16 hex digits.
+    """
     status = path.stat()
     return _file_digest(path.absolute(), status.st_size, status.st_mtime_ns)
 
@@ -34,43 +59,83 @@ def file_digest(path: Path) -> str:
 @lru_cache(maxsize=2**16)
 def _file_digest(path: Path, size: int, time: int) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:  # hashlib.file_digest is not in Python 3.10
+    # hashlib.file_digest does not exist in Python 3.10
+    with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()[:16]
 
 
 def weight_digests(folder: Path) -> dict[str, str]:
-    """The files of weights in a model's folder: path below it -> `file_digest`.
+    """Hash the files of weights in a model's folder.
 
-    Those of the modules that sentence-transformers lists in modules.json are among them, those of
-    other folders inside are not.
+    The modules that sentence-transformers lists in modules.json are included, other folders inside
+    are not.
+
+    Parameters
+    ----------
+    folder : Path
+        The model's folder.
+
+    Returns
+    -------
+    dict of str to str
+        Path below `folder` -> `file_digest`.
     """
-    modules = folder / "modules.json"
-    listed = parse(modules.read_bytes()) if modules.is_file() else None
-    inside = [
-        one["path"]
-        for one in (listed if isinstance(listed, list) else [])
-        if isinstance(one, dict) and isinstance(one.get("path"), str)
-    ]
+    parts = ["", *_listed_modules(folder)]
     for kind in WEIGHT_KINDS:
-        paths = {path for part in ("", *inside) for path in (folder / part).glob(f"*.{kind}")}
+        paths: set[Path] = set()
+        for part in parts:
+            paths.update((folder / part).glob(f"*.{kind}"))
         if paths:
-            return {
-                path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(paths)
-            }
+            names = {path: path.relative_to(folder).as_posix() for path in sorted(paths)}
+            return {name: file_digest(path) for path, name in names.items()}
     return {}
 
 
+def _listed_modules(folder: Path) -> list[str]:
+    """The folders of the modules of a model of sentence-transformers; none for other models."""
+    path = folder / "modules.json"
+    modules = parse(path.read_bytes()) if path.is_file() else None
+    if not isinstance(modules, list):
+        return []
+    paths = [module.get("path") for module in modules if isinstance(module, dict)]
+    return [path for path in paths if isinstance(path, str)]
+
+
 def run_digests(folder: Path) -> dict[str, str]:
-    """`weight_digests` of a run's folder, the weights of its language model among them."""
+    """Hash the files of weights in a run's folder, those of its language model included.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+
+    Returns
+    -------
+    dict of str to str
+        Path below `folder` -> `file_digest`.
+    """
     backbone = weight_digests(folder / run_folders.BACKBONE)
     inside = {f"{run_folders.BACKBONE}/{name}": digest for name, digest in backbone.items()}
     return weight_digests(folder) | inside
 
 
 def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
-    """Whether two answers of `probe` are the same but for the order of sums."""
+    """Compare two results of `probe`, which may differ by the order of summation.
+
+    Parameters
+    ----------
+    first, second : ndarray of float
+        Scores.
+    precision : {"fp32", "bf16", "fp16"}
+        Precision of the model.
+
+    Returns
+    -------
+    bool
+        Whether shapes are equal and scores differ by no more than rounding.
+    """
     if first.shape != second.shape:
         return False
     finite = np.abs(first[np.isfinite(first)])
@@ -79,7 +144,15 @@ def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
 
 
 def forget(folder: Path) -> None:
-    """To be called before weights are written: half of two savings is no saving."""
+    """Remove the record of the saved weights, before others are written.
+
+    A process that is killed in between then leaves no record of weights that are gone.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    """
     (folder / FILE).unlink(missing_ok=True)
 
 
@@ -90,13 +163,21 @@ def remember(
     precision: str,
     base: str | None = None,
 ) -> None:
-    """To be called after weights are written.
+    """Record the weights that have been written.
 
     Parameters
     ----------
-    tensors : everything that training changes and the folder stores, by name.
-    scores : of `probe`; None where there are none that can be compared.
-    base : `backbone.base_digest` of frozen weights that the folder names and does not store.
+    folder : Path
+        The run's folder.
+    tensors : mapping of str to Tensor
+        Name -> tensor, of everything that training changes and the folder stores.
+    scores : ndarray of float or None
+        Result of `probe`; None if scores cannot be compared.
+    precision : {"fp32", "bf16", "fp16"}
+        Precision of the model.
+    base : str, optional
+        Digest of frozen weights that the folder refers to without storing them, from
+        `base_digest` of `language/backbones/sources.py`.
     """
     content = {
         "tensors": {name: fingerprint(tensor) for name, tensor in tensors.items()},
@@ -113,37 +194,44 @@ def check(
     tensors: Mapping[str, torch.Tensor],
     probe: Callable[[], np.ndarray] | None = None,
 ) -> None:
-    """Compare a model that has been read from a folder with the one that was saved there.
+    """Compare a model that was read from a folder with the one that was saved there.
 
-    A folder without the file (of an earlier version, or of a process that was killed while it
-    saved) is taken as it is.
+    A folder without a record (of an earlier version, or of a process that was killed while it
+    saved) is accepted.
 
     Parameters
     ----------
-    tensors : what the model holds now, by name; more than was saved is no fault.
-    probe : gives the scores of the same cases as at the saving; None compares tensors alone.
+    folder : Path
+        The run's folder.
+    tensors : mapping of str to Tensor
+        Name -> tensor, of the model that was read. It may have tensors that were not saved.
+    probe : callable, optional
+        Returns the scores of the cases that were scored before saving; without it, only tensors
+        are compared.
 
     Raises
     ------
-    UserError : if a tensor differs in any bit, or the scores differ by more than rounding.
+    UserError
+        If a tensor differs in any bit, scores differ by more than rounding, or the record is
+        damaged.
     """
-    saved = _read(folder)
-    if saved is None:
+    record = _read(folder)
+    if record is None:
         return
     try:
-        known, precision, scores = saved["tensors"], saved["precision"], saved["scores"]
-        wrong = [
-            name
-            for name, digest in known.items()
-            if name not in tensors or fingerprint(tensors[name]) != digest
-        ]
+        digests, precision, scores = record["tensors"], record["precision"], record["scores"]
+        differing = []
+        for name, digest in digests.items():
+            if name not in tensors or fingerprint(tensors[name]) != digest:
+                differing.append(name)
         before = None if scores is None else np.array(scores, dtype=np.float64)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise _damaged(folder) from None
-    if wrong:
+    if differing:
         raise UserError(
-            f"{folder}: what was read back is not what was trained: {len(wrong)} of {len(known)} "
-            f"tensors differ, the first is {wrong[0]}; remove {folder} and run again"
+            f"{folder}: what was read back is not what was trained: {len(differing)} of "
+            f"{len(digests)} tensors differ, the first is {differing[0]}; remove {folder} and run "
+            "again"
         )
     if probe is None or before is None:
         return
@@ -159,16 +247,20 @@ def check(
 def check_files(folder: Path, inside: str = "") -> None:
     """Compare the files of weights in a run's folder with those that were written there.
 
-    This is for whoever begins with weights of another run, and may hold them under other names
-    than that run did. A folder whose record does not tell of files is taken as it is.
+    This is for runs that start from the weights of another run, possibly under other names. A
+    folder whose record lists no files is accepted.
 
     Parameters
     ----------
-    inside : beginning of the paths, below `folder`, of the files that are read.
+    folder : Path
+        The folder of the run that was trained.
+    inside : str
+        Prefix of the paths, below `folder`, of the files to compare.
 
     Raises
     ------
-    UserError : if a file is missing or differs in any bit.
+    UserError
+        If a file is missing or differs in any bit, or the record is damaged.
     """
     files = (_read(folder) or {}).get("files")
     if files is None:
@@ -185,18 +277,35 @@ def check_files(folder: Path, inside: str = "") -> None:
 
 
 def stored_base(folder: Path) -> str | None:
-    """The `base` that `remember` was given for a run's folder; None where nothing tells of it."""
+    """Read the digest of the frozen weights that a run's folder refers to.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+
+    Returns
+    -------
+    str or None
+        The `base` that `remember` recorded; None if there is none.
+
+    Raises
+    ------
+    UserError
+        If the record is damaged.
+    """
     return (_read(folder) or {}).get("base")
 
 
-def _read(folder: Path) -> dict | None:
+def _read(folder: Path) -> dict[str, Any] | None:
+    """The record of a run's folder; None if there is none."""
     path = folder / FILE
     if not path.is_file():
         return None
-    saved = parse(path.read_bytes())
-    if not isinstance(saved, dict):
+    record = parse(path.read_bytes())
+    if not isinstance(record, dict):
         raise _damaged(folder)
-    return saved
+    return record
 
 
 def _damaged(folder: Path) -> UserError:

@@ -1,4 +1,4 @@
-"""Run folders and the results file: what a run was, what it gave, and how it is found again."""
+"""Run folders and the results file: their names, locks and contents, and how runs are found."""
 
 import hashlib
 import json
@@ -7,48 +7,121 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from . import files
 from .screen import say
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 RUN, RESULTS, RANKS, TOP = "run.json", "results.jsonl", "{part}.ranks.npz", "{part}.top.npz"
 TEXTS = "{part}.{key}.texts.jsonl.gz"
 WEIGHTS = "model.safetensors"
-POLL_SECONDS = 0.1  # between two attempts to get a lock
-BACKBONE = "backbone"  # the folder of a run with its language model
+# folder inside a run's folder that holds its language model
+BACKBONE = "backbone"
+# pause between two attempts to get a lock
+POLL_SECONDS = 0.1
+# packages that results may depend on
+PACKAGES = (
+    "recbole",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "numpy",
+    "pandas",
+    "bm25s",
+)
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    content : mapping of str to object
+        The object; values that JSON does not know are converted by `str`.
+    """
     files.write_text(path, json.dumps(content, indent=1, default=str, ensure_ascii=False))
 
 
 def ranked_again(folder: Path) -> str:
-    """What to type so that cases whose ranks in this folder are lost are ranked again."""
+    """Tell the user how to restore lost ranks of a run.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+
+    Returns
+    -------
+    str
+        The end of an error message.
+    """
     if (folder / WEIGHTS).is_file():
         return f"--resume={folder} ranks again by the stored weights"
     return "give the command that wrote it again: it ranks again by the stored weights"
 
 
 def find_run(name: str, saved: Path) -> Path:
-    """A run by folder, id or unique beginning of its id."""
+    """Find the folder of a run.
+
+    Parameters
+    ----------
+    name : str
+        Its folder, its id or a unique prefix of its id.
+    saved : Path
+        The folder that contains the runs' folders.
+
+    Returns
+    -------
+    Path
+        The run's folder.
+
+    Raises
+    ------
+    UserError
+        If no run or more than one matches.
+    """
     for folder in (Path(name), saved / name):
         if (folder / RUN).is_file():
             return folder
-    there = sorted(path.parent for path in saved.glob(f"*/{RUN}"))
-    matches = [folder for folder in there if folder.name.startswith(name)]
+    existing = sorted(path.parent for path in saved.glob(f"*/{RUN}"))
+    matches = [folder for folder in existing if folder.name.startswith(name)]
     if len(matches) == 1:
         return matches[0]
-    found = ", ".join(folder.name for folder in (matches or there)[:5]) or "none"
+    found = ", ".join(folder.name for folder in (matches or existing)[:5]) or "none"
     raise UserError(f"run {name!r}: expected a run folder or id below {saved}, found {found}")
 
 
 def backbone_run(name: str, saved: Path) -> Path | None:
-    """The run that a backbone's name means: `run:<id>`, or the folder in which a run keeps its backbone."""
+    """Find the run that a backbone comes from.
+
+    Parameters
+    ----------
+    name : str
+        Name of the backbone: `run:<id>`, a folder, or a model of the hub.
+    saved : Path
+        The folder that contains the runs' folders.
+
+    Returns
+    -------
+    Path or None
+        The run's folder; None if the backbone is not the one of a run.
+
+    Raises
+    ------
+    UserError
+        If `name` is `run:<id>` and there is no such run.
+    """
     if name.startswith("run:"):
         return find_run(name.removeprefix("run:"), saved)
     folder = Path(name).expanduser().resolve()
@@ -56,27 +129,50 @@ def backbone_run(name: str, saved: Path) -> Path | None:
 
 
 def model_id(name: str, saved: Path) -> str:
-    """A language model by what it is, however it was named: a run's id, the files of a folder, else its name."""
-    run, folder = backbone_run(name, saved), Path(name).expanduser()
-    return f"run:{run.name}" if run else fingerprint(folder) if folder.is_dir() else name
+    """Identify a language model independently of how it was named.
+
+    Parameters
+    ----------
+    name : str
+        Name of the backbone: `run:<id>`, a folder, or a model of the hub.
+    saved : Path
+        The folder that contains the runs' folders.
+
+    Returns
+    -------
+    str
+        `run:<id>` for the backbone of a run, a digest of the files of another folder, else `name`.
+    """
+    run = backbone_run(name, saved)
+    if run:
+        return f"run:{run.name}"
+    folder = Path(name).expanduser()
+    return fingerprint(folder) if folder.is_dir() else name
 
 
 def fingerprint(folder: Path) -> str:
-    """8 hex digits over the files of a model's folder."""
-    return _fingerprint(
-        folder,
-        tuple(
-            (path, path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ),
-    )
+    """Hash the files of a model's folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+
+    Returns
+    -------
+    str
+        8 hex digits.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    states = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    return _fingerprint(folder, states)
 
 
 @lru_cache
-def _fingerprint(folder: Path, files: tuple) -> str:
+def _fingerprint(folder: Path, states: tuple[tuple[Path, int, int], ...]) -> str:
+    """The hash of a folder; sizes and times in `states` are part of the cache's key only."""
     digest = hashlib.sha256()
-    for path, *_ in files:
+    for path, _, _ in states:
         digest.update(path.relative_to(folder).as_posix().encode())
         with open(path, "rb") as file:
             while block := file.read(2**20):
@@ -84,35 +180,47 @@ def _fingerprint(folder: Path, files: tuple) -> str:
     return digest.hexdigest()[:8]
 
 
-def append_result(saved: Path, row: dict) -> None:
-    """Add the row of a run; rows of parallel runs never mix."""
+def append_result(saved: Path, row: Mapping[str, Any]) -> None:
+    """Append the row of a run to the results file; parallel runs may do so at the same time.
+
+    Parameters
+    ----------
+    saved : Path
+        The folder that contains the runs' folders.
+    row : mapping of str to object
+        The row.
+    """
     files.append_line(saved / RESULTS, row)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a number can depend on."""
+    """Collect the versions of everything that a result may depend on.
+
+    Returns
+    -------
+    dict of str to str
+        Name -> version; "absent" for a package that is not installed.
+    """
     from .. import __version__
 
-    found = {"python": platform.python_version(), "recbole_llm": __version__, "code": code()}
-    for package in (
-        "recbole",
-        "torch",
-        "transformers",
-        "sentence-transformers",
-        "numpy",
-        "pandas",
-        "bm25s",
-    ):
+    result = {"python": platform.python_version(), "recbole_llm": __version__, "code": code()}
+    for package in PACKAGES:
         try:
-            found[package] = version(package)
+            result[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            result[package] = "absent"
+    return result
 
 
 @lru_cache
 def code() -> str:
-    """8 hex digits over the sources of this package."""
+    """Hash the source files of this package.
+
+    Returns
+    -------
+    str
+        8 hex digits.
+    """
     digest = hashlib.sha256()
     folder = Path(__file__).parents[1]
     for path in sorted(folder.rglob("*.py")):
@@ -121,40 +229,56 @@ def code() -> str:
 
 
 def check_writable(folder: Path, key: str = "checkpoint_dir") -> None:
-    """Raise UserError, naming the setting `key`, if nothing can be written below a folder that may not be there yet. Writes nothing."""
-    there = next(
-        parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists()
-    )
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    """Check that files can be written below a folder, without writing any.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, which need not exist.
+    key : str
+        The setting that names it, for the error message.
+
+    Raises
+    ------
+    UserError
+        If the closest existing parent is a file or is not writable.
+    """
+    candidates = (folder.absolute(), *folder.absolute().parents)
+    existing = next(parent for parent in candidates if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f"{key} {folder}: expected a folder to write to, but {there} is "
-            f"{'not writable' if there.is_dir() else 'a file'}"
+            f"{key} {folder}: expected a folder to write to, but {existing} is "
+            f"{'not writable' if existing.is_dir() else 'a file'}"
         )
 
 
 @contextmanager
-def locked(folder: Path, waiting=say):
-    """One process at a time writes to a run's folder, which is made; what a killed one left unfinished is removed."""
-    from filelock import FileLock, Timeout
+def locked(folder: Path, notify: Callable[[str], object] = say) -> Iterator[None]:
+    """Create a run's folder and lock it, so that one process at a time writes to it.
 
-    lock, told = FileLock(folder / ".lock"), False
+    Temporary files of a killed process are removed.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    notify : callable
+        Takes a line, if another process has the lock and this one waits.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(folder / ".lock")
     try:
-        while not lock.is_locked:
-            # anew each time: whom we wait for may fail, and remove the folder
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except FileNotFoundError:
-                continue
-            except Timeout:
-                if not told:
-                    waiting(f"another process works on {folder.name}: waiting for it")
-                told = True
-                time.sleep(POLL_SECONDS)
+        _acquire(lock, folder, notify)
     except OSError as error:
         raise UserError(f"checkpoint_dir: {folder} cannot be written ({error.strerror})") from None
     try:
-        for path in folder.glob("*.tmp"):  # of a process that was killed
+        for path in folder.glob("*.tmp"):
             if path.is_file():
                 path.unlink(missing_ok=True)
         yield
@@ -162,8 +286,32 @@ def locked(folder: Path, waiting=say):
         lock.release()
 
 
+def _acquire(lock: "BaseFileLock", folder: Path, notify: Callable[[str], object]) -> None:
+    from filelock import Timeout
+
+    is_notified = False
+    while not lock.is_locked:
+        # in every attempt, because the process with the lock may fail and remove the folder
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except FileNotFoundError:
+            continue
+        except Timeout:
+            if not is_notified:
+                notify(f"another process works on {folder.name}: waiting for it")
+            is_notified = True
+            time.sleep(POLL_SECONDS)
+
+
 def clear(folder: Path) -> None:
-    """Remove what a run's folder holds, while it is locked."""
+    """Remove the contents of a run's folder, except the lock, which the caller holds.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    """
     for path in folder.iterdir():
         if path.name == ".lock":
             continue
@@ -174,21 +322,26 @@ def clear(folder: Path) -> None:
 
 
 def peak_memory() -> float:
-    """MiB of main memory: the most this process has held so far."""
-    with suppress(
-        OSError
-    ):  # Linux: getrusage would count what the parent held when it started this process
+    """Measure the peak of the main memory that this process has used so far.
+
+    Returns
+    -------
+    float
+        MiB.
+    """
+    # on Linux, getrusage includes the memory of the parent when it started this process
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 2**10, 1)
-    try:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-            2**20 if sys.platform == "darwin" else 2**10
-        )
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import psutil
 
-        peak = psutil.Process().memory_info().peak_wset / 2**20
+        peak: float = psutil.Process().memory_info().peak_wset / 2**20
+    else:
+        import resource
+
+        # bytes on macOS, KiB elsewhere
+        units = 2**20 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
     return round(peak, 1)

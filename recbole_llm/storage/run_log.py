@@ -1,25 +1,29 @@
-"""What a run says, on the screen and in its folder."""
+"""The log of a run, on the screen and in the run's folder."""
 
 import logging
 import logging.handlers
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 
 from ..errors import UserError
 from .screen import LogFormatter
 
 
 class LogFile(logging.FileHandler):
-    """The log in a run's folder. A full disk costs it lines, which the screen has, and ends no run."""
+    """The log file in a run's folder.
 
-    def handleError(self, record):
+    A full disk loses lines of it, which are on the screen too, and does not end the run.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name of logging's
         if isinstance(sys.exc_info()[1], OSError):
             self.close()
         else:
             super().handleError(record)
 
-    def close(self):
+    def close(self) -> None:
         with suppress(OSError):
             super().close()
 
@@ -27,20 +31,36 @@ class LogFile(logging.FileHandler):
 class RunLog:
     """The root logger, which RecBole writes to, on the screen and in a run's folder.
 
-    Lines wait until `start`, so that a mistake in the input leaves its own line alone, and no folder.
+    Records are buffered until `start`, so that a mistake in the input is reported alone and no
+    folder is made for it.
+
+    Attributes
+    ----------
+    logger : Logger
+        The root logger.
+    handlers : list of Handler
+        Its handlers while the log is open: the buffer, or those of the screen and the file.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.logger = logging.getLogger()
         self.handlers: list[logging.Handler] = []
 
     def info(self, line: str) -> None:
+        """Log a line."""
         self.logger.info(line)
 
     def start(self, folder: Path | None = None) -> None:
-        """Show what waits and what comes, and write it to the folder if there is one."""
-        waiting = self.handlers.pop()
-        self.logger.removeHandler(waiting)
+        """Write the buffered records, and all later ones at once.
+
+        Parameters
+        ----------
+        folder : Path, optional
+            Folder of the log file, which is created; without it, the screen alone gets the log.
+        """
+        buffer = self.handlers.pop()
+        records = buffer.buffer if isinstance(buffer, logging.handlers.BufferingHandler) else []
+        self.logger.removeHandler(buffer)
         self.handlers.append(logging.StreamHandler())
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,24 +68,26 @@ class RunLog:
         for handler in self.handlers:
             handler.setFormatter(LogFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
             self.logger.addHandler(handler)
-            for record in waiting.buffer:
+            for record in records:
                 handler.handle(record)
 
-    def __enter__(self):
-        self.before = self.logger.level
+    def __enter__(self) -> "RunLog":
+        self.level_before = self.logger.level
         self.logger.setLevel(logging.INFO)
         self.handlers = [logging.handlers.BufferingHandler(sys.maxsize)]
         self.logger.addHandler(self.handlers[0])
         return self
 
-    def __exit__(self, kind, *error):
-        if (
-            kind
-            and not issubclass(kind, UserError)
-            and isinstance(self.handlers[0], logging.handlers.BufferingHandler)
-        ):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        is_mistake = kind is None or issubclass(kind, UserError)
+        if not is_mistake and isinstance(self.handlers[0], logging.handlers.BufferingHandler):
             self.start()
-        self.logger.setLevel(self.before)
+        self.logger.setLevel(self.level_before)
         for handler in self.handlers:
             self.logger.removeHandler(handler)
             handler.close()

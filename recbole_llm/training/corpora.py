@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -107,22 +107,17 @@ def every_case_once(
     return examples
 
 
-def further_datasets(settings: dict, dataset: str) -> list[dict]:
+def further_datasets(settings: Mapping[str, Any], dataset: str) -> list[dict[str, Any]]:
     """Resolve the settings of the other `datasets` that a run trains on.
 
     Each has the defaults of its dataset, and what the user has set for all datasets.
 
     Parameters
     ----------
-    settings : dict
+    settings : mapping
         The settings of the run.
     dataset : str
         Name of the run's dataset, or of the sample that replaces it.
-
-    Returns
-    -------
-    list of dict
-        The settings of each other dataset.
 
     Raises
     ------
@@ -130,26 +125,25 @@ def further_datasets(settings: dict, dataset: str) -> list[dict]:
         If the run's dataset, which chooses the checkpoint, is not among `datasets`, or if it is
         among those of `whole`.
     """
-    alias = locate.alias(dataset)
     names = {locate.alias(name): name for name in settings.get("datasets") or []}
-    if names and alias not in names:
+    if names and locate.alias(dataset) not in names:
         raise UserError(
             f"datasets: {dataset} chooses the checkpoint (select_on), so it is one of "
             f"the datasets; found {', '.join(names.values())}"
         )
-    others = {other: name for other, name in names.items() if other != alias}
-    if wrong := [name for name in settings.get("whole") or [] if locate.alias(name) not in others]:
-        raise UserError(
-            "whole: expected some of the datasets that are not tested on "
-            f"({', '.join(others.values()) or 'there is none'}), found {wrong[0]}"
-        )
-    return [
-        moved(settings | {"data_name": None}, name) | {"dataset": name} for name in others.values()
-    ]
+    names.pop(locate.alias(dataset), None)
+    for name in settings.get("whole") or []:
+        if locate.alias(name) not in names:
+            raise UserError(
+                "whole: expected some of the datasets that are not tested on "
+                f"({', '.join(names.values()) or 'there is none'}), found {name}"
+            )
+    plain = {**settings, "data_name": None}
+    return [moved(plain, name) | {"dataset": name} for name in names.values()]
 
 
 def load_corpora(inputs: ModelInputs, corpus: Corpus) -> list[Corpus]:
-    """Read the datasets that a run trains on, its own first.
+    """Read the datasets that a run trains on.
 
     Only the training part of a dataset is read, except for the datasets of `whole`: test cases stay
     unseen whatever learns from their dataset.
@@ -157,14 +151,14 @@ def load_corpora(inputs: ModelInputs, corpus: Corpus) -> list[Corpus]:
     Parameters
     ----------
     inputs : ModelInputs
-        The data of the run.
+        What the run gives its model.
     corpus : Corpus
         The run's own dataset.
 
     Returns
     -------
     list of Corpus
-        All datasets.
+        Its own dataset, and then the others.
     """
     from ..data.recbole.datasets import load_tables
 
@@ -172,11 +166,10 @@ def load_corpora(inputs: ModelInputs, corpus: Corpus) -> list[Corpus]:
     for settings in inputs.further_datasets:
         tables, args = load_tables(locate.located(dict(settings))), settings["eval_args"]
         text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
-        cases = (
-            every_case(tables)
-            if is_whole(inputs.settings, settings["dataset"])
-            else make_split(tables, args["split"], args["part"]).train
-        )
+        if is_whole(inputs.settings, settings["dataset"]):
+            cases = every_case(tables)
+        else:
+            cases = make_split(tables, args["split"], args["part"]).train
         corpora.append(Corpus(tables, text, cases))
     return corpora
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
+from ..contracts.evaluation_mode import EvaluationMode
 from ..contracts.models import ContrastiveTrainable, StoredWeights, Trainable
 from ..data.cases.candidates import draw_candidates, fingerprint
 from ..data.cases.splits import draw
@@ -46,7 +47,8 @@ SAVE_SECONDS = 120  # longest training that is lost when a process is killed
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 STATE, OTHER = "state.pt", "other_parameter."
 TENSORBOARD = "tensorboard"
-CHECKPOINT = "recbole.pth"  # in RecBole's own form, of a training that RecBole's code began
+# in RecBole's own form, of a training that RecBole's code began
+CHECKPOINT = "recbole.pth"
 # what state.pt holds beside tensors and random generators
 STATE_KINDS: dict[str, type | tuple[type, ...]] = {
     "epoch": int,
@@ -81,7 +83,7 @@ class FolderTrainer(stock.Trainer):
         with naming(self.folder / TENSORBOARD):
             return SummaryWriter(self.folder / TENSORBOARD)
 
-    def __init__(self, config, model):
+    def __init__(self, config: Any, model: Any):
         stock.AbstractTrainer.__init__(self, config, model)
         self.logger = stock.getLogger()
         self.wandblogger = WandbLogger(config)
@@ -104,7 +106,7 @@ class FolderTrainer(stock.Trainer):
         self.item_tensor = self.tot_item_num = None
 
 
-class Harness(stock.AbstractTrainer):
+class Harness(FolderTrainer):
     """Mixin over a RecBole trainer, which keeps its `_train_epoch` and `_build_optimizer`.
 
     Files in `folder`: model.safetensors holds the best weights so far, and readback.json what they
@@ -117,15 +119,11 @@ class Harness(stock.AbstractTrainer):
         The settings.
     model : AbstractRecommender
         The model.
-    folder : Path, optional
-        Folder of the run; a new one below `checkpoint_dir` where None.
 
     Attributes
     ----------
     folder : Path
         Folder of the run.
-    saves : bool
-        Whether weights and states are stored.
     seconds : dict of str to float
         Seconds of training and of validation.
     best_epoch : int
@@ -153,9 +151,7 @@ class Harness(stock.AbstractTrainer):
     drawn: str | None
     repeats: bool | None
 
-    def __init__(
-        self, config: Config, model: AbstractRecommender, folder: Path | None = None
-    ) -> None:
+    def __init__(self, config: Any, model: Any, folder: Path | None = None):
         self.folder = folder or _new_folder(Path(config["checkpoint_dir"]), config["model"])
         check_kinds(self.folder)
         super().__init__(config, model)
@@ -178,7 +174,7 @@ class Harness(stock.AbstractTrainer):
         saved: bool = True,
         show_progress: bool = False,
         callback_fn: Callable[[int, float], None] | None = None,
-    ) -> tuple[float, dict[str, float]]:
+    ) -> tuple[float, dict[str, float] | None]:
         """Train for `epochs`, or until validation has stopped improving.
 
         Only a strictly better score is an improvement, and scores are not rounded.
@@ -190,7 +186,7 @@ class Harness(stock.AbstractTrainer):
         verbose : bool
             Whether each epoch is logged.
         saved : bool
-            Whether weights and states are stored. Otherwise the model ends with its last weights.
+            Not used: the best weights are always saved.
         show_progress : bool
             Whether bars are drawn.
         callback_fn : callable, optional
@@ -229,7 +225,7 @@ class Harness(stock.AbstractTrainer):
             self._save_state(epoch, train_data)
         return self.best_valid_score, self.best_valid_result
 
-    def _train_and_time(self, train_data: Any, epoch: int, show_progress: bool) -> dict:
+    def _train_and_time(self, train_data, epoch: int, show_progress: bool) -> dict:
         """Train for an epoch, and return its entry of `history`."""
         started = time.perf_counter()
         loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
@@ -246,7 +242,7 @@ class Harness(stock.AbstractTrainer):
     def _validation_is_due(self, epoch: int) -> bool:
         return (epoch + 1) % self.eval_step == 0 or epoch + 1 == self.epochs
 
-    def _validate(self, valid_data: Any, epoch: int, show_progress: bool) -> dict:
+    def _validate(self, valid_data, epoch: int, show_progress: bool) -> dict:
         """Rank the validation cases, and save the weights if they are the best so far."""
         started = time.perf_counter()
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
@@ -270,7 +266,7 @@ class Harness(stock.AbstractTrainer):
         self,
         eval_data: Any,
         load_best_model: bool = True,
-        model_file: Any = None,
+        model_file: str | None = None,
         show_progress: bool = False,
     ) -> dict[str, float]:
         """Compute the metrics of one part of the data.
@@ -300,7 +296,7 @@ class Harness(stock.AbstractTrainer):
         )
 
     def rank(
-        self, eval_data: Any, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
+        self, eval_data, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
     ) -> tuple[RankTable, TopLists | None]:
         """Rank the target of every case in one part of the data.
 
@@ -327,13 +323,13 @@ class Harness(stock.AbstractTrainer):
         """
         dataset, config = self.ranked(eval_data), self.config
         part = part_of(dataset)
-        mode = config["eval_args"]["mode"][part]
+        mode = EvaluationMode.of_part(config["eval_args"]["mode"], part)
         candidates = self.drawn = None
-        if mode != "full":
+        if mode.candidates:
             candidates = draw_candidates(
                 dataset.tables,
                 dataset.cases,
-                int(mode.removeprefix("uni")),
+                mode.candidates,
                 config["candidate_seed"],
                 config["candidates_exclude"],
             )
@@ -357,7 +353,7 @@ class Harness(stock.AbstractTrainer):
                 "learning_rate, or set precision: fp32"
             ) from None
 
-    def _check_nan(self, loss: torch.Tensor) -> None:
+    def _check_nan(self, loss):
         if not torch.isfinite(loss):
             raise UserError(
                 f"{self.config['model']} diverged: its loss is {loss.item()}; lower learning_rate, "
@@ -427,7 +423,7 @@ class Harness(stock.AbstractTrainer):
         assert dataset is not None
         return probing.probe(self.model, dataset, dataset.cases[: probing.CASES])
 
-    def _save_state(self, epoch: int, train_data: Any, position: Position = EPOCH_START) -> None:
+    def _save_state(self, epoch: int, train_data, position: Position = EPOCH_START) -> None:
         """Store the state after `epoch`, and after `position` in the next one."""
         if not self.saves:
             return
@@ -455,7 +451,7 @@ class Harness(stock.AbstractTrainer):
         with atomically(self.folder / STATE) as path, open(path, "wb") as file:
             torch.save(state, file)
 
-    def resume_checkpoint(self, resume_file: Path | str) -> None:
+    def resume_checkpoint(self, resume_file):
         """Continue from state.pt of a run's folder, bit for bit.
 
         Parameters
@@ -520,7 +516,7 @@ class Harness(stock.AbstractTrainer):
         self.seconds, self.history = state["seconds"], state["history"]
         self.position = state["position"]
 
-    def _restore_generators(self, train_data: Any) -> None:
+    def _restore_generators(self, train_data) -> None:
         """Set the random generators last: nothing else may use them before the first batch."""
         state = self.__dict__.pop("_state", None)
         if state is None:
@@ -600,7 +596,7 @@ def check_kinds(folder: Path) -> None:
             raise UserError(f"{folder / name}: expected a folder, found a file; remove it")
 
 
-def part_of(dataset: Any) -> str:
+def part_of(dataset) -> str:
     """Return which part of the data a dataset is.
 
     Parameters
@@ -632,13 +628,13 @@ def _numpy_state() -> list:
     return [state["bit_generator"], keys, position, state["has_gauss"], state["gauss"]]
 
 
-def _other_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
+def _other_tensors(model) -> dict[str, torch.Tensor]:
     """The tensors of RecBole's `other_parameter`; the rest is rebuilt from the training data."""
     names = getattr(model, "other_parameter_name", [])
     return {name: getattr(model, name) for name in names if torch.is_tensor(getattr(model, name))}
 
 
-def stored_weights(model: AbstractRecommender) -> StoredWeights:
+def stored_weights(model) -> StoredWeights:
     """Return how a model's weights are stored.
 
     Parameters
@@ -654,7 +650,7 @@ def stored_weights(model: AbstractRecommender) -> StoredWeights:
     return model if isinstance(model, StoredWeights) else StoredWeights()
 
 
-def trained_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
+def trained_tensors(model) -> dict[str, torch.Tensor]:
     """Return the tensors that training changes and a run stores.
 
     They are every trained parameter, the buffers outside a backbone, and RecBole's
@@ -680,7 +676,7 @@ def trained_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
     }
 
 
-def all_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
+def all_tensors(model) -> dict[str, torch.Tensor]:
     """Return every tensor of a model that could be stored.
 
     Parameters
@@ -697,7 +693,7 @@ def all_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
     return model.state_dict() | other
 
 
-def resumable_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
+def resumable_tensors(model) -> dict[str, torch.Tensor]:
     """Return the tensors that a stopped training needs to go on.
 
     Of a backbone that is frozen under adapters, these are the adapters alone: the constructor reads
@@ -729,7 +725,7 @@ def resumable_tensors(model: AbstractRecommender) -> dict[str, torch.Tensor]:
     }
 
 
-def _overwrite_trained(model: AbstractRecommender) -> None:
+def _overwrite_trained(model) -> None:
     """Overwrite the tensors that training changes with NaN, or with 0 where they are integers."""
     with torch.no_grad():
         for name, value in trained_tensors(model).items():
@@ -741,7 +737,7 @@ def _overwrite_trained(model: AbstractRecommender) -> None:
                 value.fill_(filler)
 
 
-def save_weights(model: AbstractRecommender, folder: Path) -> None:
+def save_weights(model, folder: Path) -> None:
     """Write a model's weights into a folder.
 
     Tensors that `StoredWeights.save` does not write go to model.safetensors.
@@ -766,7 +762,7 @@ def save_weights(model: AbstractRecommender, folder: Path) -> None:
         save_file(copies, path)
 
 
-def load_weights(model: AbstractRecommender, folder: Path) -> None:
+def load_weights(model, folder: Path) -> None:
     """Read what `save_weights` has written.
 
     Parameters
@@ -785,7 +781,7 @@ def load_weights(model: AbstractRecommender, folder: Path) -> None:
     load_tensors(model, folder)
 
 
-def load_tensors(model: AbstractRecommender, folder: Path, excluded: tuple[str, ...] = ()) -> None:
+def load_tensors(model, folder: Path, excluded: tuple[str, ...] = ()) -> None:
     """Read the tensors of model.safetensors.
 
     Parameters
@@ -869,7 +865,7 @@ def trainer_class(name: str, model_type: ModelType) -> type:
     return type(f"Harness{base.__name__}", (Harness, *behind), {})
 
 
-class LLMTrainer(Harness, FolderTrainer):
+class LLMTrainer(Harness):
     """Trains the models of this package.
 
     An epoch consists of steps of `train_batch_size` examples. A step consists of passes of texts of
@@ -879,9 +875,7 @@ class LLMTrainer(Harness, FolderTrainer):
     epoch), so that a resumed run continues as if it had not stopped.
     """
 
-    def __init__(
-        self, config: Config, model: AbstractRecommender, folder: Path | None = None
-    ) -> None:
+    def __init__(self, config: Any, model: Any, folder: Path | None = None):
         super().__init__(config, model, folder)
         if not isinstance(model, Trainable) or not optimizers.trained(self.model):
             self.epochs = 0
@@ -1006,10 +1000,7 @@ class LLMTrainer(Harness, FolderTrainer):
             dataset.cases = draw(dataset.cases, self.config["valid_users"])
         return dataset
 
-    def rank(
-        self, eval_data: Any, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
-    ) -> tuple[RankTable, TopLists | None]:
-        """Rank the target of every case, see `Harness.rank`."""
+    def rank(self, eval_data, topk=0, show_progress=False, kept=None):
         self.model.start_ranking(part_of(eval_data._dataset), self.selecting, kept and kept.weights)
         return super().rank(eval_data, topk, show_progress, kept)
 

@@ -37,8 +37,9 @@ class SentenceModel(VectorModel, BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.form = TextForm.named(config["text_form"])
-        corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.corpora = load_corpora(self.inputs, corpus)
+        self.corpora = load_corpora(
+            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+        )
         self.sentences = [self._item_texts(corpus.text) for corpus in self.corpora]
 
     def _item_texts(self, text: ItemText) -> list[str]:

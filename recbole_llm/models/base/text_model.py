@@ -97,15 +97,8 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return True
 
     @classmethod
-    def check(cls, config, inputs: ModelInputs) -> None:
+    def check(cls, config, tables) -> None:
         """Check the settings before anything is trained.
-
-        Parameters
-        ----------
-        config : Config
-            The settings.
-        inputs : ModelInputs
-            The data and earlier runs that the model is made from.
 
         Raises
         ------

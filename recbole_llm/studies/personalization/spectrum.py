@@ -17,9 +17,9 @@ from ...runs.commands import run_settings
 from ...runs.run import Run
 from ...runs.runner import Runner
 from ...runs.spec import describe
-from ...settings import files as resources
-from ...settings import run_record
-from ...settings.layers import digest, read_yaml
+from ...settings import run_record, schema
+from ...settings.layers import digest
+from ...settings.model_settings.tastelora import TASTELoRASettings
 from ...storage import run_folders
 from ...storage.progress import say_with_time
 from ...storage.readback import run_digests
@@ -466,7 +466,7 @@ def _check(settings: dict) -> None:
             "seeds: personalize runs one seed, of training and of random cohorts; set --seed, and "
             "give the command once for each"
         )
-    defaults = read_yaml(resources.properties() / "model" / f"{settings['model']}.yaml")
+    defaults = schema.defaults(TASTELoRASettings)
     for key, replacement in ADAPTER_KEYS.items():
         if settings[key] != defaults[key]:
             raise UserError(
