@@ -1,4 +1,4 @@
-"""Text models, and all that a model of one's own is made of: one import brings it.
+"""Text models, and everything that a user's own model needs, by one import.
 
     from recbole_llm.models import Field, Trainable, TrainingSettings, VectorModel
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from .base.token_training import TokenTrainable
     from .base.vector_model import VectorModel
 
-PLACES = {  # name -> module, loaded when the name is asked for: language models load slowly
+# name -> its module, which is imported when the name is used: language models load slowly
+PLACES = {
     "Field": "pydantic",
     "Cases": "recbole_llm.contracts.cases",
     "ContrastiveTrainable": "recbole_llm.contracts.models",

@@ -142,7 +142,7 @@ def further_datasets(settings: Mapping[str, Any], dataset: str) -> list[dict[str
     return [moved(plain, name) | {"dataset": name} for name in names.values()]
 
 
-def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
+def load_corpora(inputs: ModelInputs, corpus: Corpus) -> list[Corpus]:
     """Read the datasets that a run trains on.
 
     Only the training part of a dataset is read, except for the datasets of `whole`: test cases stay
@@ -152,7 +152,7 @@ def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
     ----------
     inputs : ModelInputs
         What the run gives its model.
-    own : Corpus
+    corpus : Corpus
         The run's own dataset.
 
     Returns
@@ -162,7 +162,7 @@ def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
     """
     from ..data.recbole.datasets import load_tables
 
-    corpora = [own]
+    corpora = [corpus]
     for settings in inputs.further_datasets:
         tables, args = load_tables(locate.located(dict(settings))), settings["eval_args"]
         text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
@@ -175,7 +175,20 @@ def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
 
 
 def is_whole(settings: Mapping, dataset: str) -> bool:
-    """Whether a run of these settings trains on all events of one of its `datasets`."""
+    """Return whether a run trains on all events of one of its `datasets`.
+
+    Parameters
+    ----------
+    settings : mapping
+        The settings of the run.
+    dataset : str
+        Name of the dataset.
+
+    Returns
+    -------
+    bool
+        Whether the setting `whole` names the dataset.
+    """
     return locate.alias(dataset) in [locate.alias(name) for name in settings.get("whole") or []]
 
 
