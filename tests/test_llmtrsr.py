@@ -253,11 +253,13 @@ LEARNING = {
 }
 
 
-@pytest.mark.parametrize("model", ["LLMTRSR", pytest.param("TALLRec", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", LEARNING)
 def test_it_learns_the_cycle(tmp_path, model):
     """The next item is certain: chance among five is 1/5, and no popularity helps."""
     write_cycle(tmp_path)
     own = {
+        "backbone": "scratch:tiny",
         "recent_items": 1,
         "negatives": 3,
         "eval_step": 20,

@@ -91,7 +91,8 @@ def mixture_by_loops(shop, history, z):
     scale = sum(weight for weight, _ in parts)
     mixture = np.zeros(n)
     for weight, part in parts:
-        mixture += [weight / scale / part.total() * part[i] for i in range(n)]
+        share = weight / scale / part.total()
+        mixture += [share * part[i] for i in range(n)]
     return mixture.tolist()
 
 

@@ -225,7 +225,10 @@ def test_pop_counts_events(tmp_path):
     assert counts.max() > 1
 
 
-@pytest.mark.parametrize("model,floor", [("SASRec", 0.9), ("CALRec", 0.7)])
+@pytest.mark.parametrize(
+    ("model", "floor"),
+    [("SASRec", 0.9), pytest.param("CALRec", 0.7, marks=pytest.mark.slow)],
+)
 def test_a_certain_world_is_learnt(tmp_path, model, floor):
     """The next item is certain: whoever learns finds it; Pop cannot."""
     write_cycle(tmp_path, users=48, length=10)
@@ -236,7 +239,13 @@ def test_a_certain_world_is_learnt(tmp_path, model, floor):
             "eval_step": 20,
             "MAX_ITEM_LIST_LENGTH": 10,
         },
-        "CALRec": {"epochs": 12, "train_batch_size": 4, "eval_step": 12, "scratch_vocabulary": 700},
+        "CALRec": {
+            "backbone": "scratch:tiny",
+            "epochs": 12,
+            "train_batch_size": 4,
+            "eval_step": 12,
+            "scratch_vocabulary": 700,
+        },
     }[model]
     _, _, trainer, (train, valid, test) = prepared(model, tmp_path, **own)
     trainer.fit(train, valid)
