@@ -8,7 +8,7 @@ CODE := recbole_llm tests bench run_recbole_llm.py setup.py
 # as the command line sets it, see recbole_llm/cli.py
 export GOMP_SPINCOUNT = 10000
 
-.PHONY: install run lint format test test-slow wheel bench
+.PHONY: install run lint types format test test-slow wheel bench
 
 install: $(READY)
 
@@ -26,11 +26,15 @@ lint: install
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 
+# types: strict for the packages that others build on, see pyproject.toml
+types: install
+	$(BIN)/mypy recbole_llm
+
 format: install
 	$(BIN)/ruff format $(CODE)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(PYTEST_OPTIONS) tests
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow tests

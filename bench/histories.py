@@ -1,7 +1,10 @@
-"""What a long history costs: a user with 10,000 events among short ones, against the same user with no more than fits. python bench/histories.py
+"""Cost of a long history: one user of 10,000 interactions among short ones, against a short one.
 
-Every model has the same cases in both (pre-split files: one for training, validation and test of each user); seconds are of a
-whole run, from the settings to the stored result.
+    python bench/histories.py
+
+Every model has the same cases in both datasets: pre-split files with one case of each user for
+training, validation and test. The short history is as long as fits into a model. Seconds are those
+of a run, from the settings to the stored result.
 """
 
 import tempfile
@@ -9,15 +12,15 @@ from pathlib import Path
 
 from common import arguments, finish, timed
 
-ITEMS, USERS, FITS, WORDS = (
-    300,
-    12,
-    60,
-    "red blue green small large dog cat bird fish toy bowl leash".split(),
-)
+ITEMS, USERS, FITS = 300, 12, 60
+WORDS = [
+    *("red", "blue", "green", "small", "large", "dog"),
+    *("cat", "bird", "fish", "toy", "bowl", "leash"),
+]
 TINY = {"max_length": 128, "scratch_vocabulary": 400, "train_batch_size": 16}
 WRITES = {"samples": 1, "valid_samples": 1, "max_new_tokens": 4}
-OWN = {  # model -> its settings here
+# model -> settings that make it small
+OWN = {
     "Pop": {},
     "SASRec": {"hidden_size": 32, "inner_size": 32},
     "GRU4Rec": {"hidden_size": 32, "embedding_size": 32},
@@ -34,12 +37,16 @@ OWN = {  # model -> its settings here
 
 
 def write_shop(folder: Path, name: str, length: int) -> None:
-    """dataset/<name>, whose first user has met `length` items before each target; the newest are the same for every length."""
+    """Write dataset/<name>, whose first user has a history of `length` items before each target.
+
+    The newest items of the history are the same for every length.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
     titles = [f"{' '.join(rng.choice(WORDS, 5))} n{number}" for number in range(ITEMS)]
-    longest = rng.integers(0, ITEMS - 10, 20_000)  # some items that the user has not met
+    # without some items, so that negatives can be sampled
+    longest = rng.integers(0, ITEMS - 10, 20_000)
     others = rng.integers(0, ITEMS, (USERS, 12))
     target = folder / "dataset" / name
     target.mkdir(parents=True)
@@ -54,7 +61,7 @@ def write_shop(folder: Path, name: str, length: int) -> None:
         (target / f"{name}.{part}.inter").write_text("\n".join([*lines, ""]))
 
 
-def main():
+def main() -> None:
     args = arguments(__doc__, length=10_000, epochs=2, models=",".join(OWN), repeats=3)
     import os
 
@@ -81,21 +88,21 @@ def main():
             return recbole_llm.run(model, dataset, **own)
 
         for model in names:
-            run(model, "short", -1)  # what a process does once
-            seconds = [
-                [timed(run, model, dataset, repeat)[0] for dataset in ("short", "long")]
-                for repeat in range(repeats)
-            ]
-            short_s, long_s = (min(column) for column in zip(*seconds, strict=True))
-            rows.append(
-                {
-                    "model": model,
-                    "short_s": round(short_s, 2),
-                    "long_s": round(long_s, 2),
-                    "ratio": round(long_s / short_s, 2),
-                }
-            )
-            print(rows[-1], flush=True)
+            # what a process does only once is not measured
+            run(model, "short", -1)
+            seconds: dict[str, list[float]] = {"short": [], "long": []}
+            for repeat in range(repeats):
+                for dataset, values in seconds.items():
+                    values.append(timed(run, model, dataset, repeat)[0])
+            short_s, long_s = min(seconds["short"]), min(seconds["long"])
+            row = {
+                "model": model,
+                "short_s": round(short_s, 2),
+                "long_s": round(long_s, 2),
+                "ratio": round(long_s / short_s, 2),
+            }
+            print(row, flush=True)
+            rows.append(row)
         os.chdir("/")
     finish(bench="histories", length=long, ratio=max(row["ratio"] for row in rows), rows=rows)
 

@@ -1,112 +1,128 @@
-"""21 candidates of a case, and 5 to learn from: one pass for each against one for all, which reads what they share once. python bench/score.py [--size=base]"""
+"""Candidates of a case: one forward pass for each against one for all.
 
-from common import arguments, device, finish, timed
+    python bench/score.py [--size=base]
 
-LENGTHS = {
-    "Amazon-M2": (600, 140),
-    "MIND": (350, 45),
-}  # tokens up to the candidate, and of the candidate
+The pass for all reads what the candidates share once. A case has 21 candidates to judge, or 5 to
+train on.
+"""
+
+from common import arguments, device, finish, median_seconds, number_tokenizer
+
+# tokens before the candidates, and of a candidate
+LENGTHS = {"Amazon-M2": (600, 140), "MIND": (350, 45)}
 
 
-def main():
+class Judge:
+    """A language model of random weights that gives candidates the probability of Yes."""
+
+    def __init__(self, size):
+        from recbole_llm.language.backbones.scratch import causal_model
+
+        self.tokenizer = number_tokenizer(2000, 3, 1000)
+        self.model = causal_model(size, self.tokenizer, 1024).eval().to(device())
+        self.head = self.model.get_output_embeddings().weight[2:4]
+
+    def probability(self, states):
+        import torch
+
+        yes, no = (states.float() @ self.head.float().T).unbind(dim=-1)
+        return torch.sigmoid(yes - no)
+
+    def one_by_one(self, prefix, suffixes):
+        """Read each candidate with what comes before it."""
+        import torch
+
+        probabilities = []
+        for suffix in suffixes:
+            ids = torch.cat([prefix, suffix])[None]
+            output = self.model.base_model(ids, use_cache=False)
+            probabilities.append(self.probability(output.last_hidden_state[0, -1]))
+        return torch.stack(probabilities)
+
+    def together(self, prefix, suffixes):
+        """Read all candidates in one pass."""
+        import torch
+
+        from recbole_llm.language.decoding.shared_candidates import read
+
+        sizes = torch.tensor([len(prefix), *map(len, suffixes)])
+        part = torch.arange(1, 1 + len(sizes)).repeat_interleave(sizes)
+        places = [len(prefix) + torch.arange(len(suffix)) for suffix in suffixes]
+        position = torch.cat([torch.arange(len(prefix)), *places])
+        ids = torch.cat([prefix, *suffixes])[None]
+        states = read(self.model, ids, part[None].to(device()), position[None].to(device()))[0]
+        return self.probability(states[sizes.cumsum(0)[1:] - 1])
+
+
+def over_prompts(side, prompts, trains):
+    """A function that scores all prompts, and computes gradients if `trains`."""
+    import torch
+
+    def run():
+        results = []
+        for prompt in prompts:
+            probabilities = side(*prompt)
+            if trains:
+                probabilities.sum().backward()
+            results.append(probabilities.detach())
+        return torch.cat(results)
+
+    return run
+
+
+def compare(judge, prompts, trains, precision, repeats):
+    """Seconds of both sides, and the largest difference of their probabilities."""
+    import torch
+
+    sides = {
+        "one_by_one": over_prompts(judge.one_by_one, prompts, trains),
+        "ours": over_prompts(judge.together, prompts, trains),
+    }
+    autocast = torch.autocast(device(), torch.bfloat16, enabled=precision == "bf16")
+    with torch.set_grad_enabled(trains), autocast:
+        difference = float((sides["one_by_one"]() - sides["ours"]()).abs().max())
+        return median_seconds(sides, repeats), difference
+
+
+def main() -> None:
     args = arguments(__doc__, size="small", candidates=21, learned=5, cases=4, repeats=3)
     import numpy as np
     import torch
 
     import recbole_llm  # noqa: F401
-    from recbole_llm.language.backbones.scratch import causal_model, train_tokenizer
-    from recbole_llm.language.decoding.shared_candidates import read
 
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(
-        (f"{number} {number * 7919}" for number in range(2000) for _ in range(3)), 1000
-    )
-    model = causal_model("tiny" if args.small else args.size, tokenizer, 1024).eval().to(device())
-    head = model.get_output_embeddings().weight[2:4]
+    judge = Judge("tiny" if args.small else args.size)
     rng = np.random.default_rng(0)
     cases, repeats = (1, 1) if args.small else (args.cases, args.repeats)
-
-    def odds(states):
-        yes, no = (states.float() @ head.float().T).unbind(dim=-1)
-        return torch.sigmoid(yes - no)
-
-    def one_by_one(prefix, suffixes):
-        return torch.stack(
-            [
-                odds(
-                    model.base_model(
-                        torch.cat([prefix, suffix])[None], use_cache=False
-                    ).last_hidden_state[0, -1]
-                )
-                for suffix in suffixes
-            ]
-        )
-
-    def together(prefix, suffixes):
-        sizes = torch.tensor([len(prefix), *map(len, suffixes)])
-        part = torch.arange(1, 1 + len(sizes)).repeat_interleave(sizes)
-        position = torch.cat(
-            [
-                torch.arange(len(prefix)),
-                *(len(prefix) + torch.arange(len(suffix)) for suffix in suffixes),
-            ]
-        )
-        states = read(
-            model,
-            torch.cat([prefix, *suffixes])[None],
-            part[None].to(device()),
-            position[None].to(device()),
-        )[0]
-        return odds(states[sizes.cumsum(0)[1:] - 1])
-
-    def learned(side):
-        def step(prefix, suffixes):
-            found = side(prefix, suffixes)
-            found.sum().backward()
-            return found.detach()
-
-        return step
-
     rows = []
     for kind, count in (("judging", args.candidates), ("training", args.learned)):
         for data, (shared, own) in LENGTHS.items():
-            prompts = [
-                torch.from_numpy(rng.integers(5, len(tokenizer), size=shared + count * own)).to(
-                    device()
-                )
-                for _ in range(cases)
-            ]
-            prompts = [(ids[:shared], list(ids[shared:].split(own))) for ids in prompts]
+            prompts = []
+            for _ in range(cases):
+                numbers = rng.integers(5, len(judge.tokenizer), size=shared + count * own)
+                ids = torch.from_numpy(numbers).to(device())
+                prompts.append((ids[:shared], list(ids[shared:].split(own))))
             for precision in ("fp32", "bf16"):
-                both = (
-                    [one_by_one, together]
-                    if kind == "judging"
-                    else [learned(one_by_one), learned(together)]
-                )
-                with (
-                    torch.set_grad_enabled(kind == "training"),
-                    torch.autocast(device(), torch.bfloat16, enabled=precision == "bf16"),
-                ):
-                    sides = [
-                        lambda side=side, prompts=prompts: torch.cat(
-                            [side(*prompt) for prompt in prompts]
-                        )
-                        for side in both
-                    ]
-                    differ = float((sides[0]() - sides[1]()).abs().max())
-                    runs = [[timed(side)[0] for side in sides] for _ in range(repeats)]
-                theirs, ours = (
-                    sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True)
-                )
-                rows.append({"what": kind, "data": data, "shared": shared, "candidate": own, "candidates": count, "width": model.config.hidden_size,
-                             "precision": precision, "one_by_one_per_s": round(count * cases / theirs, 1), "ours_per_s": round(count * cases / ours, 1),
-                             "ratio": round(theirs / ours, 2), "probability_difference": differ})  # fmt: skip
-                print(rows[-1])
-    finish(
-        bench="score",
-        ratio=min(row["ratio"] for row in rows if row["what"] == "judging"),
-        rows=rows,
-    )
+                trains = kind == "training"
+                seconds, difference = compare(judge, prompts, trains, precision, repeats)
+                row = {
+                    "what": kind,
+                    "data": data,
+                    "shared": shared,
+                    "candidate": own,
+                    "candidates": count,
+                    "width": judge.model.config.hidden_size,
+                    "precision": precision,
+                    "one_by_one_per_s": round(count * cases / seconds["one_by_one"], 1),
+                    "ours_per_s": round(count * cases / seconds["ours"], 1),
+                    "ratio": round(seconds["one_by_one"] / seconds["ours"], 2),
+                    "probability_difference": difference,
+                }
+                print(row)
+                rows.append(row)
+    ratio = min(row["ratio"] for row in rows if row["what"] == "judging")
+    finish(bench="score", ratio=ratio, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Training steps of CALRec's generation loss: a plain loop that pads every batch to its longest text against ours. python bench/train.py
+"""Training steps of CALRec's generation loss: a plain loop that pads every batch against ours.
 
-The same texts (the Pet sample's), model, batches and learned tokens; tokens are real ones, without padding.
+    python bench/train.py
+
+The plain loop pads a batch to its longest text. Both sides have the same texts (of the Pet sample),
+model, batches and learned tokens. Counts of tokens are without padding.
 """
 
 import tempfile
 
-from common import arguments, finish, timed
+from common import arguments, finish, median_seconds
 
 
-def main():
+def main() -> None:
     args = arguments(__doc__, steps=12, batch=16, repeats=3)
     import numpy as np
     import torch
@@ -31,40 +34,37 @@ def main():
         model = trainer.model.train()
         groups = model.examples(0)
         order = np.random.default_rng(0).permutation(len(groups))
-        batches = [
-            [groups[row] for row in order[at : at + args.batch]]
-            for at in range(0, steps * args.batch, args.batch)
-        ]
-        tokens = sum(len(text) for batch in batches for (text,) in batch)
+        batches, tokens = [], 0
+        for begin in range(0, steps * args.batch, args.batch):
+            batch = [groups[row] for row in order[begin : begin + args.batch]]
+            batches.append(batch)
+            tokens += sum(len(text) for (text,) in batch)
+        pad_id = model.bundle.tokenizer.pad_token_id
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
         def plain():
             for batch in batches:
-                padded = pad(
-                    [text for (text,) in batch], pad_id=model.bundle.tokenizer.pad_token_id
-                ).to(model.device)
-                mask = (
-                    torch.arange(padded.input_ids.shape[1], device=model.device)
-                    < padded.lengths[:, None]
-                ).long()
+                padded = pad([text for (text,) in batch], pad_id=pad_id).to(model.device)
+                ids = padded.input_ids
+                places = torch.arange(ids.shape[1], device=model.device)
+                mask = (places < padded.lengths[:, None]).long()
                 optimizer.zero_grad()
-                model.backbone(
-                    input_ids=padded.input_ids, attention_mask=mask, labels=padded.labels
-                ).loss.backward()
+                output = model.backbone(input_ids=ids, attention_mask=mask, labels=padded.labels)
+                output.loss.backward()
                 optimizer.step()
 
         def ours():
             for batch in batches:
                 trainer._step(batch)
 
-        plain(), ours()
-        runs = [(timed(plain)[0], timed(ours)[0]) for _ in range(repeats)]
-    plain_s, ours_s = (sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True))
+        plain()
+        ours()
+        seconds = median_seconds({"plain": plain, "ours": ours}, repeats)
     row = {
         "tokens": tokens,
-        "plain_tokens_s": round(tokens / plain_s),
-        "ours_tokens_s": round(tokens / ours_s),
-        "ratio": round(plain_s / ours_s, 2),
+        "plain_tokens_s": round(tokens / seconds["plain"]),
+        "ours_tokens_s": round(tokens / seconds["ours"]),
+        "ratio": round(seconds["plain"] / seconds["ours"], 2),
     }
     finish(bench="train", ratio=row["ratio"], rows=[row])
 

@@ -13,10 +13,8 @@ def register() -> None:
     """Let stock RecBole code find our models, datasets and trainer by name. Imports nothing now."""
     compat.install()
     for name, module in registry.OURS.items():
-        compat.alias(
-            f"recbole.model.sequential_recommender.{name.lower()}",
-            lambda name=name, module=module: {name: getattr(importlib.import_module(module), name)},
-        )
+        alias = f"recbole.model.sequential_recommender.{name.lower()}"
+        compat.alias(alias, functools.partial(_content_of_alias, name, module))
     compat.after_import(
         "recbole.data.dataset",
         lambda module: _serve(
@@ -35,6 +33,11 @@ def register() -> None:
         "recbole.evaluator.register",
         lambda module: importlib.import_module("recbole_llm.evaluation.metrics").register(),
     )
+
+
+def _content_of_alias(name: str, module: str) -> dict[str, type]:
+    """What the module under whose name RecBole looks for one of our models holds."""
+    return {name: getattr(importlib.import_module(module), name)}
 
 
 def _need_hyperopt(module) -> None:

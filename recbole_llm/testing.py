@@ -162,7 +162,8 @@ def watch_steps(run: Trained) -> list[float]:
 
     def watched(*args, **kwargs):
         gradients = [value.grad for value in run.model.parameters() if value.grad is not None]
-        norms.append(float(torch.cat([one.flatten().float() for one in gradients]).norm()))
+        if gradients:  # a model that only counts, such as ItemKNN, has none
+            norms.append(float(torch.cat([one.flatten().float() for one in gradients]).norm()))
         return step(*args, **kwargs)
 
     run.trainer.optimizer.step = watched
@@ -255,8 +256,11 @@ class Laws:
         lengths = split.train.end - split.train.begin
         _, one_a_length = np.unique(lengths, return_index=True)
         parts = split.test[np.arange(FEW)], split.train[one_a_length[:FEW]]
-        names = ("user", "begin", "end")
-        return Cases(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
+        return Cases(
+            np.concatenate([part.user for part in parts]),
+            np.concatenate([part.begin for part in parts]),
+            np.concatenate([part.end for part in parts]),
+        )
 
     def what_is_stored_scores_the_same(self) -> None:
         """Check that a model gives the same scores after it is stored and read."""

@@ -1,18 +1,55 @@
-"""What several test files share: real data, small datasets on disk, and datasets as RecBole and we build them."""
+"""What several test files share: data, small datasets on disk, and datasets as we build them."""
 
+import os
+import pickle
 import sys
 from pathlib import Path
 
 import pytest
+from cpu_times import CpuTimes
+from filelock import FileLock
 from shops import run_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cpu", action="store_true", help="print the CPU seconds of files and tests at the end"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--cpu"):
+        config.pluginmanager.register(CpuTimes())
+
+
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory):
+def make_once(tmp_path_factory):
+    """make_once(name, make): what make(folder) returns, made by one of the workers for all.
+
+    The value is pickled, so that a second worker has it without making it again. Nobody may write
+    into the folder afterwards.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all workers
+
+    def once(name, make):
+        folder, stored = base / f"once-{name}", base / f"once-{name}.pickle"
+        with FileLock(f"{stored}.lock"):
+            if not stored.exists():
+                folder.mkdir()
+                stored.write_bytes(pickle.dumps(make(folder)))
+        return pickle.loads(stored.read_bytes())
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def shop(make_once):
     """Two folders in which commands have run; see shops.Shop."""
-    return run_commands(tmp_path_factory.mktemp("shop"))
+    return make_once("shop", run_commands)
 
 
 @pytest.fixture
@@ -26,7 +63,10 @@ def shared():
 
 @pytest.fixture
 def write(tmp_path):
-    """write({suffix: rows}) puts the atomic files of dataset `toy` into a new folder; the first row is the header."""
+    """write({suffix: rows}) puts the atomic files of dataset `toy` into a new folder.
+
+    The first row of each file is its header.
+    """
     count = 0
 
     def write(files: dict) -> Path:
@@ -57,7 +97,10 @@ def parts():
 
 @pytest.fixture
 def stock(monkeypatch):
-    """stock(model, folder, **settings): RecBole's own dataset, not yet built, split by `settings['split']`."""
+    """stock(model, folder, **settings): RecBole's own dataset, not yet built.
+
+    It is split as `split` says.
+    """
     import recbole_llm  # noqa: F401  lets RecBole run on today's libraries
 
     monkeypatch.setattr(sys, "argv", sys.argv[:1])  # RecBole's Config reads it

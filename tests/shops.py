@@ -1,19 +1,27 @@
-"""Commands in processes of their own, in a folder with a small shop, and what they leave there."""
+"""Commands in a folder with a small shop, what they print, and what they leave there."""
 
+import io
 import json
 import os
 import random
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = "red blue green small large dog cat bird fish toy bowl leash bed food treat brush".split()
+COLOURS = ["red", "blue", "green", "small", "large"]
+WORDS = [*COLOURS, "dog", "cat", "bird", "fish", "toy", "bowl", "leash", "bed", "food"]
+WORDS += ["treat", "brush"]
 
 
 def write_shop(folder, name="tiny", seed=0):
-    """dataset/<name> with 40 users, 30 items, titles and times; returns each user's items in order."""
+    """dataset/<name> with 40 users, 30 items, titles and times.
+
+    Returns each user's items in order.
+    """
     rng = random.Random(seed)
     items = [
         f"i{number}\t{' '.join(rng.sample(WORDS, 4))} n{number}\t{rng.choice(WORDS)}"
@@ -57,6 +65,21 @@ def process(folder, *args, code=None, **env):
     )
 
 
+def command(folder, *args, **env):
+    """The command with these arguments, run in this process; what it prints is as of a process."""
+    from recbole_llm.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    env = {"CUDA_VISIBLE_DEVICES": "", **env}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [sys.argv[0], *args])
+        for name, value in env.items():
+            patch.setenv(name, value)
+        code = main()
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
 def there(folder):
     """Every path below a folder, files with their size."""
     return {
@@ -97,9 +120,11 @@ import recbole_llm
 
 argv, before = ["notebook", "--epochs=7", "--model=SASRec", "-f", "kernel.json"], dict(os.environ)
 sys.argv = list(argv)
-run = recbole_llm.run("LIR", "tiny", show_progress=False, bm25_k1=0.9, wandb_project="__import__('os')._exit(3)")
+code = "__import__('os')._exit(3)"
+run = recbole_llm.run("LIR", "tiny", show_progress=False, bm25_k1=0.9, wandb_project=code)
 assert sys.argv == argv, sys.argv
-changed = {name for name, _ in os.environ.items() ^ before.items() if not name.startswith(("KMP_", "TORCH"))}  # torch sets those
+changed = {name for name, _ in os.environ.items() ^ before.items()}
+changed = {name for name in changed if not name.startswith(("KMP_", "TORCH"))}  # which torch sets
 assert not changed, changed
 assert not {"ray", "recbole.quick_start", "transformers"} & sys.modules.keys()
 assert run.row["model"] == "LIR" and run.row["best_epoch"] == -1, run.row
@@ -116,41 +141,31 @@ class Shop:
         write_shop(self.second, "other", seed=1)
 
     def run_first(self):
-        self.lir = process(self.first, *LIR)
+        self.lir = process(self.first, *LIR)  # as a user runs it; the others in this process
         self.lir_left, self.lir_rows = there(self.first), rows_of(self.first)
-        self.again = process(self.first, *LIR)
+        self.again = command(self.first, *LIR)
         self.again_left = there(self.first)
         run = str(only(self.first, "LIR-tiny-"))
-        self.user = process(self.first, "recommend", f"--checkpoint={run}", "--user=u3", "--k=3")
+        self.user = command(self.first, "recommend", f"--checkpoint={run}", "--user=u3", "--k=3")
         self.recommend_left = there(self.first)
 
     def run_second(self):
-        self.compare = process(self.second, *COMPARE)
+        self.compare = command(self.second, *COMPARE)
         self.compare_rows = rows_of(self.second)
         gru, lir = (
             sorted((self.second / "saved").glob(name))[0] for name in ("GRU4Rec-*", "LIR-*")
         )
-        self.uni = process(
-            self.second,
-            "evaluate",
-            f"--checkpoint={gru.name}",
-            "--eval_args.mode=uni5",
-            "--show_progress=false",
+        evaluate = ["evaluate", "--show_progress=false"]
+        self.uni = command(
+            self.second, *evaluate, f"--checkpoint={gru.name}", "--eval_args.mode=uni5"
         )
-        self.other = process(
-            self.second,
-            "evaluate",
-            f"--checkpoint={lir}",
-            "--dataset=other",
-            "--show_progress=false",
-        )
+        self.other = command(self.second, *evaluate, f"--checkpoint={lir}", "--dataset=other")
         self.evaluate_rows = rows_of(self.second)[len(self.compare_rows) :]
         self.gru = gru
 
 
 def run_commands(folder) -> Shop:
     shop = Shop(folder)
-    with ThreadPoolExecutor(2) as pool:
-        for part in [pool.submit(shop.run_first), pool.submit(shop.run_second)]:
-            part.result()
+    shop.run_first()
+    shop.run_second()
     return shop

@@ -105,10 +105,8 @@ def test_a_stored_run_gives_its_numbers_again(trained):
 
 def test_lora_on_random_weights_is_refused(tmp_path):
     write_cycle(tmp_path)
-    with pytest.raises(
-        UserError,
-        match="adapter: lora needs trained weights, found backbone scratch:tiny; give --init_from=RUN",
-    ):
+    message = "adapter: lora needs trained weights, found backbone scratch:nano; give --init_from="
+    with pytest.raises(UserError, match=message):
         run_settings(settings_for("CALRec", tmp_path, adapter="lora"))
     assert not (tmp_path / "saved").exists()
 

@@ -47,7 +47,7 @@ def complaint(read, tmp_path):
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["id", "title"])
 def test_quotes(read, cell, text, place):
-    """pandas' default reads across lines from an open quote and fails on text after a closing one."""
+    """Pandas' default reads across lines from an open quote and fails on text after a closing one."""
     row = f"{cell}\tx\t1" if place == "id" else f"x\t{cell}\t1"
     frame = read(f"{HEADER}before\tb\t0\n{row}\nafter\ta\t2\n")
     assert frame["price"].tolist() == [0, 1, 2]
@@ -211,7 +211,7 @@ def test_a_column_name_may_hold_a_colon(read):
 
 
 def test_times_are_exact(read):
-    """pandas' default parser is off by one bit here and there; float32, RecBole's choice, by 64 seconds."""
+    """Pandas' default parser is off by one bit here and there; float32, RecBole's choice, by 64 seconds."""
     rng = np.random.default_rng(0)
     scattered = rng.standard_normal(500) * 10.0 ** rng.integers(-20, 20, 500)
     values = [

@@ -38,7 +38,7 @@ def sequences(backbone):
 
 
 def exact(backbone, prompt, sequences):
-    """log P of every sequence after a prompt, by plain passes."""
+    """Log P of every sequence after a prompt, by plain passes."""
     values = []
     for sequence in sequences:
         whole = torch.from_numpy(np.concatenate([prompt, sequence]))[None]

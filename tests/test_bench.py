@@ -12,35 +12,39 @@ import pytest
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 SCRIPTS = sorted(path.name for path in BENCH.glob("*.py") if path.name != "common.py")
 QUICK = "bm25.py"  # the one that is run by the fast suite
-SIZES = {
+# what the rows of a bench hold beside the ratio of times
+MEASURED = {
     "evaluate.py": ("stock_s", "ours_s", "final_s", "final_ratio", "final_mib"),
     "load.py": ("stock_seconds", "ours_seconds", "ours_peak_mib"),
 }
 
 
-@pytest.mark.parametrize(
-    "script",
-    [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS if name != QUICK)],
-)
-def test_a_bench_ends_with_its_figures(script, tmp_path):
+def small_run(script, folder):
+    """The last line of a bench that is run small in a folder."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, str(BENCH / script), "--small"],
-        cwd=tmp_path,
+        cwd=folder,
         env=env,
         capture_output=True,
         text=True,
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert (
-        last["bench"] == script.removesuffix(".py")
-        and last["ratio"] > 0
-        and last["machine"]["threads"] == 1
-    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def suite_of(script):
+    return pytest.param(script, marks=[] if script == QUICK else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("script", [*map(suite_of, SCRIPTS)])
+def test_a_bench_ends_with_its_figures(script, tmp_path):
+    last = small_run(script, tmp_path)
+    assert last["bench"] == script.removesuffix(".py")
+    assert last["ratio"] > 0 and last["machine"]["threads"] == 1
     for row in last["rows"]:
-        assert all(row[name] > 0 for name in (*SIZES.get(script, ()), "ratio"))
+        assert all(row[name] > 0 for name in (*MEASURED.get(script, ()), "ratio"))
         assert row.get("largest_difference", 0) < 1e-9  # both sides measure the same
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ SPLIT = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 
 def sequences(tables):
-    """user token -> item tokens in order."""
+    """User token -> item tokens in order."""
     return {
         user: tables.items[tables.item[a:b]].tolist()
         for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)

@@ -1,5 +1,7 @@
 """CALRec: what it learns, and what it says about its answers."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -9,37 +11,45 @@ from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.runs.commands import run_settings
 
 
-def learned_rows(model, epoch=0):
-    """Event rows whose texts are learned, each as often as it is; the cycle's titles are distinct within a user's eight events."""
-    rows = []
-    for (tokens, *_), case in zip(model.examples(epoch), windows(model, epoch), strict=True):
-        spans = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
-        for begin, end in spans:
-            text = (
-                model.bundle.tokenizer.decode(tokens.ids[begin:end]).strip().removesuffix("<|end|>")
-            )
-            rows.append(
-                max(
-                    row
-                    for row in range(case[0], case[1] + 1)
-                    if model.sentences[model.tables.item[row]] == text
-                )
-            )
-    return rows
+def encoded_cases(model, epoch, monkeypatch):
+    """(first, last) event rows of each example, as the model encodes them."""
+    cases, inner = [], model._group
 
-
-def windows(model, epoch):
-    """(begin, end) event rows of each example, by watching what is encoded."""
-    seen, inner = [], model._group
-
-    def watch(corpus, row, *rest):
-        seen.append((corpus.cases.begin[row], corpus.cases.end[row]))
+    def watched(corpus, row, *rest):
+        cases.append((corpus.cases.begin[row], corpus.cases.end[row]))
         return inner(corpus, row, *rest)
 
-    model._group = watch
-    model.examples(epoch)
-    model._group = inner
-    return seen
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_group", watched)
+        model.examples(epoch)
+    return cases
+
+
+def learned_texts(model, tokens):
+    """The texts whose tokens have a loss."""
+    edges = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
+    decode = model.bundle.tokenizer.decode
+    return [decode(tokens.ids[begin:end]).strip().removesuffix("<|end|>") for begin, end in edges]
+
+
+@pytest.fixture
+def learned_rows(monkeypatch):
+    """learned_rows(model, epoch): event rows whose texts are learned, each as often as it is.
+
+    A text stands for the last event of its example with that text.
+    """
+
+    def rows_of(model, epoch=0):
+        rows = []
+        cases = encoded_cases(model, epoch, monkeypatch)
+        for (tokens, *_), (first, last) in zip(model.examples(epoch), cases, strict=True):
+            row_of = {}
+            for row in range(first, last + 1):
+                row_of[model.sentences[model.tables.item[row]]] = row
+            rows += [row_of[text] for text in learned_texts(model, tokens)]
+        return rows
+
+    return rows_of
 
 
 SPLITS = {
@@ -55,7 +65,7 @@ SPLITS = {
 
 @pytest.mark.parametrize("length", [60, 512])
 @pytest.mark.parametrize("name", SPLITS)
-def test_every_training_case_is_learned_once_and_nothing_else(tmp_path, name, length):
+def test_every_training_case_is_learned_once_and_nothing_else(tmp_path, learned_rows, name, length):
     write_cycle(tmp_path)
     _, model, _, (train, *_) = prepared(
         "CALRec", tmp_path, nig_targets="all", max_length=length, **SPLITS[name]
@@ -63,15 +73,14 @@ def test_every_training_case_is_learned_once_and_nothing_else(tmp_path, name, le
     assert sorted(learned_rows(model)) == sorted(train._dataset.cases.end)
 
 
-def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path):
+def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path, learned_rows):
     folder = tmp_path / "cut"
     folder.mkdir()
     items = [f"i{number}" for number in range(len(FRUIT))]
     head = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
     train = [
         f"u{user}\t{' '.join(items[user : user + size])}\t{items[user + size]}\n"
-        for size in (5, 2, 4, 1, 3)
-        for user in (3, 0, 2, 1)
+        for size, user in product((5, 2, 4, 1, 3), (3, 0, 2, 1))
     ]
     (folder / "cut.train.inter").write_text(head + "".join(train))
     for part, size in (("valid", 6), ("test", 7)):
@@ -90,7 +99,7 @@ def test_files_that_are_split_already_are_learned_once_in_any_order(tmp_path):
     assert len(train) == 20 and sorted(learned_rows(model)) == sorted(loader._dataset.cases.end)
 
 
-def test_the_papers_augmentation_cuts_up_to_four_off(tmp_path):
+def test_the_papers_augmentation_cuts_up_to_four_off(tmp_path, learned_rows):
     write_cycle(tmp_path, users=400, length=9)
     _, model, _, (train, *_) = prepared("CALRec", tmp_path, nig_targets="last")
     cases = train._dataset.cases

@@ -198,7 +198,7 @@ def test_recboles_own_candidates(write, stock):
     np.random.seed(0)
 
     def one_pass():
-        """user -> the negatives, which follow the positive."""
+        """User -> the negatives, which follow the positive."""
         found = {}
         for interaction, *_ in test:
             user, item = interaction["user_id"].numpy(), interaction["item_id"].numpy()

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import statistics
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -115,10 +116,12 @@ def test_the_same_command_takes_the_finished_run(shop):
 def test_compare_prints_mean_and_deviation_over_seeds(shop):
     assert shop.compare.returncode == 0, shop.compare.stderr
     rows = shop.compare_rows
-    assert [(row["model"], row["seed"]) for row in rows] == [
-        (model, seed) for model in ("Pop", "LIR", "GRU4Rec") for seed in (1, 2)
-    ]
-    values = [row["test"]["ndcg@10"] for row in rows if row["model"] == "GRU4Rec"]
+    models = ("Pop", "LIR", "GRU4Rec")
+    assert [(row["model"], row["seed"]) for row in rows] == [*product(models, (1, 2))]
+    values_of = {model: [] for model in models}
+    for row in rows:
+        values_of[row["model"]].append(row["test"]["ndcg@10"])
+    values = values_of["GRU4Rec"]
     assert values[0] != values[1]
     mean, sd = statistics.mean(values), statistics.stdev(values)
     assert f"{mean:.4f} ± {sd:.4f}" in table_line(shop.compare.stdout, "GRU4Rec")
@@ -140,19 +143,15 @@ def test_compare_prints_mean_and_deviation_over_seeds(shop):
         pytest.approx(sd, rel=1e-12),
     )
     assert json.loads((folder / "runs.json").read_text()) == [row["run"] for row in rows]
-    means = {
-        model: statistics.mean(row["test"]["ndcg@10"] for row in rows if row["model"] == model)
-        for model in ("Pop", "LIR", "GRU4Rec")
-    }
+    means = {model: statistics.mean(values) for model, values in values_of.items()}
     best = max(means, key=means.get)
     for model in means.keys() - {best}:  # the intervals are about the same means
         gap, low, high = re.search(
             rf"ndcg@10: {best} - {model} = (\S+), 95 % interval \[(\S+), (\S+)\]",
             shop.compare.stdout,
         ).groups()
-        assert float(gap) == pytest.approx(means[best] - means[model], abs=6e-5) and float(
-            low
-        ) < float(gap) < float(high)
+        assert float(gap) == pytest.approx(means[best] - means[model], abs=6e-5)
+        assert float(low) < float(gap) < float(high)
 
 
 def test_a_setting_of_one_model_is_that_models_alone(shop):
@@ -262,7 +261,7 @@ def test_resume_finishes_a_stopped_run(shop, tmp_path, monkeypatch, capfd):
     assert len(RankTable.load(run / "test.ranks.npz")) == 40
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------
+# --- settings
 
 
 def printed(capsys, *args):
@@ -310,7 +309,10 @@ def test_what_print_config_prints_is_a_settings_file(model, tmp_path, monkeypatc
 
 
 def test_who_overrides_whom(tmp_path, monkeypatch, capsys):
-    """Command line over settings files (the last one first) over the dataset's, the model's and the overall properties."""
+    """The command line over settings files, of which the last one is first; these over properties.
+
+    Of the properties, those of the dataset come first, then the model's, then the overall ones.
+    """
     monkeypatch.chdir(tmp_path)
     asked = ["--model=CALRec", "--dataset=ml-100k"]
     own = printed(capsys, *asked)
@@ -349,8 +351,17 @@ def test_values_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = "__import__('pathlib').Path('called').touch()"
     settings = printed(
-        capsys, "--model=GRU4Rec", "--dataset=tiny", "--learning_rate=1e-4", "--weight_decay=2.5E+3", "--epochs=3", "--show_progress=false",
-        "--eval_args.mode={valid: uni5, test: full}", "--eval_args.split.RS=[8, 1, 1]", "--metrics=[Hit, NDCG]", "--benchmark_filename=null",
+        capsys,
+        "--model=GRU4Rec",
+        "--dataset=tiny",
+        "--learning_rate=1e-4",
+        "--weight_decay=2.5E+3",
+        "--epochs=3",
+        "--show_progress=false",
+        "--eval_args.mode={valid: uni5, test: full}",
+        "--eval_args.split.RS=[8, 1, 1]",
+        "--metrics=[Hit, NDCG]",
+        "--benchmark_filename=null",
         "--wandb_project=3-1", f"--data_name={code}", "--checkpoint_dir=[not yaml: {",
     )  # fmt: skip
     assert (
@@ -376,7 +387,7 @@ def test_values_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_one_key_that_is_shared_by_a_run_and_the_models_beside_it(tmp_path, monkeypatch, capfd):
-    """--topk reaches Pop beside LIR, and with it the metric to choose by: before, Pop died after its epoch."""
+    """--topk reaches Pop beside LIR, and with it the metric to choose by."""
     write_shop(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert (

@@ -1,8 +1,9 @@
-"""Files that are damaged on disk: what is whole is read, nothing wrong is, and what is paid for is not overwritten."""
+"""Files that are damaged on disk: what is whole is read, and nothing is overwritten."""
 
 import gzip
 import json
 import random
+from itertools import chain, product
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from recbole_llm.storage import content_cache
 from recbole_llm.storage.content_cache import Entries, Lines, members, name_of, sealed
 from recbole_llm.studies import tune
 
-FEW, MANY = 200, 5000  # single bytes that are changed, in the fast suite and in the slow one
+FEW, MANY = 80, 5000  # single bytes that are changed, in the fast suite and in the slow one
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 RNG = np.random.default_rng(0)
 
@@ -41,8 +42,9 @@ class OldTextStore(TextStore):
         items = list(self.entries.items())
         with open(path, "wb") as file:
             for begin in range(0, len(items), 3):
-                lines = [json.dumps({"name": n, "text": t}) + "\n" for n, t in items[begin : begin + 3]]  # fmt: skip
-                file.write(gzip.compress("".join(lines).encode()))
+                rows = [{"name": name, "text": text} for name, text in items[begin : begin + 3]]
+                lines = "".join(json.dumps(row) + "\n" for row in rows)
+                file.write(gzip.compress(lines.encode()))
 
 
 class AnswerStore:
@@ -146,6 +148,10 @@ def parts_of(store, path, whole):
     ]
 
 
+def names_in(parts):
+    return list(chain.from_iterable(names for _, _, names in parts))
+
+
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("kind", [*STORES, OldVectorStore], ids=lambda kind: kind.__name__)
 def test_a_damaged_byte_costs_the_entry_that_it_hits(tmp_path, kind, count, caplog):
@@ -184,9 +190,16 @@ def test_a_damaged_trial_of_a_search_is_done_again(tmp_path, count, caplog):
     search, rng = object.__new__(tune.Search), random.Random(2)
     search.folder = tmp_path
     records = [
-        {"point": {"learning_rate": number / 8}, "status": "finished", "score": 0.25 + number, "epochs": 3, "run": f"r{number}", "error": None}
+        {
+            "point": {"learning_rate": number / 8},
+            "status": "finished",
+            "score": 0.25 + number,
+            "epochs": 3,
+            "run": f"r{number}",
+            "error": None,
+        }
         for number in range(6)
-    ]  # fmt: skip
+    ]
     path = tmp_path / tune.TRIALS
     for seal in (json.dumps, sealed):  # older files have no checksums
         path.write_text("\n".join(map(seal, records)) + "\n")
@@ -206,22 +219,28 @@ def test_a_damaged_trial_of_a_search_is_done_again(tmp_path, count, caplog):
             aside.unlink()
 
 
+@pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("kind", STORES, ids=lambda kind: kind.__name__)
-def test_a_file_that_is_cut_gives_what_is_whole(tmp_path, kind):
-    store = kind()
+def test_a_file_that_is_cut_gives_what_is_whole(tmp_path, kind, count):
+    """Cut at the bounds of its entries, beside them, and at random."""
+    store, rng = kind(), random.Random(3)
     path = tmp_path / store.name
     store.write(path)
     whole = path.read_bytes()
     parts = parts_of(store, path, whole)
-    for size in range(0, len(whole), 7):
+    bounds = [0, *(end for _, end, _ in parts)]
+    cuts = {bound + step for bound, step in product(bounds, (-1, 0, 1))} & set(range(len(whole)))
+    cuts |= set(rng.sample(range(len(whole)), min(count // 4, len(whole))))
+    for size in sorted(cuts):
         path.write_bytes(whole[:size])
-        names = {name for _, end, own in parts if end <= size for name in own}
+        names = names_in(part for part in parts if part[1] <= size)
         assert store.read(path) == {name: plain(store.entries)[name] for name in names}
 
 
 def test_what_is_no_file_of_ours_is_kept_aside(tmp_path, caplog):
     path = tmp_path / "texts.jsonl.gz"
-    for content in (b"no archive", gzip.compress(b"[1, 2]\n"), gzip.compress(b"\xff\xfe"), gzip.compress(b"{"), b"\x1f\x8b\x08"):  # fmt: skip
+    archives = [gzip.compress(content) for content in (b"[1, 2]\n", b"\xff\xfe", b"{")]
+    for content in (b"no archive", *archives, b"\x1f\x8b\x08"):
         path.write_bytes(content)
         lines = Lines(path)
         assert lines.read(lambda line: line["name"]) == []
@@ -293,7 +312,9 @@ def test_only_the_text_that_is_damaged_is_asked_for_again(tmp_path):
 
 def test_a_ranking_with_a_hole_ranks_what_is_missing_alone(tmp_path):
     def piece(begin, count):
-        table = RankTable([f"u{n}" for n in range(begin, begin + count)], ["i"] * count, [0] * count, [0] * count, [0] * count, [5] * count, [False] * count)  # fmt: skip
+        users = [f"u{number}" for number in range(begin, begin + count)]
+        zeros = [0] * count
+        table = RankTable(users, ["i"] * count, zeros, zeros, zeros, [5] * count, [False] * count)
         return Piece(begin, table, (np.full((count, 2), begin), np.full((count, 2), begin)))
 
     pieces = [piece(10, 5), piece(0, 4)]

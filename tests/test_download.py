@@ -217,9 +217,8 @@ def test_a_proxy_is_asked_instead(server, tmp_path):
 ])  # fmt: skip
 def test_another_file_than_was_promised(server, tmp_path, data, own, message):
     server.data = data
-    with served(server) as url:
-        with pytest.raises(UserError, match=message):
-            get(url, tmp_path, **own)
+    with served(server) as url, pytest.raises(UserError, match=message):
+        get(url, tmp_path, **own)
     assert clean(tmp_path) == []
 
 

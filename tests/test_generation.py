@@ -280,7 +280,7 @@ def test_uniform_numbers_are_uniform_and_distinct():
     )
     assert len(np.unique(values)) == len(values)
     assert np.histogram(values, bins=10, range=(0, 1))[0].std() < 4 * np.sqrt(len(values) / 10)
-    assert 0 < values.min() and values.max() < 1
+    assert values.min() > 0 and values.max() < 1
 
 
 def test_greedy_and_the_end_token(backbone):

@@ -236,7 +236,9 @@ def test_settings_that_cannot_be_are_told(here):
         space = {"__annotations__": {name: kind for name, (kind, _) in fields.items()}}
         space |= {name: value for name, (_, value) in fields.items()}
         settings = type("Settings", (base,), space)
-        return type("Mine", (TextModel,), {"score": None, "Settings": settings})
+        # of a module without a file: else the files of all tests would be read for their digest
+        mine = {"score": None, "Settings": settings, "__module__": "notebook"}
+        return type("Mine", (TextModel,), mine)
 
     assert (
         layers.default_settings(registry.find(made(ModelSettings, k=(int, 3))).key, "cycle")["k"]
@@ -248,7 +250,8 @@ def test_settings_that_cannot_be_are_told(here):
         UserError, match=r"Settings.k: expected int, float, bool, str, Literal, list or dict"
     ):
         registry.find(made(ModelSettings, k=(bytes, b"")))
-    untrained = type("Mine", (VectorModel, Trainable), {"Settings": ModelSettings})
+    mine = {"Settings": ModelSettings, "__module__": "notebook"}
+    untrained = type("Mine", (VectorModel, Trainable), mine)
     untrained.__abstractmethods__ = frozenset()
     with pytest.raises(UserError, match=r"Mine.Settings to derive from TrainingSettings"):
         registry.find(untrained)

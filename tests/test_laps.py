@@ -18,7 +18,7 @@ def calls(monkeypatch):
     import recbole_llm.data.recbole.datasets
     import recbole_llm.data.texts.text
     import recbole_llm.runs.checks
-    import recbole_llm.settings.layers
+    import recbole_llm.settings.resolving
 
     made: Counter = Counter()
 
@@ -31,7 +31,7 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(owner, attribute, counted)
 
-    count(recbole_llm.settings.layers, "resolve", "settings resolved")
+    count(recbole_llm.settings.resolving, "resolve", "settings resolved")
     count(recbole_llm.data.reading.tables, "read_atomic", "files read")
     count(recbole_llm.data.recbole.datasets, "make_split", "splits made")
     count(recbole_llm.data.texts.text.ItemText, "from_tables", "texts made")

@@ -48,7 +48,7 @@ def test_a_target_in_its_history_is_noticed(laws, monkeypatch):
 
 
 def test_a_leak_between_the_cases_of_a_batch_is_noticed(laws, monkeypatch):
-    """What padding does where a mask is forgotten: a case's scores depend on the batch's longest."""
+    """As by padding without a mask: a case's scores depend on the longest of the batch."""
     model = laws.first.model
     scores_of = model.score_catalogue
 
@@ -62,9 +62,14 @@ def test_a_leak_between_the_cases_of_a_batch_is_noticed(laws, monkeypatch):
         laws.scores_do_not_depend_on_the_batch()
 
 
+def clipped(name):
+    """One trainer clips for all models; each model is trained once more here."""
+    is_fast = name in ("my_models:TwoTower", "CALRec")
+    return pytest.param(name, marks=[] if is_fast else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("laws", [clipped(name) for name in TEXT if name != "LIR"], indirect=True)
 def test_a_lost_clip_is_noticed(laws, tmp_path, monkeypatch):
-    if not laws.trains:
-        pytest.skip("nothing is trained")
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args, **kwargs: None)
     with pytest.raises(LawBroken, match="takes a step by a gradient of norm"):
         Laws(laws.spec.key, tmp_path, {}).gradients_are_clipped()

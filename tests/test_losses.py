@@ -109,7 +109,7 @@ def test_cached_gradients_are_those_of_one_pass(dropout):
     together = [parameter.grad.clone() for parameter in net.parameters()]
     net.zero_grad()
     torch.manual_seed(1)
-    assert backward(forward, batches, join, whole=True) == pytest.approx(whole.item())
+    assert backward(forward, batches, join, keep_graphs=True) == pytest.approx(whole.item())
     for gradient, expected, parameter in zip(cached, together, net.parameters(), strict=True):
         assert torch.allclose(gradient, expected, atol=1e-6)  # the contrast is taken in float32
         assert torch.allclose(parameter.grad, expected, atol=1e-6)

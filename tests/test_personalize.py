@@ -56,6 +56,17 @@ def world(folder, changes=()):
     return folder
 
 
+DRAWS = findings.DRAWS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Intervals and permutations of fewer draws: most of a report's time goes there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(findings, "DRAWS", 500)
+        yield
+
+
 @pytest.fixture(scope="module")
 def spectrum(tmp_path_factory):
     """(folder, what the command said, the folder of the adapters)."""
@@ -251,9 +262,10 @@ def test_a_correlation_that_is_not_defined_is_said_to_be_so(monkeypatch):
     assert "not defined, since all 3 cohorts have the same silhouette" in lines[1]
 
 
-def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much():
+def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much(monkeypatch):
     from itertools import permutations
 
+    monkeypatch.setattr(findings, "DRAWS", DRAWS)
     x, y = np.array([1.0, 5, 2, 8, 3, 4]), np.array([2.0, 1, 3, 9, 4, 8])
     seen = abs(findings.spearman(x, y))
     every = [abs(findings.spearman(x, np.array(order))) for order in permutations(y)]
@@ -712,6 +724,7 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
             "--epochs=1",
             "--unit_users=20",
             "--cohorts=low+2",
+            "--adapter_epochs=1",
             *how,
         )
         assert code == 0
@@ -843,5 +856,5 @@ def test_adapters_of_another_model_2_are_not_taken(spectrum, copied, capsys):
     (base / "readback.json").write_text(json.dumps(record))
     code, out, err = ask(folder, adapters, capsys)
     assert code == 2 and not out and f"{base} holds other weights than those that" in err
-    code, _ = command(folder, *how)
+    code, _ = command(folder, *how, "--models=2,3")
     assert code == 0 and len(list(adapters.parent.glob("personal-shop-*"))) == 2

@@ -353,21 +353,18 @@ def test_real_data_is_read_once_it_is_there_and_that_is_said(tmp_path, capsys):
         f"--checkpoint_dir={tmp_path / 'saved'}",
         "--show_progress=false",
         "--beside=[]",
+        "--user_sample=0.2",
     ]
-    assert (
-        cli.main(ask) == 0
-        and "SYNTHETIC DATA: Pet is not prepared" in (said := capsys.readouterr()).out + said.err
-    )
-    raw.amazon2018(tmp_path, "Pet_Supplies")
-    assert (
-        cli.main(["prepare", "Pet", f"--data_path={tmp_path / 'data'}", f"--raw={tmp_path}"]) == 0
-    )
     assert cli.main(ask) == 0
     said = capsys.readouterr()
-    assert (
-        f"events read from {tmp_path / 'data' / 'Pet'}" in said.out + said.err
-        and "SYNTHETIC" not in said.out + said.err
-    )
+    assert "SYNTHETIC DATA: Pet is not prepared" in said.out + said.err
+    raw.amazon2018(tmp_path, "Pet_Supplies")
+    prepare_pet = ["prepare", "Pet", f"--data_path={tmp_path / 'data'}", f"--raw={tmp_path}"]
+    assert cli.main(prepare_pet) == 0
+    assert cli.main(ask) == 0
+    said = capsys.readouterr()
+    assert f"events read from {tmp_path / 'data' / 'Pet'}" in said.out + said.err
+    assert "SYNTHETIC" not in said.out + said.err
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
@@ -586,11 +583,16 @@ def test_feature_models_learn_from_whole_names(made, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "opened"), [("", open), (".gz", partial(gzip.open, compresslevel=1))]
+    ("rows", "suffix", "opened"),
+    [
+        (700_000, "", open),
+        pytest.param(1_200_000, "", open, marks=pytest.mark.slow),
+        pytest.param(1_200_000, ".gz", partial(gzip.open, compresslevel=1), marks=pytest.mark.slow),
+    ],
+    ids=["two buffers", "many buffers", "compressed"],
 )
-def test_order_outlives_large_joins(tmp_path, suffix, opened):
-    """More rows than DuckDB moves at once, by several threads or in many pieces, most of them of one time."""
-    rows = 1_200_000
+def test_order_outlives_large_joins(tmp_path, rows, suffix, opened):
+    """More rows than DuckDB reads at once, 32 MiB, by several threads; half of them of one time."""
     with opened(tmp_path / f"Toys_and_Games_5.json{suffix}", "wt") as file:
         file.writelines(
             f'{{"reviewerID": "A{row % 999}", "asin": "B{row}", "overall": 5.0, "unixReviewTime": {row % 2}}}\n'

@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from shops import process, write_shop
+from shops import command, write_shop
 
 from recbole_llm.storage import progress as module
 from recbole_llm.storage.progress import LEAST, MOST, LineProgress, progress, say_with_time
@@ -45,7 +45,8 @@ def test_a_line_says_how_far_how_fast_and_how_long():
     lines = lines_of(100, 60.0)
     assert lines[0] == "Train: 10 of 100 (10 %), 1.0 a minute, about 90 min left"
     clock, lines = Clock(), []
-    shown = LineProgress(None, "\x1b[1;35mTrain\x1b[0m", 100, initial=50, write=lines.append, clock=clock, unit="B")  # fmt: skip
+    how = {"initial": 50, "write": lines.append, "clock": clock, "unit": "B"}
+    shown = LineProgress(None, "\x1b[1;35mTrain\x1b[0m", 100, **how)
     clock.now = 40.0
     shown.set_postfix(loss=0.5)
     shown.update(40)
@@ -85,15 +86,23 @@ def test_both_are_used_alike(call):
 QUICK = ["--dataset=tiny", "--epochs=2", "--beside=[]"]
 COMMANDS = {
     "RecBole's trainer": ["--model=GRU4Rec", *QUICK],
-    "ours": ["--model=LLMTRSR", *QUICK, "--eval_args.mode=uni4", "--max_length=500", "--scratch_vocabulary=400", "--targets=one"],
-}  # fmt: skip
+    "ours": [
+        "--model=LLMTRSR",
+        *QUICK,
+        "--backbone=scratch:nano",
+        "--eval_args.mode=uni4",
+        "--max_length=500",
+        "--scratch_vocabulary=400",
+        "--targets=one",
+    ],
+}
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_a_log_holds_lines(tmp_path, kind):
+def test_a_log_holds_lines(tmp_path, monkeypatch, kind):
     write_shop(tmp_path)
-    code = "import sys, recbole_llm.storage.progress as p; p.LEAST = 0.0; from recbole_llm.cli import main; sys.exit(main({}))"
-    done = process(tmp_path, code=code.format(COMMANDS[kind]))
+    monkeypatch.setattr(module, "LEAST", 0.0)
+    done = command(tmp_path, *COMMANDS[kind])
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr + done.stdout and "\x1b" not in done.stderr
     lines = done.stderr.splitlines()

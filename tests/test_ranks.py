@@ -254,7 +254,7 @@ def test_load_never_unpickles_and_says_what_to_do(tmp_path):
 
 
 def test_a_flipped_byte_is_told_or_does_no_harm(tmp_path):
-    """zipfile has an exception of its own for nearly every field."""
+    """Zipfile has an exception of its own for nearly every field."""
     path, rng = tmp_path / "ranks.npz", np.random.default_rng(0)
     table = make_table([3, 0], [0, 2], n_candidates=9)
     table.save(path)

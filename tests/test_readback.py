@@ -234,7 +234,7 @@ def test_models_that_keep_what_they_score_by_need_no_validation(world, model, ow
 
 
 def test_the_generators_of_other_gpus_are_left_alone(monkeypatch):
-    """torch would start on every GPU of the machine to ask for them, and warn."""
+    """Torch would start on every GPU of the machine to ask for them, and warn."""
     asked = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(

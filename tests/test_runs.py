@@ -1,4 +1,4 @@
-"""Runs: which are the same, who may start from whom, and what happens when two processes want one."""
+"""Runs: which are the same, who may start from whom, and when two processes want one."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_a_backbone_by_run_is_that_run_however_it_is_named(tmp_path):
 
 
 def test_targets_that_were_learned_are_refused(tmp_path):
-    """By evaluation on another split, and as a start; a start that saw earlier events alone is taken."""
+    """By evaluation on another split, and as a start; a start may have seen earlier events."""
     write_cycle(tmp_path)
     temporal = {"eval_args.split": {"temporal": [0.4, 0.3, 0.3]}}
     first = run_settings(settings_for("CALRec", tmp_path, epochs=0))
@@ -126,27 +126,32 @@ def test_resume_from_another_folder_goes_on_where_the_run_is(tmp_path, monkeypat
         resume_run(run.folder, ready.settings)
 
 
-TWICE = """
+# says when it is ready, and runs once it is told to
+OTHER_PROCESS = """
 import sys
+from pathlib import Path
 sys.path[:0] = {paths!r}
 from worlds import settings_for
 from recbole_llm.runs.commands import run_settings
-run_settings(settings_for("LIR", __import__("pathlib").Path({folder!r})))
+settings = settings_for("LIR", Path({folder!r}))
+print("ready", flush=True)
+sys.stdin.readline()
+run_settings(settings)
 """
 
 
 def test_two_processes_that_want_one_run_make_it_once(tmp_path):
     write_cycle(tmp_path)
-    code = TWICE.format(
-        paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(tmp_path)
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    assert [process.wait(timeout=200) for process in both] == [0, 0], [
-        process.stderr.read() for process in both
-    ]
+    here = Path(__file__).parent
+    code = OTHER_PROCESS.format(paths=[str(here), str(here.parent)], folder=str(tmp_path))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, **pipes)
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    run_settings(settings_for("LIR", tmp_path))
+    _, said = other.communicate(timeout=200)
+    assert other.returncode == 0, said
     rows = (tmp_path / "saved" / run_folders.RESULTS).read_text().splitlines()
     assert len(rows) == 1 and json.loads(rows[0])["model"] == "LIR"
 
@@ -181,9 +186,9 @@ def test_the_bayes_bound_is_for_what_it_bounds(tmp_path):
         "filtered": {"item_inter_num_interval": "[9,inf)"},
     }.items():
         rows[name] = run_settings(settings_for("LIR", tmp_path, "Pet", **own, **more)).row["test"]
-    assert "bayes_ndcg@10" in rows["plain"] and not [
-        key for name in ("masked", "filtered") for key in rows[name] if key.startswith("bayes_")
-    ]
+    assert "bayes_ndcg@10" in rows["plain"]
+    for name in ("masked", "filtered"):
+        assert not [key for key in rows[name] if key.startswith("bayes_")]
 
 
 def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tmp_path):
@@ -205,7 +210,7 @@ def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tm
 
 
 def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
-    """The cycle's last events become items of their own for four users; LIR ranks by words alone and can find them."""
+    """The cycle's last events become new items for four users; LIR finds them by their words."""
     write_cycle(tmp_path)
     path = tmp_path / "cycle" / "cycle.inter"
     lines = [line.split("\t") for line in path.read_text().splitlines()]
@@ -229,7 +234,10 @@ def test_targets_that_nothing_was_learned_of_are_counted_apart(tmp_path):
 
 
 def test_validation_cases_can_be_evaluated_on_their_own(tmp_path):
-    """With nothing changed they give what the run's own validation gave, and never stand in a table of test cases."""
+    """With nothing changed they give what the run's own validation gave.
+
+    They never stand in a table of test cases.
+    """
     write_cycle(tmp_path)
     settings = settings_for("CALRec", tmp_path, epochs=1)
     run = run_settings(settings)

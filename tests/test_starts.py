@@ -1,7 +1,8 @@
-"""What a run starts from and goes on from: other runs, folders of weights, and what a killed process has left."""
+"""What a run starts from: other runs, folders of weights, and what a killed process has left."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.models.calrec import CALRec
 from recbole_llm.runs.commands import evaluate_run, run_settings
 from recbole_llm.runs.spec import describe
 from recbole_llm.settings import run_record
@@ -44,14 +46,14 @@ def junk(folder):
 
 def narrower(folder):
     path = f"{folder}/config.json"
-    config = json.loads(open(path).read())
+    config = json.loads(Path(path).read_text())
     with open(path, "w") as file:
         json.dump(config | {"hidden_size": 16}, file)
 
 
 def fewer_embeddings(folder):
     path = f"{folder}/config.json"
-    config = json.loads(open(path).read())
+    config = json.loads(Path(path).read_text())
     with open(path, "w") as file:
         json.dump(config | {"vocab_size": 200}, file)
     damage(
@@ -85,10 +87,10 @@ def test_damaged_folders_are_one_line(llama, case):
 
 
 def test_texts_longer_than_the_positions_are_refused(llama, tmp_path):
-    with pytest.raises(
-        UserError,
-        match="max_length: expected at most the 512 positions of the backbone, found 1024; set --max_length",
-    ):
+    message = (
+        "max_length: expected at most the 512 positions of the backbone, found 1024; set --max"
+    )
+    with pytest.raises(UserError, match=message):
         prepared("CALRec", tmp_path, backbone=llama, max_length=1024)
 
 
@@ -170,8 +172,8 @@ def test_a_start_takes_the_backbone_of_what_it_starts_from(trained):
     run = run_settings(
         settings_for("CALRec", folder, init_from=full.folder.name, backbone="scratch:base")
     )
-    assert run.row["backbone"] == "scratch:tiny"
-    assert load_folder(str(run.folder / "backbone")).model.config.hidden_size == 128
+    assert run.row["backbone"] == "scratch:nano"
+    assert load_folder(str(run.folder / "backbone")).model.config.hidden_size == 32
     lir = run_settings(settings_for("LIR", folder))
     with pytest.raises(
         UserError, match="init_from: LIR-cycle-.* is a run of LIR, which has no backbone"
@@ -180,7 +182,7 @@ def test_a_start_takes_the_backbone_of_what_it_starts_from(trained):
 
 
 def test_another_datasets_settings_of_training_do_not_come_with_it(trained):
-    """Scientific has its own learning rate, epochs, …, which a run that is trained cannot take any more."""
+    """Scientific has a learning rate, epochs, … of its own, which a trained run cannot take."""
     from recbole_llm.cli import _stored
 
     folder, full = trained
@@ -309,36 +311,42 @@ def test_anomaly_detection_is_left_to_the_user():
     assert get_model("SINE").__name__ == "SINE" and not torch.is_anomaly_enabled()
 
 
+class Ranking:
+    """Counts the cases that CALRec ranks after its training, and dies at one of them.
+
+    Those of validation come first, then those of the test.
+    """
+
+    def __init__(self, monkeypatch, dies_at):
+        self.inner, self.cases, self.dies_at = CALRec.score, 0, dies_at
+        monkeypatch.setattr(CALRec, "score", lambda model, cases: self.score(model, cases))
+
+    def score(self, model, cases):
+        assert len(cases) == 1
+        if not model.selecting:
+            self.cases += 1
+            if self.cases == self.dies_at:
+                raise KeyboardInterrupt
+        return self.inner(model, cases)
+
+
 @pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
-    """What was ranked is not ranked again, and the run's figures are those of a run that nobody stopped."""
-    write_cycle(tmp_path)
-    own = {"learner": learner, "eval_memory": 1e-6}  # one case at a time
+    """What was ranked is not ranked again, and the figures are those of a run nobody stopped."""
+    users, ranked = 8, 4
+    write_cycle(tmp_path, users=users)
+    own = {"learner": learner, "max_new_tokens": 4, "eval_memory": 1e-6}  # one case at a time
     whole = run_settings(
         settings_for("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
     )
     monkeypatch.setattr(kept_module, "KEEP_SECONDS", 0)
-    from recbole_llm.models.calrec import CALRec
-
-    inner, calls = CALRec.score, []
-
-    def dying(self, cases):
-        calls.append((len(cases), self.selecting))
-        if not self.selecting and sum(not selecting for _, selecting in calls) == stop:
-            raise KeyboardInterrupt
-        return inner(self, cases)
-
-    monkeypatch.setattr(CALRec, "score", dying)
     settings = settings_for("CALRec", tmp_path, **own)
-    stop = 40 + 15  # the fifteenth test case, after 40 of validation
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Ranking(patch, dies_at=users + ranked + 1)
         run_settings(settings)
-    stop = -1
-    calls.clear()
+    ranking = Ranking(monkeypatch, dies_at=None)
     run = run_settings(settings)
-    assert len(calls) == 40 - 14, (
-        "neither epochs nor validation nor the first 14 cases are done again"
-    )
+    assert ranking.cases == users - ranked  # neither validation nor what was ranked is done again
     for part in ("valid", "test"):
         assert run.row[part] == whole.row[part]
     assert run.row["rates"] == whole.row["rates"]

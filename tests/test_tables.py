@@ -24,7 +24,7 @@ def tables(write):
 
 
 def sequences(tables):
-    """user token -> item tokens in order."""
+    """User token -> item tokens in order."""
     return {
         user: tables.items[tables.item[a:b]].tolist()
         for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)

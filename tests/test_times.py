@@ -30,7 +30,7 @@ def ask(folder, path, name="own"):
 
 
 def written(folder, name="own"):
-    """item -> time, in the order of the file."""
+    """Item -> time, in the order of the file."""
     frame = read_atomic(folder / name / f"{name}.inter")
     return dict(zip(frame.item_id, frame.timestamp, strict=True))
 

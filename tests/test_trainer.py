@@ -1,4 +1,4 @@
-"""Training: the same as RecBole's where RecBole is right, strict where it is not, and nothing lost by a stop."""
+"""Training: as RecBole's where RecBole is right, strict where it is not; nothing lost by a stop."""
 
 import json
 import shutil
@@ -14,41 +14,71 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm import cli
 
 STOCK = """
-import json, sys, logging
+import json, sys
 import recbole_llm
 from recbole.quick_start import quick_start
 from recbole.trainer import Trainer
-model, data, dataset, epochs, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-sys.argv = sys.argv[:1]
-losses = []
-inner = Trainer._train_epoch
-def spy(self, *args, **kwargs):
-    losses.append(inner(self, *args, **kwargs)); return losses[-1]
-Trainer._train_epoch = spy
-result = quick_start.run_recbole(model=model, dataset=dataset, config_dict={
-    "data_path": data, "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "epochs": epochs,
-    "train_batch_size": batch, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-    "metrics": ["Recall", "NDCG", "MRR"], "topk": [1, 5, 10], "metric_decimal_place": 12, "valid_metric": "NDCG@10", "stopping_step": 100,
-    "show_progress": False, "checkpoint_dir": "stock", "state": "ERROR",
-})
-print(json.dumps({"losses": losses, "test": {key: float(value) for key, value in result["test_result"].items()}, "valid": result["best_valid_score"]}))
+
+settings = json.loads(sys.argv.pop())
+losses, inner = [], Trainer._train_epoch
+
+def watched(self, *args, **kwargs):
+    losses.append(inner(self, *args, **kwargs))
+    return losses[-1]
+
+Trainer._train_epoch = watched
+found = {}
+for model in settings.pop("models"):
+    losses.clear()
+    result = quick_start.run_recbole(model, settings["dataset"], config_dict=settings)
+    test = {key: float(value) for key, value in result["test_result"].items()}
+    found[model] = {"losses": list(losses), "test": test}
+print(json.dumps(found))
 """
+MODELS = ["SASRec", "GRU4Rec"]
 
 
-def run_stock(folder, model, data, dataset, epochs, batch) -> dict:
-    command = [sys.executable, "-c", STOCK, model, str(data), dataset, str(epochs), str(batch)]
+def run_stock(folder, models, data, dataset, epochs, batch) -> dict:
+    """Losses and test metrics of stock RecBole's models, by their names."""
+    eval_args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+    settings = {
+        "models": models,
+        "dataset": dataset,
+        "data_path": str(data),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "train_neg_sample_args": None,
+        "epochs": epochs,
+        "train_batch_size": batch,
+        "eval_args": eval_args | {"mode": "full"},
+        "metrics": ["Recall", "NDCG", "MRR"],
+        "topk": [1, 5, 10],
+        "metric_decimal_place": 12,
+        "valid_metric": "NDCG@10",
+        "stopping_step": 100,
+        "show_progress": False,
+        "checkpoint_dir": "stock",
+        "state": "ERROR",
+    }
+    command = [sys.executable, "-c", STOCK, json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=3000)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
-def test_losses_and_metrics_are_stock_recboles(tmp_path, model):
+@pytest.fixture(scope="module")
+def stock_cycle(tmp_path_factory):
+    """(folder, what stock RecBole finds there)."""
+    folder = write_cycle(tmp_path_factory.mktemp("stock"))
+    return folder, run_stock(folder, MODELS, folder, "cycle", 3, 64)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_losses_and_metrics_are_stock_recboles(stock_cycle, model):
     """Same seed, same data, same number of epochs: losses to the last bit, metrics to 1e-9."""
-    write_cycle(tmp_path)
-    stock = run_stock(tmp_path, model, tmp_path, "cycle", 3, 64)
+    folder, found = stock_cycle
+    stock = found[model]
     _, _, trainer, (train, valid, test) = prepared(
-        model, tmp_path, epochs=3, dedup="none", stopping_step=100
+        model, folder, epochs=3, dedup="none", stopping_step=100
     )
     trainer.fit(train, valid)
     assert list(trainer.train_loss_dict.values()) == pytest.approx(stock["losses"], abs=1e-12)
@@ -58,11 +88,11 @@ def test_losses_and_metrics_are_stock_recboles(tmp_path, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+@pytest.mark.parametrize("model", MODELS)
 def test_scientific_is_stock_recboles(tmp_path, shared, model):
     """The same on real data, with RecBole's own batch size."""
     data, epochs = shared / "data", 2
-    stock = run_stock(tmp_path, model, data, "Scientific", epochs, 2048)
+    stock = run_stock(tmp_path, [model], data, "Scientific", epochs, 2048)[model]
     own = {
         "epochs": epochs,
         "dedup": "none",
@@ -160,7 +190,7 @@ def test_state_and_weights_load_without_pickle(tmp_path):
 
 
 def test_a_plateau_stops(tmp_path, monkeypatch):
-    """RecBole takes an equal score for an improvement and never stops on a plateau (early_stopping: value >= best)."""
+    """RecBole takes an equal score for an improvement (value >= best): no stop on a plateau."""
     from recbole.utils import early_stopping
 
     assert early_stopping(0.5, 0.5, 0, 2)[1:] == (0, False, True)
@@ -183,7 +213,7 @@ def test_a_gain_in_the_fifth_decimal_counts(tmp_path, monkeypatch):
 
 
 def test_pop_counts_events(tmp_path):
-    """Stock Pop adds one per batch an item occurs in: a batch of everything makes every item equal."""
+    """Stock Pop adds one for each batch with an item: one batch makes every item equal."""
     write_cycle(tmp_path, users=30, length=5)
     _, model, trainer, (train, valid, test) = prepared("Pop", tmp_path)
     trainer.fit(train, valid)
@@ -249,7 +279,7 @@ def test_stages_hand_their_weights_on(tmp_path):
 
 
 def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
-    """On other data a scratch tokenizer would number other tokens, and the weights would read nonsense."""
+    """On other data a scratch tokenizer would number other tokens than the weights know."""
     from recbole_llm.training.loop import load_weights
 
     write_cycle(tmp_path)
@@ -431,10 +461,18 @@ STATES = {
     "other generators": changed(lambda state: state | {"torch": torch.zeros(3)}),
     "another numpy": changed(lambda state: state | {"numpy": "[1]"}),
     "another loader": changed(lambda state: state | {"loader": None}),
-} | {
-    f"no {key}": changed(lambda state, key=key: {k: v for k, v in state.items() if k != key})
-    for key in ("history", "epoch", "optimizer", "loader", "python", "seconds", "other", "scaler")
 }
+
+
+def without(key):
+    def change(state):
+        return {name: value for name, value in state.items() if name != key}
+
+    return change
+
+
+LACKING = ("history", "epoch", "optimizer", "loader", "python", "seconds", "other", "scaler")
+STATES |= {f"no {key}": changed(without(key)) for key in LACKING}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
-"""A search for settings: which are tried, which is the best, and what is left when it is stopped."""
+"""A search for settings: which are tried, which is best, and what is left when it is stopped."""
 
+import contextlib
+import io
 import json
 from types import SimpleNamespace
 
@@ -27,7 +29,9 @@ def test_points_are_different_within_their_ranges_and_the_same_for_a_seed():
         found == points(SPACE, "random", 60, 0) != points(SPACE, "random", 60, 1)
         and len({json.dumps(one) for one in found}) == 60
     )
-    columns = {key: np.array([one[key] for one in found]) for key in SPACE}
+    columns = {}
+    for key in SPACE:
+        columns[key] = np.array([one[key] for one in found])
     assert set(columns["hidden_size"]) == {16, 32} and set(columns["n_layers"]) == {1, 2, 3}
     assert (
         (columns["learning_rate"] >= 1e-4).all()
@@ -49,7 +53,7 @@ def test_a_grid_is_every_combination_and_few_values_are_drawn_once_each():
 
 @pytest.mark.parametrize(("space", "search", "message"), [
     ({}, "random", "space: expected settings with their values"),
-    ({"learning_rate": {"log": [0, 1]}}, "random", "space.learning_rate: expected a list of values, or uniform, log or int"),
+    ({"learning_rate": {"log": [0, 1]}}, "random", "a list of values, or uniform, log or int"),
     ({"learning_rate": {"logs": [1, 2]}}, "random", "space.learning_rate: expected"),
     ({"learning_rate": {"uniform": [2, 1]}}, "random", "space.learning_rate: expected"),
     ({"learning_rate": 0.1}, "random", "space.learning_rate: expected a list of values or a range"),
@@ -73,76 +77,98 @@ def command(folder, *more):
     )
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--model=GRU4Rec"], "space: expected settings"),
-    (["--model=GRU4Rec", "--space.hiden_size=[1]"], "unknown key 'hiden_size'"),
-    (["--model=GRU4Rec", "--space.hidden_size=[none]"], "hidden_size: expected a number"),
-    (["--model=GRU4Rec", "--space.hidden_size=[8]", "--seeds=[1,2]"], "seeds: a search runs one seed"),
-    (["--model=GRU4Rec", "--space.hidden_size=[8]", "--eval_args.split={LS: test_only}"], "tune chooses by validation"),
-    (["--model=GRU4Rec", "--space.hidden_size=[8]", "--search=best"], "search: expected asha, random or grid"),
-])  # fmt: skip
+SIZES = "--space.hidden_size=[8]"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "space: expected settings"),
+        (["--space.hiden_size=[1]"], "unknown key 'hiden_size'"),
+        (["--space.hidden_size=[none]"], "hidden_size: expected a number"),
+        ([SIZES, "--seeds=[1,2]"], "seeds: a search runs one seed"),
+        ([SIZES, "--eval_args.split={LS: test_only}"], "tune chooses by validation"),
+        ([SIZES, "--search=best"], "search: expected asha, random or grid"),
+    ],
+)
 def test_mistakes_are_told_before_anything_is_written(tmp_path, capsys, more, message):
     write_cycle(tmp_path)
-    assert command(tmp_path, *more) == 2
+    assert command(tmp_path, "--model=GRU4Rec", *more) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and not (tmp_path / "saved").exists()
 
 
-def test_trials_are_runs_and_the_best_by_validation_is_a_file_of_settings(tmp_path, capsys):
+GRID = (
+    "--model=GRU4Rec",
+    "--search=grid",
+    "--space.learning_rate=[0.0001, 0.02]",
+    "--space.hidden_size=[16]",
+    "--epochs=3",
+    "--eval_step=1",
+)
+
+
+class Searched:
+    """A folder in which the grid was searched, and what the search has said and left."""
+
+    def __init__(self, folder):
+        self.folder, self.said = write_cycle(folder), ""
+        self.search()
+        (self.search_folder,) = (folder / "saved").glob("tune-GRU4Rec-cycle-*")
+        self.trials = self.search_folder / "trials.jsonl"
+        self.best = max(self.records(), key=lambda record: record["score"])
+
+    def search(self):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            assert command(self.folder, *GRID) == 0
+        self.said = said.getvalue()
+
+    def records(self):
+        return [json.loads(line) for line in self.trials.read_text().splitlines()]
+
+    def run(self, record):
+        return json.loads((self.folder / "saved" / record["run"] / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
     pytest.importorskip("ray")
-    write_cycle(tmp_path)
-    how = [
-        "--model=GRU4Rec",
-        "--search=grid",
-        "--space.learning_rate=[0.0001, 0.02]",
-        "--space.hidden_size=[16]",
-        "--epochs=3",
-        "--eval_step=1",
-    ]
-    assert command(tmp_path, *how) == 0
-    said = capsys.readouterr().out
-    (folder,) = (tmp_path / "saved").glob("tune-GRU4Rec-cycle-*")
-    records = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    runs = {
-        record["run"]: json.loads((tmp_path / "saved" / record["run"] / "run.json").read_text())
-        for record in records
-    }
-    assert len(runs) == 2 and {run["status"] for run in runs.values()} == {"finished"}
+    return Searched(tmp_path_factory.mktemp("grid"))
+
+
+def test_trials_are_runs(searched):
+    records = searched.records()
+    assert len({record["run"] for record in records}) == 2
     for record in records:
-        assert (
-            record["score"] == runs[record["run"]]["row"]["valid"]["ndcg@10"]
-            and record["epochs"] == 3
-        )
-        assert runs[record["run"]]["settings"]["learning_rate"] == record["point"]["learning_rate"]
-    best = max(records, key=lambda record: record["score"])
-    assert (
-        yaml.safe_load((folder / "best.yaml").read_text()).items() >= best["point"].items()
-        and best["point"]["learning_rate"] == 0.02
-    )
-    assert f"run: {tmp_path / 'saved' / best['run']} " in said
-    assert (
-        cli.main(
-            [
-                "--model=GRU4Rec",
-                "--dataset=cycle",
-                "--beside=[]",
-                f"--config_files={folder / 'best.yaml'}",
-            ]
-        )
-        == 0
-    )
-    assert (
-        best["run"] in capsys.readouterr().out
-        and len(list((tmp_path / "saved").glob("GRU4Rec-*"))) == 2
-    )  # it is there already
-    # a search that was stopped goes on with what is missing, and its runs are there
-    (folder / "trials.jsonl").write_text(json.dumps(records[0]) + "\n")
-    assert command(tmp_path, *how) == 0
-    said = capsys.readouterr().out
-    assert "trials: 1 of 2 have ended already" in said and said.count("trial ") == 1
-    assert [
-        json.loads(line)["score"] for line in (folder / "trials.jsonl").read_text().splitlines()
-    ] == [record["score"] for record in records]
+        run = searched.run(record)
+        assert run["status"] == "finished" and record["epochs"] == 3
+        assert run["row"]["valid"]["ndcg@10"] == record["score"]
+        assert run["settings"]["learning_rate"] == record["point"]["learning_rate"]
+
+
+def test_the_best_by_validation_is_a_file_of_settings(searched):
+    best, path = searched.best, searched.search_folder / "best.yaml"
+    assert best["point"]["learning_rate"] == 0.02
+    assert yaml.safe_load(path.read_text()).items() >= best["point"].items()
+    assert f"run: {searched.folder / 'saved' / best['run']} " in searched.said
+
+
+def test_a_run_by_that_file_is_there_already(searched, capsys):
+    files = f"--config_files={searched.search_folder / 'best.yaml'}"
+    assert cli.main(["--model=GRU4Rec", "--dataset=cycle", "--beside=[]", files]) == 0
+    assert searched.best["run"] in capsys.readouterr().out
+    assert len(list((searched.folder / "saved").glob("GRU4Rec-*"))) == 2
+
+
+def test_a_stopped_search_goes_on_with_what_is_missing(searched):
+    before = searched.records()
+    searched.trials.write_text(json.dumps(before[0]) + "\n")
+    searched.search()
+    assert "trials: 1 of 2 have ended already" in searched.said
+    assert searched.said.count("trial ") == 1
+    scores = [record["score"] for record in searched.records()]
+    assert scores == [record["score"] for record in before]
 
 
 @pytest.mark.parametrize(("scores", "said", "none_differs"), [
@@ -153,9 +179,15 @@ def test_trials_are_runs_and_the_best_by_validation_is_a_file_of_settings(tmp_pa
 ])  # fmt: skip
 def test_trials_that_tie_are_not_called_best(tmp_path, monkeypatch, scores, said, none_differs):
     records = [
-        {"point": {"hidden_size": size}, "status": "finished", "score": score, "epochs": 1, "run": "r"}
+        {
+            "point": {"hidden_size": size},
+            "status": "finished",
+            "score": score,
+            "epochs": 1,
+            "run": "r",
+        }
         for size, score in zip((8, 16, 32), scores)
-    ]  # fmt: skip
+    ]
     stopped = records[0] | {"point": {"hidden_size": 64}, "status": "stopped", "score": 0.9}
     search = SimpleNamespace(
         folder=tmp_path / "tune", metric="ndcg@10", run=lambda: [*records, stopped]

@@ -30,7 +30,7 @@ def cycle(tmp_path_factory):
 
 
 def test_experts_are_the_papers_sum():
-    """z = sum_k g_k (x - b_k) W_k with a softmax gate, in float64 and one by one."""
+    """Z = sum_k g_k (x - b_k) W_k with a softmax gate, in float64 and one by one."""
     torch.manual_seed(0)
     layer = WhiteningExperts(5, 3, 4, 0.0).double().eval()
     for parameter in layer.parameters():

@@ -7,10 +7,21 @@ import torch
 from recbole_llm.testing import WORDS as FRUIT  # noqa: F401
 from recbole_llm.testing import write_small_world as write_cycle  # noqa: F401
 
-TINY = {  # settings that make any model quick
-    "show_progress": False, "beside": [], "epochs": 1, "scratch_vocabulary": 300, "samples": 4, "valid_samples": 2, "max_new_tokens": 16,
-    "topk": [1, 5, 10], "train_batch_size": 64, "eval_step": 1, "max_length": 256,
-}  # fmt: skip
+# settings that make any model quick
+TINY = {
+    "show_progress": False,
+    "beside": [],
+    "backbone": "scratch:nano",
+    "epochs": 1,
+    "scratch_vocabulary": 300,
+    "samples": 4,
+    "valid_samples": 2,
+    "max_new_tokens": 16,
+    "topk": [1, 5, 10],
+    "train_batch_size": 64,
+    "eval_step": 1,
+    "max_length": 256,
+}
 
 
 def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dict:
@@ -46,7 +57,7 @@ def scores_of(model, dataset, cases) -> torch.Tensor:
 
 
 def t5(folder: Path, texts: list[str], layers: int = 1) -> Path:
-    """A narrow T5 with random weights, as a folder of transformers, whose tokenizer knows these texts."""
+    """A folder of transformers with a narrow T5 of random weights; its tokenizer knows `texts`."""
     from transformers import T5Config, T5Model
 
     from recbole_llm.language.backbones.scratch import train_tokenizer

@@ -1,4 +1,6 @@
-"""CALRec: a causal LM writes the next item's text, and BM25 finds the items that read like it (RecSys '24)."""
+"""CALRec: a causal LM generates the next item's text, and BM25 finds similar items (RecSys '24)."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 
 from ..contracts.models import ContrastiveTrainable
 from ..language.prompts.templates import Example, LazyTexts
-from ..language.tokens.batches import IGNORED, Tokens, padded_size
+from ..language.tokens.batches import IGNORED, Batch, Tokens, padded_size
 from ..training.corpora import Corpus, draw_users, every_case_once
 from ..training.losses import in_batch_contrast
 from .base.generative_model import GenerativeModel
@@ -17,59 +19,99 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        self.contrastive = bool(config["alpha"] or config["beta"])
         if config["blend"] > 0 > config["beta"]:
             self.logger.warning(
                 f"blend adds cos(v^U, v^T) to an item's score, and beta {config['beta']} trains it "
                 "to be low at the target: set --beta above 0, or leave blend at 0"
             )
 
-    @property
-    def contrastive(self) -> bool:
-        return bool(self.config["alpha"] or self.config["beta"])
-
     def examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
-        """One epoch's groups: a history with its target, and the target alone if there are contrastive terms."""
-        seed, groups = self.config["seed"], []
-        for number, users in enumerate(
-            draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
-        ):
-            groups += self._examples(
-                self.corpora[number], users, np.random.default_rng([seed, epoch, number])
-            )
-        return groups
+        """Make the examples of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, which decides the sample.
+
+        Returns
+        -------
+        list of tuple of Tokens
+            A history with its target; and the target alone, if there are contrastive terms.
+        """
+        seed = self.config["seed"]
+        samples = draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
+        examples = []
+        for number, users in enumerate(samples):
+            rng = np.random.default_rng([seed, epoch, number])
+            examples += self._examples(self.corpora[number], users, rng)
+        return examples
 
     def _examples(
         self, corpus: Corpus, users: np.ndarray, rng: np.random.Generator
     ) -> list[tuple[Tokens, ...]]:
-        """With `nig_targets: last`, one per user: up to four of the user's last cases are passed over (the paper's augmentation).
+        """Make the examples of one corpus.
 
-        With `all`, every case is learned once, in windows of as many whole items as fit.
+        With `nig_targets: last` there is one for each user, whose target is one of the user's last
+        five (the paper's augmentation). With `all`, every case is learned once, in windows of as
+        many items as fit.
         """
-        if self.config["nig_targets"] == "last":
-            chosen = (
-                own[-1 - rng.integers(min(5, len(own)))]
-                for own in (corpus.by_user[user] for user in users)
+        if self.config["nig_targets"] != "last":
+            return every_case_once(
+                corpus, users, lambda row, learned: self._group(corpus, row, learned)
             )
-            return [self._group(corpus, row, None)[0] for row in chosen]
-        return every_case_once(
-            corpus, users, lambda row, learned: self._group(corpus, row, learned)
-        )
+        examples = []
+        for user in users:
+            rows = corpus.by_user[user]
+            row = rows[-1 - rng.integers(min(5, len(rows)))]
+            examples.append(self._group(corpus, row, None)[0])
+        return examples
 
     def _group(
         self, corpus: Corpus, row: int, learned: np.ndarray | None
     ) -> tuple[tuple[Tokens, ...], int]:
-        """The texts of one case and how many items were cut; learned: bool [events], whose texts are training targets beside the case's own."""
+        """Encode one case.
+
+        Parameters
+        ----------
+        corpus : Corpus
+            The dataset.
+        row : int
+            Number of the case.
+        learned : ndarray of bool [events] or None
+            The events whose texts are learned beside the target; none where None.
+
+        Returns
+        -------
+        tuple of (tuple of Tokens, int)
+            The example, and the number of items that were left out.
+        """
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
         history = LazyTexts(corpus.sentences, corpus.tables.item[begin:end])
         target = corpus.sentences[corpus.tables.item[end]]
         flags = None if learned is None else learned[begin:end]
         tokens = self.encoder.encode(Example(self.template, history, target, flags))
-        return (
-            (tokens, self.encoder.encode_item(target)) if self.contrastive else (tokens,)
-        ), tokens.cut
+        if self.contrastive:
+            return (tokens, self.encoder.encode_item(target)), tokens.cut
+        return (tokens,), tokens.cut
 
-    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """(weighted sum of -log P over the learned tokens, [rows, 2, width] mean last hidden states of history and target)."""
+    def loss_and_vectors(self, batch: Batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the generation loss and the mean hidden states.
+
+        Parameters
+        ----------
+        batch : Batch
+            Texts.
+        with_loss : bool
+            Whether the loss is computed; it is 0 otherwise.
+
+        Returns
+        -------
+        loss : Tensor of float []
+            Weighted sum of -log P over the learned tokens.
+        vectors : Tensor of float32 [rows, 2, width]
+            Mean last hidden states of history and target.
+        """
         hidden = self.hidden(batch)
         vectors = batch.means(hidden)
         labels = batch.labels[:, 1:]
@@ -87,12 +129,23 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
         )
         return (1 - self.config["alpha"] - self.config["beta"]) * loss, vectors
 
-    def pair_loss(self, vectors: torch.Tensor, groups: list) -> torch.Tensor:
-        """alpha L_TT + beta L_UT from vectors [groups, 2, 2, width]: sequence and lone target, each history and target means."""
+    def pair_loss(self, vectors: torch.Tensor, examples: Sequence) -> torch.Tensor:
+        """Compute alpha L_TT + beta L_UT.
+
+        Parameters
+        ----------
+        vectors : Tensor of float [examples, 2, 2, width]
+            History and target means (axis 2) of the sequence and of the lone target (axis 1).
+        examples : sequence
+            The examples of the step.
+
+        Returns
+        -------
+        Tensor of float32 []
+            The contrastive loss.
+        """
         user, user_target, target = vectors[:, 0, 0], vectors[:, 0, 1], vectors[:, 1, 1]
-        alpha, beta, temperature = (
-            self.config[key] for key in ("alpha", "beta", "contrast_temperature")
-        )
-        return alpha * in_batch_contrast(
-            user_target, target, temperature
-        ) + beta * in_batch_contrast(user, target, temperature)
+        config = self.config
+        target_loss = in_batch_contrast(user_target, target, config["contrast_temperature"])
+        user_loss = in_batch_contrast(user, target, config["contrast_temperature"])
+        return config["alpha"] * target_loss + config["beta"] * user_loss

@@ -1,13 +1,16 @@
-"""LIR, the last-item repeater: BM25 of the newest items' text against the catalogue (CALRec, section 4)."""
+"""LIR, the last-item repeater: BM25 of the newest items' text (CALRec, section 4)."""
 
 from ..language.matching.bm25 import BM25Index
 from .base.text_model import TextModel
 
 
 class LIR(TextModel):
-    """The text baseline without training: whoever bought this may buy what reads like it."""
+    """A text baseline without training: ranks items by their BM25 with the newest items' text."""
 
-    unmatched_reason = "the newest items of every history have no word in their texts (set text_fields to columns that have)"
+    unmatched_reason = (
+        "the newest items of every history have no word in their texts (set text_fields to columns "
+        "that have)"
+    )
     inference_settings = ("last_n", "bm25_k1", "bm25_b")
 
     def __init__(self, config, dataset):
@@ -17,7 +20,8 @@ class LIR(TextModel):
         self.index = BM25Index(self.corpus, config["bm25_k1"], config["bm25_b"])
 
     def score(self, cases):
-        newest = (history[-self.last_n :] for history in cases.histories(self.tables))
-        return self.index.scores(
-            [" ".join(self.corpus[item] for item in items) for items in newest]
-        )
+        """Score every item by the text of each history's newest items."""
+        queries = []
+        for history in cases.histories(self.tables):
+            queries.append(" ".join(self.corpus[item] for item in history[-self.last_n :]))
+        return self.index.scores(queries)

@@ -1,4 +1,8 @@
-"""LLM-TRSR: a language model that is not trained condenses a long history, another is tuned to judge candidates by it (Zheng et al., WWW 2024)."""
+"""LLM-TRSR (Zheng et al., WWW 2024).
+
+A language model that is not trained summarises a long history, and another is tuned to judge
+candidates by the summary.
+"""
 
 from ..language.summaries import engines
 from ..language.summaries.summarizer import Summarizer
@@ -6,7 +10,13 @@ from .base.pointwise_model import CandidateJudge
 
 
 class LLMTRSR(CandidateJudge):
-    """The judge with a summary of the whole history and its newest items."""
+    """Judges candidates by a summary of the history and its newest items.
+
+    Attributes
+    ----------
+    summarizer : Summarizer or None
+        Writes the summaries; None where there are none.
+    """
 
     inference_settings = (*CandidateJudge.inference_settings, "summaries")
 
@@ -18,19 +28,27 @@ class LLMTRSR(CandidateJudge):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.summarizer = (
-            None if config["summary"] == "none" else Summarizer(config, self.text, self.logger)
-        )
+        self.summarizer: Summarizer | None = None
+        if config["summary"] != "none":
+            self.summarizer = Summarizer(config, self.text, self.logger)
 
-    def told(self, histories):
+    def summaries(self, histories):
+        """Summarise histories, see `CandidateJudge.summaries`."""
         if not self.summarizer:
-            return super().told(histories)
-        found = self.summarizer.of(histories)
-        self.counts.update(summaries_replaced=sum(one.replaced for one in found))
-        return [one.text or None for one in found]
+            return super().summaries(histories)
+        summaries = self.summarizer.of(histories)
+        self.counts.update(summaries_replaced=sum(summary.replaced for summary in summaries))
+        return [summary.text or None for summary in summaries]
 
     def prepare_texts(self, parts):
-        """Write the summaries of cases, by part of the data, before anything is trained; those of "train" are the model's own."""
+        """Write the summaries of all cases before anything is trained.
+
+        Parameters
+        ----------
+        parts : dict
+            Part ("train", "valid" or "test") -> its cases. The cases of "train" are replaced by
+            those that the model trains on.
+        """
         if not self.summarizer:
             return
         if "train" in parts:
@@ -43,17 +61,21 @@ class LLMTRSR(CandidateJudge):
             self.summarizer.release()
 
     def costs(self):
-        """What summaries cost, see Summarizer.costs."""
+        """Return what the summaries cost, see `Summarizer.costs`."""
         return self.summarizer.costs() if self.summarizer else {}
 
     def examples(self, epoch):
+        """Make the examples of an epoch, and free the memory of the summarizer's model."""
         examples = super().examples(epoch)
         if self.summarizer:
             self.summarizer.release()
         return examples
 
     def rates(self):
-        own = ("cut_summaries", "summaries_replaced") if self.summarizer else ()
-        return super().rates() | {
-            name: self.counts[name] / max(1, self.counts["cases"]) for name in own
-        }
+        """Return the shares of the last ranking, see `TextModel.rates`."""
+        shares = super().rates()
+        if self.summarizer:
+            cases = max(1, self.counts["cases"])
+            shares["cut_summaries"] = self.counts["cut_summaries"] / cases
+            shares["summaries_replaced"] = self.counts["summaries_replaced"] / cases
+        return shares

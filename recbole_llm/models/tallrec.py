@@ -1,9 +1,9 @@
-"""TALLRec: a causal LM tuned to say Yes or No to a candidate, by the history itself (Bao et al., RecSys 2023)."""
+"""TALLRec: a causal LM judges candidates by the history itself (Bao et al., RecSys 2023)."""
 
 from .base.pointwise_model import CandidateJudge
 
 
 class TALLRec(CandidateJudge):
-    """The judge without a summary: its prompt says nothing of one."""
+    """Judges candidates by the newest items alone; its prompts have no summary."""
 
     summarised = False

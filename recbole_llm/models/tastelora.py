@@ -1,5 +1,10 @@
-"""TASTE-LoRA: a T5 matches the texts of histories and items, and adapters make it one's own (TASTE, CIKM '23; UMass x Spotify, 2024)."""
+"""TASTE-LoRA: a T5 matches the texts of histories and items, and adapters personalise it.
 
+The model is TASTE's (CIKM '23); the adapters of users and groups are those of UMass and Spotify
+(2024).
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
 from ..language.prompts.templates import TASTE_PROMPT, LazyTexts, taste_item_text
-from ..language.tokens.batches import Tokens
+from ..language.tokens.batches import Batch, Tokens
 from ..language.vectors import embed_cached
 from ..training.corpora import Corpus
 from ..training.losses import over_candidates
@@ -18,39 +23,73 @@ from .base.backbone_model import BackboneModel
 from .base.vector_model import VectorModel
 
 
-class Choice(tuple):
-    """Texts that one training case is learned from: a history, the item that follows, and sampled items.
+class Choice(tuple[Tokens, ...]):
+    """The texts of one training case: a history, the item that follows, and sampled items.
 
-    texts : int64 [1 + negatives], which distinct text each item is.
+    Parameters
+    ----------
+    tokens : iterable of Tokens
+        The encoded texts.
+    texts : ndarray of int64 [1 + negatives]
+        The number of each item's distinct text.
     """
 
-    def __new__(cls, tokens: list[Tokens], texts: np.ndarray):
-        made = super().__new__(cls, tokens)
-        made.texts = texts
-        return made
+    texts: np.ndarray
+
+    def __new__(cls, tokens: Iterable[Tokens], texts: np.ndarray) -> "Choice":
+        choice = super().__new__(cls, tokens)
+        choice.texts = texts
+        return choice
 
 
 def targets_and_others(
     targets: np.ndarray, met: np.ndarray, pool: np.ndarray, negatives: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """int64 [cases, 1 + negatives]: each target, and others at random out of a pool, but of what is met, if there are any."""
-    free = pool[~np.isin(pool, met)]
-    return np.column_stack(
-        [targets, rng.choice(free if len(free) else pool, (len(targets), negatives))]
-    )
+    """Sample negatives for targets of one user.
+
+    Parameters
+    ----------
+    targets : ndarray of int64 [cases]
+        The distinct text of each target.
+    met : ndarray of int64
+        Texts of the user's interactions.
+    pool : ndarray of int64
+        Texts to sample from.
+    negatives : int
+        Number of negatives of each target.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    ndarray of int64 [cases, 1 + negatives]
+        Each target, followed by its negatives. These are not in `met`, unless all of `pool` is.
+    """
+    unmet = pool[~np.isin(pool, met)]
+    sample = rng.choice(unmet if len(unmet) else pool, (len(targets), negatives))
+    return np.column_stack([targets, sample])
 
 
 class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
-    """Ranks by the product of a history's vector and each item's, both by one encoder-decoder.
+    """Ranks by the inner product of a history's vector and each item's, by one encoder-decoder.
 
-    The negatives of a case are all items of its step but those of its target's text.
+    The negatives of a case are all items of its step but those with its target's text.
 
     Attributes
     ----------
-    events : int64 [n_events], the distinct text of each event's item. pool : int64, those that negatives are drawn from.
+    corpus : Corpus
+        The dataset that the model trains on.
+    events : ndarray of int64 [events]
+        The distinct text of each event's item.
+    pool : ndarray of int64
+        The distinct texts that negatives are sampled from.
+    sentences : list of str
+        The text of each item.
     """
 
     backbone_kind = FusionBackbone
+    bundle: FusionBackbone
+    encoder: SegmentEncoder
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -62,24 +101,30 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         self.load_backbone([*self.sentences, *TASTE_PROMPT])
 
     def met_in_training(self) -> np.ndarray:
-        """int64: the distinct texts of all events of training and before, by their items' ids: neither what nor in which order is met later shows."""
+        """Collect the distinct texts of all events up to the last training case of each user.
+
+        Returns
+        -------
+        ndarray of int64
+            Numbers of texts, sorted by the ids of their items, so that later events cannot
+            influence them.
+        """
         cases = self.corpus.cases
-        rows = np.concatenate(
-            [
-                np.arange(cases.begin[own].min(), cases.end[own].max() + 1)
-                for own in self.corpus.by_user
-            ]
-        )
-        known = np.unique(self.tables.item[rows])
-        texts = self.same[known[np.argsort(self.tables.items[known].astype(str))]]
+        spans = []
+        for rows in self.corpus.by_user:
+            spans.append(np.arange(cases.begin[rows].min(), cases.end[rows].max() + 1))
+        items = np.unique(self.tables.item[np.concatenate(spans)])
+        texts = self.same[items[np.argsort(self.tables.items[items].astype(str))]]
         return texts[np.sort(np.unique(texts, return_index=True)[1])]
 
     def read_text(self):
+        """Return the texts of the items, with numbers if `item_number` is set."""
         text = super().read_text()
         return text.numbered(self.tables) if self.config["item_number"] else text
 
     def make_encoder(self, bundle):
-        self.item_vectors = None  # of the weights before
+        """Make the encoder, and forget the vectors of items by earlier weights."""
+        self.item_vectors = None
         limits = {key: self.config[key] for key in ("max_length", "item_length", "segments")}
         encoder = SegmentEncoder(bundle.tokenizer, **limits)
         if encoder.min_length > encoder.max_length:
@@ -90,45 +135,136 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         return encoder
 
     def examples(self, epoch: int) -> list[Choice]:
-        found, rng = [], np.random.default_rng([self.config["seed"], epoch])
+        """Make an example of each training case, or of one case of each user.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, which decides the sample.
+
+        Returns
+        -------
+        list of Choice
+            The examples.
+        """
+        rng = np.random.default_rng([self.config["seed"], epoch])
+        examples = []
         for rows in self.corpus.by_user:
             chosen = rows if self.config["targets"] == "all" else rng.choice(rows, 1)
-            found += self.choices(self.corpus.cases[chosen], self.corpus.cases[rows], rng)
-        return found
+            examples += self.choices(self.corpus.cases[chosen], self.corpus.cases[rows], rng)
+        return examples
 
     def choices(self, cases: Cases, known: Cases, rng: np.random.Generator) -> list[Choice]:
-        """Of cases of one user, each with its target and `negatives` other items, of those that the user does not meet in `known` cases, if there are any."""
+        """Make an example of each of some cases of one user.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+        known : Cases
+            All training cases of the user. Negatives are items that do not occur in them, if there
+            are any.
+        rng : Generator
+            Source of randomness.
+
+        Returns
+        -------
+        list of Choice
+            History, target and `negatives` sampled items of each case.
+        """
         met = self.events[known.begin.min() : known.end.max() + 1]
-        texts = targets_and_others(
-            self.events[cases.end], met, self.pool, self.config["negatives"], rng
-        )
+        targets = self.events[cases.end]
+        texts = targets_and_others(targets, met, self.pool, self.config["negatives"], rng)
         return [
             Choice([self.history(history), *map(self.item, row)], row)
             for history, row in zip(cases.histories(self.tables), texts, strict=True)
         ]
 
     def item(self, text: int) -> Tokens:
-        """By the number of its distinct text."""
+        """Encode an item.
+
+        Parameters
+        ----------
+        text : int
+            The number of its distinct text.
+
+        Returns
+        -------
+        Tokens
+            The encoded item.
+        """
         return self.encoder.item(self.sentences[self.first[text]])
 
     def history(self, items: np.ndarray) -> Tokens:
-        """Items by number, oldest first."""
+        """Encode a history.
+
+        Parameters
+        ----------
+        items : ndarray of int [n]
+            Item numbers, oldest first.
+
+        Returns
+        -------
+        Tokens
+            The encoded history.
+        """
         return self.encoder.history(LazyTexts(self.sentences, items))
 
-    def loss_and_vectors(self, batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """(no loss of a text alone, [rows, width] vectors)."""
+    def loss_and_vectors(self, batch: Batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed texts, which have no loss by themselves.
+
+        Parameters
+        ----------
+        batch : Batch
+            Texts.
+        with_loss : bool
+            Not used.
+
+        Returns
+        -------
+        loss : Tensor of float []
+            0.
+        vectors : Tensor of float [rows, width]
+            One vector for each text.
+        """
         vectors = self.bundle.vectors(batch)
         return vectors.sum() * 0.0, vectors
 
-    def pair_loss(self, vectors: torch.Tensor, groups: list[Choice]) -> torch.Tensor:
-        """Cross-entropy of vectors [groups, 2 + negatives, width] over all items of the step."""
-        texts = np.stack([group.texts for group in groups])
+    def pair_loss(self, vectors: torch.Tensor, examples: Sequence[Choice]) -> torch.Tensor:
+        """Compute the cross-entropy of each target among all items of the step.
+
+        Parameters
+        ----------
+        vectors : Tensor of float [examples, 2 + negatives, width]
+            Vectors of histories, targets and negatives.
+        examples : sequence of Choice
+            The examples of the step.
+
+        Returns
+        -------
+        Tensor of float []
+            Mean over the examples.
+        """
+        texts = np.stack([example.texts for example in examples])
         wrong = torch.from_numpy(texts.ravel() == texts[:, :1]).to(vectors.device)
-        target = torch.arange(len(groups), device=vectors.device) * texts.shape[1]
+        target = torch.arange(len(examples), device=vectors.device) * texts.shape[1]
         return over_candidates(vectors[:, 0], vectors[:, 1:].flatten(0, 1), target, wrong).mean()
 
-    def vectors(self, tokens: list[Tokens], saved: Path | None = None) -> np.ndarray:
-        """float32 [texts, width]; stored below `saved` if that is given."""
+    def vectors(self, tokens: Sequence[Tokens], saved: Path | None = None) -> np.ndarray:
+        """Embed encoded texts.
+
+        Parameters
+        ----------
+        tokens : sequence of Tokens
+            The texts.
+        saved : Path, optional
+            The folder of runs, where vectors are cached; they are not cached where None.
+
+        Returns
+        -------
+        ndarray of float32 [texts, width]
+            One vector for each text.
+        """
         return embed_cached(
             tokens,
             self.bundle.vectors,
@@ -140,13 +276,19 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         )
 
     def encode_items(self, items):
-        return self.vectors(
-            [self.item(text) for text in self.same[items]],
-            self.weights and self.weights.parent,
-        )
+        """Embed the texts of items."""
+        tokens = [self.item(text) for text in self.same[items]]
+        return self.vectors(tokens, self.weights and self.weights.parent)
 
     def encode_users(self, cases):
+        """Embed the histories of cases."""
         tokens = [self.history(history) for history in cases.histories(self.tables)]
-        self.count_cut(cases, [one.cut for one in tokens])
-        self.count_borders([one.ids[one.roles[0] == 1] for one in tokens])
+        self.count_cut(cases, [text.cut for text in tokens])
+        self.count_borders([_first_segment(text) for text in tokens])
         return self.vectors(tokens)
+
+
+def _first_segment(tokens: Tokens) -> np.ndarray:
+    """Token ids of the newest segment of a history, int64 [length]."""
+    assert tokens.roles is not None
+    return tokens.ids[tokens.roles[0] == 1]

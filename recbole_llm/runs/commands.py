@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..settings import layers, run_record
+from ..settings import layers, registry, run_record
 from ..storage import run_folders
 from ..storage.run_log import RunLog
 from ..storage.screen import say
@@ -45,7 +45,8 @@ def run_model(
     UserError
         For settings or data that cannot be taken.
     """
-    return run_settings(layers.resolve(model, dataset, files, overrides))
+    key = registry.find(model).key
+    return run_settings(layers.resolve(key, dataset, files, overrides))
 
 
 def run_all(planned: dict[str, list[Settings]], beside: Sequence[str] = ()) -> dict[str, list[Run]]:

@@ -31,7 +31,7 @@ class RecBoleTrainer(LLMTrainer):
         """Train; see `Harness.fit`. With `saved=False` nothing is stored."""
         result = super().fit(train_data, valid_data, *args, **kwargs)
         if self.saves:
-            values = self.best_valid_result or {}
+            values: dict[str, float] = self.best_valid_result or {}
             validation: PartRecord = {
                 "values": {key: float(value) for key, value in values.items()},
                 "rates": {},

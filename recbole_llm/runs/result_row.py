@@ -72,13 +72,16 @@ def row_of_training(
     }
     if part == "valid":
         row["part"] = part
-    return ResultRow(**row, **_of_parts(parts, part), **training)  # type: ignore[typeddict-item]
+    row |= _of_parts(parts, part) | training
+    made: Any = row
+    return ResultRow(**made)
 
 
 def row_ranked_again(row: ResultRow, parts: dict[str, PartRecord]) -> ResultRow:
     """Make the row of a finished run whose ranks were lost, and made again by its weights."""
     seconds = row.get("seconds", {}) | {part: one["seconds"] for part, one in parts.items()}
-    return ResultRow(**{**row, **_of_parts(parts), "seconds": seconds})  # type: ignore[typeddict-item]
+    again: Any = {**row, **_of_parts(parts), "seconds": seconds}
+    return ResultRow(**again)
 
 
 def row_of_evaluation(

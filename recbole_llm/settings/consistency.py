@@ -1,10 +1,10 @@
 """Whether the settings of a run fit each other."""
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from ..contracts.evaluation_mode import EvaluationMode
 from ..contracts.metrics import LIST_METRICS, RANK_METRICS
 from ..errors import UserError
 from . import registry, stock
@@ -32,9 +32,8 @@ def check_evaluation(settings: Settings) -> None:
         raise UserError(
             f"eval_args.mode: expected one mode, or one for valid and one for test, found {mode!r}"
         )
-    for part in mode.values() if isinstance(mode, dict) else [mode]:
-        if not re.fullmatch(r"full|uni[1-9]\d*", str(part)):
-            raise UserError(f"eval_args.mode: expected full or uniK such as uni20, found {part!r}")
+    for part in ("valid", "test"):
+        EvaluationMode.of_part(mode, part)
     if (args["order"], args["group_by"]) != ("TO", "user"):
         raise UserError(
             f"eval_args: order is always TO and group_by always user here, found {args['order']} "

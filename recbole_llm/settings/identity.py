@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from . import model_settings, recbole_keys, registry, schema
 from .harness import HarnessSettings
@@ -31,7 +33,7 @@ def settings_hash(settings: Settings, **extra: object) -> str:
     return digest({key: value for key, value in settings.items() if key not in left_out} | extra)
 
 
-def reads_text_vectors(settings: Settings) -> bool:
+def reads_text_vectors(settings: Mapping[str, Any]) -> bool:
     """Whether a run reads vectors of `text_encoder`."""
     of_model = registry.find(settings["model"]).settings
     has_encoder = of_model is not None and "text_encoder" in of_model.model_fields

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from .identity import reads_text_vectors
-from .reading import Settings
 
 
 def summarises(settings: Mapping[str, Any]) -> bool:
@@ -24,7 +23,7 @@ def loads_summarizer(settings: Mapping[str, Any]) -> bool:
     return summarises(settings) and not extracts and not asks_server(settings)
 
 
-def language_models(settings: Settings) -> dict[str, str]:
+def language_models(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the language models that a run loads beside the weights of `init_from`.
 
     Returns

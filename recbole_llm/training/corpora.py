@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,12 +16,23 @@ from ..data.texts.text import ItemText
 from ..errors import UserError
 from ..settings.layers import moved
 
-POWER = 0.3  # CALRec, section 3.3: a category is drawn with probability proportional to |U|^0.3
+POWER = 0.3  # CALRec, section 3.3: a category has probability proportional to |U|^0.3
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One dataset as a text model trains on it: its events, its item texts and its training cases."""
+    """One dataset as a text model trains on it.
+
+    Attributes
+    ----------
+    tables : Tables
+        The interactions.
+    text : ItemText
+        The texts of the items.
+    cases : Cases
+        The training cases.
+    """
 
     tables: Tables
     text: ItemText
@@ -28,86 +40,136 @@ class Corpus:
 
     @cached_property
     def sentences(self) -> list[str]:
+        """The text of each item."""
         return [self.text.sentence(item) for item in range(len(self.text))]
 
     @cached_property
     def by_user(self) -> list[np.ndarray]:
-        """Every user's cases by time: row numbers of `cases`."""
+        """The rows of `cases` of each user, int64, by time."""
         order = np.lexsort([self.cases.end, self.cases.user])
         return np.split(order, np.flatnonzero(np.diff(self.cases.user[order])) + 1)
 
     def newest(self, targets: str) -> Cases:
-        """Every user's last training case (`one`), or all (`all`), by user and time."""
-        return self.cases[
-            np.concatenate(self.by_user)
-            if targets == "all"
-            else np.array([rows[-1] for rows in self.by_user])
-        ]
+        """Select training cases, ordered by user and time.
+
+        Parameters
+        ----------
+        targets : {"one", "all"}
+            "one" selects the last case of each user, "all" selects every case.
+
+        Returns
+        -------
+        Cases
+            The selected cases.
+        """
+        if targets == "all":
+            return self.cases[np.concatenate(self.by_user)]
+        return self.cases[np.array([rows[-1] for rows in self.by_user])]
 
 
 def every_case_once(
-    corpus: Corpus, users: Sequence[int], encode: Callable[[int, np.ndarray], tuple[object, int]]
-) -> list:
-    """Examples by which each training case of some users is learned once, in windows of as many items as fit.
+    corpus: Corpus,
+    users: Sequence[int] | np.ndarray,
+    encode: Callable[[int, np.ndarray], tuple[Encoded, int]],
+) -> list[Encoded]:
+    """Make examples that cover each training case of some users once.
 
-    encode : (row of a case, bool [events] which events are targets) -> (example with the case's target and all events before it that
-        fit, how many were cut). Of what fits, the first is not learned: there is nothing to tell it from.
-    """
-    cases, examples = corpus.cases, []
-    learned = np.zeros(len(corpus.tables.item), dtype=bool)
-    learned[cases.end] = True
-    for user in users:
-        done = len(learned)  # every case whose target is at or behind this event is learned
-        for row in corpus.by_user[user][::-1]:
-            if cases.end[row] < done:
-                example, cut = encode(row, learned)
-                examples.append(example)
-                done = cases.begin[row] + cut + 1
-    return examples
-
-
-def further_datasets(settings: dict, dataset: str) -> list[dict]:
-    """Settings of the `datasets` that a run trains on beside its own: their own defaults, with what is set for all.
+    An example is a window of a user's interactions with as many items as fit. Its first item is not
+    learned, because nothing precedes it.
 
     Parameters
     ----------
-    dataset : name of the run's dataset, or of the sample that replaces it.
+    corpus : Corpus
+        The dataset.
+    users : sequence of int
+        Indices into `corpus.by_user`.
+    encode : callable
+        (row of a case, learned) -> (example, cut). `learned` is a bool array [events] that marks
+        the targets of all training cases. The example holds the target of the case and the events
+        before it that fit, and `cut` is the number of events that do not fit.
 
-    Raises UserError if the run's dataset, which chooses the checkpoint, is not among `datasets`, or is to be read whole.
+    Returns
+    -------
+    list
+        The examples, each user's newest first.
     """
-    own, names = (
-        locate.alias(dataset),
-        {locate.alias(name): name for name in settings.get("datasets") or []},
-    )
-    if names and own not in names:
+    cases = corpus.cases
+    examples = []
+    learned = np.zeros(len(corpus.tables.item), dtype=bool)
+    learned[cases.end] = True
+    for user in users:
+        covered_from = len(learned)  # cases whose target is at or behind this event are covered
+        for row in corpus.by_user[user][::-1]:
+            if cases.end[row] < covered_from:
+                example, cut = encode(row, learned)
+                examples.append(example)
+                covered_from = cases.begin[row] + cut + 1
+    return examples
+
+
+def further_datasets(settings: Mapping[str, Any], dataset: str) -> list[dict[str, Any]]:
+    """Resolve the settings of the other `datasets` that a run trains on.
+
+    Each has the defaults of its dataset, and what the user has set for all datasets.
+
+    Parameters
+    ----------
+    settings : mapping
+        The settings of the run.
+    dataset : str
+        Name of the run's dataset, or of the sample that replaces it.
+
+    Raises
+    ------
+    UserError
+        If the run's dataset, which chooses the checkpoint, is not among `datasets`, or if it is
+        among those of `whole`.
+    """
+    names = {locate.alias(name): name for name in settings.get("datasets") or []}
+    if names and locate.alias(dataset) not in names:
         raise UserError(
             f"datasets: {dataset} chooses the checkpoint (select_on), so it is one of "
             f"the datasets; found {', '.join(names.values())}"
         )
-    others = {alias: name for alias, name in names.items() if alias != own}
-    if wrong := [name for name in settings.get("whole") or [] if locate.alias(name) not in others]:
-        raise UserError(
-            "whole: expected some of the datasets that are not tested on "
-            f"({', '.join(others.values()) or 'there is none'}), found {wrong[0]}"
-        )
-    return [
-        moved(settings | {"data_name": None}, name) | {"dataset": name} for name in others.values()
-    ]
+    names.pop(locate.alias(dataset), None)
+    for name in settings.get("whole") or []:
+        if locate.alias(name) not in names:
+            raise UserError(
+                "whole: expected some of the datasets that are not tested on "
+                f"({', '.join(names.values()) or 'there is none'}), found {name}"
+            )
+    plain = {**settings, "data_name": None}
+    return [moved(plain, name) | {"dataset": name} for name in names.values()]
 
 
 def load_corpora(inputs: ModelInputs, own: Corpus) -> list[Corpus]:
-    """What a run trains on, its own dataset first. But of `whole` ones only training parts are read: a test stays unseen whatever learns from the dataset."""
+    """Read the datasets that a run trains on.
+
+    Only the training part of a dataset is read, except for the datasets of `whole`: test cases stay
+    unseen whatever learns from their dataset.
+
+    Parameters
+    ----------
+    inputs : ModelInputs
+        What the run gives its model.
+    own : Corpus
+        The run's own dataset.
+
+    Returns
+    -------
+    list of Corpus
+        Its own dataset, and then the others.
+    """
     from ..data.recbole.datasets import load_tables
 
     corpora = [own]
     for settings in inputs.further_datasets:
-        tables, args = load_tables(locate.located(settings)), settings["eval_args"]
+        tables, args = load_tables(locate.located(dict(settings))), settings["eval_args"]
         text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
-        cases = (
-            every_case(tables)
-            if is_whole(inputs.settings, settings["dataset"])
-            else make_split(tables, args["split"], args["part"]).train
-        )
+        if is_whole(inputs.settings, settings["dataset"]):
+            cases = every_case(tables)
+        else:
+            cases = make_split(tables, args["split"], args["part"]).train
         corpora.append(Corpus(tables, text, cases))
     return corpora
 
@@ -118,20 +180,33 @@ def is_whole(settings: Mapping, dataset: str) -> bool:
 
 
 def draw_users(sizes: Sequence[int], seed: int, epoch: int) -> list[np.ndarray]:
-    """Users of each corpus for one epoch: as many in all as there are users, shared out by size^POWER.
+    """Sample the users of each corpus that an epoch trains on.
 
-    Where a share is larger than its corpus, no user comes twice more often than another.
+    There are as many samples as users in all corpora together. A corpus gets a share of them
+    proportional to its size to the power of POWER. Where the share is larger than the corpus, the
+    numbers of times that two users occur differ by one at most.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of users of each corpus.
+    seed : int
+        Seed of the run.
+    epoch : int
+        Number of the epoch.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Indices of users, for each corpus; all users in their order where there is one corpus.
     """
     if len(sizes) == 1:
         return [np.arange(sizes[0])]
     weight = np.asarray(sizes, dtype=float) ** POWER
     shares = np.round(sum(sizes) * weight / weight.sum()).astype(int)
-    drawn = []
+    samples = []
     for number, (size, share) in enumerate(zip(sizes, shares, strict=True)):
         rng = np.random.default_rng([seed, epoch, number, 2])
-        drawn.append(
-            np.concatenate([rng.permutation(size) for _ in range(-(-share // size))])[:share]
-            if share
-            else np.zeros(0, dtype=int)
-        )
-    return drawn
+        rounds = [rng.permutation(size) for _ in range(-(-share // size))]
+        samples.append(np.concatenate(rounds)[:share] if rounds else np.zeros(0, dtype=int))
+    return samples

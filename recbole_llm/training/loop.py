@@ -1,16 +1,22 @@
-"""Training: our loop, stop rule, checkpoints and evaluation over whatever trainer RecBole picks for a model."""
+"""Training: our loop, stopping rule, checkpoints and evaluation, for any trainer of RecBole."""
 
 import copy
 import json
+import logging
 import random
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import trainer as stock
 from recbole.utils import WandbLogger, get_trainer
 from recbole.utils.enum_type import ModelType
@@ -18,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
+from ..contracts.evaluation_mode import EvaluationMode
 from ..contracts.models import ContrastiveTrainable, StoredWeights, Trainable
 from ..data.cases.candidates import draw_candidates, fingerprint
 from ..data.cases.splits import draw
@@ -36,15 +43,28 @@ from ..storage.run_folders import WEIGHTS
 from . import optimizers
 from .losses import backward
 
-SAVE_SECONDS = 120  # most training that a killed process loses
+SAVE_SECONDS = 120  # longest training that is lost when a process is killed
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 STATE, OTHER = "state.pt", "other_parameter."
 TENSORBOARD = "tensorboard"
-CHECKPOINT = "recbole.pth"  # in RecBole's own form, of a training that RecBole's code began
-STATE_KINDS = {  # what state.pt holds beside tensors and random generators
-    "epoch": int, "position": tuple, "cur_step": int, "best_epoch": int, "best_valid_score": float,
-    "best_valid_result": (dict, type(None)), "model": dict, "other": dict, "seconds": dict, "history": list,
-}  # fmt: skip
+# in RecBole's own form, of a training that RecBole's code began
+CHECKPOINT = "recbole.pth"
+# what state.pt holds beside tensors and random generators
+STATE_KINDS: dict[str, type | tuple[type, ...]] = {
+    "epoch": int,
+    "position": tuple,
+    "cur_step": int,
+    "best_epoch": int,
+    "best_valid_score": float,
+    "best_valid_result": (dict, type(None)),
+    "model": dict,
+    "other": dict,
+    "seconds": dict,
+    "history": list,
+}
+
+Position = tuple[int, float, int]  # in an epoch: steps made, sum of losses, number of examples
+EPOCH_START: Position = (0, 0.0, 0)
 
 
 class FolderTrainer(stock.Trainer):
@@ -63,7 +83,7 @@ class FolderTrainer(stock.Trainer):
         with naming(self.folder / TENSORBOARD):
             return SummaryWriter(self.folder / TENSORBOARD)
 
-    def __init__(self, config, model):
+    def __init__(self, config: Any, model: Any):
         stock.AbstractTrainer.__init__(self, config, model)
         self.logger = stock.getLogger()
         self.wandblogger = WandbLogger(config)
@@ -86,49 +106,103 @@ class FolderTrainer(stock.Trainer):
         self.item_tensor = self.tot_item_num = None
 
 
-class Harness:
+class Harness(FolderTrainer):
     """Mixin over a RecBole trainer, which keeps its `_train_epoch` and `_build_optimizer`.
 
-    Files of `folder`: model.safetensors holds the best weights so far, and readback.json what they are compared
-    with when they are read; state.pt holds the last ones with the optimizer, the random generators and the counters,
-    so that a resumed run equals an uninterrupted one.
+    Files in `folder`: model.safetensors holds the best weights so far, and readback.json what they
+    are compared with when they are read. state.pt holds the latest weights, the optimizer, the
+    random generators and the counters, so that a resumed run equals an uninterrupted one.
+
+    Parameters
+    ----------
+    config : Config
+        The settings.
+    model : AbstractRecommender
+        The model.
+
+    Attributes
+    ----------
+    folder : Path
+        Folder of the run.
+    seconds : dict of str to float
+        Seconds of training and of validation.
+    best_epoch : int
+        Number of the epoch with the best validation score; -1 before there is one.
+    history : list of dict
+        One entry for each epoch: its loss, seconds and validation score.
+    position : tuple of (int, float, int)
+        Where a resumed run begins in its first epoch: steps made, sum of losses, examples.
+    drawn : str or None
+        Fingerprint of the candidates of the last ranking.
+    probed : Dataset or None
+        The dataset with the validation cases whose scores are compared after weights are read.
+    repeats : bool or None
+        Whether the model gives a case the same scores each time; None before that is known.
     """
 
-    def __init__(self, config, model, folder: Path | None = None):
+    config: Config
+    model: AbstractRecommender
+    device: torch.device
+    logger: logging.Logger
+    cur_step: int
+    best_valid_score: float
+    history: list[dict]
+    position: Position
+    drawn: str | None
+    repeats: bool | None
+
+    def __init__(self, config: Any, model: Any, folder: Path | None = None):
         self.folder = folder or _new_folder(Path(config["checkpoint_dir"]), config["model"])
         check_kinds(self.folder)
         super().__init__(config, model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds = {"train": 0.0, "valid": 0.0}
         self.best_epoch = -1
-        self.history: list[dict] = []
-        self.position = (0, 0.0, 0)  # of a resumed epoch
+        self.history = []
+        self.position = EPOCH_START
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        self.drawn: str | None = None  # fingerprint of the candidates of the last ranking
-        self.probed = None  # the dataset with the validation cases that read-back weights score
-        self.repeats: bool | None = None  # whether the model scores a case twice alike
+        self.drawn = None
+        self.probed = None
+        self.repeats = None
         self.saves = True
 
     def fit(
         self,
-        train_data,
-        valid_data=None,
-        verbose=True,
-        saved=True,
-        show_progress=False,
-        callback_fn=None,
-    ):
-        """Train until `epochs` or until validation has stopped improving, strictly and on unrounded scores.
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Train for `epochs`, or until validation has stopped improving.
 
-        Returns the best validation score and its metrics, as RecBole's trainers do. With
-        `saved=False` nothing is stored, and the model has its last weights at the end.
+        Only a strictly better score is an improvement, and scores are not rounded.
+
+        Parameters
+        ----------
+        train_data, valid_data : DataLoader
+            The training and validation parts; there is no validation where the latter is None.
+        verbose : bool
+            Whether each epoch is logged.
+        saved : bool
+            Not used: the best weights are always saved.
+        show_progress : bool
+            Whether bars are drawn.
+        callback_fn : callable, optional
+            Called with the epoch and its score after each validation.
+
+        Returns
+        -------
+        tuple of (float, dict)
+            The best validation score and its metrics, as RecBole's trainers return them.
         """
         self.saves = saved
         if not saved:
             with suppress(OSError):  # what a folder holds already stays there
                 self.folder.rmdir()
         self.probed = self.ranked(valid_data) if valid_data else None
-        self._restore_generator(train_data)
+        self._restore_generators(train_data)
         if (self.config["train_neg_sample_args"] or {}).get("dynamic"):
             train_data.get_model(self.model)
         if self.epochs == 0:
@@ -136,44 +210,48 @@ class Harness:
         for epoch in range(self.start_epoch, self.epochs):
             if self.cur_step > self.stopping_step:
                 break
-            started = time.perf_counter()
-            loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
-            loss = float(sum(loss) if isinstance(loss, tuple) else loss or 0.0)
-            self.seconds["train"] += time.perf_counter() - started
-            self.train_loss_dict[epoch] = loss
-            self._plot("loss", loss, epoch)
-            line = {
-                "epoch": epoch,
-                "loss": loss,
-                "seconds": round(time.perf_counter() - started, 2),
-            }
-            if (
-                valid_data
-                and self.eval_step > 0
-                and ((epoch + 1) % self.eval_step == 0 or epoch + 1 == self.epochs)
-            ):
+            line = self._train_and_time(train_data, epoch, show_progress)
+            validates = bool(valid_data) and self.eval_step > 0
+            if validates and self._validation_is_due(epoch):
                 line |= self._validate(valid_data, epoch, show_progress)
                 if callback_fn:
                     callback_fn(epoch, line["valid_score"])
-            elif not valid_data or self.eval_step <= 0:
+            elif not validates:
                 self._save_best()
                 self.best_epoch = epoch
             self.history.append(line)
             if verbose:
-                self.logger.info(_told(line, self.best_epoch == epoch))
+                self.logger.info(_epoch_line(line, self.best_epoch == epoch))
             self._save_state(epoch, train_data)
         return self.best_valid_score, self.best_valid_result
 
+    def _train_and_time(self, train_data, epoch: int, show_progress: bool) -> dict:
+        """Train for an epoch, and return its entry of `history`."""
+        started = time.perf_counter()
+        loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
+        loss = float(sum(loss) if isinstance(loss, tuple) else loss or 0.0)
+        self.seconds["train"] += time.perf_counter() - started
+        self.train_loss_dict[epoch] = loss
+        self._plot("loss", loss, epoch)
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+
+    def _validation_is_due(self, epoch: int) -> bool:
+        return (epoch + 1) % self.eval_step == 0 or epoch + 1 == self.epochs
+
     def _validate(self, valid_data, epoch: int, show_progress: bool) -> dict:
+        """Rank the validation cases, and save the weights if they are the best so far."""
         started = time.perf_counter()
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         self.seconds["valid"] += time.perf_counter() - started
         self._plot(self.valid_metric, score, epoch)
-        better = (
-            score > self.best_valid_score
-            if self.valid_metric_bigger
-            else score < self.best_valid_score
-        )
+        if self.valid_metric_bigger:
+            better = score > self.best_valid_score
+        else:
+            better = score < self.best_valid_score
         self.cur_step = 0 if better else self.cur_step + 1
         if better:
             self.best_valid_score, self.best_valid_result, self.best_epoch = score, result, epoch
@@ -184,8 +262,31 @@ class Harness:
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         return result[self.valid_metric], result
 
-    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """Metric -> value of one part; `model_file` is a run folder."""
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> dict[str, float]:
+        """Compute the metrics of one part of the data.
+
+        Parameters
+        ----------
+        eval_data : DataLoader
+            The part.
+        load_best_model : bool
+            Whether the best weights are read first.
+        model_file : path, optional
+            Folder of the run whose weights are read; this run's folder where None.
+        show_progress : bool
+            Whether a bar is drawn.
+
+        Returns
+        -------
+        dict of str to float
+            Metric -> value.
+        """
         if load_best_model:
             folder = Path(model_file or self.folder)  # or RecBole's file in it
             self.load_best(folder.parent if folder.is_file() else folder)
@@ -197,27 +298,55 @@ class Harness:
     def rank(
         self, eval_data, topk: int = 0, show_progress: bool = False, kept: Kept | None = None
     ) -> tuple[RankTable, TopLists | None]:
-        """The rank of every case's target in one part of the data. kept: see rank_cases."""
+        """Rank the target of every case in one part of the data.
+
+        Parameters
+        ----------
+        eval_data : DataLoader
+            The part.
+        topk : int
+            Length of the lists of best items to return; 0 returns None for them.
+        show_progress : bool
+            Whether a bar is drawn.
+        kept : Kept, optional
+            Stored ranks to go on from, see `rank_cases`.
+
+        Returns
+        -------
+        tuple of (RankTable, TopLists or None)
+            The ranks, and the best items of every case.
+
+        Raises
+        ------
+        UserError
+            If scores are not finite.
+        """
         dataset, config = self.ranked(eval_data), self.config
         part = part_of(dataset)
-        mode = config["eval_args"]["mode"][part]
+        mode = EvaluationMode.of_part(config["eval_args"]["mode"], part)
         candidates = self.drawn = None
-        if mode != "full":
+        if mode.candidates:
             candidates = draw_candidates(
                 dataset.tables,
                 dataset.cases,
-                int(mode[3:]),
+                mode.candidates,
                 config["candidate_seed"],
                 config["candidates_exclude"],
             )
-            self.drawn = kept and fingerprint(
-                dataset.tables, dataset.cases, candidates
-            )  # of a part that is stored
+            if kept:
+                self.drawn = fingerprint(dataset.tables, dataset.cases, candidates)
         try:
             return rank_cases(
-                self.model, dataset, dataset.cases, candidates=candidates, mask_history=bool(config["mask_history"]),
-                memory=config["eval_memory"], topk=topk, progress=f"Evaluate {part}" if show_progress else None, kept=kept,
-            )  # fmt: skip
+                self.model,
+                dataset,
+                dataset.cases,
+                candidates=candidates,
+                mask_history=bool(config["mask_history"]),
+                memory=config["eval_memory"],
+                topk=topk,
+                progress=f"Evaluate {part}" if show_progress else None,
+                kept=kept,
+            )
         except FloatingPointError as error:
             raise UserError(
                 f"{config['model']} gives no numbers to rank by ({error}): it diverged; lower "
@@ -231,8 +360,8 @@ class Harness:
                 "or set precision: fp32"
             )
 
-    def ranked(self, eval_data):
-        """The dataset whose cases `rank` ranks."""
+    def ranked(self, eval_data: Any) -> Any:
+        """Return the dataset whose cases `rank` ranks."""
         return eval_data._dataset
 
     def _plot(self, name: str, value: float, epoch: int) -> None:
@@ -244,11 +373,12 @@ class Harness:
         if not self.saves:
             return
         readback.forget(self.folder)
-        scores = self._probe()  # first: some models keep what they score by, and that is stored too
+        # before the weights are saved: some models keep tensors that they score by, to be saved too
+        scores = self._probe_cases() if self._has_probe_cases else None
         save_weights(self.model, self.folder)
         tensors = trained_tensors(self.model)
         if scores is not None and self.repeats is None:
-            again = self._probe()
+            again = self._probe_cases()
             self.repeats = readback.agree(scores, again, self.config["precision"])
             if not self.repeats:
                 self.logger.info(
@@ -262,67 +392,99 @@ class Harness:
     def load_best(self, folder: Path | None = None) -> None:
         """Read the best weights back.
 
-        Whatever training has changed is overwritten first, so that nothing that the files lack
-        goes unnoticed because this process still holds it.
+        Whatever training has changed is overwritten first: a tensor that the files lack must not go
+        unnoticed because this process still holds it.
 
         Parameters
         ----------
-        folder : of a run; this trainer's own where it is None.
+        folder : Path, optional
+            Folder of a run; this run's folder where None.
 
         Raises
         ------
-        UserError : if these are not the weights, or not the scores, that were saved.
+        UserError
+            If the weights or their scores are not those that were saved.
         """
         folder = folder or self.folder
         if (folder / WEIGHTS).is_file():
-            _wipe(self.model)
+            _overwrite_trained(self.model)
         load_weights(self.model, folder)
-        own = folder == self.folder and self.probed is not None
-        readback.check(folder, all_tensors(self.model), self._probe if own else None)
+        compares_scores = folder == self.folder and self._has_probe_cases
+        probe = self._probe_cases if compares_scores else None
+        readback.check(folder, all_tensors(self.model), probe)
 
-    def _probe(self) -> np.ndarray | None:
-        """Scores of a few validation cases; None if there are no such cases."""
-        if self.probed is None or not len(self.probed.cases):
-            return None
-        cases = self.probed.cases[: probing.CASES]
-        return probing.probe(self.model, self.probed, cases)
+    @property
+    def _has_probe_cases(self) -> bool:
+        return self.probed is not None and len(self.probed.cases) > 0
 
-    def _save_state(self, epoch: int, train_data, position: tuple = (0, 0.0, 0)) -> None:
-        """After `epoch`, and after `position` = (steps, loss, groups) of the next one."""
+    def _probe_cases(self) -> np.ndarray:
+        """Scores of a few validation cases."""
+        dataset = self.probed
+        assert dataset is not None
+        return probing.probe(self.model, dataset, dataset.cases[: probing.CASES])
+
+    def _save_state(self, epoch: int, train_data, position: Position = EPOCH_START) -> None:
+        """Store the state after `epoch`, and after `position` in the next one."""
         if not self.saves:
             return
         state = {
-            "base": stored_weights(self.model).frozen_base, "epoch": epoch, "position": position, "cur_step": self.cur_step, "best_epoch": self.best_epoch,
-            "best_valid_score": float(self.best_valid_score), "best_valid_result": self.best_valid_result,
-            "model": resumable_tensors(self.model), "other": _other_tensors(self.model), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "loader": train_data.generator.get_state(), "torch": torch.get_rng_state(), "python": random.getstate(),
+            "base": stored_weights(self.model).frozen_base,
+            "epoch": epoch,
+            "position": position,
+            "cur_step": self.cur_step,
+            "best_epoch": self.best_epoch,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": self.best_valid_result,
+            "model": resumable_tensors(self.model),
+            "other": _other_tensors(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loader": train_data.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "python": random.getstate(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": json.dumps(_numpy_state()), "seconds": self.seconds, "history": self.history,
-        }  # fmt: skip
+            "numpy": json.dumps(_numpy_state()),
+            "seconds": self.seconds,
+            "history": self.history,
+        }
         # a file and not its path: torch's own writer does not say that the disk is full
         with atomically(self.folder / STATE) as path, open(path, "wb") as file:
             torch.save(state, file)
 
     def resume_checkpoint(self, resume_file):
-        """Continue from state.pt of a run folder, bit for bit."""
+        """Continue from state.pt of a run's folder, bit for bit.
+
+        Parameters
+        ----------
+        resume_file : path
+            The folder.
+
+        Raises
+        ------
+        UserError
+            If the file is damaged, or is the state of another run.
+        """
         path = Path(resume_file) / STATE
         try:
-            with zipfile.ZipFile(path) as archive:  # torch's own reader compares no checksum
+            # torch's own reader compares no checksum
+            with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():
                     raise zipfile.BadZipFile(broken)
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises whatever its zip, pickle and struct readers raise
+        # torch raises whatever its zip, pickle and struct readers raise
+        except Exception as error:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}); remove it, and the run starts over"
             ) from None
-        with _fitting(path):
-            self._take_state(state, path)
-            self._set_generators(state)  # once here, where a state that has none is told of
+        with _foreign_state_as_user_error(path):
+            self._restore(state, path)
+            # for its errors alone: `_restore_generators` sets them again
+            self._set_generators(state)
         self._state = state
         self.logger.info(f"resumed after epoch {state['epoch']} and {self.position[0]} steps")
 
-    def _take_state(self, state: dict, path: Path) -> None:
-        """Weights, optimizer and counters of state.pt. Raises whatever a foreign state leads to."""
+    def _restore(self, state: dict, path: Path) -> None:
+        """Restore weights, optimizer and counters; a foreign state leads to any exception."""
         if not isinstance(state, dict):
             raise TypeError(f"it is {type(state).__name__}")
         wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state[key], kind)]
@@ -334,43 +496,32 @@ class Harness:
                 f"{path}: the weights that its adapters were trained on are others now; put those "
                 "back, or remove it, and the run starts over"
             )
-        own = resumable_tensors(self.model)
-        if absent := sorted(own.keys() - state["model"].keys()):
+        names = resumable_tensors(self.model).keys()
+        if absent := sorted(names - state["model"].keys()):
             raise UserError(
                 f"{path} lacks {len(absent)} tensors of this model, the first is {absent[0]}; "
                 "remove it, and the run starts over"
             )
-        self.model.load_state_dict({name: state["model"][name] for name in own}, strict=False)
+        self.model.load_state_dict({name: state["model"][name] for name in names}, strict=False)
         for name, value in state["other"].items():
             setattr(self.model, name, value.to(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
         for part in getattr(self.optimizer, "parts", (self.optimizer,)):
-            for parameter, values in part.state.items():
-                for name, value in values.items():  # torch compares none of their shapes
-                    if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
-                        raise ValueError(f"{name} of the optimizer is of another shape")
+            _check_shapes(part)
         self.scaler.load_state_dict(state["scaler"])
-        self.start_epoch, self.cur_step, self.best_epoch = (
-            state["epoch"] + 1,
-            state["cur_step"],
-            state["best_epoch"],
-        )
-        self.best_valid_score, self.best_valid_result = (
-            state["best_valid_score"],
-            state["best_valid_result"],
-        )
-        self.seconds, self.history, self.position = (
-            state["seconds"],
-            state["history"],
-            state["position"],
-        )
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step, self.best_epoch = state["cur_step"], state["best_epoch"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"]
+        self.seconds, self.history = state["seconds"], state["history"]
+        self.position = state["position"]
 
-    def _restore_generator(self, train_data) -> None:
-        """Set the random generators last, when nothing else will draw from them before the first batch."""
+    def _restore_generators(self, train_data) -> None:
+        """Set the random generators last: nothing else may use them before the first batch."""
         state = self.__dict__.pop("_state", None)
         if state is None:
             return
-        with _fitting(self.folder / STATE):
+        with _foreign_state_as_user_error(self.folder / STATE):
             train_data.generator.set_state(state["loader"].cpu())
             self._set_generators(state)
 
@@ -386,9 +537,9 @@ class Harness:
 
 
 def _new_folder(saved: Path, model: str) -> Path:
-    """Make a folder for a training of RecBole's own code, which names none.
+    """Make a folder for a training that RecBole's own code starts, since it names none.
 
-    Two that begin in one second, in one process or two, get one each.
+    Trainings that begin in the same second, in any number of processes, get different folders.
     """
     saved.mkdir(parents=True, exist_ok=True)
     name, number = f"{model}-{time.strftime('%Y%m%d-%H%M%S')}", 1
@@ -401,23 +552,42 @@ def _new_folder(saved: Path, model: str) -> Path:
             number += 1
 
 
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError for a state of another parameter, whose shape torch does not compare."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} of the optimizer is of another shape")
+
+
 @contextmanager
-def _fitting(path: Path):
-    """Within it, a stored state that is not of this run is told of in one line."""
+def _foreign_state_as_user_error(path: Path) -> Iterator[None]:
+    """Raise the errors to which a state of another run leads as one UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is not a state of this run ({type(error).__name__}: {said}); remove it, and "
-            "the run starts over"
+            f"{path} is not a state of this run ({type(error).__name__}: {message}); remove it, "
+            "and the run starts over"
         ) from None
 
 
 def check_kinds(folder: Path) -> None:
-    """Raise UserError for a folder in the place of a run's file, or the reverse."""
+    """Check that the files of a run's folder are files, and its folders are folders.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+
+    Raises
+    ------
+    UserError
+        If one of them is not.
+    """
     for name in (WEIGHTS, STATE, readback.FILE, run_folders.RUN):
         if (folder / name).is_dir():
             raise UserError(f"{folder / name}: expected a file, found a folder; remove it")
@@ -427,41 +597,74 @@ def check_kinds(folder: Path) -> None:
 
 
 def part_of(dataset) -> str:
-    """ "test" or "valid": whose cases these are (a draw of validation cases is still validation)."""
+    """Return which part of the data a dataset is.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        A dataset of test cases, or of all or some validation cases.
+
+    Returns
+    -------
+    {"test", "valid"}
+        The name of the part.
+    """
     return "test" if dataset.cases is dataset.split.test else "valid"
 
 
-def _told(line: dict, best: bool) -> str:
-    valid = (
-        f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} "
-        f"s{' (best)' if best else ''}"
-        if "valid_score" in line
-        else ""
-    )
-    return f"epoch {line['epoch']}: loss {line['loss']:.6f} in {line['seconds']:.1f} s{valid}"
+def _epoch_line(line: dict, best: bool) -> str:
+    """The log's line about an epoch."""
+    text = f"epoch {line['epoch']}: loss {line['loss']:.6f} in {line['seconds']:.1f} s"
+    if "valid_score" in line:
+        text += f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} s"
+        text += " (best)" if best else ""
+    return text
 
 
 def _numpy_state() -> list:
-    name, keys, *rest = np.random.get_state()
-    return [name, keys.tolist(), *rest]
+    """The state of numpy's generator in numpy's legacy order, as JSON can hold it."""
+    state = np.random.get_state(legacy=False)
+    keys, position = state["state"]["key"].tolist(), state["state"]["pos"]
+    return [state["bit_generator"], keys, position, state["has_gauss"], state["gauss"]]
 
 
 def _other_tensors(model) -> dict[str, torch.Tensor]:
-    """RecBole's `other_parameter`, tensors only: anything else is rebuilt from the training data."""
+    """The tensors of RecBole's `other_parameter`; the rest is rebuilt from the training data."""
     names = getattr(model, "other_parameter_name", [])
     return {name: getattr(model, name) for name in names if torch.is_tensor(getattr(model, name))}
 
 
 def stored_weights(model) -> StoredWeights:
-    """How a model's weights are stored; RecBole's models store nothing of their own."""
+    """Return how a model's weights are stored.
+
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model.
+
+    Returns
+    -------
+    StoredWeights
+        The model itself, or the defaults for a model of RecBole's, which saves no files itself.
+    """
     return model if isinstance(model, StoredWeights) else StoredWeights()
 
 
 def trained_tensors(model) -> dict[str, torch.Tensor]:
-    """What training changes and a run stores, by name.
+    """Return the tensors that training changes and a run stores.
 
-    That is every trained parameter, the buffers outside a backbone, and RecBole's
-    `other_parameter`. Tied weights are there once.
+    They are every trained parameter, the buffers outside a backbone, and RecBole's
+    `other_parameter`. Tied weights occur once.
+
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The tensors by name.
     """
     apart = stored_weights(model).externally_saved
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
@@ -474,16 +677,37 @@ def trained_tensors(model) -> dict[str, torch.Tensor]:
 
 
 def all_tensors(model) -> dict[str, torch.Tensor]:
-    """Every tensor of a model that could be stored, by name."""
+    """Return every tensor of a model that could be stored.
+
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The tensors by name.
+    """
     other = {OTHER + name: value for name, value in _other_tensors(model).items()}
     return model.state_dict() | other
 
 
 def resumable_tensors(model) -> dict[str, torch.Tensor]:
-    """What a stopped training needs to go on, by name.
+    """Return the tensors that a stopped training needs to go on.
 
-    Of a backbone that is frozen under adapters, that is the adapters alone: the constructor reads
-    the rest again from where it came from, in quantised form too.
+    Of a backbone that is frozen under adapters, these are the adapters alone: the constructor reads
+    the other weights again from where they came from, in quantised form too.
+
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The tensors by name.
     """
     apart, parameters = stored_weights(model).externally_saved, dict(model.named_parameters())
     frozen = [
@@ -491,7 +715,7 @@ def resumable_tensors(model) -> dict[str, torch.Tensor]:
         for name, value in parameters.items()
         if name.startswith(apart) and not value.requires_grad
     ]
-    # all that a module with frozen weights holds, such as the scales of quantised ones
+    # a module with frozen weights is left out with all its tensors, such as quantisation scales
     modules = tuple({name.rpartition(".")[0] + "." for name in frozen})
     trained = {name for name, value in parameters.items() if value.requires_grad}
     return {
@@ -501,19 +725,30 @@ def resumable_tensors(model) -> dict[str, torch.Tensor]:
     }
 
 
-def _wipe(model) -> None:
-    """Overwrite what training changes: with NaN, or 0 where there are whole numbers."""
+def _overwrite_trained(model) -> None:
+    """Overwrite the tensors that training changes with NaN, or with 0 where they are integers."""
     with torch.no_grad():
         for name, value in trained_tensors(model).items():
-            nothing = torch.nan if value.is_floating_point() else 0
-            if name.startswith(OTHER):  # the tensor itself may be another's too
-                setattr(model, name.removeprefix(OTHER), torch.full_like(value, nothing))
+            filler = torch.nan if value.is_floating_point() else 0
+            if name.startswith(OTHER):
+                # the tensor itself may be another object's too
+                setattr(model, name.removeprefix(OTHER), torch.full_like(value, filler))
             else:
-                value.fill_(nothing)
+                value.fill_(filler)
 
 
 def save_weights(model, folder: Path) -> None:
-    """What `StoredWeights.save` does not write goes to model.safetensors."""
+    """Write a model's weights into a folder.
+
+    Tensors that `StoredWeights.save` does not write go to model.safetensors.
+
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model.
+    folder : Path
+        Folder of the run.
+    """
     tensors = {
         name: value
         for name, value in model.state_dict().items()
@@ -522,25 +757,46 @@ def save_weights(model, folder: Path) -> None:
     tensors |= {OTHER + name: value for name, value in _other_tensors(model).items()}
     stored_weights(model).save(folder)
     # clone: tensors that share memory (tied weights) are refused otherwise
-    _atomic(
-        folder / WEIGHTS,
-        lambda path: save_file(
-            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-            path,
-        ),
-    )
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomically(folder / WEIGHTS) as path:
+        save_file(copies, path)
 
 
 def load_weights(model, folder: Path) -> None:
-    """The counterpart of `save_weights`. Raises UserError when the weights are another model's."""
+    """Read what `save_weights` has written.
+
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model.
+    folder : Path
+        Folder of the run.
+
+    Raises
+    ------
+    UserError
+        If the weights are missing, damaged, or those of another model.
+    """
     stored_weights(model).load(folder)
     load_tensors(model, folder)
 
 
-def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
-    """Of `load_weights`, what a model with a `load` of its own does not load.
+def load_tensors(model, folder: Path, excluded: tuple[str, ...] = ()) -> None:
+    """Read the tensors of model.safetensors.
 
-    left : beginnings of the names of tensors that stay as they are.
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model.
+    folder : Path
+        Folder of the run.
+    excluded : tuple of str
+        Prefixes of the names of tensors that stay as they are.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or that of another model.
     """
     path = folder / WEIGHTS
     if not path.is_file():
@@ -554,11 +810,13 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
         raise UserError(f"{path} is damaged ({error}); remove {folder} and run again") from None
     for name in [name for name in tensors if name.startswith(OTHER)]:
         setattr(model, name.removeprefix(OTHER), tensors.pop(name))
-    left += stored_weights(model).externally_saved
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith(left)}
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(left)}
-    wrong = sorted(own.keys() ^ tensors.keys()) or [
-        name for name in own if own[name].shape != tensors[name].shape
+    excluded += stored_weights(model).externally_saved
+    expected = {
+        name: value for name, value in model.state_dict().items() if not name.startswith(excluded)
+    }
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(excluded)}
+    wrong = sorted(expected.keys() ^ tensors.keys()) or [
+        name for name in expected if expected[name].shape != tensors[name].shape
     ]
     if wrong:
         raise UserError(
@@ -568,14 +826,27 @@ def load_tensors(model, folder: Path, left: tuple[str, ...] = ()) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def _atomic(path: Path, write) -> None:
-    with atomically(path) as temporary:
-        write(temporary)
-
-
 @lru_cache
 def trainer_class(name: str, model_type: ModelType) -> type:
-    """The trainer that RecBole picks for a model, with our harness over it."""
+    """Make the class of the trainer that RecBole picks for a model, with our harness over it.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model's class.
+    model_type : ModelType
+        RecBole's type of the model.
+
+    Returns
+    -------
+    type
+        A subclass of Harness.
+
+    Raises
+    ------
+    UserError
+        If the trainer has a training loop of its own.
+    """
     base = get_trainer(model_type, name)
     if issubclass(base, Harness):
         return base
@@ -584,10 +855,8 @@ def trainer_class(name: str, model_type: ModelType) -> type:
             f"{name}: trained by {base.__name__}, which this harness does not run; use "
             "recbole.quick_start.run_recbole"
         )
-    if next(kind for kind in base.__mro__ if "fit" in vars(kind)) not in (
-        stock.Trainer,
-        stock.S3RecTrainer,
-    ):  # S3Rec's stages are runs here
+    loops = (stock.Trainer, stock.S3RecTrainer)  # S3Rec's stages are runs here
+    if next(kind for kind in base.__mro__ if "fit" in vars(kind)) not in loops:
         raise UserError(
             f"{name}: {base.__name__} has a training loop of its own, which this harness does not "
             "run; use recbole.quick_start.run_recbole"
@@ -596,16 +865,19 @@ def trainer_class(name: str, model_type: ModelType) -> type:
     return type(f"Harness{base.__name__}", (Harness, *behind), {})
 
 
-class LLMTrainer(Harness, FolderTrainer):
-    """The epoch of our models: steps of `train_batch_size` groups of texts, in passes of like length that fit memory.
+class LLMTrainer(Harness):
+    """Trains the models of this package.
 
-    A model without trainable parameters is not trained. The learning rate is a function of the step alone, and
-    the order of an epoch one of (seed, epoch), so that a resumed run goes on as if it had not stopped.
+    An epoch consists of steps of `train_batch_size` examples. A step consists of passes of texts of
+    similar length that fit memory. A model without trainable parameters is not trained.
+
+    The learning rate is a function of the step alone, and the order of an epoch is one of (seed,
+    epoch), so that a resumed run continues as if it had not stopped.
     """
 
-    def __init__(self, config, model, folder: Path | None = None):
+    def __init__(self, config: Any, model: Any, folder: Path | None = None):
         super().__init__(config, model, folder)
-        if not isinstance(model, Trainable) or not optimizers.trained(model):
+        if not isinstance(model, Trainable) or not optimizers.trained(self.model):
             self.epochs = 0
         self.selecting = False
         precision = config["precision"]
@@ -627,62 +899,66 @@ class LLMTrainer(Harness, FolderTrainer):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
-        config = self.config
-        model = self.model
+        config, model = self.config, self.model
         examples = model.examples(epoch_idx)
-        size = [sum(map(model.cost, model.pieces(example))) for example in examples]
-        steps = shuffled_steps(
-            size, config["train_batch_size"], np.random.default_rng([config["seed"], epoch_idx, 1])
-        )
-        begin, total, groups = self.position
-        self.position = (0, 0.0, 0)
+        costs = [sum(map(model.cost, model.pieces(example))) for example in examples]
+        rng = np.random.default_rng([config["seed"], epoch_idx, 1])
+        steps = shuffled_steps(costs, config["train_batch_size"], rng)
+        first_step, total, count = self.position
+        self.position = EPOCH_START
+        last_timed = min(first_step + FORECAST_STEPS, len(steps) - 1)
         started = saved = time.perf_counter()
         bar = progress(steps, desc=f"Train {epoch_idx}", disable=not show_progress)
         for step, rows in enumerate(bar):
-            if step < begin:
+            if step < first_step:
                 continue
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * optimizers.rate(
-                    (epoch_idx + (step + 1) / len(steps)) / self.epochs, config["warmup"] or 0.0
-                )
+            self._set_learning_rate(epoch_idx + (step + 1) / len(steps))
             total += self._step([examples[row] for row in rows]) * len(rows)
-            groups += len(rows)
-            if epoch_idx == self.start_epoch and step == min(
-                begin + FORECAST_STEPS, len(steps) - 1
-            ):
-                done = sum(size[row] for rows in steps[begin : step + 1] for row in rows)
-                self._forecast(time.perf_counter() - started, done, sum(size))
+            count += len(rows)
+            if epoch_idx == self.start_epoch and step == last_timed:
+                timed_rows = np.concatenate(steps[first_step : step + 1])
+                timed_cost = sum(costs[row] for row in timed_rows)
+                self._forecast(time.perf_counter() - started, timed_cost, sum(costs))
             if time.perf_counter() - saved > SAVE_SECONDS:
-                self._save_state(epoch_idx - 1, train_data, (step + 1, total, groups))
+                self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
                 saved = time.perf_counter()
-            bar.set_postfix_str(f"loss {total / groups:.3f}")
-        return total / max(1, groups)
+            bar.set_postfix_str(f"loss {total / count:.3f}")
+        return total / max(1, count)
+
+    def _set_learning_rate(self, epochs: float) -> None:
+        """Set the learning rate of all parameters after a number of epochs."""
+        share = optimizers.rate(epochs / self.epochs, self.config["warmup"] or 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * share
 
     def _step(self, examples: list) -> float:
-        """One update; the loss per target, and what the model compares over all examples."""
+        """Make one update, and return the loss: its mean per target, plus that over all pairs."""
         model = self.model
-        pieces = [piece for example in examples for piece in model.pieces(example)]
+        pieces = list(chain.from_iterable(map(model.pieces, examples)))
         targets = max(1, sum(map(model.targets, pieces)))
         budget = self.config["pass_tokens"]
-        parts = by_length([model.cost(piece) for piece in pieces], budget, cost=model.pass_cost)
-        batches = [model.collate([pieces[row] for row in part]) for part in parts]
+        passes = by_length([model.cost(piece) for piece in pieces], budget, cost=model.pass_cost)
+        batches = []
+        for rows in passes:
+            batches.append(model.collate([pieces[row] for row in rows]))
         contrastive = isinstance(model, ContrastiveTrainable) and model.contrastive
-        place = torch.from_numpy(np.argsort(np.concatenate(parts))).to(self.device)
+        place = torch.from_numpy(np.argsort(np.concatenate(passes))).to(self.device)
+        no_vectors = torch.empty(0)
 
-        def forward(batch, with_loss: bool):
+        def forward(batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
             with model.autocast():
                 if not contrastive:
-                    return model.loss(batch) / targets, None
+                    return model.loss(batch) / targets, no_vectors
                 loss, vectors = model.loss_and_vectors(batch, with_loss)
             return loss / targets, vectors
 
-        def join(vectors):
+        def join(vectors: torch.Tensor) -> torch.Tensor:
             ordered = vectors[place].view(len(examples), -1, *vectors.shape[1:])
             return model.pair_loss(ordered, examples)
 
         self.optimizer.zero_grad()
-        whole = contrastive and sum(map(model.batch_cost, batches)) <= budget
-        loss = backward(forward, batches, join if contrastive else None, self.scaler.scale, whole)
+        fits = contrastive and sum(map(model.batch_cost, batches)) <= budget
+        loss = backward(forward, batches, join if contrastive else None, self.scaler.scale, fits)
         self._check_nan(torch.tensor(loss))
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_norm:
@@ -692,7 +968,17 @@ class LLMTrainer(Harness, FolderTrainer):
         return loss
 
     def _forecast(self, seconds: float, done: int, total: int) -> None:
-        """Tell how long the training is going to take, by the time that the first steps took."""
+        """Log how long the training is going to take.
+
+        Parameters
+        ----------
+        seconds : float
+            Time that the first steps took.
+        done : int
+            Their cost.
+        total : int
+            Cost of an epoch.
+        """
         epochs, unit = self.epochs - self.start_epoch, self.model.cost_unit
         size = f"{total / 1e6:.2f} M" if total >= 10_000 else f"{total}"
         minutes = epochs * total * seconds / done / 60
@@ -702,8 +988,12 @@ class LLMTrainer(Harness, FolderTrainer):
             "validation and test come on top"
         )
 
-    def ranked(self, eval_data):
-        """Validation is on a fixed draw of users: selecting a checkpoint needs no more, and each costs decoding."""
+    def ranked(self, eval_data: Any) -> Any:
+        """Return the dataset whose cases `rank` ranks.
+
+        Validation is on a fixed sample of users: it suffices to select a checkpoint, and each user
+        costs decoding.
+        """
         dataset = eval_data._dataset
         if part_of(dataset) == "valid":
             dataset = copy.copy(dataset)

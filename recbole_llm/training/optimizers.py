@@ -1,7 +1,9 @@
-"""Optimizers of our models: AdamW, and Muon for what is learned from nothing."""
+"""Optimizers of our models: AdamW, and Muon for weight matrices with random initial values."""
 
 import math
+from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import torch
 
@@ -12,56 +14,82 @@ QUINTIC, QUINTIC_STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
 def rate(done: float, warmup: float) -> float:
-    """Share of the learning rate after a share `done` of all steps: linear warm-up, then a cosine to a tenth."""
-    return (
-        done / warmup
-        if done < warmup
-        else 0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup))
-    )
+    """Compute the learning-rate schedule: linear warm-up, then a cosine down to a tenth.
+
+    Parameters
+    ----------
+    done : float
+        Share of all steps that have been made, 0 to 1.
+    warmup : float
+        Share of the steps that warm up.
+
+    Returns
+    -------
+    float
+        Share of the learning rate.
+    """
+    if done < warmup:
+        return done / warmup
+    return 0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup))
 
 
 class Together:
-    """Several optimizers as one: what a trainer and a gradient scaler ask of an optimizer."""
+    """Several optimizers behind the interface of one, as trainers and gradient scalers use it.
+
+    Parameters
+    ----------
+    *parts : Optimizer
+        The optimizers, each with its own parameters.
+    """
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts
 
     @property
     def param_groups(self) -> list[dict]:
+        """The parameter groups of all parts."""
         return list(chain.from_iterable(part.param_groups for part in self.parts))
 
     def zero_grad(self) -> None:
+        """Clear all gradients."""
         for part in self.parts:
             part.zero_grad()
 
     def step(self) -> None:
+        """Make one step of each part."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict:
+        """Return the states of all parts."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict) -> None:
-        for part, own in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(own)
+        """Restore what `state_dict` returned."""
+        for part, part_state in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(part_state)
 
 
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Return the parameters of a model that require gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def orthogonal(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The matrix with all its singular values moved near 1, by Newton-Schulz iterations.
+    """Move all singular values of a matrix near 1, by Newton-Schulz iterations.
 
     Parameters
     ----------
-    matrix : [rows, columns].
-    dtype : The type of the products. A CPU without bfloat16 units computes them tens of times
-        slower in bfloat16 than in float32.
+    matrix : Tensor [rows, columns]
+        The matrix.
+    dtype : dtype
+        The type of the products. A CPU without bfloat16 units computes them tens of times slower in
+        bfloat16 than in float32.
 
     Returns
     -------
-    [rows, columns] of `dtype`, with singular values between about 0.7 and 1.2.
+    Tensor of `dtype` [rows, columns]
+        The matrix with the same singular vectors, and singular values between about 0.7 and 1.2.
     """
     a, b, c = QUINTIC
     tall = matrix.size(0) > matrix.size(1)
@@ -83,30 +111,49 @@ class Muon(torch.optim.Optimizer):
 
     Parameters
     ----------
-    matrices : Parameters of two dimensions.
-    lr : Learning rate.
-    weight_decay : Decay, as AdamW's.
-    dtype : The type that `orthogonal` computes in.
+    matrices : iterable of Parameter
+        Parameters of two dimensions.
+    lr : float
+        Learning rate.
+    weight_decay : float
+        Decay, as AdamW's.
+    dtype : dtype
+        The type that `orthogonal` computes in.
     """
 
-    def __init__(self, matrices, lr: float, weight_decay: float, dtype: torch.dtype):
+    def __init__(
+        self,
+        matrices: Iterable[torch.Tensor],
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype,
+    ):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> Any:
+        """Make one step by the gradients that are there.
+
+        Parameters
+        ----------
+        closure : None
+            Not supported.
+        """
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._move(weight, group["lr"], group["weight_decay"])
+                    self._move(weight, weight.grad, group["lr"], group["weight_decay"])
 
-    def _move(self, weight: torch.Tensor, lr: float, weight_decay: float) -> None:
+    def _move(
+        self, weight: torch.Tensor, gradient: torch.Tensor, lr: float, weight_decay: float
+    ) -> None:
         state = self.state[weight]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight.grad)
+            state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum = state["momentum_buffer"]
-        momentum.lerp_(weight.grad, 1 - MOMENTUM)
-        direction = orthogonal(weight.grad.lerp(momentum, MOMENTUM), self.dtype)
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        direction = orthogonal(gradient.lerp(momentum, MOMENTUM), self.dtype)
         weight.mul_(1 - lr * weight_decay)
         weight.add_(direction, alpha=-lr * 0.2 * math.sqrt(max(weight.shape)))
 
@@ -117,35 +164,64 @@ def build(
     learning_rate: float,
     weight_decay: float,
     precision: str = "fp32",
-):
-    """The optimizer of the parameters that are trained.
+) -> torch.optim.Optimizer | Together:
+    """Make the optimizer of the parameters that require gradients.
 
-    `adam` is AdamW. `muon` moves every matrix but embeddings by Muon, and the rest by AdamW. Muon
-    computes in bfloat16 where `precision` is bf16, and in float32 otherwise.
+    Parameters
+    ----------
+    model : Module
+        The model.
+    learner : {"adam", "muon"}
+        `adam` is AdamW. `muon` is Muon for every matrix except embeddings and output layers, and
+        AdamW for the other parameters.
+    learning_rate : float
+        Highest learning rate.
+    weight_decay : float
+        Weight decay of both optimizers.
+    precision : str
+        Muon computes in bfloat16 where it is "bf16", and in float32 otherwise.
+
+    Returns
+    -------
+    Optimizer or Together
+        The optimizer. It has one parameter that no gradient reaches where there are none to train.
     """
     parameters = trained(model)
-    adam = {"lr": learning_rate, "weight_decay": weight_decay, "betas": BETAS}
     if learner == "adam":
-        return torch.optim.AdamW(parameters or [torch.zeros(1)], **adam)
-    tables = {
-        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
-    }
-    heads = (
-        module.get_output_embeddings()
-        for module in model.modules()
-        if hasattr(module, "get_output_embeddings")
-    )
-    tables |= {id(head.weight) for head in heads if head is not None}
-    matrices = [
-        parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in tables
-    ]
-    others = [
-        parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in tables
-    ]
+        return _adamw(parameters, learning_rate, weight_decay)
+    tables = _embedding_ids(model)
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        if parameter.ndim == 2 and id(parameter) not in tables:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
     muon = Muon(
         matrices or [torch.zeros(1, 1)],
         learning_rate,
         weight_decay,
         torch.bfloat16 if precision == "bf16" else torch.float32,
     )
-    return Together(muon, torch.optim.AdamW(others or [torch.zeros(1)], **adam))
+    return Together(muon, _adamw(others, learning_rate, weight_decay))
+
+
+def _adamw(
+    parameters: list[torch.nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters or [torch.zeros(1)], lr=learning_rate, weight_decay=weight_decay, betas=BETAS
+    )
+
+
+def _embedding_ids(model: torch.nn.Module) -> set[int]:
+    """The `id` of each weight that has one row per token or item: embeddings and output layers."""
+    tables = set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            tables.add(id(module.weight))
+        find_head: Any = getattr(module, "get_output_embeddings", None)
+        head = None if find_head is None else find_head()
+        if head is not None:
+            tables.add(id(head.weight))
+    return tables

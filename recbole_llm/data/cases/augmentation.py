@@ -119,5 +119,5 @@ def augment(items: np.ndarray, shares: Mapping[str, float], rng: np.random.Gener
 
 
 def _at_most(share: float, items: np.ndarray, least: int) -> int:
-    """share · n rounded down, but not below `least`."""
+    """The product of `share` and the number of items, rounded down, but not below `least`."""
     return max(least, int(share * len(items)))

@@ -226,9 +226,8 @@ def _padding_tokens(rows: _Rows, user_field: str) -> list[str]:
     for token in sorted(token for token in unknown if ends[token]):
         pads_by_runs = longest_run[token] > 1 and len(users[token]) > 1
         usual_name = token.casefold() in AMBIGUOUS_NAMES
-        if token.strip("[]<>()_'\"").casefold() in PADDING_NAMES:
-            padding.append(token)
-        elif pads_by_runs and (usual_name or equally_long):
+        has_padding_name = token.strip("[]<>()_'\"").casefold() in PADDING_NAMES
+        if has_padding_name or (pads_by_runs and (usual_name or equally_long)):
             padding.append(token)
     return padding
 

@@ -21,7 +21,7 @@ SIZES = ("embedding_length", "feed_forward_length", "vocab_size", "head_count", 
 Shapes = dict[str, tuple[int, ...]]
 
 
-class Damaged(ValueError):
+class HeaderError(ValueError):
     """The header does not describe this file."""
 
 
@@ -53,7 +53,7 @@ class _Reader:
         if kind == STRING:
             return self.text()
         if kind != ARRAY or level == NESTED:
-            raise Damaged(f"unknown type {kind} of a value")
+            raise HeaderError(f"unknown type {kind} of a value")
         inner, count = self.number("I"), self.number("Q")
         if inner in SCALARS:
             size = count * struct.calcsize(f"{self.order}{SCALARS[inner]}")
@@ -66,9 +66,9 @@ class _Reader:
         return None
 
     def need(self, size: int) -> None:
-        """Raise Damaged if the file ends before so many bytes."""
+        """Raise HeaderError if the file ends before so many bytes."""
         if size > len(self.data) - self.at:
-            raise Damaged(f"{size} bytes at {self.at} reach beyond the file's {len(self.data)}")
+            raise HeaderError(f"{size} bytes at {self.at} reach beyond the file's {len(self.data)}")
 
 
 def check_header(path: Path) -> None:
@@ -87,7 +87,8 @@ def check_header(path: Path) -> None:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _check(_Reader(data))
-    except (Damaged, OSError, OverflowError, UnicodeDecodeError, ValueError, struct.error) as error:
+    # HeaderError and UnicodeDecodeError are ValueErrors
+    except (OSError, OverflowError, ValueError, struct.error) as error:
         raise UserError(
             f"backbone {str(path.parent)!r}: {path.name} is damaged or no GGUF file: {error}"
         ) from None
@@ -95,14 +96,14 @@ def check_header(path: Path) -> None:
 
 def _check(reader: _Reader) -> None:
     if bytes(reader.data[:4]) != b"GGUF":
-        raise Damaged(f"expected GGUF at its begin, found {bytes(reader.data[:4])!r}")
+        raise HeaderError(f"expected GGUF at its begin, found {bytes(reader.data[:4])!r}")
     reader.at = 4
     if reader.number("I") & 0xFFFF == 0:  # the version, in big-endian order
         reader.at, reader.order = 4, ">"
         reader.number("I")
     tensors, pairs = reader.number("Q"), reader.number("Q")
     if not tensors:
-        raise Damaged("it holds no tensors")
+        raise HeaderError("it holds no tensors")
     reader.need(pairs * 13 + tensors * 24)  # the least that they can take
     metadata = {}
     for _ in range(pairs):
@@ -113,17 +114,17 @@ def _check(reader: _Reader) -> None:
     for _ in range(tensors):
         name, dimensions = reader.text(), reader.number("I")
         if dimensions > DIMENSIONS:
-            raise Damaged(f"tensor {name!r} has {dimensions} dimensions")
+            raise HeaderError(f"tensor {name!r} has {dimensions} dimensions")
         shapes[name] = reader.numbers("Q", dimensions)
         kind, offset = reader.number("I"), reader.number("Q")
         ends.append((name, offset + _tensor_bytes(shapes[name], kind)))
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= len(reader.data):
-        raise Damaged(f"general.alignment is {alignment}")
+        raise HeaderError(f"general.alignment is {alignment}")
     begin = -(-reader.at // alignment) * alignment
     for name, end in ends:
         if begin + end > len(reader.data):
-            raise Damaged(f"tensor {name!r} reaches beyond the file's {len(reader.data)} bytes")
+            raise HeaderError(f"tensor {name!r} reaches beyond the file's {len(reader.data)} bytes")
     _check_sizes(metadata, shapes)
 
 
@@ -141,17 +142,17 @@ def _tensor_bytes(shape: tuple[int, ...], kind: int) -> int:
 
 
 def _check_sizes(metadata: dict[str, Any], shapes: Shapes) -> None:
-    """Raise Damaged for a model that is larger than the tensors of the file."""
+    """Raise HeaderError for a model that is larger than the tensors of the file."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
-        raise Damaged("general.architecture is missing")
+        raise HeaderError("general.architecture is missing")
     prefix = f"{architecture}."
     for key, value in metadata.items():
         if not key.startswith(prefix) or not isinstance(value, int):
             continue
         most = _largest_value(key.removeprefix(prefix), shapes)
         if most is not None and value > most:
-            raise Damaged(f"{key} is {value}, and its tensors have room for {most}")
+            raise HeaderError(f"{key} is {value}, and its tensors have room for {most}")
 
 
 def _largest_value(name: str, shapes: Shapes) -> int | None:

@@ -103,7 +103,9 @@ class PrefixSuffixAttention:
             *(whole.split([*self.pieces, padding], dim=2) for whole in (query, keys, values)),
             strict=True,
         )
-        outputs = [_attend_causally(*common, *options)] if self.pieces[0] else []
+        outputs = []
+        if self.pieces[0]:
+            outputs.append(_attend_causally(common[0], common[1], common[2], *options))
         for prefix, suffixes, (grid, inside) in zip(rows[::2], rows[1::2], self.grids, strict=True):
             row_keys = torch.cat([common[1], prefix[1]], dim=2)
             row_values = torch.cat([common[2], prefix[2]], dim=2)

@@ -102,7 +102,7 @@ class Example:
     template: Template
     items: Sequence[str]
     target: str | None = None
-    learned: Sequence[bool] | None = None
+    learned: Sequence[bool] | np.ndarray | None = None
 
 
 def item_prefix(template: Template, index: int) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from typing import Any
 
 from ...errors import UserError
@@ -45,11 +46,11 @@ NAMED = {
 }
 
 
-class _NoAnswer(Exception):
+class _NoAnswerError(Exception):
     """What came is no answer to a request."""
 
 
-class _Silent(_NoAnswer):
+class _LateAnswerError(_NoAnswerError):
     """No answer began in time."""
 
 
@@ -318,7 +319,7 @@ class ServerEngine:
             body = self._body(again)
             try:
                 return self._read(self._send(content, body, spent), spent["requests"])
-            except _NoAnswer as error:
+            except _NoAnswerError as error:
                 return without_text("failed", _in_line(error))
             except openai.APIConnectionError as error:
                 if not isinstance(error, openai.APITimeoutError) and not self.stop.is_set():
@@ -359,7 +360,7 @@ class ServerEngine:
             spent["requests"] += 1
             try:
                 return self.portal.call(self._answer, content, body)
-            except (openai.APIConnectionError, openai.APIStatusError, _Silent) as error:
+            except (openai.APIConnectionError, openai.APIStatusError, _LateAnswerError) as error:
                 if type(error.__cause__).__name__ in UNSENT:
                     spent["requests"] -= 1
                 status = getattr(error, "status_code", 500)
@@ -385,13 +386,13 @@ class ServerEngine:
                     return await answer.read()
         except TimeoutError:
             if begun:
-                raise _NoAnswer("the answer takes longer than summarizer_timeout") from None
-            raise _Silent("no answer within summarizer_timeout") from None
+                raise _NoAnswerError("the answer takes longer than summarizer_timeout") from None
+            raise _LateAnswerError("no answer within summarizer_timeout") from None
         except OpenAIError:
             raise
         except Exception as error:  # of the transport, which the client does not always wrap
             failed = "the answer breaks off" if begun else "no answer"
-            raise _NoAnswer(f"{failed}: {_reason(error)}") from None
+            raise _NoAnswerError(f"{failed}: {_reason(error)}") from None
 
     def _read(self, data: bytes, requests: int) -> WrittenText:
         """Read the text of an answer's body."""
@@ -406,7 +407,7 @@ class ServerEngine:
                 content = "<think>"  # which some servers put apart
             content = content.encode(errors="replace").decode()  # without halves of surrogate pairs
         except (AttributeError, LookupError, TypeError, ValueError):
-            raise _NoAnswer(f"no chat completion: {_plain(_error_in(data))}") from None
+            raise _NoAnswerError(f"no chat completion: {_plain(_error_in(data))}") from None
         tokens = _token_count(used, "prompt_tokens"), _token_count(used, "completion_tokens")
         if reason == "content_filter":
             return WrittenText(
@@ -503,10 +504,9 @@ def _reason(error: BaseException) -> str:
             continue
         if str(cause) and (not words or isinstance(cause, OSError)):
             words = str(cause)
-        try:
+        # RuntimeError: an error of the transport that has no request
+        with suppress(AttributeError, RuntimeError):
             address = address or f"; {cause.request.url}"
-        except (AttributeError, RuntimeError):  # RuntimeError: of a transport's error without one
-            pass
         cause = cause.__cause__ or cause.__context__
     return _in_line(f"{words or kind}{address}")
 

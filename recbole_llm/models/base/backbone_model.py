@@ -1,7 +1,8 @@
-"""What text models around a language model share: its weights, tokenizer and adapters."""
+"""The base class of models around a language model: its weights, tokenizer and adapters."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +19,38 @@ from ...language.backbones.sources import (
     load,
     load_folder,
 )
-from ...language.tokens.batches import HistoryEncoder, Tokens, padded_size
-from ...language.vectors import embed
+from ...language.tokens.batches import Batch, HistoryEncoder, PieceTokenizer, padded_size
 from ...storage import run_folders
 from .text_model import TextModel
 from .token_training import TokenTrainable
 
-BORDERS = 16  # texts of a ranking that are compared with their tokens as a whole
+BORDERS = 16  # prompts of a ranking whose pieces are compared with the tokens of the whole text
 
 
 class BackboneModel(TextModel, TokenTrainable):
-    """A text model around a language model, whose weights are stored as the files of transformers, sentence-transformers or PEFT."""
+    """A text model around a language model.
 
-    externally_saved = ("backbone.",)
+    The weights of the language model are stored as the files of transformers, sentence-transformers
+    or PEFT.
+
+    Attributes
+    ----------
+    backbone_kind : type of Backbone
+        The kind of language model.
+    bundle : Backbone
+        The language model and its tokenizer.
+    backbone : Module
+        The language model.
+    encoder : PieceTokenizer
+        Encodes the texts of this model.
+    """
+
+    externally_saved: tuple[str, ...] = ("backbone.",)
     backbone_kind: type[Backbone] = Backbone
-    inference_settings = ("seed", "pass_tokens", "max_length")
+    bundle: Backbone
+    backbone: Any
+    encoder: PieceTokenizer
+    inference_settings: tuple[str, ...] = ("seed", "pass_tokens", "max_length")
 
     @classmethod
     def check(cls, config, inputs):
@@ -53,20 +71,27 @@ class BackboneModel(TextModel, TokenTrainable):
 
     @property
     def quantize(self) -> str:
-        """Bits of frozen weights, of models that have the setting."""
+        """The format of frozen weights; "none" for models without the setting."""
         return self.config["quantize"] or "none"
 
     @property
     def trusted(self) -> bool:
-        """Whether code that comes with a backbone may be run."""
+        """Whether Python files that come with a backbone may be run."""
         return bool(self.config["trust_remote_code"])
 
     def load_backbone(self, texts: Sequence[str]) -> None:
-        """To be called by constructors: a trained run's weights (`restored`), those of `init_from` or the ones named by `backbone`.
+        """Load the language model; every constructor calls it.
 
-        texts : what a scratch tokenizer is trained on.
+        Its weights are those of a finished run that is restored, those of the run `init_from`, or
+        those that the setting `backbone` names.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            Texts that the tokenizer of a scratch model is trained on.
         """
         config = self.config
+        run: Path | None  # the run that has trained the weights
         saved, name = Path(config["checkpoint_dir"]), config["backbone"]
         if self.inputs.restored:
             return self.load(self.inputs.restored)
@@ -77,42 +102,43 @@ class BackboneModel(TextModel, TokenTrainable):
             bundle = load_folder(folder, self.backbone_kind, self.quantize, self.trusted).merged()
         else:
             run = run_folders.backbone_run(name, saved)
-            vocabulary, kind = config["scratch_vocabulary"], self.backbone_kind
             bundle = load(
                 name,
                 texts,
                 saved=saved,
                 max_length=config["max_length"],
-                vocabulary=vocabulary,
-                kind=kind,
+                vocabulary=config["scratch_vocabulary"],
+                kind=self.backbone_kind,
                 quantize=self.quantize,
                 trust_remote_code=self.trusted,
             )
         self.use(bundle)
         if config["adapter"] == "lora":
-            self.frozen_base = base_digest(
-                adapter_chain(str(run / run_folders.BACKBONE) if run else name)
-            )
-            if run is not None:  # by what its folder is called beside ours, else by where it is
-                name = (
-                    f"run:{run.name}"
-                    if run.resolve().parent == saved.resolve()
-                    else str((run / run_folders.BACKBONE).resolve())
-                )
-            elif name in PACKAGED:
-                name = f"packaged:{name}"  # peft looks for anything that may be a hub id on the hub
-            elif Path(name).expanduser().is_dir():
-                name = str(Path(name).expanduser().resolve())
+            base = str(run / run_folders.BACKBONE) if run else name
+            self.frozen_base = base_digest(adapter_chain(base))
             add_lora(
                 self.backbone,
                 bundle.core,
-                name,
+                _base_name(name, run, saved),
                 rank=config["lora_rank"],
                 alpha=config["lora_alpha"],
                 dropout=config["lora_dropout"],
             )
+        return None
 
     def use(self, bundle: Backbone) -> None:
+        """Make a language model that of this model.
+
+        Parameters
+        ----------
+        bundle : Backbone
+            The language model and its tokenizer.
+
+        Raises
+        ------
+        UserError
+            If `max_length` exceeds its positions.
+        """
         limit, longest = bundle.positions, self.config["max_length"]
         if limit and padded_size(longest) > limit:
             raise UserError(
@@ -123,12 +149,32 @@ class BackboneModel(TextModel, TokenTrainable):
         self.pad_id = bundle.tokenizer.pad_token_id
         self.encoder = self.make_encoder(bundle)
 
-    def make_encoder(self, bundle: Backbone):
-        """What encodes this model's texts."""
+    def make_encoder(self, bundle: Backbone) -> PieceTokenizer:
+        """Make the encoder of this model's texts.
+
+        Parameters
+        ----------
+        bundle : Backbone
+            The language model and its tokenizer.
+
+        Returns
+        -------
+        PieceTokenizer
+            The encoder.
+        """
         return HistoryEncoder(bundle.tokenizer, self.config["max_length"])
 
     def count_borders(self, texts: Sequence[np.ndarray]) -> None:
-        """Tally the tokens, of the first texts of a ranking, that are others than in the whole text, see TextTokenizer.count_differences."""
+        """Tally the tokens that differ from those of the whole text.
+
+        Texts are tokenised in pieces, and tokens can differ at the borders of pieces, see
+        `TextTokenizer.count_differences`. Only the first texts of a ranking are compared.
+
+        Parameters
+        ----------
+        texts : sequence of ndarray of int64
+            Token ids of texts.
+        """
         spelling = self.encoder.spelling
         if not spelling.splits_words:
             return
@@ -138,37 +184,73 @@ class BackboneModel(TextModel, TokenTrainable):
             )
 
     def rates(self):
-        found = super().rates()
+        """Return the shares of the last ranking, see `TextModel.rates`."""
+        shares = super().rates()
         if tokens := self.counts["compared_tokens"]:
-            found["border_tokens"] = self.counts["border_tokens"] / tokens
+            shares["border_tokens"] = self.counts["border_tokens"] / tokens
             if differing := self.counts["border_tokens"]:
                 self.logger.info(
                     f"{differing} of {tokens} tokens in {self.counts['compared']} prompts are "
                     "others than in the whole text, since items are tokenised one by one"
                 )
-        return found
+        return shares
 
-    def hidden(self, batch) -> torch.Tensor:
-        """Last hidden states [rows, length, width]. No token of a causal model sees the padding on its right, and without a mask attention is faster."""
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Compute the last hidden states of a causal LM.
+
+        There is no attention mask, because no token sees the padding on its right, and attention is
+        faster without one.
+
+        Parameters
+        ----------
+        batch : Batch
+            Texts.
+
+        Returns
+        -------
+        Tensor of float [rows, length, width]
+            Hidden states; anything at padding.
+        """
         return self.backbone.base_model(
             input_ids=batch.input_ids, use_cache=False
         ).last_hidden_state
 
-    def vectors(self, tokens: Sequence[Tokens], part: int) -> np.ndarray:
-        """float32 [texts, width]: mean last hidden states of the histories (part 0) or targets (1) of encoded texts, of length 1."""
-        vectors = embed(
-            tokens,
-            lambda batch: batch.means(self.hidden(batch))[:, part],
-            self.bundle,
-            self.config["pass_tokens"],
-            self.device,
-        )
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
     def save(self, folder: Path) -> None:
+        """Write the language model into a run's folder."""
         self.bundle.save(folder / run_folders.BACKBONE)
 
     def load(self, folder: Path) -> None:
+        """Read the language model from a run's folder."""
         path, kind = str(folder / run_folders.BACKBONE), self.backbone_kind
-        check_stored_weights(path, first=1)  # the tensors of the first are compared one by one
+        # files of base runs alone: the trainer compares the tensors of this run one by one
+        check_stored_weights(path, first=1)
         self.use(load_folder(path, kind, self.quantize, self.trusted))
+
+
+def _base_name(name: str, run: Path | None, saved: Path) -> str:
+    """Return the name under which stored adapters find their base again.
+
+    Parameters
+    ----------
+    name : str
+        The setting `backbone`.
+    run : Path or None
+        Folder of the run that has trained the base.
+    saved : Path
+        The folder of runs.
+
+    Returns
+    -------
+    str
+        A run's id where it is among the other runs, and its path elsewhere; `packaged:<name>` for a
+        packaged model, because PEFT looks on the hub for anything that may be a hub id; the path of
+        a folder; or the hub id.
+    """
+    if run is not None:
+        if run.resolve().parent == saved.resolve():
+            return f"run:{run.name}"
+        return str((run / run_folders.BACKBONE).resolve())
+    if name in PACKAGED:
+        return f"packaged:{name}"
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name

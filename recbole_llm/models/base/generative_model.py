@@ -1,6 +1,8 @@
-"""Text models that write: a causal LM generates item texts, and texts find items."""
+"""The base class of models whose causal LM generates item texts, which are matched to items."""
 
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,26 +18,62 @@ from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
 from ...language.matching.round_robin import distinct_texts
 from ...language.prompts.templates import Example, LazyTexts, Template
-from ...language.tokens.batches import Tokens, by_length, pad, tokenizer_corpus
+from ...language.tokens.batches import HistoryEncoder, Tokens, by_length, pad, tokenizer_corpus
+from ...language.vectors import embed
 from ...settings.layers import digest
 from ...settings.run_record import finished_run
 from ...storage import run_folders
 from ...training.corpora import Corpus, load_corpora
 from .backbone_model import BackboneModel
 
-STEP_COST = 512  # what a decoding step costs beside its rows, in tokens
+STEP_COST = 512  # fixed cost of a decoding step, in tokens
 
 
 class GenerativeModel(BackboneModel):
-    """Generates texts for a history and finds the items they mean."""
+    """Generates texts for a history, and ranks the items that match them.
+
+    Attributes
+    ----------
+    corpora : list of Corpus
+        The datasets that the model trains on, the run's own first.
+    template : Template
+        The sentences around the items of a history.
+    first : ndarray of int64 [texts]
+        One item of each distinct text.
+    same : ndarray of int64 [items]
+        The number of each item's text.
+    agreement : HierarchicalMatch
+        Counts the attributes on which texts and items agree.
+    match : BM25Match or HierarchicalMatch
+        Scores items by generated texts.
+    lists : StoredLists or None
+        Lists of another run that are ranked again.
+    written : AnswerLog or None
+        The log of the texts that the current weights have generated for a part of the data.
+    """
 
     inference_settings = (
-        *BackboneModel.inference_settings, "decoding", "beams", "match", "blend", "rerank_from", "samples", "valid_samples", "valid_users", "temperature",
-        "max_new_tokens", "texts_kept", "epsilon", "bm25_k1", "bm25_b", "generate_rows",
-    )  # fmt: skip
+        *BackboneModel.inference_settings,
+        "decoding",
+        "beams",
+        "match",
+        "blend",
+        "rerank_from",
+        "samples",
+        "valid_samples",
+        "valid_users",
+        "temperature",
+        "max_new_tokens",
+        "texts_kept",
+        "epsilon",
+        "bm25_k1",
+        "bm25_b",
+        "generate_rows",
+    )
+    encoder: HistoryEncoder
     names_all = False
     unmatched_reason = "no text it wrote agrees with an item"
-    max_cases = 128  # per call of `score`: enough to sort by length, few enough for a progress bar
+    max_cases = 128  # enough to sort cases by length, and few enough for a progress bar
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -45,37 +83,48 @@ class GenerativeModel(BackboneModel):
         self.template = Template.from_config(config["template"])
         self.first, self.same = self.text.unique
         self.agreement = HierarchicalMatch(self.text)
-        self.match = (
-            self.agreement if config["match"] == "hierarchical" else BM25Match(self.text, config)
-        )
+        self.match: HierarchicalMatch | BM25Match = self.agreement
+        if config["match"] != "hierarchical":
+            self.match = BM25Match(self.text, config)
         self.lists: StoredLists | None = None
         self.written: AnswerLog | None = None
-        self.load_backbone(
-            tokenizer_corpus(
-                self.template, [text for corpus in self.corpora for text in corpus.sentences]
-            )
-        )
+        sentences = list(chain.from_iterable(corpus.sentences for corpus in self.corpora))
+        self.load_backbone(tokenizer_corpus(self.template, sentences))
 
     @property
     def constrained(self) -> bool:
+        """Whether only texts of the catalogue can be generated."""
         return self.config["decoding"] == "constrained"
 
     @property
     def sentences(self) -> list[str]:
+        """The text of each item."""
         return self.corpora[0].sentences
 
     def use(self, bundle):
+        """Make a language model that of this model, after a check that it can be decoded."""
         super().use(bundle)
         check_backbone(bundle, self.config["backbone"])
-        self.__dict__.pop("catalogue", None)  # of the tokenizer before
+        self.__dict__.pop("catalogue", None)  # its tokens were those of another tokenizer
 
     @property
     def longest(self) -> int:
-        """Tokens, of what may be written."""
+        """Most tokens of a generated text."""
         return self.catalogue.depth if self.constrained else self.config["max_new_tokens"]
 
     def prompts(self, cases: Cases) -> list[Tokens]:
-        """The encoded history of each case, with room for what is written after it."""
+        """Encode the history of each case, with room for a generated text.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+
+        Returns
+        -------
+        list of Tokens
+            One prompt for each case.
+        """
         histories = [LazyTexts(self.sentences, history) for history in cases.histories(self.tables)]
         return [
             self.encoder.encode(Example(self.template, items), reserve=self.longest)
@@ -83,103 +132,121 @@ class GenerativeModel(BackboneModel):
         ]
 
     def generate(self, cases: Cases, prompts: list[Tokens]) -> list[Answer]:
-        """What the model writes for each case, or has written already."""
-        config, start = self.config, self.tables.start[cases.user]
-        names = list(
-            zip(
-                self.tables.users[cases.user].tolist(),
-                (cases.begin - start).tolist(),
-                (cases.end - start).tolist(),
-                strict=True,
-            )
-        )
-        answers = [self.written and self.written.get(name) for name in names]
-        self.counts["read_again"] += sum(answer is not None for answer in answers)
-        missing = np.array(
-            [row for row, answer in enumerate(answers) if answer is None], dtype=np.int64
-        )
-        count = (
-            config["beams"]
-            if self.constrained
-            else config["valid_samples"]
-            if self.selecting
-            else config["samples"]
-        )
-        decode = self._search if self.constrained else self._sample
-        most, longest = max(1, config["generate_rows"] // count), self.longest
-        for chosen in by_length(
-            [len(prompts[row]) for row in missing],
-            most * count * longest,
-            most,
-            cost=STEP_COST * longest,
-        ):
-            rows = missing[chosen]
-            for row, answer in zip(
-                rows, decode([prompts[row].ids for row in rows], cases[rows], count), strict=True
-            ):
+        """Generate texts for each case, or read them from the log.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+        prompts : list of Tokens
+            Their prompts.
+
+        Returns
+        -------
+        list of Answer
+            The texts of each case.
+        """
+        start = self.tables.start[cases.user]
+        users = self.tables.users[cases.user].tolist()
+        begins, ends = (cases.begin - start).tolist(), (cases.end - start).tolist()
+        names = list(zip(users, begins, ends, strict=True))
+        answers: dict[int, Answer] = {}
+        for row, name in enumerate(names):
+            answer = self.written.get(name) if self.written else None
+            if answer is not None:
                 answers[row] = answer
-        if self.written and len(missing):
+        self.counts["read_again"] += len(answers)
+        missing = [row for row in range(len(names)) if row not in answers]
+        answers |= self._decode(cases, prompts, np.array(missing, dtype=np.int64))
+        if self.written and missing:
             self.written.add({names[row]: answers[row] for row in missing})
+        return [answers[row] for row in range(len(names))]
+
+    @property
+    def _texts_per_case(self) -> int:
+        """Number of beams or samples."""
+        if self.constrained:
+            return self.config["beams"]
+        return self.config["valid_samples"] if self.selecting else self.config["samples"]
+
+    def _decode(
+        self, cases: Cases, prompts: list[Tokens], missing: np.ndarray
+    ) -> dict[int, Answer]:
+        """Generate texts for the cases of some rows, int64 [n]; returns row -> answer."""
+        count, longest = self._texts_per_case, self.longest
+        decode = self._search if self.constrained else self._sample
+        most = max(1, self.config["generate_rows"] // count)
+        lengths = [len(prompts[row]) for row in missing]
+        batches = by_length(lengths, most * count * longest, most, cost=STEP_COST * longest)
+        answers: dict[int, Answer] = {}
+        for batch in batches:
+            rows = missing[batch]
+            decoded = decode([prompts[row].ids for row in rows], cases[rows], count)
+            answers |= dict(zip(rows.tolist(), decoded, strict=True))
         return answers
 
     def _sample(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
+        """Sample `count` texts for each prompt, by random numbers that depend on its case alone."""
         config, tokenizer = self.config, self.bundle.tokenizer
         names = zip(self.tables.users[cases.user], cases.end - cases.begin, strict=True)
         keys = np.array([stream_key(config["seed"], user, str(length)) for user, length in names])
-        answers, budget = [], config["pass_tokens"]
-        for drawn in sample(
+        answers = []
+        for samples in sample(
             self.bundle,
             prompts,
             keys,
             samples=count,
             temperature=config["temperature"],
             max_new=self.longest,
-            budget=budget,
+            budget=config["pass_tokens"],
         ):
-            texts = [
-                text.strip() for text in tokenizer.batch_decode([ids.tolist() for ids in drawn.ids])
-            ]
-            answers.append(Answer(*distinct_texts(texts, drawn.logprobs), int(drawn.ended.sum())))
+            decoded = tokenizer.batch_decode([ids.tolist() for ids in samples.ids])
+            texts, logprobs, times = distinct_texts(
+                [text.strip() for text in decoded], samples.logprobs
+            )
+            answers.append(Answer(texts, logprobs, times, ended=int(samples.ended.sum())))
         return answers
 
     def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
+        """Search the `count` most probable item texts of each prompt."""
+        budget = self.config["pass_tokens"]
         answers = []
-        for reached in search(
-            self.bundle, prompts, self.catalogue, count, self.config["pass_tokens"]
-        ):
-            texts = [self.sentences[item] for item in self.first[reached.sequences]]
+        for beams in search(self.bundle, prompts, self.catalogue, count, budget):
+            texts = [self.sentences[item] for item in self.first[beams.sequences]]
             answers.append(
                 Answer(
                     texts,
-                    reached.logprobs.tolist(),
-                    [1] * len(texts),
-                    len(texts),
-                    reached.sequences.tolist(),
+                    beams.logprobs.tolist(),
+                    times=[1] * len(texts),
+                    ended=len(texts),
+                    reached=beams.sequences.tolist(),
                 )
             )
         return answers
 
     def _count(self, cases: Cases, prompts: list[Tokens], answers: list[Answer]) -> None:
-        self.count_cut(cases, [one.cut for one in prompts])
-        self.count_borders([one.ids for one in prompts])
-        for answer in (answer for answer in answers if answer.reached is None):
-            self.counts.update(
-                texts=sum(answer.times),
-                ended=answer.ended,
-                **self.agreement.tally(answer.texts, answer.times),
-            )
+        self.count_cut(cases, [prompt.cut for prompt in prompts])
+        self.count_borders([prompt.ids for prompt in prompts])
+        for answer in answers:
+            if answer.reached is None:
+                tallies = self.agreement.tally(answer.texts, answer.times)
+                self.counts.update(texts=sum(answer.times), ended=answer.ended, **tallies)
 
     @cached_property
     def catalogue(self) -> Catalogue:
+        """The tokens of the distinct item texts, which constrained decoding is limited to."""
         return Catalogue([self.encoder.item(self.sentences[item]) for item in self.first])
 
     def score(self, cases):
-        prompts, kept = self.prompts(cases), self.config["texts_kept"]
+        """Score every item by generated texts, and the items that they do not name by a blend.
+
+        Items that a constrained search has reached come first, by their log-probabilities. The
+        items that match texts come next.
+        """
+        prompts = self.prompts(cases)
         answers = self.generate(cases, prompts)
         self._count(cases, prompts, answers)
-        scores = np.stack(
-            [self.match.scores(answer.texts[:kept], answer.logprobs[:kept]) for answer in answers]
-        )
+        scores = np.stack([self._match_scores(answer) for answer in answers])
         silent = names_nothing(scores)
         scores[silent] = UNNAMED
         reached = np.full((len(answers), len(self.first)), UNNAMED)
@@ -204,27 +271,57 @@ class GenerativeModel(BackboneModel):
             )
         return scores
 
+    def _match_scores(self, answer: Answer) -> np.ndarray:
+        """Scores of all items, float64 [items], by the most probable texts of an answer."""
+        most = self.config["texts_kept"]
+        return self.match.scores(answer.texts[:most], np.array(answer.logprobs[:most]))
+
     def probed(self, cases):
-        """Logits of the first token to be written: what is written would take many passes."""
-        found = []
+        """Compute the logits of the first generated token: whole texts would take many passes."""
+        logits = []
         for prompt in self.prompts(cases):
             states = self.hidden(pad([prompt], pad_id=self.pad_id).to(self.device))
-            found.append(self.bundle.logits(states[:, len(prompt) - 1]).float().cpu())
-        return torch.cat(found)
+            logits.append(self.bundle.logits(states[:, len(prompt) - 1]).float().cpu())
+        return torch.cat(logits)
+
+    def vectors(self, tokens: Sequence[Tokens], part: int) -> np.ndarray:
+        """Embed encoded texts by the mean of their last hidden states.
+
+        Parameters
+        ----------
+        tokens : sequence of Tokens
+            The texts.
+        part : int
+            0 for the means over the histories, 1 for those over the targets.
+
+        Returns
+        -------
+        ndarray of float32 [texts, width]
+            Vectors of length 1.
+        """
+        vectors = embed(
+            tokens,
+            lambda batch: batch.means(self.hidden(batch))[:, part],
+            self.bundle,
+            self.config["pass_tokens"],
+            self.device,
+        )
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     @cached_property
     def item_vectors(self) -> np.ndarray:
-        """float32 [texts, width]: v^T of every distinct item text, of length 1."""
-        return self.vectors(
-            [self.encoder.encode_item(self.sentences[item]) for item in self.first], 1
-        )
+        """The vector v^T of every distinct item text, float32 [texts, width], of length 1."""
+        tokens = [self.encoder.encode_item(self.sentences[item]) for item in self.first]
+        return self.vectors(tokens, 1)
 
     def start_ranking(self, part, selecting, folder=None):
+        """Open the log of generated texts, and forget the vectors of earlier weights."""
         super().start_ranking(part, selecting, folder)
-        self.__dict__.pop("item_vectors", None)  # the weights may have changed
-        self.written = folder and AnswerLog(
-            folder / run_folders.TEXTS.format(part=part, key=self.writing_key())
-        )
+        self.__dict__.pop("item_vectors", None)
+        self.written = None
+        if folder:
+            name = run_folders.TEXTS.format(part=part, key=self.writing_key())
+            self.written = AnswerLog(folder / name)
         if self.written and self.written.known:
             self.logger.info(
                 f"{part}: the texts of {len(self.written.known)} cases are there already, in "
@@ -234,23 +331,22 @@ class GenerativeModel(BackboneModel):
             self.lists = StoredLists(run, part, finished_run(run)["row"])
 
     def writing_key(self) -> str:
-        """8 hex digits over everything that decides what is written by one run's weights, the libraries that compute it included."""
-        own = (
-            ("beams",) if self.constrained else ("seed", "samples", "temperature", "max_new_tokens")
-        )
-        keys = (
-            "decoding",
-            "precision",
-            "max_length",
-            "template",
-            "text_fields",
-            "text_words",
-            *own,
-        )
-        versions = [run_folders.versions()[name] for name in ("code", "torch", "transformers")]
+        """Hash what decides the texts that one run's weights generate.
+
+        Returns
+        -------
+        str
+            8 hex digits over settings, data, the kind of device and library versions.
+        """
+        keys = ["decoding", "precision", "max_length", "template", "text_fields", "text_words"]
+        if self.constrained:
+            keys.append("beams")
+        else:
+            keys += ["seed", "samples", "temperature", "max_new_tokens"]
+        installed = run_folders.versions()
         return digest(
             [
-                *versions,
+                *[installed[name] for name in ("code", "torch", "transformers")],
                 torch.device(self.device).type,
                 self.tables.fingerprint,
                 {key: self.config[key] for key in keys},
@@ -258,11 +354,12 @@ class GenerativeModel(BackboneModel):
         )
 
     def rates(self):
-        shares = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts") | {
-            "read_again": "cases"
+        """Return the shares of the last ranking, see `TextModel.rates`."""
+        totals = dict.fromkeys(("formatted", "ended", "matched_all", "matched_first"), "texts")
+        totals["read_again"] = "cases"
+        shares = {
+            name: self.counts[name] / self.counts[total]
+            for name, total in totals.items()
+            if self.counts[total]
         }
-        return {
-            name: self.counts[name] / self.counts[of]
-            for name, of in shares.items()
-            if self.counts[of]
-        } | super().rates()
+        return shares | super().rates()

@@ -1,5 +1,6 @@
-"""Text models that say Yes or No to a candidate: the contract `score`, pair by pair, and what LLMTRSR and TALLRec share."""
+"""The base class of models whose causal LM answers Yes or No to a candidate (LLMTRSR, TALLRec)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,41 @@ from ...language.decoding import shared_candidates as shared
 from ...language.decoding.compatibility import check_backbone
 from ...language.prompts.instructions import Instructions
 from ...language.prompts.templates import item_line
-from ...language.tokens.batches import IGNORED, Tokens, pad
+from ...language.tokens.batches import IGNORED, Batch, Tokens, pad
 from ...language.tokens.judge import JudgeEncoder, SharedPrefix
 from ...language.vectors import embed
 from ...settings.run_record import finished_run
 from ...training.corpora import Corpus
 from .backbone_model import BackboneModel
 
-PROBED = 2  # items, of a comparison of weights
+PROBED = 2  # number of items that are judged when weights are compared
 
 
 class CandidateJudge(BackboneModel):
-    """Asks a causal LM whether a user takes a candidate. A subclass with summaries gives them by `told`.
+    """Asks a causal LM whether a user takes a candidate.
 
-    summarised : whether its prompts have a summary, beside the newest items.
+    A subclass whose prompts have summaries of histories overrides `summaries`.
+
+    Attributes
+    ----------
+    summarised : bool
+        Whether prompts have a summary beside the newest items.
+    corpus : Corpus
+        The dataset that the model trains on.
+    lines : list of str
+        The text of each item.
+    first : ndarray of int64 [groups]
+        One item of each group. The items of a group have the same tokens as candidates.
+    same : ndarray of int64 [items]
+        The number of each item's group.
+    lists : StoredLists or None
+        Lists of another run that are ranked again.
     """
 
-    max_cases = 256  # per call of `judge`
+    max_cases = 256
     judges_candidates = True
     summarised = True
+    encoder: JudgeEncoder
     inference_settings = (
         *BackboneModel.inference_settings,
         "score",
@@ -52,9 +69,8 @@ class CandidateJudge(BackboneModel):
                 f"quantize: weights of {config['quantize']} are not trained; set --adapter=lora "
                 "and a pretrained backbone, or quantize: none"
             )
-        if (
-            config["quantize"] == "4bit" and torch.device(config["device"]).type == "cpu"
-        ):  # its gradients there are zero
+        # on a CPU its gradients are zero
+        if config["quantize"] == "4bit" and torch.device(config["device"]).type == "cpu":
             raise UserError(
                 "quantize: bitsandbytes computes no gradients through 4bit on a CPU; set "
                 "--quantize=8bit, or train on a GPU"
@@ -89,11 +105,23 @@ class CandidateJudge(BackboneModel):
                 "first that another run has listed"
             )
 
-    def told(self, histories: list[np.ndarray]) -> list[str | None]:
-        """The summary of each history, int32 item numbers, or None where there is none."""
+    def summaries(self, histories: list[np.ndarray]) -> list[str | None]:
+        """Summarise histories.
+
+        Parameters
+        ----------
+        histories : list of ndarray of int32
+            Item numbers of each history, oldest first.
+
+        Returns
+        -------
+        list of str or None
+            The summary of each history; None where there is none.
+        """
         return [None] * len(histories)
 
     def use(self, bundle):
+        """Make a language model that of this model, and group the items with the same tokens."""
         super().use(bundle)
         _, self.first, self.same = np.unique(
             self.encoder.token_groups, return_index=True, return_inverse=True
@@ -101,6 +129,7 @@ class CandidateJudge(BackboneModel):
         check_backbone(bundle, self.config["backbone"], shared.logit_deviation)
 
     def make_encoder(self, bundle):
+        """Make the encoder, with room for the longest candidate."""
         encoder = JudgeEncoder(
             bundle.tokenizer,
             self.config["max_length"],
@@ -115,54 +144,92 @@ class CandidateJudge(BackboneModel):
         return encoder
 
     @property
-    def names_all(self) -> bool:
+    def names_all(self) -> bool:  # type: ignore[override]  # it depends on a setting
+        """Whether every item gets a score: all do, unless lists of another run are ranked."""
         return not self.inputs.lists
 
     def prefixes(self, cases: Cases) -> list[SharedPrefix]:
-        """What stands before the candidates of each case."""
-        recent = self.config["recent_items"]
+        """Encode what precedes the candidates of each case.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+
+        Returns
+        -------
+        list of SharedPrefix
+            One prefix for each case.
+        """
         histories = cases.histories(self.tables)
-        newest = [
-            [self.lines[item] for item in items[max(0, len(items) - recent) :]]
-            for items in histories
-        ]
         return [
-            self.encoder.shared_prefix(told, items)
-            for told, items in zip(self.told(histories), newest, strict=True)
+            self.encoder.shared_prefix(summary, self._newest_lines(history))
+            for summary, history in zip(self.summaries(histories), histories, strict=True)
         ]
+
+    def _newest_lines(self, history: np.ndarray) -> list[str]:
+        """The texts of the `recent_items` newest items of a history, oldest first."""
+        begin = max(0, len(history) - self.config["recent_items"])
+        return [self.lines[item] for item in history[begin:]]
 
     def examples(self, epoch: int) -> list[tuple[Tokens]]:
-        """A case's target and items that its user had not met until then, behind one prompt."""
+        """Make an example of each training case: its target and sampled items behind one prompt.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, which decides the sample.
+
+        Returns
+        -------
+        list of tuple of Tokens
+            One row for each case. The sampled items are not in the user's history up to the target.
+        """
         config, cases = self.config, self.corpus.newest(self.config["targets"])
         rng = np.random.default_rng([config["seed"], epoch])
+        learns_prompt = config["loss"] == "prompt"
+        answers = [True] + [False] * config["negatives"]
         examples = []
-        for user, end, (before, *_) in zip(
-            cases.user, cases.end, self.prefixes(cases), strict=True
-        ):
-            others = draw_unmet(self.tables, user, end, config["negatives"], rng)
-            candidates = [
-                self.encoder.candidate_suffix(self.lines[item])
-                for item in [self.tables.item[end], *others]
-            ]
-            examples.append(
-                (
-                    self.encoder.row(
-                        before,
-                        candidates,
-                        [True] + [False] * len(others),
-                        config["loss"] == "prompt",
-                    ),
-                )
-            )
+        prefixes = self.prefixes(cases)
+        for user, end, prefix in zip(cases.user, cases.end, prefixes, strict=True):
+            negatives = draw_unmet(self.tables, user, end, config["negatives"], rng)
+            items = [self.tables.item[end], *negatives]
+            candidates = [self.encoder.candidate_suffix(self.lines[item]) for item in items]
+            row = self.encoder.row(prefix.tokens, candidates, answers, learns_prompt)
+            examples.append((row,))
         return examples
 
-    def states(self, batch) -> torch.Tensor:
-        """Last hidden states [rows, length, width], each token's as in a text of its prompt and its own candidate alone."""
+    def states(self, batch: Batch) -> torch.Tensor:
+        """Compute last hidden states, each as in a text of the prompt and one candidate alone.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows of a JudgeEncoder.
+
+        Returns
+        -------
+        Tensor of float [rows, length, width]
+            Hidden states; anything at padding.
+        """
+        assert batch.roles is not None
         part, position = batch.roles.unbind(dim=1)
         return shared.read(self.backbone, batch.input_ids, part, position)
 
-    def loss(self, batch) -> torch.Tensor:
-        """Sum of -log P over what is learned; what candidates share counts once for each."""
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Compute the sum of -log P over the learned tokens.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows of a JudgeEncoder.
+
+        Returns
+        -------
+        Tensor of float []
+            The loss. A token that candidates share counts once for each of them.
+        """
+        assert batch.roles is not None
         states, learned = self.states(batch), batch.labels != IGNORED
         part = batch.roles[:, 0]
         weight = torch.where(part == 1, part.amax(dim=1, keepdim=True) - 1, 1)[learned]
@@ -171,52 +238,81 @@ class CandidateJudge(BackboneModel):
         )
         return (losses * weight).sum()
 
-    def verdicts(self, batch, width: int) -> torch.Tensor:
-        """[rows, width]: of each row's candidates, the log of the odds of Yes against No, or the difference of their probabilities; zeros behind them."""
+    def verdicts(self, batch: Batch, width: int) -> torch.Tensor:
+        """Compare the answers Yes and No to each candidate.
+
+        Parameters
+        ----------
+        batch : Batch
+            Rows of a JudgeEncoder.
+        width : int
+            Number of columns of the result.
+
+        Returns
+        -------
+        Tensor of float32 [rows, width]
+            For each candidate of a row the log-odds of Yes against No, or with the setting `score:
+            probabilities` the difference of their probabilities; zeros behind the last candidate.
+        """
+        assert batch.roles is not None
         part = batch.roles[:, 0]
         row, place = ((part > 1) & (part != F.pad(part, (0, 1))[:, 1:])).nonzero(as_tuple=True)
         states = self.states(batch)[row, place]
-        with torch.autocast(
-            states.device.type, enabled=False
-        ):  # of bf16 logits, which have three digits, many tie
+        # in float32: bf16 has three digits, so that many logits would tie
+        with torch.autocast(states.device.type, enabled=False):
             logits = self.bundle.logits(states.float())
         answers = list(self.encoder.frame[2])
-        yes, no = (logits if self.config["score"] == "logits" else logits.softmax(dim=-1))[
-            :, answers
-        ].unbind(dim=-1)
-        found = logits.new_zeros(len(part), width)
-        found[row, part[row, place] - 2] = yes - no
-        return found
+        values = logits if self.config["score"] == "logits" else logits.softmax(dim=-1)
+        yes, no = values[:, answers].unbind(dim=-1)
+        verdicts = logits.new_zeros(len(part), width)
+        verdicts[row, part[row, place] - 2] = yes - no
+        return verdicts
 
     def score_candidates(self, cases: Cases, items: torch.Tensor) -> torch.Tensor:
-        """float32 [cases, C]: `judge` of the candidates, int64 [cases, C], in the precision that is set."""
+        """Judge candidates in the precision of the settings, see `Scorer.score_candidates`."""
         self.fallback = np.zeros(len(cases), dtype=bool)
         self.counts.update(cases=len(cases))
         with self.autocast():
             return torch.from_numpy(np.stack(self.judge(cases, items.numpy())))
 
-    def judge(self, cases: Cases, items: list[np.ndarray]) -> list[np.ndarray]:
-        """float32 verdicts on each case's candidates, int64 item numbers. What is alike for the model is read once, in an order of its own."""
-        prompts = self.prefixes(cases)
-        self.count_cut(cases, [one.left_out for one in prompts])
-        self.counts.update(cut_summaries=sum(one.cut for one in prompts))
-        behind = {
-            text: self.encoder.candidate_suffix(self.lines[self.first[text]])
-            for text in np.unique(self.same[np.concatenate(items)])
+    def judge(self, cases: Cases, items: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        """Judge items for each case.
+
+        Candidates with the same tokens are read once, in an order that does not depend on `items`.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+        items : sequence of ndarray of int64
+            Item numbers for each case.
+
+        Returns
+        -------
+        list of ndarray of float32
+            Verdicts on the items of each case.
+        """
+        prefixes = self.prefixes(cases)
+        self.count_cut(cases, [prefix.left_out for prefix in prefixes])
+        self.counts.update(cut_summaries=sum(prefix.cut for prefix in prefixes))
+        suffixes = {
+            group: self.encoder.candidate_suffix(self.lines[self.first[group]])
+            for group in np.unique(self.same[np.concatenate(items)])
         }
-        self.count_borders(
-            [
-                np.concatenate([before, behind[self.same[own[0]]]])
-                for (before, *_), own in zip(prompts, items, strict=True)
-            ]
-        )
-        rows, asked = [], []
-        for case, (before, *_) in enumerate(prompts):
-            for texts in self._passes(np.unique(self.same[items[case]]), behind, len(before)):
-                rows.append(self.encoder.row(before, [behind[text] for text in texts]))
-                asked.append((case, texts))
-        width = max(len(texts) for _, texts in asked)
-        found = embed(
+        prompts = []
+        for prefix, candidates in zip(prefixes, items, strict=True):
+            prompts.append(np.concatenate([prefix.tokens, suffixes[self.same[candidates[0]]]]))
+        self.count_borders(prompts)
+        rows: list[Tokens] = []
+        contents: list[tuple[int, np.ndarray]] = []  # case and groups of each row
+        for case, (prefix, candidates) in enumerate(zip(prefixes, items, strict=True)):
+            all_groups = np.unique(self.same[candidates])
+            for groups in self._passes(all_groups, suffixes, len(prefix.tokens)):
+                behind = [suffixes[group] for group in groups]
+                rows.append(self.encoder.row(prefix.tokens, behind))
+                contents.append((case, groups))
+        width = max(len(groups) for _, groups in contents)
+        verdicts = embed(
             rows,
             lambda batch: self.verdicts(batch, width),
             self.bundle,
@@ -225,38 +321,33 @@ class CandidateJudge(BackboneModel):
             width,
         )
         scores = np.zeros((len(cases), len(self.first)), dtype=np.float32)
-        for (case, texts), values in zip(asked, found, strict=True):
-            scores[case, texts] = values[: len(texts)]
-        return [scores[case, self.same[own]] for case, own in enumerate(items)]
+        for (case, groups), values in zip(contents, verdicts, strict=True):
+            scores[case, groups] = values[: len(groups)]
+        return [scores[case, self.same[candidates]] for case, candidates in enumerate(items)]
 
     def probed(self, cases):
-        """Verdicts on a few items without summaries, which would have to be written first."""
-        recent, few = self.config["recent_items"], min(PROBED, len(self.lines))
-        candidates = [self.encoder.candidate_suffix(line) for line in self.lines[:few]]
-        found = []
-        for items in cases.histories(self.tables):
-            newest = [self.lines[item] for item in items[max(0, len(items) - recent) :]]
-            before, *_ = self.encoder.shared_prefix(None, newest)
-            row = self.encoder.row(before, candidates)
+        """Judge a few items without summaries, which would have to be written first."""
+        count = min(PROBED, len(self.lines))
+        candidates = [self.encoder.candidate_suffix(line) for line in self.lines[:count]]
+        verdicts = []
+        for history in cases.histories(self.tables):
+            prefix = self.encoder.shared_prefix(None, self._newest_lines(history))
+            row = self.encoder.row(prefix.tokens, candidates)
             batch = pad([row], pad_id=self.pad_id).to(self.device)
-            found.append(self.verdicts(batch, few)[0].float().cpu().numpy())
-        return np.stack(found)
+            verdicts.append(self.verdicts(batch, count)[0].float().cpu().numpy())
+        return np.stack(verdicts)
 
     def _passes(
-        self, texts: np.ndarray, behind: dict[int, np.ndarray], shared: int
+        self, groups: np.ndarray, suffixes: dict[int, np.ndarray], prefix_size: int
     ) -> list[np.ndarray]:
-        """Candidates in parts that fill a pass behind the `shared` tokens of their prompt."""
-        room = max(1, self.config["pass_tokens"] - shared)
-        filled = np.cumsum([len(behind[text]) + 1 for text in texts])
-        return np.split(
-            texts,
-            np.unique(
-                np.searchsorted(filled, np.arange(room, filled[-1], room), side="right").clip(1)
-            ),
-        )
+        """Split candidates so that each part fills a pass behind the tokens of their prefix."""
+        room = max(1, self.config["pass_tokens"] - prefix_size)
+        ends = np.cumsum([len(suffixes[group]) + 1 for group in groups])
+        cuts = np.searchsorted(ends, np.arange(room, ends[-1], room), side="right")
+        return np.split(groups, np.unique(cuts.clip(1)))
 
     def score(self, cases):
-        """Of the whole catalogue; with `rerank_from`, of what another run has listed, see StoredLists.judged."""
+        """Score every item, or with `rerank_from` the items of another run's lists."""
         if not self.inputs.lists:
             return np.stack(self.judge(cases, np.tile(np.arange(len(self.lines)), (len(cases), 1))))
         if self.lists is None:
@@ -270,10 +361,11 @@ class CandidateJudge(BackboneModel):
             positions,
             most,
             len(self.lines),
-            lambda asked, items: self.judge(cases[asked], items),
+            lambda rows, items: self.judge(cases[rows], items),
         )
 
     def start_ranking(self, part, selecting, folder: Path | None = None):
+        """Read the lists of another run if they are ranked again."""
         super().start_ranking(part, selecting, folder)
         self.lists = (
             StoredLists(

@@ -1,4 +1,4 @@
-"""What RecBole and the evaluation loop need of our models, derived from what a paper's model can do."""
+"""The base class of text models: the interfaces of RecBole and of evaluation from one `score`."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -20,37 +20,91 @@ from ...language.backbones.precision import autocast
 
 
 def as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Numbers of a model as an array: a tensor may be on a device, and have a gradient."""
+    """Convert what a model returns to an array.
+
+    Parameters
+    ----------
+    values : ndarray or Tensor
+        Numbers; a tensor may be on any device and have a gradient.
+
+    Returns
+    -------
+    ndarray
+        The same numbers.
+    """
     return values.detach().cpu().numpy() if torch.is_tensor(values) else values
 
 
 class TextModel(AbstractRecommender, Scorer, StoredWeights):
-    """A model that reads item texts. Subclasses give `score`; RecBole's methods follow.
+    """A model that reads item texts.
+
+    Subclasses implement `score`; the methods of RecBole and of the evaluation loop follow from it.
+
+    Parameters
+    ----------
+    config : Config
+        The settings.
+    dataset : Dataset
+        The dataset that the model is trained on.
 
     Attributes
     ----------
-    tables, text : the events and the item texts.
-    fallback : bool [cases] of the last `score`: cases for which it names no item.
-    unmatched : bool [cases], set by a `score` that ranks by something else where no answer could be parsed; else `fallback`.
-    names_all : whether `score` gives every item a score, so that one of -inf is an error; if not, it is `UNNAMED`.
-    counts : tallies of one ranking, see `rates`.
-    unmatched_reason : what is the matter if it could say nothing about any case.
-    inference_settings : settings that `evaluate` may change, since they decide how a trained model answers.
+    tables : Tables
+        The interactions.
+    text : ItemText
+        The texts of the items.
+    split : Splits
+        The training, validation and test cases.
+    selecting : bool
+        Whether the current ranking chooses a checkpoint.
+    fallback : ndarray of bool [cases] or None
+        The cases of the last `score_catalogue` for which no item got a score.
+    unmatched : ndarray of bool [cases] or None
+        The cases of the last `score_catalogue` without a parsable answer. A `score` sets it where a
+        second method ranks these cases; otherwise it is `fallback`.
+    names_all : bool
+        Whether `score` gives every item a score, so that a score of -inf is an error. Otherwise an
+        item without a score has `UNNAMED`.
+    counts : Counter
+        Tallies of one ranking, see `rates`.
+    unmatched_reason : str
+        The message for a ranking in which every case is in `fallback`.
+    inference_settings : tuple of str
+        Settings that `evaluate` may change, because a trained model does not depend on them.
     """
 
     type = ModelType.SEQUENTIAL
     input_type = InputType.POINTWISE
-    skip_flops = True  # an LLM is not deep-copied to be counted
+    skip_flops = True  # counting operations would copy the language model
     inference_settings: tuple[str, ...] = ()
+    fallback: np.ndarray | None
+    unmatched: np.ndarray | None
 
     @classmethod
     def transferable(cls, settings: dict) -> bool:
-        """Whether a run of these settings can rank the items of a dataset that it was not trained on."""
+        """Return whether a run can rank the items of a dataset that it was not trained on.
+
+        Parameters
+        ----------
+        settings : dict
+            The settings of the run.
+
+        Returns
+        -------
+        bool
+            Whether it can.
+        """
         return True
 
     @classmethod
-    def check(cls, config, inputs: ModelInputs) -> None:
-        """Raise UserError for settings that cannot work, before anything is trained."""
+    def check(cls, config, tables) -> None:
+        """Check the settings before anything is trained.
+
+        Raises
+        ------
+        UserError
+            If they cannot work.
+        """
 
     def __init__(self, config, dataset):
         super().__init__()
@@ -62,17 +116,23 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         for line in self.text.log:
             self.logger.info(f"{self.tables.name}: {line}")
         self.selecting = False
-        self.fallback: np.ndarray | None = None
-        self.unmatched: np.ndarray | None = None
+        self.fallback = None
+        self.unmatched = None
         self.counts: Counter = Counter()
 
     def read_text(self) -> ItemText:
+        """Return the texts of the items as the model reads them."""
         return self.inputs.text
 
     def text_vectors(self) -> torch.Tensor:
-        """float32 [items, width]: what the frozen encoder `text_encoder` makes of the items' texts.
+        """Embed the items' texts by the frozen encoder `text_encoder`.
 
         Vectors are stored below `checkpoint_dir` and read again by other runs.
+
+        Returns
+        -------
+        Tensor of float32 [items, width]
+            One vector for each item.
         """
         from ...language.vectors import frozen_vectors
 
@@ -81,26 +141,48 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return torch.from_numpy(vectors).to(self.device)
 
     def start_ranking(self, part: str, selecting: bool, folder: Path | None = None) -> None:
-        """Called before the cases of a part, "valid" or "test", are ranked.
-
-        selecting : while a checkpoint is chosen. folder : of the run whose weights these are, for answers to be kept in.
-        """
+        """Prepare for the ranking of the cases of a part, see `Scorer.start_ranking`."""
         self.selecting = selecting
         self.counts.clear()
 
     @abstractmethod
     def score(self, cases: Cases) -> np.ndarray | torch.Tensor:
-        """float [cases, items]: what to rank the catalogue by; equal texts get equal scores, items that are not named `UNNAMED`."""
+        """Score every item for each case.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+
+        Returns
+        -------
+        ndarray or Tensor of float [cases, items]
+            Scores. Items with equal texts have equal scores; an item without a score has `UNNAMED`.
+        """
 
     def scores(self, cases: Cases) -> np.ndarray:
-        """`score` in the precision that is set; the cases that it says nothing about are counted, and all items `UNNAMED`."""
+        """Compute `score` in the precision of the settings, and count the cases without any score.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+
+        Returns
+        -------
+        ndarray of float [cases, items]
+            Scores. All items of a case without any score have `UNNAMED`.
+        """
         self.unmatched = None
         with self.autocast():
             scores = as_array(self.score(cases))
-        self.fallback = ~scores.any(axis=1) if self.names_all else names_nothing(scores)
-        if self.fallback.any():
-            scores = np.where(self.fallback[:, None], UNNAMED, scores)
-        unmatched = self.fallback if self.unmatched is None else self.unmatched
+        fallback = names_nothing(scores)
+        if self.names_all:
+            fallback = np.logical_not(scores.any(axis=1))
+        if fallback.any():
+            scores = np.where(fallback[:, None], UNNAMED, scores)
+        unmatched = fallback if self.unmatched is None else self.unmatched
+        self.fallback = fallback
         self.counts.update(cases=len(cases), unmatched=int(unmatched.sum()))
         return scores
 
@@ -112,24 +194,38 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return scores.gather(1, items.to(scores.device))
 
     def probe(self, cases: Cases) -> np.ndarray | torch.Tensor:
-        """`probed` in the precision that is set."""
+        """Compute `probed` in the precision of the settings."""
         with self.autocast():
             return self.probed(cases)
 
     def probed(self, cases: Cases) -> np.ndarray | torch.Tensor:
-        """[cases, ...], see `Scorer.probe`. A model whose scores are dear gives what these are made of."""
+        """Compute numbers that depend on all weights, see `Scorer.probe`.
+
+        A model whose scores are expensive overrides it, and returns what its scores depend on.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+
+        Returns
+        -------
+        ndarray or Tensor [cases, ...]
+            The numbers.
+        """
         return self.score(cases)
 
     def autocast(self):
-        """`precision`: bf16 and fp16 compute in it, with weights in float32."""
+        """Return the context in which the model computes in `precision`, with float32 weights."""
         return autocast(self.device, self.config["precision"])
 
     def full_sort_predict(self, interaction) -> torch.Tensor:
+        """Score every item, and RecBole's padding item, for the cases of an interaction."""
         scores = self.score_catalogue(self.dataset.cases_of(interaction))
         return F.pad(scores, (1, 0), value=-torch.inf)  # RecBole's padding item
 
     def predict(self, interaction) -> torch.Tensor:
-        """Scores of (case, item) pairs; the pairs of one case stand together and are scored once."""
+        """Score (case, item) pairs; the pairs of one case are neighbours and are scored once."""
         cases = self.dataset.cases_of(interaction)
         rows = np.stack([cases.begin, cases.end], axis=1)
         first = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)])
@@ -138,19 +234,31 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return torch.as_tensor(self.scores(cases[first])[which, item]).to(self.device)
 
     def rates(self) -> dict[str, float]:
-        """Shares worth printing beside the metrics (parsed answers, cut histories, …)."""
-        shares = {"cut_users": "cases", "cut_items": "items"}
-        found = {
-            name: self.counts[name] / self.counts[of]
-            for name, of in shares.items()
-            if self.counts["items"]
-        }
-        return found | {"unmatched": self.counts["unmatched"] / max(1, self.counts["cases"])}
+        """Return shares of the last ranking that are printed beside its metrics.
+
+        Returns
+        -------
+        dict of str to float
+            The shares of parsed answers, of histories that were cut, and so on.
+        """
+        shares = {}
+        if self.counts["items"]:
+            shares["cut_users"] = self.counts["cut_users"] / self.counts["cases"]
+            shares["cut_items"] = self.counts["cut_items"] / self.counts["items"]
+        return shares | {"unmatched": self.counts["unmatched"] / max(1, self.counts["cases"])}
 
     def count_cut(self, cases: Cases, cut: Sequence[int]) -> None:
-        """Tally how many items of each case's history were left out."""
+        """Tally the items of histories that were left out.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+        cut : sequence of int
+            Number of items of each case's history that were left out.
+        """
         self.counts.update(
             cut_items=int(sum(cut)),
-            cut_users=sum(one > 0 for one in cut),
+            cut_users=sum(count > 0 for count in cut),
             items=int((cases.end - cases.begin).sum()),
         )

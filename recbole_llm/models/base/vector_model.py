@@ -1,4 +1,4 @@
-"""Text models for which users and items are vectors: the contract `encode`, and what ranking and recommending by it need."""
+"""Text models for which users and items are vectors, and scores their inner products."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -16,7 +16,20 @@ from .text_model import TextModel, as_array
 
 
 def check_datasets(config, stages: str) -> None:
-    """Raise UserError where a softmax over one catalogue is to be trained on several."""
+    """Refuse several datasets for a phase whose softmax is over one catalogue.
+
+    Parameters
+    ----------
+    config : Config
+        The settings `phase` and `datasets`.
+    stages : str
+        The value of `stages` that the message recommends.
+
+    Raises
+    ------
+    UserError
+        If `phase` is "finetune" and there are `datasets`.
+    """
     if config["phase"] == "finetune" and config["datasets"]:
         raise UserError(
             "datasets: phase finetune trains on the items of one dataset; set --phase=pretrain, "
@@ -25,86 +38,145 @@ def check_datasets(config, stages: str) -> None:
 
 
 def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(vectors without repetition, int64 [n] which of them each is): texts may differ in what an encoder does not see."""
-    number: dict[bytes, int] = {}
-    row = np.array([number.setdefault(vector.tobytes(), len(number)) for vector in vectors])
-    return vectors[np.unique(row, return_index=True)[1]], row
+    """Number the distinct vectors: texts may differ in parts that an encoder does not see.
+
+    Parameters
+    ----------
+    vectors : ndarray [n, width]
+        Vectors.
+
+    Returns
+    -------
+    distinct : ndarray [m, width]
+        The vectors without repetition, by first occurrence.
+    number : ndarray of int64 [n]
+        The index of each vector in `distinct`.
+    """
+    known: dict[bytes, int] = {}
+    number = np.array([known.setdefault(vector.tobytes(), len(known)) for vector in vectors])
+    return vectors[np.unique(number, return_index=True)[1]], number
 
 
 class VectorModel(TextModel):
-    """A text model for which users and items are vectors, and a score their inner product. Subclasses give `encode_users` and `encode_items`.
+    """A text model for which users and items are vectors, and a score their inner product.
+
+    Subclasses implement `encode_users` and `encode_items`.
 
     Attributes
     ----------
-    first, same : one item of each distinct vector, and for every item the number of its vector. Equal texts are encoded and scored once, so
-        that true ties stay ties.
-    weights : folder of the run whose weights these are, once they are trained.
+    first : ndarray of int64 [texts]
+        One item of each distinct text. Equal texts are encoded and scored once, so that items with
+        equal texts have exactly equal scores.
+    same : ndarray of int64 [items]
+        The number of each item's text.
+    weights : Path or None
+        Folder of the run whose weights the model has; None while it is trained.
+    item_vectors : Tensor of float [vectors, width] or None
+        Distinct vectors of the catalogue by the current weights; None before they are computed.
+    column : ndarray of int64 [items]
+        The index of each item's vector in `item_vectors`.
     """
+
+    weights: Path | None
+    item_vectors: torch.Tensor | None
+    column: np.ndarray
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.first, self.same = self.text.unique
-        self.weights: Path | None = None
-        self.item_vectors: torch.Tensor | None = None
+        self.weights = None
+        self.item_vectors = None
 
     @abstractmethod
     def encode_users(self, cases: Cases) -> np.ndarray | torch.Tensor:
-        """float32 [cases, width]: of what the users of these cases have met."""
+        """Encode the histories of cases.
+
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+
+        Returns
+        -------
+        ndarray or Tensor of float32 [cases, width]
+            One vector for each case.
+        """
 
     @abstractmethod
     def encode_items(self, items: np.ndarray) -> np.ndarray | torch.Tensor:
-        """float32 [items, width] of items by number.
+        """Encode items.
 
         A ranking encodes the catalogue once: one item of each distinct text.
+
+        Parameters
+        ----------
+        items : ndarray of int [n]
+            Item numbers.
+
+        Returns
+        -------
+        ndarray or Tensor of float32 [n, width]
+            One vector for each item.
         """
 
     def start_ranking(self, part, selecting, folder=None):
+        """Forget the vectors of items: the weights may have changed."""
         super().start_ranking(part, selecting, folder)
-        self.weights, self.item_vectors = folder, None  # the weights may have changed
+        self.weights, self.item_vectors = folder, None
 
     def catalogue_vectors(self) -> torch.Tensor:
-        """Distinct vectors of `encode_items`, once for all rankings by the same weights; `column` says which is each item's."""
+        """Encode the catalogue, once for all rankings by the same weights.
+
+        Returns
+        -------
+        Tensor of float [vectors, width]
+            The distinct vectors; `column` maps each item to one of them.
+        """
         if self.item_vectors is None:
-            vectors, row = distinct(as_array(self.encode_items(self.first)))
-            self.item_vectors, self.column = (
-                torch.from_numpy(vectors).to(self.device),
-                row[self.same],
-            )
+            vectors, number = distinct(as_array(self.encode_items(self.first)))
+            self.item_vectors = torch.from_numpy(vectors).to(self.device)
+            self.column = number[self.same]
         return self.item_vectors
 
     def probed(self, cases):
-        """Vectors of users: those of items are by the same weights, but of a whole catalogue."""
+        """Encode users alone: encoding a catalogue takes long, and uses the same weights."""
         return self.encode_users(cases)
 
     def score(self, cases):
+        """Score every item by the inner product of vectors."""
         users = torch.from_numpy(as_array(self.encode_users(cases))).to(self.device)
-        with torch.autocast(
-            users.device.type, enabled=False
-        ):  # vectors may come from a short precision, their products do not
+        # products are in float32, also of vectors that were computed in a lower precision
+        with torch.autocast(users.device.type, enabled=False):
             return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.column]
 
     def nearest_items(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
-        """[cases, items] scores as in `score` of k items and more that a FAISS index finds, all others `UNNAMED`.
+        """Score the items that a FAISS index finds.
 
-        folder : where the index of these item vectors is stored. It is judged by users of validation when it is made.
+        Parameters
+        ----------
+        cases : Cases
+            The cases.
+        k : int
+            Number of items to find for each case; items with equal vectors count once.
+        folder : Path
+            Where the index of these item vectors is stored. Its recall is measured by users of the
+            validation part when it is built.
+
+        Returns
+        -------
+        ndarray of float32 [cases, items]
+            Scores as in `score`; `UNNAMED` for items that were not found.
         """
         vectors = self.catalogue_vectors().cpu().numpy()
         path = folder / f"index-{name_of(vectors.tobytes()).hex()[:16]}.faiss"
-        index = InvertedLists.stored(
-            path,
-            vectors,
-            lambda: as_array(
-                self.encode_users(
-                    draw(
-                        self.split.valid if len(self.split.valid) else self.split.train,
-                        JUDGE_QUERIES,
-                    )
-                )
-            ),
-        )
+        index = InvertedLists.stored(path, vectors, self._judging_vectors)
         rows, products = index.search(as_array(self.encode_users(cases)), k)
-        scores = np.full(
-            (len(cases), len(vectors) + 1), UNNAMED, dtype=np.float32
-        )  # the last for what was not found
+        # a search that finds too few vectors gives the index -1: the last column takes their scores
+        scores = np.full((len(cases), len(vectors) + 1), UNNAMED, dtype=np.float32)
         np.put_along_axis(scores, rows, products, axis=1)
         return scores[:, self.column]
+
+    def _judging_vectors(self) -> np.ndarray:
+        """Vectors of users by which the recall of an index is measured."""
+        cases = self.split.valid if len(self.split.valid) else self.split.train
+        return as_array(self.encode_users(draw(cases, JUDGE_QUERIES)))

@@ -1,1 +1,1 @@
-"""RecBole's models where they need mending, or item texts in place of ids."""
+"""RecBole's models: corrections, and item texts in place of ids."""

@@ -1,6 +1,10 @@
-"""`item_features` for RecBole's models: frozen text vectors through a projection, in place of id embeddings or added to them."""
+"""The setting `item_features` for RecBole's models.
 
-from typing import NamedTuple
+Frozen text vectors, through a trained projection, replace id embeddings or are added to them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +17,14 @@ from ...language.vectors import frozen_vectors
 
 
 class Vectors(NamedTuple):
-    """Frozen vectors of users or items by RecBole's number, which is padding at 0.
+    """Frozen vectors of users or items, by RecBole's number, of which 0 is padding.
 
-    distinct : float32 [distinct, width]. number : int64 [rows], which of them is whose; the padding's is zero.
+    Attributes
+    ----------
+    distinct : Tensor of float32 [distinct, width]
+        The distinct vectors.
+    number : Tensor of int64 [rows]
+        The index of each row's vector in `distinct`. The vector of the padding is zero.
     """
 
     distinct: torch.Tensor
@@ -23,24 +32,47 @@ class Vectors(NamedTuple):
 
     @classmethod
     def of(cls, rows: torch.Tensor) -> "Vectors":
-        """From float32 [rows - 1, width]. Equal rows are one, so that true ties stay ties."""
-        rows = F.pad(rows, (0, 0, 1, 0)).numpy()
+        """Find the distinct vectors, so that rows with equal vectors have exactly equal scores.
+
+        Parameters
+        ----------
+        rows : Tensor of float32 [rows - 1, width]
+            The vectors of all rows but the padding.
+
+        Returns
+        -------
+        Vectors
+            The vectors with the padding.
+        """
+        padded = F.pad(rows, (0, 0, 1, 0)).numpy()
         first: dict[bytes, int] = {}
-        number = np.array([first.setdefault(row.tobytes(), len(first)) for row in rows])
-        return cls(
-            torch.from_numpy(rows[np.unique(number, return_index=True)[1]]),
-            torch.from_numpy(number),
-        )
+        number = np.array([first.setdefault(row.tobytes(), len(first)) for row in padded])
+        distinct = padded[np.unique(number, return_index=True)[1]]
+        return cls(torch.from_numpy(distinct), torch.from_numpy(number))
 
 
 class TextEmbedding(nn.Module):
-    """Takes the place of an nn.Embedding: row i is the projection of vector i, plus the old row i where `keep` is set; the padding is zero.
+    """Takes the place of an nn.Embedding.
 
-    The projection has no bias, so that it leaves the padding alone. It starts, on vectors whose squared length is 1 on average, at the scale at
-    which the model starts its own embeddings; and a step on it moves a row about as far as the same step on an id embedding would.
+    Row i is the projection of vector i, plus the row i of the old embedding with `keep`; the
+    padding is zero. The projection has no bias, so that it leaves the padding at zero. On vectors
+    whose squared length is 1 on average, it starts at the scale of the model's own embeddings, and
+    a step changes a row about as much as the same step on an id embedding.
 
-    projection : another's, which is shared.
+    Parameters
+    ----------
+    ids : nn.Embedding
+        The embedding to replace.
+    vectors : Vectors
+        The frozen vectors.
+    keep : bool
+        Whether the old embedding is added.
+    projection : nn.Linear, optional
+        A projection that is shared with another TextEmbedding.
     """
+
+    vectors: torch.Tensor
+    number: torch.Tensor
 
     def __init__(
         self, ids: nn.Embedding, vectors: Vectors, keep: bool, projection: nn.Linear | None = None
@@ -50,26 +82,46 @@ class TextEmbedding(nn.Module):
             projection = nn.Linear(vectors.distinct.shape[1], ids.embedding_dim, bias=False)
             nn.init.normal_(projection.weight, std=ids.weight.detach().std().item())
         self.projection, self.by_id = projection, ids if keep else None
-        self.register_buffer(
-            "vectors", vectors.distinct, persistent=False
-        )  # computed again from the texts, wherever the weights are loaded
+        # not persistent: wherever the weights are loaded, they are computed from the texts again
+        self.register_buffer("vectors", vectors.distinct, persistent=False)
         self.register_buffer("number", vectors.number, persistent=False)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """int64 [...] -> float32 [..., size]; only these rows are projected."""
+        """Look rows up; only these rows are projected.
+
+        Parameters
+        ----------
+        rows : Tensor of int64 [...]
+            Row numbers.
+
+        Returns
+        -------
+        Tensor of float32 [..., size]
+            The rows.
+        """
         distinct, place = self.number[rows].unique(return_inverse=True)
-        found = F.embedding(place, self.projection(self.vectors[distinct]))
-        return found if self.by_id is None else found + self.by_id(rows) * (rows != 0)[..., None]
+        embedded = F.embedding(place, self.projection(self.vectors[distinct]))
+        if self.by_id is None:
+            return embedded
+        return embedded + self.by_id(rows) * (rows != 0)[..., None]
 
     @property
     def weight(self) -> torch.Tensor:
-        """float32 [rows, size]: the whole table, as RecBole's losses and rankings over the catalogue read it."""
+        """All rows, float32 [rows, size], for RecBole's losses and rankings over the catalogue."""
         table = F.embedding(self.number, self.projection(self.vectors))
         return table if self.by_id is None else table + F.pad(self.by_id.weight[1:], (0, 0, 1, 0))
 
 
 class Fields(nn.Module):
-    """RecBole's FMEmbedding as one table for each field, so that one of them can be replaced."""
+    """RecBole's FMEmbedding as one table for each field, so that one of them can be replaced.
+
+    Parameters
+    ----------
+    glued : FMEmbedding
+        The embedding of all fields in one table.
+    sizes : list of int
+        Number of rows of each field.
+    """
 
     def __init__(self, glued: FMEmbedding, sizes: list[int]):
         super().__init__()
@@ -79,43 +131,71 @@ class Fields(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 [rows, fields] -> float32 [rows, fields, size]."""
-        return torch.stack(
-            [
-                table(column)
-                for table, column in zip(self.tables, tokens.unbind(dim=1), strict=True)
-            ],
-            dim=1,
-        )
+        """Look tokens up.
+
+        Parameters
+        ----------
+        tokens : Tensor of int64 [rows, fields]
+            One token of each field.
+
+        Returns
+        -------
+        Tensor of float32 [rows, fields, size]
+            Their embeddings.
+        """
+        columns = zip(self.tables, tokens.unbind(dim=1), strict=True)
+        return torch.stack([table(column) for table, column in columns], dim=1)
 
 
 def item_vectors(text: ItemText, config) -> Vectors:
-    """Of every item's text, centred and of squared length 1 on average, both over the catalogue."""
-    vectors = torch.from_numpy(
-        frozen_vectors(
-            config["text_encoder"], [text.plain(item) for item in range(len(text))], config
-        )
-    )
+    """Embed the texts of all items, centred and scaled to a squared length of 1 on average.
+
+    Parameters
+    ----------
+    text : ItemText
+        The texts.
+    config : Config
+        The setting `text_encoder`, and those of `frozen_vectors`.
+
+    Returns
+    -------
+    Vectors
+        The vectors; zero where all texts are equal.
+    """
+    texts = [text.plain(item) for item in range(len(text))]
+    vectors = torch.from_numpy(frozen_vectors(config["text_encoder"], texts, config))
     vectors = vectors - vectors.mean(dim=0)
-    return Vectors.of(
-        vectors / vectors.square().sum(dim=1).mean().sqrt().clamp(min=1e-12)
-    )  # zero where all texts are equal
+    return Vectors.of(vectors / vectors.square().sum(dim=1).mean().sqrt().clamp(min=1e-12))
 
 
 def user_means(items: Vectors, dataset) -> Vectors:
-    """Of every user, the mean of the items' vectors over the events of training; zero where there is none."""
+    """Average the vectors of the items in each user's training events.
+
+    Parameters
+    ----------
+    items : Vectors
+        The vectors of items.
+    dataset : Dataset
+        The training part.
+
+    Returns
+    -------
+    Vectors
+        The vectors of users; zero for a user without training events.
+    """
     tables, learned = dataset.tables, dataset.split.train_events
     begin = np.searchsorted(tables.user[learned], np.arange(len(tables.users)))
-    met = items.number[torch.from_numpy(tables.item[learned].astype(np.int64) + 1)]
-    return Vectors.of(F.embedding_bag(met, items.distinct, torch.from_numpy(begin), mode="mean"))
+    numbers = items.number[torch.from_numpy(tables.item[learned].astype(np.int64) + 1)]
+    means = F.embedding_bag(numbers, items.distinct, torch.from_numpy(begin), mode="mean")
+    return Vectors.of(means)
 
 
-def _item_embedding(model, dataset, vectors: Vectors, keep: bool) -> None:
+def _replace_item_embedding(model, dataset, vectors: Vectors, keep: bool) -> None:
     model.item_embedding = TextEmbedding(model.item_embedding, vectors, keep)
 
 
-def _neumf(model, dataset, vectors: Vectors, keep: bool) -> None:
-    """By one projection for users and items, since the mean of projected vectors is the projected mean."""
+def _replace_neumf_embeddings(model, dataset, vectors: Vectors, keep: bool) -> None:
+    """Use one projection for users and items: a projected mean is a mean of projected vectors."""
     means = user_means(vectors, dataset)
     for part in ("mf", "mlp"):
         items = TextEmbedding(getattr(model, f"item_{part}_embedding"), vectors, keep)
@@ -126,7 +206,7 @@ def _neumf(model, dataset, vectors: Vectors, keep: bool) -> None:
         setattr(model, f"user_{part}_embedding", users)
 
 
-def _item_field(model, dataset, vectors: Vectors, keep: bool) -> None:
+def _replace_item_field(model, dataset, vectors: Vectors, keep: bool) -> None:
     layer = model.embedding_layer
     fields = Fields(layer.token_embedding_table["item"], layer.token_field_dims["item"])
     at = layer.token_field_names["item"].index(dataset.iid_field)
@@ -134,29 +214,38 @@ def _item_field(model, dataset, vectors: Vectors, keep: bool) -> None:
     layer.token_embedding_table["item"] = fields
 
 
-# stock model -> where it keeps its item embeddings
-ADAPTERS = (
-    dict.fromkeys(("SASRec", "GRU4Rec", "NARM", "CORE"), _item_embedding)
-    | {"NeuMF": _neumf}
-    | dict.fromkeys(("DIN", "DIEN"), _item_field)
-)
+# model of RecBole -> the function that replaces its item embeddings
+ADAPTERS: dict[str, Callable[[Any, Any, Vectors, bool], None]] = {
+    **dict.fromkeys(("SASRec", "GRU4Rec", "NARM", "CORE"), _replace_item_embedding),
+    "NeuMF": _replace_neumf_embeddings,
+    **dict.fromkeys(("DIN", "DIEN"), _replace_item_field),
+}
 
 
 def know_by_text(model, dataset, config) -> None:
-    """Let a stock model, as it was constructed, know items by their texts, as `item_features` says: text or both.
+    """Replace the item embeddings of a model of RecBole as the setting `item_features` says.
 
-    dataset : the training part.
+    Parameters
+    ----------
+    model : AbstractRecommender
+        The model as it was constructed.
+    dataset : Dataset
+        The training part.
+    config : Config
+        The settings; `item_features` is "text" or "both".
 
     Raises
     ------
-    UserError : for a dataset without texts, or a text encoder that cannot be.
+    UserError
+        If the dataset has no texts, or the text encoder cannot be used.
     """
     text = dataset.inputs.text
     for line in text.log:
         model.logger.info(f"{dataset.tables.name}: {line}")
     vectors, keep = item_vectors(text, config), config["item_features"] == "both"
     ADAPTERS[config["model"]](model, dataset, vectors, keep)
-    if not keep and dataset.item_feat is None:  # by their columns, items of one text may differ
+    # items with equal texts tie, unless other columns tell them apart
+    if not keep and dataset.item_feat is None:
         _, first, number = np.unique(
             vectors.number[1:].numpy(), return_index=True, return_inverse=True
         )

@@ -1,4 +1,4 @@
-"""S3Rec, handed from stage to stage like every other model."""
+"""RecBole's S3Rec, whose stages are runs like those of every other model."""
 
 from recbole.model.loss import BPRLoss
 from recbole.model.sequential_recommender.s3rec import S3Rec as StockS3Rec
@@ -10,8 +10,8 @@ from ...errors import UserError
 class S3Rec(StockS3Rec):
     """RecBole's S3Rec, whose fine-tuning starts from `init_from`.
 
-    The stock constructor wants a torch file of the pre-trained weights there and then, also when a fine-tuned
-    run is loaded again.
+    RecBole's constructor reads a torch file of the pretrained weights, even when a fine-tuned run
+    is loaded again.
     """
 
     def __init__(self, config, dataset):

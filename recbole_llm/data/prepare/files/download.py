@@ -20,7 +20,7 @@ TIMEOUT = 30  # seconds
 BLOCK = 2**16  # bytes that an interruption loses at most
 
 
-class Failed(Exception):
+class DownloadError(Exception):
     """An address from which the file could not be downloaded.
 
     Parameters
@@ -57,7 +57,7 @@ def download(url: str, remote: Remote, folder: Path, net: Net) -> Path:
 
     Raises
     ------
-    Failed
+    DownloadError
         If the address does not answer, or sends something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,14 +70,14 @@ def download(url: str, remote: Remote, folder: Path, net: Net) -> Path:
             check_file(part, remote)
         except UserError as fault:
             _discard(part)
-            raise Failed(str(fault)) from None
+            raise DownloadError(str(fault)) from None
         os.replace(part, target)
         _discard(part)
     return target
 
 
 def _download_with_retries(url: str, name: str, part: Path, net: Net) -> None:
-    """Download into `part`; raise Failed after the last attempt."""
+    """Download into `part`; raise DownloadError after the last attempt."""
     wait = WAIT
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -89,7 +89,7 @@ def _download_with_retries(url: str, name: str, part: Path, net: Net) -> None:
             if unreachable and not part.is_file():
                 attempts = ATTEMPTS_WITHOUT_CONNECTION
             if attempt == attempts:
-                raise Failed(_reason(fault), unreachable) from None
+                raise DownloadError(_reason(fault), unreachable) from None
             time.sleep(wait)
             wait *= 2
 
@@ -146,11 +146,11 @@ def _resume(url: str, name: str, part: Path, net: Net) -> None:
 
 
 def _check_status(answer: requests.Response) -> None:
-    """Raise HTTPError for a status that may change, and Failed for one that will not."""
+    """Raise HTTPError for a status that may change, and DownloadError for one that will not."""
     if answer.status_code in (416, 429) or answer.status_code >= 500:
         raise requests.HTTPError(f"HTTP {answer.status_code}")
     if answer.status_code >= 400:
-        raise Failed(f"HTTP {answer.status_code}")
+        raise DownloadError(f"HTTP {answer.status_code}")
 
 
 def _offset(answer: requests.Response, size: int) -> int:

@@ -168,11 +168,11 @@ def _download(
         if host in unreachable:
             continue
         # Imported here, since it takes longer to import than small files take to read.
-        from .download import Failed, download
+        from .download import DownloadError, download
 
         try:
             return download(url, remote, folder, net)
-        except Failed as failure:
+        except DownloadError as failure:
             if failure.unreachable:
                 unreachable.add(host)
             failures.append(f"{host if url in remote.urls else url}: {failure}")

@@ -20,7 +20,7 @@ from ....errors import UserError
 
 
 def _fastest_zlib() -> Any:
-    """isal's zlib, which takes half the time; Python's if isal is not installed."""
+    """Return the zlib of isal, which takes half the time, or Python's if isal is not installed."""
     try:
         from isal import isal_zlib
     except ImportError:

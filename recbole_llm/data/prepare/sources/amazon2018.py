@@ -32,13 +32,36 @@ HOSTS = (
     "https://jmcauley.ucsd.edu/data/amazon_v2/",
 )
 CATEGORIES = (
-    "AMAZON_FASHION All_Beauty Appliances Arts_Crafts_and_Sewing Automotive Books CDs_and_Vinyl "
-    "Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry Digital_Music Electronics Gift_Cards "
-    "Grocery_and_Gourmet_Food Home_and_Kitchen Industrial_and_Scientific Kindle_Store "
-    "Luxury_Beauty Magazine_Subscriptions Movies_and_TV Musical_Instruments Office_Products "
-    "Patio_Lawn_and_Garden Pet_Supplies Prime_Pantry Software Sports_and_Outdoors "
-    "Tools_and_Home_Improvement Toys_and_Games Video_Games"
-).split()
+    "AMAZON_FASHION",
+    "All_Beauty",
+    "Appliances",
+    "Arts_Crafts_and_Sewing",
+    "Automotive",
+    "Books",
+    "CDs_and_Vinyl",
+    "Cell_Phones_and_Accessories",
+    "Clothing_Shoes_and_Jewelry",
+    "Digital_Music",
+    "Electronics",
+    "Gift_Cards",
+    "Grocery_and_Gourmet_Food",
+    "Home_and_Kitchen",
+    "Industrial_and_Scientific",
+    "Kindle_Store",
+    "Luxury_Beauty",
+    "Magazine_Subscriptions",
+    "Movies_and_TV",
+    "Musical_Instruments",
+    "Office_Products",
+    "Patio_Lawn_and_Garden",
+    "Pet_Supplies",
+    "Prime_Pantry",
+    "Software",
+    "Sports_and_Outdoors",
+    "Tools_and_Home_Improvement",
+    "Toys_and_Games",
+    "Video_Games",
+)
 SHORT = {  # name of the dataset -> category
     "Scientific": "Industrial_and_Scientific",
     "Instruments": "Musical_Instruments",

@@ -24,18 +24,44 @@ McAuley, Julian},
 }""",
 )
 HOSTS = ("https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/",)
-ST5 = (  # nine categories that ST5-Seq is trained on, then three that it is only tested on
-    "All_Beauty Baby_Products Video_Games Beauty_and_Personal_Care Cell_Phones_and_Accessories "
-    "Electronics Health_and_Household Movies_and_TV Toys_and_Games "
-    "Books Digital_Music Amazon_Fashion"
-).split()
+# nine categories that ST5-Seq is trained on, then three that it is only tested on
+ST5 = (
+    "All_Beauty",
+    "Baby_Products",
+    "Video_Games",
+    "Beauty_and_Personal_Care",
+    "Cell_Phones_and_Accessories",
+    "Electronics",
+    "Health_and_Household",
+    "Movies_and_TV",
+    "Toys_and_Games",
+    "Books",
+    "Digital_Music",
+    "Amazon_Fashion",
+)
 OTHER = (
-    "Appliances Arts_Crafts_and_Sewing Automotive CDs_and_Vinyl Clothing_Shoes_and_Jewelry "
-    "Gift_Cards Grocery_and_Gourmet_Food Handmade_Products Health_and_Personal_Care "
-    "Home_and_Kitchen Industrial_and_Scientific Kindle_Store Magazine_Subscriptions "
-    "Musical_Instruments Office_Products Patio_Lawn_and_Garden Pet_Supplies Software "
-    "Sports_and_Outdoors Subscription_Boxes Tools_and_Home_Improvement"
-).split()
+    "Appliances",
+    "Arts_Crafts_and_Sewing",
+    "Automotive",
+    "CDs_and_Vinyl",
+    "Clothing_Shoes_and_Jewelry",
+    "Gift_Cards",
+    "Grocery_and_Gourmet_Food",
+    "Handmade_Products",
+    "Health_and_Personal_Care",
+    "Home_and_Kitchen",
+    "Industrial_and_Scientific",
+    "Kindle_Store",
+    "Magazine_Subscriptions",
+    "Musical_Instruments",
+    "Office_Products",
+    "Patio_Lawn_and_Garden",
+    "Pet_Supplies",
+    "Software",
+    "Sports_and_Outdoors",
+    "Subscription_Boxes",
+    "Tools_and_Home_Improvement",
+)
 SPARSE = {  # categories without a 5-core
     "Amazon_Fashion",
     "Appliances",

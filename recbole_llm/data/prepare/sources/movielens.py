@@ -27,9 +27,26 @@ SOURCE = Source(
 )
 HOST = "https://files.grouplens.org/datasets/movielens/"
 GENRES = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
-    "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
-).split()
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
 YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 FIELDS = {"Title": "movie_title", "Year": "release_year", "Genre": "class"}
 SETTINGS: dict[str, Any] = {
