@@ -30,6 +30,8 @@ def model_help(name: str) -> str:
     of_recbole = model_defaults(spec.key) if not spec.is_text else {}
     if spec.settings is not None:
         parts.append(settings_help(spec.settings))
+    elif spec.read_keys:
+        parts.append(f"Settings that its source reads: {', '.join(sorted(spec.read_keys))}")
     elif not of_recbole:
         parts.append("It has no settings of its own.")
     if of_recbole:
