@@ -85,12 +85,13 @@ def write(tmp_path):
 @pytest.fixture
 def parts():
     """parts(model, folder, **settings): our (train, valid, test) datasets."""
-    from recbole_llm.data.recbole.loaders import make_loaders
+    from worlds import loaders_of
+
     from recbole_llm.settings import layers
 
     def build(model, folder, **settings):
         resolved = layers.resolve(model, folder.name, [], {"use_gpu": False} | settings)
-        return [loader._dataset for loader in make_loaders(layers.recbole_config(resolved, folder))]
+        return [loader._dataset for loader in loaders_of(layers.recbole_config(resolved, folder))]
 
     return build
 

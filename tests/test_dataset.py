@@ -139,7 +139,8 @@ def test_rows_are_read_in_any_way(folder, parts, index):
 
 
 def test_a_training_loader_gives_whole_rows(folder):
-    from recbole_llm.data.recbole.loaders import make_loaders
+    from worlds import loaders_of
+
     from recbole_llm.settings import layers
 
     settings = layers.resolve(
@@ -148,7 +149,7 @@ def test_a_training_loader_gives_whole_rows(folder):
         [],
         {"use_gpu": False, "dedup": "none", "train_batch_size": 8, "MAX_ITEM_LIST_LENGTH": 4},
     )
-    train = make_loaders(layers.recbole_config(settings, folder))[0]
+    train = loaders_of(layers.recbole_config(settings, folder))[0]
     rows = train._dataset.inter_feat
     expected = rows[np.arange(len(rows))]
     batches = list(train)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from shops import rows_of, write_shop
-from worlds import prepared, write_cycle
+from worlds import loaders_of, prepared, write_cycle
 
 from recbole_llm.cli import main
-from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.evaluation.histories import NO_USERS, READERS, Histories, users_as_trained
 from recbole_llm.evaluation.loop import catalogue_scores
 from recbole_llm.runs.runner import Runner
@@ -34,7 +33,7 @@ def build(model, folder, **settings):
     made = layers.recbole_config(resolved, folder / "dataset" / "tiny")
     torch.manual_seed(0)
     np.random.seed(0)
-    train, _, test = make_loaders(made)
+    train, _, test = loaders_of(made)
     built = registry.model_class(model)(made, train._dataset)
     if model == "Pop":
         built.calculate_loss(train._dataset.events)

@@ -341,7 +341,7 @@ def test_the_table_is_encoded_when_it_is_to_be(cycle, how):
 
 
 def test_a_run_killed_inside_an_epoch_keeps_the_epochs_table(cycle, monkeypatch):
-    from recbole_llm.training import loop as module
+    from recbole_llm.training import text_trainer as module
 
     own = {"epochs": 2, **QUICK}
     _, whole, trainer, (train, valid, _) = prepared(

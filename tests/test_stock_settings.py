@@ -8,9 +8,9 @@ import shlex
 import pytest
 import torch
 from shops import there, write_shop
+from worlds import loaders_of
 
 from recbole_llm.cli import main
-from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.errors import UserError
 from recbole_llm.settings import layers, registry, stock
 from recbole_llm.settings.defaults import stock_defaults
@@ -151,7 +151,7 @@ def test_what_can_be_runs(line, command, tmp_path):
 def built(model, folder, **settings):
     settings = layers.resolve(model, "tiny", [], {"use_gpu": False} | settings)
     made = layers.recbole_config(settings, folder / "dataset" / "tiny")
-    train, _, _ = make_loaders(made)
+    train, _, _ = loaders_of(made)
     return registry.model_class(model)(made, train._dataset), train
 
 

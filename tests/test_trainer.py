@@ -146,7 +146,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
 
 @pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch, learner):
-    from recbole_llm.training import loop as module
+    from recbole_llm.training import text_trainer as module
 
     write_cycle(tmp_path)
     own = {"epochs": 2, "train_batch_size": 4, "learner": learner}
@@ -314,7 +314,7 @@ def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
 ):
     from test_backbones import save_model
 
-    from recbole_llm.training import loop as module
+    from recbole_llm.training import text_trainer as module
 
     if quantize != "none":
         pytest.importorskip("bitsandbytes")

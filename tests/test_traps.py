@@ -8,8 +8,8 @@ pandas (2) in test_compat.
 import numpy as np
 import pytest
 import torch
+from worlds import loaders_of
 
-from recbole_llm.data.recbole.loaders import make_loaders
 from recbole_llm.evaluation.loop import rank_cases
 from recbole_llm.settings import layers
 
@@ -58,7 +58,7 @@ def ours(model, folder, **settings):
     resolved = layers.recbole_config(
         layers.resolve(model, folder.name, [], {"use_gpu": False} | settings), folder
     )
-    train, _, test = make_loaders(resolved)
+    train, _, test = loaders_of(resolved)
     return registry.model_class(model)(resolved, train._dataset), test._dataset
 
 
@@ -163,7 +163,7 @@ def test_repeatnet_learns_from_events_alone(short_users, stock):
     batch = next(iter(data_preparation(dataset.config, dataset)[0]))
     assert float(batch["label"].mean()) == 0.5
     settings = layers.resolve("RepeatNet", "toy", [], {"use_gpu": False})
-    train, _, _ = make_loaders(layers.recbole_config(settings, short_users))
+    train, _, _ = loaders_of(layers.recbole_config(settings, short_users))
     batch = next(iter(train))
     assert "label" not in batch and len(batch) == len(train._dataset.cases)
 

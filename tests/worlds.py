@@ -47,6 +47,18 @@ def prepared(model: str, folder: Path, dataset: str = "cycle", **own):
     return ready, *Runner(ready).build()
 
 
+def loaders_of(config):
+    """Loaders of training, validation and testing of RecBole's Config."""
+    from recbole_llm.contracts.model_inputs import ModelInputs
+    from recbole_llm.data.recbole.datasets import load_tables, split_of
+    from recbole_llm.data.recbole.loaders import make_loaders
+    from recbole_llm.settings import registry
+
+    tables = load_tables(config)
+    inputs = ModelInputs(settings={}, interactions=tables, split=split_of(config, tables))
+    return make_loaders(config, registry.find(config["model"]), inputs)
+
+
 def scores_of(model, dataset, cases) -> torch.Tensor:
     """float32 [cases, items]."""
     from recbole_llm.evaluation.loop import catalogue_scores

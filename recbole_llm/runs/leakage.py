@@ -12,7 +12,6 @@ import pandas as pd
 
 from ..data.cases.splits import Split, make_split
 from ..data.reading.tables import Tables
-from ..data.recbole.datasets import load_tables
 from ..data.sample import locate
 from ..errors import UserError
 from ..settings import run_record
@@ -136,6 +135,8 @@ def refuse(
     UserError
         If targets were learned; of a dataset of another name, if more were than by chance.
     """
+    from ..data.recbole.datasets import load_tables  # and torch with it
+
     for one in learned:
         is_same = _name(one.settings) == _name(settings)
         there = settings["data_path"]
