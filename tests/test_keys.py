@@ -33,12 +33,13 @@ HOLDERS = {
     "resolved",
     "final_config_dict",
     "internal_config_dict",
+    "options",
     "own",
 }  # names of dicts of settings
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
 MADE = {
     "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
-    "device": "RecBole's Config, from use_gpu and gpu_id", "stage": "runs.commands.stages_of, of a run with stages",
+    "device": "RecBole's Config, from use_gpu and gpu_id", "eval_type": "RecBole's Config, from metrics", "stage": "runs.commands.stages_of, of a run with stages",
 }  # fmt: skip
 
 

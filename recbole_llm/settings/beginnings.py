@@ -66,18 +66,18 @@ def beginning(layers: Sequence[Mapping[str, Any]], later: Sequence[Path] = ()) -
     from .run_record import read_run  # which checks a record by the layers of its model
 
     saved = Path(str(settings.get("checkpoint_dir") or "saved"))
-    run = stored = None
+    run = record = None
     try:
         if init_from:
             run = run_folders.find_run(str(init_from), saved)
         else:
             run = run_folders.backbone_run(str(backbone), saved)
-        stored = read_run(run) if run else None
+        record = read_run(run) if run else None
     except UserError:  # a run that is not there: who needs it says so
         pass
-    if run and stored:
+    if run and record:
         if run.resolve() in later:
             raise UserError(f"{run}/run.json: this run begins with itself; name another one")
         started = {"checkpoint_dir": run.absolute().parent}
-        return beginning([stored["settings"], started], [*later, run.resolve()])
+        return beginning([record["settings"], started], [*later, run.resolve()])
     return "scratch" if str(backbone).startswith("scratch:") else "pretrained"

@@ -169,8 +169,8 @@ def _record(personal: Personal, spectrum: Spectrum, folder: Path) -> dict:
 
     Users keep the adapters of earlier commands that this command has not trained.
     """
-    stored = run_record.read_run(folder) or {}
-    before = stored.get("routes", {"cohorts": {}, "cohorts_of": None, "users": {}})
+    record = run_record.read_run(folder) or {}
+    before = record.get("routes", {"cohorts": {}, "cohorts_of": None, "users": {}})
     users, base = spectrum.tables.users, spectrum.runs["2"].folder
     cohorts, model = before["cohorts"], _routing_model(spectrum)
     if model:
