@@ -149,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         say(f"error: {error}", sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has closed it, as `head` does when it has its lines
+        # so that the interpreter's last flush of it says nothing either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         say("stopped; the same command goes on where it last stored its state", sys.stderr)
         return 130

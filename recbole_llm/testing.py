@@ -136,7 +136,10 @@ class Trained:
         """Score all items for some cases, float32 [cases, items]."""
         with torch.no_grad():
             self.model.eval()
-            return catalogue_scores(self.model, self.dataset, cases).float().cpu()
+            scores = catalogue_scores(self.model, self.dataset, cases).float().cpu()
+        if scores.isnan().any():
+            raise LawBroken(f"{type(self.model).__name__} gives scores that are no numbers (NaN)")
+        return scores
 
     def ndcg(self) -> float:
         """Compute NDCG@10 of the test cases."""

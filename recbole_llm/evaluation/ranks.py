@@ -559,6 +559,32 @@ def in_front(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.where(is_named, first + lift, behind)
 
 
+def check_shape(scores: Any, n_cases: int, n_items: int, method: str) -> None:
+    """Refuse scores that are not one number for each case and item.
+
+    Parameters
+    ----------
+    scores : ndarray or Tensor
+        What a model gave.
+    n_cases : int
+        Number of cases that it was asked about.
+    n_items : int
+        Number of items of the catalogue.
+    method : str
+        The class and its method, for the message.
+
+    Raises
+    ------
+    UserError
+        If the shape is another.
+    """
+    if tuple(scores.shape) != (n_cases, n_items):
+        raise UserError(
+            f"{method}: expected scores [cases, items], here of shape ({n_cases}, {n_items}), "
+            f"found {tuple(scores.shape)}"
+        )
+
+
 def names_nothing(scores: np.ndarray) -> np.ndarray:
     """Find the cases for which a method says nothing about any item.
 

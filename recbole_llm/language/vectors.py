@@ -63,10 +63,13 @@ def embed(
     """
     vectors = np.zeros((len(tokens), width or bundle.width), dtype=np.float32)
     passes = by_length([len(one) for one in tokens], budget)
-    for chosen in progress(passes, desc="Encode texts", disable=not show_progress):
-        texts = [tokens[row] for row in chosen]
-        batch = pad(texts, pad_id=bundle.tokenizer.pad_token_id).to(device)
-        vectors[chosen] = pooled(batch).float().cpu().numpy()
+    hidden = not show_progress
+    with progress(total=len(tokens), desc="Encode texts", unit="text", disable=hidden) as bar:
+        for chosen in passes:
+            texts = [tokens[row] for row in chosen]
+            batch = pad(texts, pad_id=bundle.tokenizer.pad_token_id).to(device)
+            vectors[chosen] = pooled(batch).float().cpu().numpy()
+            bar.update(len(chosen))
     if not np.isfinite(vectors).all():
         raise UserError(
             "the encoder gives vectors that are no numbers: it diverged in training, or needs "

@@ -345,9 +345,11 @@ class Harness(FolderTrainer):
                 kept=kept,
             )
         except FloatingPointError as error:
+            advice = "it diverged; lower learning_rate, or set precision: fp32"
+            if not self.epochs:
+                advice = "it is not trained, so its own computation makes them"
             raise UserError(
-                f"{config['model']} gives no numbers to rank by ({error}): it diverged; lower "
-                "learning_rate, or set precision: fp32"
+                f"{config['model']} gives no numbers to rank by ({error}): {advice}"
             ) from None
 
     def _check_nan(self, loss):

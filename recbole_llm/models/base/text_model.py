@@ -15,7 +15,7 @@ from ...contracts.cases import Cases
 from ...contracts.model_inputs import ModelInputs
 from ...contracts.models import Scorer, StoredWeights
 from ...data.texts.text import ItemText
-from ...evaluation.ranks import UNNAMED, names_nothing
+from ...evaluation.ranks import UNNAMED, check_shape, names_nothing
 from ...language.backbones.precision import autocast
 
 
@@ -175,7 +175,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         """
         self.unmatched = None
         with self.autocast():
-            scores = as_array(self.score(cases))
+            scores = as_array(self._checked_score(cases))
         fallback = names_nothing(scores)
         if self.names_all:
             fallback = np.logical_not(scores.any(axis=1))
@@ -184,6 +184,12 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         unmatched = fallback if self.unmatched is None else self.unmatched
         self.fallback = fallback
         self.counts.update(cases=len(cases), unmatched=int(unmatched.sum()))
+        return scores
+
+    def _checked_score(self, cases: Cases) -> np.ndarray | torch.Tensor:
+        """`score`, which must give a number for each case and item."""
+        scores = self.score(cases)
+        check_shape(scores, len(cases), len(self.text), f"{type(self).__name__}.score")
         return scores
 
     def score_catalogue(self, cases: Cases) -> torch.Tensor:
@@ -213,7 +219,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         ndarray or Tensor [cases, ...]
             The numbers.
         """
-        return self.score(cases)
+        return self._checked_score(cases)
 
     def autocast(self):
         """Return the context in which the model computes in `precision`, with float32 weights."""
