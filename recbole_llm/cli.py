@@ -393,13 +393,27 @@ def _own_settings(settings: Settings, models: Sequence[str]) -> dict[str, Settin
         module, colon, path = key.rpartition(":")  # the module of a class may have dots
         head, _, rest = path.partition(".")
         if rest and head not in groups:
-            name = names.get(head) or registry.canonical(module + colon + head)
+            name = names.get(head) or _model_of_prefix(module + colon + head, names)
             if name not in own:
                 raise UserError(
                     f"--{key}: {name} is not among the models, which are {', '.join(models)}"
                 )
             own[name][rest] = settings.pop(key)
     return own
+
+
+def _model_of_prefix(prefix: str, names: Iterable[str]) -> str:
+    """The model that a prefix such as `SASRec.` names; of the table's models, the nearest first."""
+    from .settings import registry
+    from .settings.rules import nearest
+
+    near = nearest(prefix, names)
+    try:
+        return registry.canonical(prefix)
+    except UserError as error:
+        if not near:
+            raise
+        raise UserError(f"unknown model {prefix!r}{near}") from error
 
 
 def _compare_runs(args: argparse.Namespace, settings: Settings) -> int:

@@ -50,6 +50,7 @@ QUICK = {  # settings that make a model small; a model gets those that it has
 }
 # settings of the training in which a model has to learn the small world
 LONGER = {"epochs": 40, "eval_step": 10, "learning_rate": 0.01, "train_batch_size": 16}
+LEARNED = "learned"  # the folder of that training
 FEW = 5  # number of cases that are scored
 MARGIN = 0.05  # least gain in NDCG@10 over chance, in the small world
 MAX_NORM = 1e-4  # `clip_grad_norm` of all models, so small that every gradient is clipped
@@ -207,10 +208,12 @@ class Laws:
             "selected_features": ["brand"],
         }
         clipped = {"clip_grad_norm": {"max_norm": MAX_NORM}}
-        wanted = QUICK | clipped | own | self.given | settings
         features = {key: own[key] for key in layers.FEATURES}
         known = layers.default_settings(self.spec.key, "cycle", [features])
-        chosen = {key: value for key, value in wanted.items() if key.partition(".")[0] in known}
+        # of the laws' own settings a model gets those that it has
+        laws = QUICK | clipped | own | (LONGER if name == LEARNED else {})
+        chosen = {key: value for key, value in laws.items() if key.partition(".")[0] in known}
+        chosen |= self.given | settings
         spec = describe(layers.resolve(self.spec.key, "cycle", [], chosen))
         check(spec)
         return Trained(spec, *Runner(spec).build())
@@ -291,7 +294,7 @@ class Laws:
     def it_learns_the_small_world(self) -> None:
         """Check that a trained model is better than chance in the small world."""
         chance = float(np.mean(1 / np.log2(np.arange(2, 2 + len(WORDS)))[:10]) * 10 / len(WORDS))
-        run = self.make("learned", **{"clip_grad_norm": None} | LONGER | self.learning).fit()
+        run = self.make(LEARNED, **{"clip_grad_norm": None} | self.learning).fit()
         run.trainer.load_best()
         reached = run.ndcg()
         if reached < chance + MARGIN:

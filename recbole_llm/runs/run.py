@@ -1,6 +1,6 @@
 """A finished run: its folder and its result row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ class Run:
     """
 
     folder: Path
-    row: ResultRow
+    row: ResultRow = field(repr=False)
 
     @property
     def part(self) -> str:

@@ -75,6 +75,10 @@ KINDS = {
 }
 
 
+class GuestChangedError(UserError):
+    """The class of a user's own that a run was trained by is not there, or is another one now."""
+
+
 def read_run(folder: Path) -> Record | None:
     """Return what run.json of a folder holds, or None if there is no such file.
 
@@ -91,6 +95,8 @@ def read_run(folder: Path) -> Record | None:
         if record is None:
             raise UserError("not JSON")
         check_record(record)
+    except GuestChangedError as error:
+        raise UserError(f"{path}: {error}") from None
     except UserError as error:
         raise UserError(
             f"{path}: expected the record of a run, found another or a damaged file "
@@ -232,6 +238,7 @@ def _encodes(text: str) -> bool:
 def _check_settings(where: str, settings: Settings) -> None:
     """Raise UserError unless these are settings of a run, as `resolve` gives them."""
     _check(where, settings, {"model": str, "dataset": str})
+    _check_guest(settings)
     try:
         model = settings["model"]
         if registry.find(model).key != model:
@@ -247,6 +254,23 @@ def _check_settings(where: str, settings: Settings) -> None:
         check_whole(copy.deepcopy(settings), default)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _check_guest(settings: Settings) -> None:
+    """Raise GuestChangedError where a user's own class is not there, or has other settings now."""
+    model, dataset = settings["model"], settings["dataset"]
+    if ":" not in model:
+        return
+    try:
+        known = default_settings(registry.find(model).key, dataset).keys()
+    except UserError as error:
+        raise GuestChangedError(f"the class of this run cannot be used: {error}") from None
+    missing = sorted(known - settings.keys() - LATER.keys())
+    if missing:
+        raise GuestChangedError(
+            f"{model} has been edited since: it has the settings {', '.join(missing[:3])} now, "
+            "which this run has not; put back the class that it was trained by, or train again"
+        )
 
 
 def _check_values(settings: Settings, default: Settings) -> None:

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..evaluation.loop import catalogue_scores
 from ..models.base.text_model import TextModel
 from ..models.base.vector_model import VectorModel
-from ..runs.checks import check_answering
+from ..runs.checks import check_answering, edited_since
 from ..runs.runner import Runner
 from ..runs.spec import describe
 from ..settings import run_record
@@ -143,7 +143,7 @@ def recommend(
         query = recommender.query_of_user(user)
     scores = recommender.scores(query, k, index)
     warning = locate.warning(recommender.dataset_name)
-    lines = [warning] if warning else []
+    lines = [line for line in (warning, recommender.edited) if line]
     if recommender.router:
         lines.append(f"served by: {recommender.router.of(user).name}")
     return [*lines, *matches, *_ranking(recommender.catalogue, query.items, scores, k)]
@@ -176,6 +176,7 @@ class _Recommender:
     folder: Path
     dataset: Any
     dataset_name: str
+    edited: str | None
     catalogue: _Catalogue
     router: Router | None
 
@@ -205,6 +206,7 @@ class _Recommender:
             folder=folder,
             dataset=test_data._dataset,
             dataset_name=spec.dataset,
+            edited=edited_since(spec, record),
             catalogue=_Catalogue(tables, text),
             router=Router.over(model, adapters, routes) if routes else None,
         )

@@ -6,6 +6,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ...contracts.cases import Cases
 from ...errors import UserError
@@ -18,7 +19,16 @@ from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
 from ...language.matching.round_robin import distinct_texts
 from ...language.prompts.templates import Example, LazyTexts, Template
-from ...language.tokens.batches import HistoryEncoder, Tokens, by_length, pad, tokenizer_corpus
+from ...language.tokens.batches import (
+    IGNORED,
+    Batch,
+    HistoryEncoder,
+    Tokens,
+    by_length,
+    pad,
+    padded_size,
+    tokenizer_corpus,
+)
 from ...language.vectors import embed
 from ...settings.layers import digest
 from ...settings.run_record import finished_run
@@ -111,6 +121,78 @@ class GenerativeModel(BackboneModel):
     def longest(self) -> int:
         """Most tokens of a generated text."""
         return self.catalogue.depth if self.constrained else self.config["max_new_tokens"]
+
+    def examples(self, epoch: int) -> Sequence[tuple[Tokens, ...]]:
+        """Make a text of each training case, see `texts_of`; the same in each epoch."""
+        return self.texts_of(self.split.train)
+
+    def texts_of(self, cases: Cases) -> list[tuple[Tokens, ...]]:
+        """Make a text of each case: its history, and its target, which is learned.
+
+        Parameters
+        ----------
+        cases : Cases
+            Cases for training.
+
+        Returns
+        -------
+        list of tuple of Tokens
+            An example for each case, of one text.
+        """
+        examples = []
+        for history, target in zip(cases.histories(self.tables), cases.end, strict=True):
+            before = LazyTexts(self.sentences, history)
+            sentence = self.sentences[self.tables.item[target]]
+            examples.append((self.encoder.encode(Example(self.template, before, sentence)),))
+        return examples
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Compute the sum of -log P over the learned tokens.
+
+        Parameters
+        ----------
+        batch : Batch
+            Texts.
+
+        Returns
+        -------
+        Tensor of float []
+            The loss.
+        """
+        hidden = self.hidden(batch)
+        loss = self.generation_loss(hidden, batch)
+        return hidden.sum() * 0.0 if loss is None else loss
+
+    def generation_loss(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor | None:
+        """Compute the sum of -log P over the learned tokens from hidden states.
+
+        Only the hidden states before learned tokens are multiplied with the vocabulary.
+
+        Parameters
+        ----------
+        hidden : Tensor of float [rows, length, width]
+            Last hidden states of the batch.
+        batch : Batch
+            Its texts.
+
+        Returns
+        -------
+        Tensor of float [] or None
+            The loss; None if no token is learned.
+        """
+        labels = batch.labels[:, 1:]
+        learned = labels != IGNORED
+        if not learned.any():
+            return None
+        place = learned.flatten().nonzero()[:, 0]
+        spare = (0, int(padded_size(len(place))) - len(place))
+        logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[F.pad(place, spare)])
+        return F.cross_entropy(
+            logits.float(),
+            F.pad(labels[learned], spare, value=IGNORED),
+            reduction="sum",
+            ignore_index=IGNORED,
+        )
 
     def prompts(self, cases: Cases) -> list[Tokens]:
         """Encode the history of each case, with room for a generated text.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ...contracts.models import Trainable
+from ...errors import UserError
 from ...language.tokens.batches import Batch, Tokens, pad
 
 
@@ -25,6 +26,11 @@ class TokenTrainable(Trainable):
 
     def pieces(self, example: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
         """Return the texts of an example."""
+        if not (isinstance(example, tuple) and all(isinstance(one, Tokens) for one in example)):
+            raise UserError(
+                f"{type(self).__name__}.examples: expected a tuple of Tokens for each example, "
+                f"found {type(example).__name__}; see docs/extending.md"
+            )
         return example
 
     def cost(self, piece: Tokens) -> int:

@@ -57,6 +57,11 @@ def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return vectors[np.unique(number, return_index=True)[1]], number
 
 
+def _forget_item_vectors(model: "VectorModel", _keys: object) -> None:
+    """Forget the vectors of items: they are of the weights before those that were read."""
+    model.item_vectors = None
+
+
 class VectorModel(TextModel):
     """A text model for which users and items are vectors, and a score their inner product.
 
@@ -86,6 +91,7 @@ class VectorModel(TextModel):
         self.first, self.same = self.text.unique
         self.weights = None
         self.item_vectors = None
+        self.register_load_state_dict_post_hook(_forget_item_vectors)
 
     @abstractmethod
     def encode_users(self, cases: Cases) -> np.ndarray | torch.Tensor:
