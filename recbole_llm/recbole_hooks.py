@@ -78,6 +78,10 @@ def _extend_config(module) -> None:
 
             for layer in our_layers(model, dataset, [self.external_config_dict]):
                 self.internal_config_dict.update(layer)
+            given = self.external_config_dict.get("eval_args")
+            if isinstance(given, dict):  # RecBole fills what is not given with defaults of its own
+                ours = self.internal_config_dict["eval_args"]
+                self.external_config_dict["eval_args"] = ours | given
 
     module.Config._load_internal_config_dict = load
     init = module.Config.__init__

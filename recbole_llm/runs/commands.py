@@ -208,6 +208,11 @@ def resume_run(folder: Path, settings: Settings) -> Run:
     record = run_record.read_run(folder)
     assert record is not None
     spec = describe(settings | {"checkpoint_dir": str(folder.absolute().parent)})
+    if spec.run_id != folder.name and spec.hash == record.get("row", {}).get("hash"):
+        raise UserError(
+            f"--resume={folder.name}: RecBole's own code has trained it, to its end; "
+            f"evaluate --checkpoint={folder.name} ranks the test cases"
+        )
     if spec.run_id != folder.name:
         stored = record["settings"]
         changed = [
@@ -282,7 +287,9 @@ def evaluate_run(folder: Path, settings: Settings, part: str = "test") -> Run:
     suffix = spec.hash if part == "test" else f"{part}-{spec.hash}"
     target = folder / f"evaluate-{suffix}"
     with RunLog() as log:
-        if spec.hash == done["row"]["hash"] and part == "test" and "test" in done["row"]:
+        is_measured = spec.hash == done["row"]["hash"] and part == "test" and "test" in done["row"]
+        # of a training of RecBole's own code, ranks that are lost are made again below the run
+        if is_measured and (spec.run_id == folder.name or _complete_record(folder)):
             return _already_there(log, folder, done)
         again = spec.settings.get("overwrite")
         known = _complete_record(target)

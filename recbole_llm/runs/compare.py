@@ -139,8 +139,8 @@ def _check_same(runs: Sequence[Run]) -> None:
         if difference:
             key, one, other = difference
             raise UserError(
-                f"one table needs one {key}: {first['run']} has {one}, {run.row['run']} has "
-                f"{other}; evaluate both alike"
+                f"one table needs one {key}: {first['run']} has {one or 'test'}, "
+                f"{run.row['run']} has {other or 'test'}; evaluate both alike"
             )
 
 

@@ -1,18 +1,22 @@
 """The trainer of our models in RecBole's own code: what it trains is stored as a run."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..evaluation.resumable import forget, start_over
 from ..settings import registry
+from ..settings.run_record import check_record
 from ..storage import run_folders
 from ..storage.files import atomically
-from ..training.loop import part_of
+from ..training.loop import STATE, part_of
 from ..training.text_trainer import LLMTrainer
+from . import checks
 from .result_row import PartRecord, ResultRow, row_of_training
-from .runner import Runner
-from .spec import RunSpec, of_model
+from .runner import Runner, load_start
+from .spec import of_model
 
 
 class RecBoleTrainer(LLMTrainer):
@@ -20,17 +24,35 @@ class RecBoleTrainer(LLMTrainer):
 
     Beside the files of a run, the folder holds `recbole.pth`, which RecBole's
     `load_data_and_model` reads. Its `run.json` is there when `fit` has ended, with the metrics of
-    validation, and has those of the test cases once `evaluate` has ranked them.
+    validation. Once `evaluate` has ranked test cases, it has theirs in place of them.
+
+    Raises
+    ------
+    UserError
+        For what our commands refuse, weights that have learned test cases among it.
     """
 
     def __init__(self, config: Any, model: Any):
+        self.spec = of_model(registry.find(config["model"]), config, model.inputs)
+        checks.check(self.spec)
+        load_start(model, self.spec)
         super().__init__(config, model)
         self.parts: dict[str, PartRecord] = {}  # whose ranks are stored
         self.cases: dict[str, int] = {}
+        self.is_fitted = False
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `Harness.fit`. With `saved=False` nothing is stored."""
+        """Train; see `Harness.fit`. With `saved=False` nothing is stored.
+
+        A second call goes on from the weights that the model has, by a new optimizer.
+        """
+        if self.is_fitted:  # weights may have been read since, into other tensors
+            self.optimizer = self._build_optimizer()
+            self.parts.clear()
+            start_over(self.folder)
+        self.is_fitted = True
         result = super().fit(train_data, valid_data, *args, **kwargs)
+        (self.folder / STATE).unlink(missing_ok=True)  # nothing goes on from it
         if self.saves:
             values: dict[str, float] = self.best_valid_result or {}
             validation: PartRecord = {
@@ -54,15 +76,17 @@ class RecBoleTrainer(LLMTrainer):
 
         The ranks of the best weights of this trainer are stored with the run.
         """
-        part = part_of(eval_data._dataset)
+        dataset = eval_data._dataset
+        is_part = dataset.cases is dataset.split.test or dataset.cases is dataset.split.valid
         is_own = load_best_model and model_file in (None, self.saved_model_file)
-        if not (is_own and self.saves and (self.folder / run_folders.RUN).is_file()):
+        if not (is_own and is_part and (self.folder / run_folders.RUN).is_file()):
             return super().evaluate(eval_data, load_best_model, model_file, show_progress)
         self.load_best()
-        spec = self._spec()
-        self.parts[part] = Runner(spec).evaluate(self, eval_data, self.folder, part)
+        part = part_of(dataset)
+        self.parts[part] = Runner(self.spec).evaluate(self, eval_data, self.folder, part)
         self.cases[part] = len(self.ranked(eval_data).cases)
         row = self._write_run(self.parts, "test" if "test" in self.parts else "valid")
+        forget(self.folder, part)
         run_folders.append_result(self.folder.parent, row)
         names = {metric.lower() for metric in self.config["metrics"]}
         values = self.parts[part]["values"]
@@ -84,14 +108,11 @@ class RecBoleTrainer(LLMTrainer):
         with atomically(Path(self.saved_model_file)) as path, open(path, "wb") as file:
             torch.save(checkpoint, file)
 
-    def _spec(self) -> RunSpec:
-        return of_model(registry.find(self.config["model"]), self.config, self.model.inputs)
-
     def _write_run(self, parts: dict[str, PartRecord], part: str) -> ResultRow:
         """Write `run.json`, with the row of the cases of `part`."""
         from ..evaluation.histories import users_as_trained
 
-        spec = self._spec()
+        spec = self.spec
         training = {
             "best_epoch": self.best_epoch,
             "seconds": {f"fit_{key}": round(value, 2) for key, value in self.seconds.items()},
@@ -110,5 +131,6 @@ class RecBoleTrainer(LLMTrainer):
             "data": spec.interactions.fingerprint,
             "row": row,
         }
+        check_record(json.loads(json.dumps(record, default=str)))  # what cannot be read is no run
         run_folders.write_json(self.folder / run_folders.RUN, record)
         return row

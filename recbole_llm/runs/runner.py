@@ -25,6 +25,28 @@ PARTS = ("valid", "test")
 Watch = Callable[[int, float], None]
 
 
+def load_start(model: Any, spec: RunSpec) -> None:
+    """Load the weights that training begins with, if the run starts from another.
+
+    A model loads its language model itself, which may have been trained by another model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model of the run.
+    spec : RunSpec
+        The run.
+    """
+    from ..training.weights import load_tensors, stored_weights
+
+    if not spec.start:
+        return
+    weights = stored_weights(model)
+    begun_by = run_record.finished_run(spec.start)["settings"]["model"]
+    if not weights.externally_saved or begun_by == spec.settings["model"]:
+        load_tensors(model, spec.start, weights.transfer_excludes)
+
+
 class Runner:
     """Carries out a run.
 
@@ -144,7 +166,7 @@ class Runner:
         if not is_checked:
             checks.check(spec, first=not spec.settings.get("stage") or bool(spec.start))
         model, loaders = self.make_model()
-        self._load_start(model)
+        load_start(model, spec)
         log.info(
             f"{spec.run_id}: {len(spec.interactions.users)} users, "
             f"{len(spec.interactions.items)} items, {len(spec.interactions.item)} events; cases: "
@@ -167,20 +189,6 @@ class Runner:
             log.info(warning)
         for line in self.spec.interactions.log:
             log.info(f"{self.spec.dataset}: {line}")
-
-    def _load_start(self, model: Any) -> None:
-        """Load the weights that training begins with.
-
-        A model loads its language model itself, which may have been trained by another model.
-        """
-        from ..training.weights import load_tensors, stored_weights
-
-        if not self.spec.start:
-            return
-        weights = stored_weights(model)
-        begun_by = run_record.finished_run(self.spec.start)["settings"]["model"]
-        if not weights.externally_saved or begun_by == self.spec.settings["model"]:
-            load_tensors(model, self.spec.start, weights.transfer_excludes)
 
     def _train_in_folder(
         self,

@@ -12,7 +12,6 @@ from ..contracts.evaluation_mode import EvaluationMode
 from ..contracts.model_inputs import ModelInputs
 from ..contracts.model_spec import ModelSpec
 from ..data.sample import locate
-from ..errors import UserError
 from ..settings import layers, registry, run_record, stock
 from ..storage import run_folders
 
@@ -224,7 +223,7 @@ def describe(
     model, datasets = registry.find(settings["model"]), datasets or Datasets()
     start = run_folders.find_run(settings["init_from"], saved) if settings["init_from"] else None
     if start and "backbone" in settings:
-        settings = settings | {"backbone": _backbone_of(start)}
+        settings = settings | {"backbone": run_record.backbone_of(start)}
     located = locate.located(settings)
     with stock.refusals(model.key, f"take these settings for {model.name}"):
         config = layers.recbole_config(located, located["data_path"])
@@ -289,18 +288,6 @@ def _with_hash(spec: RunSpec) -> RunSpec:
         version=__version__,
     )
     return replace(spec, hash=digest)
-
-
-def _backbone_of(run: Path) -> str:
-    """The backbone that a run began with."""
-    stored = run_record.finished_run(run)["settings"]
-    if "backbone" not in stored:
-        raise UserError(
-            f"init_from: {run.name} is a run of {stored['model']}, which has no "
-            "backbone; give a run of a model that has one"
-        )
-    backbone: str = stored["backbone"]
-    return backbone
 
 
 def _further_datasets(

@@ -72,6 +72,7 @@ def settings_of_config(config: Any) -> Settings:
     default, rules = default_settings(model, dataset), rules_of(registry.find(model))
     in_config = [key for key in default.keys() - REPLACED.keys() if key in config]
     settings = default | {key: config[key] for key in in_config}
+    settings["eval_args"] = default["eval_args"] | settings["eval_args"]
     settings["train_neg_sample_args"] = None  # RecBole has put its own form of "none" there
     settings["data_path"] = str(Path(config["data_path"]).parent)  # RecBole adds the dataset's name
     modes = set(settings["eval_args"]["mode"].values())

@@ -105,6 +105,24 @@ def read_run(folder: Path) -> Record | None:
     return record
 
 
+def backbone_of(run: Path) -> str:
+    """Return the language model that a finished run began with.
+
+    Raises
+    ------
+    UserError
+        If its model has none.
+    """
+    stored = finished_run(run)["settings"]
+    if "backbone" not in stored:
+        raise UserError(
+            f"init_from: {run.name} is a run of {stored['model']}, which has no "
+            "backbone; give a run of a model that has one"
+        )
+    backbone: str = stored["backbone"]
+    return backbone
+
+
 def finished_run(folder: Path) -> Record:
     """Return run.json of a run that has come to its end.
 

@@ -405,6 +405,11 @@ class Harness(FolderTrainer):
             If the weights or their scores are not those that were saved.
         """
         folder = folder or self.folder
+        if not self.saves and folder == self.folder:
+            raise UserError(
+                "nothing was stored (saved=False): evaluate the weights that the model has by "
+                "load_best_model=False"
+            )
         if (folder / WEIGHTS).is_file():
             overwrite_trained(self.model)
         load_weights(self.model, folder)

@@ -46,7 +46,7 @@ class LLMTrainer(Harness):
                 "slower than fp32; take precision: fp32 here"
             )
 
-    def _build_optimizer(self, **kwargs):
+    def _build_optimizer(self, **kwargs: Any) -> Any:
         return optimizers.build(
             self.model,
             self.config["learner"],

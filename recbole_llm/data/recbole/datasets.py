@@ -22,6 +22,7 @@ from ...contracts.cases import Cases
 from ...contracts.model_inputs import ModelInputs
 from ...errors import UserError
 from ...settings.layers import settings_of_config
+from ...settings.run_record import backbone_of
 from ...storage.run_folders import find_run
 from ..cases.splits import Split, draw, make_split
 from ..reading.tables import UNBOUNDED, Source, Tables, load
@@ -622,13 +623,17 @@ def _inputs_of(config: Any, tables: Tables) -> ModelInputs:
             f"{', '.join(several_runs)}: of runs of recbole_llm; RecBole's run_recbole trains one "
             "model on one dataset. Use recbole_llm.run"
         )
-    start = config["init_from"]
+    settings, start = settings_of_config(config), None
+    if settings["init_from"]:
+        start = find_run(settings["init_from"], Path(settings["checkpoint_dir"]))
+        if "backbone" in settings:
+            settings["backbone"] = backbone_of(start)
     return ModelInputs(
-        settings=settings_of_config(config),
+        settings=settings,
         interactions=tables,
         split=split_of(config, tables),
         text=ItemText.from_tables(tables, config["text_fields"], config["text_words"]),
-        start=find_run(start, Path(config["checkpoint_dir"])) if start else None,
+        start=start,
     )
 
 

@@ -139,7 +139,7 @@ class GenerativeModel(BackboneModel):
         list of tuple of Tokens
             An example for each case, of one text.
         """
-        examples = []
+        examples: list[tuple[Tokens, ...]] = []
         for history, target in zip(cases.histories(self.tables), cases.end, strict=True):
             before = LazyTexts(self.sentences, history)
             sentence = self.sentences[self.tables.item[target]]

@@ -225,11 +225,13 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         """Return the context in which the model computes in `precision`, with float32 weights."""
         return autocast(self.device, self.config["precision"])
 
+    @torch.no_grad()
     def full_sort_predict(self, interaction) -> torch.Tensor:
         """Score every item, and RecBole's padding item, for the cases of an interaction."""
         scores = self.score_catalogue(self.dataset.cases_of(interaction))
         return F.pad(scores, (1, 0), value=-torch.inf)  # RecBole's padding item
 
+    @torch.no_grad()
     def predict(self, interaction) -> torch.Tensor:
         """Score (case, item) pairs; the pairs of one case are neighbours and are scored once."""
         cases = self.dataset.cases_of(interaction)
