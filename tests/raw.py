@@ -49,10 +49,18 @@ def lines(rows) -> bytes:
 def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
     """Warts: a broken line, a line without a user, a review that is there twice, equal times, a review of something without metadata."""
     events = [
-        {"overall": float(1 + item % 5), "verified": True, "reviewTime": "09 1, 2016", "reviewerID": f"A{user}", "asin": f"B{item}",
-         "style": {"Size:": " 7.0 oz"}, "reviewText": "Line one.\n\"Line\" two\t.", "unixReviewTime": 1472688000 + DAY * (place // 2)}
+        {
+            "overall": float(1 + item % 5),
+            "verified": True,
+            "reviewTime": "09 1, 2016",
+            "reviewerID": f"A{user}",
+            "asin": f"B{item}",
+            "style": {"Size:": " 7.0 oz"},
+            "reviewText": 'Line one.\n"Line" two\t.',
+            "unixReviewTime": 1472688000 + DAY * (place // 2),
+        }
         for user, place, item in walks()
-    ]  # fmt: skip
+    ]
     events.insert(3, events[2])
     events.insert(5, '{"overall": 5.0, "reviewerID": "A1", "asi')
     events.insert(7, {"overall": 5.0, "asin": "B1", "unixReviewTime": 1472688000})
@@ -62,12 +70,30 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
         for item in range(14)
     ] * 2  # fourteen, each of them twice
     items = [
-        {"category": ["Toys & Games", "Puzzles &amp; Games", "Puzzles", "3-D Puzzles", "Includes many more words than any level's name could have, so </span>"],
-         "description": ["", f"A <b>fresh</b> {word}.<br />Really&nbsp;fresh.", "<style>.a{b:c}</style>"], "title": f"{word} juice, 3&quot; tall",
-         "brand": "by\n    Acme", "feature": [], "price": f"${number}.50", "asin": f"B{number}",
-         "main_cat": "Toys &amp; Games" if number % 2 else "<img src=\"https://x.invalid/a.png\" class=\"nav-categ-image\" alt=\"AMAZON FASHION\"/>"}
+        {
+            "category": [
+                "Toys & Games",
+                "Puzzles &amp; Games",
+                "Puzzles",
+                "3-D Puzzles",
+                "Includes many more words than any level's name could have, so </span>",
+            ],
+            "description": [
+                "",
+                f"A <b>fresh</b> {word}.<br />Really&nbsp;fresh.",
+                "<style>.a{b:c}</style>",
+            ],
+            "title": f"{word} juice, 3&quot; tall",
+            "brand": "by\n    Acme",
+            "feature": [],
+            "price": f"${number}.50",
+            "asin": f"B{number}",
+            "main_cat": "Toys &amp; Games"
+            if number % 2
+            else '<img src="https://x.invalid/a.png" class="nav-categ-image" alt="AMAZON FASHION"/>',
+        }
         for number, word in enumerate(FRUIT)
-    ]  # fmt: skip
+    ]
     items[0] |= {
         "brand": "Visit Amazon's J. Doe Page",
         "price": "$1,234.00",
@@ -109,12 +135,22 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
             "U0,PUNKNOWN,5.0,1628643414042\nU0,PBLANK,5.0,1628643414043\nU0,PSCRIPT,5.0,1628643414043\nU1,P1,5.0\n"
         )
     items = [
-        {"main_category": None, "title": f"{word} crème", "average_rating": 4.4, "features": ["Glass"], "description": ["One.", "Two – three."],
-         "price": 12.5, "images": [], "store": "Acme", "categories": ["Beauty", "Skin", "Face"], "details": {"Brand": "Acme", "Ranks": {"a": 1}},
-         "parent_asin": f"P{number}",
-         "bought_together": None}
+        {
+            "main_category": None,
+            "title": f"{word} crème",
+            "average_rating": 4.4,
+            "features": ["Glass"],
+            "description": ["One.", "Two – three."],
+            "price": 12.5,
+            "images": [],
+            "store": "Acme",
+            "categories": ["Beauty", "Skin", "Face"],
+            "details": {"Brand": "Acme", "Ranks": {"a": 1}},
+            "parent_asin": f"P{number}",
+            "bought_together": None,
+        }
         for number, word in enumerate(FRUIT)
-    ]  # fmt: skip
+    ]
     items[1] |= {"price": None, "store": None, "categories": [], "description": []}
     items[2] |= {"price": "from 12.99"}
     items += [
@@ -128,15 +164,29 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
 def yelp(folder: Path) -> None:
     """In a zip that holds a tar. Warts: dates of both forms, categories as a string, a list and null, two forms of stars."""
     reviews = [
-        {"review_id": f"r{user}-{place}", "user_id": f"u{user}", "business_id": f"b{item}", "stars": 5 if place % 2 else 3.0, "text": "Nice.\n\nReally.",
-         "date": f"2016-05-{place + 1:02}" if user % 2 else f"2018-07-{place + 1:02} 22:09:11"}
+        {
+            "review_id": f"r{user}-{place}",
+            "user_id": f"u{user}",
+            "business_id": f"b{item}",
+            "stars": 5 if place % 2 else 3.0,
+            "text": "Nice.\n\nReally.",
+            "date": f"2016-05-{place + 1:02}" if user % 2 else f"2018-07-{place + 1:02} 22:09:11",
+        }
         for user, place, item in walks(60, 24)
-    ]  # fmt: skip
+    ]
     places = [
-        {"business_id": f"b{number}", "name": f"{word.title()} Café", "address": f"{number} Main St, Suite 2", "city": "Phoenix", "state": "AZ",
-         "categories": [["Cafes", "Food"], "Cafes, Food", None][number % 3], "attributes": {"BusinessParking": {"garage": False}}, "hours": None}
+        {
+            "business_id": f"b{number}",
+            "name": f"{word.title()} Café",
+            "address": f"{number} Main St, Suite 2",
+            "city": "Phoenix",
+            "state": "AZ",
+            "categories": [["Cafes", "Food"], "Cafes, Food", None][number % 3],
+            "attributes": {"BusinessParking": {"garage": False}},
+            "hours": None,
+        }
         for number, word in enumerate(FRUIT)
-    ]  # fmt: skip
+    ]
     places[1] |= {"address": "", "city": ""}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as holder:

@@ -40,11 +40,24 @@ def complaint(read, tmp_path):
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        ('"plain"', "plain"), ('"say ""hi"""', 'say "hi"'), ('""', ""), ('""""', '"'), ('5" pipe', '5" pipe'), ('5""', '5""'),
-        ('"open', '"open'), ('shut"', 'shut"'), ('"a" b', '"a" b'), ('"a"b"', '"a"b"'), ('"a"" b', '"a"" b'), ('"', '"'),
-        ('"Best" of "all"', '"Best" of "all"'), ("'single'", "'single'"), ("\u201ccurly\u201d", "\u201ccurly\u201d"), ("back\\slash\\", "back\\slash\\"),
+        ('"plain"', "plain"),
+        ('"say ""hi"""', 'say "hi"'),
+        ('""', ""),
+        ('""""', '"'),
+        ('5" pipe', '5" pipe'),
+        ('5""', '5""'),
+        ('"open', '"open'),
+        ('shut"', 'shut"'),
+        ('"a" b', '"a" b'),
+        ('"a"b"', '"a"b"'),
+        ('"a"" b', '"a"" b'),
+        ('"', '"'),
+        ('"Best" of "all"', '"Best" of "all"'),
+        ("'single'", "'single'"),
+        ("\u201ccurly\u201d", "\u201ccurly\u201d"),
+        ("back\\slash\\", "back\\slash\\"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("place", ["id", "title"])
 def test_quotes(read, cell, text, place):
     """Pandas' default reads across lines from an open quote and fails on text after a closing one."""

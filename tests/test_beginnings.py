@@ -18,9 +18,23 @@ from recbole_llm.settings import layers as config
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = {  # of random weights, of trained ones
-    "CALRec": (0.003, 1e-4), "LLMTRSR": (0.001, 1e-4), "TALLRec": (0.001, 1e-4), "TASTELoRA": (0.001, 1e-4), "RecFormer": (0.001, 5e-5), "ST5Seq": (0.001, 2e-5),
-}  # fmt: skip
-PRETRAINED = ["minilm", "smollm2", "t5-base", "Qwen/Qwen2.5-0.5B", "/models/mine", "~/mine", "./model.gguf", "models/x"]  # fmt: skip
+    "CALRec": (0.003, 1e-4),
+    "LLMTRSR": (0.001, 1e-4),
+    "TALLRec": (0.001, 1e-4),
+    "TASTELoRA": (0.001, 1e-4),
+    "RecFormer": (0.001, 5e-5),
+    "ST5Seq": (0.001, 2e-5),
+}
+PRETRAINED = [
+    "minilm",
+    "smollm2",
+    "t5-base",
+    "Qwen/Qwen2.5-0.5B",
+    "/models/mine",
+    "~/mine",
+    "./model.gguf",
+    "models/x",
+]
 
 
 def rate(model, dataset="any", files=(), **own):
@@ -125,10 +139,16 @@ def test_stock_recbole_gets_the_same_default():
         assert made["learning_rate"] == expected and made["pretrained"] is None
 
 
-@pytest.mark.parametrize(("own", "expected"), [
-    ({}, 0.001), ({"backbone": "t5-base"}, 1e-5), ({"run": {"backbone": "t5-base"}}, 1e-5), ({"backbone": "scratch:small"}, 0.001),
-    ({"backbone": "t5-base", "adapter_learning_rate": 0.5}, 0.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, 0.001),
+        ({"backbone": "t5-base"}, 1e-5),
+        ({"run": {"backbone": "t5-base"}}, 1e-5),
+        ({"backbone": "scratch:small"}, 0.001),
+        ({"backbone": "t5-base", "adapter_learning_rate": 0.5}, 0.5),
+    ],
+)
 def test_adapters_of_the_spectrum(own, expected, tmp_path):
     found, layers = config.of_command("personalize", [], own)
     assert found["adapter_learning_rate"] == expected and not found.keys() & set(config.BEGINNINGS)
@@ -226,10 +246,20 @@ def test_beta_is_none_for_games_alone():
     assert config.resolve("CALRec", "Pet")["beta"] == -0.025
 
 
-@pytest.mark.parametrize("own", [
-    {}, {"backbone": "smollm2"}, {"beta": 0.3, "learner": "muon"}, {"stage_settings.joint.beta": 0.1}, {"stage_settings.target.alpha": 0.2},
-])  # fmt: skip
-@pytest.mark.parametrize(("dataset", "select_on"), [("Office", "Scientific"), ("Scientific", "Office"), ("Pet", "ml-100k"), ("Pet", "Games")])  # fmt: skip
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"backbone": "smollm2"},
+        {"beta": 0.3, "learner": "muon"},
+        {"stage_settings.joint.beta": 0.1},
+        {"stage_settings.target.alpha": 0.2},
+    ],
+)
+@pytest.mark.parametrize(
+    ("dataset", "select_on"),
+    [("Office", "Scientific"), ("Scientific", "Office"), ("Pet", "ml-100k"), ("Pet", "Games")],
+)
 def test_stages_of_one_run_share_its_objective(dataset, select_on, own):
     """Whatever dataset one of them is chosen on; but for what the user sets for a stage."""
     told = {

@@ -159,7 +159,11 @@ def every_command() -> list:
 
 def test_commands_of_a_case_are_read():
     read = commands('R="$RUN --a=1 --b=2"\n$R\n$R --c=$(ls)\n\nPYTHONPATH=. $RUN --d="x y"\n')
-    assert [line.splitlines()[-1] for line in read] == ["$R", "$R --c=$(ls)", 'PYTHONPATH=. $RUN --d="x y"']  # fmt: skip
+    assert [line.splitlines()[-1] for line in read] == [
+        "$R",
+        "$R --c=$(ls)",
+        'PYTHONPATH=. $RUN --d="x y"',
+    ]
     assert all(line.startswith('R="$RUN --a=1 --b=2"\n') for line in read)
     assert plain("$RUN --a='x y' --b=[1,2]") == ["--a=x y", "--b=[1,2]"]
     assert plain("$RUN --a=$(ls)") is None and plain("PYTHONPATH=. $RUN --a") is None
@@ -342,7 +346,9 @@ def zones(case):
         assert order and set(order.values()) == {"abcd"}, order
         assert all(sorted(one) == one for one in times.values())
         # 08:00, 09:00 and 10:00 UTC of one day, and 10:00 of the next
-        assert {tuple(b - a for a, b in zip(one, one[1:])) for one in times.values()} == {(3600, 3600, 86400)}  # fmt: skip
+        assert {tuple(b - a for a, b in zip(one, one[1:])) for one in times.values()} == {
+            (3600, 3600, 86400)
+        }
 
 
 def chinese_titles(case):

@@ -362,8 +362,10 @@ def test_values_on_the_command_line(tmp_path, monkeypatch, capsys):
         "--eval_args.split.RS=[8, 1, 1]",
         "--metrics=[Hit, NDCG]",
         "--benchmark_filename=null",
-        "--wandb_project=3-1", f"--data_name={code}", "--checkpoint_dir=[not yaml: {",
-    )  # fmt: skip
+        "--wandb_project=3-1",
+        f"--data_name={code}",
+        "--checkpoint_dir=[not yaml: {",
+    )
     assert (
         settings["learning_rate"] == 0.0001
         and isinstance(settings["learning_rate"], float)

@@ -16,17 +16,33 @@ from recbole_llm.studies.ray_cluster import Cluster, endpoint
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be given")
 
 
-@pytest.mark.parametrize(("address", "found"), [
-    ("127.0.0.1:6379", ("127.0.0.1", 6379)),
-    ("head.cluster.internal:1", ("head.cluster.internal", 1)),
-    ("[::1]:6379", ("::1", 6379)),
-    ("fe80::1:6379", ("fe80::1", 6379)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("127.0.0.1:6379", ("127.0.0.1", 6379)),
+        ("head.cluster.internal:1", ("head.cluster.internal", 1)),
+        ("[::1]:6379", ("::1", 6379)),
+        ("fe80::1:6379", ("fe80::1", 6379)),
+    ],
+)
 def test_addresses(address, found):
     assert endpoint(address) == found
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://head:8265", "head", "head:", ":6379", "head:ray", "head:0", "head:65536", "[::1]"])  # fmt: skip
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ray://127.0.0.1:10001",
+        "http://head:8265",
+        "head",
+        "head:",
+        ":6379",
+        "head:ray",
+        "head:0",
+        "head:65536",
+        "[::1]",
+    ],
+)
 def test_what_is_no_address(address):
     with pytest.raises(UserError, match="ray_address: expected HOST:PORT of a cluster"):
         endpoint(address)
@@ -75,7 +91,9 @@ def test_nobody_listens(family):
     assert f"no Ray cluster answers at [{host}]:1: " in refused(f"[{host}]:1")
 
 
-@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad Request\r\n", b""])  # fmt: skip
+@pytest.mark.parametrize(
+    "greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad Request\r\n", b""]
+)
 def test_another_service_listens(greeting, monkeypatch):
     """It answers something else, or nothing before it closes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -203,22 +221,28 @@ def untrained(tmp_path, capfd, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    *ADDRESSES,
-    ("--unit_cpus=99999", CPUS),
-    pytest.param("--unit_gpus=0.5", GPUS, marks=NO_GPU),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        *ADDRESSES,
+        ("--unit_cpus=99999", CPUS),
+        pytest.param("--unit_gpus=0.5", GPUS, marks=NO_GPU),
+    ],
+)
 def test_personalize_tells_it_before_a_model_is_trained(untrained, tmp_path, more, message):
     tables_of(tmp_path / "shop")
     error = untrained("personalize", "--dataset=shop", "--models=2,3", more)
     assert message in error and ("lower --unit_cpus or --unit_gpus" in error) == ("unit" in more)
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    *ADDRESSES,
-    ("--trial_cpus=99999", CPUS),
-    pytest.param("--trial_gpus=0.5", GPUS, marks=NO_GPU),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        *ADDRESSES,
+        ("--trial_cpus=99999", CPUS),
+        pytest.param("--trial_gpus=0.5", GPUS, marks=NO_GPU),
+    ],
+)
 def test_tune_tells_it_before_a_trial_begins(untrained, tmp_path, more, message):
     write_cycle(tmp_path)
     how = ["--dataset=cycle", "--model=GRU4Rec", "--space.hidden_size=[8, 16]", more]

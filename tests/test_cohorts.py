@@ -206,9 +206,14 @@ def test_a_threshold_makes_small_differences_none():
 def test_a_users_metrics_are_means_over_its_cases():
     above = np.array([0, 20, 3])
     table = RankTable(
-        user=np.array(["b", "a", "b"], dtype=object), target=np.array(["x", "y", "z"], dtype=object), position=np.arange(3), above=above,
-        tied=np.zeros(3, int), n_candidates=np.full(3, 100), fallback=np.zeros(3, bool),
-    )  # fmt: skip
+        user=np.array(["b", "a", "b"], dtype=object),
+        target=np.array(["x", "y", "z"], dtype=object),
+        position=np.arange(3),
+        above=above,
+        tied=np.zeros(3, int),
+        n_candidates=np.full(3, 100),
+        fallback=np.zeros(3, bool),
+    )
     users, cases, values = user_values(table)
     assert users.tolist() == ["a", "b"] and cases.tolist() == [1, 2]
     assert values[0].tolist() == [0, 0, 0, 0] and values[1] == pytest.approx(
@@ -235,8 +240,11 @@ def test_groups_by_activity_have_fixed_borders():
     found = by_activity(cases, (5, 10, 20))
     assert found.of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and found.sizes.tolist() == [2, 2, 2, 2]
     assert found.names == (
-        "very low (up to 5)", "low (6 to 10)", "high (11 to 20)", "very high (more than 20)"
-    )  # fmt: skip
+        "very low (up to 5)",
+        "low (6 to 10)",
+        "high (11 to 20)",
+        "very high (more than 20)",
+    )
     games = by_activity(np.repeat([2, 3, 4, 9], 5), (5, 10, 20))
     assert games.sizes.tolist() == [15, 5, 0, 0] and games.names == found.names
     other = by_activity(cases, (5, 6))

@@ -13,9 +13,15 @@ ITEM = ("item_id:token", "title:token_seq", "brand:token", "price:float")
 FEATURES = {"selected_features": ["title", "brand", "price"]}
 # what models of each family need to be built
 MODELS = {
-    "SASRec": {}, "GRU4Rec": {}, "CALRec": {}, "BPR": {}, "Pop": {}, "FDSA": FEATURES, "DIEN": {},
+    "SASRec": {},
+    "GRU4Rec": {},
+    "CALRec": {},
+    "BPR": {},
+    "Pop": {},
+    "FDSA": FEATURES,
+    "DIEN": {},
     "FM": {"load_col": {"inter": list(COLUMNS), "item": ["item_id", "brand"]}},
-}  # fmt: skip
+}
 
 
 def random_rows(lengths=(1, 2, 3, 4, 6, 9, 12, 5), items=10, seed=0):

@@ -209,12 +209,15 @@ def test_a_proxy_is_asked_instead(server, tmp_path):
         )
 
 
-@pytest.mark.parametrize(("data", "own", "message"), [
-    (b"<html>please log in</html>", {}, "expected a .gz file, found something else"),
-    (DATA, {"sha256": "0" * 64}, "expected the sha256 000"),
-    (DATA, {"md5": "0" * 32}, "expected the md5 000"),
-    (DATA[:-5], {"size": len(DATA)}, f"expected {len(DATA)} bytes, found {len(DATA) - 5}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "own", "message"),
+    [
+        (b"<html>please log in</html>", {}, "expected a .gz file, found something else"),
+        (DATA, {"sha256": "0" * 64}, "expected the sha256 000"),
+        (DATA, {"md5": "0" * 32}, "expected the md5 000"),
+        (DATA[:-5], {"size": len(DATA)}, f"expected {len(DATA)} bytes, found {len(DATA) - 5}"),
+    ],
+)
 def test_another_file_than_was_promised(server, tmp_path, data, own, message):
     server.data = data
     with served(server) as url, pytest.raises(UserError, match=message):

@@ -84,10 +84,16 @@ def test_every_row_of_every_experiment_can_be_set(name, paper):
 def test_the_papers_size_replaces_what_it_names(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "folder_of_experiments", lambda: tmp_path)
     content = {
-        "kind": "table", "datasets": ["a"], "models": {"ST5Seq": {"epochs": 1, "max_length": 64}},
+        "kind": "table",
+        "datasets": ["a"],
+        "models": {"ST5Seq": {"epochs": 1, "max_length": 64}},
         "rows": {"x": {"model": "Pop"}, "y": {"model": "LIR", "last_n": 2}},
-        "paper": {"datasets": ["b", "c"], "models": {"ST5Seq": {"epochs": 9}}, "rows": {"x": None, "y": {"last_n": 3}, "z": {"model": "BPR"}}},
-    }  # fmt: skip
+        "paper": {
+            "datasets": ["b", "c"],
+            "models": {"ST5Seq": {"epochs": 9}},
+            "rows": {"x": None, "y": {"last_n": 3}, "z": {"model": "BPR"}},
+        },
+    }
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
     assert experiments.read("trial").rows == content["rows"] and experiments.read(
         "trial"

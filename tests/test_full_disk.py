@@ -92,19 +92,36 @@ def left(folder) -> list[str]:
 SHARED = ("--dataset=tiny", "--show_progress=false")
 COMMANDS = {
     "a stock model": (
-        "--model=SASRec", "--beside=[]", "--epochs=2", "--hidden_size=16", *SHARED,
+        "--model=SASRec",
+        "--beside=[]",
+        "--epochs=2",
+        "--hidden_size=16",
+        *SHARED,
     ),
     "a model without weights": ("--model=LIR", "--beside=[Pop]", *SHARED),
     "a comparison": ("compare", "--models=Pop,LIR", *SHARED),
     "summaries": ("summarize", "--summary=recurrent", *SHARED),
     "a text model": (
-        "--model=UniSRec", "--beside=[]", "--epochs=1", "--text_encoder=minilm", *SHARED,
+        "--model=UniSRec",
+        "--beside=[]",
+        "--epochs=1",
+        "--text_encoder=minilm",
+        *SHARED,
     ),
     "a language model": (
-        "--model=CALRec", "--beside=[]", "--epochs=1", "--max_length=64", "--scratch_vocabulary=300",
-        "--samples=1", "--valid_samples=1", "--max_new_tokens=2", "--test_users=5", "--valid_users=5", *SHARED,
+        "--model=CALRec",
+        "--beside=[]",
+        "--epochs=1",
+        "--max_length=64",
+        "--scratch_vocabulary=300",
+        "--samples=1",
+        "--valid_samples=1",
+        "--max_new_tokens=2",
+        "--test_users=5",
+        "--valid_users=5",
+        *SHARED,
     ),
-}  # fmt: skip
+}
 SLOW = ("a text model", "a language model")
 
 
@@ -158,9 +175,12 @@ def test_data_that_is_prepared(tmp_path, disk):
         + "".join(f"u{n % 50},i{n % 30},{1_600_000_000 + n}\n" for n in range(20_000))
     )
     command = (
-        "prepare", "--name=mine", f"--inter={tmp_path / 'events.csv'}",
-        "--map=user=user,item=item,time=time", f"--data_path={disk.folder / 'data'}",
-    )  # fmt: skip
+        "prepare",
+        "--name=mine",
+        f"--inter={tmp_path / 'events.csv'}",
+        "--map=user=user,item=item,time=time",
+        f"--data_path={disk.folder / 'data'}",
+    )
     pytest.importorskip("duckdb")
     for size in (2**14, 2**18):
         disk.resize(size)
@@ -245,8 +265,16 @@ def with_gzip(path):
 
 
 WRITERS = (
-    with_savez, with_safetensors, with_torch, with_parquet, with_duckdb, with_pandas, with_a_picture, with_text, with_gzip,
-)  # fmt: skip
+    with_savez,
+    with_safetensors,
+    with_torch,
+    with_parquet,
+    with_duckdb,
+    with_pandas,
+    with_a_picture,
+    with_text,
+    with_gzip,
+)
 
 
 @pytest.mark.parametrize("write", WRITERS)

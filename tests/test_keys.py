@@ -38,9 +38,13 @@ HOLDERS = {
 }  # names of dicts of settings
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
 MADE = {
-    "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
-    "device": "RecBole's Config, from use_gpu and gpu_id", "eval_type": "RecBole's Config, from metrics", "stage": "runs.commands.stages_of, of a run with stages",
-}  # fmt: skip
+    "model": "the command line",
+    "dataset": "the command line",
+    "MODEL_TYPE": "RecBole's Config, from the model's class",
+    "device": "RecBole's Config, from use_gpu and gpu_id",
+    "eval_type": "RecBole's Config, from metrics",
+    "stage": "runs.commands.stages_of, of a run with stages",
+}
 
 
 def holder(node):
@@ -256,6 +260,11 @@ def test_keys_that_recbole_reads_without_listing_them_are_taken(key, recboles, c
     else:
         value = "BPR" if key == "loss_type" else 1
         assert layers.resolve("GRU4Rec", "any", [], {key: value})[key] == value
-    assert key in recboles or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text() or any(
-        re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8")) for path in RECBOLE.rglob("*.py")
-    )  # fmt: skip
+    assert (
+        key in recboles
+        or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text()
+        or any(
+            re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8"))
+            for path in RECBOLE.rglob("*.py")
+        )
+    )

@@ -22,17 +22,87 @@ from recbole_llm.language.tokens.tokenizing import TextTokenizer
 SHOPPING = Instructions.of_domain("shopping")
 CATEGORIES = "Pet Supplies > Birds > Toys"
 VERBATIM = [
-    CATEGORIES, "Operating System: Windows 11", "Pet Supplies > Birds > Toys > Swings", "a -> b => c >> d", "5 < 6, 7 > 6", "<3 dogs", "I <3 U > all",
-    "Movie: Part II [DVD]", "[2 Pack] Leash (Red)", "Star Wars: Episode IV: A New Hope", "a #1 seller", "C# for humans", "users: 5", "No. # 4",
-    "The System: A Novel", "Set [of 3]", "Ratio 3:1", "50% off; Brand: X", "《本》：猫", "naïve café", "A | B", "10–12 €", "<-- this way -->", "x<y",
-]  # fmt: skip
+    CATEGORIES,
+    "Operating System: Windows 11",
+    "Pet Supplies > Birds > Toys > Swings",
+    "a -> b => c >> d",
+    "5 < 6, 7 > 6",
+    "<3 dogs",
+    "I <3 U > all",
+    "Movie: Part II [DVD]",
+    "[2 Pack] Leash (Red)",
+    "Star Wars: Episode IV: A New Hope",
+    "a #1 seller",
+    "C# for humans",
+    "users: 5",
+    "No. # 4",
+    "The System: A Novel",
+    "Set [of 3]",
+    "Ratio 3:1",
+    "50% off; Brand: X",
+    "《本》：猫",
+    "naïve café",
+    "A | B",
+    "10–12 €",
+    "<-- this way -->",
+    "x<y",
+]
 MARKS = [
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<|pad|>", "<s>", "</s>", "<unk>", "<pad>", "<mask>", "<bos>", "<eos>", "[CLS]", "[SEP]", "[MASK]",
-    "[PAD]", "[UNK]", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>",
-    "<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "<extra_id_0>", "<0x0A>", "<think>", "</think>",
-    "<|mark0|>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", ">>TITLE<<", "[gMASK]", "<|START_OF_TURN_TOKEN|>", *section_heads(),
-]  # fmt: skip
-OPENINGS = ["User:", "Assistant:", "System:", "Human:", "### User:", "### Assistant:", "### Instruction:", "## Response:", "**User**:", "# Assistant :"]  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<|pad|>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "<mask>",
+    "<bos>",
+    "<eos>",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "[PAD]",
+    "[UNK]",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|eot_id|>",
+    "<｜begin▁of▁sentence｜>",
+    "<｜User｜>",
+    "<extra_id_0>",
+    "<0x0A>",
+    "<think>",
+    "</think>",
+    "<|mark0|>",
+    "[TOOL_CALLS]",
+    "[AVAILABLE_TOOLS]",
+    ">>TITLE<<",
+    "[gMASK]",
+    "<|START_OF_TURN_TOKEN|>",
+    *section_heads(),
+]
+OPENINGS = [
+    "User:",
+    "Assistant:",
+    "System:",
+    "Human:",
+    "### User:",
+    "### Assistant:",
+    "### Instruction:",
+    "## Response:",
+    "**User**:",
+    "# Assistant :",
+]
 
 
 def wide(text):
@@ -45,7 +115,16 @@ def invisible(text):
     return f"{text[:2]}\u200b{text[2:]}"
 
 
-SPELLINGS = [str, str.lower, str.upper, str.title, wide, invisible, lambda text: f"[{text}]", lambda text: f"<{text}>"]  # fmt: skip
+SPELLINGS = [
+    str,
+    str.lower,
+    str.upper,
+    str.title,
+    wide,
+    invisible,
+    lambda text: f"[{text}]",
+    lambda text: f"<{text}>",
+]
 
 
 def plain(text):
@@ -120,7 +199,23 @@ def test_no_value_reads_like_another_attribute():
 
 # --- prompts ------------------------------------------------------------------------------------------------------------
 
-PIECES = [*MARKS, *OPENINGS, *VERBATIM, *map(wide, [*MARKS, *OPENINGS]), "\n", "\n\n", "Yes", "No", "1. ", "<", ">", "[", "]", "#", ":"]  # fmt: skip
+PIECES = [
+    *MARKS,
+    *OPENINGS,
+    *VERBATIM,
+    *map(wide, [*MARKS, *OPENINGS]),
+    "\n",
+    "\n\n",
+    "Yes",
+    "No",
+    "1. ",
+    "<",
+    ">",
+    "[",
+    "]",
+    "#",
+    ":",
+]
 HEADS = SHOPPING.judge_heads
 
 

@@ -74,12 +74,25 @@ def test_two_stages_over_two_datasets(shops):
     assert len(rows) == 3 and again.row["dataset"] == "other" and again.row["stage"] == "target"
 
 
-@pytest.mark.parametrize(("own", "message"), [
-    ({"select_on": "other"}, "select_on is of a stage.*--dataset=other"),
-    ({"stages": ["joint", "target"]}, "joint trains on several datasets"),
-    ({"stages": ["joint"], "datasets": ["cycle", "other"], "stage_settings": {"joint": {"datasets": None}}}, "joint trains on several datasets"),
-    ({"stages": ["target"], "stage_settings": {"target": {"select_on": "other"}}}, "select_on: other is to be one of --datasets"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"select_on": "other"}, "select_on is of a stage.*--dataset=other"),
+        ({"stages": ["joint", "target"]}, "joint trains on several datasets"),
+        (
+            {
+                "stages": ["joint"],
+                "datasets": ["cycle", "other"],
+                "stage_settings": {"joint": {"datasets": None}},
+            },
+            "joint trains on several datasets",
+        ),
+        (
+            {"stages": ["target"], "stage_settings": {"target": {"select_on": "other"}}},
+            "select_on: other is to be one of --datasets",
+        ),
+    ],
+)
 def test_stages_without_their_datasets_are_refused(shops, own, message):
     with pytest.raises(UserError, match=message):
         run_settings(settings_for("CALRec", shops, **own))
