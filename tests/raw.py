@@ -1,4 +1,7 @@
-"""Raw files of each source in its own format, warts included: invented shops of twelve items, by which everybody walks in the same order."""
+"""Raw files of each source, in its own format and with its warts.
+
+The shops are invented: they sell twelve items, and every user buys these in the same order.
+"""
 
 import csv
 import gzip
@@ -47,7 +50,11 @@ def lines(rows) -> bytes:
 
 
 def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
-    """Warts: a broken line, a line without a user, a review that is there twice, equal times, a review of something without metadata."""
+    """Write reviews and metadata of Amazon 2018.
+
+    Warts: a broken line, a line without a user, a duplicate review, equal times, a review of an
+    item without metadata.
+    """
     events = [
         {
             "overall": float(1 + item % 5),
@@ -118,7 +125,11 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
 
 
 def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
-    """Warts: prices of three kinds, null and list values, characters outside of ASCII, ratings of what has no metadata or no title."""
+    """Write ratings and metadata of Amazon 2023.
+
+    Warts: prices of three kinds, null and list values, characters outside of ASCII, ratings of
+    items without metadata or without a title.
+    """
     begin, end = 1628643414042, 1658002729837
     with gzip.open(folder / f"{category}.csv.gz", "wt", encoding="utf-8") as file:
         file.write("user_id,parent_asin,rating,timestamp\n")
@@ -162,7 +173,10 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
 
 
 def yelp(folder: Path) -> None:
-    """In a zip that holds a tar. Warts: dates of both forms, categories as a string, a list and null, two forms of stars."""
+    """Write reviews and businesses of Yelp into a tar within a zip.
+
+    Warts: dates of two forms, categories as a string, a list and null, stars of two forms.
+    """
     reviews = [
         {
             "review_id": f"r{user}-{place}",
@@ -200,7 +214,11 @@ def yelp(folder: Path) -> None:
 
 
 def m2(folder: Path) -> None:
-    """Lists as numpy prints them, over several lines; sessions that are too short, too long, of other locales or cut; products of several locales."""
+    """Write sessions and products of Amazon-M2.
+
+    Warts: lists as numpy prints them, over several lines; sessions that are too short, too long,
+    of other locales or truncated; products of several locales.
+    """
 
     def printed(ids):
         rows = [" ".join(f"'{one}'" for one in ids[at : at + 5]) for at in range(0, len(ids), 5)]
@@ -253,7 +271,11 @@ def m2(folder: Path) -> None:
 
 
 def mind(folder: Path, size: str = "small") -> None:
-    """In a folder of a zip. Warts: an empty history, several rows of a user, rows that are cut, quotes that close nothing, an abstract that is empty."""
+    """Write behaviors and news of MIND into a folder within a zip.
+
+    Warts: an empty history, several rows of a user, truncated rows, unbalanced quotes, an empty
+    abstract.
+    """
     behaviors, number = [], 0
     for user in range(USERS):
         history = " ".join(f"N{(user + place) % len(FRUIT)}" for place in range(12 + user % 3))

@@ -1,4 +1,4 @@
-"""atomic.py: no cell of an atomic file is lost, changed or shifted, and a broken file is told by line."""
+"""The reader of atomic files keeps every cell as it is, and names the line of a broken file."""
 
 import numpy as np
 import pandas as pd
@@ -60,7 +60,7 @@ def complaint(read, tmp_path):
 )
 @pytest.mark.parametrize("place", ["id", "title"])
 def test_quotes(read, cell, text, place):
-    """Pandas' default reads across lines from an open quote and fails on text after a closing one."""
+    """By default, pandas reads past line ends after an open quote and fails on text after a closed one."""
     row = f"{cell}\tx\t1" if place == "id" else f"x\t{cell}\t1"
     frame = read(f"{HEADER}before\tb\t0\n{row}\nafter\ta\t2\n")
     assert frame["price"].tolist() == [0, 1, 2]
@@ -224,7 +224,10 @@ def test_a_column_name_may_hold_a_colon(read):
 
 
 def test_times_are_exact(read):
-    """Pandas' default parser is off by one bit here and there; float32, RecBole's choice, by 64 seconds."""
+    """Numbers are parsed exactly.
+
+    Pandas' default parser errs in the last bit of some; RecBole's float32 errs by 64 seconds.
+    """
     rng = np.random.default_rng(0)
     scattered = rng.standard_normal(500) * 10.0 ** rng.integers(-20, 20, 500)
     values = [

@@ -1,4 +1,4 @@
-"""candidates.py: one fair draw of negatives per case, the same for every model, run and numbering of the items."""
+"""Each case has one uniform draw of negatives, equal for all models, runs and item numberings."""
 
 from collections import Counter
 
@@ -158,7 +158,10 @@ def test_every_model_has_the_same_candidates(write, parts):
 
 
 def test_uniform_over_the_free_items(world):
-    """Counts over many seeds against chance; without replacement they spread less than a multinomial by 1 - K / free."""
+    """Counts over many seeds fit a uniform draw by a chi-squared test.
+
+    Without replacement, their variance is that of a multinomial times 1 - K / free.
+    """
     tables, cases = world(random_rows(users=4))
     draws = [tokens(tables, cases, draw_candidates(tables, cases, 6, seed)) for seed in range(600)]
     for key in draws[0]:
@@ -189,7 +192,10 @@ def test_draws_of_cases_are_independent(world):
 
 
 def test_recboles_own_candidates(write, stock):
-    """Trap 5, the reason for all this: redrawn at every pass, with repetitions, and out of the user's history."""
+    """RecBole redraws negatives at every pass, with repetitions, and draws from the user's history.
+
+    This is trap 5, the reason for our own draw.
+    """
     from recbole.data import data_preparation
 
     folder = write({"inter": [INTER, *random_rows()]})

@@ -1,7 +1,8 @@
-"""Inputs that once failed, one folder each in ../shared/cases: every command ends well, or in one line that says why.
+"""Commands on inputs that once failed succeed, or end in one line that says why.
 
-`cmd` holds the commands of a case, a bash line each, in which $RUN is the command line and $DATA the real data. Plain
-lines run in this process; bash runs the others.
+Each folder in ../shared/cases is a case, and its `cmd` holds the commands, a bash line each, in
+which $RUN is the command line and $DATA the real data. Plain lines run in this process; bash runs
+the others.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ class Ended:
 
 
 def commands(text: str) -> list[str]:
-    """The lines of a `cmd` that run something; in each, the variables that the lines before it set."""
+    """Return the lines of a `cmd` that run something, each after the variables set before it."""
     variables, found = [], []
     for line in filter(str.strip, text.splitlines()):
         if re.match(r"\w+=", line) and "$RUN" not in shlex.split(line)[1:]:

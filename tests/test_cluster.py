@@ -201,7 +201,10 @@ GPUS = "expected a machine with 1 cores and 0.5 GPUs for each piece of work, fou
 
 @pytest.fixture
 def untrained(tmp_path, capfd, monkeypatch):
-    """untrained(command, dataset, *more): the error of a command that trains nothing and writes nothing."""
+    """Return untrained(command, dataset, *more), which returns the error of a command.
+
+    It checks that the command trains nothing and writes nothing.
+    """
     pytest.importorskip("ray")
 
     def trained(*args, **more):

@@ -16,7 +16,10 @@ SPLIT = {"temporal": [0.5, 0.3, 0.2]}
 
 
 def tables_of(folder, changes=()):
-    """Two kinds of users: even ones meet drinks, odd ones meet food. changes : (user, step) -> another item."""
+    """Return tables of two kinds of users: even ones buy drinks, odd ones buy food.
+
+    changes : (user, step) -> another item.
+    """
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     rows = ["user_id:token\titem_id:token\ttimestamp:float\trating:float"]
@@ -222,7 +225,7 @@ def test_a_users_metrics_are_means_over_its_cases():
 
 
 def test_equal_metrics_in_another_order_of_cases_are_a_draw():
-    """Ranks [9, 1, 3] and [1, 3, 9] have means that differ in the last bits: no outcome may come of that."""
+    """Means of the same ranks in another order differ in the last bits, which decides no outcome."""
     rng = np.random.default_rng(0)
     own, other = np.empty((400, 4)), np.empty((400, 4))
     for user in range(400):

@@ -1,4 +1,4 @@
-"""Files of runs that are damaged or something else: one line that names the file, from whatever command reads them."""
+"""Every command that reads a damaged or foreign file of a run names that file in one line."""
 
 import contextlib
 import copy
@@ -51,7 +51,7 @@ def ran(folder, *args) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """A folder with finished runs of SASRec and LIR, an evaluation, and a run of SASRec that was stopped."""
+    """Return a folder that holds finished runs of SASRec and LIR, and an evaluation of SASRec."""
     folder = tmp_path_factory.mktemp("stored")
     write_shop(folder)
     for command in (SASREC, LIR):
@@ -206,7 +206,10 @@ def commands(run: str, lir: str) -> list[tuple]:
 
 
 def judge(folder, path, what: str, command: tuple) -> bool:
-    """Run a command over a damaged file: it works as before, or says in one line which file it is. Returns which."""
+    """Run a command over a damaged file, and return whether it worked as before.
+
+    Otherwise it must name the file in one line.
+    """
     before = there(folder)
     try:
         code, out, err = ran(folder, *command)

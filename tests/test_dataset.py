@@ -1,4 +1,4 @@
-"""dataset.py: RecBole's models get RecBole's rows, over one numbering, and never see what they are to predict."""
+"""RecBole's models get RecBole's rows, by one numbering of items, and never see their targets."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,10 @@ MODELS = {
 
 
 def random_rows(lengths=(1, 2, 3, 4, 6, 9, 12, 5), items=10, seed=0):
-    """Times are places in the user's sequence, as the harness hands them to RecBole; the file is in no order."""
+    """Return events in random order.
+
+    Times are positions in the user's sequence, as the harness passes them to RecBole.
+    """
     rng = np.random.default_rng(seed)
     rows = [
         (f"u{user}", f"i{rng.integers(items)}", time, rng.integers(1, 6))
@@ -67,7 +70,10 @@ def check_equal(found, expected):
 
 @pytest.mark.parametrize("longest", [50, 4, 1])
 def test_rows_are_recboles(folder, stock, parts, longest):
-    """Columns, types, values and the order of the training rows, so that a shuffle gives the same batches."""
+    """Training rows equal RecBole's in columns, types, values and order.
+
+    A shuffle therefore gives the same batches.
+    """
     dataset = stock("SASRec", folder, columns=COLUMNS, MAX_ITEM_LIST_LENGTH=longest)
     expected = dataset.build()
     found = parts(
@@ -89,7 +95,10 @@ def test_rows_are_recboles(folder, stock, parts, longest):
 
 
 def test_the_matrix_of_training_events(write, stock, parts):
-    """RecBole's own, where it counts: it leaves out users of one event, and counts all twice where lists hold one item."""
+    """Popularities equal RecBole's own where RecBole counts correctly.
+
+    RecBole omits users of one event, and counts every event twice where lists hold one item.
+    """
     folder = write({"inter": [INTER, *random_rows(lengths=(2, 3, 4, 6, 9, 12, 5))]})
     mine = parts("SASRec", folder, dedup="none")[0].inter_matrix().toarray()
     np.testing.assert_array_equal(mine, stock("SASRec", folder).build()[0].inter_matrix().toarray())
@@ -231,7 +240,7 @@ def test_every_model_reads_split_files(write, parts, model):
 
 
 def test_long_lists_of_split_files_keep_their_newest_items(write, parts):
-    """RecBole's seq_len keeps the oldest, and without it a long list is an IndexError in the model."""
+    """With seq_len, RecBole keeps the oldest; without it, a long list raises IndexError in the model."""
     rows = {
         "train": [("u", "a b", "c")],
         "valid": [("u", "a b c", "d")],
@@ -379,7 +388,10 @@ def test_cases_of_our_models_are_two_row_numbers(folder, parts):
 
 
 def test_negative_lists_follow_their_events(folder, parts):
-    """Each event has one negative, which is never its own item. RecBole draws them in the order of the file and reads them in that of time."""
+    """Each event has one negative, which is never its own item.
+
+    RecBole draws negatives in file order and reads them in temporal order.
+    """
     np.random.seed(0)
     train, _, test = parts("DIEN", folder, dedup="none", MAX_ITEM_LIST_LENGTH=5)
     negative, item = train.neg_item_list.numpy(), train.events["item_id"].numpy()
@@ -398,7 +410,10 @@ def test_negative_lists_follow_their_events(folder, parts):
 
 @pytest.mark.parametrize("catalogue", ["met", "all"])
 def test_the_catalogue_does_not_depend_on_what_is_loaded(write, parts, catalogue):
-    """Trap 4: FDSA would rank the four items without events, and lose the events of the item that .item lacks."""
+    """Items without events are not ranked, and items that .item lacks keep their events.
+
+    Trap 4: in RecBole, FDSA ranks the former and loses the events of the latter.
+    """
     folder = write(
         {
             "inter": [INTER, *random_rows(), ("u9", "stray", 1, 1), ("u9", "i1", 2, 1)],
@@ -444,7 +459,10 @@ def test_ids_are_indices_of_the_tables_plus_one(folder, parts, model):
 
 @pytest.mark.parametrize("model", ["FDSA", "FM"])
 def test_item_features_arrive_at_their_items(folder, parts, model):
-    """A missing token is the padding id (pandas 3 made it INT64_MIN), a missing number the mean of the known ones."""
+    """A missing token becomes the padding id, and a missing number the mean of the known ones.
+
+    With pandas 3, the token became INT64_MIN.
+    """
     settings = (
         FEATURES
         if model == "FDSA"

@@ -29,7 +29,8 @@ QUIET = Net(show_progress=False)
 class Server:
     """One file on a local server, and what was asked of it.
 
-    ranges : whether parts are given. cut : after how many bytes of each answer the connection breaks, one entry an answer.
+    ranges : whether the server sends parts.
+    cuts : after how many bytes of each answer the connection breaks, one entry an answer.
     faults : status codes that the first answers have instead.
     """
 

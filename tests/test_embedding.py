@@ -339,7 +339,10 @@ def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
 
 
 def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
-    """A T5 encoder, mean pooling, a dense layer and normalisation, as sentence-t5-base has them; SentenceTransformer reads what a run stores."""
+    """SentenceTransformer reads what a run stores of modules like those of sentence-t5-base.
+
+    These are a T5 encoder, mean pooling, a dense layer and normalisation.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import (
         Dense,

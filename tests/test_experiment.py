@@ -340,7 +340,7 @@ def twins(world):
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("points", [8, 100])
 def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch, points, order):
-    """Vectors that say which item or user they are of, left as they are on the way to the picture."""
+    """Return vectors that name their item or user and stay unchanged on the way to the plot."""
     from recbole_llm.models.st5seq import ST5Seq
     from recbole_llm.studies import projection
 
@@ -432,7 +432,7 @@ def test_factors_find_a_world_of_low_rank():
 
 def test_the_best_epoch_predicts_and_without_dropout(monkeypatch):
     class Told(torch.nn.Module):
-        """Predicts the number of its training epochs, and how often it was asked in training mode."""
+        """The module predicts its number of training epochs and of calls in training mode."""
 
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Atomic files as people have them, through the real command: separators, pre-split files, repeated rows."""
+"""The command line reads atomic files with other separators, pre-split files and repeated rows."""
 
 import pytest
 from shops import rows_of

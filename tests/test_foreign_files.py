@@ -1,4 +1,7 @@
-"""Files of models that are damaged, foreign or not to be trusted: one line, never a traceback, never without end."""
+"""Damaged, foreign or untrusted model files end in one line.
+
+None of them leads to a traceback, and none to an endless wait.
+"""
 
 import json
 import random
@@ -397,7 +400,7 @@ def test_any_damaged_byte_is_one_line_or_loads(folders, tmp_path, kind, file):
 
 
 def write_gguf(folder):
-    """A Llama with random weights and a byte-level tokenizer in one file, and the bytes of its header."""
+    """Write a Llama with random weights and a byte-level tokenizer into one file; return its path."""
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
 

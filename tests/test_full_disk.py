@@ -1,4 +1,7 @@
-"""Disks that are full: one line that names the file, nothing half-written, and the next start with room goes on."""
+"""A full disk is reported in one line that names the file, and no file is left half-written.
+
+A later start, with enough room, resumes.
+"""
 
 import contextlib
 import errno

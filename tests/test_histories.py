@@ -1,4 +1,7 @@
-"""General models at evaluation: every event before the target where the model can take it, and never the target."""
+"""Evaluation gives general models every event before the target that they can take.
+
+It never gives them the target.
+"""
 
 import copy
 import re
@@ -124,7 +127,7 @@ FORMS += [("DiffRec", {"time-aware": True}), ("LDiffRec", {"time-aware": True}),
 
 @pytest.mark.parametrize(("name", "settings"), FORMS)
 def test_histories_of_training_give_the_scores_of_training(name, settings, folder):
-    """What is put into the model has the form of what RecBole has built: its own constructor is the oracle."""
+    """Inputs to the model have the form of RecBole's, whose own constructor is the oracle."""
     model, dataset = build(name, folder, **settings)
     ends = dataset.tables.start[1:] - 2  # the history is what training has: all but two events
     cases = dataset.cases[: len(ends)]
@@ -212,7 +215,7 @@ def test_neighbours_of_users_are_those_of_training(name, folder):
 
 @pytest.mark.parametrize("name", ["MultiDAE", "CDAE", "SimpleX", "DMF"])
 def test_training_goes_on_as_if_nothing_had_been_ranked(name, folder, tmp_path, monkeypatch):
-    """The weights after two epochs do not depend on whether the test cases were ranked between them."""
+    """Ranking the test cases between two epochs does not change the weights after them."""
     monkeypatch.chdir(folder)
     weights = []
     for ranks in (False, True):
@@ -267,7 +270,10 @@ def test_a_user_of_neumf_by_text_is_the_mean_of_all_events_before_the_target(mod
 
 
 def test_the_table_says_whose_users_are_as_trained(folder, tmp_path, monkeypatch, capsys):
-    """By the real commands, whose rows keep it; and runs with other histories do not share a table."""
+    """Rows of the commands keep the setting.
+
+    Runs with other histories do not share a table.
+    """
     (tmp_path / "dataset").symlink_to(folder / "dataset")
     monkeypatch.chdir(tmp_path)
     common = ["--dataset=tiny", "--epochs=1", "--show_progress=false"]

@@ -1,4 +1,4 @@
-"""What LLMTRSR and TALLRec ask of a case: their prompts, and what is counted of what did not fit."""
+"""LLMTRSR and TALLRec prompt by the case, and count what does not fit into the prompt."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Candidates behind a prompt that is read once: equal to plain passes, in what is computed, learned and cut."""
+"""Candidates behind a shared prompt, which is read once, equal plain passes.
+
+This holds for outputs, gradients and truncation.
+"""
 
 import copy
 
@@ -29,7 +32,7 @@ def tokenizer():
 
 
 def laid(parts):
-    """The part and the position [rows, longest] of each token of rows that are laid out like `parts`."""
+    """Return part and position [rows, longest] of each token of rows that are laid out like `parts`."""
     part, place = torch.zeros(2, len(parts), max(map(sum, parts)), dtype=torch.int64)
     for row, (prefix, *suffixes) in enumerate(parts):
         sizes = [prefix, *suffixes]
@@ -63,7 +66,10 @@ def plain(model, parts, ids):
 @pytest.mark.parametrize("alike", [[], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3]])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_plain_passes(family, alike, tokenizer):
-    """Hidden states, and the gradients of everything, in float32, of rows that begin alike by so many tokens, or are alike behind a difference."""
+    """Hidden states and all gradients equal those of plain passes in float32.
+
+    Rows share some first tokens, or tokens behind a difference.
+    """
     model = random_model(family, tokenizer)
     ids = torch.from_numpy(
         np.random.default_rng(0).integers(
@@ -101,7 +107,7 @@ def test_equals_plain_passes(family, alike, tokenizer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_learns_the_same(family, tokenizer):
-    """Gradients point where those of float32 do: under autocast, and of weights that are bf16 themselves."""
+    """Under autocast, and for bf16 weights, gradients have the direction of those in float32."""
     gradients = []
     for kind in ("float32", "autocast", "bfloat16"):
         model = random_model(family, tokenizer).to(
@@ -192,7 +198,10 @@ def test_a_prompt_reads_like_the_papers(tokenizer):
 
 
 def test_a_row_is_its_prompts(tokenizer):
-    """Prefix and parts, with the positions, labels and weights that each prompt has in a text of its own."""
+    """A row holds a prefix and parts.
+
+    Their positions, labels and weights are those of each prompt as a text of its own.
+    """
     found = encoder(tokenizer)
     before = found.shared_prefix("likes dogs", ["Title: bone"]).tokens
     candidates = [
@@ -236,7 +245,10 @@ def test_the_answers_are_found_behind_the_real_prompt(tokenizer):
 
 
 def test_prompts_of_any_history_fit(tokenizer):
-    """One item, 500 items, an item and a summary of 5,000 words: the instruction, the candidate's start and the end of the turn are never cut."""
+    """The instruction, the candidate's start and the end of the turn are never truncated.
+
+    Histories hold one item, 500 items, or an item of 5,000 words; so does a summary.
+    """
     long = " ".join(f"word{number}" for number in range(5000))
     found = encoder(tokenizer, 600, ["Title: bone", long])
     assert found.cut_candidates == 1

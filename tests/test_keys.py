@@ -1,4 +1,4 @@
-"""Keys and their homes: none without a reader, none without a default, every default with what it may be."""
+"""Every key has a reader and a default, and every default has its allowed values."""
 
 import ast
 import importlib.util
@@ -48,12 +48,15 @@ MADE = {
 
 
 def holder(node):
-    """Whether an expression is a dict of settings by its name: config, self.config, prepared.settings, …"""
+    """Return whether an expression names a dict of settings: config, self.config, …"""
     return getattr(node, "id", getattr(node, "attr", None)) in HOLDERS
 
 
 def keys_read(folder):
-    """Key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
+    """Return key -> places of `config["key"]` and `config.get("key")`.
+
+    A check of a value is no use of it.
+    """
     found, checks = {}, set()
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -112,7 +115,7 @@ def recboles():
 
 
 def content(path):
-    """The settings of a file, those in its groups for a model and for the weights of one among them."""
+    """Return the settings of a file, including those in its groups for models and for weights."""
     flat = yaml.load(path.read_text(encoding="utf-8"), spellings.Loader)
     for group in [key for key in flat or {} if key in registry.OURS]:
         flat |= flat.pop(group)
@@ -123,7 +126,10 @@ def content(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_key_of_a_yaml_is_read(path, ours, recboles):
-    """By us, or by RecBole; what RecBole's own loading and evaluation read is not enough, since ours take their place."""
+    """Our code or RecBole's reads each key.
+
+    RecBole's own loading and evaluation do not count, since ours replace them.
+    """
     for key in content(path):
         assert key in ours or key in recboles, f"{path.name}: nothing reads {key}"
         assert key not in layers.REPLACED, f"{path.name}: {key} has no effect here"

@@ -1,4 +1,7 @@
-"""Processes killed at random moments, ten times each: what they leave is gone on with, and ends as if nothing had happened."""
+"""Processes that are killed at random moments, ten times each, resume from what they left.
+
+They end with the result of an uninterrupted process.
+"""
 
 import os
 import random
@@ -36,7 +39,10 @@ def started(folder, *args, **env):
 
 
 def kill_once_it_moves(running, sign, wait: float) -> bool:
-    """Kill a process some time after the first sign of progress, a value that changes; False if it ended before."""
+    """Kill a process some time after the first sign of progress, a value that changes.
+
+    Return False if the process ended before.
+    """
     before, end = sign(), time.monotonic() + 120
     while sign() == before and running.poll() is None and time.monotonic() < end:
         time.sleep(0.02)

@@ -14,7 +14,10 @@ ITEMS = 20
 
 @pytest.fixture(scope="module")
 def repeats(tmp_path_factory):
-    """80 users with 6 to 9 events among 20 items: targets are often in their history, and so are drawn negatives."""
+    """Write events of 80 users, who have 6 to 9 among 20 items.
+
+    Targets and negatives are therefore often in the history.
+    """
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     target = folder / "repeats"
     target.mkdir()
@@ -53,7 +56,10 @@ def ranked(model, folder, mode, masked, **own):
 @pytest.mark.parametrize("mode", ["full", "uni8"])
 @pytest.mark.parametrize("model", ["BPR", "GRU4Rec", "NeuMF", "LIR"])
 def test_history_is_masked_but_for_the_target(repeats, model, mode, masked):
-    """NeuMF scores pairs and has no scores of the whole catalogue, so under uniK it never sees any other item."""
+    """Masking keeps the target.
+
+    NeuMF scores pairs rather than the whole catalogue, so under uniK it sees candidates alone.
+    """
     from recbole_llm.data.cases.candidates import draw_candidates
 
     dataset, scores, table, lists = ranked(model, repeats, mode, masked)
@@ -173,7 +179,10 @@ def slow_best(scores, k):
     [(1, 1), (7, 7), (50, 3), (50, 17), (50, 49), (301, 20), (1000, 1), (4000, 1000)],
 )
 def test_the_best_of_a_row(width, k, dtype):
-    """Distinct scores, many ties, all alike, fewer than k above -inf, infinities, and the best all in one group."""
+    """Scores are distinct, tied, all equal, infinite, or mostly -inf.
+
+    In one case, the best are all in one group.
+    """
     rng = np.random.default_rng(width)
     kinds = [
         rng.normal(size=(5, width)),

@@ -30,7 +30,10 @@ def test_contrast_is_the_papers_sum_over_the_first_argument():
 
 
 def test_equal_pairs_are_in_no_sum():
-    """Float64, by loops: what is equal to a pair's own is neither a negative nor counted, the pair's own always is."""
+    """Compute the loss by loops in float64.
+
+    A duplicate of a pair's own item is no negative and is not counted; the pair's own always is.
+    """
     queries, keys = torch.randn(
         2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )

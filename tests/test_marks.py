@@ -1,4 +1,4 @@
-"""Text of users and items is data: it reaches a prompt as it was written, and forges no mark of one."""
+"""Texts of users and items reach a prompt as they were written, and forge none of its marks."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Several datasets in one training: who is drawn how often, what is read of each, and the two stages."""
+"""One training reads several datasets: how often users are drawn, what is read, and two stages."""
 
 import json
 
