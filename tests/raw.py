@@ -49,12 +49,8 @@ def lines(rows) -> bytes:
     ).encode()
 
 
-def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
-    """Write reviews and metadata of Amazon 2018.
-
-    Warts: a broken line, a line without a user, a duplicate review, equal times, a review of an
-    item without metadata.
-    """
+def reviews2018() -> list:
+    """Return the lines of reviews."""
     events = [
         {
             "overall": float(1 + item % 5),
@@ -76,6 +72,12 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
         events[0] | {"reviewerID": "ATWICE", "asin": f"B{item % 12}", "overall": item % 3}
         for item in range(14)
     ] * 2  # fourteen, each of them twice
+    return events
+
+
+def metadata2018() -> list:
+    """Return the lines of metadata."""
+    picture = '<img src="https://x.invalid/a.png" class="nav-categ-image" alt="AMAZON FASHION"/>'
     items = [
         {
             "category": [
@@ -95,9 +97,7 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
             "feature": [],
             "price": f"${number}.50",
             "asin": f"B{number}",
-            "main_cat": "Toys &amp; Games"
-            if number % 2
-            else '<img src="https://x.invalid/a.png" class="nav-categ-image" alt="AMAZON FASHION"/>',
+            "main_cat": "Toys &amp; Games" if number % 2 else picture,
         }
         for number, word in enumerate(FRUIT)
     ]
@@ -120,8 +120,17 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
         {"asin": "BNOBODY", "title": "unmet"},
         "no json",
     ]
-    (folder / f"{category}_5.json.gz").write_bytes(gzip.compress(lines(events)))
-    (folder / f"meta_{category}.json.gz").write_bytes(gzip.compress(lines(items)))
+    return items
+
+
+def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
+    """Write reviews and metadata of Amazon 2018.
+
+    Warts: a broken line, a line without a user, a duplicate review, equal times, a review of an
+    item without metadata.
+    """
+    (folder / f"{category}_5.json.gz").write_bytes(gzip.compress(lines(reviews2018())))
+    (folder / f"meta_{category}.json.gz").write_bytes(gzip.compress(lines(metadata2018())))
 
 
 def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
@@ -134,16 +143,15 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
     with gzip.open(folder / f"{category}.csv.gz", "wt", encoding="utf-8") as file:
         file.write("user_id,parent_asin,rating,timestamp\n")
         for user, place, item in walks():
-            time = (
-                begin - 10**9 + place
-                if place < 12
-                else begin + place
-                if place < 14
-                else end + place
-            )
+            time = (begin if place < 14 else end) + place
+            if place < 12:
+                time -= 10**9
             file.write(f"U{user},P{item},{1 + item % 5}.0,{time}\n")
         file.write(
-            "U0,PUNKNOWN,5.0,1628643414042\nU0,PBLANK,5.0,1628643414043\nU0,PSCRIPT,5.0,1628643414043\nU1,P1,5.0\n"
+            "U0,PUNKNOWN,5.0,1628643414042\n"
+            "U0,PBLANK,5.0,1628643414043\n"
+            "U0,PSCRIPT,5.0,1628643414043\n"
+            "U1,P1,5.0\n"
         )
     items = [
         {
@@ -221,7 +229,8 @@ def m2(folder: Path) -> None:
     """
 
     def printed(ids):
-        rows = [" ".join(f"'{one}'" for one in ids[at : at + 5]) for at in range(0, len(ids), 5)]
+        quoted = [f"'{one}'" for one in ids]
+        rows = [" ".join(quoted[at : at + 5]) for at in range(0, len(quoted), 5)]
         return "[" + "\n ".join(rows) + "]"
 
     with open(folder / "sessions_train.csv", "w", encoding="utf-8", newline="") as file:
@@ -291,7 +300,8 @@ def mind(folder: Path, size: str = "small") -> None:
     behaviors.append(f"{number + 1}\tU999\t11/15/2019 8:55:22 AM\tN1 N2\tN300-0")
     behaviors += ["cut", f"{number + 2}\tU3\t11/15/2019 8:55:22 AM\tN1 N2"]
     news = [
-        f'N{number}\tsports\t{word}_ball\tWhat "{word} means for you\t{"" if number % 2 else "An abstract."}\thttps://x.invalid\t[{{"Label": "Acme"}}]\t[]'
+        f'N{number}\tsports\t{word}_ball\tWhat "{word} means for you\t'
+        f'{"" if number % 2 else "An abstract."}\thttps://x.invalid\t[{{"Label": "Acme"}}]\t[]'
         for number, word in enumerate(FRUIT)
     ]
     with zipfile.ZipFile(folder / f"MIND{size}_train.zip", "w") as holder:

@@ -60,7 +60,10 @@ def complaint(read, tmp_path):
 )
 @pytest.mark.parametrize("place", ["id", "title"])
 def test_quotes(read, cell, text, place):
-    """By default, pandas reads past line ends after an open quote and fails on text after a closed one."""
+    """Quotes do not shift cells.
+
+    By default, pandas reads past line ends after an open quote and fails on text after a pair.
+    """
     row = f"{cell}\tx\t1" if place == "id" else f"x\t{cell}\t1"
     frame = read(f"{HEADER}before\tb\t0\n{row}\nafter\ta\t2\n")
     assert frame["price"].tolist() == [0, 1, 2]
@@ -263,7 +266,11 @@ def test_a_file_without_rows(read, content):
     assert frame["price"].dtype == np.float64
 
 
-SEPARATED = "user_id:token{0}item_id:token{0}rating:float{0}timestamp:float\nu{0}007{0}1.5{0}10\nv{0}b{0}{0}11\n"
+SEPARATED = (
+    "user_id:token{0}item_id:token{0}rating:float{0}timestamp:float\n"
+    "u{0}007{0}1.5{0}10\n"
+    "v{0}b{0}{0}11\n"
+)
 
 
 @pytest.mark.parametrize("separator", [" ", ",", ";", "|"])

@@ -1,5 +1,7 @@
 """Constrained search: the catalogue and nothing else, with exact log-probabilities."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,9 @@ from recbole_llm.language.decoding.constrained_search import Catalogue, search
 
 TITLES = [
     f"Title: {colour} {thing}. Brand: {brand}."
-    for colour in ("red", "blue", "redder")
-    for thing in ("leash", "bowl", "leash long")
-    for brand in "AB"
+    for colour, thing, brand in itertools.product(
+        ("red", "blue", "redder"), ("leash", "bowl", "leash long"), "AB"
+    )
 ]
 
 

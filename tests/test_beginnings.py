@@ -173,9 +173,8 @@ def examples():
             if "--backbone=" in line:
                 options = re.findall(r"--(?:backbone|learning_rate|learner)=[^\s`'\",)]+", line)
                 named = re.search(r"--model=(\w+)", line)
-                model = (
-                    named[1] if named else path.stem if path.parent.name == "model" else "CALRec"
-                )
+                model = path.stem if path.parent.name == "model" else "CALRec"
+                model = named[1] if named else model
                 yield path.name, model, options
 
 
@@ -195,7 +194,7 @@ def test_no_example_ruins_trained_weights():
     assert seen > 5
 
 
-# --- datasets -----------------------------------------------------------------------------------------------------------
+# --- datasets -------------------------------------------------------------------------------------
 
 OBJECTIVE = ("alpha", "beta", "contrast_temperature", "learner", "learning_rate")
 PAPER = (0.125, -0.025, 0.5, "adam")

@@ -118,7 +118,7 @@ def padded(pad, side, size=4):
             history = list(items[:end][-size:])
             fill = [pad] * (size - len(history))
             cells = fill + history if side == "head" else history + fill
-            part = "test" if end == 5 else "valid" if end == 4 else "train"
+            part = {4: "valid", 5: "test"}.get(end, "train")
             rows[part].append((user, " ".join(cells), items[end]))
     return rows
 

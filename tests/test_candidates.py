@@ -1,5 +1,6 @@
 """Each case has one uniform draw of negatives, equal for all models, runs and item numberings."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -21,8 +22,7 @@ def random_rows(users=12, length=6, items=ITEMS, seed=0):
     rng = np.random.default_rng(seed)
     rows = [
         (f"u{user}", f"i{rng.integers(items)}", time)
-        for user in range(users)
-        for time in range(length)
+        for user, time in itertools.product(range(users), range(length))
     ]
     return (
         rows
@@ -167,7 +167,7 @@ def test_uniform_over_the_free_items(world):
     for key in draws[0]:
         met = set(tables.items[tables.item[tables.user == tables.users.tolist().index(key[0])]])
         free = sorted(set(tables.items) - met)
-        count = Counter(item for draw in draws for item in draw[key])
+        count = Counter(itertools.chain.from_iterable(draw[key] for draw in draws))
         assert set(count) == set(free)
         observed = np.array([count[item] for item in free])
         statistic = (
@@ -184,10 +184,8 @@ def test_draws_of_cases_are_independent(world):
         [("u", "a", 0), ("v", "b", 0)] + [("w", f"i{item}", item) for item in range(50)]
     )
     cases = Cases(np.array([0, 1], np.int32), np.array([0, 1]), np.array([0, 1]))
-    overlap = [
-        len(set(a) & set(b))
-        for a, b in (draw_candidates(tables, cases, 10, seed) for seed in range(300))
-    ]
+    draws = [draw_candidates(tables, cases, 10, seed) for seed in range(300)]
+    overlap = [len(set(a) & set(b)) for a, b in draws]
     assert abs(np.mean(overlap) - 100 / 51) < 0.35  # standard error 0.07
 
 

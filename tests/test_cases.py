@@ -19,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shops import ROOT
 
@@ -335,10 +336,8 @@ def zones(case):
         assert ended.code == 0, ended
         path = case.folder / "dataset" / name / f"{name}.inter"
         head, *lines = path.read_text(encoding="utf-8").splitlines()
-        user, item, time = (
-            [column.partition(":")[0] for column in head.split("\t")].index(column)
-            for column in ("user_id", "item_id", "timestamp")
-        )
+        columns = [column.partition(":")[0] for column in head.split("\t")]
+        user, item, time = map(columns.index, ("user_id", "item_id", "timestamp"))
         order, times = defaultdict(str), defaultdict(list)
         for line in lines:
             cells = line.split("\t")
@@ -347,9 +346,7 @@ def zones(case):
         assert order and set(order.values()) == {"abcd"}, order
         assert all(sorted(one) == one for one in times.values())
         # 08:00, 09:00 and 10:00 UTC of one day, and 10:00 of the next
-        assert {tuple(b - a for a, b in zip(one, one[1:])) for one in times.values()} == {
-            (3600, 3600, 86400)
-        }
+        assert {tuple(np.diff(one)) for one in times.values()} == {(3600, 3600, 86400)}
 
 
 def chinese_titles(case):
@@ -380,8 +377,9 @@ def full_after_lora(case):
 
 
 def feature_models(case):
+    fdsa = "--model=FDSA --dataset=shop --beside=[] --show_progress=false --epochs=1"
     told = {
-        "--model=FDSA --dataset=shop --beside=[] --show_progress=false --epochs=1": "selected_features",
+        fdsa: "selected_features",
         "GRU4RecKG": "GRU4RecKG",
         "LightGBM": "LightGBM",
     }

@@ -29,10 +29,7 @@ def tables_of(folder, changes=()):
             item = dict(changes).get((user, step), item)
             rows.append(f"u{user}\ti{item}\t{step}\t{1 + user % 2 * 4}")
     (folder / "shop.inter").write_text("\n".join(rows) + "\n")
-    items = [
-        f"i{item}\t{'drink' if item % 2 == 0 else 'food'} {item}\t{'drinks' if item % 2 == 0 else 'foods'}"
-        for item in range(12)
-    ]
+    items = [f"i{item}\t{kind} {item}\t{kind}s" for item, kind in enumerate(["drink", "food"] * 6)]
     (folder / "shop.item").write_text(
         "\n".join(["item_id:token\ttitle:token_seq\tcategories:token", *items]) + "\n"
     )
@@ -165,7 +162,7 @@ def test_silhouettes_are_sklearns_over_those_who_were_clustered():
     ) == {"a", "b", "all"}
 
 
-# --- outcomes -----------------------------------------------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,7 +222,7 @@ def test_a_users_metrics_are_means_over_its_cases():
 
 
 def test_equal_metrics_in_another_order_of_cases_are_a_draw():
-    """Means of the same ranks in another order differ in the last bits, which decides no outcome."""
+    """Equal ranks in two orders have means that differ in the last bits, which decides nothing."""
     rng = np.random.default_rng(0)
     own, other = np.empty((400, 4)), np.empty((400, 4))
     for user in range(400):

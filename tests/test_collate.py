@@ -47,7 +47,8 @@ def spelled(example):
 
 def test_the_text_is_the_papers():
     assert spelled(Example(TEMPLATE, ITEMS[:2], ITEMS[2])) == (
-        "This is the summary of a user's purchase history. The first item bought is as follows. Title: Red Leash. Brand: Bo."
+        "This is the summary of a user's purchase history. "
+        "The first item bought is as follows. Title: Red Leash. Brand: Bo."
         "\n\nThe next item bought is as follows. Title: Blue Bowl. Brand: Ka."
         "\n\nThe next item bought is as follows. Title: Green Ball. Brand: Li."
     )
@@ -55,7 +56,8 @@ def test_the_text_is_the_papers():
 
 def test_a_template_without_prefixes():
     assert spelled(Example(GPT4REC, ITEMS[:2], ITEMS[2])) == (
-        "Previously, the customer has bought: Title: Red Leash. Brand: Bo. Title: Blue Bowl. Brand: Ka."
+        "Previously, the customer has bought: "
+        "Title: Red Leash. Brand: Bo. Title: Blue Bowl. Brand: Ka."
         "\n\nIn the future, the customer wants to buy Title: Green Ball. Brand: Li."
     )
 

@@ -102,13 +102,8 @@ ODD = (
 def places(content, path=()):
     """Paths of all values inside."""
     found = [path] if path else []
-    inner = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content)
-        if isinstance(content, list)
-        else ()
-    )
+    inner = enumerate(content) if isinstance(content, list) else ()
+    inner = content.items() if isinstance(content, dict) else inner
     for key, value in inner:
         found += places(value, (*path, key))
     return found

@@ -1,5 +1,7 @@
 """RecBole's models get RecBole's rows, by one numbering of items, and never see their targets."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -30,10 +32,11 @@ def random_rows(lengths=(1, 2, 3, 4, 6, 9, 12, 5), items=10, seed=0):
     Times are positions in the user's sequence, as the harness passes them to RecBole.
     """
     rng = np.random.default_rng(seed)
+    users = np.repeat(range(len(lengths)), lengths).tolist()
+    times = itertools.chain.from_iterable(map(range, lengths))
     rows = [
         (f"u{user}", f"i{rng.integers(items)}", time, rng.integers(1, 6))
-        for user, length in enumerate(lengths)
-        for time in range(length)
+        for user, time in zip(users, times, strict=True)
     ]
     return [rows[place] for place in rng.permutation(len(rows))]
 
@@ -95,7 +98,7 @@ def test_rows_are_recboles(folder, stock, parts, longest):
 
 
 def test_the_matrix_of_training_events(write, stock, parts):
-    """Popularities equal RecBole's own where RecBole counts correctly.
+    """The matrix of events equals RecBole's own where RecBole counts correctly.
 
     RecBole omits users of one event, and counts every event twice where lists hold one item.
     """
@@ -169,20 +172,12 @@ def test_a_training_loader_gives_whole_rows(folder):
     expected = rows[np.arange(len(rows))]
     batches = list(train)
     assert len(batches) == -(-len(rows) // 8)
-    seen = [
-        tuple(row.tolist())
-        for batch in batches
-        for row in torch.cat(
-            [batch["item_id_list"], batch["item_id"][:, None], batch["user_id"][:, None]], 1
-        )
-    ]
-    every = [
-        tuple(row.tolist())
-        for row in torch.cat(
-            [expected["item_id_list"], expected["item_id"][:, None], expected["user_id"][:, None]],
-            1,
-        )
-    ]
+
+    def tuples(part):
+        columns = [part["item_id_list"], part["item_id"][:, None], part["user_id"][:, None]]
+        return list(map(tuple, torch.cat(columns, 1).tolist()))
+
+    seen, every = list(itertools.chain.from_iterable(map(tuples, batches))), tuples(expected)
     assert sorted(seen) == sorted(every) and seen != every
 
 
@@ -240,7 +235,10 @@ def test_every_model_reads_split_files(write, parts, model):
 
 
 def test_long_lists_of_split_files_keep_their_newest_items(write, parts):
-    """With seq_len, RecBole keeps the oldest; without it, a long list raises IndexError in the model."""
+    """Long lists keep their newest items.
+
+    With seq_len, RecBole keeps the oldest; without it, its model raises IndexError.
+    """
     rows = {
         "train": [("u", "a b", "c")],
         "valid": [("u", "a b c", "d")],
@@ -340,10 +338,9 @@ def test_a_case_after_everything(folder, parts, model):
     batch = dataset.case_batch(case)
     if model == "CALRec":
         found = dataset.cases_of(batch)
-        assert [
-            (field := getattr(found, name)).tolist() == getattr(case, name).tolist() and len(field)
-            for name in ("user", "begin", "end")
-        ] == [1] * 3
+        for name in ("user", "begin", "end"):
+            field = getattr(found, name)
+            assert field.tolist() == getattr(case, name).tolist() and len(field) == 1
     else:
         history = tables.item[tables.start[3] : tables.start[4]] + 1
         assert batch["item_id_list"][0, : len(history)].tolist() == history.tolist()
@@ -554,7 +551,8 @@ def test_features_of_other_items_are_told(write, parts):
     )
     with pytest.raises(
         UserError,
-        match="no item_id of the events has a row in toy.item: the events have 'i[0-9]', the rows 'i0.0'; write the ids alike",
+        match="no item_id of the events has a row in toy.item: "
+        "the events have 'i[0-9]', the rows 'i0.0'; write the ids alike",
     ):
         parts("FDSA", folder, selected_features=["brand"])
     parts("SASRec", folder)

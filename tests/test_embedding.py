@@ -153,7 +153,7 @@ def test_a_static_model_is_no_encoder_of_this_kind(tmp_path):
         load_folder(str(tmp_path), SentenceBackbone)
 
 
-# --- the store ---------------------------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 def test_only_what_is_missing_is_computed(tmp_path):
@@ -344,32 +344,21 @@ def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
     These are a T5 encoder, mean pooling, a dense layer and normalisation.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import (
-        Dense,
-        Normalize,
-        Pooling,
-        Transformer,
-    )
+    from sentence_transformers.sentence_transformer import modules as layers
 
     from recbole_llm.runs.commands import run_settings
 
-    dense = Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
+    dense = layers.Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
     modules = [
-        Transformer(t5_folder(tmp_path / "t5", sentinels=True)),
-        Pooling(32),
+        layers.Transformer(t5_folder(tmp_path / "t5", sentinels=True)),
+        layers.Pooling(32),
         dense,
-        Normalize(),
+        layers.Normalize(),
     ]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "st"))
-    run = run_settings(
-        settings_for(
-            "ST5Seq",
-            write_cycle(tmp_path),
-            backbone=str(tmp_path / "st"),
-            max_length=64,
-            learning_rate=0.003,
-        )
-    )
+    own = {"max_length": 64, "learning_rate": 0.003}
+    folder = write_cycle(tmp_path)
+    run = run_settings(settings_for("ST5Seq", folder, backbone=str(tmp_path / "st"), **own))
     stored = SentenceTransformer(str(run.folder / "backbone"), device="cpu")
     assert [type(module).__name__ for module in stored] == [
         "Transformer",
@@ -386,18 +375,10 @@ def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
         stored.encode("<extra_id_1>TITLE: kiwi juice<extra_id_2>"),
         atol=1e-5,
     )
-    own = {
-        "adapter": "lora",
-        "backbone": f"run:{run.folder.name}",
-        "max_length": 64,
-        "learning_rate": 0.003,
-    }
+    own |= {"adapter": "lora", "backbone": f"run:{run.folder.name}"}
     _, adapted, trainer, (train, _, _) = prepared("ST5Seq", tmp_path, **own)
-    assert [
-        name
-        for name, parameter in adapted.named_parameters()
-        if parameter.requires_grad and "lora_" not in name
-    ] == []
+    for name, parameter in adapted.named_parameters():
+        assert "lora_" in name or not parameter.requires_grad, name
     trainer.fit(train)
     trained = adapted.eval().vectors([tokens])
     adapted.load(trainer.folder)

@@ -340,7 +340,7 @@ def twins(world):
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("points", [8, 100])
 def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch, points, order):
-    """Return vectors that name their item or user and stay unchanged on the way to the plot."""
+    """The vectors are stubs that name their item or user, and reach the plot unchanged."""
     from recbole_llm.models.st5seq import ST5Seq
     from recbole_llm.studies import projection
 
@@ -403,7 +403,7 @@ def test_what_is_near_stays_near():
     assert (gaps.argmin(axis=1) % 2 == np.arange(60) % 2).all()
 
 
-# --- ratings -----------------------------------------------------------------------------------------------------------
+# --- ratings --------------------------------------------------------------------------------------
 
 
 def test_the_items_mean_is_of_training_alone():

@@ -10,10 +10,10 @@ WORDS = "oak pine steel blue wool clay glass tin felt silk cork jute".split()
 
 
 def histories(users=15, events=7):
-    return {
-        f"u{user}": [ITEMS[(user * 5 + place * (1 + user % 3)) % 12] for place in range(events)]
-        for user in range(users)
-    }
+    def walk(user):
+        return [ITEMS[(user * 5 + place * (1 + user % 3)) % 12] for place in range(events)]
+
+    return {f"u{user}": walk(user) for user in range(users)}
 
 
 def write_item(folder, rows=None):
@@ -35,7 +35,7 @@ def write_split(folder, history):
     parts = {"train": [], "valid": [], "test": []}
     for user, items in histories().items():
         for end in range(1, 7):
-            part = "test" if end == 6 else "valid" if end == 5 else "train"
+            part = {5: "valid", 6: "test"}.get(end, "train")
             parts[part].append(f"{user}\t{history(items[:end])}\t{items[end]}")
     for part, rows in parts.items():
         header = "user_id:token\titem_id_list:token_seq\titem_id:token"

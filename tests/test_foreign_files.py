@@ -363,9 +363,9 @@ def test_an_interruption_is_no_damaged_file(error):
 
 @pytest.mark.parametrize("error", [KeyError("a"), AssertionError(), RecursionError("deep")])
 def test_whatever_else_a_library_raises_is_one_line(error):
-    with pytest.raises(UserError, match="backbone 'a folder' cannot be loaded: .+"):
-        with as_user_errors("a folder"):
-            raise error
+    message = "backbone 'a folder' cannot be loaded: .+"
+    with pytest.raises(UserError, match=message), as_user_errors("a folder"):
+        raise error
 
 
 def test_a_panic_of_a_library_is_one_line():
@@ -400,7 +400,7 @@ def test_any_damaged_byte_is_one_line_or_loads(folders, tmp_path, kind, file):
 
 
 def write_gguf(folder):
-    """Write a Llama with random weights and a byte-level tokenizer into one file; return its path."""
+    """Write a Llama with random weights and a byte-level tokenizer into one file."""
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gzip
 import io
+import itertools
 import json
 import os
 import shutil
@@ -61,10 +62,12 @@ class Disk:
 
     def fill(self) -> None:
         """Take all the room there is."""
-        with open(self.folder / "ballast", "wb", buffering=0) as file:
-            with contextlib.suppress(OSError):
-                while file.write(bytes(2**12)):
-                    pass
+        with (
+            open(self.folder / "ballast", "wb", buffering=0) as file,
+            contextlib.suppress(OSError),
+        ):
+            while file.write(bytes(2**12)):
+                pass
 
 
 @pytest.fixture
@@ -87,9 +90,8 @@ def ran(folder, *args) -> tuple[int, str, str]:
 
 def left(folder) -> list[str]:
     """What a failed writer would leave."""
-    return [
-        str(path) for suffix in ("tmp", "old", "preparing") for path in folder.rglob(f"*.{suffix}")
-    ]
+    found = (folder.rglob(f"*.{suffix}") for suffix in ("tmp", "old", "preparing"))
+    return list(map(str, itertools.chain.from_iterable(found)))
 
 
 SHARED = ("--dataset=tiny", "--show_progress=false")
@@ -285,9 +287,11 @@ def test_any_writer_leaves_what_was_there(write, disk, capfd):
     path = disk.folder / "file"
     path.write_text("before")
     try:
-        with pytest.raises(OSError, match="No space left on device") as raised:
-            with atomically(path) as temporary:
-                write(temporary)
+        with (
+            pytest.raises(OSError, match="No space left on device") as raised,
+            atomically(path) as temporary,
+        ):
+            write(temporary)
     except ImportError:
         pytest.skip("its library is not installed")
     assert raised.value.filename == str(path) and storage_fault(raised.value)
@@ -346,7 +350,11 @@ def test_appended_lines_are_cut_back_to_the_last_whole_one(disk):
 def test_written_texts_are_cut_back_to_the_last_whole_batch(disk):
     lines = Lines(disk.folder / "texts.jsonl.gz")
     random = np.random.default_rng(0)
-    batches = [[{"text": random.bytes(400).hex()} for _ in range(size)] for size in (3, 60, 1)]
+
+    def batch(size):
+        return [{"text": random.bytes(400).hex()} for _ in range(size)]
+
+    batches = [batch(size) for size in (3, 60, 1)]
     lines.append(batches[0])
     disk.fill()
     with pytest.raises(OSError):

@@ -24,8 +24,10 @@ def test_a_prompt_without_summary_or_items_says_so(tmp_path):
 
 GOLDEN = {
     "LLMTRSR": """### User:
-You are given a summary of a reader's long-term preferences, the news that the reader has read last, and a candidate to be read next. \
-Weigh the long-term preferences and the recent news together, and say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
+You are given a summary of a reader's long-term preferences, the news that the reader has read \
+last, and a candidate to be read next. \
+Weigh the long-term preferences and the recent news together, and say whether the reader will \
+read the candidate. Answer with 'Yes' or 'No' alone.
 
 [Preference Summary]
 %s
@@ -40,7 +42,8 @@ Weigh the long-term preferences and the recent news together, and say whether th
 ### Assistant:
 """,
     "TALLRec": """### User:
-You are given the news that a reader has read, the earliest first, and a candidate to be read next. \
+You are given the news that a reader has read, the earliest first, and a candidate to be read \
+next. \
 Say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
 
 [Historical News]

@@ -32,7 +32,7 @@ def tokenizer():
 
 
 def laid(parts):
-    """Return part and position [rows, longest] of each token of rows that are laid out like `parts`."""
+    """Return part and position [rows, longest] of each token of rows laid out like `parts`."""
     part, place = torch.zeros(2, len(parts), max(map(sum, parts)), dtype=torch.int64)
     for row, (prefix, *suffixes) in enumerate(parts):
         sizes = [prefix, *suffixes]
@@ -171,7 +171,7 @@ def test_the_probe_sees_a_prefix_that_is_not_read(tokenizer, monkeypatch):
         check_backbone(backbone, "llama", shared_candidates.logit_deviation)
 
 
-# --- prompts -----------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def encoder(tokenizer, max_length=600, candidates=("Title: a good dog food",)):
@@ -190,7 +190,8 @@ def test_a_prompt_reads_like_the_papers(tokenizer):
     text = said(tokenizer, np.concatenate([before, found.candidate_suffix("Title: leash")]))
     instructions = Instructions.of_domain("shopping")
     assert cut == 0 and text == (
-        f"{USER}{instructions.judge}\n\n[Preference Summary]\nlikes dogs\n\n[Historical Items]\nTitle: bone\nTitle: ball\n\n[Next Item]\nTitle: leash{ASSISTANT}"
+        f"{USER}{instructions.judge}\n\n[Preference Summary]\nlikes dogs\n\n[Historical Items]\n"
+        f"Title: bone\nTitle: ball\n\n[Next Item]\nTitle: leash{ASSISTANT}"
     )
     assert said(tokenizer, found.shared_prefix(None, [])[0]).endswith(
         "[Preference Summary]\nNULL\n\n[Historical Items]\nNULL\n\n[Next Item]\n"
@@ -247,7 +248,7 @@ def test_the_answers_are_found_behind_the_real_prompt(tokenizer):
 def test_prompts_of_any_history_fit(tokenizer):
     """The instruction, the candidate's start and the end of the turn are never truncated.
 
-    Histories hold one item, 500 items, or an item of 5,000 words; so does a summary.
+    Histories hold one item, 500 items, or an item of 5,000 words; a summary has up to 5,000 words.
     """
     long = " ".join(f"word{number}" for number in range(5000))
     found = encoder(tokenizer, 600, ["Title: bone", long])
@@ -290,7 +291,8 @@ def test_prompts_of_any_history_fit(tokenizer):
     )
     with pytest.raises(
         UserError,
-        match=r"max_length: the fixed text of a prompt takes \d+ tokens, expected at least \d+, found 90",
+        match=r"max_length: the fixed text of a prompt takes \d+ tokens, "
+        r"expected at least \d+, found 90",
     ):
         encoder(tokenizer, 90)
 
@@ -298,8 +300,12 @@ def test_prompts_of_any_history_fit(tokenizer):
 def test_a_prompt_is_the_same_on_all_days_and_without_thoughts(tokenizer):
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = (
-        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date_string }} {{ strftime_now('%Y') }}\n"
-        "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+        "{% if date_string is not defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% endif %}"
+        "Today: {{ date_string }} {{ strftime_now('%Y') }}\n"
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
     )
     assert turn_markup(chat) == ("Today: 26 Jul 2024 26 Jul 2024\n", "")
 

@@ -21,11 +21,10 @@ def repeats(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     target = folder / "repeats"
     target.mkdir()
-    events = [
-        (f"u{user}", f"i{rng.integers(ITEMS)}", 100 * user + time)
-        for user in range(80)
-        for time in range(rng.integers(6, 10))
-    ]
+    events = []
+    for user in range(80):
+        for time in range(rng.integers(6, 10)):
+            events.append((f"u{user}", f"i{rng.integers(ITEMS)}", 100 * user + time))
     events += [
         (f"half{item % 2}", f"i{item}", 9000 + item) for item in range(ITEMS)
     ]  # every item is met

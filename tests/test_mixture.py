@@ -1,6 +1,8 @@
 """One training reads several datasets: how often users are drawn, what is read, and two stages."""
 
+import itertools
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -195,7 +197,8 @@ def test_the_same_events_under_another_name_are_the_same(shops):
     own = {"datasets": ["cycle", "part"], "whole": ["part"], "epochs": 0}
     with pytest.raises(
         UserError,
-        match="CALRec-cycle-.* learns part, and was trained on 20 of the 30 test targets, by all of its events",
+        match="CALRec-cycle-.* learns part, and was trained on 20 of the 30 test targets, "
+        "by all of its events",
     ):
         run_settings(settings_for("CALRec", shops, **own))
     joint = run_settings(
@@ -240,12 +243,13 @@ def test_events_of_files_that_are_split_already_are_those_of_the_plain_file(shop
     rows = [
         line.split("\t") for line in (shops / "cycle" / "cycle.inter").read_text().splitlines()[1:]
     ]
-    users = {user: [item for other, item, _ in rows if other == user] for user, *_ in rows}
+    users = defaultdict(list)
+    for user, item, _ in rows:
+        users[user].append(item)
     for part, places in (("train", range(1, 6)), ("valid", [6]), ("test", [7])):
         lines = [
             f"{user}\t{' '.join(items[:place])}\t{items[place]}"
-            for user, items in users.items()
-            for place in places
+            for (user, items), place in itertools.product(users.items(), places)
         ]
         (shops / "cycle" / f"cycle.{part}.inter").write_text(
             "\n".join(["user_id:token\titem_id_list:token_seq\titem_id:token", *lines]) + "\n"
