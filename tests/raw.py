@@ -26,7 +26,7 @@ def tables(folder, name):
 
 
 def unsigned(recipe):
-    """Without the sums of the real files."""
+    """Return a recipe without sizes and checksums of the real files."""
     return replace(
         recipe,
         files=tuple(replace(remote, size=None, md5=None, sha256=None) for remote in recipe.files),
@@ -34,7 +34,7 @@ def unsigned(recipe):
 
 
 def walks(users: int = USERS, events: int = EVENTS):
-    """(user, place, item) of every event: user u begins somewhere and takes what comes next."""
+    """Yield (user, place, item) of every event: each user starts anywhere and buys in one order."""
     rng = random.Random(0)
     for user in range(users):
         start = rng.randrange(len(FRUIT))
@@ -310,7 +310,7 @@ def mind(folder: Path, size: str = "small") -> None:
 
 
 def ml_100k(folder: Path) -> None:
-    """latin-1; a film without a year."""
+    """Write ratings and films of MovieLens 100K, in latin-1 and with a film without a year."""
     ratings = "".join(
         f"{user + 1}\t{item + 1}\t{1 + item % 5}\t{880000000 + place}\n"
         for user, place, item in walks()
@@ -327,7 +327,7 @@ def ml_100k(folder: Path) -> None:
 
 
 def ml_1m(folder: Path) -> None:
-    """`::` between the cells, a colon within one."""
+    """Write ratings and films of MovieLens 1M, with `::` between cells and a colon within one."""
     ratings = "".join(
         f"{user + 1}::{item + 1}::{1 + item % 5}::{970000000 + place}\n"
         for user, place, item in walks()

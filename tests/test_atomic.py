@@ -22,7 +22,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def complaint(read, tmp_path):
-    """The message of the UserError that a content raises, without the file's name."""
+    """Return complaint(content): the message of its UserError, without the file's name."""
 
     def complaint(content):
         with pytest.raises(UserError) as caught:

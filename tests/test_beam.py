@@ -1,4 +1,4 @@
-"""Constrained search: the catalogue and nothing else, with exact log-probabilities."""
+"""Constrained search yields catalogue items alone, with exact log-probabilities."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def sequences(backbone):
 
 
 def exact(backbone, prompt, sequences):
-    """Log P of every sequence after a prompt, by plain passes."""
+    """Return log P of every sequence after a prompt, by plain passes."""
     values = []
     for sequence in sequences:
         whole = torch.from_numpy(np.concatenate([prompt, sequence]))[None]

@@ -1,4 +1,4 @@
-"""Defaults by what a language model begins with: random weights, or trained ones."""
+"""Defaults depend on whether a language model starts from random or from trained weights."""
 
 import json
 import re
@@ -161,7 +161,7 @@ def test_adapters_of_the_spectrum(own, expected, tmp_path):
 
 
 def examples():
-    """Commands and options with a pretrained backbone in the files that users read."""
+    """Yield commands and options with a pretrained backbone in the files that users read."""
     files = [
         *ROOT.glob("properties/*/*.yaml"),
         *ROOT.glob("properties/*.yaml"),
@@ -260,7 +260,7 @@ def test_beta_is_none_for_games_alone():
     [("Office", "Scientific"), ("Scientific", "Office"), ("Pet", "ml-100k"), ("Pet", "Games")],
 )
 def test_stages_of_one_run_share_its_objective(dataset, select_on, own):
-    """Whatever dataset one of them is chosen on; but for what the user sets for a stage."""
+    """Stages share the objective whatever they select on, except for a stage's own settings."""
     told = {
         "stages": ["joint", "target"],
         "datasets": [dataset, select_on],
@@ -284,7 +284,7 @@ def test_stages_of_one_run_share_its_objective(dataset, select_on, own):
     [(1, -0.025, True), (1, 0.2, False), (1, 0, False), (0, -0.025, False), (-1, -0.025, False)],
 )
 def test_a_blend_with_what_training_pushes_down_is_told(tmp_path, caplog, blend, beta, told):
-    """When the model is made: before anything is trained or evaluated."""
+    """The line appears when the model is built, before training and evaluation."""
     write_cycle(tmp_path, users=6)
     prepared("CALRec", tmp_path, blend=blend, beta=beta)
     lines = [line for line in caplog.messages if line.startswith("blend adds cos")]
@@ -292,7 +292,7 @@ def test_a_blend_with_what_training_pushes_down_is_told(tmp_path, caplog, blend,
 
 
 def test_every_example_of_a_yaml_is_a_command(capsys):
-    """Options that a model's file says are the paper's, or a hub backbone's."""
+    """A model's YAML names options of the paper or of a hub backbone."""
     seen = 0
     for model in RATES:
         path = resources.properties() / "model" / f"{model}.yaml"

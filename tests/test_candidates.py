@@ -18,7 +18,7 @@ ITEMS = 30
 
 
 def random_rows(users=12, length=6, items=ITEMS, seed=0):
-    """Every item is met; users repeat items."""
+    """Return events that cover every item; users repeat items."""
     rng = np.random.default_rng(seed)
     rows = [
         (f"u{user}", f"i{rng.integers(items)}", time)
@@ -33,7 +33,7 @@ def random_rows(users=12, length=6, items=ITEMS, seed=0):
 
 @pytest.fixture
 def world(write):
-    """(tables, test cases) of rows."""
+    """Return world(rows): their tables and test cases."""
 
     def world(rows, **filters):
         tables = load(Source(write({"inter": [INTER, *rows]}), "toy", **filters))
@@ -43,7 +43,7 @@ def world(write):
 
 
 def tokens(tables, cases, drawn):
-    """(user, target) -> drawn item tokens."""
+    """Return (user, target) -> drawn item tokens."""
     keys = zip(tables.users[cases.user], tables.items[tables.item[cases.end]], strict=True)
     return dict(zip(keys, tables.items[drawn].tolist(), strict=True))
 
@@ -103,7 +103,7 @@ def test_a_draw_knows_only_its_case_and_the_seed(world):
 
 
 def test_two_cases_of_one_user_and_target_differ(world):
-    """A user who takes an item twice is two cases."""
+    """A user who buys an item twice has two cases."""
     tables, _ = world(
         [("u", item, time) for time, item in enumerate("abababab")]
         + [("v", f"i{item}", item) for item in range(40)]
@@ -179,7 +179,7 @@ def test_uniform_over_the_free_items(world):
 
 
 def test_draws_of_cases_are_independent(world):
-    """The overlap of two users' candidates is that of chance."""
+    """The candidates of two users overlap by chance alone."""
     tables, _ = world(
         [("u", "a", 0), ("v", "b", 0)] + [("w", f"i{item}", item) for item in range(50)]
     )
@@ -202,7 +202,7 @@ def test_recboles_own_candidates(write, stock):
     np.random.seed(0)
 
     def one_pass():
-        """User -> the negatives, which follow the positive."""
+        """Return user -> the negatives, which follow the positive."""
         found = {}
         for interaction, *_ in test:
             user, item = interaction["user_id"].numpy(), interaction["item_id"].numpy()

@@ -39,7 +39,7 @@ SLOW = {"55-optimizers", "94-full-after-lora"}  # many trainings
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command has said, and its exit code."""
+    """The output of a command, and its exit code."""
 
     line: str
     code: int
@@ -59,7 +59,7 @@ def commands(text: str) -> list[str]:
 
 
 def plain(command: str) -> list[str] | None:
-    """The arguments of a command that is $RUN and its arguments, else None."""
+    """Return the arguments of a command that is $RUN and its arguments, else None."""
     if not command.startswith("$RUN ") or re.search(r"[$`\n]", command.removeprefix("$RUN")):
         return None
     return shlex.split(command)[1:]
@@ -112,24 +112,24 @@ class Case:
             self.made.append([found for found in self.runs() if found not in before])
 
     def runs(self) -> list[Path]:
-        """Folders of runs, the oldest first."""
+        """Return the folders of runs, the oldest first."""
         records = (self.folder / "saved").glob("*/run.json")
         return [path.parent for path in sorted(records, key=lambda path: path.stat().st_ctime_ns)]
 
     def row(self, number: int) -> dict:
-        """The row of the only run that a command has made."""
+        """Return the row of the only run that a command has made."""
         (folder,) = self.made[number]
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))["row"]
 
     def ranks(self, number: int) -> RankTable:
-        """The ranks of the test cases of the only run that a command has made."""
+        """Return the ranks of the test cases of the only run that a command has made."""
         (folder,) = self.made[number]
         return RankTable.load(folder / "test.ranks.npz")
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """case(name): the case after its commands, which run once."""
+    """Return case(name): the case after its commands, which run once."""
     known: dict[str, Case] = {}
 
     def ran(name: str) -> Case:
@@ -198,7 +198,7 @@ def test_a_command_ends_well_or_in_one_line(case, name, number):
 
 
 def refused(ended: Ended, *patterns: str) -> None:
-    """The command was refused, and its line says all of that."""
+    """Check that a command was refused, and that its line matches all patterns."""
     assert ended.code == 2, ended
     for pattern in patterns:
         assert re.search(pattern, ended.err), (pattern, ended.err)
@@ -350,7 +350,7 @@ def zones(case):
 
 
 def chinese_titles(case):
-    """As good as the same titles with a space between characters."""
+    """Titles in Chinese rank as well as the same titles with spaces between characters."""
     (ended,) = case.ended
     assert ended.code == 0, ended
     for metric in ("ndcg@10", "ndcg@10_pes"):

@@ -1,4 +1,4 @@
-"""Shop texts with their warts, and what is left of them."""
+"""Cleaning removes the warts of shop texts and keeps the rest."""
 
 import pytest
 

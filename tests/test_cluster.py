@@ -1,4 +1,4 @@
-"""What Ray cannot give is told at once, and before anything is trained."""
+"""Resources that Ray lacks are reported at once, before anything is trained."""
 
 import socket
 import threading
@@ -67,7 +67,7 @@ def refused(address):
 
 
 def test_the_probe_has_a_time_limit_of_its_own(monkeypatch):
-    """An address that swallows everything: the connection is given up after PROBE_SECONDS."""
+    """The connection to an unresponsive address ends after PROBE_SECONDS."""
     asked = []
 
     def silent(address, timeout):
@@ -95,7 +95,7 @@ def test_nobody_listens(family):
     "greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad Request\r\n", b""]
 )
 def test_another_service_listens(greeting, monkeypatch):
-    """It answers something else, or nothing before it closes."""
+    """The service answers something else, or closes without an answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -142,7 +142,7 @@ def test_a_server_of_http2_that_is_no_grpc_is_told(answer, passes):
 
 
 def test_a_ray_of_its_own_passes(monkeypatch):
-    """Its server knows the call, and would answer any other with status 200 too."""
+    """Ray's server knows the call, but would answer any other with status 200 as well."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster as Machines
 
@@ -175,7 +175,7 @@ def test_a_connection_that_hangs_is_given_up(monkeypatch):
 
 
 def test_resources_of_one_machine_have_to_do(monkeypatch):
-    """Two machines do not add up, and work that names no GPUs takes one where there are any."""
+    """Work has to fit on one machine, and takes a GPU where there are any unless it names GPUs."""
     machines = [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}]
     assert ray_cluster._check_resources(Cluster(cpus=2), machines) == 1
     assert ray_cluster._check_resources(Cluster(cpus=8, gpus=0), machines) == 0

@@ -1,4 +1,4 @@
-"""Who belongs to which cohort, by Continue Train alone, and whom an adapter helps."""
+"""Continue Train alone assigns users to cohorts, and decides whom an adapter helps."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def rows_of(tables):
 
 
 def kinds(found, tables):
-    """Whether two cohorts are the even and the odd users."""
+    """Return whether two cohorts are the even and the odd users."""
     odd = np.array([int(user[1:]) % 2 for user in tables.users])
     return (found.of == odd).all() or (found.of == 1 - odd).all()
 
@@ -235,7 +235,7 @@ def test_equal_metrics_in_another_order_of_cases_are_a_draw():
 
 
 def test_groups_by_activity_have_fixed_borders():
-    """The paper's low activity is 6 to 10 test items, however active the others are."""
+    """The paper defines low activity as 6 to 10 test items, however active the others are."""
     cases = np.array([1, 5, 6, 10, 11, 20, 21, 500])
     found = by_activity(cases, (5, 10, 20))
     assert found.of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and found.sizes.tolist() == [2, 2, 2, 2]

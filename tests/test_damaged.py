@@ -40,7 +40,7 @@ ST5SEQ = (
 
 
 def ran(folder, *args) -> tuple[int, str, str]:
-    """Exit code and streams of a command in a folder."""
+    """Return exit code and streams of a command in a folder."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -64,7 +64,7 @@ def stored(tmp_path_factory):
 
 @pytest.fixture
 def copied(stored, tmp_path):
-    """A copy of `stored` that a test may damage; its run of SASRec."""
+    """Copy `stored`, so that a test may damage it; return its run of SASRec."""
     shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     return only(tmp_path, "SASRec")
 
@@ -100,7 +100,7 @@ ODD = (
 
 
 def places(content, path=()):
-    """Paths of all values inside."""
+    """Return the paths of all values inside."""
     found = [path] if path else []
     inner = enumerate(content) if isinstance(content, list) else ()
     inner = content.items() if isinstance(content, dict) else inner
@@ -110,7 +110,7 @@ def places(content, path=()):
 
 
 def test_a_run_from_before_a_setting_is_still_read(copied):
-    """By the value that it was made with, which need not be today's default."""
+    """The setting has the value that the run was made with, which need not be today's default."""
     path = copied / "run.json"
     record = json.loads(path.read_text())
     assert record["settings"]["history_at_test"] == "all"
@@ -128,7 +128,7 @@ def test_a_run_from_before_a_setting_is_still_read(copied):
 
 
 def damaged(text: str, rng: random.Random) -> tuple[str, bytes]:
-    """One damage: what it is, and the file."""
+    """Return one damage: its description, and the content of the file."""
     record = json.loads(text)
     kind = rng.choice(
         [
@@ -176,7 +176,7 @@ def damaged(text: str, rng: random.Random) -> tuple[str, bytes]:
 
 
 def commands(run: str, lir: str) -> list[tuple]:
-    """Every way by which a command reads the record of a run."""
+    """Return every command that reads the record of a run."""
     return [
         ("evaluate", f"--checkpoint={run}", "--topk_saved=7", QUIET),
         ("evaluate", f"--checkpoint={run}", "--eval_args.mode=uni5", QUIET),
@@ -321,7 +321,7 @@ def test_the_record_of_an_evaluation_is_read_as_closely(copied):
 
 @pytest.mark.parametrize("names", ["SASRec", "SASRec LIR"])
 def test_a_run_that_begins_with_itself_is_refused(names, copied):
-    """Also by way of another run."""
+    """A run may also begin with itself by way of another run."""
     folder = copied.parents[1]
     chain = [only(folder, name) for name in names.split()]
     for run, other in zip(chain, [*chain[1:], chain[0]], strict=True):
@@ -432,7 +432,7 @@ def metric(folder):
 
 @pytest.mark.parametrize("what", WRONG)
 def test_metrics_that_are_not_those_of_the_ranks_are_refused(what, copied):
-    """By every command that shows them, and never beside tests of other numbers."""
+    """Every command that shows them refuses them, and shows none beside other tests."""
     folder, lir = copied.parents[1], only(copied.parents[1], "LIR")
     change, said = WRONG[what]
     change(copied, lir)
@@ -509,7 +509,7 @@ def test_ranks_that_are_lost_are_ranked_again_by_the_stored_weights(names, how, 
 
 
 def test_ranks_that_are_lost_cost_no_weights_where_ranking_fails(copied, monkeypatch):
-    """Neither an error of the user's nor a killed process makes an unfinished run of it."""
+    """Neither a user's error nor a killed process turns the run into an unfinished one."""
     from recbole_llm.runs.runner import Runner
 
     folder, evaluate, calls = copied.parents[1], Runner.evaluate, []

@@ -42,7 +42,7 @@ def random_rows(lengths=(1, 2, 3, 4, 6, 9, 12, 5), items=10, seed=0):
 
 
 def side_rows(items=10):
-    """Every third item has no brand, every fourth no price; the order is not that of any number."""
+    """Return items in no order, of which every third has no brand and every fourth no price."""
     rows = [
         (
             f"i{item}",
@@ -61,7 +61,7 @@ def folder(write):
 
 
 def check_equal(found, expected):
-    """Two Interactions: the same columns, types and values."""
+    """Check that two Interactions have equal columns, types and values."""
     assert set(found.columns) == set(expected.columns)
     for name in expected.columns:
         assert found[name].dtype == expected[name].dtype, name
@@ -109,7 +109,7 @@ def test_the_matrix_of_training_events(write, stock, parts):
 
 
 def test_rows_are_recboles_on_real_data(shared, write, stock, parts):
-    """The first users of Scientific, one of them longer than the 50 items that a model reads."""
+    """One of the first users of Scientific has more than the 50 items that a model reads."""
     lines = (
         (shared / "data" / "Scientific" / "Scientific.inter")
         .read_text(encoding="utf-8")
@@ -182,7 +182,7 @@ def test_a_training_loader_gives_whole_rows(folder):
 
 
 def test_times_arrive_as_exact_ranks(write, parts):
-    """Trap 3: in RecBole's float32 these four times are one."""
+    """Trap 3: in RecBole's float32, these four times are equal."""
     times = {"a": 1_600_000_000, "b": 1_600_000_010, "c": 1_600_000_020, "d": 1_600_000_030}
     folder = write(
         {
@@ -262,7 +262,7 @@ def test_long_lists_of_split_files_keep_their_newest_items(write, parts):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_case_holds_its_target(folder, parts, model):
-    """Trap 10: RecBole's evaluation batches hold the target item and all that came with it."""
+    """Trap 10: RecBole's evaluation batches hold the target item and all of its event's columns."""
     settings = MODELS[model] | {
         "load_col": {"inter": list(COLUMNS)} | MODELS[model].get("load_col", {})
     }
@@ -285,7 +285,7 @@ def test_no_case_holds_its_target(folder, parts, model):
 
 @pytest.mark.parametrize("model", ["SASRec", "FDSA", "CALRec", "BPR"])
 def test_a_case_does_not_change_with_its_target(write, parts, model):
-    """Two files that differ in the last events of the users, in item, rating and time."""
+    """Two files differ in item, rating and time of the users' last events."""
     rows = random_rows()
     last = {}
     for user, _, time, _ in rows:
@@ -444,7 +444,7 @@ def test_recboles_catalogue_depends_on_what_is_loaded(folder, stock):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_ids_are_indices_of_the_tables_plus_one(folder, parts, model):
-    """Whatever the order of .item."""
+    """Ids do not depend on the order of .item."""
     for part in parts(model, folder, catalogue="all", **MODELS[model]):
         tables = part.tables
         assert part.field2id_token["user_id"][1:].tolist() == tables.users.tolist()
@@ -542,7 +542,7 @@ def test_a_feature_that_is_no_number_is_told(write, parts):
 
 
 def test_features_of_other_items_are_told(write, parts):
-    """Every feature would be padding; a model that reads none does not mind."""
+    """Every feature would be padding, which does not concern a model that reads none."""
     folder = write(
         {
             "inter": [INTER, *random_rows()],
@@ -560,7 +560,7 @@ def test_features_of_other_items_are_told(write, parts):
 
 @pytest.mark.parametrize("name", ["toy", "to[y]", "*"])
 def test_tables_are_read_again_when_a_file_changes(tmp_path, parts, name):
-    """A name with signs of a pattern found no file, and so no change."""
+    """A name with characters of a glob pattern matched no file, and so hid the change."""
     folder = tmp_path / name
     folder.mkdir()
     for users in (5, 6):

@@ -1,4 +1,4 @@
-"""Downloads from a server that cuts, fails, changes its mind and lies."""
+"""Downloads survive a server that disconnects, fails, changes its file or misreports it."""
 
 import gzip
 import hashlib
@@ -98,7 +98,7 @@ def get(url, folder, **own):
 
 
 def clean(folder):
-    """Nothing but whole files, and locks."""
+    """Return the names of all files; hidden ones are locks."""
     return sorted(path.name for path in (folder / "raw").iterdir() if not path.name.startswith("."))
 
 
@@ -231,7 +231,7 @@ def test_another_file_than_was_promised(server, tmp_path, data, own, message):
 
 
 def test_a_short_file_of_a_server_that_tells_no_length(server, tmp_path):
-    """Only reading it can tell; what is known of it is checked."""
+    """Only reading the file reveals its length, which is checked where it is known."""
     server.length, server.cuts = False, [100_000]
     message = f"expected {len(DATA)} bytes, found 100000"
     with served(server) as url, pytest.raises(UserError, match=message):

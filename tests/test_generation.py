@@ -307,7 +307,7 @@ def test_greedy_and_the_end_token(backbone):
 
 
 def test_an_end_token_ends_a_text_and_counts(backbone):
-    """Some other token, the likeliest first one, is taken for the end."""
+    """The likeliest first token serves as the end token."""
     (prompt,) = prompts(backbone, (10,))
     with torch.no_grad():
         logprobs = (

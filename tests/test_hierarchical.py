@@ -1,4 +1,4 @@
-"""Generated texts read as attributes, and matched to items by the longest agreement."""
+"""Generated texts are read as attributes, and matched to items by the longest agreement."""
 
 import numpy as np
 import pytest
@@ -138,7 +138,7 @@ def test_no_order_of_ties_beats_the_bayes_ranking(matched):
 
 
 def test_hierarchical_match_is_near_bm25_of_the_same_texts(matched):
-    """The paper's comparison, by the mean of optimistic and pessimistic."""
+    """The paper compares them by the mean of optimistic and pessimistic metrics."""
     hierarchical, bm25 = (
         values["ndcg@10_opt"] + values["ndcg@10_pes"] for values, *_ in matched[:2]
     )

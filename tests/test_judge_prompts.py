@@ -60,7 +60,10 @@ Say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
 
 @pytest.mark.parametrize("model", GOLDEN)
 def test_the_prompt_of_a_case(tmp_path, model):
-    """By its domain: the newest items, oldest first, and of TALLRec no word of a summary."""
+    """A prompt is worded by its domain, and lists the newest items, oldest first.
+
+    That of TALLRec has no word of a summary.
+    """
     write_cycle(tmp_path)
     _, judge, _, (_, _, test) = made(model, tmp_path, domain="news", epochs=0)
     cases = test._dataset.cases[[3]]
@@ -85,7 +88,7 @@ def test_the_prompt_of_a_case(tmp_path, model):
 @pytest.mark.parametrize("model", ["LLMTRSR", "TALLRec"])
 @pytest.mark.parametrize("kind", ["hierarchical", "recurrent"])
 def test_a_case_without_history_is_judged(tmp_path, model, kind):
-    """As files that are split already may have."""
+    """Pre-split files may contain such cases."""
     write_cycle(tmp_path)
     _, judge, _, (_, _, test) = made(
         model, tmp_path, **({"summary": kind} if model == "LLMTRSR" else {})
@@ -125,7 +128,7 @@ def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
 
 
 class Mute:
-    """An engine to which nothing occurs."""
+    """The engine writes nothing."""
 
     name, paid = "mute", True
     max_new, max_length = 100, 2048

@@ -46,7 +46,7 @@ def laid(parts):
 
 
 def plain(model, parts, ids):
-    """Hidden states of every part, each suffix behind its prefix in a pass of its own."""
+    """Return hidden states of every part, each suffix behind its prefix in a pass of its own."""
     found = []
     for row, (prefix, *suffixes) in zip(ids, parts, strict=True):
         whole = model.base_model(input_ids=row[None, :prefix], use_cache=False).last_hidden_state[0]

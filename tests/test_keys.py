@@ -136,7 +136,7 @@ def test_every_key_of_a_yaml_is_read(path, ours, recboles):
 
 
 def test_our_models_read_their_own_keys(ours):
-    """Keys of a model of ours are read by our code, not by chance by some model of RecBole's."""
+    """Our code reads keys of our models, rather than some model of RecBole's by chance."""
     theirs = set().union(
         *(
             content(path) or {}
@@ -152,7 +152,7 @@ def test_our_models_read_their_own_keys(ours):
 
 
 def test_every_key_that_is_read_has_a_home(ours):
-    """A default in one of our YAMLs or RecBole's; a misspelt key would read as None for ever."""
+    """Our YAMLs or RecBole's hold a default; a misspelt key would always read as None."""
     homes = set(MADE)
     for path in [*FILES, *(RECBOLE / "properties").rglob("*.yaml")]:
         homes |= set(content(path) or {})

@@ -54,7 +54,7 @@ def kill_once_it_moves(running, sign, wait: float) -> bool:
 
 
 def test_summaries(tmp_path):
-    """The same file of bytes, and no text is asked for twice but those that were under way."""
+    """The file has the same bytes, and only requests that were pending are sent twice."""
     pytest.importorskip("openai")
     from test_server import Server
 
@@ -94,7 +94,7 @@ def test_summaries(tmp_path):
 
 
 def test_training(tmp_path):
-    """The same metrics and the same rank of every case."""
+    """Metrics and the rank of every case are the same."""
     rng = random.Random(1)
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:

@@ -31,7 +31,7 @@ def made(model, folder, **own):
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    """(model, test dataset) that has learned a little."""
+    """Return (model, test dataset) after little training."""
     folder = write_cycle(tmp_path_factory.mktemp("judge"))
     _, model, trainer, (train, _, test) = made("LLMTRSR", folder, block_size=2, fan_in=2)
     trainer.fit(train)
@@ -48,7 +48,7 @@ def whole(model, cases):
 
 
 def test_a_verdict_is_that_of_a_prompt_of_its_own(judge):
-    """One pass for each candidate, by the model's plain forward pass, in float64 sums."""
+    """The oracle reads each candidate in one plain forward pass; it subtracts logits in float64."""
     model, dataset = judge
     cases = dataset.cases[np.arange(4)]
     found = verdicts(model, cases, whole(model, cases))
@@ -203,7 +203,7 @@ def test_item_text_is_no_markup(tmp_path):
 
 @pytest.mark.parametrize("loss", ["answer", "prompt"])
 def test_the_loss_is_that_of_whole_prompts(tmp_path, loss):
-    """Of every prompt with its answer, one pass each, as a float64 sum over what is learned."""
+    """The oracle reads every prompt with its answer in one pass, and sums the loss in float64."""
     write_cycle(tmp_path)
     _, model, trainer, _ = made("LLMTRSR", tmp_path, loss=loss, negatives=2)
     model.eval()
@@ -269,7 +269,7 @@ LEARNING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("model", LEARNING)
 def test_it_learns_the_cycle(tmp_path, model):
-    """The next item is certain: chance among five is 1/5, and no popularity helps."""
+    """The next item is certain; chance among five is 1/5, and no popularity helps."""
     write_cycle(tmp_path)
     own = {
         "backbone": "scratch:tiny",
@@ -416,7 +416,7 @@ def test_bf16_agrees(tmp_path):
 
 
 def test_lora_and_quantised_weights(tmp_path):
-    """Adapters alone are stored; a restored run gives the same scores."""
+    """Only adapters are stored, and a restored run gives the same scores."""
     write_cycle(tmp_path, users=12)
     folder = save_model("Llama", tmp_path / "llama")
     kinds = ["none"] + (["8bit"] if find_spec("bitsandbytes") else [])

@@ -30,7 +30,7 @@ TOKENIZER = train_tokenizer([*ITEMS, *TASTE_PROMPT, *vars(TEMPLATE).values()], 4
 
 
 class Counted(list):
-    """Texts that count how often one is read."""
+    """The texts count how often one is read."""
 
     read = 0
 
@@ -88,7 +88,7 @@ def test_texts_that_are_looked_up_late_are_the_same_texts(encode, seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_prompt_holds_the_most_newest_items_that_fit(seed):
-    """Against adding up the lengths of whole prompts."""
+    """The oracle adds up the lengths of whole prompts."""
     rng = np.random.default_rng(seed)
     own = HistoryEncoder(TOKENIZER, int(rng.integers(20, 200)))
     items = [ITEMS[item] for item in rng.integers(0, len(ITEMS), rng.integers(1, 25))]
@@ -116,7 +116,7 @@ def test_texts_are_a_sequence():
 
 
 def write_long(folder, length: int):
-    """The shop of every test, and a user who has met `length` items more."""
+    """Write the shop of every test, and a user with `length` more events."""
     write_shop(folder)
     path = folder / "dataset" / "tiny" / "tiny.inter"
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The evaluation loop against slow ways: what is masked, what is listed, and what is not named."""
+"""The evaluation loop equals slow oracles in what it masks, lists and leaves out."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def repeats(tmp_path_factory):
 
 
 def ranked(model, folder, mode, masked, **own):
-    """(dataset, scores [cases, items] by the model, table, lists)."""
+    """Return (dataset, scores [cases, items] by the model, table, lists)."""
     settings = {
         "mask_history": masked,
         "eval_args.mode": mode,
@@ -91,7 +91,7 @@ def test_history_is_masked_but_for_the_target(repeats, model, mode, masked):
 
 
 def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
-    """A model that repeats what was bought: all that is above the target is history."""
+    """The model repeats purchases, so only history scores above the target."""
 
     class Repeats(torch.nn.Module):
         device = "cpu"
@@ -117,7 +117,7 @@ def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
 
 
 def test_a_case_without_an_answer_has_no_list_and_its_target_is_last(repeats, monkeypatch):
-    """Its items would be those that stand first in the catalogue."""
+    """Its list would hold the first items of the catalogue."""
     from recbole_llm.models.lir import LIR
 
     score = LIR.score

@@ -106,12 +106,12 @@ OPENINGS = [
 
 
 def wide(text):
-    """A text in full-width letters, which NFKC makes ordinary ones."""
+    """Return a text in full-width letters, which NFKC normalises to ordinary ones."""
     return "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in text)
 
 
 def invisible(text):
-    """With a character that has no width after the first letter."""
+    """Return a text with a zero-width character after its first letter."""
     return f"{text[:2]}\u200b{text[2:]}"
 
 
@@ -128,7 +128,7 @@ SPELLINGS = [
 
 
 def plain(text):
-    """A text as a tokenizer may normalise it, in small letters."""
+    """Return a text as a tokenizer may normalise it, in small letters."""
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf").lower()
 
@@ -170,7 +170,7 @@ def test_no_line_opens_a_turn_or_a_section(mark, spell):
 
 
 def test_every_section_head_of_a_domain_is_a_mark():
-    """Heads in square brackets are found in texts; one without would not be."""
+    """Texts are searched for heads in square brackets, so that one without would be missed."""
     assert len(section_heads()) > 15
     assert all(re.fullmatch(r"\[[^\[\]]+\]", head) for head in section_heads())
 
@@ -224,7 +224,7 @@ def forged(rng):
 
 
 def sections(text, before, after):
-    """The summary, the items and the candidate that a prompt is read as."""
+    """Return the summary, the items and the candidate that a prompt is parsed into."""
     assert text.startswith(before) and text.endswith(after)
     body = text[len(before) : len(text) - len(after)]
     for mark in (*HEADS, "<|im_start|>", "<|im_end|>", "[INST]", "### "):
@@ -288,7 +288,7 @@ def test_a_summarisers_prompt_is_read_as_the_texts_that_were_put_in():
 
 
 def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
-    """From the file to both prompts."""
+    """The file's categories are in both prompts."""
     path = write_cycle(tmp_path) / "cycle" / "cycle.item"
     path.write_text(re.sub(r"drinks (\w)", rf"{CATEGORIES} > \1: x", path.read_text()))
     _, judge, _, (_, _, test) = prepared("LLMTRSR", tmp_path, max_length=900)
@@ -308,7 +308,7 @@ def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
 
 
 def test_a_tokenizer_that_reads_nfkc_sees_no_mark():
-    """Full-width marks are ordinary ones to it."""
+    """Such a tokenizer reads full-width marks as ordinary ones."""
     tokenizer = KINDS["T5"]([*texts(100), "[Next Item] ### User: < > |"] * 3)
     spelling = TextTokenizer(tokenizer)
     assert "[Next Item]" in tokenizer.decode(spelling.encode("a ［Ｎｅｘｔ Ｉｔｅｍ］"))

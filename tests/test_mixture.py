@@ -239,7 +239,7 @@ def test_other_settings_of_a_dataset_make_another_run_and_what_a_run_learned_sta
 
 
 def test_events_of_files_that_are_split_already_are_those_of_the_plain_file(shops):
-    """Whose times pre-split files do not tell."""
+    """Pre-split files do not tell the events' times."""
     rows = [
         line.split("\t") for line in (shops / "cycle" / "cycle.inter").read_text().splitlines()[1:]
     ]
