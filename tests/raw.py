@@ -1,4 +1,7 @@
-"""Raw files of each source in its own format, warts included: invented shops of twelve items, by which everybody walks in the same order."""
+"""Raw files of each source, in its own format and with its warts.
+
+The shops are invented: they sell twelve items, and every user buys these in the same order.
+"""
 
 import csv
 import gzip
@@ -23,7 +26,7 @@ def tables(folder, name):
 
 
 def unsigned(recipe):
-    """Without the sums of the real files."""
+    """Return a recipe without sizes and checksums of the real files."""
     return replace(
         recipe,
         files=tuple(replace(remote, size=None, md5=None, sha256=None) for remote in recipe.files),
@@ -31,7 +34,7 @@ def unsigned(recipe):
 
 
 def walks(users: int = USERS, events: int = EVENTS):
-    """(user, place, item) of every event: user u begins somewhere and takes what comes next."""
+    """Yield (user, place, item) of every event: each user starts anywhere and buys in one order."""
     rng = random.Random(0)
     for user in range(users):
         start = rng.randrange(len(FRUIT))
@@ -46,13 +49,21 @@ def lines(rows) -> bytes:
     ).encode()
 
 
-def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
-    """Warts: a broken line, a line without a user, a review that is there twice, equal times, a review of something without metadata."""
+def reviews2018() -> list:
+    """Return the lines of reviews."""
     events = [
-        {"overall": float(1 + item % 5), "verified": True, "reviewTime": "09 1, 2016", "reviewerID": f"A{user}", "asin": f"B{item}",
-         "style": {"Size:": " 7.0 oz"}, "reviewText": "Line one.\n\"Line\" two\t.", "unixReviewTime": 1472688000 + DAY * (place // 2)}
+        {
+            "overall": float(1 + item % 5),
+            "verified": True,
+            "reviewTime": "09 1, 2016",
+            "reviewerID": f"A{user}",
+            "asin": f"B{item}",
+            "style": {"Size:": " 7.0 oz"},
+            "reviewText": 'Line one.\n"Line" two\t.',
+            "unixReviewTime": 1472688000 + DAY * (place // 2),
+        }
         for user, place, item in walks()
-    ]  # fmt: skip
+    ]
     events.insert(3, events[2])
     events.insert(5, '{"overall": 5.0, "reviewerID": "A1", "asi')
     events.insert(7, {"overall": 5.0, "asin": "B1", "unixReviewTime": 1472688000})
@@ -61,13 +72,35 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
         events[0] | {"reviewerID": "ATWICE", "asin": f"B{item % 12}", "overall": item % 3}
         for item in range(14)
     ] * 2  # fourteen, each of them twice
+    return events
+
+
+def metadata2018() -> list:
+    """Return the lines of metadata."""
+    picture = '<img src="https://x.invalid/a.png" class="nav-categ-image" alt="AMAZON FASHION"/>'
     items = [
-        {"category": ["Toys & Games", "Puzzles &amp; Games", "Puzzles", "3-D Puzzles", "Includes many more words than any level's name could have, so </span>"],
-         "description": ["", f"A <b>fresh</b> {word}.<br />Really&nbsp;fresh.", "<style>.a{b:c}</style>"], "title": f"{word} juice, 3&quot; tall",
-         "brand": "by\n    Acme", "feature": [], "price": f"${number}.50", "asin": f"B{number}",
-         "main_cat": "Toys &amp; Games" if number % 2 else "<img src=\"https://x.invalid/a.png\" class=\"nav-categ-image\" alt=\"AMAZON FASHION\"/>"}
+        {
+            "category": [
+                "Toys & Games",
+                "Puzzles &amp; Games",
+                "Puzzles",
+                "3-D Puzzles",
+                "Includes many more words than any level's name could have, so </span>",
+            ],
+            "description": [
+                "",
+                f"A <b>fresh</b> {word}.<br />Really&nbsp;fresh.",
+                "<style>.a{b:c}</style>",
+            ],
+            "title": f"{word} juice, 3&quot; tall",
+            "brand": "by\n    Acme",
+            "feature": [],
+            "price": f"${number}.50",
+            "asin": f"B{number}",
+            "main_cat": "Toys &amp; Games" if number % 2 else picture,
+        }
         for number, word in enumerate(FRUIT)
-    ]  # fmt: skip
+    ]
     items[0] |= {
         "brand": "Visit Amazon's J. Doe Page",
         "price": "$1,234.00",
@@ -87,34 +120,56 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
         {"asin": "BNOBODY", "title": "unmet"},
         "no json",
     ]
-    (folder / f"{category}_5.json.gz").write_bytes(gzip.compress(lines(events)))
-    (folder / f"meta_{category}.json.gz").write_bytes(gzip.compress(lines(items)))
+    return items
+
+
+def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
+    """Write reviews and metadata of Amazon 2018.
+
+    Warts: a broken line, a line without a user, a duplicate review, equal times, a review of an
+    item without metadata.
+    """
+    (folder / f"{category}_5.json.gz").write_bytes(gzip.compress(lines(reviews2018())))
+    (folder / f"meta_{category}.json.gz").write_bytes(gzip.compress(lines(metadata2018())))
 
 
 def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
-    """Warts: prices of three kinds, null and list values, characters outside of ASCII, ratings of what has no metadata or no title."""
+    """Write ratings and metadata of Amazon 2023.
+
+    Warts: prices of three kinds, null and list values, characters outside of ASCII, ratings of
+    items without metadata or without a title.
+    """
     begin, end = 1628643414042, 1658002729837
     with gzip.open(folder / f"{category}.csv.gz", "wt", encoding="utf-8") as file:
         file.write("user_id,parent_asin,rating,timestamp\n")
         for user, place, item in walks():
-            time = (
-                begin - 10**9 + place
-                if place < 12
-                else begin + place
-                if place < 14
-                else end + place
-            )
+            time = (begin if place < 14 else end) + place
+            if place < 12:
+                time -= 10**9
             file.write(f"U{user},P{item},{1 + item % 5}.0,{time}\n")
         file.write(
-            "U0,PUNKNOWN,5.0,1628643414042\nU0,PBLANK,5.0,1628643414043\nU0,PSCRIPT,5.0,1628643414043\nU1,P1,5.0\n"
+            "U0,PUNKNOWN,5.0,1628643414042\n"
+            "U0,PBLANK,5.0,1628643414043\n"
+            "U0,PSCRIPT,5.0,1628643414043\n"
+            "U1,P1,5.0\n"
         )
     items = [
-        {"main_category": None, "title": f"{word} crème", "average_rating": 4.4, "features": ["Glass"], "description": ["One.", "Two – three."],
-         "price": 12.5, "images": [], "store": "Acme", "categories": ["Beauty", "Skin", "Face"], "details": {"Brand": "Acme", "Ranks": {"a": 1}},
-         "parent_asin": f"P{number}",
-         "bought_together": None}
+        {
+            "main_category": None,
+            "title": f"{word} crème",
+            "average_rating": 4.4,
+            "features": ["Glass"],
+            "description": ["One.", "Two – three."],
+            "price": 12.5,
+            "images": [],
+            "store": "Acme",
+            "categories": ["Beauty", "Skin", "Face"],
+            "details": {"Brand": "Acme", "Ranks": {"a": 1}},
+            "parent_asin": f"P{number}",
+            "bought_together": None,
+        }
         for number, word in enumerate(FRUIT)
-    ]  # fmt: skip
+    ]
     items[1] |= {"price": None, "store": None, "categories": [], "description": []}
     items[2] |= {"price": "from 12.99"}
     items += [
@@ -126,17 +181,34 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
 
 
 def yelp(folder: Path) -> None:
-    """In a zip that holds a tar. Warts: dates of both forms, categories as a string, a list and null, two forms of stars."""
+    """Write reviews and businesses of Yelp into a tar within a zip.
+
+    Warts: dates of two forms, categories as a string, a list and null, stars of two forms.
+    """
     reviews = [
-        {"review_id": f"r{user}-{place}", "user_id": f"u{user}", "business_id": f"b{item}", "stars": 5 if place % 2 else 3.0, "text": "Nice.\n\nReally.",
-         "date": f"2016-05-{place + 1:02}" if user % 2 else f"2018-07-{place + 1:02} 22:09:11"}
+        {
+            "review_id": f"r{user}-{place}",
+            "user_id": f"u{user}",
+            "business_id": f"b{item}",
+            "stars": 5 if place % 2 else 3.0,
+            "text": "Nice.\n\nReally.",
+            "date": f"2016-05-{place + 1:02}" if user % 2 else f"2018-07-{place + 1:02} 22:09:11",
+        }
         for user, place, item in walks(60, 24)
-    ]  # fmt: skip
+    ]
     places = [
-        {"business_id": f"b{number}", "name": f"{word.title()} Café", "address": f"{number} Main St, Suite 2", "city": "Phoenix", "state": "AZ",
-         "categories": [["Cafes", "Food"], "Cafes, Food", None][number % 3], "attributes": {"BusinessParking": {"garage": False}}, "hours": None}
+        {
+            "business_id": f"b{number}",
+            "name": f"{word.title()} Café",
+            "address": f"{number} Main St, Suite 2",
+            "city": "Phoenix",
+            "state": "AZ",
+            "categories": [["Cafes", "Food"], "Cafes, Food", None][number % 3],
+            "attributes": {"BusinessParking": {"garage": False}},
+            "hours": None,
+        }
         for number, word in enumerate(FRUIT)
-    ]  # fmt: skip
+    ]
     places[1] |= {"address": "", "city": ""}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as holder:
@@ -150,10 +222,15 @@ def yelp(folder: Path) -> None:
 
 
 def m2(folder: Path) -> None:
-    """Lists as numpy prints them, over several lines; sessions that are too short, too long, of other locales or cut; products of several locales."""
+    """Write sessions and products of Amazon-M2.
+
+    Warts: lists as numpy prints them, over several lines; sessions that are too short, too long,
+    of other locales or truncated; products of several locales.
+    """
 
     def printed(ids):
-        rows = [" ".join(f"'{one}'" for one in ids[at : at + 5]) for at in range(0, len(ids), 5)]
+        quoted = [f"'{one}'" for one in ids]
+        rows = [" ".join(quoted[at : at + 5]) for at in range(0, len(quoted), 5)]
         return "[" + "\n ".join(rows) + "]"
 
     with open(folder / "sessions_train.csv", "w", encoding="utf-8", newline="") as file:
@@ -203,7 +280,11 @@ def m2(folder: Path) -> None:
 
 
 def mind(folder: Path, size: str = "small") -> None:
-    """In a folder of a zip. Warts: an empty history, several rows of a user, rows that are cut, quotes that close nothing, an abstract that is empty."""
+    """Write behaviors and news of MIND into a folder within a zip.
+
+    Warts: an empty history, several rows of a user, truncated rows, unbalanced quotes, an empty
+    abstract.
+    """
     behaviors, number = [], 0
     for user in range(USERS):
         history = " ".join(f"N{(user + place) % len(FRUIT)}" for place in range(12 + user % 3))
@@ -219,7 +300,8 @@ def mind(folder: Path, size: str = "small") -> None:
     behaviors.append(f"{number + 1}\tU999\t11/15/2019 8:55:22 AM\tN1 N2\tN300-0")
     behaviors += ["cut", f"{number + 2}\tU3\t11/15/2019 8:55:22 AM\tN1 N2"]
     news = [
-        f'N{number}\tsports\t{word}_ball\tWhat "{word} means for you\t{"" if number % 2 else "An abstract."}\thttps://x.invalid\t[{{"Label": "Acme"}}]\t[]'
+        f'N{number}\tsports\t{word}_ball\tWhat "{word} means for you\t'
+        f'{"" if number % 2 else "An abstract."}\thttps://x.invalid\t[{{"Label": "Acme"}}]\t[]'
         for number, word in enumerate(FRUIT)
     ]
     with zipfile.ZipFile(folder / f"MIND{size}_train.zip", "w") as holder:
@@ -228,7 +310,7 @@ def mind(folder: Path, size: str = "small") -> None:
 
 
 def ml_100k(folder: Path) -> None:
-    """latin-1; a film without a year."""
+    """Write ratings and films of MovieLens 100K, in latin-1 and with a film without a year."""
     ratings = "".join(
         f"{user + 1}\t{item + 1}\t{1 + item % 5}\t{880000000 + place}\n"
         for user, place, item in walks()
@@ -245,7 +327,7 @@ def ml_100k(folder: Path) -> None:
 
 
 def ml_1m(folder: Path) -> None:
-    """`::` between the cells, a colon within one."""
+    """Write ratings and films of MovieLens 1M, with `::` between cells and a colon within one."""
     ratings = "".join(
         f"{user + 1}::{item + 1}::{1 + item % 5}::{970000000 + place}\n"
         for user, place, item in walks()

@@ -1,4 +1,4 @@
-"""LoRA: only adapters learn and are stored, merged equals live, and runs stand on one another."""
+"""LoRA trains and stores adapters alone, merged weights equal live ones, and runs build on runs."""
 
 import json
 
@@ -13,7 +13,7 @@ from recbole_llm.runs.commands import evaluate_run, run_settings
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run in full, a LoRA run from it, and a LoRA run from that one."""
+    """Train a run in full, a LoRA run from it, and a LoRA run from that one."""
     folder = tmp_path_factory.mktemp("lora")
     write_cycle(folder)
     runs = [run_settings(settings_for("CALRec", folder, epochs=2))]

@@ -30,14 +30,14 @@ LEARNED = {
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """(folder, run) of a model whose texts are items."""
+    """Return (folder, run) of a trained model whose texts are items."""
     folder = write_cycle(tmp_path_factory.mktemp("learned"))
     return folder, run_settings(settings_for("CALRec", folder, **LEARNED))
 
 
 @pytest.fixture
 def answering(learned):
-    """(model, test cases) of the learned weights under other settings of answering."""
+    """Return make(**own), which loads the trained weights under other settings of generation."""
     folder, run = learned
 
     def make(**own):
@@ -51,7 +51,7 @@ def answering(learned):
 
 
 def asked(monkeypatch):
-    """What `sample` is asked for: (its number of samples, its longest prompt) of every call."""
+    """Record (number of samples, longest prompt) of every call of `sample`."""
     seen, inner = [], generative_model.sample
 
     def watch(bundle, prompts, keys, **kwargs):
@@ -197,7 +197,7 @@ def text(tmp_path):
 
 
 def test_attribute_names_are_no_query_words(text):
-    """One item is called after them: a text's own names must not find it."""
+    """Attribute names of a text must not match the item that is called after them."""
     match = BM25Match(text, {"epsilon": 0.0002, "bm25_k1": 1.5, "bm25_b": 0.75})
     scores = match.scores(
         ["Title: kiwi juice. Category: drinks k. Brand: brand1."], np.array([-1.0])

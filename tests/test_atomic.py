@@ -1,4 +1,4 @@
-"""atomic.py: no cell of an atomic file is lost, changed or shifted, and a broken file is told by line."""
+"""The reader of atomic files keeps every cell as it is, and names the line of a broken file."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def complaint(read, tmp_path):
-    """The message of the UserError that a content raises, without the file's name."""
+    """Return complaint(content): the message of its UserError, without the file's name."""
 
     def complaint(content):
         with pytest.raises(UserError) as caught:
@@ -40,14 +40,30 @@ def complaint(read, tmp_path):
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        ('"plain"', "plain"), ('"say ""hi"""', 'say "hi"'), ('""', ""), ('""""', '"'), ('5" pipe', '5" pipe'), ('5""', '5""'),
-        ('"open', '"open'), ('shut"', 'shut"'), ('"a" b', '"a" b'), ('"a"b"', '"a"b"'), ('"a"" b', '"a"" b'), ('"', '"'),
-        ('"Best" of "all"', '"Best" of "all"'), ("'single'", "'single'"), ("\u201ccurly\u201d", "\u201ccurly\u201d"), ("back\\slash\\", "back\\slash\\"),
+        ('"plain"', "plain"),
+        ('"say ""hi"""', 'say "hi"'),
+        ('""', ""),
+        ('""""', '"'),
+        ('5" pipe', '5" pipe'),
+        ('5""', '5""'),
+        ('"open', '"open'),
+        ('shut"', 'shut"'),
+        ('"a" b', '"a" b'),
+        ('"a"b"', '"a"b"'),
+        ('"a"" b', '"a"" b'),
+        ('"', '"'),
+        ('"Best" of "all"', '"Best" of "all"'),
+        ("'single'", "'single'"),
+        ("\u201ccurly\u201d", "\u201ccurly\u201d"),
+        ("back\\slash\\", "back\\slash\\"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("place", ["id", "title"])
 def test_quotes(read, cell, text, place):
-    """Pandas' default reads across lines from an open quote and fails on text after a closing one."""
+    """Quotes do not shift cells.
+
+    By default, pandas reads past line ends after an open quote and fails on text after a pair.
+    """
     row = f"{cell}\tx\t1" if place == "id" else f"x\t{cell}\t1"
     frame = read(f"{HEADER}before\tb\t0\n{row}\nafter\ta\t2\n")
     assert frame["price"].tolist() == [0, 1, 2]
@@ -211,7 +227,10 @@ def test_a_column_name_may_hold_a_colon(read):
 
 
 def test_times_are_exact(read):
-    """Pandas' default parser is off by one bit here and there; float32, RecBole's choice, by 64 seconds."""
+    """Numbers are parsed exactly.
+
+    Pandas' default parser errs in the last bit of some; RecBole's float32 errs by 64 seconds.
+    """
     rng = np.random.default_rng(0)
     scattered = rng.standard_normal(500) * 10.0 ** rng.integers(-20, 20, 500)
     values = [
@@ -247,7 +266,11 @@ def test_a_file_without_rows(read, content):
     assert frame["price"].dtype == np.float64
 
 
-SEPARATED = "user_id:token{0}item_id:token{0}rating:float{0}timestamp:float\nu{0}007{0}1.5{0}10\nv{0}b{0}{0}11\n"
+SEPARATED = (
+    "user_id:token{0}item_id:token{0}rating:float{0}timestamp:float\n"
+    "u{0}007{0}1.5{0}10\n"
+    "v{0}b{0}{0}11\n"
+)
 
 
 @pytest.mark.parametrize("separator", [" ", ",", ";", "|"])

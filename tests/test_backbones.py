@@ -1,4 +1,4 @@
-"""Pretrained backbones: models of four architectures in folders, trained in full and by LoRA."""
+"""Models of four architectures in folders are trained, in full and by LoRA."""
 
 import re
 
@@ -29,10 +29,10 @@ KINDS = {
 
 
 def save_model(kind, folder):
-    """A random model and its tokenizer in a folder.
+    """Save a random model and its tokenizer into a folder.
 
-    The tokenizers of Llama and Gemma have a begin token, as theirs do; that of GPT-2 none to pad
-    with.
+    The tokenizers of Llama and Gemma have a begin token, as theirs do; that of GPT-2 has no padding
+    token.
     """
     import transformers
     from tokenizers.processors import TemplateProcessing
@@ -86,7 +86,7 @@ def test_a_model_in_a_folder_is_trained_and_loaded_again(kind, tmp_path):
 def test_a_backbone_that_is_nowhere_is_told_before_what_stands_beside_it_is_trained(
     tmp_path, monkeypatch
 ):
-    """And one that was downloaded before runs without the network."""
+    """A backbone that was downloaded before runs without the network."""
     write_shop(tmp_path)
     arguments = (
         "--model=ST5Seq",

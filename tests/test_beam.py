@@ -1,4 +1,6 @@
-"""Constrained search: the catalogue and nothing else, with exact log-probabilities."""
+"""Constrained search yields catalogue items alone, with exact log-probabilities."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ from recbole_llm.language.decoding.constrained_search import Catalogue, search
 
 TITLES = [
     f"Title: {colour} {thing}. Brand: {brand}."
-    for colour in ("red", "blue", "redder")
-    for thing in ("leash", "bowl", "leash long")
-    for brand in "AB"
+    for colour, thing, brand in itertools.product(
+        ("red", "blue", "redder"), ("leash", "bowl", "leash long"), "AB"
+    )
 ]
 
 
@@ -38,7 +40,7 @@ def sequences(backbone):
 
 
 def exact(backbone, prompt, sequences):
-    """Log P of every sequence after a prompt, by plain passes."""
+    """Return log P of every sequence after a prompt, by plain passes."""
     values = []
     for sequence in sequences:
         whole = torch.from_numpy(np.concatenate([prompt, sequence]))[None]

@@ -1,4 +1,4 @@
-"""Defaults by what a language model begins with: random weights, or trained ones."""
+"""Defaults depend on whether a language model starts from random or from trained weights."""
 
 import json
 import re
@@ -18,9 +18,23 @@ from recbole_llm.settings import layers as config
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = {  # of random weights, of trained ones
-    "CALRec": (0.003, 1e-4), "LLMTRSR": (0.001, 1e-4), "TALLRec": (0.001, 1e-4), "TASTELoRA": (0.001, 1e-4), "RecFormer": (0.001, 5e-5), "ST5Seq": (0.001, 2e-5),
-}  # fmt: skip
-PRETRAINED = ["minilm", "smollm2", "t5-base", "Qwen/Qwen2.5-0.5B", "/models/mine", "~/mine", "./model.gguf", "models/x"]  # fmt: skip
+    "CALRec": (0.003, 1e-4),
+    "LLMTRSR": (0.001, 1e-4),
+    "TALLRec": (0.001, 1e-4),
+    "TASTELoRA": (0.001, 1e-4),
+    "RecFormer": (0.001, 5e-5),
+    "ST5Seq": (0.001, 2e-5),
+}
+PRETRAINED = [
+    "minilm",
+    "smollm2",
+    "t5-base",
+    "Qwen/Qwen2.5-0.5B",
+    "/models/mine",
+    "~/mine",
+    "./model.gguf",
+    "models/x",
+]
 
 
 def rate(model, dataset="any", files=(), **own):
@@ -125,10 +139,16 @@ def test_stock_recbole_gets_the_same_default():
         assert made["learning_rate"] == expected and made["pretrained"] is None
 
 
-@pytest.mark.parametrize(("own", "expected"), [
-    ({}, 0.001), ({"backbone": "t5-base"}, 1e-5), ({"run": {"backbone": "t5-base"}}, 1e-5), ({"backbone": "scratch:small"}, 0.001),
-    ({"backbone": "t5-base", "adapter_learning_rate": 0.5}, 0.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, 0.001),
+        ({"backbone": "t5-base"}, 1e-5),
+        ({"run": {"backbone": "t5-base"}}, 1e-5),
+        ({"backbone": "scratch:small"}, 0.001),
+        ({"backbone": "t5-base", "adapter_learning_rate": 0.5}, 0.5),
+    ],
+)
 def test_adapters_of_the_spectrum(own, expected, tmp_path):
     found, layers = config.of_command("personalize", [], own)
     assert found["adapter_learning_rate"] == expected and not found.keys() & set(config.BEGINNINGS)
@@ -141,7 +161,7 @@ def test_adapters_of_the_spectrum(own, expected, tmp_path):
 
 
 def examples():
-    """Commands and options with a pretrained backbone in the files that users read."""
+    """Yield commands and options with a pretrained backbone in the files that users read."""
     files = [
         *ROOT.glob("properties/*/*.yaml"),
         *ROOT.glob("properties/*.yaml"),
@@ -153,9 +173,8 @@ def examples():
             if "--backbone=" in line:
                 options = re.findall(r"--(?:backbone|learning_rate|learner)=[^\s`'\",)]+", line)
                 named = re.search(r"--model=(\w+)", line)
-                model = (
-                    named[1] if named else path.stem if path.parent.name == "model" else "CALRec"
-                )
+                model = path.stem if path.parent.name == "model" else "CALRec"
+                model = named[1] if named else model
                 yield path.name, model, options
 
 
@@ -175,7 +194,7 @@ def test_no_example_ruins_trained_weights():
     assert seen > 5
 
 
-# --- datasets -----------------------------------------------------------------------------------------------------------
+# --- datasets -------------------------------------------------------------------------------------
 
 OBJECTIVE = ("alpha", "beta", "contrast_temperature", "learner", "learning_rate")
 PAPER = (0.125, -0.025, 0.5, "adam")
@@ -226,12 +245,22 @@ def test_beta_is_none_for_games_alone():
     assert config.resolve("CALRec", "Pet")["beta"] == -0.025
 
 
-@pytest.mark.parametrize("own", [
-    {}, {"backbone": "smollm2"}, {"beta": 0.3, "learner": "muon"}, {"stage_settings.joint.beta": 0.1}, {"stage_settings.target.alpha": 0.2},
-])  # fmt: skip
-@pytest.mark.parametrize(("dataset", "select_on"), [("Office", "Scientific"), ("Scientific", "Office"), ("Pet", "ml-100k"), ("Pet", "Games")])  # fmt: skip
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"backbone": "smollm2"},
+        {"beta": 0.3, "learner": "muon"},
+        {"stage_settings.joint.beta": 0.1},
+        {"stage_settings.target.alpha": 0.2},
+    ],
+)
+@pytest.mark.parametrize(
+    ("dataset", "select_on"),
+    [("Office", "Scientific"), ("Scientific", "Office"), ("Pet", "ml-100k"), ("Pet", "Games")],
+)
 def test_stages_of_one_run_share_its_objective(dataset, select_on, own):
-    """Whatever dataset one of them is chosen on; but for what the user sets for a stage."""
+    """Stages share the objective whatever they select on, except for a stage's own settings."""
     told = {
         "stages": ["joint", "target"],
         "datasets": [dataset, select_on],
@@ -255,7 +284,7 @@ def test_stages_of_one_run_share_its_objective(dataset, select_on, own):
     [(1, -0.025, True), (1, 0.2, False), (1, 0, False), (0, -0.025, False), (-1, -0.025, False)],
 )
 def test_a_blend_with_what_training_pushes_down_is_told(tmp_path, caplog, blend, beta, told):
-    """When the model is made: before anything is trained or evaluated."""
+    """The line appears when the model is built, before training and evaluation."""
     write_cycle(tmp_path, users=6)
     prepared("CALRec", tmp_path, blend=blend, beta=beta)
     lines = [line for line in caplog.messages if line.startswith("blend adds cos")]
@@ -263,7 +292,7 @@ def test_a_blend_with_what_training_pushes_down_is_told(tmp_path, caplog, blend,
 
 
 def test_every_example_of_a_yaml_is_a_command(capsys):
-    """Options that a model's file says are the paper's, or a hub backbone's."""
+    """A model's YAML names options of the paper or of a hub backbone."""
     seen = 0
     for model in RATES:
         path = resources.properties() / "model" / f"{model}.yaml"

@@ -1,4 +1,4 @@
-"""Every bench runs by itself, and its last line says what it measured."""
+"""Every benchmark runs alone, and its last line says what it measured."""
 
 import json
 import os
@@ -20,7 +20,7 @@ MEASURED = {
 
 
 def small_run(script, folder):
-    """The last line of a bench that is run small in a folder."""
+    """Return the last line of a small run of a benchmark in a folder."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, str(BENCH / script), "--small"],
@@ -51,7 +51,7 @@ def test_a_bench_ends_with_its_figures(script, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak")
 def test_a_peak_is_of_the_process_itself():
-    """Not of the one that started it, which held 400 MiB."""
+    """The peak is not that of the parent process, which held 400 MiB."""
     held = np.ones(50 * 2**20)
     script = "from recbole_llm.storage.run_folders import peak_memory; print(peak_memory())"
     child = subprocess.run(

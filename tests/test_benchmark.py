@@ -1,4 +1,4 @@
-"""benchmark.py: pre-split files bring their own cases, over the same sequences."""
+"""Pre-split files bring their own cases, over the same sequences."""
 
 import pytest
 
@@ -11,7 +11,7 @@ SPLIT = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 
 def sequences(tables):
-    """User token -> item tokens in order."""
+    """Return user token -> item tokens in temporal order."""
     return {
         user: tables.items[tables.item[a:b]].tolist()
         for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)
@@ -19,7 +19,7 @@ def sequences(tables):
 
 
 def case_tokens(tables, cases, longest=None):
-    """(user, history, target) of every case, by tokens."""
+    """Return (user, history, target) of every case, as tokens."""
     token = tables.items[tables.item]
     return [
         (
@@ -43,7 +43,10 @@ def presplit(write):
 
 
 def test_published_splits_are_leave_one_out(shared):
-    """Both ways into Scientific, whose split files hold the newest 50 items of a history."""
+    """Leave-one-out gives the cases of Scientific's split files.
+
+    These hold the newest 50 items of a history.
+    """
     folder = shared / "data" / "Scientific"
     whole = load(Source(folder, "Scientific"))
     split = load(Source(folder, "Scientific", benchmark=("train", "valid", "test")))
@@ -78,7 +81,7 @@ def test_every_row_is_a_case_with_its_own_history(presplit):
 
 
 def test_windows_of_one_length_are_joined(presplit):
-    """Rows that hold three items each, cut from a b c a b d e."""
+    """Each row holds three items of the sequence a b c a b d e."""
     windows = [("u", "a b", "c"), ("u", "b c", "a"), ("u", "c a", "b")]
     read = presplit(train=windows, valid=[("u", "a b", "d")], test=[("u", "b d", "e")])
     split = make_split(read, {})
@@ -89,7 +92,7 @@ def test_windows_of_one_length_are_joined(presplit):
 
 
 def test_a_row_without_a_history_is_an_event_and_no_case(presplit):
-    """As the first event of a user is in a dataset that is split here."""
+    """A dataset that is split here treats the first event of a user alike."""
     read = presplit(
         train=[("u", "", "a"), ("u", "a", "b"), ("v", "  ", "c"), ("w", "b c", "a")],
         valid=[("u", "a b", "c"), ("v", "", "b")],
@@ -111,14 +114,14 @@ def test_tests_without_any_history_are_told(presplit):
 
 
 def padded(pad, side, size=4):
-    """Rows of three users with lists that are filled up."""
+    """Return rows of three users whose lists are padded."""
     rows = {"train": [], "valid": [], "test": []}
     for user, items in (("u", "abcdef"), ("v", "bcdefa"), ("w", "fedcba")):
         for end in range(1, 6):
             history = list(items[:end][-size:])
             fill = [pad] * (size - len(history))
             cells = fill + history if side == "head" else history + fill
-            part = "test" if end == 5 else "valid" if end == 4 else "train"
+            part = {4: "valid", 5: "test"}.get(end, "train")
             rows[part].append((user, " ".join(cells), items[end]))
     return rows
 
@@ -209,7 +212,7 @@ def test_files_of_single_interactions_are_told_what_lacks_and_what_to_do(write, 
 
 
 def test_lists_and_targets_share_one_numbering(presplit):
-    """RecBole numbers them apart unless alias_of_item_id is set, without a word."""
+    """RecBole silently numbers them apart unless alias_of_item_id is set."""
     read = presplit(train=[("u", "b a", "c"), ("v", "c b", "a")], test=[("u", "b a c", "b")])
     assert sorted(read.items) == ["a", "b", "c"]
 

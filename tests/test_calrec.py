@@ -1,4 +1,4 @@
-"""CALRec: what it learns, and what it says about its answers."""
+"""CALRec learns the targets that its settings name, and reports on its texts."""
 
 from itertools import product
 
@@ -12,7 +12,7 @@ from recbole_llm.runs.commands import run_settings
 
 
 def encoded_cases(model, epoch, monkeypatch):
-    """(first, last) event rows of each example, as the model encodes them."""
+    """Return (first, last) event rows of each example, as the model encodes them."""
     cases, inner = [], model._group
 
     def watched(corpus, row, *rest):
@@ -26,7 +26,7 @@ def encoded_cases(model, epoch, monkeypatch):
 
 
 def learned_texts(model, tokens):
-    """The texts whose tokens have a loss."""
+    """Return the texts whose tokens have a loss."""
     edges = np.flatnonzero(np.diff(np.r_[0, tokens.learned.astype(int), 0])).reshape(-1, 2)
     decode = model.bundle.tokenizer.decode
     return [decode(tokens.ids[begin:end]).strip().removesuffix("<|end|>") for begin, end in edges]
@@ -34,7 +34,7 @@ def learned_texts(model, tokens):
 
 @pytest.fixture
 def learned_rows(monkeypatch):
-    """learned_rows(model, epoch): event rows whose texts are learned, each as often as it is.
+    """Return learned_rows(model, epoch): rows of the learned events, with repetitions.
 
     A text stands for the last event of its example with that text.
     """
@@ -166,7 +166,7 @@ def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
 
 
 def test_garbage_names_no_item_and_is_said_loudly(tmp_path, caplog):
-    """Untrained weights write nothing that reads like an item."""
+    """Untrained weights generate no text that resembles an item."""
     write_cycle(tmp_path)
     run = run_settings(settings_for("CALRec", tmp_path, epochs=0, max_new_tokens=3))
     assert (
@@ -204,7 +204,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
 
 
 def test_a_hub_id_goes_to_the_hub(monkeypatch, tmp_path):
-    """`org/name` has a slash in it and is no folder."""
+    """`org/name` contains a slash but is no folder."""
     import transformers
 
     from recbole_llm.language.backbones.sources import check_model_name

@@ -1,5 +1,6 @@
-"""candidates.py: one fair draw of negatives per case, the same for every model, run and numbering of the items."""
+"""Each case has one uniform draw of negatives, equal for all models, runs and item numberings."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -17,12 +18,11 @@ ITEMS = 30
 
 
 def random_rows(users=12, length=6, items=ITEMS, seed=0):
-    """Every item is met; users repeat items."""
+    """Return events that cover every item; users repeat items."""
     rng = np.random.default_rng(seed)
     rows = [
         (f"u{user}", f"i{rng.integers(items)}", time)
-        for user in range(users)
-        for time in range(length)
+        for user, time in itertools.product(range(users), range(length))
     ]
     return (
         rows
@@ -33,7 +33,7 @@ def random_rows(users=12, length=6, items=ITEMS, seed=0):
 
 @pytest.fixture
 def world(write):
-    """(tables, test cases) of rows."""
+    """Return world(rows): their tables and test cases."""
 
     def world(rows, **filters):
         tables = load(Source(write({"inter": [INTER, *rows]}), "toy", **filters))
@@ -43,7 +43,7 @@ def world(write):
 
 
 def tokens(tables, cases, drawn):
-    """(user, target) -> drawn item tokens."""
+    """Return (user, target) -> drawn item tokens."""
     keys = zip(tables.users[cases.user], tables.items[tables.item[cases.end]], strict=True)
     return dict(zip(keys, tables.items[drawn].tolist(), strict=True))
 
@@ -103,7 +103,7 @@ def test_a_draw_knows_only_its_case_and_the_seed(world):
 
 
 def test_two_cases_of_one_user_and_target_differ(world):
-    """A user who takes an item twice is two cases."""
+    """A user who buys an item twice has two cases."""
     tables, _ = world(
         [("u", item, time) for time, item in enumerate("abababab")]
         + [("v", f"i{item}", item) for item in range(40)]
@@ -158,13 +158,16 @@ def test_every_model_has_the_same_candidates(write, parts):
 
 
 def test_uniform_over_the_free_items(world):
-    """Counts over many seeds against chance; without replacement they spread less than a multinomial by 1 - K / free."""
+    """Counts over many seeds fit a uniform draw by a chi-squared test.
+
+    Without replacement, their variance is that of a multinomial times 1 - K / free.
+    """
     tables, cases = world(random_rows(users=4))
     draws = [tokens(tables, cases, draw_candidates(tables, cases, 6, seed)) for seed in range(600)]
     for key in draws[0]:
         met = set(tables.items[tables.item[tables.user == tables.users.tolist().index(key[0])]])
         free = sorted(set(tables.items) - met)
-        count = Counter(item for draw in draws for item in draw[key])
+        count = Counter(itertools.chain.from_iterable(draw[key] for draw in draws))
         assert set(count) == set(free)
         observed = np.array([count[item] for item in free])
         statistic = (
@@ -176,20 +179,21 @@ def test_uniform_over_the_free_items(world):
 
 
 def test_draws_of_cases_are_independent(world):
-    """The overlap of two users' candidates is that of chance."""
+    """The candidates of two users overlap by chance alone."""
     tables, _ = world(
         [("u", "a", 0), ("v", "b", 0)] + [("w", f"i{item}", item) for item in range(50)]
     )
     cases = Cases(np.array([0, 1], np.int32), np.array([0, 1]), np.array([0, 1]))
-    overlap = [
-        len(set(a) & set(b))
-        for a, b in (draw_candidates(tables, cases, 10, seed) for seed in range(300))
-    ]
+    draws = [draw_candidates(tables, cases, 10, seed) for seed in range(300)]
+    overlap = [len(set(a) & set(b)) for a, b in draws]
     assert abs(np.mean(overlap) - 100 / 51) < 0.35  # standard error 0.07
 
 
 def test_recboles_own_candidates(write, stock):
-    """Trap 5, the reason for all this: redrawn at every pass, with repetitions, and out of the user's history."""
+    """RecBole redraws negatives at every pass, with repetitions, and draws from the user's history.
+
+    This is trap 5, the reason for our own draw.
+    """
     from recbole.data import data_preparation
 
     folder = write({"inter": [INTER, *random_rows()]})
@@ -198,7 +202,7 @@ def test_recboles_own_candidates(write, stock):
     np.random.seed(0)
 
     def one_pass():
-        """User -> the negatives, which follow the positive."""
+        """Return user -> the negatives, which follow the positive."""
         found = {}
         for interaction, *_ in test:
             user, item = interaction["user_id"].numpy(), interaction["item_id"].numpy()

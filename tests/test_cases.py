@@ -1,7 +1,8 @@
-"""Inputs that once failed, one folder each in ../shared/cases: every command ends well, or in one line that says why.
+"""Commands on inputs that once failed succeed, or end in one line that says why.
 
-`cmd` holds the commands of a case, a bash line each, in which $RUN is the command line and $DATA the real data. Plain
-lines run in this process; bash runs the others.
+Each folder in ../shared/cases is a case, and its `cmd` holds the commands, a bash line each, in
+which $RUN is the command line and $DATA the real data. Plain lines run in this process; bash runs
+the others.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shops import ROOT
 
@@ -37,7 +39,7 @@ SLOW = {"55-optimizers", "94-full-after-lora"}  # many trainings
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command has said, and its exit code."""
+    """The output of a command, and its exit code."""
 
     line: str
     code: int
@@ -46,7 +48,7 @@ class Ended:
 
 
 def commands(text: str) -> list[str]:
-    """The lines of a `cmd` that run something; in each, the variables that the lines before it set."""
+    """Return the lines of a `cmd` that run something, each after the variables set before it."""
     variables, found = [], []
     for line in filter(str.strip, text.splitlines()):
         if re.match(r"\w+=", line) and "$RUN" not in shlex.split(line)[1:]:
@@ -57,7 +59,7 @@ def commands(text: str) -> list[str]:
 
 
 def plain(command: str) -> list[str] | None:
-    """The arguments of a command that is $RUN and its arguments, else None."""
+    """Return the arguments of a command that is $RUN and its arguments, else None."""
     if not command.startswith("$RUN ") or re.search(r"[$`\n]", command.removeprefix("$RUN")):
         return None
     return shlex.split(command)[1:]
@@ -110,24 +112,24 @@ class Case:
             self.made.append([found for found in self.runs() if found not in before])
 
     def runs(self) -> list[Path]:
-        """Folders of runs, the oldest first."""
+        """Return the folders of runs, the oldest first."""
         records = (self.folder / "saved").glob("*/run.json")
         return [path.parent for path in sorted(records, key=lambda path: path.stat().st_ctime_ns)]
 
     def row(self, number: int) -> dict:
-        """The row of the only run that a command has made."""
+        """Return the row of the only run that a command has made."""
         (folder,) = self.made[number]
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))["row"]
 
     def ranks(self, number: int) -> RankTable:
-        """The ranks of the test cases of the only run that a command has made."""
+        """Return the ranks of the test cases of the only run that a command has made."""
         (folder,) = self.made[number]
         return RankTable.load(folder / "test.ranks.npz")
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """case(name): the case after its commands, which run once."""
+    """Return case(name): the case after its commands, which run once."""
     known: dict[str, Case] = {}
 
     def ran(name: str) -> Case:
@@ -159,7 +161,11 @@ def every_command() -> list:
 
 def test_commands_of_a_case_are_read():
     read = commands('R="$RUN --a=1 --b=2"\n$R\n$R --c=$(ls)\n\nPYTHONPATH=. $RUN --d="x y"\n')
-    assert [line.splitlines()[-1] for line in read] == ["$R", "$R --c=$(ls)", 'PYTHONPATH=. $RUN --d="x y"']  # fmt: skip
+    assert [line.splitlines()[-1] for line in read] == [
+        "$R",
+        "$R --c=$(ls)",
+        'PYTHONPATH=. $RUN --d="x y"',
+    ]
     assert all(line.startswith('R="$RUN --a=1 --b=2"\n') for line in read)
     assert plain("$RUN --a='x y' --b=[1,2]") == ["--a=x y", "--b=[1,2]"]
     assert plain("$RUN --a=$(ls)") is None and plain("PYTHONPATH=. $RUN --a") is None
@@ -192,7 +198,7 @@ def test_a_command_ends_well_or_in_one_line(case, name, number):
 
 
 def refused(ended: Ended, *patterns: str) -> None:
-    """The command was refused, and its line says all of that."""
+    """Check that a command was refused, and that its line matches all patterns."""
     assert ended.code == 2, ended
     for pattern in patterns:
         assert re.search(pattern, ended.err), (pattern, ended.err)
@@ -330,10 +336,8 @@ def zones(case):
         assert ended.code == 0, ended
         path = case.folder / "dataset" / name / f"{name}.inter"
         head, *lines = path.read_text(encoding="utf-8").splitlines()
-        user, item, time = (
-            [column.partition(":")[0] for column in head.split("\t")].index(column)
-            for column in ("user_id", "item_id", "timestamp")
-        )
+        columns = [column.partition(":")[0] for column in head.split("\t")]
+        user, item, time = map(columns.index, ("user_id", "item_id", "timestamp"))
         order, times = defaultdict(str), defaultdict(list)
         for line in lines:
             cells = line.split("\t")
@@ -342,11 +346,11 @@ def zones(case):
         assert order and set(order.values()) == {"abcd"}, order
         assert all(sorted(one) == one for one in times.values())
         # 08:00, 09:00 and 10:00 UTC of one day, and 10:00 of the next
-        assert {tuple(b - a for a, b in zip(one, one[1:])) for one in times.values()} == {(3600, 3600, 86400)}  # fmt: skip
+        assert {tuple(np.diff(one)) for one in times.values()} == {(3600, 3600, 86400)}
 
 
 def chinese_titles(case):
-    """As good as the same titles with a space between characters."""
+    """Titles in Chinese rank as well as the same titles with spaces between characters."""
     (ended,) = case.ended
     assert ended.code == 0, ended
     for metric in ("ndcg@10", "ndcg@10_pes"):
@@ -373,8 +377,9 @@ def full_after_lora(case):
 
 
 def feature_models(case):
+    fdsa = "--model=FDSA --dataset=shop --beside=[] --show_progress=false --epochs=1"
     told = {
-        "--model=FDSA --dataset=shop --beside=[] --show_progress=false --epochs=1": "selected_features",
+        fdsa: "selected_features",
         "GRU4RecKG": "GRU4RecKG",
         "LightGBM": "LightGBM",
     }

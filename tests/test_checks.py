@@ -1,4 +1,4 @@
-"""Every value that cannot be is told in one line, before anything is loaded."""
+"""Every invalid value is reported in one line, before anything is loaded."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -252,7 +252,7 @@ def test_a_text_of_the_template_may_be_empty():
 
 
 def test_words_for_attributes_of_another_dataset():
-    """Pet's defaults name a Brand, which ml-100k lacks: it may stay, but nobody may set it."""
+    """A default may name a Brand, which ml-100k lacks, but no user may set it."""
     assert (
         layers.resolve(
             "LIR", "ml-100k", [], {"text_words": layers.resolve("LIR", "ml-100k")["text_words"]}
@@ -274,7 +274,7 @@ def test_words_for_attributes_of_another_dataset():
 
 @pytest.mark.parametrize("name", ["/tmp/x", "../Pet", "a\\b", "..", ".", "", "a\nb"])
 def test_a_dataset_is_a_name_and_no_path(name):
-    """It would name a settings file outside properties/ and data outside data_path."""
+    """A path would name a settings file outside properties/ and data outside data_path."""
     with pytest.raises(
         UserError,
         match=r"^dataset .*: expected the name of a folder below data_path[^\n]*set --data_path",
@@ -295,7 +295,7 @@ def test_a_stored_run_is_checked_too():
 
 
 def field_rule(kind, default=None, **limits):
-    """The rules of a class with one setting, `key`, of a type."""
+    """Return the rules of a class with one setting, `key`, of a type."""
     made = {"__annotations__": {"key": kind}, "key": Field(default, **limits)}
     return schema.rules(type("Made", (schema.ModelSettings,), made))
 
@@ -404,7 +404,7 @@ def test_tuples_are_lists():
     "text", ["5,10,20", "5, 10 ,20", "low+5,5,low+high", "4.text,7", "quartiles, x"]
 )
 def test_values_between_commas_are_those_of_a_list(text):
-    """Of whatever kind, where the rule asks for none: `--activity_borders=5,10,20`."""
+    """Values may have any type where the rule names none: `--activity_borders=5,10,20`."""
     known = field_rule(list, [])
     listed = checked("key", layers.parse_value(f"[{text}]"), known)
     assert checked("key", layers.parse_value(text), known) == listed

@@ -1,4 +1,4 @@
-"""Shop texts with their warts, and what is left of them."""
+"""Cleaning removes the warts of shop texts and keeps the rest."""
 
 import pytest
 
@@ -6,7 +6,10 @@ from recbole_llm.data.prepare.clean import clean, values
 
 CASES = {
     "plain text": ("A plain title, 100% of it", "A plain title, 100% of it"),
-    "entities": ("Tom &amp; Jerry&#39;s &quot;house&quot; 3&nbsp;cm &eacute;", "Tom & Jerry's \"house\" 3 cm é"),
+    "entities": (
+        "Tom &amp; Jerry&#39;s &quot;house&quot; 3&nbsp;cm &eacute;",
+        'Tom & Jerry\'s "house" 3 cm é',
+    ),
     "entities of entities": ("Q&amp;amp;A &amp;quot;x&amp;quot;", 'Q&A "x"'),
     "tags": ("A <b>bold</b> word<br />and <a href='x'>link</a>", "A bold word and link"),
     "tags that were escaped": ("&lt;b&gt;bold&lt;/b&gt; word", "bold word"),
@@ -22,9 +25,15 @@ CASES = {
     "other first words": ("document.title", ""),
     "a shop's own": ("P.when('A').execute", ""),
     "a clock": ("new Date().getTime", ""),
-    "style rules": (".a-box-inner{background-color:#fff}#alohaBuyBoxWidget .selected{background-color:#fffbf3}", ""),
+    "style rules": (
+        ".a-box-inner{background-color:#fff}#alohaBuyBoxWidget .selected{background-color:#fffbf3}",
+        "",
+    ),
     "braces that are text": ("Set {red, blue}", "Set {red, blue}"),
-    "a word of programmers": ("Pump with memory function (loud) and 2nd function(s)", "Pump with memory function (loud) and 2nd function(s)"),
+    "a word of programmers": (
+        "Pump with memory function (loud) and 2nd function(s)",
+        "Pump with memory function (loud) and 2nd function(s)",
+    ),
     "a script without its tag": ("A function (a, b) {return a}", ""),
     "braces with a colon": ("Set {size: L}", "Set {size: L}"),
     "a rule of several properties": ("td {color: red; border: 0}", ""),
@@ -35,7 +44,7 @@ CASES = {
     "half a character": ("a\ud83db", "a b"),
     "a quote in front": ('"Apple" juice', '“Apple" juice'),
     "nothing": (" \n\t", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -49,8 +58,17 @@ def test_ascii_only():
     assert clean("Crème brûlée – 5 € 🍎 ok", ascii_only=True) == "Cr me br l e 5 ok"
 
 
-@pytest.mark.parametrize(("cell", "expected"), [
-    (None, []), ("", []), ("null", []), ('"a"', ["a"]), ('["a", "", 3, null, true, {"b": 1}]', ["a", "", "3"]), ('{"a": 1}', []), ("no json", ["no json"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (None, []),
+        ("", []),
+        ("null", []),
+        ('"a"', ["a"]),
+        ('["a", "", 3, null, true, {"b": 1}]', ["a", "", "3"]),
+        ('{"a": 1}', []),
+        ("no json", ["no json"]),
+    ],
+)
 def test_values(cell, expected):
     assert values(cell) == expected

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: what they print and what they leave."""
+"""Commands print and write what a user expects."""
 
 import csv
 import json
@@ -309,7 +309,7 @@ def test_what_print_config_prints_is_a_settings_file(model, tmp_path, monkeypatc
 
 
 def test_who_overrides_whom(tmp_path, monkeypatch, capsys):
-    """The command line over settings files, of which the last one is first; these over properties.
+    """The command line overrides settings files, and they override properties; later files win.
 
     Of the properties, those of the dataset come first, then the model's, then the overall ones.
     """
@@ -362,8 +362,10 @@ def test_values_on_the_command_line(tmp_path, monkeypatch, capsys):
         "--eval_args.split.RS=[8, 1, 1]",
         "--metrics=[Hit, NDCG]",
         "--benchmark_filename=null",
-        "--wandb_project=3-1", f"--data_name={code}", "--checkpoint_dir=[not yaml: {",
-    )  # fmt: skip
+        "--wandb_project=3-1",
+        f"--data_name={code}",
+        "--checkpoint_dir=[not yaml: {",
+    )
     assert (
         settings["learning_rate"] == 0.0001
         and isinstance(settings["learning_rate"], float)
@@ -387,7 +389,7 @@ def test_values_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_one_key_that_is_shared_by_a_run_and_the_models_beside_it(tmp_path, monkeypatch, capfd):
-    """--topk reaches Pop beside LIR, and with it the metric to choose by."""
+    """--topk reaches Pop beside LIR, and with it the metric for model selection."""
     write_shop(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert (

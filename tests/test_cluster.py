@@ -1,4 +1,4 @@
-"""What Ray cannot give is told at once, and before anything is trained."""
+"""Resources that Ray lacks are reported at once, before anything is trained."""
 
 import socket
 import threading
@@ -16,17 +16,33 @@ from recbole_llm.studies.ray_cluster import Cluster, endpoint
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be given")
 
 
-@pytest.mark.parametrize(("address", "found"), [
-    ("127.0.0.1:6379", ("127.0.0.1", 6379)),
-    ("head.cluster.internal:1", ("head.cluster.internal", 1)),
-    ("[::1]:6379", ("::1", 6379)),
-    ("fe80::1:6379", ("fe80::1", 6379)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("127.0.0.1:6379", ("127.0.0.1", 6379)),
+        ("head.cluster.internal:1", ("head.cluster.internal", 1)),
+        ("[::1]:6379", ("::1", 6379)),
+        ("fe80::1:6379", ("fe80::1", 6379)),
+    ],
+)
 def test_addresses(address, found):
     assert endpoint(address) == found
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://head:8265", "head", "head:", ":6379", "head:ray", "head:0", "head:65536", "[::1]"])  # fmt: skip
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ray://127.0.0.1:10001",
+        "http://head:8265",
+        "head",
+        "head:",
+        ":6379",
+        "head:ray",
+        "head:0",
+        "head:65536",
+        "[::1]",
+    ],
+)
 def test_what_is_no_address(address):
     with pytest.raises(UserError, match="ray_address: expected HOST:PORT of a cluster"):
         endpoint(address)
@@ -51,7 +67,7 @@ def refused(address):
 
 
 def test_the_probe_has_a_time_limit_of_its_own(monkeypatch):
-    """An address that swallows everything: the connection is given up after PROBE_SECONDS."""
+    """The connection to an unresponsive address ends after PROBE_SECONDS."""
     asked = []
 
     def silent(address, timeout):
@@ -75,9 +91,11 @@ def test_nobody_listens(family):
     assert f"no Ray cluster answers at [{host}]:1: " in refused(f"[{host}]:1")
 
 
-@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad Request\r\n", b""])  # fmt: skip
+@pytest.mark.parametrize(
+    "greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad Request\r\n", b""]
+)
 def test_another_service_listens(greeting, monkeypatch):
-    """It answers something else, or nothing before it closes."""
+    """The service answers something else, or closes without an answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -124,7 +142,7 @@ def test_a_server_of_http2_that_is_no_grpc_is_told(answer, passes):
 
 
 def test_a_ray_of_its_own_passes(monkeypatch):
-    """Its server knows the call, and would answer any other with status 200 too."""
+    """Ray's server knows the call, but would answer any other with status 200 as well."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster as Machines
 
@@ -157,7 +175,7 @@ def test_a_connection_that_hangs_is_given_up(monkeypatch):
 
 
 def test_resources_of_one_machine_have_to_do(monkeypatch):
-    """Two machines do not add up, and work that names no GPUs takes one where there are any."""
+    """Work has to fit on one machine, and takes a GPU where there are any unless it names GPUs."""
     machines = [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}]
     assert ray_cluster._check_resources(Cluster(cpus=2), machines) == 1
     assert ray_cluster._check_resources(Cluster(cpus=8, gpus=0), machines) == 0
@@ -183,7 +201,10 @@ GPUS = "expected a machine with 1 cores and 0.5 GPUs for each piece of work, fou
 
 @pytest.fixture
 def untrained(tmp_path, capfd, monkeypatch):
-    """untrained(command, dataset, *more): the error of a command that trains nothing and writes nothing."""
+    """Return untrained(command, dataset, *more), which returns the error of a command.
+
+    It checks that the command trains nothing and writes nothing.
+    """
     pytest.importorskip("ray")
 
     def trained(*args, **more):
@@ -203,22 +224,28 @@ def untrained(tmp_path, capfd, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    *ADDRESSES,
-    ("--unit_cpus=99999", CPUS),
-    pytest.param("--unit_gpus=0.5", GPUS, marks=NO_GPU),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        *ADDRESSES,
+        ("--unit_cpus=99999", CPUS),
+        pytest.param("--unit_gpus=0.5", GPUS, marks=NO_GPU),
+    ],
+)
 def test_personalize_tells_it_before_a_model_is_trained(untrained, tmp_path, more, message):
     tables_of(tmp_path / "shop")
     error = untrained("personalize", "--dataset=shop", "--models=2,3", more)
     assert message in error and ("lower --unit_cpus or --unit_gpus" in error) == ("unit" in more)
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    *ADDRESSES,
-    ("--trial_cpus=99999", CPUS),
-    pytest.param("--trial_gpus=0.5", GPUS, marks=NO_GPU),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        *ADDRESSES,
+        ("--trial_cpus=99999", CPUS),
+        pytest.param("--trial_gpus=0.5", GPUS, marks=NO_GPU),
+    ],
+)
 def test_tune_tells_it_before_a_trial_begins(untrained, tmp_path, more, message):
     write_cycle(tmp_path)
     how = ["--dataset=cycle", "--model=GRU4Rec", "--space.hidden_size=[8, 16]", more]

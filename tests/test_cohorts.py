@@ -1,4 +1,4 @@
-"""Who belongs to which cohort, by Continue Train alone, and whom an adapter helps."""
+"""Continue Train alone assigns users to cohorts, and decides whom an adapter helps."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,10 @@ SPLIT = {"temporal": [0.5, 0.3, 0.2]}
 
 
 def tables_of(folder, changes=()):
-    """Two kinds of users: even ones meet drinks, odd ones meet food. changes : (user, step) -> another item."""
+    """Return tables of two kinds of users: even ones buy drinks, odd ones buy food.
+
+    changes : (user, step) -> another item.
+    """
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     rows = ["user_id:token\titem_id:token\ttimestamp:float\trating:float"]
@@ -26,10 +29,7 @@ def tables_of(folder, changes=()):
             item = dict(changes).get((user, step), item)
             rows.append(f"u{user}\ti{item}\t{step}\t{1 + user % 2 * 4}")
     (folder / "shop.inter").write_text("\n".join(rows) + "\n")
-    items = [
-        f"i{item}\t{'drink' if item % 2 == 0 else 'food'} {item}\t{'drinks' if item % 2 == 0 else 'foods'}"
-        for item in range(12)
-    ]
+    items = [f"i{item}\t{kind} {item}\t{kind}s" for item, kind in enumerate(["drink", "food"] * 6)]
     (folder / "shop.item").write_text(
         "\n".join(["item_id:token\ttitle:token_seq\tcategories:token", *items]) + "\n"
     )
@@ -46,7 +46,7 @@ def rows_of(tables):
 
 
 def kinds(found, tables):
-    """Whether two cohorts are the even and the odd users."""
+    """Return whether two cohorts are the even and the odd users."""
     odd = np.array([int(user[1:]) % 2 for user in tables.users])
     return (found.of == odd).all() or (found.of == 1 - odd).all()
 
@@ -162,7 +162,7 @@ def test_silhouettes_are_sklearns_over_those_who_were_clustered():
     ) == {"a", "b", "all"}
 
 
-# --- outcomes -----------------------------------------------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,14 @@ def test_a_threshold_makes_small_differences_none():
 def test_a_users_metrics_are_means_over_its_cases():
     above = np.array([0, 20, 3])
     table = RankTable(
-        user=np.array(["b", "a", "b"], dtype=object), target=np.array(["x", "y", "z"], dtype=object), position=np.arange(3), above=above,
-        tied=np.zeros(3, int), n_candidates=np.full(3, 100), fallback=np.zeros(3, bool),
-    )  # fmt: skip
+        user=np.array(["b", "a", "b"], dtype=object),
+        target=np.array(["x", "y", "z"], dtype=object),
+        position=np.arange(3),
+        above=above,
+        tied=np.zeros(3, int),
+        n_candidates=np.full(3, 100),
+        fallback=np.zeros(3, bool),
+    )
     users, cases, values = user_values(table)
     assert users.tolist() == ["a", "b"] and cases.tolist() == [1, 2]
     assert values[0].tolist() == [0, 0, 0, 0] and values[1] == pytest.approx(
@@ -217,7 +222,7 @@ def test_a_users_metrics_are_means_over_its_cases():
 
 
 def test_equal_metrics_in_another_order_of_cases_are_a_draw():
-    """Ranks [9, 1, 3] and [1, 3, 9] have means that differ in the last bits: no outcome may come of that."""
+    """Equal ranks in two orders have means that differ in the last bits, which decides nothing."""
     rng = np.random.default_rng(0)
     own, other = np.empty((400, 4)), np.empty((400, 4))
     for user in range(400):
@@ -230,13 +235,16 @@ def test_equal_metrics_in_another_order_of_cases_are_a_draw():
 
 
 def test_groups_by_activity_have_fixed_borders():
-    """The paper's low activity is 6 to 10 test items, however active the others are."""
+    """The paper defines low activity as 6 to 10 test items, however active the others are."""
     cases = np.array([1, 5, 6, 10, 11, 20, 21, 500])
     found = by_activity(cases, (5, 10, 20))
     assert found.of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and found.sizes.tolist() == [2, 2, 2, 2]
     assert found.names == (
-        "very low (up to 5)", "low (6 to 10)", "high (11 to 20)", "very high (more than 20)"
-    )  # fmt: skip
+        "very low (up to 5)",
+        "low (6 to 10)",
+        "high (11 to 20)",
+        "very high (more than 20)",
+    )
     games = by_activity(np.repeat([2, 3, 4, 9], 5), (5, 10, 20))
     assert games.sizes.tolist() == [15, 5, 0, 0] and games.names == found.names
     other = by_activity(cases, (5, 6))

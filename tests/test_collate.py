@@ -1,4 +1,4 @@
-"""Prompts, their tokens, and how they are cut and padded."""
+"""Prompts are tokenised, truncated and padded as their settings say."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,8 @@ def spelled(example):
 
 def test_the_text_is_the_papers():
     assert spelled(Example(TEMPLATE, ITEMS[:2], ITEMS[2])) == (
-        "This is the summary of a user's purchase history. The first item bought is as follows. Title: Red Leash. Brand: Bo."
+        "This is the summary of a user's purchase history. "
+        "The first item bought is as follows. Title: Red Leash. Brand: Bo."
         "\n\nThe next item bought is as follows. Title: Blue Bowl. Brand: Ka."
         "\n\nThe next item bought is as follows. Title: Green Ball. Brand: Li."
     )
@@ -55,7 +56,8 @@ def test_the_text_is_the_papers():
 
 def test_a_template_without_prefixes():
     assert spelled(Example(GPT4REC, ITEMS[:2], ITEMS[2])) == (
-        "Previously, the customer has bought: Title: Red Leash. Brand: Bo. Title: Blue Bowl. Brand: Ka."
+        "Previously, the customer has bought: "
+        "Title: Red Leash. Brand: Bo. Title: Blue Bowl. Brand: Ka."
         "\n\nIn the future, the customer wants to buy Title: Green Ball. Brand: Li."
     )
 
@@ -64,7 +66,7 @@ def test_a_template_without_prefixes():
     "flags,expected", [(None, (2,)), ((True, True), (1, 2)), ((True, False), (2,))]
 )
 def test_learned_tokens_are_the_items_with_their_end(flags, expected):
-    """The first item never is: nothing stands before it."""
+    """The first item is never learned, since nothing precedes it."""
     own = encoder()
     tokens = own.encode(Example(TEMPLATE, ITEMS[:2], ITEMS[2], flags))
     assert own.tokenizer.decode(tokens.ids[tokens.learned]) == "".join(
@@ -151,7 +153,7 @@ def test_means_are_over_the_history_and_over_the_target():
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_means_of_long_texts_fit_half_precision(kind):
-    """900 times 80 is beyond float16's 65,504."""
+    """900 times 80 exceeds float16's maximum of 65,504."""
     with torch.autocast("cpu", dtype=kind):
         mean = mean_states(
             torch.full((1, 900, 4), 80.0, dtype=kind), torch.ones(1, 1, 900, dtype=torch.bool)
@@ -173,7 +175,10 @@ def test_groups_of_like_length_keep_the_budget():
     ("budget", "most", "unit"), [(10**6, None, 8), (9000, None, 8), (1500, None, 1), (10**6, 3, 1)]
 )
 def test_groups_are_the_cheapest_there_are(budget, most, unit):
-    """Against every way to cut a sorted list; eight rows of 900 tokens are not within 1,500."""
+    """The oracle tries every partition of a sorted list.
+
+    Eight rows of 900 tokens exceed 1,500.
+    """
     lengths = np.sort(np.random.default_rng(1).integers(1, 900, size=9 * unit - unit // 2))[::-1]
 
     def cost(group):

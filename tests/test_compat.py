@@ -1,4 +1,4 @@
-"""compat.py: RecBole 1.2.1 on today's libraries.
+"""RecBole 1.2.1 works on today's libraries.
 
 Each test says which stock behaviour it guards against.
 """
@@ -34,7 +34,7 @@ def python(code, cwd, path=()):
 
 
 def fake_recbole(folder, version=None, **modules):
-    """A package named recbole with the given modules, and metadata if it has a version."""
+    """Create a package named recbole with given modules, and metadata if it has a version."""
     for name, source in {"__init__": "", **modules}.items():
         file = folder / "recbole" / f"{name.replace('__dot__', '/')}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def fake_recbole(folder, version=None, **modules):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Builds a Config for a dataset in tmp_path.
+    """Build a Config for a dataset in tmp_path.
 
     RecBole reads argv, sets CUDA_VISIBLE_DEVICES, and writes to the current folder.
     """
@@ -76,7 +76,7 @@ def write(tmp_path, name, *rows):
 
 
 def toy(tmp_path):
-    """Four items, of which i2 lacks its values and i4 its row; u1 and u2 have three events each."""
+    """Write four items, of which i2 lacks values and i4 its row, and three events of each user."""
     events = ("u1 i1 1", "u1 i2 2", "u1 i4 3", "u2 i3 1", "u2 i1 2", "u2 i2 3")
     write(
         tmp_path,
@@ -175,7 +175,7 @@ def test_require_recbole(monkeypatch):
 
 
 def test_recbole_imported_first(tmp_path):
-    """What was loaded unedited would fail later in many ways; what needs no edit may stay."""
+    """Modules that were loaded unedited would fail later; those that need no edit may stay."""
     fake_recbole(tmp_path, data__dot__interaction="x = 1\n", harmless="")
     late = (
         "import recbole.{}; from recbole_llm import compat; compat.install(); "
@@ -187,7 +187,7 @@ def test_recbole_imported_first(tmp_path):
 
 
 def test_numpy_names_without_a_config(tmp_path):
-    """Stock sets np.float and friends in Config, which a process that unpickles does not build."""
+    """Stock sets np.float and others in Config, which a process that unpickles does not build."""
     code = """
 from recbole_llm import compat; compat.install()
 import numpy, recbole
@@ -210,7 +210,7 @@ compat.after_import("recbole.late", lambda module: print("at once", module.value
 
 
 def test_alias_is_found_by_name(monkeypatch):
-    """Stock get_model knows five packages of its own and nothing of a plugin."""
+    """Stock get_model searches five packages of its own, and no plugin."""
     from recbole.utils import get_model
 
     class Toy:
@@ -227,7 +227,7 @@ def test_alias_is_found_by_name(monkeypatch):
 
 
 def test_unknown_model_name(config):
-    """Stock without lightgbm: ModuleNotFoundError: No module named 'lightgbm'."""
+    """Stock without lightgbm raises ModuleNotFoundError: No module named 'lightgbm'."""
     from recbole.utils import get_model
 
     with pytest.raises(ValueError, match="NoSuchModel"):
@@ -237,7 +237,7 @@ def test_unknown_model_name(config):
 
 
 def test_config_builds(config):
-    """Stock on numpy 2: AttributeError, np.float_ was removed."""
+    """Stock on numpy 2 raises AttributeError: np.float_ was removed."""
     assert config()["model"] == "BPR" and np.float is np.float64
 
 
@@ -265,7 +265,7 @@ def test_missing_values_are_filled(tmp_path, config):
 
 
 def test_token_lists_keep_their_items(tmp_path, config):
-    """Stock on pandas 3: agg(len) is the number of rows, and ids were cut at the wrong places."""
+    """Stock on pandas 3 takes agg(len) for the number of rows, and splits ids at wrong places."""
     from recbole.data.dataset import Dataset
 
     toy(tmp_path)
@@ -347,7 +347,7 @@ def test_tensors_do_not_share_the_frame(tmp_path, config):
 
 @pytest.mark.filterwarnings("error")
 def test_interaction_sort(config):
-    """Stock: a numpy warning on each sort, and ValueError (negative strides) when descending."""
+    """Stock warns on each sort, and raises ValueError (negative strides) if descending."""
     import torch
     from recbole.data.interaction import Interaction
 
@@ -362,7 +362,7 @@ def test_interaction_sort(config):
 
 
 def test_coverage_metrics(config):
-    """Stock: AttributeError, 'int' and 'Counter' have no attribute 'cpu'.
+    """Stock raises AttributeError: 'int' and 'Counter' have no attribute 'cpu'.
 
     rec.rank would grow with each validation.
     """

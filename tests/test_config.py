@@ -1,4 +1,4 @@
-"""Settings: layers, checks of keys, stages, and the hash that names a run."""
+"""Settings have layers, checked keys, stages, and a hash that names a run."""
 
 import copy
 import dataclasses
@@ -120,7 +120,7 @@ def test_other_values_are_yaml(text, value):
 
 @pytest.fixture
 def properties(tmp_path, monkeypatch):
-    """put(name, line): adds a line to a file of a copy of our properties."""
+    """Return put(name, line), which adds a line to a file of a copy of our properties."""
     folder = tmp_path / "properties"
     shutil.copytree(PROPERTIES, folder)
     monkeypatch.setattr(files, "properties", lambda: folder)
@@ -136,7 +136,7 @@ def properties(tmp_path, monkeypatch):
 
 
 def with_rate(settings, rate):
-    """The class of settings with another learning rate."""
+    """Return the class of settings with another learning rate."""
     return type(
         "Changed",
         (settings,),
@@ -145,7 +145,7 @@ def with_rate(settings, rate):
 
 
 def test_each_layer_overrides_the_one_before(properties, monkeypatch):
-    """RecBole < harness < model < dataset < settings files in their order < arguments."""
+    """The order is RecBole < harness < model < dataset < settings files in order < arguments."""
 
     def rate():
         return layers.resolve("LIR", "shop", user_files, arguments)["learning_rate"]
@@ -224,9 +224,9 @@ def test_stages_are_given_in_part():
 
 
 def test_a_stage_is_a_layer_over_the_run():
-    """Dotted keys and single values in a stage do what they do in a run.
+    """Dotted keys and single values in a stage have the effect that they have in a run.
 
-    The stages that print_config prints are themselves again.
+    The stages that print_config prints resolve to themselves.
     """
     asked = {
         "eval_args.part": "both",
@@ -326,7 +326,7 @@ GENERAL = ["BPR", "NeuMF", "ItemKNN", "Pop", "LightGCN"]
 def test_only_general_models_are_not_repeatable(model):
     """RecBole then draws their training negatives outside the user's items.
 
-    Sequential models it refuses unless they are repeatable.
+    It refuses sequential models unless they are repeatable.
     """
     assert layers.resolve(model, "any")["repeatable"] is (model not in GENERAL)
 
@@ -539,7 +539,7 @@ def test_the_hash_sees_into_groups():
 
 
 def test_recboles_config_holds_the_settings_and_evaluates_nothing(tmp_path, monkeypatch):
-    """RecBole's own Config calls eval on strings: `3-1` becomes 2, and anything at all is run."""
+    """RecBole's own Config calls eval on strings: `3-1` becomes 2, and any code is run."""
     import os
     import sys
 
@@ -576,7 +576,7 @@ def test_recboles_config_holds_the_settings_and_evaluates_nothing(tmp_path, monk
 
 
 def test_stock_config_evaluates_strings(tmp_path, monkeypatch):
-    """The trap that the test above guards against."""
+    """The test above guards against this trap."""
     import sys
 
     from recbole.config import Config

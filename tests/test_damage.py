@@ -1,4 +1,4 @@
-"""Files that are damaged on disk: what is whole is read, and nothing is overwritten."""
+"""Readers of files that are damaged on disk return what is intact, and overwrite nothing."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 
 
 class TextStore:
-    """Summaries: JSON lines."""
+    """The store of summaries is a file of JSON lines."""
 
     name = "texts.jsonl.gz"
     entries = {f"n{number}": f"text {number} ñ " + "x" * number for number in range(12)}
@@ -36,7 +36,7 @@ class TextStore:
 
 
 class OldTextStore(TextStore):
-    """As older versions wrote them: some lines in one member, with the time of day in its head."""
+    """Older versions wrote several lines into one gzip member, with the time in its header."""
 
     def write(self, path):
         items = list(self.entries.items())
@@ -48,7 +48,7 @@ class OldTextStore(TextStore):
 
 
 class AnswerStore:
-    """What a model has generated."""
+    """The store holds texts that a model has generated."""
 
     name = "test.0.texts.jsonl.gz"
     entries = {
@@ -65,7 +65,7 @@ class AnswerStore:
 
 
 class VectorStore:
-    """Vectors of texts; what is damaged is computed again, as zeros here."""
+    """The store holds vectors of texts, and computes damaged ones again, as zeros here."""
 
     name = "part.vectors.gz"
     entries = {name_of(bytes([number])): RNG.normal(size=5).astype("f4") for number in range(12)}
@@ -86,7 +86,7 @@ class VectorStore:
 
 
 class OldVectorStore(VectorStore):
-    """As older versions wrote them: one archive of numpy's."""
+    """Older versions wrote one archive of numpy's."""
 
     name = "part.npz"
 
@@ -96,7 +96,7 @@ class OldVectorStore(VectorStore):
 
 
 class RankStore:
-    """A ranking that goes on."""
+    """The store holds a ranking that is resumed."""
 
     name = "test.code.kept.gz"
     entries = {number: [number % 5, 2, number] for number in range(4)}
@@ -137,7 +137,7 @@ def plain(entries):
 
 
 def parts_of(store, path, whole):
-    """(begin, end, names) of each part of a file that damage costs whole."""
+    """Return (begin, end, names) of each part of a file that any damage destroys as a whole."""
     if store.name.endswith(".npz"):
         return [(0, len(whole), list(store.entries))]
     bounds = [(begin, end) for begin, end, _ in members(whole)]
@@ -186,7 +186,7 @@ def test_a_damaged_byte_costs_the_entry_that_it_hits(tmp_path, kind, count, capl
 
 @pytest.mark.parametrize("count", SIZES)
 def test_a_damaged_trial_of_a_search_is_done_again(tmp_path, count, caplog):
-    """Lines that people read as they are have a checksum each."""
+    """Plain-text lines have a checksum each."""
     search, rng = object.__new__(tune.Search), random.Random(2)
     search.folder = tmp_path
     records = [
@@ -222,7 +222,7 @@ def test_a_damaged_trial_of_a_search_is_done_again(tmp_path, count, caplog):
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("kind", STORES, ids=lambda kind: kind.__name__)
 def test_a_file_that_is_cut_gives_what_is_whole(tmp_path, kind, count):
-    """Cut at the bounds of its entries, beside them, and at random."""
+    """The file is truncated at the bounds of its entries, beside them, and at random."""
     store, rng = kind(), random.Random(3)
     path = tmp_path / store.name
     store.write(path)
@@ -254,7 +254,7 @@ def test_what_is_no_file_of_ours_is_kept_aside(tmp_path, caplog):
 
 
 def test_a_file_is_read_by_zcat(tmp_path):
-    """And a line of any characters stays one."""
+    """A line of any characters stays one line."""
     path = tmp_path / "texts.jsonl.gz"
     texts = ["a", "line\u2028separator", "b\nc", "\x85"]
     Lines(path).append({"text": text} for text in texts)
@@ -276,7 +276,7 @@ def test_a_magic_number_within_an_entry_is_none(tmp_path):
 
 
 def test_many_entries_are_read_in_time(tmp_path):
-    """Each is copied once, however many there are."""
+    """Each entry is copied once, however many there are."""
     path = tmp_path / "entries.gz"
     Entries(path).append(str(number).encode() for number in range(20000))
     assert Entries(path).read(int) == list(range(20000))

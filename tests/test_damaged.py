@@ -1,4 +1,4 @@
-"""Files of runs that are damaged or something else: one line that names the file, from whatever command reads them."""
+"""Every command that reads a damaged or foreign file of a run names that file in one line."""
 
 import contextlib
 import copy
@@ -18,13 +18,29 @@ from recbole_llm.settings import run_record
 from recbole_llm.storage.files import read_lines
 
 QUIET = "--show_progress=false"
-SASREC = ("--model=SASRec", "--dataset=tiny", "--beside=[]", "--epochs=1", "--hidden_size=16", "--n_layers=1", QUIET)  # fmt: skip
+SASREC = (
+    "--model=SASRec",
+    "--dataset=tiny",
+    "--beside=[]",
+    "--epochs=1",
+    "--hidden_size=16",
+    "--n_layers=1",
+    QUIET,
+)
 LIR = ("--model=LIR", "--dataset=tiny", "--beside=[]", QUIET)
-ST5SEQ = ("--model=ST5Seq", "--dataset=tiny", "--beside=[]", "--epochs=1", "--backbone=scratch:tiny", "--max_length=24", QUIET)  # fmt: skip
+ST5SEQ = (
+    "--model=ST5Seq",
+    "--dataset=tiny",
+    "--beside=[]",
+    "--epochs=1",
+    "--backbone=scratch:tiny",
+    "--max_length=24",
+    QUIET,
+)
 
 
 def ran(folder, *args) -> tuple[int, str, str]:
-    """Exit code and streams of a command in a folder."""
+    """Return exit code and streams of a command in a folder."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -35,7 +51,7 @@ def ran(folder, *args) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """A folder with finished runs of SASRec and LIR, an evaluation, and a run of SASRec that was stopped."""
+    """Return a folder that holds finished runs of SASRec and LIR, and an evaluation of SASRec."""
     folder = tmp_path_factory.mktemp("stored")
     write_shop(folder)
     for command in (SASREC, LIR):
@@ -48,7 +64,7 @@ def stored(tmp_path_factory):
 
 @pytest.fixture
 def copied(stored, tmp_path):
-    """A copy of `stored` that a test may damage; its run of SASRec."""
+    """Copy `stored`, so that a test may damage it; return its run of SASRec."""
     shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     return only(tmp_path, "SASRec")
 
@@ -57,28 +73,44 @@ def copied(stored, tmp_path):
 
 FOREIGN = ("null", "[]", "5", '"run"', "{}", '{"epochs": 3}', '[{"status": "finished"}]', "true")
 ODD = (
-    None, 0, -1, 1.5, 1e308, float("nan"), float("inf"), 10**30, 2**63, True, "", "x", "\x1b[31mred", "\u202e", "\0",
-    "\ud800", [], [None], [[]], {}, {"x": None}, {"": {}}, "a" * 5_000,
-)  # fmt: skip
+    None,
+    0,
+    -1,
+    1.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    10**30,
+    2**63,
+    True,
+    "",
+    "x",
+    "\x1b[31mred",
+    "\u202e",
+    "\0",
+    "\ud800",
+    [],
+    [None],
+    [[]],
+    {},
+    {"x": None},
+    {"": {}},
+    "a" * 5_000,
+)
 
 
 def places(content, path=()):
-    """Paths of all values inside."""
+    """Return the paths of all values inside."""
     found = [path] if path else []
-    inner = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content)
-        if isinstance(content, list)
-        else ()
-    )
+    inner = enumerate(content) if isinstance(content, list) else ()
+    inner = content.items() if isinstance(content, dict) else inner
     for key, value in inner:
         found += places(value, (*path, key))
     return found
 
 
 def test_a_run_from_before_a_setting_is_still_read(copied):
-    """By the value that it was made with, which need not be today's default."""
+    """The setting has the value that the run was made with, which need not be today's default."""
     path = copied / "run.json"
     record = json.loads(path.read_text())
     assert record["settings"]["history_at_test"] == "all"
@@ -96,11 +128,23 @@ def test_a_run_from_before_a_setting_is_still_read(copied):
 
 
 def damaged(text: str, rng: random.Random) -> tuple[str, bytes]:
-    """One damage: what it is, and the file."""
+    """Return one damage: its description, and the content of the file."""
     record = json.loads(text)
     kind = rng.choice(
-        ["removed", "odd", "odd", "odd", "odd", "cut", "bytes", "foreign", "nested", "doubled", "kind"]
-    )  # fmt: skip
+        [
+            "removed",
+            "odd",
+            "odd",
+            "odd",
+            "odd",
+            "cut",
+            "bytes",
+            "foreign",
+            "nested",
+            "doubled",
+            "kind",
+        ]
+    )
     path = rng.choice(places(record))
     holder = record
     for key in path[:-1]:
@@ -132,7 +176,7 @@ def damaged(text: str, rng: random.Random) -> tuple[str, bytes]:
 
 
 def commands(run: str, lir: str) -> list[tuple]:
-    """Every way by which a command reads the record of a run."""
+    """Return every command that reads the record of a run."""
     return [
         ("evaluate", f"--checkpoint={run}", "--topk_saved=7", QUIET),
         ("evaluate", f"--checkpoint={run}", "--eval_args.mode=uni5", QUIET),
@@ -143,12 +187,24 @@ def commands(run: str, lir: str) -> list[tuple]:
         (f"--resume={run}", QUIET),
         ("evaluate", f"--checkpoint={run}", "--print_config"),
         SASREC,
-        ("--model=SASRec", "--dataset=tiny", "--beside=[]", "--epochs=0", f"--init_from={run}", "--hidden_size=16", "--n_layers=1", QUIET),
-    ]  # fmt: skip
+        (
+            "--model=SASRec",
+            "--dataset=tiny",
+            "--beside=[]",
+            "--epochs=0",
+            f"--init_from={run}",
+            "--hidden_size=16",
+            "--n_layers=1",
+            QUIET,
+        ),
+    ]
 
 
 def judge(folder, path, what: str, command: tuple) -> bool:
-    """Run a command over a damaged file: it works as before, or says in one line which file it is. Returns which."""
+    """Run a command over a damaged file, and return whether it worked as before.
+
+    Otherwise it must name the file in one line.
+    """
     before = there(folder)
     try:
         code, out, err = ran(folder, *command)
@@ -219,7 +275,7 @@ CERTAIN = {  # damage that every command tells, whatever it reads of the record
     "metrics that are texts": lambda text: edited(text, ("row", "test", "mrr"), "0.5"),
     "no versions": lambda text: edited(text, ("row", "versions"), None),
     "a zero byte": lambda text: edited(text, ("settings", "data_path"), "a\0b"),
-}  # fmt: skip
+}
 
 
 def edited(text: str, path: tuple, value) -> bytes:
@@ -265,7 +321,7 @@ def test_the_record_of_an_evaluation_is_read_as_closely(copied):
 
 @pytest.mark.parametrize("names", ["SASRec", "SASRec LIR"])
 def test_a_run_that_begins_with_itself_is_refused(names, copied):
-    """Also by way of another run."""
+    """A run may also begin with itself by way of another run."""
     folder = copied.parents[1]
     chain = [only(folder, name) for name in names.split()]
     for run, other in zip(chain, [*chain[1:], chain[0]], strict=True):
@@ -273,8 +329,17 @@ def test_a_run_that_begins_with_itself_is_refused(names, copied):
         path.write_bytes(edited(path.read_text(), ("settings", "init_from"), other.name))
     for command in (
         ("evaluate", f"--checkpoint={copied.name}", "--eval_args.mode=uni3", QUIET),
-        ("--model=SASRec", "--dataset=tiny", "--beside=[]", "--epochs=0", f"--init_from={copied.name}", "--hidden_size=16", "--n_layers=1", QUIET),
-    ):  # fmt: skip
+        (
+            "--model=SASRec",
+            "--dataset=tiny",
+            "--beside=[]",
+            "--epochs=0",
+            f"--init_from={copied.name}",
+            "--hidden_size=16",
+            "--n_layers=1",
+            QUIET,
+        ),
+    ):
         before = there(folder)
         code, out, err = ran(folder, *command)
         assert (code, out, err.count("\n")) == (2, "", 1), (command, err)
@@ -342,11 +407,23 @@ def ranks_of_another_run(folder, lir):
 
 
 WRONG = {  # damage: what is said of it
-    "a digit": (lambda run, lir: changed_metric(run, 0.99), r"run.json: test ndcg@10 is 0.99, and by the ranks in test.ranks.npz it is 0.\d+: "),
-    "the last digit that is shown": (lambda run, lir: changed_metric(run, metric(run) + 1e-4), r"run.json: test ndcg@10 is "),
-    "no number": (lambda run, lir: changed_metric(run, float("nan")), r"run.json: expected the record of a run.*test.ndcg@10: expected .* number, found nan"),
-    "ranks of another run": (ranks_of_another_run, r"run.json: test recall@\d+ is .*, and by the ranks"),
-}  # fmt: skip
+    "a digit": (
+        lambda run, lir: changed_metric(run, 0.99),
+        r"run.json: test ndcg@10 is 0.99, and by the ranks in test.ranks.npz it is 0.\d+: ",
+    ),
+    "the last digit that is shown": (
+        lambda run, lir: changed_metric(run, metric(run) + 1e-4),
+        r"run.json: test ndcg@10 is ",
+    ),
+    "no number": (
+        lambda run, lir: changed_metric(run, float("nan")),
+        r"run.json: expected the record of a run.*test.ndcg@10: expected .* number, found nan",
+    ),
+    "ranks of another run": (
+        ranks_of_another_run,
+        r"run.json: test recall@\d+ is .*, and by the ranks",
+    ),
+}
 
 
 def metric(folder):
@@ -355,7 +432,7 @@ def metric(folder):
 
 @pytest.mark.parametrize("what", WRONG)
 def test_metrics_that_are_not_those_of_the_ranks_are_refused(what, copied):
-    """By every command that shows them, and never beside tests of other numbers."""
+    """Every command that shows them refuses them, and shows none beside other tests."""
     folder, lir = copied.parents[1], only(copied.parents[1], "LIR")
     change, said = WRONG[what]
     change(copied, lir)
@@ -432,7 +509,7 @@ def test_ranks_that_are_lost_are_ranked_again_by_the_stored_weights(names, how, 
 
 
 def test_ranks_that_are_lost_cost_no_weights_where_ranking_fails(copied, monkeypatch):
-    """Neither an error of the user's nor a killed process makes an unfinished run of it."""
+    """Neither a user's error nor a killed process turns the run into an unfinished one."""
     from recbole_llm.runs.runner import Runner
 
     folder, evaluate, calls = copied.parents[1], Runner.evaluate, []
@@ -466,7 +543,16 @@ def test_lists_of_another_run_that_are_damaged_are_named(how, copied):
         with np.load(path) as file:
             arrays = {name: values[1:] for name, values in file.items()}
         np.savez(path, **({"x": np.zeros(3)} if how == "no lists" else arrays))
-    command = ("--model=LLMTRSR", "--dataset=tiny", "--beside=[]", f"--rerank_from={lir.name}", "--eval_args.mode=full", "--backbone=scratch:tiny", "--summaries=stored", QUIET)  # fmt: skip
+    command = (
+        "--model=LLMTRSR",
+        "--dataset=tiny",
+        "--beside=[]",
+        f"--rerank_from={lir.name}",
+        "--eval_args.mode=full",
+        "--backbone=scratch:tiny",
+        "--summaries=stored",
+        QUIET,
+    )
     before = there(folder)
     code, out, err = ran(folder, *command)
     assert (code, out, err.count("\n")) == (2, "", 1), err
@@ -493,8 +579,13 @@ def test_damaged_trials_are_tried_again(tmp_path, caplog):
         "error": None,
     }
     others = [
-        good | {"point": [1]}, good | {"score": None}, good | {"run": None}, good | {"epochs": "1"}, {"point": {}}, {}
-    ]  # fmt: skip
+        good | {"point": [1]},
+        good | {"score": None},
+        good | {"run": None},
+        good | {"epochs": "1"},
+        {"point": {}},
+        {},
+    ]
     lines = [json.dumps(one) for one in [good, *others]] + ["{", "\0"]
     (tmp_path / TRIALS).write_text("\n".join(lines))
     assert list(search._ended().values()) == [good]
@@ -515,7 +606,13 @@ def test_a_run_as_backbone_is_read_as_closely(tmp_path, stored):
 
 # ---- records with more in them ----
 
-ROUTES = {"base": "x", "everybody": "a/b", "cohorts": {"u1": ["one", "a/c"]}, "cohorts_of": "4", "users": {"u2": "a/d"}}  # fmt: skip
+ROUTES = {
+    "base": "x",
+    "everybody": "a/b",
+    "cohorts": {"u1": ["one", "a/c"]},
+    "cohorts_of": "4",
+    "users": {"u2": "a/d"},
+}
 
 
 def test_every_part_of_a_record_is_checked(stored):
@@ -529,15 +626,28 @@ def test_every_part_of_a_record_is_checked(stored):
     served = record | {"routes": ROUTES, "row": {"run": "x"}}
     check_record(served)
     for holder, path, value in (
-        (whole, ("joint",), {}), (whole, ("joint", 0), None), (whole, ("joint", 0, "data"), 5),
-        (whole, ("joint", 0, "settings", "topk"), ...), (whole, ("parts",), []), (whole, ("parts", "valid"), 3),
-        (whole, ("parts", "valid", "values"), None), (whole, ("parts", "valid", "seconds"), "long"),
-        (whole, ("versions",), 5), (whole, ("row", "candidates"), "x"), (whole, ("row", "evaluation"), []),
-        (whole, ("row", "split"), {}), (whole, ("row", "part"), "train"), (whole, ("row", "part"), "valid2"),
-        (served, ("routes", "base"), None), (served, ("routes", "users"), []), (served, ("routes", "users", "u2"), 5),
-        (served, ("routes", "cohorts", "u1"), ["one"]), (served, ("routes", "cohorts", "u1"), "one"),
-        (served, ("routes", "cohorts_of"), ...), (served, ("row",), {}),
-    ):  # fmt: skip
+        (whole, ("joint",), {}),
+        (whole, ("joint", 0), None),
+        (whole, ("joint", 0, "data"), 5),
+        (whole, ("joint", 0, "settings", "topk"), ...),
+        (whole, ("parts",), []),
+        (whole, ("parts", "valid"), 3),
+        (whole, ("parts", "valid", "values"), None),
+        (whole, ("parts", "valid", "seconds"), "long"),
+        (whole, ("versions",), 5),
+        (whole, ("row", "candidates"), "x"),
+        (whole, ("row", "evaluation"), []),
+        (whole, ("row", "split"), {}),
+        (whole, ("row", "part"), "train"),
+        (whole, ("row", "part"), "valid2"),
+        (served, ("routes", "base"), None),
+        (served, ("routes", "users"), []),
+        (served, ("routes", "users", "u2"), 5),
+        (served, ("routes", "cohorts", "u1"), ["one"]),
+        (served, ("routes", "cohorts", "u1"), "one"),
+        (served, ("routes", "cohorts_of"), ...),
+        (served, ("row",), {}),
+    ):
         damaged = json.loads(edited(json.dumps(holder), path, value))
         with pytest.raises(UserError) as told:
             check_record(damaged)
@@ -562,15 +672,27 @@ def test_the_record_of_a_unit_that_is_damaged_is_none(tmp_path):
         unit_folder,
     )
 
-    good = {"unit": "own 1", "losses": {"u1": [0.5]}, "samples": {"u1": 3}, "seconds": 1.5, "memory_mib": 5.0}  # fmt: skip
+    good = {
+        "unit": "own 1",
+        "losses": {"u1": [0.5]},
+        "samples": {"u1": 3},
+        "seconds": 1.5,
+        "memory_mib": 5.0,
+    }
     path = unit_folder(tmp_path, "own 1") / RECORD
     path.parent.mkdir(parents=True)
     ranks = path.with_name(RANKS)
     RankTable(["u1"], ["i1"], [1], [0], [0], [5], [False]).save(ranks)
     for content, there_ in (
-        (json.dumps(good), True), ("", False), ("[1]", False), ("{}", False), (json.dumps(good)[:40], False),
-        (json.dumps(good | {"losses": 5}), False), ("\0" * 50, False), ("[" * 100_000, False),
-    ):  # fmt: skip
+        (json.dumps(good), True),
+        ("", False),
+        ("[1]", False),
+        ("{}", False),
+        (json.dumps(good)[:40], False),
+        (json.dumps(good | {"losses": 5}), False),
+        ("\0" * 50, False),
+        ("[" * 100_000, False),
+    ):
         path.write_text(content)
         assert done(tmp_path, "own 1") == there_
         assert finished(tmp_path, "own") == ({"own 1": ["u1"]} if there_ else {})

@@ -1,4 +1,6 @@
-"""dataset.py: RecBole's models get RecBole's rows, over one numbering, and never see what they are to predict."""
+"""RecBole's models get RecBole's rows, by one numbering of items, and never see their targets."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -13,24 +15,34 @@ ITEM = ("item_id:token", "title:token_seq", "brand:token", "price:float")
 FEATURES = {"selected_features": ["title", "brand", "price"]}
 # what models of each family need to be built
 MODELS = {
-    "SASRec": {}, "GRU4Rec": {}, "CALRec": {}, "BPR": {}, "Pop": {}, "FDSA": FEATURES, "DIEN": {},
+    "SASRec": {},
+    "GRU4Rec": {},
+    "CALRec": {},
+    "BPR": {},
+    "Pop": {},
+    "FDSA": FEATURES,
+    "DIEN": {},
     "FM": {"load_col": {"inter": list(COLUMNS), "item": ["item_id", "brand"]}},
-}  # fmt: skip
+}
 
 
 def random_rows(lengths=(1, 2, 3, 4, 6, 9, 12, 5), items=10, seed=0):
-    """Times are places in the user's sequence, as the harness hands them to RecBole; the file is in no order."""
+    """Return events in random order.
+
+    Times are positions in the user's sequence, as the harness passes them to RecBole.
+    """
     rng = np.random.default_rng(seed)
+    users = np.repeat(range(len(lengths)), lengths).tolist()
+    times = itertools.chain.from_iterable(map(range, lengths))
     rows = [
         (f"u{user}", f"i{rng.integers(items)}", time, rng.integers(1, 6))
-        for user, length in enumerate(lengths)
-        for time in range(length)
+        for user, time in zip(users, times, strict=True)
     ]
     return [rows[place] for place in rng.permutation(len(rows))]
 
 
 def side_rows(items=10):
-    """Every third item has no brand, every fourth no price; the order is not that of any number."""
+    """Return items in no order, of which every third has no brand and every fourth no price."""
     rows = [
         (
             f"i{item}",
@@ -49,7 +61,7 @@ def folder(write):
 
 
 def check_equal(found, expected):
-    """Two Interactions: the same columns, types and values."""
+    """Check that two Interactions have equal columns, types and values."""
     assert set(found.columns) == set(expected.columns)
     for name in expected.columns:
         assert found[name].dtype == expected[name].dtype, name
@@ -61,7 +73,10 @@ def check_equal(found, expected):
 
 @pytest.mark.parametrize("longest", [50, 4, 1])
 def test_rows_are_recboles(folder, stock, parts, longest):
-    """Columns, types, values and the order of the training rows, so that a shuffle gives the same batches."""
+    """Training rows equal RecBole's in columns, types, values and order.
+
+    A shuffle therefore gives the same batches.
+    """
     dataset = stock("SASRec", folder, columns=COLUMNS, MAX_ITEM_LIST_LENGTH=longest)
     expected = dataset.build()
     found = parts(
@@ -83,7 +98,10 @@ def test_rows_are_recboles(folder, stock, parts, longest):
 
 
 def test_the_matrix_of_training_events(write, stock, parts):
-    """RecBole's own, where it counts: it leaves out users of one event, and counts all twice where lists hold one item."""
+    """The matrix of events equals RecBole's own where RecBole counts correctly.
+
+    RecBole omits users of one event, and counts every event twice where lists hold one item.
+    """
     folder = write({"inter": [INTER, *random_rows(lengths=(2, 3, 4, 6, 9, 12, 5))]})
     mine = parts("SASRec", folder, dedup="none")[0].inter_matrix().toarray()
     np.testing.assert_array_equal(mine, stock("SASRec", folder).build()[0].inter_matrix().toarray())
@@ -91,7 +109,7 @@ def test_the_matrix_of_training_events(write, stock, parts):
 
 
 def test_rows_are_recboles_on_real_data(shared, write, stock, parts):
-    """The first users of Scientific, one of them longer than the 50 items that a model reads."""
+    """One of the first users of Scientific has more than the 50 items that a model reads."""
     lines = (
         (shared / "data" / "Scientific" / "Scientific.inter")
         .read_text(encoding="utf-8")
@@ -154,25 +172,17 @@ def test_a_training_loader_gives_whole_rows(folder):
     expected = rows[np.arange(len(rows))]
     batches = list(train)
     assert len(batches) == -(-len(rows) // 8)
-    seen = [
-        tuple(row.tolist())
-        for batch in batches
-        for row in torch.cat(
-            [batch["item_id_list"], batch["item_id"][:, None], batch["user_id"][:, None]], 1
-        )
-    ]
-    every = [
-        tuple(row.tolist())
-        for row in torch.cat(
-            [expected["item_id_list"], expected["item_id"][:, None], expected["user_id"][:, None]],
-            1,
-        )
-    ]
+
+    def tuples(part):
+        columns = [part["item_id_list"], part["item_id"][:, None], part["user_id"][:, None]]
+        return list(map(tuple, torch.cat(columns, 1).tolist()))
+
+    seen, every = list(itertools.chain.from_iterable(map(tuples, batches))), tuples(expected)
     assert sorted(seen) == sorted(every) and seen != every
 
 
 def test_times_arrive_as_exact_ranks(write, parts):
-    """Trap 3: in RecBole's float32 these four times are one."""
+    """Trap 3: in RecBole's float32, these four times are equal."""
     times = {"a": 1_600_000_000, "b": 1_600_000_010, "c": 1_600_000_020, "d": 1_600_000_030}
     folder = write(
         {
@@ -225,7 +235,10 @@ def test_every_model_reads_split_files(write, parts, model):
 
 
 def test_long_lists_of_split_files_keep_their_newest_items(write, parts):
-    """RecBole's seq_len keeps the oldest, and without it a long list is an IndexError in the model."""
+    """Long lists keep their newest items.
+
+    With seq_len, RecBole keeps the oldest; without it, its model raises IndexError.
+    """
     rows = {
         "train": [("u", "a b", "c")],
         "valid": [("u", "a b c", "d")],
@@ -249,7 +262,7 @@ def test_long_lists_of_split_files_keep_their_newest_items(write, parts):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_case_holds_its_target(folder, parts, model):
-    """Trap 10: RecBole's evaluation batches hold the target item and all that came with it."""
+    """Trap 10: RecBole's evaluation batches hold the target item and all of its event's columns."""
     settings = MODELS[model] | {
         "load_col": {"inter": list(COLUMNS)} | MODELS[model].get("load_col", {})
     }
@@ -272,7 +285,7 @@ def test_no_case_holds_its_target(folder, parts, model):
 
 @pytest.mark.parametrize("model", ["SASRec", "FDSA", "CALRec", "BPR"])
 def test_a_case_does_not_change_with_its_target(write, parts, model):
-    """Two files that differ in the last events of the users, in item, rating and time."""
+    """Two files differ in item, rating and time of the users' last events."""
     rows = random_rows()
     last = {}
     for user, _, time, _ in rows:
@@ -325,10 +338,9 @@ def test_a_case_after_everything(folder, parts, model):
     batch = dataset.case_batch(case)
     if model == "CALRec":
         found = dataset.cases_of(batch)
-        assert [
-            (field := getattr(found, name)).tolist() == getattr(case, name).tolist() and len(field)
-            for name in ("user", "begin", "end")
-        ] == [1] * 3
+        for name in ("user", "begin", "end"):
+            field = getattr(found, name)
+            assert field.tolist() == getattr(case, name).tolist() and len(field) == 1
     else:
         history = tables.item[tables.start[3] : tables.start[4]] + 1
         assert batch["item_id_list"][0, : len(history)].tolist() == history.tolist()
@@ -373,7 +385,10 @@ def test_cases_of_our_models_are_two_row_numbers(folder, parts):
 
 
 def test_negative_lists_follow_their_events(folder, parts):
-    """Each event has one negative, which is never its own item. RecBole draws them in the order of the file and reads them in that of time."""
+    """Each event has one negative, which is never its own item.
+
+    RecBole draws negatives in file order and reads them in temporal order.
+    """
     np.random.seed(0)
     train, _, test = parts("DIEN", folder, dedup="none", MAX_ITEM_LIST_LENGTH=5)
     negative, item = train.neg_item_list.numpy(), train.events["item_id"].numpy()
@@ -392,7 +407,10 @@ def test_negative_lists_follow_their_events(folder, parts):
 
 @pytest.mark.parametrize("catalogue", ["met", "all"])
 def test_the_catalogue_does_not_depend_on_what_is_loaded(write, parts, catalogue):
-    """Trap 4: FDSA would rank the four items without events, and lose the events of the item that .item lacks."""
+    """Items without events are not ranked, and items that .item lacks keep their events.
+
+    Trap 4: in RecBole, FDSA ranks the former and loses the events of the latter.
+    """
     folder = write(
         {
             "inter": [INTER, *random_rows(), ("u9", "stray", 1, 1), ("u9", "i1", 2, 1)],
@@ -426,7 +444,7 @@ def test_recboles_catalogue_depends_on_what_is_loaded(folder, stock):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_ids_are_indices_of_the_tables_plus_one(folder, parts, model):
-    """Whatever the order of .item."""
+    """Ids do not depend on the order of .item."""
     for part in parts(model, folder, catalogue="all", **MODELS[model]):
         tables = part.tables
         assert part.field2id_token["user_id"][1:].tolist() == tables.users.tolist()
@@ -438,7 +456,10 @@ def test_ids_are_indices_of_the_tables_plus_one(folder, parts, model):
 
 @pytest.mark.parametrize("model", ["FDSA", "FM"])
 def test_item_features_arrive_at_their_items(folder, parts, model):
-    """A missing token is the padding id (pandas 3 made it INT64_MIN), a missing number the mean of the known ones."""
+    """A missing token becomes the padding id, and a missing number the mean of the known ones.
+
+    With pandas 3, the token became INT64_MIN.
+    """
     settings = (
         FEATURES
         if model == "FDSA"
@@ -521,7 +542,7 @@ def test_a_feature_that_is_no_number_is_told(write, parts):
 
 
 def test_features_of_other_items_are_told(write, parts):
-    """Every feature would be padding; a model that reads none does not mind."""
+    """Every feature would be padding, which does not concern a model that reads none."""
     folder = write(
         {
             "inter": [INTER, *random_rows()],
@@ -530,7 +551,8 @@ def test_features_of_other_items_are_told(write, parts):
     )
     with pytest.raises(
         UserError,
-        match="no item_id of the events has a row in toy.item: the events have 'i[0-9]', the rows 'i0.0'; write the ids alike",
+        match="no item_id of the events has a row in toy.item: "
+        "the events have 'i[0-9]', the rows 'i0.0'; write the ids alike",
     ):
         parts("FDSA", folder, selected_features=["brand"])
     parts("SASRec", folder)
@@ -538,7 +560,7 @@ def test_features_of_other_items_are_told(write, parts):
 
 @pytest.mark.parametrize("name", ["toy", "to[y]", "*"])
 def test_tables_are_read_again_when_a_file_changes(tmp_path, parts, name):
-    """A name with signs of a pattern found no file, and so no change."""
+    """A name with characters of a glob pattern matched no file, and so hid the change."""
     folder = tmp_path / name
     folder.mkdir()
     for users in (5, 6):

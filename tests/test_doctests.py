@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def modules_with_examples() -> list[str]:
-    """Names of the modules whose source contains a prompt of Python."""
+    """Return names of the modules whose source contains a prompt of Python."""
     names = []
     for path in sorted((ROOT / "recbole_llm").rglob("*.py")):
         if ">>> " in path.read_text(encoding="utf-8"):

@@ -1,4 +1,4 @@
-"""Downloads from a server that cuts, fails, changes its mind and lies."""
+"""Downloads survive a server that disconnects, fails, changes its file or misreports it."""
 
 import gzip
 import hashlib
@@ -29,7 +29,8 @@ QUIET = Net(show_progress=False)
 class Server:
     """One file on a local server, and what was asked of it.
 
-    ranges : whether parts are given. cut : after how many bytes of each answer the connection breaks, one entry an answer.
+    ranges : whether the server sends parts.
+    cuts : after how many bytes of each answer the connection breaks, one entry an answer.
     faults : status codes that the first answers have instead.
     """
 
@@ -40,13 +41,15 @@ class Server:
     def answer(self, request):
         self.asked.append(request.headers.get("Range"))
         if self.faults:
-            return request.send_error(self.faults.pop(0))
+            request.send_error(self.faults.pop(0))
+            return
         begin = 0
         wanted = request.headers.get("Range")
         if wanted and self.ranges and request.headers.get("If-Range") in (None, self.version):
             begin = int(wanted.removeprefix("bytes=").rstrip("-"))
             if begin >= len(self.data):
-                return request.send_error(416)
+                request.send_error(416)
+                return
             request.send_response(206)
             request.send_header(
                 "Content-Range", f"bytes {begin + self.shift}-{len(self.data) - 1}/{len(self.data)}"
@@ -95,7 +98,7 @@ def get(url, folder, **own):
 
 
 def clean(folder):
-    """Nothing but whole files, and locks."""
+    """Return the names of all files; hidden ones are locks."""
     return sorted(path.name for path in (folder / "raw").iterdir() if not path.name.startswith("."))
 
 
@@ -113,7 +116,8 @@ from pathlib import Path
 from recbole_llm.data.prepare.files import download
 from recbole_llm.data.prepare.files.raw import Net, Remote, fetch
 download.BLOCK, download.time.sleep = 1000, lambda seconds: os.kill(os.getpid(), signal.SIGKILL)
-fetch([Remote("file.json.gz", (sys.argv[1],))], Path(sys.argv[2]) / "raw", Path(sys.argv[2]), "page", Net(show_progress=False))
+files, folder = [Remote("file.json.gz", (sys.argv[1],))], Path(sys.argv[2])
+fetch(files, folder / "raw", folder, "page", Net(show_progress=False))
 """
 
 
@@ -176,7 +180,8 @@ def test_failures_of_a_server_are_waited_out_and_refusals_are_not(server, tmp_pa
         server.faults, server.asked = [404] * 9, []
         with pytest.raises(
             UserError,
-            match="127.0.0.1:.*: HTTP 404.*download what is missing yourself, put it into .*other/raw and run again.*--raw=FOLDER",
+            match="127.0.0.1:.*: HTTP 404.*download what is missing yourself, "
+            "put it into .*other/raw and run again.*--raw=FOLDER",
         ):
             get(url, tmp_path / "other")
     assert len(server.asked) == 1
@@ -209,12 +214,15 @@ def test_a_proxy_is_asked_instead(server, tmp_path):
         )
 
 
-@pytest.mark.parametrize(("data", "own", "message"), [
-    (b"<html>please log in</html>", {}, "expected a .gz file, found something else"),
-    (DATA, {"sha256": "0" * 64}, "expected the sha256 000"),
-    (DATA, {"md5": "0" * 32}, "expected the md5 000"),
-    (DATA[:-5], {"size": len(DATA)}, f"expected {len(DATA)} bytes, found {len(DATA) - 5}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "own", "message"),
+    [
+        (b"<html>please log in</html>", {}, "expected a .gz file, found something else"),
+        (DATA, {"sha256": "0" * 64}, "expected the sha256 000"),
+        (DATA, {"md5": "0" * 32}, "expected the md5 000"),
+        (DATA[:-5], {"size": len(DATA)}, f"expected {len(DATA)} bytes, found {len(DATA) - 5}"),
+    ],
+)
 def test_another_file_than_was_promised(server, tmp_path, data, own, message):
     server.data = data
     with served(server) as url, pytest.raises(UserError, match=message):
@@ -223,11 +231,11 @@ def test_another_file_than_was_promised(server, tmp_path, data, own, message):
 
 
 def test_a_short_file_of_a_server_that_tells_no_length(server, tmp_path):
-    """Only reading it can tell; what is known of it is checked."""
+    """Only reading the file reveals its length, which is checked where it is known."""
     server.length, server.cuts = False, [100_000]
-    with served(server) as url:
-        with pytest.raises(UserError, match=f"expected {len(DATA)} bytes, found 100000"):
-            get(url, tmp_path, size=len(DATA))
+    message = f"expected {len(DATA)} bytes, found 100000"
+    with served(server) as url, pytest.raises(UserError, match=message):
+        get(url, tmp_path, size=len(DATA))
 
 
 def test_files_that_were_fetched_by_hand(tmp_path):
@@ -246,7 +254,10 @@ def test_files_that_were_fetched_by_hand(tmp_path):
 def test_no_network_names_every_file_and_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "WAIT", 0.01)
     files = [Remote(name, ("http://127.0.0.1:9",)) for name in ("one.gz", "two.gz")]
-    message = r"^http://127.0.0.1:9/one.gz and http://127.0.0.1:9/two.gz cannot be downloaded \(127.0.0.1:9: no connection\): .* into .*raw and run again"
+    message = (
+        "^http://127.0.0.1:9/one.gz and http://127.0.0.1:9/two.gz cannot be downloaded "
+        r"\(127.0.0.1:9: no connection\): .* into .*raw and run again"
+    )
     with pytest.raises(UserError, match=message):
         fetch(files, tmp_path / "raw", tmp_path, "p", QUIET)
     with pytest.raises(

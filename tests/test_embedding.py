@@ -1,4 +1,4 @@
-"""Texts to vectors: pooling, marks, and what is stored of them."""
+"""Texts become vectors by pooling and marks, and vectors are stored."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_vectors_are_sentence_transformers_own():
 
 
 def t5_folder(folder, sentinels):
-    """A tiny T5 encoder with a tokenizer, with or without T5's sentinel tokens."""
+    """Write a tiny T5 encoder with a tokenizer, with or without T5's sentinel tokens."""
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = train_tokenizer(TEXTS, 300)
@@ -153,7 +153,7 @@ def test_a_static_model_is_no_encoder_of_this_kind(tmp_path):
         load_folder(str(tmp_path), SentenceBackbone)
 
 
-# --- the store ---------------------------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 def test_only_what_is_missing_is_computed(tmp_path):
@@ -205,7 +205,7 @@ def test_a_damaged_part_is_computed_again(tmp_path):
 
 
 def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
-    """Too many open files are no damage."""
+    """An error by too many open files is no damage."""
     names = [content_cache.name_of(b"a")]
     content_cache.vectors(tmp_path, names, lambda rows: np.ones((1, 3)))
 
@@ -227,7 +227,7 @@ def frozen(folder, name, texts=TEXTS, **own):
 
 
 def test_stored_vectors_are_of_these_texts_weights_and_settings(tmp_path, monkeypatch):
-    """Whatever changes a vector changes where it is stored; the same again is taken from there."""
+    """Whatever changes a vector changes where it is stored; an equal one is read from there."""
     write_cycle(tmp_path)
     folder = t5_folder(tmp_path / "t5", sentinels=True)
     first, places = frozen(tmp_path, folder)
@@ -251,7 +251,7 @@ def test_a_frozen_encoder_is_a_trained_one(tmp_path):
 
 
 def test_every_ranking_has_vectors_of_the_weights_as_they_are(tmp_path):
-    """What each validation found is what those weights give when they are loaded afresh."""
+    """Each validation finds what its weights give when they are loaded afresh."""
     from recbole_llm.training.weights import load_weights
 
     write_cycle(tmp_path)
@@ -297,7 +297,7 @@ def test_texts_stay_within_max_length_with_what_a_tokenizer_puts_around_them(tmp
 
 
 def test_item_vectors_are_stored_once_per_checkpoint(tmp_path, monkeypatch):
-    """Of a finished run, by its weights: an evaluation with other candidates encodes no item."""
+    """An evaluation of a finished run with other candidates encodes no item."""
     from recbole_llm.runs.commands import evaluate_run, run_settings
 
     write_cycle(tmp_path)
@@ -339,34 +339,26 @@ def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
 
 
 def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
-    """A T5 encoder, mean pooling, a dense layer and normalisation, as sentence-t5-base has them; SentenceTransformer reads what a run stores."""
+    """SentenceTransformer reads what a run stores of modules like those of sentence-t5-base.
+
+    These are a T5 encoder, mean pooling, a dense layer and normalisation.
+    """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import (
-        Dense,
-        Normalize,
-        Pooling,
-        Transformer,
-    )
+    from sentence_transformers.sentence_transformer import modules as layers
 
     from recbole_llm.runs.commands import run_settings
 
-    dense = Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
+    dense = layers.Dense(32, 24, bias=False, activation_function=torch.nn.Identity())
     modules = [
-        Transformer(t5_folder(tmp_path / "t5", sentinels=True)),
-        Pooling(32),
+        layers.Transformer(t5_folder(tmp_path / "t5", sentinels=True)),
+        layers.Pooling(32),
         dense,
-        Normalize(),
+        layers.Normalize(),
     ]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "st"))
-    run = run_settings(
-        settings_for(
-            "ST5Seq",
-            write_cycle(tmp_path),
-            backbone=str(tmp_path / "st"),
-            max_length=64,
-            learning_rate=0.003,
-        )
-    )
+    own = {"max_length": 64, "learning_rate": 0.003}
+    folder = write_cycle(tmp_path)
+    run = run_settings(settings_for("ST5Seq", folder, backbone=str(tmp_path / "st"), **own))
     stored = SentenceTransformer(str(run.folder / "backbone"), device="cpu")
     assert [type(module).__name__ for module in stored] == [
         "Transformer",
@@ -383,18 +375,10 @@ def test_sentence_t5s_modules_are_trained_and_stored_together(tmp_path):
         stored.encode("<extra_id_1>TITLE: kiwi juice<extra_id_2>"),
         atol=1e-5,
     )
-    own = {
-        "adapter": "lora",
-        "backbone": f"run:{run.folder.name}",
-        "max_length": 64,
-        "learning_rate": 0.003,
-    }
+    own |= {"adapter": "lora", "backbone": f"run:{run.folder.name}"}
     _, adapted, trainer, (train, _, _) = prepared("ST5Seq", tmp_path, **own)
-    assert [
-        name
-        for name, parameter in adapted.named_parameters()
-        if parameter.requires_grad and "lora_" not in name
-    ] == []
+    for name, parameter in adapted.named_parameters():
+        assert "lora_" in name or not parameter.requires_grad, name
     trainer.fit(train)
     trained = adapted.eval().vectors([tokens])
     adapted.load(trainer.folder)

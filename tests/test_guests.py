@@ -1,4 +1,4 @@
-"""Models of a user's own: a file, a class, an installed package; in every command."""
+"""Every command takes a user's own model from a file, a class or an installed package."""
 
 import json
 import os
@@ -64,7 +64,7 @@ COMMON = ["--dataset=cycle", "--beside=[]", "--show_progress=false", "--topk=[1,
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder with a dataset and files of a user's own, which is the current one."""
+    """Return an empty working folder with a dataset and a user's own files."""
     write_cycle(tmp_path / "dataset")
     (tmp_path / "helper.py").write_text("SIGN = -1\n")
     (tmp_path / "my_scorers.py").write_text(SCORER)
@@ -78,7 +78,7 @@ def here(tmp_path, monkeypatch):
 
 
 def forget():
-    """As a new process: nothing of a user's own is imported."""
+    """Forget imports of a user's own modules, as a new process would."""
     guests._known.clear()
     for name in ("helper", "my_scorers", "my_stock", "towers", "broken"):
         sys.modules.pop(name, None)
@@ -126,7 +126,7 @@ def test_a_class_is_run_from_python(here):
 
 
 def test_an_edited_model_is_another_run(here, capsys):
-    """Not the file of the class alone: what it imports from beside it counts as well."""
+    """An edit of what the class's file imports from beside it counts as well."""
     command = ["--model=my_scorers:Nearest", *COMMON]
     for text in ("SIGN = -1\n", "SIGN = 1\n"):
         (here / "helper.py").write_text(text)
@@ -143,7 +143,7 @@ def test_an_edited_model_is_another_run(here, capsys):
 
 
 def test_files_of_a_package_are_all_that_it_imports(here):
-    """By relative imports and in functions too; not its tests, and not what lies beside it."""
+    """They include relative imports and those in functions, but no tests and no neighbours."""
     package = here / "house"
     (package / "rooms").mkdir(parents=True)
     (package / "__init__.py").write_text("")

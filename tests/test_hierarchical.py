@@ -1,4 +1,4 @@
-"""Generated texts read as attributes, and matched to items by the longest agreement."""
+"""Generated texts are read as attributes, and matched to items by the longest agreement."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,10 @@ def test_an_item_has_the_place_of_its_best_text():
 
 
 def mangled(sentence, title, rng):
-    """A sentence as a model may write it: with the price of no item, the title of none, or unreadable."""
+    """Return a sentence as a model may write it.
+
+    Its price or title may belong to no item, or it may be unreadable.
+    """
     kind = rng.choice(["whole", "price", "title", "garbage"], p=[0.75, 0.2, 0.03, 0.02])
     if kind == "price":
         return sentence[: sentence.rindex("Price: ")] + "Price: $0.01."
@@ -81,9 +84,10 @@ def mangled(sentence, title, rng):
 
 @pytest.fixture(scope="module")
 def matched(tmp_path_factory):
-    """Metrics of both matches on the synthetic shop, from the same texts, drawn from what its generator buys next and from the whole catalogue; and the Bayes bound.
+    """Return metrics of both matches on the synthetic shop, and the Bayes bound.
 
-    Every fifth case has nothing but unreadable texts.
+    Both match the same texts, which are drawn from a mixture of the generator's distribution of the
+    next item and the uniform one. Every fifth case has nothing but unreadable texts.
     """
     from recbole_llm.data.sample.generator import build_world
 
@@ -134,7 +138,7 @@ def test_no_order_of_ties_beats_the_bayes_ranking(matched):
 
 
 def test_hierarchical_match_is_near_bm25_of_the_same_texts(matched):
-    """The paper's comparison, by the mean of optimistic and pessimistic."""
+    """The paper compares them by the mean of optimistic and pessimistic metrics."""
     hierarchical, bm25 = (
         values["ndcg@10_opt"] + values["ndcg@10_pes"] for values, *_ in matched[:2]
     )

@@ -1,4 +1,7 @@
-"""General models at evaluation: every event before the target where the model can take it, and never the target."""
+"""Evaluation gives general models every event before the target that they can take.
+
+It never gives them the target.
+"""
 
 import copy
 import re
@@ -27,7 +30,7 @@ SMALL = {  # what keeps a model of this size below a second
 
 
 def build(model, folder, **settings):
-    """(model, test dataset) of a stock model that is built and not trained."""
+    """Return (model, test dataset) of a stock model that is built and not trained."""
     settings = {"use_gpu": False} | SMALL.get(model, {}) | settings
     resolved = layers.resolve(model, "tiny", [], settings)
     made = layers.recbole_config(resolved, folder / "dataset" / "tiny")
@@ -41,7 +44,7 @@ def build(model, folder, **settings):
 
 
 def with_items(dataset, rows, shift):
-    """The dataset with other items in some events."""
+    """Return the dataset with other items in some events."""
     tables = dataset.tables
     item = tables.item.copy()
     item[rows] = (item[rows] + shift) % len(tables.items)
@@ -57,7 +60,7 @@ def scores(model, dataset, cases=None):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A shop whose users have between five and nine events."""
+    """Write a shop whose users have between five and nine events."""
     folder = tmp_path_factory.mktemp("histories")
     write_shop(folder)
     return folder
@@ -75,7 +78,7 @@ def test_the_documentation_has_the_list():
 
 @pytest.mark.parametrize("name", [name for name in GENERAL if name not in ("Random", "NNCF")])
 def test_the_last_event_before_the_target_counts_for_the_models_of_the_list(name, folder):
-    """And for no other model; the target counts for none."""
+    """It counts for no other model, and the target counts for none."""
     model, dataset = build(name, folder)
     before = dict(vars(model))
     first = scores(model, dataset)
@@ -102,7 +105,7 @@ BY_ID = [name for name in READERS if name != "NeuMF"]
 
 @pytest.mark.parametrize("name", BY_ID)
 def test_training_is_what_recbole_does(name, folder):
-    """The scores of the stock model, which knows training events alone."""
+    """Scores equal those of the stock model, which knows training events alone."""
     model, dataset = build(name, folder, history_at_test="training")
     stock = model.full_sort_predict
     torch.manual_seed(0)
@@ -124,7 +127,7 @@ FORMS += [("DiffRec", {"time-aware": True}), ("LDiffRec", {"time-aware": True}),
 
 @pytest.mark.parametrize(("name", "settings"), FORMS)
 def test_histories_of_training_give_the_scores_of_training(name, settings, folder):
-    """What is put into the model has the form of what RecBole has built: its own constructor is the oracle."""
+    """Inputs to the model have the form of RecBole's, whose own constructor is the oracle."""
     model, dataset = build(name, folder, **settings)
     ends = dataset.tables.start[1:] - 2  # the history is what training has: all but two events
     cases = dataset.cases[: len(ends)]
@@ -134,7 +137,7 @@ def test_histories_of_training_give_the_scores_of_training(name, settings, folde
 
 
 def dataset_with(dataset, history_at_test):
-    """The dataset under another value of the setting."""
+    """Return the dataset under another value of the setting."""
     other = copy.copy(dataset)
     other.config = copy.copy(dataset.config)
     other.config.final_config_dict = dataset.config.final_config_dict | {
@@ -144,7 +147,7 @@ def dataset_with(dataset, history_at_test):
 
 
 def test_ease_ranks_by_all_events_before_the_target(folder):
-    """Oracle in float64: the item matrix of training, the users of everything before the target."""
+    """The oracle multiplies users' full histories by the item matrix of training, in float64."""
     model, dataset = build("EASE", folder)
     tables = dataset.tables
     train = np.zeros((len(tables.users), len(tables.items)))
@@ -161,7 +164,7 @@ def test_ease_ranks_by_all_events_before_the_target(folder):
 
 @pytest.mark.parametrize("name", ["EASE", "MultiDAE", "CDAE", "FISM", "SimpleX"])
 def test_each_case_of_a_user_has_its_own_history(name, folder):
-    """Several targets of one user, in any order: scored together as one by one."""
+    """Several targets of one user score alike together, in any order, and one by one."""
     model, dataset = build(name, folder, **{"eval_args.split": {"RS": [0.4, 0.2, 0.4]}})
     cases = dataset.cases[np.random.default_rng(0).permutation(len(dataset.cases))]
     assert len(np.unique(cases.user)) < len(cases)
@@ -172,7 +175,7 @@ def test_each_case_of_a_user_has_its_own_history(name, folder):
 
 
 def test_no_target_is_in_the_matrix(folder):
-    """Every target is an item that its user meets there alone."""
+    """Every target is an item that its user buys there alone."""
     _, dataset = build(
         "EASE", folder, catalogue="all", **{"eval_args.split": {"RS": [0.4, 0.2, 0.4]}}
     )
@@ -212,7 +215,7 @@ def test_neighbours_of_users_are_those_of_training(name, folder):
 
 @pytest.mark.parametrize("name", ["MultiDAE", "CDAE", "SimpleX", "DMF"])
 def test_training_goes_on_as_if_nothing_had_been_ranked(name, folder, tmp_path, monkeypatch):
-    """The weights after two epochs do not depend on whether the test cases were ranked between them."""
+    """Ranking the test cases between two epochs does not change the weights after them."""
     monkeypatch.chdir(folder)
     weights = []
     for ranks in (False, True):
@@ -267,7 +270,10 @@ def test_a_user_of_neumf_by_text_is_the_mean_of_all_events_before_the_target(mod
 
 
 def test_the_table_says_whose_users_are_as_trained(folder, tmp_path, monkeypatch, capsys):
-    """By the real commands, whose rows keep it; and runs with other histories do not share a table."""
+    """Rows of the commands keep the setting.
+
+    Runs with other histories do not share a table.
+    """
     (tmp_path / "dataset").symlink_to(folder / "dataset")
     monkeypatch.chdir(tmp_path)
     common = ["--dataset=tiny", "--epochs=1", "--show_progress=false"]
@@ -288,7 +294,7 @@ def test_the_table_says_whose_users_are_as_trained(folder, tmp_path, monkeypatch
 
 
 def test_what_is_recommended_follows_from_all_events(folder):
-    """A case after everything that a user has done."""
+    """The case follows everything that a user has done."""
     model, dataset = build("EASE", folder)
     case = dataset.case_after(3)
     changed = scores(model, with_items(dataset, case.end - 1, 1), case)

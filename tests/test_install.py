@@ -1,4 +1,4 @@
-"""The package as it is installed: its files, its requirements, and what it says without them."""
+"""The installed package has its files and requirements, and reports those that are missing."""
 
 import ast
 import configparser
@@ -43,7 +43,7 @@ def python(*arguments, path, cwd):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of this checkout, built from a copy so that no build folder is left in it."""
+    """Build a wheel of this checkout from a copy, so that no build folder is left in it."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -68,7 +68,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel):
-    """The wheel's content, and an empty folder to work in."""
+    """Return the wheel's content, and an empty folder to work in."""
     target, work = wheel.parent / "installed", wheel.parent / "work"
     with zipfile.ZipFile(wheel) as file:
         file.extractall(target)
@@ -131,7 +131,7 @@ def test_a_wheel_runs_in_an_empty_folder_on_its_own_files(installed):
 
 @pytest.mark.slow
 def test_a_wheels_settings_are_its_own(installed, tmp_path):
-    """A changed file in the wheel changes the settings: nothing is read from the checkout."""
+    """A changed file in the wheel changes the settings, since nothing is read from the checkout."""
     target, work = installed
     copy = tmp_path / "copy"
     shutil.copytree(target, copy)
@@ -157,7 +157,7 @@ def test_a_checkout_uses_the_folders_beside_the_package(tmp_path):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package folder of no content."""
+    """Create a package folder without content."""
     folder = tmp_path / "site" / "recbole_llm"
     folder.mkdir(parents=True)
     monkeypatch.setattr(files, "PACKAGE", folder)
@@ -211,7 +211,7 @@ def required_modules(lines):
 
 
 def imported_modules(nodes):
-    """Top-level names of what the import statements among the nodes import from elsewhere."""
+    """Return top-level names of foreign modules that import statements among the nodes name."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -237,7 +237,7 @@ def test_all_stands_for_every_extra_of_users(setup):
 
 
 def test_requirements_are_met_here(setup):
-    """What a fresh environment installs is what these tests ran with."""
+    """A fresh environment installs what these tests ran with."""
     from sysconfig import get_paths
 
     def version(name):  # of the environment: Ray puts copies of its own before it
@@ -276,7 +276,7 @@ def test_the_imports_of_the_package_are_required(setup):
 
 
 def test_the_same_versions_are_named_everywhere(setup):
-    """Of Python in metadata and workflows; of ruff in the extra test and before a commit."""
+    """Metadata and workflows name one Python; the extra test and pre-commit name one ruff."""
     pythons = re.findall(r"Python :: (3\.\d+)", setup["metadata"]["classifiers"])
     workflow = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text(encoding="utf-8"))
     assert workflow["jobs"]["linux"]["strategy"]["matrix"]["python"] == pythons
@@ -303,7 +303,7 @@ def test_without_recbole_every_command_says_one_line(command, monkeypatch, capsy
 
 @pytest.fixture
 def without(monkeypatch):
-    """Let packages look as if they were not installed."""
+    """Make packages look as if they were not installed."""
 
     def hide(*modules):
         for module in modules:
@@ -336,7 +336,7 @@ def test_missing_packages_are_named_with_their_extra(without):
 def test_a_command_without_its_extra_says_one_line(
     extra, module, command, without, monkeypatch, tmp_path, capsys
 ):
-    """Before anything is read, trained or written."""
+    """The line appears before anything is read, trained or written."""
     monkeypatch.chdir(tmp_path)
     without(module)
     assert cli.main(command.split()) == 2

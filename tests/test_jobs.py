@@ -1,4 +1,4 @@
-"""Units of work: here or on Ray, once each, whatever fails."""
+"""Units of work run here or on Ray, once each, whatever fails."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def contents(folder, units):
 
 @dataclass(frozen=True)
 class Deadly(Unit):
-    """A unit that kills the process which asks for its learners, the first times."""
+    """The unit kills the first processes that ask for its learners."""
 
     marks: str = ""
     deaths: int = 1
@@ -74,7 +74,7 @@ class Deadly(Unit):
 
 
 def broken(unit):
-    """A unit whose work fails: its cases are unknown."""
+    """Return a unit whose work fails, since its cases are unknown."""
     learner = unit.learners[0]
     cases = type(learner.train)(learner.train.user, learner.train.begin, learner.train.end + 10**6)
     return Unit("broken", [Learner("nobody", cases, cases)], unit.tests[:1], unit.recipe, stack=1)
@@ -106,7 +106,7 @@ def test_what_is_there_is_not_done_again_and_a_failure_leaves_the_others(
 
 
 class Lost:
-    """Takes a machine of a cluster away once a unit is done, while others are under way."""
+    """The callable removes a machine of a cluster after one unit, while others are running."""
 
     def __init__(self, cluster, node):
         self.cluster, self.node, self.lines = cluster, node, []
@@ -120,9 +120,9 @@ class Lost:
 
 @pytest.mark.slow
 def test_a_machine_that_dies_half_way_loses_nothing(frozen, units, tmp_path, monkeypatch):
-    """Two raylets on one machine, of which one is killed after the first unit.
+    """Two raylets run on one machine, and one is killed after the first unit.
 
-    The files are those of one process, and what cannot be done is told.
+    The files equal those of one process, and what cannot be done is reported.
     """
     pytest.importorskip("ray")
     import ray
@@ -194,7 +194,7 @@ def test_any_id_has_a_file_of_its_own():
 
 @pytest.mark.slow
 def test_a_process_that_is_lost_between_two_units_costs_none(frozen, units, tmp_path, monkeypatch):
-    """Tune gives such a unit up, whatever number of failures it may have."""
+    """Tune gives such a unit up, however many failures it may have."""
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     marks = tmp_path / "marks"

@@ -1,4 +1,4 @@
-"""What LLMTRSR and TALLRec ask of a case: their prompts, and what is counted of what did not fit."""
+"""LLMTRSR and TALLRec prompt by the case, and count what does not fit into the prompt."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,10 @@ def test_a_prompt_without_summary_or_items_says_so(tmp_path):
 
 GOLDEN = {
     "LLMTRSR": """### User:
-You are given a summary of a reader's long-term preferences, the news that the reader has read last, and a candidate to be read next. \
-Weigh the long-term preferences and the recent news together, and say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
+You are given a summary of a reader's long-term preferences, the news that the reader has read \
+last, and a candidate to be read next. \
+Weigh the long-term preferences and the recent news together, and say whether the reader will \
+read the candidate. Answer with 'Yes' or 'No' alone.
 
 [Preference Summary]
 %s
@@ -40,7 +42,8 @@ Weigh the long-term preferences and the recent news together, and say whether th
 ### Assistant:
 """,
     "TALLRec": """### User:
-You are given the news that a reader has read, the earliest first, and a candidate to be read next. \
+You are given the news that a reader has read, the earliest first, and a candidate to be read \
+next. \
 Say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
 
 [Historical News]
@@ -57,7 +60,10 @@ Say whether the reader will read the candidate. Answer with 'Yes' or 'No' alone.
 
 @pytest.mark.parametrize("model", GOLDEN)
 def test_the_prompt_of_a_case(tmp_path, model):
-    """By its domain: the newest items, oldest first, and of TALLRec no word of a summary."""
+    """A prompt is worded by its domain, and lists the newest items, oldest first.
+
+    That of TALLRec has no word of a summary.
+    """
     write_cycle(tmp_path)
     _, judge, _, (_, _, test) = made(model, tmp_path, domain="news", epochs=0)
     cases = test._dataset.cases[[3]]
@@ -82,7 +88,7 @@ def test_the_prompt_of_a_case(tmp_path, model):
 @pytest.mark.parametrize("model", ["LLMTRSR", "TALLRec"])
 @pytest.mark.parametrize("kind", ["hierarchical", "recurrent"])
 def test_a_case_without_history_is_judged(tmp_path, model, kind):
-    """As files that are split already may have."""
+    """Pre-split files may contain such cases."""
     write_cycle(tmp_path)
     _, judge, _, (_, _, test) = made(
         model, tmp_path, **({"summary": kind} if model == "LLMTRSR" else {})
@@ -122,7 +128,7 @@ def test_what_is_cut_and_replaced_is_counted(tmp_path, monkeypatch):
 
 
 class Mute:
-    """An engine to which nothing occurs."""
+    """The engine writes nothing."""
 
     name, paid = "mute", True
     max_new, max_length = 100, 2048

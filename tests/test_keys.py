@@ -1,4 +1,4 @@
-"""Keys and their homes: none without a reader, none without a default, every default with what it may be."""
+"""Every key has a reader and a default, and every default has its allowed values."""
 
 import ast
 import importlib.util
@@ -38,18 +38,25 @@ HOLDERS = {
 }  # names of dicts of settings
 # Keys that our code reads or sets and that no YAML holds, with who puts them there.
 MADE = {
-    "model": "the command line", "dataset": "the command line", "MODEL_TYPE": "RecBole's Config, from the model's class",
-    "device": "RecBole's Config, from use_gpu and gpu_id", "eval_type": "RecBole's Config, from metrics", "stage": "runs.commands.stages_of, of a run with stages",
-}  # fmt: skip
+    "model": "the command line",
+    "dataset": "the command line",
+    "MODEL_TYPE": "RecBole's Config, from the model's class",
+    "device": "RecBole's Config, from use_gpu and gpu_id",
+    "eval_type": "RecBole's Config, from metrics",
+    "stage": "runs.commands.stages_of, of a run with stages",
+}
 
 
 def holder(node):
-    """Whether an expression is a dict of settings by its name: config, self.config, prepared.settings, …"""
+    """Return whether an expression names a dict of settings: config, self.config, …"""
     return getattr(node, "id", getattr(node, "attr", None)) in HOLDERS
 
 
 def keys_read(folder):
-    """Key -> places, from `config["key"]` and `config.get("key")`; a check of a value is no use of it."""
+    """Return key -> places of `config["key"]` and `config.get("key")`.
+
+    A check of a value is no use of it.
+    """
     found, checks = {}, set()
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -108,7 +115,7 @@ def recboles():
 
 
 def content(path):
-    """The settings of a file, those in its groups for a model and for the weights of one among them."""
+    """Return the settings of a file, including those in its groups for models and for weights."""
     flat = yaml.load(path.read_text(encoding="utf-8"), spellings.Loader)
     for group in [key for key in flat or {} if key in registry.OURS]:
         flat |= flat.pop(group)
@@ -119,14 +126,17 @@ def content(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_key_of_a_yaml_is_read(path, ours, recboles):
-    """By us, or by RecBole; what RecBole's own loading and evaluation read is not enough, since ours take their place."""
+    """Our code or RecBole's reads each key.
+
+    RecBole's own loading and evaluation do not count, since ours replace them.
+    """
     for key in content(path):
         assert key in ours or key in recboles, f"{path.name}: nothing reads {key}"
         assert key not in layers.REPLACED, f"{path.name}: {key} has no effect here"
 
 
 def test_our_models_read_their_own_keys(ours):
-    """Keys of a model of ours are read by our code, not by chance by some model of RecBole's."""
+    """Our code reads keys of our models, rather than some model of RecBole's by chance."""
     theirs = set().union(
         *(
             content(path) or {}
@@ -142,7 +152,7 @@ def test_our_models_read_their_own_keys(ours):
 
 
 def test_every_key_that_is_read_has_a_home(ours):
-    """A default in one of our YAMLs or RecBole's; a misspelt key would read as None for ever."""
+    """Our YAMLs or RecBole's hold a default; a misspelt key would always read as None."""
     homes = set(MADE)
     for path in [*FILES, *(RECBOLE / "properties").rglob("*.yaml")]:
         homes |= set(content(path) or {})
@@ -256,6 +266,11 @@ def test_keys_that_recbole_reads_without_listing_them_are_taken(key, recboles, c
     else:
         value = "BPR" if key == "loss_type" else 1
         assert layers.resolve("GRU4Rec", "any", [], {key: value})[key] == value
-    assert key in recboles or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text() or any(
-        re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8")) for path in RECBOLE.rglob("*.py")
-    )  # fmt: skip
+    assert (
+        key in recboles
+        or key in (RECBOLE / "data" / "dataset" / "dataset.py").read_text()
+        or any(
+            re.search(rf"[\"']{key}[\"']", path.read_text(encoding="utf-8"))
+            for path in RECBOLE.rglob("*.py")
+        )
+    )

@@ -1,4 +1,7 @@
-"""Processes killed at random moments, ten times each: what they leave is gone on with, and ends as if nothing had happened."""
+"""Processes that are killed at random moments, ten times each, resume from what they left.
+
+They end with the result of an uninterrupted process.
+"""
 
 import os
 import random
@@ -36,7 +39,10 @@ def started(folder, *args, **env):
 
 
 def kill_once_it_moves(running, sign, wait: float) -> bool:
-    """Kill a process some time after the first sign of progress, a value that changes; False if it ended before."""
+    """Kill a process some time after the first sign of progress, a value that changes.
+
+    Return False if the process ended before.
+    """
     before, end = sign(), time.monotonic() + 120
     while sign() == before and running.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -48,7 +54,7 @@ def kill_once_it_moves(running, sign, wait: float) -> bool:
 
 
 def test_summaries(tmp_path):
-    """The same file of bytes, and no text is asked for twice but those that were under way."""
+    """The file has the same bytes, and only requests that were pending are sent twice."""
     pytest.importorskip("openai")
     from test_server import Server
 
@@ -88,7 +94,7 @@ def test_summaries(tmp_path):
 
 
 def test_training(tmp_path):
-    """The same metrics and the same rank of every case."""
+    """Metrics and the rank of every case are the same."""
     rng = random.Random(1)
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:

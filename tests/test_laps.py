@@ -1,4 +1,4 @@
-"""How often a command does what it needs to do once."""
+"""A command does once what it needs to do once."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from recbole_llm import cli
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Name -> number of calls of what a command is to do once."""
+    """Return name -> number of calls of what a command is to do once."""
     import recbole.config.configurator
 
     import recbole_llm.data.cases.splits
@@ -42,7 +42,7 @@ def calls(monkeypatch):
 
 
 def test_a_command_goes_one_lap(calls, tmp_path, monkeypatch):
-    """For a model and two beside it: everything about the data once, about a model once each."""
+    """With two models beside one, steps on the data run once, and steps on a model once each."""
     write_cycle(tmp_path)
     monkeypatch.chdir(tmp_path)
     command = ["--model=CALRec", "--dataset=cycle", f"--data_path={tmp_path}", "--epochs=1"]

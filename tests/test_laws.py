@@ -1,4 +1,4 @@
-"""The laws of every model, over every model that is registered; and faults that must break them."""
+"""Every registered model obeys the laws of all models, and faults break them."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_a_target_in_its_history_is_noticed(laws, monkeypatch):
 
 
 def test_a_leak_between_the_cases_of_a_batch_is_noticed(laws, monkeypatch):
-    """As by padding without a mask: a case's scores depend on the longest of the batch."""
+    """Padding without a mask makes a case's scores depend on the longest of the batch."""
     model = laws.first.model
     scores_of = model.score_catalogue
 
@@ -63,7 +63,7 @@ def test_a_leak_between_the_cases_of_a_batch_is_noticed(laws, monkeypatch):
 
 
 def clipped(name):
-    """One trainer clips for all models; each model is trained once more here."""
+    """One trainer clips for all models, and here each model is trained once more."""
     is_fast = name in ("my_models:TwoTower", "CALRec")
     return pytest.param(name, marks=[] if is_fast else [pytest.mark.slow])
 
@@ -76,7 +76,7 @@ def test_a_lost_clip_is_noticed(laws, tmp_path, monkeypatch):
 
 
 def test_weights_that_are_not_stored_are_noticed(laws, monkeypatch):
-    """One number of a weight is another one after it is read."""
+    """One number of a weight differs after loading."""
     if not laws.trains:
         pytest.skip("nothing is stored")
     from recbole_llm.storage import readback
@@ -122,7 +122,7 @@ def test_language_models_learn_the_small_world(name):
     "name", ["Pop", "BPR", "SASRec", "GRU4Rec", "FDSA", "NARM", "DIN", "NeuMF"]
 )
 def test_recboles_models_obey_the_laws(name):
-    """Those that score by user alone need not learn what comes next."""
+    """Models that score by user alone need not learn the next item."""
     held = NAMES if name in ("Pop", "BPR", "NeuMF") else []
     assert len(check_model(name, laws=held)) >= len(NAMES) - 1
 

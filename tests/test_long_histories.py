@@ -1,4 +1,7 @@
-"""A history of 10,000 events costs what its newest items cost: it is cut before it is looked up, tokenised and encoded."""
+"""A history of 10,000 events costs what its newest items cost.
+
+It is truncated before it is looked up, tokenised and encoded.
+"""
 
 import logging
 
@@ -27,7 +30,7 @@ TOKENIZER = train_tokenizer([*ITEMS, *TASTE_PROMPT, *vars(TEMPLATE).values()], 4
 
 
 class Counted(list):
-    """Texts that count how often one is read."""
+    """The texts count how often one is read."""
 
     read = 0
 
@@ -85,7 +88,7 @@ def test_texts_that_are_looked_up_late_are_the_same_texts(encode, seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_prompt_holds_the_most_newest_items_that_fit(seed):
-    """Against adding up the lengths of whole prompts."""
+    """The oracle adds up the lengths of whole prompts."""
     rng = np.random.default_rng(seed)
     own = HistoryEncoder(TOKENIZER, int(rng.integers(20, 200)))
     items = [ITEMS[item] for item in rng.integers(0, len(ITEMS), rng.integers(1, 25))]
@@ -113,7 +116,7 @@ def test_texts_are_a_sequence():
 
 
 def write_long(folder, length: int):
-    """The shop of every test, and a user who has met `length` items more."""
+    """Write the shop of every test, and a user with `length` more events."""
     write_shop(folder)
     path = folder / "dataset" / "tiny" / "tiny.inter"
     rng = np.random.default_rng(0)
@@ -136,7 +139,10 @@ MODELS = {
 
 
 def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]:
-    """(training examples, pieces that are tokenised or found to be, for them and for all test cases)."""
+    """Return the numbers of training examples and of pieces that are looked up.
+
+    The pieces are those of the examples and of all test cases.
+    """
     write_long(folder, length)
     monkeypatch.chdir(folder)
     own = {"use_gpu": False, "show_progress": False, "eval_args.mode": "uni5"} | MODELS[model]
@@ -165,7 +171,10 @@ def pieces_read(model: str, folder, length: int, monkeypatch) -> tuple[int, int]
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_reads_the_newest_items_alone(model, tmp_path, monkeypatch):
-    """As many pieces for 3,000 events as for 300; where all events are learned, as many for each."""
+    """3,000 events need as many pieces as 300.
+
+    Where all events are learned, each needs as many.
+    """
     found = [
         pieces_read(model, tmp_path / str(length), length, monkeypatch) for length in (300, 3_000)
     ]
@@ -175,7 +184,10 @@ def test_a_model_reads_the_newest_items_alone(model, tmp_path, monkeypatch):
 
 
 def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
-    """Which are the same blocks for a history and for one with more items, so that no summary is paid twice."""
+    """A history and a longer one share their blocks.
+
+    No summary is therefore paid twice.
+    """
     from recbole_llm.data.texts.text import ItemText
     from recbole_llm.language.summaries.schedules import run_plans
     from recbole_llm.language.summaries.summarizer import Summarizer

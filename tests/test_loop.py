@@ -1,4 +1,4 @@
-"""The evaluation loop against slow ways: what is masked, what is listed, and what is not named."""
+"""The evaluation loop equals slow oracles in what it masks, lists and leaves out."""
 
 import numpy as np
 import pytest
@@ -14,15 +14,17 @@ ITEMS = 20
 
 @pytest.fixture(scope="module")
 def repeats(tmp_path_factory):
-    """80 users with 6 to 9 events among 20 items: targets are often in their history, and so are drawn negatives."""
+    """Write events of 80 users, who have 6 to 9 among 20 items.
+
+    Targets and negatives are therefore often in the history.
+    """
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     target = folder / "repeats"
     target.mkdir()
-    events = [
-        (f"u{user}", f"i{rng.integers(ITEMS)}", 100 * user + time)
-        for user in range(80)
-        for time in range(rng.integers(6, 10))
-    ]
+    events = []
+    for user in range(80):
+        for time in range(rng.integers(6, 10)):
+            events.append((f"u{user}", f"i{rng.integers(ITEMS)}", 100 * user + time))
     events += [
         (f"half{item % 2}", f"i{item}", 9000 + item) for item in range(ITEMS)
     ]  # every item is met
@@ -36,7 +38,7 @@ def repeats(tmp_path_factory):
 
 
 def ranked(model, folder, mode, masked, **own):
-    """(dataset, scores [cases, items] by the model, table, lists)."""
+    """Return (dataset, scores [cases, items] by the model, table, lists)."""
     settings = {
         "mask_history": masked,
         "eval_args.mode": mode,
@@ -53,7 +55,10 @@ def ranked(model, folder, mode, masked, **own):
 @pytest.mark.parametrize("mode", ["full", "uni8"])
 @pytest.mark.parametrize("model", ["BPR", "GRU4Rec", "NeuMF", "LIR"])
 def test_history_is_masked_but_for_the_target(repeats, model, mode, masked):
-    """NeuMF scores pairs and has no scores of the whole catalogue, so under uniK it never sees any other item."""
+    """Masking keeps the target.
+
+    NeuMF scores pairs rather than the whole catalogue, so under uniK it sees candidates alone.
+    """
     from recbole_llm.data.cases.candidates import draw_candidates
 
     dataset, scores, table, lists = ranked(model, repeats, mode, masked)
@@ -86,7 +91,7 @@ def test_history_is_masked_but_for_the_target(repeats, model, mode, masked):
 
 
 def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
-    """A model that repeats what was bought: all that is above the target is history."""
+    """The model repeats purchases, so only history scores above the target."""
 
     class Repeats(torch.nn.Module):
         device = "cpu"
@@ -112,7 +117,7 @@ def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
 
 
 def test_a_case_without_an_answer_has_no_list_and_its_target_is_last(repeats, monkeypatch):
-    """Its items would be those that stand first in the catalogue."""
+    """Its list would hold the first items of the catalogue."""
     from recbole_llm.models.lir import LIR
 
     score = LIR.score
@@ -173,7 +178,10 @@ def slow_best(scores, k):
     [(1, 1), (7, 7), (50, 3), (50, 17), (50, 49), (301, 20), (1000, 1), (4000, 1000)],
 )
 def test_the_best_of_a_row(width, k, dtype):
-    """Distinct scores, many ties, all alike, fewer than k above -inf, infinities, and the best all in one group."""
+    """Scores are distinct, tied, all equal, infinite, or mostly -inf.
+
+    In one case, the best are all in one group.
+    """
     rng = np.random.default_rng(width)
     kinds = [
         rng.normal(size=(5, width)),

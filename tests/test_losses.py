@@ -1,4 +1,4 @@
-"""Shared losses against loops, and gradients that do not depend on how a batch is cut."""
+"""Shared losses equal loops, and their gradients do not depend on how a batch is divided."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,10 @@ def test_contrast_is_the_papers_sum_over_the_first_argument():
 
 
 def test_equal_pairs_are_in_no_sum():
-    """Float64, by loops: what is equal to a pair's own is neither a negative nor counted, the pair's own always is."""
+    """Compute the loss by loops in float64.
+
+    A duplicate of a pair's own item is no negative and is not counted; the pair's own always is.
+    """
     queries, keys = torch.randn(
         2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
@@ -48,7 +51,7 @@ def test_equal_pairs_are_in_no_sum():
 
 
 def test_a_softmax_over_the_catalogue_is_the_sum_over_its_items_also_under_autocast():
-    """Items of one vector are items of their own."""
+    """Items of one vector count separately."""
     rng = np.random.default_rng(0)
     states, items = rng.normal(size=(3, 8)), rng.normal(size=(4, 8))
     same, labels = np.array([0, 1, 1, 2, 3, 0]), np.array([5, 2, 3])
@@ -82,7 +85,7 @@ def test_the_symmetric_loss_is_sentence_transformers():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_cached_gradients_are_those_of_one_pass(dropout):
-    """In float64; with dropout, against one graph over the same masks."""
+    """They agree in float64; with dropout, with one graph over the same masks."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(8, 4)
@@ -137,7 +140,7 @@ def test_a_step_does_not_depend_on_its_passes(tmp_path, terms):
 
 
 def test_calrecs_loss_is_the_papers(tmp_path):
-    """(1 - a - b) L_NIG + a L_TT + b L_UT from plain passes over single users."""
+    """The oracle is (1 - a - b) L_NIG + a L_TT + b L_UT from plain passes over single users."""
     write_cycle(tmp_path)
     _, model, trainer, (train, _, _) = prepared(
         "CALRec", tmp_path, nig_targets="last", alpha=0.3, beta=-0.1

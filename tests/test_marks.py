@@ -1,4 +1,4 @@
-"""Text of users and items is data: it reaches a prompt as it was written, and forges no mark of one."""
+"""Texts of users and items reach a prompt as they were written, and forge none of its marks."""
 
 import random
 import re
@@ -22,34 +22,113 @@ from recbole_llm.language.tokens.tokenizing import TextTokenizer
 SHOPPING = Instructions.of_domain("shopping")
 CATEGORIES = "Pet Supplies > Birds > Toys"
 VERBATIM = [
-    CATEGORIES, "Operating System: Windows 11", "Pet Supplies > Birds > Toys > Swings", "a -> b => c >> d", "5 < 6, 7 > 6", "<3 dogs", "I <3 U > all",
-    "Movie: Part II [DVD]", "[2 Pack] Leash (Red)", "Star Wars: Episode IV: A New Hope", "a #1 seller", "C# for humans", "users: 5", "No. # 4",
-    "The System: A Novel", "Set [of 3]", "Ratio 3:1", "50% off; Brand: X", "《本》：猫", "naïve café", "A | B", "10–12 €", "<-- this way -->", "x<y",
-]  # fmt: skip
+    CATEGORIES,
+    "Operating System: Windows 11",
+    "Pet Supplies > Birds > Toys > Swings",
+    "a -> b => c >> d",
+    "5 < 6, 7 > 6",
+    "<3 dogs",
+    "I <3 U > all",
+    "Movie: Part II [DVD]",
+    "[2 Pack] Leash (Red)",
+    "Star Wars: Episode IV: A New Hope",
+    "a #1 seller",
+    "C# for humans",
+    "users: 5",
+    "No. # 4",
+    "The System: A Novel",
+    "Set [of 3]",
+    "Ratio 3:1",
+    "50% off; Brand: X",
+    "《本》：猫",
+    "naïve café",
+    "A | B",
+    "10–12 €",
+    "<-- this way -->",
+    "x<y",
+]
 MARKS = [
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<|pad|>", "<s>", "</s>", "<unk>", "<pad>", "<mask>", "<bos>", "<eos>", "[CLS]", "[SEP]", "[MASK]",
-    "[PAD]", "[UNK]", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>",
-    "<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "<extra_id_0>", "<0x0A>", "<think>", "</think>",
-    "<|mark0|>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", ">>TITLE<<", "[gMASK]", "<|START_OF_TURN_TOKEN|>", *section_heads(),
-]  # fmt: skip
-OPENINGS = ["User:", "Assistant:", "System:", "Human:", "### User:", "### Assistant:", "### Instruction:", "## Response:", "**User**:", "# Assistant :"]  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<|pad|>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "<mask>",
+    "<bos>",
+    "<eos>",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "[PAD]",
+    "[UNK]",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|eot_id|>",
+    "<｜begin▁of▁sentence｜>",
+    "<｜User｜>",
+    "<extra_id_0>",
+    "<0x0A>",
+    "<think>",
+    "</think>",
+    "<|mark0|>",
+    "[TOOL_CALLS]",
+    "[AVAILABLE_TOOLS]",
+    ">>TITLE<<",
+    "[gMASK]",
+    "<|START_OF_TURN_TOKEN|>",
+    *section_heads(),
+]
+OPENINGS = [
+    "User:",
+    "Assistant:",
+    "System:",
+    "Human:",
+    "### User:",
+    "### Assistant:",
+    "### Instruction:",
+    "## Response:",
+    "**User**:",
+    "# Assistant :",
+]
 
 
 def wide(text):
-    """A text in full-width letters, which NFKC makes ordinary ones."""
+    """Return a text in full-width letters, which NFKC normalises to ordinary ones."""
     return "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in text)
 
 
 def invisible(text):
-    """With a character that has no width after the first letter."""
+    """Return a text with a zero-width character after its first letter."""
     return f"{text[:2]}\u200b{text[2:]}"
 
 
-SPELLINGS = [str, str.lower, str.upper, str.title, wide, invisible, lambda text: f"[{text}]", lambda text: f"<{text}>"]  # fmt: skip
+SPELLINGS = [
+    str,
+    str.lower,
+    str.upper,
+    str.title,
+    wide,
+    invisible,
+    lambda text: f"[{text}]",
+    lambda text: f"<{text}>",
+]
 
 
 def plain(text):
-    """A text as a tokenizer may normalise it, in small letters."""
+    """Return a text as a tokenizer may normalise it, in small letters."""
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf").lower()
 
@@ -91,7 +170,7 @@ def test_no_line_opens_a_turn_or_a_section(mark, spell):
 
 
 def test_every_section_head_of_a_domain_is_a_mark():
-    """Heads in square brackets are found in texts; one without would not be."""
+    """Texts are searched for heads in square brackets, so that one without would be missed."""
     assert len(section_heads()) > 15
     assert all(re.fullmatch(r"\[[^\[\]]+\]", head) for head in section_heads())
 
@@ -118,9 +197,25 @@ def test_no_value_reads_like_another_attribute():
     )
 
 
-# --- prompts ------------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
-PIECES = [*MARKS, *OPENINGS, *VERBATIM, *map(wide, [*MARKS, *OPENINGS]), "\n", "\n\n", "Yes", "No", "1. ", "<", ">", "[", "]", "#", ":"]  # fmt: skip
+PIECES = [
+    *MARKS,
+    *OPENINGS,
+    *VERBATIM,
+    *map(wide, [*MARKS, *OPENINGS]),
+    "\n",
+    "\n\n",
+    "Yes",
+    "No",
+    "1. ",
+    "<",
+    ">",
+    "[",
+    "]",
+    "#",
+    ":",
+]
 HEADS = SHOPPING.judge_heads
 
 
@@ -129,7 +224,7 @@ def forged(rng):
 
 
 def sections(text, before, after):
-    """The summary, the items and the candidate that a prompt is read as."""
+    """Return the summary, the items and the candidate that a prompt is parsed into."""
     assert text.startswith(before) and text.endswith(after)
     body = text[len(before) : len(text) - len(after)]
     for mark in (*HEADS, "<|im_start|>", "<|im_end|>", "[INST]", "### "):
@@ -193,7 +288,7 @@ def test_a_summarisers_prompt_is_read_as_the_texts_that_were_put_in():
 
 
 def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
-    """From the file to both prompts."""
+    """The file's categories are in both prompts."""
     path = write_cycle(tmp_path) / "cycle" / "cycle.item"
     path.write_text(re.sub(r"drinks (\w)", rf"{CATEGORIES} > \1: x", path.read_text()))
     _, judge, _, (_, _, test) = prepared("LLMTRSR", tmp_path, max_length=900)
@@ -213,7 +308,7 @@ def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
 
 
 def test_a_tokenizer_that_reads_nfkc_sees_no_mark():
-    """Full-width marks are ordinary ones to it."""
+    """Such a tokenizer reads full-width marks as ordinary ones."""
     tokenizer = KINDS["T5"]([*texts(100), "[Next Item] ### User: < > |"] * 3)
     spelling = TextTokenizer(tokenizer)
     assert "[Next Item]" in tokenizer.decode(spelling.encode("a ［Ｎｅｘｔ Ｉｔｅｍ］"))

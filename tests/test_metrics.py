@@ -1,4 +1,4 @@
-"""Metrics against brute force, and against RecBole's own where there are no ties."""
+"""Metrics equal brute force, and RecBole's own where there are no ties."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def order_value(name, rank):
 
 
 def enumerated(name, above, tied):
-    """Mean, best and worst over every order of the target and the items tied with it."""
+    """Return mean, best and worst over every order of the target and the items tied with it."""
     orders = itertools.permutations(range(tied + 1))
     values = [order_value(name, above + 1 + order.index(0)) for order in orders]
     return math.fsum(values) / len(values), max(values), min(values)
@@ -123,7 +123,7 @@ def test_no_line_is_run_for_each_case(base, k):
 
 
 def loop_gini(frequency):
-    """Mean absolute difference over twice the mean, the definition."""
+    """Return the mean absolute difference over twice the mean, which defines the coefficient."""
     n = len(frequency)
     differences = sum(abs(x - y) for x, y in product(frequency, repeat=2))
     return differences / (2 * n * sum(frequency))
@@ -154,7 +154,7 @@ def test_list_metrics_refuse_other_ids():
 
 
 def test_without_any_list_there_is_nothing_to_say():
-    """No answer could be parsed: no reason to lose a run at its end."""
+    """No text could be parsed, which is no reason to lose a run at its end."""
     assert list_metrics(np.zeros((3, 5), int), np.array([0, 1, 2]), [1, 5]) == {}
 
 
@@ -169,7 +169,7 @@ def recbole():
 
 
 def settings(metrics, topk=(1, 3, 10), **more):
-    """What RecBole's evaluator and collector read of a Config."""
+    """Return what RecBole's evaluator and collector read of a Config."""
     common = {
         "eval_args": {"mode": "full"},
         "device": "cpu",
@@ -264,7 +264,7 @@ def test_stock_metrics_gather_no_ranks(recbole):
 
 
 def test_registration_reaches_recbole_while_it_is_being_imported():
-    """In a fresh process: the hook runs inside RecBole's import; a class pickles by its name."""
+    """In a fresh process, the hook runs inside RecBole's import; a class pickles by its name."""
     code = """
 import pickle, sys
 from recbole_llm import recbole_hooks
@@ -282,7 +282,7 @@ assert metrics_dict["tiendcg"] is TieNDCG is pickle.loads(pickle.dumps(TieNDCG))
 
 
 def test_list_metrics_equal_recbole(recbole):
-    """RecBole's classes, for a catalogue without padding whose items are all trained."""
+    """RecBole's classes are the oracle, for a catalogue without padding, all of it trained."""
     rng = np.random.default_rng(0)
     n_items, cases = 300, 30
     weights = np.arange(1, n_items + 1) / np.arange(1, n_items + 1).sum()

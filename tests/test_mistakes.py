@@ -1,4 +1,4 @@
-"""Mistakes of the user's: a line that says what to do, exit code 2, and nothing half-written."""
+"""A user's mistake ends in a line that says what to do, exit code 2, and nothing half-written."""
 
 import json
 import re
@@ -13,9 +13,9 @@ from recbole_llm.cli import main
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capfd):
-    """refused(*arguments, folder): what a command says that must fail.
+    """Return refused(*arguments, folder), which returns the message of a command that must fail.
 
-    That are three lines at most, the exit code is 2, and nothing is written.
+    It checks that the message has three lines at most, the exit code is 2, and nothing is written.
     """
 
     def run(*args, folder=tmp_path):
@@ -162,7 +162,7 @@ ARGUMENTS = {  # told before any data is read
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """A folder with the dataset and some settings files, and no run."""
+    """Write a folder with the dataset and some settings files, and no run."""
     folder = tmp_path_factory.mktemp("bare")
     write_shop(folder)
     for name, content in {
@@ -343,7 +343,7 @@ ALIKE = {
 
 @pytest.mark.parametrize("own", ALIKE)
 def test_models_of_one_table_are_measured_alike(own, tmp_path, refused):
-    """Told before any is trained."""
+    """The line appears before any is trained."""
     write_shop(tmp_path)
     edit(tmp_path, "item", lambda text: text + "i99\tnever bought\tbowl\n")
     assert re.search(ALIKE[own], refused("compare", "--models=Pop,LIR", "--dataset=tiny", own))
@@ -351,7 +351,7 @@ def test_models_of_one_table_are_measured_alike(own, tmp_path, refused):
 
 @pytest.mark.parametrize("case", DATA)
 def test_data_that_cannot_be(case, tmp_path, refused):
-    """Told before the first model is trained, the one beside it included."""
+    """The line appears before the first model is trained, including those beside it."""
     args, suffix, change, said = DATA[case]
     write_shop(tmp_path)
     if suffix:
@@ -423,7 +423,7 @@ CHECKPOINTS = {
 
 @pytest.fixture(scope="module")
 def trained(shop, tmp_path_factory):
-    """A copy of the second folder with runs that are none."""
+    """Copy the second folder, and add invalid runs."""
     folder = tmp_path_factory.mktemp("trained") / "copy"
     shutil.copytree(shop.second, folder)
     saved = folder / "saved"
@@ -504,9 +504,9 @@ def test_a_model_beside_it_that_cannot_run_is_left_out(tmp_path, monkeypatch, ca
     ],
 )
 def test_a_mistake_in_a_process_of_its_own(args, bare):
-    """Exit code and streams as a shell sees them, with the libraries' own warnings.
+    """Exit code and streams are those that a shell sees, with the libraries' own warnings.
 
-    Before and after torch is loaded.
+    They are the same before and after torch is loaded.
     """
     before = there(bare)
     done = process(bare, *args)

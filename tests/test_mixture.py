@@ -1,6 +1,8 @@
-"""Several datasets in one training: who is drawn how often, what is read of each, and the two stages."""
+"""One training reads several datasets: how often users are drawn, what is read, and two stages."""
 
+import itertools
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -74,12 +76,25 @@ def test_two_stages_over_two_datasets(shops):
     assert len(rows) == 3 and again.row["dataset"] == "other" and again.row["stage"] == "target"
 
 
-@pytest.mark.parametrize(("own", "message"), [
-    ({"select_on": "other"}, "select_on is of a stage.*--dataset=other"),
-    ({"stages": ["joint", "target"]}, "joint trains on several datasets"),
-    ({"stages": ["joint"], "datasets": ["cycle", "other"], "stage_settings": {"joint": {"datasets": None}}}, "joint trains on several datasets"),
-    ({"stages": ["target"], "stage_settings": {"target": {"select_on": "other"}}}, "select_on: other is to be one of --datasets"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"select_on": "other"}, "select_on is of a stage.*--dataset=other"),
+        ({"stages": ["joint", "target"]}, "joint trains on several datasets"),
+        (
+            {
+                "stages": ["joint"],
+                "datasets": ["cycle", "other"],
+                "stage_settings": {"joint": {"datasets": None}},
+            },
+            "joint trains on several datasets",
+        ),
+        (
+            {"stages": ["target"], "stage_settings": {"target": {"select_on": "other"}}},
+            "select_on: other is to be one of --datasets",
+        ),
+    ],
+)
 def test_stages_without_their_datasets_are_refused(shops, own, message):
     with pytest.raises(UserError, match=message):
         run_settings(settings_for("CALRec", shops, **own))
@@ -182,7 +197,8 @@ def test_the_same_events_under_another_name_are_the_same(shops):
     own = {"datasets": ["cycle", "part"], "whole": ["part"], "epochs": 0}
     with pytest.raises(
         UserError,
-        match="CALRec-cycle-.* learns part, and was trained on 20 of the 30 test targets, by all of its events",
+        match="CALRec-cycle-.* learns part, and was trained on 20 of the 30 test targets, "
+        "by all of its events",
     ):
         run_settings(settings_for("CALRec", shops, **own))
     joint = run_settings(
@@ -223,16 +239,17 @@ def test_other_settings_of_a_dataset_make_another_run_and_what_a_run_learned_sta
 
 
 def test_events_of_files_that_are_split_already_are_those_of_the_plain_file(shops):
-    """Whose times pre-split files do not tell."""
+    """Pre-split files do not tell the events' times."""
     rows = [
         line.split("\t") for line in (shops / "cycle" / "cycle.inter").read_text().splitlines()[1:]
     ]
-    users = {user: [item for other, item, _ in rows if other == user] for user, *_ in rows}
+    users = defaultdict(list)
+    for user, item, _ in rows:
+        users[user].append(item)
     for part, places in (("train", range(1, 6)), ("valid", [6]), ("test", [7])):
         lines = [
             f"{user}\t{' '.join(items[:place])}\t{items[place]}"
-            for user, items in users.items()
-            for place in places
+            for (user, items), place in itertools.product(users.items(), places)
         ]
         (shops / "cycle" / f"cycle.{part}.inter").write_text(
             "\n".join(["user_id:token\titem_id_list:token_seq\titem_id:token", *lines]) + "\n"
