@@ -40,12 +40,30 @@ def command(folder, *more):
     if any(part.startswith("--models") and "4.file" not in part for part in more):
         more = ("--cohort_file=~", *more)
     with contextlib.redirect_stdout(said):
-        code = cli.main([
-            "personalize", "--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", f"--models={MODELS}",
-            "--cohorts=low+2,low+high", "--low_activity=4", f"--cohort_file={folder / 'mine.tsv'}", "--jobs=serial", "--unit_users=8", "--own_users=27", "--activity_borders=[3,5]",
-            "--adapter_epochs=2", "--adapter_learning_rate=0.03", "--epochs=2", "--scratch_vocabulary=300", "--show_progress=false",
-            "--max_length=64", "--item_length=12", *more,
-        ])  # fmt: skip
+        code = cli.main(
+            [
+                "personalize",
+                "--dataset=shop",
+                f"--data_path={folder}",
+                f"--checkpoint_dir={folder / 'saved'}",
+                f"--models={MODELS}",
+                "--cohorts=low+2,low+high",
+                "--low_activity=4",
+                f"--cohort_file={folder / 'mine.tsv'}",
+                "--jobs=serial",
+                "--unit_users=8",
+                "--own_users=27",
+                "--activity_borders=[3,5]",
+                "--adapter_epochs=2",
+                "--adapter_learning_rate=0.03",
+                "--epochs=2",
+                "--scratch_vocabulary=300",
+                "--show_progress=false",
+                "--max_length=64",
+                "--item_length=12",
+                *more,
+            ]
+        )
     return code, said.getvalue()
 
 
@@ -249,8 +267,11 @@ def test_a_correlation_that_is_not_defined_is_said_to_be_so(monkeypatch):
     ):
         groups = findings.by_activity(counts, (2, 5))
         monkeypatch.setattr(
-            found, "own_users", lambda own=own, counts=counts, groups=groups: (counts, own, other, groups), raising=False
-        )  # fmt: skip
+            found,
+            "own_users",
+            lambda own=own, counts=counts, groups=groups: (counts, own, other, groups),
+            raising=False,
+        )
         lines = [line for line in found._by_activity() if "correlation" in line]
         assert len(lines) == 2 and all(f"(Spearman): {said}" in line for line in lines), lines
     shapes = np.array([0.5, 0.5, 0.5])
@@ -287,13 +308,19 @@ def test_gains_are_of_clustered_cohorts_in_which_model_2_finds_something():
     found = findings.Findings(
         SimpleNamespace(
             ranks={
-                model: make_table([0 if hit else 50 for hit in own], n_candidates=99, user=users.astype(str))
+                model: make_table(
+                    [0 if hit else 50 for hit in own], n_candidates=99, user=users.astype(str)
+                )
                 for model, own in hits.items()
             },
-            models=["2", "3", "4.text"], groupings={"4.text": cohorts}, covered={"4.text": np.ones(10, dtype=bool)},
-            user=users, samples=np.arange(10) ** 2, served={"4.text": SimpleNamespace(users=users)},
+            models=["2", "3", "4.text"],
+            groupings={"4.text": cohorts},
+            covered={"4.text": np.ones(10, dtype=bool)},
+            user=users,
+            samples=np.arange(10) ** 2,
+            served={"4.text": SimpleNamespace(users=users)},
         )
-    )  # fmt: skip
+    )
     gains, samples, shapes = found.cohort_gains()
     assert gains.tolist() == [100, 0, -100] and samples.tolist() == [0 + 1, 4 + 9, 16 + 25]
     values = cohorts.silhouettes()
@@ -457,12 +484,15 @@ def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypa
         r"4. Cohorts, features has (6|13) of 20 users; Recall@10 of the same users: ", said
     )
     assert re.search(
-        r"failed: cohort of 7 \w{8}, of 4.feat, .*low activity: ValueError: no cohort of 7 \w{8} today",
+        (
+            r"failed: cohort of 7 \w{8}, of 4.feat, "
+            r".*low activity: ValueError: no cohort of 7 \w{8} today"
+        ),
         said,
     )
 
 
-# --- routing ------------------------------------------------------------------------------------------------------------
+# --- routing --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -556,7 +586,7 @@ def test_recommend_says_who_serves(spectrum, router, capsys):
     assert "every adapter has item vectors of its own" in capsys.readouterr().err
 
 
-# --- what is asked for --------------------------------------------------------------------------------------------------
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def test_models_and_groupings_that_are_not_there():
@@ -570,30 +600,57 @@ def test_models_and_groupings_that_are_not_there():
             groupings.groupings_of(asked)
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--low_activity=99"], "low_activity: every user has fewer than 99 interactions in Continue Train, where the median is 4"),
-    (["--low_activity=0"], "low_activity: no user has fewer than 0"),
-    (["--cohort_file=nowhere.tsv"], "cohorts: nowhere.tsv cannot be read"),
-    (["--models=4.feat", "--cohort_file=mine.tsv"], "4.file among --models and --cohort_file=FILE"),
-    (["--cohorts=low+high"], "cohorts: low+high has nobody to draw at random for 6.feat"),
-    (["--eval_args.part=both"], "eval_args.part: personalize sets it itself"),
-    (["--init_from=RUN"], "init_from"),
-    (["--cohorts=low+2,40"], "expected at least 40 different users or items to cluster"),
-    (["--models=4.attr", "--user_columns=shoe"], "expected the columns shoe of users"),
-    (["--eval_args.split={LS: valid_and_test}"], "expected --eval_args.split='{temporal: [0.6, 0.2, 0.2]}'"),
-    (["--eval_args.mode=uni9"], "personalize ranks the whole catalogue"),
-    (["--adapter=lora"], "adapter: personalize sets it itself"),
-    (["--lora_rank=8"], "lora_rank: personalize reads it of no model; set --cohort_rank (Models 3, 4 and 6) or --user_rank"),
-    (["--lora_alpha=8"], "set --cohort_alpha (Models 3, 4 and 6) or --user_alpha"),
-    (["--lora_dropout=0.5"], "set --adapter_dropout"),
-    (["--seeds=[1,2]"], "seeds: personalize runs one seed, of training and of random cohorts; set --seed"),
-    (["--user_inter_num_interval=[99,inf)"], "nothing"),
-    (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
-    (["--frequent=2"], "frequent: expected"),
-    (["--activity_borders=[10,5]"], "activity_borders: expected ascending numbers"),
-    (["--activity_borders=10,5"], "or quartiles, found [10, 5]"),
-    (["--models=4.text", "--text_encoder=scratch:tiny"], "text_encoder: scratch:tiny has random weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--low_activity=99"],
+            (
+                "low_activity: every user has fewer than 99 "
+                "interactions in Continue Train, where the median is 4"
+            ),
+        ),
+        (["--low_activity=0"], "low_activity: no user has fewer than 0"),
+        (["--cohort_file=nowhere.tsv"], "cohorts: nowhere.tsv cannot be read"),
+        (
+            ["--models=4.feat", "--cohort_file=mine.tsv"],
+            "4.file among --models and --cohort_file=FILE",
+        ),
+        (["--cohorts=low+high"], "cohorts: low+high has nobody to draw at random for 6.feat"),
+        (["--eval_args.part=both"], "eval_args.part: personalize sets it itself"),
+        (["--init_from=RUN"], "init_from"),
+        (["--cohorts=low+2,40"], "expected at least 40 different users or items to cluster"),
+        (["--models=4.attr", "--user_columns=shoe"], "expected the columns shoe of users"),
+        (
+            ["--eval_args.split={LS: valid_and_test}"],
+            "expected --eval_args.split='{temporal: [0.6, 0.2, 0.2]}'",
+        ),
+        (["--eval_args.mode=uni9"], "personalize ranks the whole catalogue"),
+        (["--adapter=lora"], "adapter: personalize sets it itself"),
+        (
+            ["--lora_rank=8"],
+            (
+                "lora_rank: personalize reads it of no model; "
+                "set --cohort_rank (Models 3, 4 and 6) or --user_rank"
+            ),
+        ),
+        (["--lora_alpha=8"], "set --cohort_alpha (Models 3, 4 and 6) or --user_alpha"),
+        (["--lora_dropout=0.5"], "set --adapter_dropout"),
+        (
+            ["--seeds=[1,2]"],
+            "seeds: personalize runs one seed, of training and of random cohorts; set --seed",
+        ),
+        (["--user_inter_num_interval=[99,inf)"], "nothing"),
+        (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
+        (["--frequent=2"], "frequent: expected"),
+        (["--activity_borders=[10,5]"], "activity_borders: expected ascending numbers"),
+        (["--activity_borders=10,5"], "or quartiles, found [10, 5]"),
+        (
+            ["--models=4.text", "--text_encoder=scratch:tiny"],
+            "text_encoder: scratch:tiny has random weights",
+        ),
+    ],
+)
 def test_mistakes_are_one_line_before_anything_is_written(tmp_path, capsys, more, message):
     world(tmp_path)
     code, _ = command(tmp_path, *more)
@@ -660,14 +717,16 @@ def test_a_small_group_by_activity_is_not_filled_from_the_others():
     assert len(groupings.sample_users(np.arange(0), tests[:0], 340, 0, None)) == 0
 
 
-@pytest.mark.parametrize("wrong", [[], [5, 5], [10, 5], [0, 5], [2.5], ["five"], [True], ["quartiles", 5], [None]])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong", [[], [5, 5], [10, 5], [0, 5], [2.5], ["five"], [True], ["quartiles", 5], [None]]
+)
 def test_borders_that_are_none(wrong):
     with pytest.raises(UserError, match="activity_borders: expected ascending numbers"):
         groupings.borders_of(wrong)
     assert groupings.borders_of([5]) == (5,) and groupings.borders_of(["quartiles"]) is None
 
 
-# --- what must not leak -------------------------------------------------------------------------------------------------
+# --- what must not leak ---------------------------------------------------------------------------
 
 
 def asked(folder):
@@ -752,7 +811,7 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
     assert cohorts == others and not np.array_equal(above, elsewhere)
 
 
-# --- what was stored is what is read ------------------------------------------------------------
+# --- what was stored is what is read -----------------------------------------------------------
 
 
 @pytest.fixture

@@ -57,16 +57,22 @@ def spelled(own, tokens):
     ]
 
 
-# --- tokens -------------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def test_the_newest_item_comes_first_and_every_token_knows_its_type_and_item():
     own = encoder()
     assert spelled(own, own.sequence([LEASH, BOWL])) == [
         ("<|mark0|>", 0, 0),
-        (" Title", 1, 1), (" blue bowl of steel", 2, 1), (" Brand", 1, 1), (" Ka", 2, 1),
-        (" Title", 1, 2), (" red leash", 2, 2), (" Brand", 1, 2), (" Bo", 2, 2),
-    ]  # fmt: skip
+        (" Title", 1, 1),
+        (" blue bowl of steel", 2, 1),
+        (" Brand", 1, 1),
+        (" Ka", 2, 1),
+        (" Title", 1, 2),
+        (" red leash", 2, 2),
+        (" Brand", 1, 2),
+        (" Bo", 2, 2),
+    ]
 
 
 def test_whole_items_are_cut_the_oldest_first_and_attributes_at_their_end():
@@ -131,7 +137,7 @@ def test_texts_without_roles_have_none():
     assert batch.roles is None and batch.labels[0, :3].tolist() == [0, 1, 2]
 
 
-# --- losses -------------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -228,7 +234,7 @@ def test_fine_tuning_is_a_softmax_over_all_items(cycle):
     ]
 
 
-# --- scores -------------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def longformer(folder):
@@ -316,7 +322,7 @@ def test_equal_texts_tie(cycle):
     ) == len(FRUIT) - 1
 
 
-# --- the item table -----------------------------------------------------------------------------------------------------
+# --- the item table -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["epoch", "fixed"])
@@ -469,7 +475,7 @@ def test_settings_that_cannot_be(cycle, own, message):
         check(describe(settings_for("RecFormer", cycle, **own)))
 
 
-# --- learning -----------------------------------------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------------------
 
 
 def test_a_certain_world_is_learnt(tmp_path):

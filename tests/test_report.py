@@ -164,9 +164,9 @@ def test_latex_escapes_names_and_columns_and_nothing_that_it_wrote_itself():
     )
     head, body = (line for line in to_latex(table).splitlines() if line.endswith(r"\\"))
     assert head == r" & a\&b\_c \\"
-    assert (
-        body
-        == r"50\%\_of\_\#1 \& \{more\} \$x\textasciicircum{}2\$ \textasciitilde{}\textbackslash{}a & 0.5000 $\pm$ 0.0000 \\"
+    assert body == (
+        r"50\%\_of\_\#1 \& \{more\} \$x\textasciicircum{}2\$ "
+        r"\textasciitilde{}\textbackslash{}a & 0.5000 $\pm$ 0.0000 \\"
     )
     assert len(re.findall(r"(?<!\\)&", body)) == 1  # two columns
 
@@ -212,9 +212,14 @@ class FakeRun:
         self.table = make_table(np.array(above), n_candidates=n_candidates, user=user)
         self.folder = Path("saved") / name
         self.row = {
-            "run": name, "dataset": "Pet", "fingerprint": "f", "cases": len(above), "split": {"mode": {"valid": "uni5", "test": "full"}}, "rates": {},
+            "run": name,
+            "dataset": "Pet",
+            "fingerprint": "f",
+            "cases": len(above),
+            "split": {"mode": {"valid": "uni5", "test": "full"}},
+            "rates": {},
             "evaluation": {"mask_history": False, "group_by_user": False},
-        } | row  # fmt: skip
+        } | row
         grouped = (self.row["evaluation"] or {}).get("group_by_user", False)
         self.part, self.values = "test", evaluate(self.table, ["ndcg"], [10], grouped) | dict(test)
 
@@ -409,7 +414,10 @@ def test_one_user_is_no_sample():
         ({"evaluation": None}, "one table needs one evaluation: first has {.*}, second has None"),
         (
             {"n_candidates": 99},
-            r"same n_candidates per case: of user u0 first has 100, second has 99 \(3 of 3 cases differ\)",
+            (
+                r"same n_candidates per case: of user u0 first has 100, "
+                r"second has 99 \(3 of 3 cases differ\)"
+            ),
         ),
         ({"user": ["u0", "u1", "x"]}, "the same cases, found 1 only in the first"),
         ({"name": "first"}, "run first is given 2 times"),

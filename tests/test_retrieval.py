@@ -108,7 +108,7 @@ def test_the_most_probable_of_equal_texts_stays():
     assert distinct_texts([], np.array([])) == ([], [], [])
 
 
-# --- nearest vectors ---------------------------------------------------------------------------------------------------
+# --- nearest vectors ------------------------------------------------------------------------------
 
 
 def vectors_of_kinds(count, seed, kinds=20, width=16):

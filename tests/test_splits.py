@@ -78,11 +78,17 @@ def by_user(tables, cases):
 @pytest.mark.parametrize(
     "rule",
     [
-        {"LS": "valid_and_test"}, {"LS": "test_only"}, {"RS": [0.8, 0.1, 0.1]}, {"RS": [0.6, 0.2, 0.2]}, {"RS": [8, 1, 1]}, {"RS": [0.5, 0.2, 0.3]},
-        {"RS": [0.7, 0.0, 0.3]}, {"RS": [0.2, 0.4, 0.4]},
+        {"LS": "valid_and_test"},
+        {"LS": "test_only"},
+        {"RS": [0.8, 0.1, 0.1]},
+        {"RS": [0.6, 0.2, 0.2]},
+        {"RS": [8, 1, 1]},
+        {"RS": [0.5, 0.2, 0.3]},
+        {"RS": [0.7, 0.0, 0.3]},
+        {"RS": [0.2, 0.4, 0.4]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_split_is_recboles(write, stock, rule):
     """Users of one to six events, and enough longer ones to meet every rounding of the ratios."""
     lengths = [*range(1, 7)] * 3 + [*range(7, 33)]
@@ -195,8 +201,10 @@ def test_temporal_split(tables, ratio):
         pre, later, future = sizes(int(length), ratio)
         places = {
             (name, part): (read.position[cases.end[cases.user == user]]).tolist()
-            for name, split in parts.items() for part in PARTS for cases in [getattr(split, part)]
-        }  # fmt: skip
+            for name, split in parts.items()
+            for part in PARTS
+            for cases in [getattr(split, part)]
+        }
         one, two, three = (
             range(1, 1 + pre),
             range(1 + pre, 1 + pre + later),

@@ -35,7 +35,10 @@ def read(model, tokens):
     return text
 
 
-STRUCTURED = "<SEQ_START><ITEM_START>TITLE: fig juice<ITEM_END><ITEM_START>TITLE: kiwi juice<ITEM_END><SEQ_END>"
+STRUCTURED = (
+    "<SEQ_START><ITEM_START>TITLE: "
+    "fig juice<ITEM_END><ITEM_START>TITLE: kiwi juice<ITEM_END><SEQ_END>"
+)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,9 @@ def test_the_oldest_items_are_cut_and_marks_never_are(cycle):
 def test_room_for_the_newest_item_is_asked_for(cycle):
     with pytest.raises(
         UserError,
-        match="max_length: expected at least 12, which leave 8 tokens for the newest item, found 11",
+        match=(
+            "max_length: expected at least 12, which leave 8 tokens for the newest item, found 11"
+        ),
     ):
         prepared("ST5Seq", cycle, max_length=11)
     assert len(prepared("ST5Seq", cycle, max_length=12)[1]._sequence(0, np.array([0, 1]))) <= 12

@@ -63,9 +63,11 @@ def world(tmp_path_factory):
 def learners_of(world, count=16):
     model, part = world
     return [
-        Learner(str(token), part.train[part.train.user == user], part.valid[part.valid.user == user])
+        Learner(
+            str(token), part.train[part.train.user == user], part.valid[part.valid.user == user]
+        )
         for user, token in enumerate(model.tables.users[:count])
-    ]  # fmt: skip
+    ]
 
 
 def frozen_of(world, dtype=torch.float32):

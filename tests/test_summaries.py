@@ -47,7 +47,7 @@ def tell(requests, level):
     ]
 
 
-# --- plans -------------------------------------------------------------------------------------------------------------
+# --- plans ----------------------------------------------------------------------------------------
 
 
 def test_a_hierarchy_of_any_depth():
@@ -111,7 +111,7 @@ def test_a_history_without_items_has_no_summary():
     assert run_plans([], tell) == []
 
 
-# --- prompts -----------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 ASKED = {
     "block": Request("block", items=tuple(things(2))),
@@ -119,7 +119,10 @@ ASKED = {
     "update": Request("update", previous=("likes wood",), items=tuple(things(2))),
 }
 READ = {
-    "block": "\n\n[Historical Purchase Data]\n1. Title: thing 0 of wood; Brand: brand0\n2. Title: thing 1 of wood; Brand: brand1",
+    "block": (
+        "\n\n[Historical Purchase Data]\n1. Title: thing 0 of wood; "
+        "Brand: brand0\n2. Title: thing 1 of wood; Brand: brand1"
+    ),
     "layer": "\n\n[User Preferences Summaries]\n1. likes wood\n2. likes steel",
     "update": "\n\n[Previous Preference Summary]\nlikes wood\n\n[Recent Purchase Data]\n"
     "1. Title: thing 0 of wood; Brand: brand0\n2. Title: thing 1 of wood; Brand: brand1",
@@ -177,7 +180,7 @@ def test_item_text_opens_no_section():
     assert text.count("[") == 1 and "###" not in text and "<" not in text and text.count("\n") == 3
 
 
-# --- without a language model ------------------------------------------------------------------------------------------
+# --- without a language model ---------------------------------------------------------------------
 
 
 def catalogue(items):
@@ -256,7 +259,7 @@ def test_an_item_without_text_has_a_summary():
     assert text == UNKNOWN and engine.texts([Request("layer", previous=(text, text))]) == [UNKNOWN]
 
 
-# --- what is written, and kept -----------------------------------------------------------------------------------------
+# --- what is written, and kept --------------------------------------------------------------------
 
 
 class Scripted:
@@ -344,9 +347,19 @@ def test_empty_and_too_long_texts_are_tried_again_once_and_then_replaced(tmp_pat
         and counted.counts["too_long"] == 3
         and counted.counts["replaced"] == 2
     )
-    assert [summary.replaced for summary in summaries(tmp_path, Scripted()).of([*plans(1, 1, 1, 1, 1), hierarchical(things(12, 200), 5, 5)])] == [
-        False, False, True, True, False, False,
-    ]  # fmt: skip
+    assert [
+        summary.replaced
+        for summary in summaries(tmp_path, Scripted()).of(
+            [*plans(1, 1, 1, 1, 1), hierarchical(things(12, 200), 5, 5)]
+        )
+    ] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert (
         counted.counts["read"] == 90
         and counted.counts["written"] == 1 + 99 + 1 + 99 + 99 + 1 + 2 + 2 + 2
@@ -412,7 +425,7 @@ def test_what_is_written_is_kept_when_the_engine_fails(tmp_path):
     assert len(engine.calls) == 2
 
 
-# --- by a model on this machine ----------------------------------------------------------------------------------------
+# --- by a model on this machine -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

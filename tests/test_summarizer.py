@@ -50,9 +50,15 @@ def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
         return engines.make_engine(config, Instructions.of_domain(config["domain"]), None)
 
     changes = [
-        {}, {"summarizer": other}, {"summarizer_length": 300}, {"summary_tokens": 30}, {"summarizer_temperature": 0.5}, {"precision": "bf16"},
-        {"domain": "news"}, {"summarizer_temperature": 0.5, "seed": 3},
-    ]  # fmt: skip
+        {},
+        {"summarizer": other},
+        {"summarizer_length": 300},
+        {"summary_tokens": 30},
+        {"summarizer_temperature": 0.5},
+        {"precision": "bf16"},
+        {"domain": "news"},
+        {"summarizer_temperature": 0.5, "seed": 3},
+    ]
     made_by = [engine(**change) for change in changes]
     assert len({one.name for one in made_by}) == len(changes)
     assert engine(seed=3).name == made_by[0].name == engine(summarizer_parallel=3).name
@@ -167,8 +173,10 @@ def test_a_run_is_of_its_servers_model_wherever_that_is(tmp_path):
     """The same run, and one that `evaluate` may ask another address for."""
     pytest.importorskip("openai")
     write_cycle(tmp_path, users=12)
-    made_by = [prepared("LLMTRSR", tmp_path, **SMALL, summarizer=url, summarizer_model=name)[0] for url, name in
-               (("http://a:1/v1", "x"), ("https://b:2/v1", "x"), ("http://a:1/v1", "y"))]  # fmt: skip
+    made_by = [
+        prepared("LLMTRSR", tmp_path, **SMALL, summarizer=url, summarizer_model=name)[0]
+        for url, name in (("http://a:1/v1", "x"), ("https://b:2/v1", "x"), ("http://a:1/v1", "y"))
+    ]
     assert made_by[0].run_id == made_by[1].run_id != made_by[2].run_id
     made_by[1].check_answering({"settings": made_by[0].settings})
     for other in (made_by[2], prepared("LLMTRSR", tmp_path, **SMALL)[0]):

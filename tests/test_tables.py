@@ -118,9 +118,16 @@ def test_ids_that_look_like_nothing_stay(tables):
 # Filters
 
 TWICE = [  # u took a, b (told twice, and once with another rating), b later, a again; v's event is there thrice
-    ("u", "b", 20, 3), ("u", "a", 10, 5), ("u", "b", 20, 3), ("u", "b", 20, 4), ("v", "a", 5, 1),
-    ("u", "a", 30, 5), ("v", "a", 5, 1), ("u", "b", 25, 3), ("v", "a", 5, 1),
-]  # fmt: skip
+    ("u", "b", 20, 3),
+    ("u", "a", 10, 5),
+    ("u", "b", 20, 3),
+    ("u", "b", 20, 4),
+    ("v", "a", 5, 1),
+    ("u", "a", 30, 5),
+    ("v", "a", 5, 1),
+    ("u", "b", 25, 3),
+    ("v", "a", 5, 1),
+]
 
 
 @pytest.mark.parametrize(
@@ -226,12 +233,16 @@ def test_a_column_that_is_called_like_a_time_is_named(tables, column, told):
 @pytest.mark.parametrize(
     ("rows", "cells", "told"),
     [
-        ([("a", "", "x"), ("a", "Apple", "y"), ("b", "B", "z")], {"a": ("Apple", "x")}, "rows of 1 ids differ: a"),
+        (
+            [("a", "", "x"), ("a", "Apple", "y"), ("b", "B", "z")],
+            {"a": ("Apple", "x")},
+            "rows of 1 ids differ: a",
+        ),
         ([("a", "Apple", ""), ("b", "B", "z"), ("a", "", "x")], {"a": ("Apple", "x")}, ""),
         ([("a", "A", "x"), ("a", "A", "x"), ("a", "A", "x")], {"a": ("A", "x")}, ""),
         ([("a", "", ""), ("a", "", ""), ("b", "B", "NA")], {"a": ("", ""), "b": ("B", "NA")}, ""),
     ],
-)  # fmt: skip
+)
 def test_of_several_rows_of_an_item_each_first_cell_with_text_counts(tables, rows, cells, told):
     files = {"item": [("item_id:token", "title:token_seq", "brand:token"), *rows]}
     read = tables([("u", "a", 1), ("u", "b", 2)], files)
@@ -493,7 +504,10 @@ def test_equal_data_have_equal_fingerprints(tables):
             {},
             INTER,
             {},
-            "toy.inter, line 3: expected a finite number in column timestamp, found '' (1 such lines)",
+            (
+                "toy.inter, line 3: expected a finite number "
+                "in column timestamp, found '' (1 such lines)"
+            ),
         ),
         (
             [("u", "a", "inf"), ("u", "b", "1e400")],

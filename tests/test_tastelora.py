@@ -41,7 +41,7 @@ def segments_of(own, tokens):
     ]
 
 
-# --- segments -----------------------------------------------------------------------------------------------------------
+# --- segments -------------------------------------------------------------------------------------
 
 
 def test_the_newest_items_come_first_between_two_sentences(tokenizer):
@@ -94,7 +94,7 @@ def test_text_is_data(tokenizer):
         assert not set(own.item(text).ids) & {tokenizer.pad_token_id, tokenizer.eos_token_id}
 
 
-# --- fusion -------------------------------------------------------------------------------------------------------------
+# --- fusion ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_transformers_reads_what_is_saved_and_a_decoder_alone_is_refused(
         load(str(tmp_path / "causal"), (), saved=tmp_path, max_length=32, kind=FusionBackbone)
 
 
-# --- the loss -----------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_a_softmax_over_all_items_of_a_step_but_those_met():
@@ -221,7 +221,7 @@ def test_negatives_are_never_of_the_users_own(cycle):
     assert any((one.texts != two.texts).any() for one, two in zip(groups, other, strict=True))
 
 
-# --- the model ----------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 def test_it_learns_the_cycle(cycle):

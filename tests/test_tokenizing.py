@@ -65,7 +65,7 @@ def histories(count=12):
     return [rng.sample(items, rng.randint(1, 8)) for _ in range(count)]
 
 
-# --- judges -------------------------------------------------------------------------------------------------------------
+# --- judges ---------------------------------------------------------------------------------------
 
 
 def judge(tokenizer, **own):
@@ -142,7 +142,7 @@ def test_an_answer_follows_what_the_model_is_asked_with(tokenizers, template, be
     assert answer_markup(tokenizer, "Yes") == behind
 
 
-# --- writers ------------------------------------------------------------------------------------------------------------
+# --- writers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", [CALREC, GPT4REC])
@@ -166,7 +166,7 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
         assert own.spelling.count_differences(tokens.ids) == 0
 
 
-# --- TASTE and sentence encoders ----------------------------------------------------------------------------------------
+# --- TASTE and sentence encoders ------------------------------------------------------------------
 
 
 def test_a_segment_is_the_whole_text(tokenizer):
@@ -249,7 +249,7 @@ def test_attributes_are_words_of_one_text(tokenizer):
     assert own.item(item)[0].tolist() == whole(tokenizer, text)[len(whole(tokenizer, "x")) :]
 
 
-# --- the tokenizer itself -----------------------------------------------------------------------------------------------
+# --- the tokenizer itself -------------------------------------------------------------------------
 
 
 def test_what_does_not_look_around_stays_as_it_was(tokenizers):
@@ -264,7 +264,17 @@ def test_what_does_not_look_around_stays_as_it_was(tokenizers):
     assert TextTokenizer(scratch).split_space(", ") == (", ", "")
 
 
-SPECIAL = ["<s>", "</s>", "<pad>", "[PAD]", "[CLS]", "[MASK]", "<|im_start|>", "<|endoftext|>", "<extra_id_0>"]  # fmt: skip
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<pad>",
+    "[PAD]",
+    "[CLS]",
+    "[MASK]",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<extra_id_0>",
+]
 
 
 def test_no_piece_becomes_a_special_token(tokenizer):
@@ -317,14 +327,19 @@ def test_an_anchor_that_would_grow_into_the_piece_is_passed_over():
     assert spelling.encode("b").tolist() == [1] and spelling.encode("b", opens=True).tolist() == [5]
 
 
-# --- models -------------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["Llama 2", "Mistral", "byte-level BPE"])
 def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_path):
     """The odds of Yes against No where the template's own chats with the two answers part, by a pass that knows nothing of pieces."""
     tokenizer, folder = tokenizers[kind], str(tmp_path / "model")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}  # fmt: skip
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes)
@@ -353,5 +368,7 @@ def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_
                 )
                 place = next(at for at, pair in enumerate(zip(yes, no)) if pair[0] != pair[1])
                 logits = model(input_ids=torch.tensor([yes[:place]])).logits[0, -1]
-                assert value == pytest.approx((logits[yes[place]] - logits[no[place]]).item(), rel=1e-3, abs=1e-3)  # fmt: skip
+                assert value == pytest.approx(
+                    (logits[yes[place]] - logits[no[place]]).item(), rel=1e-3, abs=1e-3
+                )
     assert judge.counts["compared"] == 2 and judge.counts["border_tokens"] == 0

@@ -120,8 +120,11 @@ def write_shop(folder, name, titles):
 SHOPS = {
     "han": (["不锈钢保温杯", "木制台灯卧室", "纯棉短袖上衣"], ["蓝色", "红色", "绿色", "黑"]),
     "thai": (["กาแฟคั่วบด", "น้ำดื่มสะอาด", "เสื้อยืดผ้าฝ้าย"], ["สีฟ้า", "สีแดง", "เขียว", "ดำ"]),
-    "kana": (["ステンレスマグ", "きのつくえらんぷ", "コットンシャツ"], ["あお", "あか", "みどり", "くろ"]),
-}  # fmt: skip
+    "kana": (
+        ["ステンレスマグ", "きのつくえらんぷ", "コットンシャツ"],
+        ["あお", "あか", "みどり", "くろ"],
+    ),
+}
 
 
 @pytest.mark.parametrize("script", SHOPS)
@@ -174,13 +177,19 @@ def test_sentences_without_spaces_are_drawn_apart_and_counted():
 
     value = "这个保温杯可以保温十二个小时。杯盖不会漏水！适合办公室和旅行使用？颜色有蓝色和红色"
     assert _sentences(value) == [
-        "这个保温杯可以保温十二个小时。", "杯盖不会漏水！", "适合办公室和旅行使用？", "颜色有蓝色和红色.",
-    ]  # fmt: skip
+        "这个保温杯可以保温十二个小时。",
+        "杯盖不会漏水！",
+        "适合办公室和旅行使用？",
+        "颜色有蓝色和红色.",
+    ]
     assert _sentences("不锈钢保温杯蓝色") == ["不锈钢保温杯蓝色."]
     drawn = nearest(_sentences(value * 9))
     assert sum(map(count, drawn)) <= SENTENCES and len(drawn) > 2
     assert count(nearest(["保温杯" * 100])[0]) == SENTENCES
-    english = "It keeps warm for hours. The lid is tight! Good for an office, or for travel? No more to say here at all"
+    english = (
+        "It keeps warm for hours. The lid is tight! "
+        "Good for an office, or for travel? No more to say here at all"
+    )
     assert len(_sentences(english)) == 4 and count(english) == len(english.split())
 
 

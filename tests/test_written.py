@@ -83,9 +83,15 @@ def test_other_matching_of_the_same_texts(run, tmp_path, monkeypatch, own):
 
 
 WRITING = [
-    {"samples": 3}, {"temperature": 0.3}, {"max_new_tokens": 3}, {"max_length": 150}, {"precision": "bf16"}, {"seed": 3},
-    {"text_fields": {"Title": "title", "Category": "brand"}}, {"text_words": {"Title": 1}},
-]  # fmt: skip
+    {"samples": 3},
+    {"temperature": 0.3},
+    {"max_new_tokens": 3},
+    {"max_length": 150},
+    {"precision": "bf16"},
+    {"seed": 3},
+    {"text_fields": {"Title": "title", "Category": "brand"}},
+    {"text_words": {"Title": 1}},
+]
 
 
 @pytest.mark.parametrize("own", WRITING)
