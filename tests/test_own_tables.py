@@ -1,4 +1,4 @@
-"""A user's own tables become atomic files that models train on, and what is wrong with them is found."""
+"""A user's own tables become atomic files that models train on; faults in them are found."""
 
 import gzip
 import json
@@ -291,7 +291,7 @@ def test_metadata_of_broken_lines_alone_is_told_as_that(tmp_path, capsys):
 
 
 def test_what_is_passed_over_is_counted(tmp_path, capsys):
-    """Of events and of metadata, whatever is wrong with a row; a byte-order mark is nothing wrong."""
+    """Faulty rows of events and of metadata are counted; a byte-order mark is no fault."""
     items = 'i,ti,note\nx,"X\nover two lines",1\ny,"a ""q"" b",2\nz,"5"nail",3\nq,bad,4,5\n'
     ask = own(tmp_path, EVENTS + "c,z,4,5,6\nc,,4\n", items)
     (tmp_path / "i.csv").write_bytes(items.encode() + b'v,"even",5\nw,w",6\n')
@@ -317,7 +317,7 @@ def test_what_is_passed_over_is_counted(tmp_path, capsys):
 
 
 def test_quoted_cells_of_large_tables(tmp_path):
-    """Lines within quoted cells are no rows, in whatever part of a file that threads would share they lie."""
+    """Line breaks within quoted cells start no rows, whichever thread would read them."""
     rows, cell = 40_000, "\n".join(f"ghost{line},gi,{line},zz" for line in range(60))
     with open(tmp_path / "e.csv", "w") as file:
         file.write(

@@ -1,7 +1,8 @@
-"""The personalization spectrum by its command: seven models, their tables, and who is served by what."""
+"""The command `personalize`: seven models, their tables, and the adapter that serves each user."""
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -30,7 +31,8 @@ from recbole_llm.studies.personalization.routing import Router
 from recbole_llm.studies.personalization.spectrum import Personal
 
 TEXTS = [
-    f"id: {number} title: {kind} {number}" for number in range(12) for kind in ("drink", "food")
+    f"id: {number} title: {kind} {number}"
+    for number, kind in itertools.product(range(12), ("drink", "food"))
 ]
 MODELS = "1,2,3,4.feat,6.feat,4.file,5,7"
 
@@ -151,7 +153,7 @@ def test_tables_are_the_means_of_the_stored_ranks(spectrum):
 
 
 def test_each_user_is_ranked_by_the_adapter_that_serves_it(spectrum):
-    """Model 4 by the units of its cohorts, Model 7 by own adapters and Model 3, an own file's strangers by Model 3."""
+    """Cohorts' units rank in Model 4, own adapters in Model 7; Model 3 ranks all other users."""
     _, said, adapters = spectrum
     units = {}
     for path in adapters.glob("units/*/ranks.npz"):
@@ -206,7 +208,7 @@ def test_a_model_that_lacks_users_competes_for_nothing(spectrum):
 
 
 def test_groups_by_activity_have_the_borders_asked_for_and_an_empty_one_is_named(spectrum):
-    """Users have 3 or 4 Future-Test cases: at most 9 of each of three groups, and nobody in the place of a group without users."""
+    """Users have 3 or 4 Future-Test cases; a group without users is not filled from others."""
     _, said, adapters = spectrum
     table = said[said.index("users by their own adapter against") :]
     assert row(table, "users", "up to 3")[:3] == [7, 3, 3]
@@ -299,20 +301,22 @@ def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much(monkey
 
 
 def test_gains_are_of_clustered_cohorts_in_which_model_2_finds_something():
-    """Five cohorts of two users: 4.text hits twice, once or never where Model 2 hits once; one has no hit of Model 2, one was not clustered."""
+    """Five cohorts have two users each; Model 2 finds nothing in one, and one was not clustered.
+
+    Where Model 2 hits once, 4.text hits twice, once or never.
+    """
     users = np.arange(10)
     hits = {"2": [1, 0] * 3 + [0, 0, 1, 0], "3": [1] * 10, "4.text": [1, 1, 1, 0, 0, 0, 1, 1, 1, 1]}
     space = np.repeat(np.arange(5.0), 2)[:, None] * 10 + np.array([0, 1.0] * 5)[:, None]
     space[8:] = np.nan
     cohorts = Cohorts(tuple("abcde"), users // 2, space)
+    tables = {
+        model: make_table(np.where(own, 0, 50), n_candidates=99, user=users.astype(str))
+        for model, own in hits.items()
+    }
     found = findings.Findings(
         SimpleNamespace(
-            ranks={
-                model: make_table(
-                    [0 if hit else 50 for hit in own], n_candidates=99, user=users.astype(str)
-                )
-                for model, own in hits.items()
-            },
+            ranks=tables,
             models=["2", "3", "4.text"],
             groupings={"4.text": cohorts},
             covered={"4.text": np.ones(10, dtype=bool)},
@@ -328,7 +332,10 @@ def test_gains_are_of_clustered_cohorts_in_which_model_2_finds_something():
 
 
 def test_weights_are_numbers_of_future_test_cases(spectrum):
-    """The weighted average over cohorts is the model's row, and each cohort's gain is over Model 2 on the same users."""
+    """The average over cohorts, weighted by cases, is the model's row.
+
+    Each cohort's gain is over Model 2 on the same users.
+    """
     folder, said, adapters = spectrum
     table = "shop: 4. Cohorts, features, 3 cohorts"
     parts = [row(said, table, f"4. {name}") for name in ("low activity", "feature 1", "feature 2")]
@@ -412,7 +419,10 @@ def test_the_same_command_trains_nothing_and_a_lost_unit_is_done_again(spectrum,
 def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(
     spectrum, tmp_path, monkeypatch
 ):
-    """On a copy: a smaller command leaves who is served by what as it was, a larger one trains whom nobody has trained."""
+    """A smaller command leaves each user's adapter as it was; a larger one adds the missing ones.
+
+    Both commands run on a copy of the shared results.
+    """
     from recbole_llm.studies.personalization import jobs
 
     folder, _, adapters = spectrum
@@ -702,7 +712,10 @@ def test_own_adapters_are_drawn_evenly_by_activity(tmp_path):
 
 
 def test_a_small_group_by_activity_is_not_filled_from_the_others():
-    """340 users of the paper are 85 of each group: where 560 of 624 users have up to 5 cases, 85 of those and no more."""
+    """The paper's 340 users are 85 of each of four groups by activity.
+
+    Where 560 of 624 users have up to 5 cases, that group still has 85 users.
+    """
     tests = np.repeat([2, 3, 5, 6, 9], [300, 200, 60, 60, 4])
     found = tests[groupings.sample_users(np.arange(624), tests, 340, 0, (5, 10, 20))]
     assert (found <= 5).sum() == 85 and (found > 5).sum() == 64
@@ -742,7 +755,7 @@ def asked(folder):
 
 
 def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
-    """Continue Train samples + 1 = Future-Test items, of every user; and three interactions are in no part."""
+    """Each user has one Future-Test item more than samples; three interactions are in no part."""
     own = asked(world(tmp_path))
     count = len(own.tables.users)
     samples, tests = (
@@ -759,7 +772,9 @@ def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["t5", pytest.param("scratch:tiny", marks=pytest.mark.slow)])
 def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
-    """The whole command on data whose Future-Test is another: the same bytes of Model 2 and of every adapter, the same cohorts, other ranks.
+    """Data with another Future-Test give the same models and cohorts, and other ranks.
+
+    Model 2 and every adapter have the same bytes.
 
     backbone : from scratch its tokenizer is trained on the items' texts.
     """

@@ -1,4 +1,4 @@
-"""Each source's raw files become atomic files that models train on, and what is wrong with them is found."""
+"""Each source's raw files become atomic files that models train on; faults in them are found."""
 
 import gzip
 import os
@@ -165,7 +165,7 @@ def reviews(*rows):
 
 @pytest.fixture(scope="module")
 def instruments(tmp_path_factory):
-    """CALRec's Musical Instruments of three users, prepared, and the tables that a run on it reads."""
+    """CALRec's Musical Instruments of three users, prepared, and the tables that a run reads."""
     from recbole_llm.data.recbole.datasets import load_tables
     from recbole_llm.data.sample import locate
 
@@ -492,12 +492,14 @@ def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of files")
 def test_a_full_disk_is_one_line(tmp_path):
-    """Stood in for by a limit on the size of files, which the events and the texts pass at different points."""
+    """A limit on the size of files stands for a full disk; events and texts pass it apart."""
     raw.amazon2018(tmp_path)
     ask = ["prepare", "Toys", f"--raw={tmp_path}", f"--data_path={tmp_path / 'data'}"]
     limited = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from recbole_llm import cli; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.exit(cli.main(sys.argv[2:]))"
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "from recbole_llm import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+        "sys.exit(cli.main(sys.argv[2:]))"
     )
     for most in (2000, 6000, 90_000):
         child = subprocess.run(

@@ -1,5 +1,6 @@
 """RecFormer: how items become tokens, what is learned from them, and which vectors rank."""
 
+import itertools
 import math
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_texts_without_roles_have_none():
 
 @torch.no_grad()
 def state(model, tokens):
-    """float64 [length, width] of one text alone: the sum of the embeddings through the library's model."""
+    """Final states of one text alone, float64 [length, width], by the library's own model."""
     types, items = torch.from_numpy(tokens.roles)
     words = model.bundle.core.get_input_embeddings().weight[torch.from_numpy(tokens.ids)]
     return model.bundle.core(
@@ -164,7 +165,7 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
     _, model, _, _ = prepared("RecFormer", cycle, phase="pretrain", mask_share=0.3, **QUICK)
     with_roles(model)
     groups = model.examples(0)[:12]
-    texts = [text for group in groups for text in group]
+    texts = list(itertools.chain.from_iterable(groups))
     with torch.no_grad():
         loss, vectors = model.loss_and_vectors(pad(texts, pad_id=model.pad_id), True)
     words, bias = (
@@ -178,9 +179,9 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
         for place in np.flatnonzero(text.learned):
             logits = [float(states[place].numpy() @ word) + own for word, own in zip(words, bias)]
             expected += math.log(sum(map(math.exp, logits))) - logits[text.labels[place]]
-    assert any(text.learned.any() for text in texts) and all(
-        not text.learned.any() for group in groups for text in group[:2]
-    )
+    assert any(text.learned.any() for text in texts)
+    for group in groups:
+        assert not any(text.learned.any() for text in group[:2])
     assert loss.item() == pytest.approx(0.1 * expected, rel=1e-5)
     assert torch.allclose(vectors, torch.stack(first), rtol=1e-8, atol=1e-10)
 
@@ -227,10 +228,9 @@ def test_fine_tuning_is_a_softmax_over_all_items(cycle):
         expected += math.log(sum(map(math.exp, logits))) - logits[text.labels[0]]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     cases = model.corpora[0].cases
+    rows = itertools.chain.from_iterable(model.corpora[0].by_user[user] for user in range(16))
     assert [text.labels[0] for (text,) in model.examples(0)] == [
-        model.tables.item[cases.end[row]]
-        for user in range(16)
-        for row in model.corpora[0].by_user[user]
+        model.tables.item[cases.end[row]] for row in rows
     ]
 
 
@@ -238,7 +238,7 @@ def test_fine_tuning_is_a_softmax_over_all_items(cycle):
 
 
 def longformer(folder):
-    """A random Longformer with a tokenizer like its own: tokens around a text, and one to mask with."""
+    """A random Longformer and its tokenizer, which has tokens around a text and a mask token."""
     from tokenizers.processors import TemplateProcessing
     from transformers import LongformerConfig, LongformerModel
 
@@ -479,7 +479,7 @@ def test_settings_that_cannot_be(cycle, own, message):
 
 
 def test_a_certain_world_is_learnt(tmp_path):
-    """The next item is certain: from random weights, with their vectors of the items, and Pop cannot find it."""
+    """A model with random weights learns which item is next, which Pop cannot tell."""
     write_cycle(tmp_path, users=48, length=10)
     _, _, trainer, (train, valid, test) = prepared(
         "RecFormer",

@@ -1,4 +1,4 @@
-"""Summaries by a server that speaks OpenAI's protocol: a real HTTP server here, asked through the real client."""
+"""Summaries by a server that speaks OpenAI's protocol: the real client asks a real HTTP server."""
 
 import json
 import threading
@@ -43,7 +43,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if not self.server.page:
-            return self.send_error(404)  # as those that list no models
+            self.send_error(404)  # as those that list no models
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.send_header("Content-Length", str(len(self.server.page)))

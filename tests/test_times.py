@@ -1,4 +1,7 @@
-"""Times of a user's own tables: one order and one value, whatever form they have and wherever the machine stands."""
+"""Times of a user's own tables have one order and one value.
+
+Neither their form nor the machine's time zone changes them.
+"""
 
 import json
 import os

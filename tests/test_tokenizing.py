@@ -1,4 +1,4 @@
-"""Texts that are put together from pieces have the tokens of the whole text, whatever kind of tokenizer reads them."""
+"""Texts joined from pieces have the tokens of the whole text, with any kind of tokenizer."""
 
 import random
 
@@ -253,7 +253,10 @@ def test_attributes_are_words_of_one_text(tokenizer):
 
 
 def test_what_does_not_look_around_stays_as_it_was(tokenizers):
-    """Byte-level BPE and WordPiece tokenise a piece alike everywhere, and a scratch tokenizer, whose tokens are phrases, keeps its pieces."""
+    """Byte-level BPE and WordPiece tokenise a piece alike everywhere.
+
+    A scratch tokenizer, whose tokens are phrases, keeps its pieces.
+    """
     scratch = train_tokenizer(CORPUS, 500)
     for tokenizer in (tokenizers["byte-level BPE"], tokenizers["WordPiece"], scratch):
         spelling = TextTokenizer(tokenizer)
@@ -332,7 +335,10 @@ def test_an_anchor_that_would_grow_into_the_piece_is_passed_over():
 
 @pytest.mark.parametrize("kind", ["Llama 2", "Mistral", "byte-level BPE"])
 def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_path):
-    """The odds of Yes against No where the template's own chats with the two answers part, by a pass that knows nothing of pieces."""
+    """Plain passes give the odds of Yes against No where the template's two chats part.
+
+    They know nothing of pieces.
+    """
     tokenizer, folder = tokenizers[kind], str(tmp_path / "model")
     sizes = {
         "hidden_size": 32,
@@ -358,13 +364,17 @@ def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_
             lines = "\n".join(judge.lines[item] for item in history)
             _, head, candidate = SHOPPING.judge_heads
             for item, value in zip(items, row, strict=True):
-                said = f"{SHOPPING.judge_history}\n\n{head}\n{lines}\n\n{candidate}\n{judge.lines[item]}"
+                said = (
+                    f"{SHOPPING.judge_history}\n\n{head}\n{lines}\n\n"
+                    f"{candidate}\n{judge.lines[item]}"
+                )
+                question = {"role": "user", "content": said}
+                chats = (
+                    [question, {"role": "assistant", "content": word}] for word in ("Yes", "No")
+                )
                 yes, no = (
                     whole(tokenizer, tokenizer.apply_chat_template(chat, tokenize=False))
-                    for chat in (
-                        [{"role": "user", "content": said}, {"role": "assistant", "content": word}]
-                        for word in ("Yes", "No")
-                    )
+                    for chat in chats
                 )
                 place = next(at for at, pair in enumerate(zip(yes, no)) if pair[0] != pair[1])
                 logits = model(input_ids=torch.tensor([yes[:place]])).logits[0, -1]

@@ -1,5 +1,6 @@
 """Words of every script, matched alike however they are encoded, and texts cut by them."""
 
+import itertools
 import re
 import unicodedata
 
@@ -97,16 +98,15 @@ def test_a_title_without_spaces_is_cut_as_it_is_written():
 
 
 def write_shop(folder, name, titles):
-    """Users who buy three items of a kind, one after the other; what they buy next is another of the kind."""
+    """A shop whose users buy all items of one kind in turn, so the next one is of that kind."""
     target = folder / name
     target.mkdir()
     rng, kinds = np.random.default_rng(3), len(titles) // 4
-    events = [
-        (f"u{user}", 4 * kind + int(item), place)
-        for user in range(40)
-        for kind in [int(rng.integers(kinds))]
-        for place, item in enumerate(rng.permutation(4))
-    ]
+    events = []
+    for user in range(40):
+        kind = int(rng.integers(kinds))
+        items = enumerate(rng.permutation(4))
+        events += [(f"u{user}", 4 * kind + int(item), place) for place, item in items]
     (target / f"{name}.inter").write_text(
         "user_id:token\titem_id:token\ttimestamp:float\n"
         + "".join(f"{user}\ti{item}\t{time}\n" for user, item, time in events)
@@ -131,7 +131,7 @@ SHOPS = {
 def test_items_alike_are_found_as_by_words_with_spaces(tmp_path, script):
     """Each title again with every two neighbouring characters written as a word between spaces."""
     kinds, colours = SHOPS[script]
-    titles = [kind + colour for kind in kinds for colour in colours]
+    titles = ["".join(pair) for pair in itertools.product(kinds, colours)]
     write_shop(tmp_path, "plain", titles)
     write_shop(tmp_path, "spaced", [" ".join(map(latin, words(title))) for title in titles])
     plain, spaced = (

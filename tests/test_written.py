@@ -21,7 +21,8 @@ def files(folder, part="test"):
 
 
 def lines(path):
-    return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 @pytest.fixture
