@@ -136,7 +136,9 @@ REFUSED = {  # before anything is trained or written
     f"{FM} --numerical_features=[price] --discretization='{{price: {{method: ED}}}}'": (
         r"discretization.price.bucket: expected a whole number .* found none"
     ),
-    f"{FM} --numerical_features=[price] --discretization='{{price: {{method: ED, bucket: 0}}}}'": r"discretization.price.bucket: expected .* found 0",
+    f"{FM} --numerical_features=[price] --discretization='{{price: {{method: ED, bucket: 0}}}}'": (
+        r"discretization.price.bucket: expected .* found 0"
+    ),
     f"{FM} --numerical_features=[price] --discretization=3": r"discretization: expected a group",
     (
         "--model=FM --threshold.rating=4 --load_col.inter='[user_id, "
