@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,6 +21,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.language.summaries.local import LocalEngine
 from recbole_llm.language.summaries.schedules import WrittenText
+from recbole_llm.runs.checks import check_answering
 from recbole_llm.runs.commands import run_settings
 
 
@@ -185,11 +187,11 @@ def test_a_run_is_of_its_servers_model_wherever_that_is(tmp_path):
         for url, name in (("http://a:1/v1", "x"), ("https://b:2/v1", "x"), ("http://a:1/v1", "y"))
     ]
     assert made_by[0].run_id == made_by[1].run_id != made_by[2].run_id
-    made_by[1].check_answering({"settings": made_by[0].settings})
+    record = {"settings": made_by[0].settings}
+    check_answering(replace(made_by[1], restored=tmp_path), record)
     for other in (made_by[2], prepared("LLMTRSR", tmp_path, **SMALL)[0]):
-        other.restored = tmp_path
         with pytest.raises(UserError, match="is trained already"):
-            other.check_answering({"settings": made_by[0].settings})
+            check_answering(replace(other, restored=tmp_path), record)
 
 
 def test_a_summarizer_that_has_learned_the_targets_is_refused(tmp_path):
