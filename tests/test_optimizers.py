@@ -36,9 +36,8 @@ def test_every_weight_has_one_optimizer_and_no_table_is_orthogonalised(kind, mat
     net["norm"].weight.requires_grad_(False)
     muon, rest = optimizers.build(net, "muon", 0.01, 0.0).param_groups
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    moved, others = (
-        [names[id(parameter)] for parameter in group["params"]] for group in (muon, rest)
-    )
+    moved = [names[id(parameter)] for parameter in muon["params"]]
+    others = [names[id(parameter)] for parameter in rest["params"]]
     assert sorted([*moved, *others]) == sorted(
         name for name, parameter in net.named_parameters() if parameter.requires_grad
     )

@@ -1,4 +1,4 @@
-"""A user's own tables become atomic files that models train on, and what is wrong with them is found."""
+"""A user's own tables become atomic files that models train on; faults in them are found."""
 
 import gzip
 import json
@@ -123,18 +123,25 @@ def own(folder, events, items=None, mapping="user=u,item=i,time=t", kind="csv"):
 EVENTS = "u,i,t\na,x,1\na,y,2\nb,x,3\n"
 
 
-@pytest.mark.parametrize(("events", "items", "message"), [
-    (EVENTS + '"open,x,4\nc,x,5\n', None, "e.csv: expected quotes in pairs, found 1"),
-    (EVENTS, 'i,ti\nx,X\n"y,Y\nz,Z\n', "i.csv: expected quotes in pairs, found 1"),
-    (EVENTS, "i,ti\n1.0,X\n", "i.csv: expected rows of the 2 items of the events, found none"),
-    (EVENTS, "", "i.csv: expected a first line with the name of each column"),
-    (EVENTS, "i,ti,ti\nx,X,Y\n", "i.csv: expected a first line with the name of each column, each once"),
-    (EVENTS, "i,name\nx,X\n", "title=ti, but .*i.csv has no column ti; it has i, name"),
-    (EVENTS, "sku,ti\nx,X\n", "item=i, but .*i.csv has no column i; it has sku, ti"),
-    ("u,i\na,x\n", None, "time=t, but .*e.csv has no column t; it has u, i"),
-    ("u,i,T_\na,x,1\n", None, "time=t, but .*e.csv has no column t; it has u, i, T_"),
-    ("u,i,t\r\na,x,1\nb,y,2\r\n", None, "e.csv: cannot be read .*repair it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("events", "items", "message"),
+    [
+        (EVENTS + '"open,x,4\nc,x,5\n', None, "e.csv: expected quotes in pairs, found 1"),
+        (EVENTS, 'i,ti\nx,X\n"y,Y\nz,Z\n', "i.csv: expected quotes in pairs, found 1"),
+        (EVENTS, "i,ti\n1.0,X\n", "i.csv: expected rows of the 2 items of the events, found none"),
+        (EVENTS, "", "i.csv: expected a first line with the name of each column"),
+        (
+            EVENTS,
+            "i,ti,ti\nx,X,Y\n",
+            "i.csv: expected a first line with the name of each column, each once",
+        ),
+        (EVENTS, "i,name\nx,X\n", "title=ti, but .*i.csv has no column ti; it has i, name"),
+        (EVENTS, "sku,ti\nx,X\n", "item=i, but .*i.csv has no column i; it has sku, ti"),
+        ("u,i\na,x\n", None, "time=t, but .*e.csv has no column t; it has u, i"),
+        ("u,i,T_\na,x,1\n", None, "time=t, but .*e.csv has no column t; it has u, i, T_"),
+        ("u,i,t\r\na,x,1\nb,y,2\r\n", None, "e.csv: cannot be read .*repair it"),
+    ],
+)
 def test_own_tables_that_are_none(tmp_path, capsys, events, items, message):
     ask = own(tmp_path, events, items)
     (tmp_path / "e.csv").write_bytes(events.encode())
@@ -151,7 +158,11 @@ def test_events_without_a_row_are_told_as_that(tmp_path, capsys, header, items):
     path.write_text(header)
     (tmp_path / "items.csv").write_text("i,label\na,b\n")
     args = ["prepare", "--name=own", f"--inter={path}", f"--data_path={tmp_path}"]
-    args += [f"--items={tmp_path / 'items.csv'}", "--map=user=u,item=i,time=t,title=label"] if items else ["--map=user=u,item=i,time=t"]  # fmt: skip
+    args += (
+        [f"--items={tmp_path / 'items.csv'}", "--map=user=u,item=i,time=t,title=label"]
+        if items
+        else ["--map=user=u,item=i,time=t"]
+    )
     assert cli.main(args) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"{path}" in said and "of one source" not in said, said
@@ -159,11 +170,20 @@ def test_events_without_a_row_are_told_as_that(tmp_path, capsys, header, items):
     assert not (tmp_path / "own").exists()
 
 
-@pytest.mark.parametrize(("mapping", "message"), [
-    ("user=us,item=i,time=t", "user=us, but {folder}/e.jsonl has no column us; it has u, i, t"),
-    ("user=u,item=i,time=t,title=titel", "title=titel, but {folder}/i.jsonl has no column titel; it has i, title; did you mean title?"),
-    ("user=u,item=i,time=T", "time=T, but {folder}/e.jsonl has no column T; it has u, i, t"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ("user=us,item=i,time=t", "user=us, but {folder}/e.jsonl has no column us; it has u, i, t"),
+        (
+            "user=u,item=i,time=t,title=titel",
+            (
+                "title=titel, but {folder}/i.jsonl has no column titel; "
+                "it has i, title; did you mean title?"
+            ),
+        ),
+        ("user=u,item=i,time=T", "time=T, but {folder}/e.jsonl has no column T; it has u, i, t"),
+    ],
+)
 def test_a_misspelt_key_of_json_lines(tmp_path, capsys, mapping, message):
     ask = own(tmp_path, '{"u": 1, "i": 2, "t": 3}\n', kind="jsonl", mapping=mapping)
     (tmp_path / "i.jsonl").write_text('{"i": 2, "title": "two"}\n')
@@ -271,7 +291,7 @@ def test_metadata_of_broken_lines_alone_is_told_as_that(tmp_path, capsys):
 
 
 def test_what_is_passed_over_is_counted(tmp_path, capsys):
-    """Of events and of metadata, whatever is wrong with a row; a byte-order mark is nothing wrong."""
+    """Faulty rows of events and of metadata are counted; a byte-order mark is no fault."""
     items = 'i,ti,note\nx,"X\nover two lines",1\ny,"a ""q"" b",2\nz,"5"nail",3\nq,bad,4,5\n'
     ask = own(tmp_path, EVENTS + "c,z,4,5,6\nc,,4\n", items)
     (tmp_path / "i.csv").write_bytes(items.encode() + b'v,"even",5\nw,w",6\n')
@@ -297,7 +317,7 @@ def test_what_is_passed_over_is_counted(tmp_path, capsys):
 
 
 def test_quoted_cells_of_large_tables(tmp_path):
-    """Lines within quoted cells are no rows, in whatever part of a file that threads would share they lie."""
+    """Line breaks within quoted cells start no rows, whichever thread would read them."""
     rows, cell = 40_000, "\n".join(f"ghost{line},gi,{line},zz" for line in range(60))
     with open(tmp_path / "e.csv", "w") as file:
         file.write(
@@ -360,8 +380,10 @@ def test_many_items_without_a_title_take_no_memory(tmp_path, rows):
         f"--data_path={tmp_path}",
         "--memory=512",
     ]
-    script = "import re, sys; from recbole_llm import cli; code = cli.main(sys.argv[1:]); " \
-        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"  # fmt: skip
+    script = (
+        "import re, sys; from recbole_llm import cli; code = cli.main(sys.argv[1:]); "
+        "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"
+    )
     child = subprocess.run(
         [sys.executable, "-c", script, *ask, "--map=user=u,item=i,time=t,title=ti"],
         capture_output=True,

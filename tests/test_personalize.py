@@ -1,7 +1,8 @@
-"""The personalization spectrum by its command: seven models, their tables, and who is served by what."""
+"""The command `personalize`: seven models, their tables, and the adapter that serves each user."""
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -30,7 +31,8 @@ from recbole_llm.studies.personalization.routing import Router
 from recbole_llm.studies.personalization.spectrum import Personal
 
 TEXTS = [
-    f"id: {number} title: {kind} {number}" for number in range(12) for kind in ("drink", "food")
+    f"id: {number} title: {kind} {number}"
+    for number, kind in itertools.product(range(12), ("drink", "food"))
 ]
 MODELS = "1,2,3,4.feat,6.feat,4.file,5,7"
 
@@ -40,12 +42,30 @@ def command(folder, *more):
     if any(part.startswith("--models") and "4.file" not in part for part in more):
         more = ("--cohort_file=~", *more)
     with contextlib.redirect_stdout(said):
-        code = cli.main([
-            "personalize", "--dataset=shop", f"--data_path={folder}", f"--checkpoint_dir={folder / 'saved'}", f"--models={MODELS}",
-            "--cohorts=low+2,low+high", "--low_activity=4", f"--cohort_file={folder / 'mine.tsv'}", "--jobs=serial", "--unit_users=8", "--own_users=27", "--activity_borders=[3,5]",
-            "--adapter_epochs=2", "--adapter_learning_rate=0.03", "--epochs=2", "--scratch_vocabulary=300", "--show_progress=false",
-            "--max_length=64", "--item_length=12", *more,
-        ])  # fmt: skip
+        code = cli.main(
+            [
+                "personalize",
+                "--dataset=shop",
+                f"--data_path={folder}",
+                f"--checkpoint_dir={folder / 'saved'}",
+                f"--models={MODELS}",
+                "--cohorts=low+2,low+high",
+                "--low_activity=4",
+                f"--cohort_file={folder / 'mine.tsv'}",
+                "--jobs=serial",
+                "--unit_users=8",
+                "--own_users=27",
+                "--activity_borders=[3,5]",
+                "--adapter_epochs=2",
+                "--adapter_learning_rate=0.03",
+                "--epochs=2",
+                "--scratch_vocabulary=300",
+                "--show_progress=false",
+                "--max_length=64",
+                "--item_length=12",
+                *more,
+            ]
+        )
     return code, said.getvalue()
 
 
@@ -133,7 +153,7 @@ def test_tables_are_the_means_of_the_stored_ranks(spectrum):
 
 
 def test_each_user_is_ranked_by_the_adapter_that_serves_it(spectrum):
-    """Model 4 by the units of its cohorts, Model 7 by own adapters and Model 3, an own file's strangers by Model 3."""
+    """Cohorts' units rank in Model 4, own adapters in Model 7; Model 3 ranks all other users."""
     _, said, adapters = spectrum
     units = {}
     for path in adapters.glob("units/*/ranks.npz"):
@@ -188,7 +208,7 @@ def test_a_model_that_lacks_users_competes_for_nothing(spectrum):
 
 
 def test_groups_by_activity_have_the_borders_asked_for_and_an_empty_one_is_named(spectrum):
-    """Users have 3 or 4 Future-Test cases: at most 9 of each of three groups, and nobody in the place of a group without users."""
+    """Users have 3 or 4 Future-Test cases; a group without users is not filled from others."""
     _, said, adapters = spectrum
     table = said[said.index("users by their own adapter against") :]
     assert row(table, "users", "up to 3")[:3] == [7, 3, 3]
@@ -249,8 +269,11 @@ def test_a_correlation_that_is_not_defined_is_said_to_be_so(monkeypatch):
     ):
         groups = findings.by_activity(counts, (2, 5))
         monkeypatch.setattr(
-            found, "own_users", lambda own=own, counts=counts, groups=groups: (counts, own, other, groups), raising=False
-        )  # fmt: skip
+            found,
+            "own_users",
+            lambda own=own, counts=counts, groups=groups: (counts, own, other, groups),
+            raising=False,
+        )
         lines = [line for line in found._by_activity() if "correlation" in line]
         assert len(lines) == 2 and all(f"(Spearman): {said}" in line for line in lines), lines
     shapes = np.array([0.5, 0.5, 0.5])
@@ -278,22 +301,30 @@ def test_p_of_a_correlation_is_the_share_of_orders_that_correlate_as_much(monkey
 
 
 def test_gains_are_of_clustered_cohorts_in_which_model_2_finds_something():
-    """Five cohorts of two users: 4.text hits twice, once or never where Model 2 hits once; one has no hit of Model 2, one was not clustered."""
+    """Five cohorts have two users each; Model 2 finds nothing in one, and one was not clustered.
+
+    Where Model 2 hits once, 4.text hits twice, once or never.
+    """
     users = np.arange(10)
     hits = {"2": [1, 0] * 3 + [0, 0, 1, 0], "3": [1] * 10, "4.text": [1, 1, 1, 0, 0, 0, 1, 1, 1, 1]}
     space = np.repeat(np.arange(5.0), 2)[:, None] * 10 + np.array([0, 1.0] * 5)[:, None]
     space[8:] = np.nan
     cohorts = Cohorts(tuple("abcde"), users // 2, space)
+    tables = {
+        model: make_table(np.where(own, 0, 50), n_candidates=99, user=users.astype(str))
+        for model, own in hits.items()
+    }
     found = findings.Findings(
         SimpleNamespace(
-            ranks={
-                model: make_table([0 if hit else 50 for hit in own], n_candidates=99, user=users.astype(str))
-                for model, own in hits.items()
-            },
-            models=["2", "3", "4.text"], groupings={"4.text": cohorts}, covered={"4.text": np.ones(10, dtype=bool)},
-            user=users, samples=np.arange(10) ** 2, served={"4.text": SimpleNamespace(users=users)},
+            ranks=tables,
+            models=["2", "3", "4.text"],
+            groupings={"4.text": cohorts},
+            covered={"4.text": np.ones(10, dtype=bool)},
+            user=users,
+            samples=np.arange(10) ** 2,
+            served={"4.text": SimpleNamespace(users=users)},
         )
-    )  # fmt: skip
+    )
     gains, samples, shapes = found.cohort_gains()
     assert gains.tolist() == [100, 0, -100] and samples.tolist() == [0 + 1, 4 + 9, 16 + 25]
     values = cohorts.silhouettes()
@@ -301,7 +332,10 @@ def test_gains_are_of_clustered_cohorts_in_which_model_2_finds_something():
 
 
 def test_weights_are_numbers_of_future_test_cases(spectrum):
-    """The weighted average over cohorts is the model's row, and each cohort's gain is over Model 2 on the same users."""
+    """The average over cohorts, weighted by cases, is the model's row.
+
+    Each cohort's gain is over Model 2 on the same users.
+    """
     folder, said, adapters = spectrum
     table = "shop: 4. Cohorts, features, 3 cohorts"
     parts = [row(said, table, f"4. {name}") for name in ("low activity", "feature 1", "feature 2")]
@@ -385,7 +419,10 @@ def test_the_same_command_trains_nothing_and_a_lost_unit_is_done_again(spectrum,
 def test_more_users_are_added_and_less_asked_for_takes_nobodys_adapter_away(
     spectrum, tmp_path, monkeypatch
 ):
-    """On a copy: a smaller command leaves who is served by what as it was, a larger one trains whom nobody has trained."""
+    """A smaller command leaves each user's adapter as it was; a larger one adds the missing ones.
+
+    Both commands run on a copy of the shared results.
+    """
     from recbole_llm.studies.personalization import jobs
 
     folder, _, adapters = spectrum
@@ -457,12 +494,15 @@ def test_units_that_fail_leave_a_table_without_them(spectrum, tmp_path, monkeypa
         r"4. Cohorts, features has (6|13) of 20 users; Recall@10 of the same users: ", said
     )
     assert re.search(
-        r"failed: cohort of 7 \w{8}, of 4.feat, .*low activity: ValueError: no cohort of 7 \w{8} today",
+        (
+            r"failed: cohort of 7 \w{8}, of 4.feat, "
+            r".*low activity: ValueError: no cohort of 7 \w{8} today"
+        ),
         said,
     )
 
 
-# --- routing ------------------------------------------------------------------------------------------------------------
+# --- routing --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -556,7 +596,7 @@ def test_recommend_says_who_serves(spectrum, router, capsys):
     assert "every adapter has item vectors of its own" in capsys.readouterr().err
 
 
-# --- what is asked for --------------------------------------------------------------------------------------------------
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def test_models_and_groupings_that_are_not_there():
@@ -570,30 +610,57 @@ def test_models_and_groupings_that_are_not_there():
             groupings.groupings_of(asked)
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--low_activity=99"], "low_activity: every user has fewer than 99 interactions in Continue Train, where the median is 4"),
-    (["--low_activity=0"], "low_activity: no user has fewer than 0"),
-    (["--cohort_file=nowhere.tsv"], "cohorts: nowhere.tsv cannot be read"),
-    (["--models=4.feat", "--cohort_file=mine.tsv"], "4.file among --models and --cohort_file=FILE"),
-    (["--cohorts=low+high"], "cohorts: low+high has nobody to draw at random for 6.feat"),
-    (["--eval_args.part=both"], "eval_args.part: personalize sets it itself"),
-    (["--init_from=RUN"], "init_from"),
-    (["--cohorts=low+2,40"], "expected at least 40 different users or items to cluster"),
-    (["--models=4.attr", "--user_columns=shoe"], "expected the columns shoe of users"),
-    (["--eval_args.split={LS: valid_and_test}"], "expected --eval_args.split='{temporal: [0.6, 0.2, 0.2]}'"),
-    (["--eval_args.mode=uni9"], "personalize ranks the whole catalogue"),
-    (["--adapter=lora"], "adapter: personalize sets it itself"),
-    (["--lora_rank=8"], "lora_rank: personalize reads it of no model; set --cohort_rank (Models 3, 4 and 6) or --user_rank"),
-    (["--lora_alpha=8"], "set --cohort_alpha (Models 3, 4 and 6) or --user_alpha"),
-    (["--lora_dropout=0.5"], "set --adapter_dropout"),
-    (["--seeds=[1,2]"], "seeds: personalize runs one seed, of training and of random cohorts; set --seed"),
-    (["--user_inter_num_interval=[99,inf)"], "nothing"),
-    (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
-    (["--frequent=2"], "frequent: expected"),
-    (["--activity_borders=[10,5]"], "activity_borders: expected ascending numbers"),
-    (["--activity_borders=10,5"], "or quartiles, found [10, 5]"),
-    (["--models=4.text", "--text_encoder=scratch:tiny"], "text_encoder: scratch:tiny has random weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--low_activity=99"],
+            (
+                "low_activity: every user has fewer than 99 "
+                "interactions in Continue Train, where the median is 4"
+            ),
+        ),
+        (["--low_activity=0"], "low_activity: no user has fewer than 0"),
+        (["--cohort_file=nowhere.tsv"], "cohorts: nowhere.tsv cannot be read"),
+        (
+            ["--models=4.feat", "--cohort_file=mine.tsv"],
+            "4.file among --models and --cohort_file=FILE",
+        ),
+        (["--cohorts=low+high"], "cohorts: low+high has nobody to draw at random for 6.feat"),
+        (["--eval_args.part=both"], "eval_args.part: personalize sets it itself"),
+        (["--init_from=RUN"], "init_from"),
+        (["--cohorts=low+2,40"], "expected at least 40 different users or items to cluster"),
+        (["--models=4.attr", "--user_columns=shoe"], "expected the columns shoe of users"),
+        (
+            ["--eval_args.split={LS: valid_and_test}"],
+            "expected --eval_args.split='{temporal: [0.6, 0.2, 0.2]}'",
+        ),
+        (["--eval_args.mode=uni9"], "personalize ranks the whole catalogue"),
+        (["--adapter=lora"], "adapter: personalize sets it itself"),
+        (
+            ["--lora_rank=8"],
+            (
+                "lora_rank: personalize reads it of no model; "
+                "set --cohort_rank (Models 3, 4 and 6) or --user_rank"
+            ),
+        ),
+        (["--lora_alpha=8"], "set --cohort_alpha (Models 3, 4 and 6) or --user_alpha"),
+        (["--lora_dropout=0.5"], "set --adapter_dropout"),
+        (
+            ["--seeds=[1,2]"],
+            "seeds: personalize runs one seed, of training and of random cohorts; set --seed",
+        ),
+        (["--user_inter_num_interval=[99,inf)"], "nothing"),
+        (["--adapter_epoch=3"], "unknown key 'adapter_epoch'"),
+        (["--frequent=2"], "frequent: expected"),
+        (["--activity_borders=[10,5]"], "activity_borders: expected ascending numbers"),
+        (["--activity_borders=10,5"], "or quartiles, found [10, 5]"),
+        (
+            ["--models=4.text", "--text_encoder=scratch:tiny"],
+            "text_encoder: scratch:tiny has random weights",
+        ),
+    ],
+)
 def test_mistakes_are_one_line_before_anything_is_written(tmp_path, capsys, more, message):
     world(tmp_path)
     code, _ = command(tmp_path, *more)
@@ -645,7 +712,10 @@ def test_own_adapters_are_drawn_evenly_by_activity(tmp_path):
 
 
 def test_a_small_group_by_activity_is_not_filled_from_the_others():
-    """340 users of the paper are 85 of each group: where 560 of 624 users have up to 5 cases, 85 of those and no more."""
+    """The paper's 340 users are 85 of each of four groups by activity.
+
+    Where 560 of 624 users have up to 5 cases, that group still has 85 users.
+    """
     tests = np.repeat([2, 3, 5, 6, 9], [300, 200, 60, 60, 4])
     found = tests[groupings.sample_users(np.arange(624), tests, 340, 0, (5, 10, 20))]
     assert (found <= 5).sum() == 85 and (found > 5).sum() == 64
@@ -660,14 +730,16 @@ def test_a_small_group_by_activity_is_not_filled_from_the_others():
     assert len(groupings.sample_users(np.arange(0), tests[:0], 340, 0, None)) == 0
 
 
-@pytest.mark.parametrize("wrong", [[], [5, 5], [10, 5], [0, 5], [2.5], ["five"], [True], ["quartiles", 5], [None]])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong", [[], [5, 5], [10, 5], [0, 5], [2.5], ["five"], [True], ["quartiles", 5], [None]]
+)
 def test_borders_that_are_none(wrong):
     with pytest.raises(UserError, match="activity_borders: expected ascending numbers"):
         groupings.borders_of(wrong)
     assert groupings.borders_of([5]) == (5,) and groupings.borders_of(["quartiles"]) is None
 
 
-# --- what must not leak -------------------------------------------------------------------------------------------------
+# --- what must not leak ---------------------------------------------------------------------------
 
 
 def asked(folder):
@@ -683,7 +755,7 @@ def asked(folder):
 
 
 def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
-    """Continue Train samples + 1 = Future-Test items, of every user; and three interactions are in no part."""
+    """Each user has one Future-Test item more than samples; three interactions are in no part."""
     own = asked(world(tmp_path))
     count = len(own.tables.users)
     samples, tests = (
@@ -700,7 +772,9 @@ def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["t5", pytest.param("scratch:tiny", marks=pytest.mark.slow)])
 def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
-    """The whole command on data whose Future-Test is another: the same bytes of Model 2 and of every adapter, the same cohorts, other ranks.
+    """Data with another Future-Test give the same models and cohorts, and other ranks.
+
+    Model 2 and every adapter have the same bytes.
 
     backbone : from scratch its tokenizer is trained on the items' texts.
     """
@@ -752,7 +826,7 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
     assert cohorts == others and not np.array_equal(above, elsewhere)
 
 
-# --- what was stored is what is read ------------------------------------------------------------
+# --- what was stored is what is read -----------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Each source's raw files become atomic files that models train on, and what is wrong with them is found."""
+"""Each source's raw files become atomic files that models train on; faults in them are found."""
 
 import gzip
 import os
@@ -113,13 +113,21 @@ def test_amazon_2018(made):
     assert "ATWICE" not in set(inter.user_id), "what is there twice counts once"
     assert inter.rating.tolist()[:2] == [1 + int(one[1:]) % 5 for one in inter.item_id[:2]]
     assert item.loc["B0"].to_dict() == {
-        "title": "“Apple\" & juice 🍎", "categories": "Puzzles & Games > Puzzles > 3-D Puzzles", "brand": "J. Doe", "price": "$1,234.00",
-        "description": "plain", "attributes": "Puzzles_&_Games Puzzles 3-D_Puzzles J._Doe",
-    }  # fmt: skip
+        "title": '“Apple" & juice 🍎',
+        "categories": "Puzzles & Games > Puzzles > 3-D Puzzles",
+        "brand": "J. Doe",
+        "price": "$1,234.00",
+        "description": "plain",
+        "attributes": "Puzzles_&_Games Puzzles 3-D_Puzzles J._Doe",
+    }
     assert item.loc["B5"].to_dict() == {
-        "title": "fig juice, 3\" tall", "categories": "Puzzles & Games > Puzzles > 3-D Puzzles", "brand": "Acme", "price": "$5.50",
-        "description": "A fresh fig. Really fresh.", "attributes": "Puzzles_&_Games Puzzles 3-D_Puzzles Acme",
-    }  # fmt: skip
+        "title": 'fig juice, 3" tall',
+        "categories": "Puzzles & Games > Puzzles > 3-D Puzzles",
+        "brand": "Acme",
+        "price": "$5.50",
+        "description": "A fresh fig. Really fresh.",
+        "attributes": "Puzzles_&_Games Puzzles 3-D_Puzzles Acme",
+    }
     assert item.loc["B1", ["price", "categories"]].tolist() == ["", ""] and item.loc[
         "B2", ["price", "brand"]
     ].tolist() == ["", ""]
@@ -135,21 +143,29 @@ def test_amazon_2018(made):
     )
 
 
-CALREC = "Scientific Instruments Arts Office Games Pet CDs Automotive Cell Clothing Electronics Food Home Movies".split()
+CALREC = (
+    "Scientific Instruments Arts Office Games Pet CDs "
+    "Automotive Cell Clothing Electronics Food Home Movies"
+).split()
 
 
 def reviews(*rows):
     """Raw reviews: (user, item, day, rating, text), a missing text None."""
     return [
-        {"reviewerID": user, "asin": item, "unixReviewTime": 1472688000 + raw.DAY * day, "overall": float(stars)}
+        {
+            "reviewerID": user,
+            "asin": item,
+            "unixReviewTime": 1472688000 + raw.DAY * day,
+            "overall": float(stars),
+        }
         | ({"reviewText": text} if text is not None else {})
         for user, item, day, stars, text in rows
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
 def instruments(tmp_path_factory):
-    """CALRec's Musical Instruments of three users, prepared, and the tables that a run on it reads."""
+    """CALRec's Musical Instruments of three users, prepared, and the tables that a run reads."""
     from recbole_llm.data.recbole.datasets import load_tables
     from recbole_llm.data.sample import locate
 
@@ -166,11 +182,23 @@ def instruments(tmp_path_factory):
         *[("aba", item, 1, 5, "x") for item in ("B0", "B1", "B0", "B1", "B0")],
     ]
     items = [
-        {"asin": f"B{number}", "title": f"horn {number}", "category": ["Instruments", "Wind", "Brass"], "brand": "Acme", "main_cat": department}
+        {
+            "asin": f"B{number}",
+            "title": f"horn {number}",
+            "category": ["Instruments", "Wind", "Brass"],
+            "brand": "Acme",
+            "main_cat": department,
+        }
         for number, department in enumerate(
-            ("Musical Instruments", "Arts, Crafts &amp; Sewing", '<img src="x.png" class="a" alt="AMAZON FASHION"/>', "", None)
+            (
+                "Musical Instruments",
+                "Arts, Crafts &amp; Sewing",
+                '<img src="x.png" class="a" alt="AMAZON FASHION"/>',
+                "",
+                None,
+            )
         )
-    ]  # fmt: skip
+    ]
     (folder / "Musical_Instruments_5.json.gz").write_bytes(
         gzip.compress(raw.lines(reviews(*events)))
     )
@@ -266,9 +294,14 @@ def test_yelp(made):
     inter, item = tables(made("Yelp"), "Yelp")
     assert inter.timestamp.min() in (1462060800.0, 1530396551.0) and set(inter.rating) == {3.0, 5.0}
     assert item.loc["b0"].to_dict() == {
-        "title": "Apple Café", "categories": "Cafes, Food", "address": "0 Main St, Suite 2", "city": "Phoenix", "state": "AZ",
-        "description": "Cafes, Food. 0 Main St, Suite 2, Phoenix, AZ", "attributes": "Cafes Food Phoenix",
-    }  # fmt: skip
+        "title": "Apple Café",
+        "categories": "Cafes, Food",
+        "address": "0 Main St, Suite 2",
+        "city": "Phoenix",
+        "state": "AZ",
+        "description": "Cafes, Food. 0 Main St, Suite 2, Phoenix, AZ",
+        "attributes": "Cafes Food Phoenix",
+    }
     assert (
         item.loc["b1", ["categories", "description"]].tolist() == ["Cafes, Food", "Cafes, Food. AZ"]
         and item.loc["b2", "categories"] == ""
@@ -296,8 +329,13 @@ def test_mind(made):
     assert inter[inter.user_id == "U3"].item_id.tolist() == [
         f"N{(3 + place) % 12}" for place in range(12)
     ], "the first history that is not empty"
-    assert item.loc["N1"].to_dict() == {"title": 'What "banana means for you', "category": "sports", "subcategory": "banana_ball", "abstract": "",
-                                         "attributes": "sports banana_ball"}  # fmt: skip
+    assert item.loc["N1"].to_dict() == {
+        "title": 'What "banana means for you',
+        "category": "sports",
+        "subcategory": "banana_ball",
+        "abstract": "",
+        "attributes": "sports banana_ball",
+    }
     settings = yaml.safe_load((made("MIND-small") / "MIND-small" / "MIND-small.yaml").read_text())
     assert (
         list(settings["text_fields"]) == ["Category", "Subcategory", "Title"]
@@ -323,10 +361,18 @@ def test_movielens_has_the_columns_that_recbole_ships(made):
 
 def test_a_card_that_can_be_cited(made):
     card = (made("Toys") / "Toys" / "README.md").read_text()
-    for part in ("@inproceedings{ni-etal-2019", "No licence is published", "prepare Toys`", "at least 15 and items with at least 5", "| users | 24 |",
-                 "1472688000 (2016-09-01) to 1473292800 (2016-09-08)",
-                 "| metadata rows that are broken or without an item | 1 |", "| events that repeat another (left out at load by `dedup`) | 1 (0.3%) |",
-                 "| items without title | 1 |", "Toys_and_Games_5.json.gz` |"):  # fmt: skip
+    for part in (
+        "@inproceedings{ni-etal-2019",
+        "No licence is published",
+        "prepare Toys`",
+        "at least 15 and items with at least 5",
+        "| users | 24 |",
+        "1472688000 (2016-09-01) to 1473292800 (2016-09-08)",
+        "| metadata rows that are broken or without an item | 1 |",
+        "| events that repeat another (left out at load by `dedup`) | 1 (0.3%) |",
+        "| items without title | 1 |",
+        "Toys_and_Games_5.json.gz` |",
+    ):
         assert part in card, part
     assert any("2 of 421 events are broken" in line for line in made.said)
 
@@ -446,11 +492,15 @@ def test_a_killed_conversion_is_begun_anew_and_a_finished_one_is_kept(tmp_path, 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of files")
 def test_a_full_disk_is_one_line(tmp_path):
-    """Stood in for by a limit on the size of files, which the events and the texts pass at different points."""
+    """A limit on the size of files stands for a full disk; events and texts pass it apart."""
     raw.amazon2018(tmp_path)
     ask = ["prepare", "Toys", f"--raw={tmp_path}", f"--data_path={tmp_path / 'data'}"]
-    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from recbole_llm import cli; " \
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.exit(cli.main(sys.argv[2:]))"  # fmt: skip
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "from recbole_llm import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+        "sys.exit(cli.main(sys.argv[2:]))"
+    )
     for most in (2000, 6000, 90_000):
         child = subprocess.run(
             [sys.executable, "-c", limited, str(most), *ask], capture_output=True, text=True
@@ -516,7 +566,10 @@ def test_files_of_one_name(tmp_path):
     (folder / "Toys_and_Games_5.json.gz").write_bytes(whole + bytes(1))
     with pytest.raises(
         UserError,
-        match="expected one Toys_and_Games_5.json.gz, found one/Toys.* and two/Toys.*, which differ; name the folder",
+        match=(
+            "expected one Toys_and_Games_5.json.gz, "
+            "found one/Toys.* and two/Toys.*, which differ; name the folder"
+        ),
     ):
         find_file(catalogue.find("Toys").files[0], tmp_path / "reviews")
     for name, size in (("MINDsmall_dev", 30), ("MINDsmall_train", 0)):
@@ -543,7 +596,10 @@ def test_cores_are_told_by_what_is_in_them(tmp_path):
     raw.amazon2023(tmp_path)
     with pytest.raises(
         UserError,
-        match="expected the 5-core file, found 8% of the users and items with fewer than 5 events; .* prepare 0-core",
+        match=(
+            "expected the 5-core file, found 8% of the users and "
+            "items with fewer than 5 events; .* prepare 0-core"
+        ),
     ):
         prepare(catalogue.find("All_Beauty-23-5core"), tmp_path / "data", tmp_path, Net(), log=str)
     ratings = tmp_path / "All_Beauty.csv.gz"
@@ -595,7 +651,10 @@ def test_order_outlives_large_joins(tmp_path, rows, suffix, opened):
     """More rows than DuckDB reads at once, 32 MiB, by several threads; half of them of one time."""
     with opened(tmp_path / f"Toys_and_Games_5.json{suffix}", "wt") as file:
         file.writelines(
-            f'{{"reviewerID": "A{row % 999}", "asin": "B{row}", "overall": 5.0, "unixReviewTime": {row % 2}}}\n'
+            (
+                f'{{"reviewerID": "A{row % 999}", "asin": "B{row}", '
+                f'"overall": 5.0, "unixReviewTime": {row % 2}}}\n'
+            )
             for row in range(rows)
         )
     with opened(tmp_path / f"meta_Toys_and_Games.json{suffix}", "wt") as file:
@@ -643,26 +702,47 @@ def test_two_processes_prepare_one_after_the_other(tmp_path):
     assert "exists already" in next(result for result in results if isinstance(result, str))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["Pett"], "expected one of the 9[0-9] datasets that --list names, such as Pet"),
-    (["Software"], "such as Software-18 or Software-23"),
-    (["Video_Games"], "such as Games or Video_Games-23"),
-    (["Pet_Supplies"], "such as Pet or Pet_Supplies-18 or Pet_Supplies-23"),
-    ([], "NAME of a dataset=… is missing"),
-    (["Toys", "--raw=nowhere"], "--raw: expected a folder, found nowhere"),
-    (["Toys", "--memory=1"], "--memory: expected 512 to "),
-    (["Toys", "--memory=99999999999999999999"], "--memory: expected 512 to "),
-    (["Toys", "--items=x.csv"], "--items and --map are of your own tables"),
-    (["--check", "ml-100k"], "--check: expected a dataset with figures in a paper"),
-    (["--check", "Pet"], "dataset/Pet is not there; prepare Pet first"),
-    (["--name=a/b", "--inter=x.csv", "--map=user=a"], "--name 'a/b': expected the name of a folder"),
-    (["--name=a", "--inter=x.xls", "--map=user=a,item=b,time=c"], "--inter: expected a file, found x.xls"),
-    (["--name=a", "--inter=setup.cfg", "--map=user=a,item=b,time=c"], "setup.cfg: expected one of .csv"),
-    (["--name=a", "--inter=x.csv", "--map=user=a,item=b"], "--map: .* found no time"),
-    (["--name=a", "--inter=x.csv", "--map=user=a,item"], "--map: expected role=column, each role once .*, found 'item'"),
-    (["--name=a", "--inter=x.csv", "--map=user=a,item=b,time=c,title=d,Title=e"], "each role once .*, found 'Title=e'"),
-    (["--name=a", "--inter=x.csv", "--map=user=a,item=b,time=c,title=d"], "--items: expected the file with title, found none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Pett"], "expected one of the 9[0-9] datasets that --list names, such as Pet"),
+        (["Software"], "such as Software-18 or Software-23"),
+        (["Video_Games"], "such as Games or Video_Games-23"),
+        (["Pet_Supplies"], "such as Pet or Pet_Supplies-18 or Pet_Supplies-23"),
+        ([], "NAME of a dataset=… is missing"),
+        (["Toys", "--raw=nowhere"], "--raw: expected a folder, found nowhere"),
+        (["Toys", "--memory=1"], "--memory: expected 512 to "),
+        (["Toys", "--memory=99999999999999999999"], "--memory: expected 512 to "),
+        (["Toys", "--items=x.csv"], "--items and --map are of your own tables"),
+        (["--check", "ml-100k"], "--check: expected a dataset with figures in a paper"),
+        (["--check", "Pet"], "dataset/Pet is not there; prepare Pet first"),
+        (
+            ["--name=a/b", "--inter=x.csv", "--map=user=a"],
+            "--name 'a/b': expected the name of a folder",
+        ),
+        (
+            ["--name=a", "--inter=x.xls", "--map=user=a,item=b,time=c"],
+            "--inter: expected a file, found x.xls",
+        ),
+        (
+            ["--name=a", "--inter=setup.cfg", "--map=user=a,item=b,time=c"],
+            "setup.cfg: expected one of .csv",
+        ),
+        (["--name=a", "--inter=x.csv", "--map=user=a,item=b"], "--map: .* found no time"),
+        (
+            ["--name=a", "--inter=x.csv", "--map=user=a,item"],
+            "--map: expected role=column, each role once .*, found 'item'",
+        ),
+        (
+            ["--name=a", "--inter=x.csv", "--map=user=a,item=b,time=c,title=d,Title=e"],
+            "each role once .*, found 'Title=e'",
+        ),
+        (
+            ["--name=a", "--inter=x.csv", "--map=user=a,item=b,time=c,title=d"],
+            "--items: expected the file with title, found none",
+        ),
+    ],
+)
 def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parent.parent)
     assert cli.main(["prepare", *arguments]) == 2

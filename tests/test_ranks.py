@@ -146,7 +146,10 @@ def test_what_the_first_method_names_stands_before_what_the_second_does(seed):
     found = in_front(first, second)
     for row in range(60):
         named, rest = first[row] != UNNAMED, first[row] == UNNAMED
-        expected = sorted(range(12), key=lambda item: (named[item], first[row, item] if named[item] else second[row, item]))  # fmt: skip
+        expected = sorted(
+            range(12),
+            key=lambda item: (named[item], first[row, item] if named[item] else second[row, item]),
+        )
         ordered = found[row, expected]
         assert (ordered[1:] >= ordered[:-1]).all()
         assert ((found[row] == UNNAMED) == (rest & (second[row] == UNNAMED))).all()
@@ -246,7 +249,9 @@ def test_load_never_unpickles_and_says_what_to_do(tmp_path):
     for name in ("evil.npz", "short.npz", "one.npy", "missing.npz"):
         with pytest.raises(
             UserError,
-            match=f"rank table .*{name} is missing or damaged; give the command that wrote it again",
+            match=(
+                f"rank table .*{name} is missing or damaged; give the command that wrote it again"
+            ),
         ) as fault:
             RankTable.load(tmp_path / name)
         assert "\n" not in str(fault.value)

@@ -1,4 +1,7 @@
-"""What a run stores is what it has trained: on any chain of adapters and full training, and whatever happens to the files."""
+"""What a run stores is what it has trained.
+
+This holds for any chain of adapters and full training, and whatever happens to the files.
+"""
 
 import json
 import shutil
@@ -226,7 +229,7 @@ def test_weights_of_an_earlier_process_are_compared(world, monkeypatch, model):
 @pytest.mark.parametrize("model", ["LightGCN", "NGCF", "SGL", "SpectralCF"])
 @pytest.mark.parametrize("own", [{"eval_step": 0}, {"epochs": 0}])
 def test_models_that_keep_what_they_score_by_need_no_validation(world, model, own):
-    """RecBole's graph models store the vectors that they have scored by: they are read back with the weights."""
+    """RecBole's graph models store the vectors that they score by beside the weights."""
     run = run_settings(settings_for(model, world, **({"epochs": 1} | own)))
     settings = json.loads((run.folder / "run.json").read_text())["settings"]
     again = evaluate_run(run.folder, settings | {"topk_saved": 11})
@@ -254,7 +257,7 @@ def settings_of(run):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """A folder with a whole run, adapters on it, and adapters on those: saved/ and the three runs."""
+    """A folder with a whole run, adapters on it, and adapters on those, and the three runs."""
     folder = write_cycle(tmp_path_factory.mktemp("chain"), users=6, length=4)
     own = {"max_length": 64}
     whole = train(folder, "ST5Seq", **own)

@@ -48,7 +48,7 @@ def test_what_our_commands_refuse_recboles_config_refuses(config, settings, mess
 
 
 def test_what_our_commands_take_recboles_config_takes(config):
-    """RecBole's defaults among it: its metrics, its learner in capitals, keys that it alone knows."""
+    """RecBole's default metrics, its learner in capitals and keys of its own are taken."""
     made = config("CALRec", metrics=["Recall", "MRR", "NDCG", "Hit", "Precision"], my_own_key=3)
     assert made["my_own_key"] == 3 and made["adapter"] == "none"
     assert config("BPR", adapter="lorra")["adapter"] == "lorra"  # stock models are RecBole's
@@ -159,7 +159,7 @@ def test_before_the_test_cases_are_ranked_the_row_is_of_validation(config, tmp_p
 
 
 def test_saved_false_saves_nothing(config, tmp_path, monkeypatch):
-    """RecBole's objective function, as its search calls it; test cases are ranked by the last weights."""
+    """RecBole's search calls its objective function; the last weights rank the test cases."""
     from recbole.quick_start import objective_function
 
     monkeypatch.chdir(tmp_path)

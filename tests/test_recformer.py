@@ -1,5 +1,6 @@
 """RecFormer: how items become tokens, what is learned from them, and which vectors rank."""
 
+import itertools
 import math
 
 import numpy as np
@@ -57,16 +58,22 @@ def spelled(own, tokens):
     ]
 
 
-# --- tokens -------------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def test_the_newest_item_comes_first_and_every_token_knows_its_type_and_item():
     own = encoder()
     assert spelled(own, own.sequence([LEASH, BOWL])) == [
         ("<|mark0|>", 0, 0),
-        (" Title", 1, 1), (" blue bowl of steel", 2, 1), (" Brand", 1, 1), (" Ka", 2, 1),
-        (" Title", 1, 2), (" red leash", 2, 2), (" Brand", 1, 2), (" Bo", 2, 2),
-    ]  # fmt: skip
+        (" Title", 1, 1),
+        (" blue bowl of steel", 2, 1),
+        (" Brand", 1, 1),
+        (" Ka", 2, 1),
+        (" Title", 1, 2),
+        (" red leash", 2, 2),
+        (" Brand", 1, 2),
+        (" Bo", 2, 2),
+    ]
 
 
 def test_whole_items_are_cut_the_oldest_first_and_attributes_at_their_end():
@@ -131,12 +138,12 @@ def test_texts_without_roles_have_none():
     assert batch.roles is None and batch.labels[0, :3].tolist() == [0, 1, 2]
 
 
-# --- losses -------------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def state(model, tokens):
-    """float64 [length, width] of one text alone: the sum of the embeddings through the library's model."""
+    """Final states of one text alone, float64 [length, width], by the library's own model."""
     types, items = torch.from_numpy(tokens.roles)
     words = model.bundle.core.get_input_embeddings().weight[torch.from_numpy(tokens.ids)]
     return model.bundle.core(
@@ -158,7 +165,7 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
     _, model, _, _ = prepared("RecFormer", cycle, phase="pretrain", mask_share=0.3, **QUICK)
     with_roles(model)
     groups = model.examples(0)[:12]
-    texts = [text for group in groups for text in group]
+    texts = list(itertools.chain.from_iterable(groups))
     with torch.no_grad():
         loss, vectors = model.loss_and_vectors(pad(texts, pad_id=model.pad_id), True)
     words, bias = (
@@ -172,9 +179,9 @@ def test_pretraining_is_a_sum_over_masked_tokens_and_a_contrast_of_items(cycle):
         for place in np.flatnonzero(text.learned):
             logits = [float(states[place].numpy() @ word) + own for word, own in zip(words, bias)]
             expected += math.log(sum(map(math.exp, logits))) - logits[text.labels[place]]
-    assert any(text.learned.any() for text in texts) and all(
-        not text.learned.any() for group in groups for text in group[:2]
-    )
+    assert any(text.learned.any() for text in texts)
+    for group in groups:
+        assert not any(text.learned.any() for text in group[:2])
     assert loss.item() == pytest.approx(0.1 * expected, rel=1e-5)
     assert torch.allclose(vectors, torch.stack(first), rtol=1e-8, atol=1e-10)
 
@@ -221,18 +228,17 @@ def test_fine_tuning_is_a_softmax_over_all_items(cycle):
         expected += math.log(sum(map(math.exp, logits))) - logits[text.labels[0]]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     cases = model.corpora[0].cases
+    rows = itertools.chain.from_iterable(model.corpora[0].by_user[user] for user in range(16))
     assert [text.labels[0] for (text,) in model.examples(0)] == [
-        model.tables.item[cases.end[row]]
-        for user in range(16)
-        for row in model.corpora[0].by_user[user]
+        model.tables.item[cases.end[row]] for row in rows
     ]
 
 
-# --- scores -------------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def longformer(folder):
-    """A random Longformer with a tokenizer like its own: tokens around a text, and one to mask with."""
+    """A random Longformer and its tokenizer, which has tokens around a text and a mask token."""
     from tokenizers.processors import TemplateProcessing
     from transformers import LongformerConfig, LongformerModel
 
@@ -316,7 +322,7 @@ def test_equal_texts_tie(cycle):
     ) == len(FRUIT) - 1
 
 
-# --- the item table -----------------------------------------------------------------------------------------------------
+# --- the item table -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["epoch", "fixed"])
@@ -469,11 +475,11 @@ def test_settings_that_cannot_be(cycle, own, message):
         check(describe(settings_for("RecFormer", cycle, **own)))
 
 
-# --- learning -----------------------------------------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------------------
 
 
 def test_a_certain_world_is_learnt(tmp_path):
-    """The next item is certain: from random weights, with their vectors of the items, and Pop cannot find it."""
+    """A model with random weights learns which item is next, which Pop cannot tell."""
     write_cycle(tmp_path, users=48, length=10)
     _, _, trainer, (train, valid, test) = prepared(
         "RecFormer",

@@ -1,4 +1,4 @@
-"""Recommendations for a history that is typed: what a text is taken for, and when it is taken for nothing."""
+"""Recommendations for a typed history: which item a text names, and when it names none."""
 
 import pytest
 from worlds import settings_for, write_cycle
@@ -9,7 +9,7 @@ from recbole_llm.runs.commands import run_settings
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(arguments of the command, ids of all items) of a run of LIR on the sample, whose titles share many words."""
+    """LIR on the sample, whose titles share words: (arguments of the command, ids of all items)."""
     folder = tmp_path_factory.mktemp("shop")
     run = run_settings(settings_for("LIR", folder, "Pet", topk=[1, 5, 10]))
     args = [f"--checkpoint={run.folder.name}", f"--checkpoint_dir={folder / 'saved'}"]

@@ -24,9 +24,10 @@ COLUMNS = ("ndcg@10", "ndcg@10_pes", "mrr")
 
 
 def places(table):
-    return {
-        name: tuple(cell.place if cell else None for cell in cells) for name, cells in table.rows
-    }
+    found = {}
+    for name, cells in table.rows:
+        found[name] = tuple(cell.place if cell else None for cell in cells)
+    return found
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_one_model_alone_is_best_of_nothing():
 
 
 def test_a_row_of_other_users_says_so_and_competes_for_nothing():
-    """It stays where it is, is neither best nor second, and the others are ranked as if it were not there."""
+    """The row stays in place and is not marked; the others are ranked as if it were not there."""
     results = {"all": [{"m": 0.3}], "some": [{"m": 0.9}], "others": [{"m": 0.2}]}
     table = report("", results, ["m"], covers={"some": "340 of 624 users"})
     assert places(table) == {"all": (1,), "some (340 of 624 users)": (0,), "others": (2,)}
@@ -164,9 +165,9 @@ def test_latex_escapes_names_and_columns_and_nothing_that_it_wrote_itself():
     )
     head, body = (line for line in to_latex(table).splitlines() if line.endswith(r"\\"))
     assert head == r" & a\&b\_c \\"
-    assert (
-        body
-        == r"50\%\_of\_\#1 \& \{more\} \$x\textasciicircum{}2\$ \textasciitilde{}\textbackslash{}a & 0.5000 $\pm$ 0.0000 \\"
+    assert body == (
+        r"50\%\_of\_\#1 \& \{more\} \$x\textasciicircum{}2\$ "
+        r"\textasciitilde{}\textbackslash{}a & 0.5000 $\pm$ 0.0000 \\"
     )
     assert len(re.findall(r"(?<!\\)&", body)) == 1  # two columns
 
@@ -212,9 +213,14 @@ class FakeRun:
         self.table = make_table(np.array(above), n_candidates=n_candidates, user=user)
         self.folder = Path("saved") / name
         self.row = {
-            "run": name, "dataset": "Pet", "fingerprint": "f", "cases": len(above), "split": {"mode": {"valid": "uni5", "test": "full"}}, "rates": {},
+            "run": name,
+            "dataset": "Pet",
+            "fingerprint": "f",
+            "cases": len(above),
+            "split": {"mode": {"valid": "uni5", "test": "full"}},
+            "rates": {},
             "evaluation": {"mask_history": False, "group_by_user": False},
-        } | row  # fmt: skip
+        } | row
         grouped = (self.row["evaluation"] or {}).get("group_by_user", False)
         self.part, self.values = "test", evaluate(self.table, ["ndcg"], [10], grouped) | dict(test)
 
@@ -228,11 +234,9 @@ def marks(table):
 
 def gaps(table):
     """'best - other' -> difference, of the notes."""
-    return {
-        found[1]: float(found[2])
-        for note in table.notes
-        if (found := re.match(r"ndcg@10: (.*) = ([+-][\d.]+), 95 % interval \[", note))
-    }
+    pattern = r"ndcg@10: (.*) = ([+-][\d.]+), 95 % interval \["
+    matches = [re.match(pattern, note) for note in table.notes]
+    return {found[1]: float(found[2]) for found in matches if found}
 
 
 def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
@@ -256,7 +260,10 @@ def test_the_best_is_marked_only_where_it_beats_the_second_beyond_chance():
 
 
 def test_two_rows_have_intervals_of_every_column_and_more_of_one():
-    """Bounds from the differences themselves: b stands one place before a in half of the cases, one behind in a quarter."""
+    """The bounds are those of the differences themselves.
+
+    Model b ranks one place before a in half of the cases and one behind in a quarter.
+    """
     ranks = np.full(400, 3)
     moved = ranks - np.tile([1, 1, 0, -1], 100)
     runs = {"a": [FakeRun(ranks, "a")], "b": [FakeRun(moved, "b")]}
@@ -265,11 +272,11 @@ def test_two_rows_have_intervals_of_every_column_and_more_of_one():
     for run in (group[0] for group in runs.values()):
         run.values = evaluate(run.table, ["recall", "mrr", "ndcg"], [3, 10], False)
     table = table_of(runs, ["recall@3", "mrr@10", "ndcg@10"])
-    found = {
-        note.partition(":")[0]: [float(number) for number in re.findall(r"[+-]\d+\.\d+", note)]
-        for note in table.notes
-        if "95 % interval" in note
-    }
+    found = {}
+    for note in table.notes:
+        if "95 % interval" in note:
+            numbers = re.findall(r"[+-]\d+\.\d+", note)
+            found[note.partition(":")[0]] = [float(number) for number in numbers]
     gains = {"recall@3": 0.5, "mrr@10": (1 / 3 - 1 / 4) / 2 - (1 / 4 - 1 / 5) / 4}
     gains["ndcg@10"] = (1 / 2 - 1 / np.log2(5)) / 2 - (1 / np.log2(5) - 1 / np.log2(6)) / 4
     assert list(found) == list(gains)
@@ -283,7 +290,10 @@ def test_two_rows_have_intervals_of_every_column_and_more_of_one():
 
 
 def test_the_test_is_over_users_where_they_have_several_cases():
-    """Two users of 100 cases each: a gain of one and a loss of the other's are no evidence, however many cases."""
+    """Cases of one user are no independent evidence, however many there are.
+
+    Of two users of 100 cases each, one gains and the other loses.
+    """
     user = np.repeat(["u", "v"], 100)
     runs = {
         "a": [FakeRun(np.repeat([1, 1], 100), "a", user)],
@@ -311,7 +321,10 @@ def test_group_by_user_decides_who_is_best_and_by_how_much():
 
 
 def test_seeds_vary_with_users():
-    """Each seed of b gains in one half of the cases: on average in every case, but another seed may gain in none."""
+    """Each seed of b gains in half of the cases, so b gains in every case on average.
+
+    Another seed may gain in none.
+    """
     base = np.full(40, 3)
     halves = [np.where(np.arange(40) % 2 == odd, 0, 4) for odd in (0, 1)]
     seeds = table_of(
@@ -348,10 +361,16 @@ class FakeTable:
         self.user = np.repeat([f"u{i}" for i in range(60)], 2)
         self.values = dict(zip(TEN, taste + gain + rng.normal(size=taste.shape)))
 
+    def means(self):
+        return {column: self.values[column].mean() for column in TEN}
+
 
 @pytest.fixture
 def marked_tables(monkeypatch):
-    """marked_tables(count, seeds, gain): the marks of so many tables of three models, of which b is better by `gain`."""
+    """marked_tables(count, seeds, gain): the marks of `count` tables of three models.
+
+    Model b is better by `gain`.
+    """
     monkeypatch.setattr(compare, "case_values", lambda table, column: table.values[column])
     monkeypatch.setattr(compare, "user_bootstrap", lambda *a, **more: Interval(0.0, 0.0, 0.0, 1))
 
@@ -359,14 +378,11 @@ def marked_tables(monkeypatch):
         for world in range(count):
             rng = np.random.default_rng(world)
             taste = rng.normal(size=(10, 120))
-            tables = {
-                name: [FakeTable(taste, rng, gain * (name == "b")) for _ in range(seeds)]
-                for name in ("a", "b", "c")
-            }
-            results = {
-                name: [{column: table.values[column].mean() for column in TEN} for table in group]
-                for name, group in tables.items()
-            }
+            tables, results = {}, {}
+            for name in ("a", "b", "c"):
+                own = gain * (name == "b")
+                tables[name] = [FakeTable(taste, rng, own) for _ in range(seeds)]
+                results[name] = [table.means() for table in tables[name]]
             yield compare._significance(results, tables, TEN, False)[0]
 
     return marks_of
@@ -374,7 +390,10 @@ def marked_tables(monkeypatch):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_equal_models_are_marked_in_at_most_5_percent_of_tables(marked_tables, seeds, monkeypatch):
-    """Family-wise: one mark anywhere in a table of ten columns and three models counts. Uncorrected, far more have one."""
+    """The error rate is family-wise: one mark in ten columns of three models counts.
+
+    Without the correction far more tables have a mark.
+    """
     count = 150
     assert sum(map(bool, marked_tables(count, seeds))) / count <= 0.05
     monkeypatch.setattr(compare, "holm", np.asarray)
@@ -409,7 +428,10 @@ def test_one_user_is_no_sample():
         ({"evaluation": None}, "one table needs one evaluation: first has {.*}, second has None"),
         (
             {"n_candidates": 99},
-            r"same n_candidates per case: of user u0 first has 100, second has 99 \(3 of 3 cases differ\)",
+            (
+                r"same n_candidates per case: of user u0 first has 100, "
+                r"second has 99 \(3 of 3 cases differ\)"
+            ),
         ),
         ({"user": ["u0", "u1", "x"]}, "the same cases, found 1 only in the first"),
         ({"name": "first"}, "run first is given 2 times"),

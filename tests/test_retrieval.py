@@ -108,7 +108,7 @@ def test_the_most_probable_of_equal_texts_stays():
     assert distinct_texts([], np.array([])) == ([], [], [])
 
 
-# --- nearest vectors ---------------------------------------------------------------------------------------------------
+# --- nearest vectors ------------------------------------------------------------------------------
 
 
 def vectors_of_kinds(count, seed, kinds=20, width=16):
@@ -158,7 +158,10 @@ def test_an_index_finds_nearly_all_and_knows_how_many(tmp_path):
 
 
 def test_an_index_is_judged_by_what_is_asked_of_it():
-    """Means of some vectors, as histories are, lie farther from everything than vectors themselves: more lists are read for them."""
+    """Histories are means of vectors, which lie farther from all items than items do.
+
+    An index therefore reads more lists for them.
+    """
     pytest.importorskip("faiss")
     vectors = vectors_of_kinds(4000, 1, kinds=200)
     means = vectors[np.random.default_rng(0).integers(4000, size=(100, 5))].mean(axis=1)
@@ -189,9 +192,13 @@ def test_coverage_is_the_share_of_a_query_by_the_rarity_of_its_words(seed):
     texts = [" ".join(rng.choice(letters, size=4)) for _ in range(30)]
     query = " ".join([*rng.choice(letters, size=5), "unknown", "rare"])
     sets = [set(words(text)) for text in texts]
-    counts = {word: sum(word in own for own in sets) for word in set(words(query))}
+    counts = {}
+    for word in set(words(query)):
+        counts[word] = sum(word in own for own in sets)
     idf = {word: np.log(1 + (30 - n + 0.5) / (n + 0.5)) for word, n in counts.items()}
-    expected = [sum(idf[word] for word in idf if word in own) / sum(idf.values()) for own in sets]
+    expected = []
+    for own in sets:
+        expected.append(sum(idf[word] for word in idf if word in own) / sum(idf.values()))
     assert BM25Index(texts).coverage(query) == pytest.approx(expected)
     assert (BM25Index(texts).coverage("…") == 0).all()
     assert (BM25Index(["", "!"]).coverage("a b") == 0).all()

@@ -193,9 +193,14 @@ def test_the_bayes_bound_is_for_what_it_bounds(tmp_path):
 
 def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tmp_path):
     write_cycle(tmp_path)
-    whole, *some = (run_settings(settings_for(model, tmp_path, epochs=0, **own)) for model, own in (
-        ("LIR", {}), ("LIR", {"test_users": 10}), ("SASRec", {"test_users": 10, "seed": 3}),
-    ))  # fmt: skip
+    whole, *some = (
+        run_settings(settings_for(model, tmp_path, epochs=0, **own))
+        for model, own in (
+            ("LIR", {}),
+            ("LIR", {"test_users": 10}),
+            ("SASRec", {"test_users": 10, "seed": 3}),
+        )
+    )
     tables = [RankTable.load(run.folder / "test.ranks.npz") for run in (whole, *some)]
     assert [len(table) for table in tables] == [40, 10, 10] and [
         run.row["cases"] for run in (whole, *some)

@@ -1,5 +1,7 @@
 """Tokenizers of scratch backbones."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -23,8 +25,7 @@ TEMPLATE = Template(
 BRANDS = ["Good & Sons of Ghent", "Étoile du Nord", "北京 tea house"]
 ITEMS = [
     f"Title: {word} {number}. Brand: {BRANDS[number % 3]}."
-    for number in range(20)
-    for word in ("juice", "cat food")
+    for number, word in itertools.product(range(20), ("juice", "cat food"))
 ]
 
 
@@ -66,8 +67,7 @@ def test_what_many_items_share_is_one_token_and_what_few_share_is_not(tokenizer)
     rare = train_tokenizer(
         [
             f" Title: {word} {number}."
-            for number in range(PHRASE_USES - 1)
-            for word in ("juice", "cat food")
+            for number, word in itertools.product(range(PHRASE_USES - 1), ("juice", "cat food"))
         ],
         600,
     )

@@ -1,4 +1,4 @@
-"""Summaries by a server that speaks OpenAI's protocol: a real HTTP server here, asked through the real client."""
+"""Summaries by a server that speaks OpenAI's protocol: the real client asks a real HTTP server."""
 
 import json
 import threading
@@ -43,7 +43,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if not self.server.page:
-            return self.send_error(404)  # as those that list no models
+            self.send_error(404)  # as those that list no models
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.send_header("Content-Length", str(len(self.server.page)))
@@ -64,10 +65,19 @@ class Handler(BaseHTTPRequestHandler):
             server.at_once -= 1
         content = body["messages"][0]["content"]
         answer = {
-            "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
             "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
-            "choices": [{"index": 0, "finish_reason": server.finish, "message": {"role": "assistant", "content": f"{len(content.split())} words"}}],
-        }  # fmt: skip
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": server.finish,
+                    "message": {"role": "assistant", "content": f"{len(content.split())} words"},
+                }
+            ],
+        }
         answer |= server.more
         data = json.dumps({"error": {"message": server.why}} if fault else answer).encode()
         data = self.server.page or data
@@ -146,7 +156,10 @@ def test_a_server_that_keeps_failing_is_one_line_and_what_came_is_kept(server, t
     told = summaries(tmp_path, engine(server, parallel=1))
     with pytest.raises(
         UserError,
-        match=r"summarizer: http://.*/v1 refuses the key \(401: no\); set OPENAI_API_KEY .*; what is written is kept",
+        match=(
+            r"summarizer: http://.*/v1 refuses the key \(401: "
+            r"no\); set OPENAI_API_KEY .*; what is written is kept"
+        ),
     ):
         told.of(plans(*[1] * 6))
     server.faults, before = [], len(server.bodies)

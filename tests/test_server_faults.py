@@ -1,4 +1,4 @@
-"""A server that misbehaves costs one text and not the job; what it costs is counted as the server counts it."""
+"""A faulty server costs one text and not the job; its cost is counted as the server counts it."""
 
 import json
 import logging
@@ -29,7 +29,10 @@ LINGER = struct.pack("ii", 1, 0)  # a socket that is closed sends a reset
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with the number of words of a prompt. `fault` gives the kind of misbehaviour, or None, of (prompt, body)."""
+    """A server that answers with the number of words of a prompt.
+
+    `fault` of (prompt, body) names the kind of fault, or is None.
+    """
 
     daemon_threads, request_queue_size = True, 128
 
@@ -54,10 +57,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.spent["lists"] += 1
         if self.server.models == "trickle":
-            return self.trickle(200)
-        if self.server.models == "loop":
-            return self.reply(302, b"", Location=self.path)
-        self.reply(200, json.dumps({"object": "list", "data": []}).encode())
+            self.trickle(200)
+        elif self.server.models == "loop":
+            self.reply(302, b"", Location=self.path)
+        else:
+            self.reply(200, json.dumps({"object": "list", "data": []}).encode())
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -235,10 +239,24 @@ def one_in_ten(kind):
 TEXTS = 10
 # kind of answer -> how it is counted, and the requests of one attempt, of which there are two
 KINDS = {
-    "context": ("refused", 1), "filter": ("refused", 1), "unprocessable": ("refused", 1), "filtered": ("refused", 1), "empty": ("empty", 1),
-    "long": ("too_long", 1), "thought": ("empty", 1), "cut": ("failed", 1), "half": ("failed", 1), "page": ("failed", 1), "error": ("failed", 1),
-    "deep": ("failed", 1), "deep_error": ("refused", 1), "drip": ("failed", 1), "reset": ("failed", 3), "gateway": ("failed", 3), "busy": ("failed", 3),
-}  # fmt: skip
+    "context": ("refused", 1),
+    "filter": ("refused", 1),
+    "unprocessable": ("refused", 1),
+    "filtered": ("refused", 1),
+    "empty": ("empty", 1),
+    "long": ("too_long", 1),
+    "thought": ("empty", 1),
+    "cut": ("failed", 1),
+    "half": ("failed", 1),
+    "page": ("failed", 1),
+    "error": ("failed", 1),
+    "deep": ("failed", 1),
+    "deep_error": ("refused", 1),
+    "drip": ("failed", 1),
+    "reset": ("failed", 3),
+    "gateway": ("failed", 3),
+    "busy": ("failed", 3),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -281,7 +299,9 @@ def test_an_answer_that_trickles_ends_with_the_timeout(server, tmp_path, kind, c
     assert kind == "head" or server.trickled and set(server.trickled) <= {"cut"}
 
 
-def test_a_list_of_models_that_does_not_come_is_waited_for_once(server, tmp_path, monkeypatch, caplog):  # fmt: skip
+def test_a_list_of_models_that_does_not_come_is_waited_for_once(
+    server, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr("recbole_llm.language.summaries.server.REACH", 0.3)
     server.models = "trickle"
     asked = summaries(tmp_path, engine(server))
@@ -341,7 +361,9 @@ def test_an_answer_may_begin_with_a_mark_of_its_encoding(server, tmp_path, monke
     assert (found.text, found.replaced) == ("Buys bowls.", False)
 
 
-def test_thoughts_whose_beginning_is_in_the_prompt_are_none_of_the_text(server, tmp_path, monkeypatch):  # fmt: skip
+def test_thoughts_whose_beginning_is_in_the_prompt_are_none_of_the_text(
+    server, tmp_path, monkeypatch
+):
     def thought(self, body, prompt):
         self.reply(200, self.chat(prompt, "hmm, the user</think>\n\nBuys bowls."))
 
@@ -397,7 +419,11 @@ def test_what_no_text_can_pass_stops_the_work(server, tmp_path, kind, said):
 @pytest.mark.parametrize("kind", ["context", "page", "gateway"])
 def test_texts_in_a_row_without_an_answer_stop_the_work(server, tmp_path, kind):
     server.fault = lambda prompt, body: kind if len(server.bodies) > 5 else None
-    words = {"context": "400: This model's maximum", "page": "Welcome to nginx", "gateway": "502: 502 Bad Gateway"}  # fmt: skip
+    words = {
+        "context": "400: This model's maximum",
+        "page": "Welcome to nginx",
+        "gateway": "502: 502 Bad Gateway",
+    }
     with pytest.raises(UserError, match=rf"{PATIENCE} texts in a row, .*{words[kind]}"):
         summaries(tmp_path, engine(server, parallel=1, retries=0)).of(plans(*[1] * 60))
     assert server.spent["requests"] == 5 + PATIENCE
@@ -425,7 +451,9 @@ def test_many_refused_texts_among_good_ones_do_not_stop_the_work(server, tmp_pat
         ("filter", 4, "of the first 4 texts none is any good"),
     ],
 )
-def test_when_no_text_is_any_good_that_is_said_loudly_and_once(server, tmp_path, kind, texts, said, caplog):  # fmt: skip
+def test_when_no_text_is_any_good_that_is_said_loudly_and_once(
+    server, tmp_path, kind, texts, said, caplog
+):
     server.fault = lambda prompt, body: kind
     summaries(tmp_path, engine(server)).of(plans(*[1] * texts))
     loud = [record.getMessage() for record in caplog.records if "!!!" in record.getMessage()]
@@ -468,11 +496,24 @@ def refuses(field, message, **more):
     [
         ("seed", "Unrecognized request argument supplied: seed", {}),
         ("seed", "Unsupported parameter", {"param": "seed"}),
-        ("temperature", "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported.", {}),
-        ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", {}),
+        (
+            "temperature",
+            (
+                "Unsupported value: 'temperature' does not support 0 "
+                "with this model. Only the default (1) value is supported."
+            ),
+            {},
+        ),
+        (
+            "max_tokens",
+            "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+            {},
+        ),
     ],
-)  # fmt: skip
-def test_a_field_that_the_server_does_not_take_is_left_out(server, tmp_path, field, message, more, caplog, monkeypatch):  # fmt: skip
+)
+def test_a_field_that_the_server_does_not_take_is_left_out(
+    server, tmp_path, field, message, more, caplog, monkeypatch
+):
     server.fault, answer = refuses(field, message, **more)
     monkeypatch.setattr(Handler, "answer_named", answer, raising=False)
     asked = summaries(tmp_path, engine(server, parallel=1))
@@ -499,10 +540,22 @@ def test_a_prompt_that_is_refused_is_asked_again_shorter(server, tmp_path):
 
 
 def test_extra_fields_reach_the_server_and_null_leaves_one_out(server, tmp_path):
-    extra = {"chat_template_kwargs": {"enable_thinking": False}, "seed": None, "temperature": 1, "max_tokens": None, "max_completion_tokens": 9}  # fmt: skip
+    extra = {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "seed": None,
+        "temperature": 1,
+        "max_tokens": None,
+        "max_completion_tokens": 9,
+    }
     made = engine(server, extra=extra)
     summaries(tmp_path, made).of(plans(1))
-    assert set(server.bodies[0]) == {"model", "messages", "chat_template_kwargs", "temperature", "max_completion_tokens"}  # fmt: skip
+    assert set(server.bodies[0]) == {
+        "model",
+        "messages",
+        "chat_template_kwargs",
+        "temperature",
+        "max_completion_tokens",
+    }
     assert server.bodies[0]["temperature"] == 1
     assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
     assert made.name != engine(server).name == engine(server, extra=None, timeout=3.0).name
@@ -514,10 +567,18 @@ def test_the_client_says_nothing_of_single_requests(server, tmp_path, caplog):
     assert "HTTP" not in caplog.text
 
 
-# --- the commands ------------------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
-SMALL = ["--dataset=tiny", "--summarizer_model=tiny", "--summarizer_retries=1", "--block_size=2", "--fan_in=2", "--targets=one", "--summary_tokens=16",
-         "--show_progress=false"]  # fmt: skip
+SMALL = [
+    "--dataset=tiny",
+    "--summarizer_model=tiny",
+    "--summarizer_retries=1",
+    "--block_size=2",
+    "--fan_in=2",
+    "--targets=one",
+    "--summary_tokens=16",
+    "--show_progress=false",
+]
 RUN = [
     "--model=LLMTRSR",
     "--beside=[]",
@@ -574,7 +635,7 @@ def rows_of_table(text):
 
 
 def test_what_is_forecast_and_billed_is_what_the_server_saw(server, shop, caplog):
-    """Of all three parts, before training, with the instructions and earlier summaries, and second attempts."""
+    """The forecast before training covers all parts, instructions, earlier texts and retries."""
     caplog.set_level(logging.INFO)
     assert cli.main([*RUN, f"--summarizer={server.url}", *SMALL]) == 0
     (row,) = rows_of(shop)
@@ -584,13 +645,17 @@ def test_what_is_forecast_and_billed_is_what_the_server_saw(server, shop, caplog
         assert row["summaries"]["bill"].keys() == {"train", "valid", "test"}
         expected = {part: costs[name] for part, costs in row["summaries"]["forecast"].items()}
         found = {part: costs[name] for part, costs in row["summaries"]["bill"].items()}
-        assert expected == found if name == "requests" else all(
-            expected[part] >= found[part] > 0 for part in expected
-        )  # fmt: skip
+        assert (
+            expected == found
+            if name == "requests"
+            else all(expected[part] >= found[part] > 0 for part in expected)
+        )
     read = sum(costs["prompt_tokens"] for costs in row["summaries"]["forecast"].values())
     assert read < 2 * server.spent["read"], "a forecast of that kind is none"
     order = [record.getMessage() for record in caplog.records]
-    places = [next(at for at, line in enumerate(order) if line.startswith(begin)) for begin in ("forecast: at most", "bill: train", "epoch 0")]  # fmt: skip
+    places = []
+    for begin in ("forecast: at most", "bill: train", "epoch 0"):
+        places.append(next(at for at, line in enumerate(order) if line.startswith(begin)))
     assert places == sorted(places) and sum(line.startswith("bill: ") for line in order) == 1
 
 

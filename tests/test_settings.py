@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = write.written_files()
 CLASSES = [HarnessSettings, *model_settings.classes(), *COMMANDS.values()]
 
-# --- classes ---
+# --- classes --
 
 
 class Base(schema.ModelSettings):
@@ -67,7 +67,7 @@ def test_every_model_of_ours_has_settings():
     assert registry.find("GRU4Rec").settings is None
 
 
-# --- files ---
+# --- files --
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -101,7 +101,7 @@ def test_the_command_writes_what_has_changed(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-# --- values ---
+# --- values --
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12)
 SCALARS = st.one_of(
@@ -172,7 +172,7 @@ def test_a_setting_is_the_same_on_the_command_line_in_yaml_and_in_python(key, tm
     check()
 
 
-# --- help ---
+# --- help --
 
 
 def helped(capsys, *args):

@@ -1,5 +1,6 @@
 """splits.py: who is predicted what. RecBole's own split is the oracle where it has one."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -16,11 +17,9 @@ PARTS = ("train", "valid", "test")
 def random_rows(lengths, items=9, seed=0):
     """Users of these lengths; each user's times are 0, 1, 2, …; the file is in no order."""
     rng = np.random.default_rng(seed)
-    rows = [
-        (f"u{user}", f"i{rng.integers(items)}", time)
-        for user, length in enumerate(lengths)
-        for time in range(length)
-    ]
+    rows = []
+    for user, length in enumerate(lengths):
+        rows += [(f"u{user}", f"i{rng.integers(items)}", time) for time in range(length)]
     return [rows[place] for place in rng.permutation(len(rows))]
 
 
@@ -55,7 +54,7 @@ def stock_tokens(dataset, part):
 
 
 def check_no_leak(tables, split):
-    """No event in two parts, and none that is a target of validation or test among the training events."""
+    """No event is in two parts, and no target of validation or test is a training event."""
     rows = np.concatenate([getattr(split, part).end for part in PARTS])
     assert len(np.unique(rows)) == len(rows)
     held_out = np.concatenate([split.valid.end, split.test.end])
@@ -78,11 +77,17 @@ def by_user(tables, cases):
 @pytest.mark.parametrize(
     "rule",
     [
-        {"LS": "valid_and_test"}, {"LS": "test_only"}, {"RS": [0.8, 0.1, 0.1]}, {"RS": [0.6, 0.2, 0.2]}, {"RS": [8, 1, 1]}, {"RS": [0.5, 0.2, 0.3]},
-        {"RS": [0.7, 0.0, 0.3]}, {"RS": [0.2, 0.4, 0.4]},
+        {"LS": "valid_and_test"},
+        {"LS": "test_only"},
+        {"RS": [0.8, 0.1, 0.1]},
+        {"RS": [0.6, 0.2, 0.2]},
+        {"RS": [8, 1, 1]},
+        {"RS": [0.5, 0.2, 0.3]},
+        {"RS": [0.7, 0.0, 0.3]},
+        {"RS": [0.2, 0.4, 0.4]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_split_is_recboles(write, stock, rule):
     """Users of one to six events, and enough longer ones to meet every rounding of the ratios."""
     lengths = [*range(1, 7)] * 3 + [*range(7, 33)]
@@ -128,9 +133,9 @@ def test_all_models_have_the_same_cases(write, parts, stock):
         found = [tokens(part.tables, part.cases) for part in datasets]
         reference = reference or found
         assert found == reference
-        ids = [datasets[0].token2id("user_id", [user for user, *_ in cases]) for cases in found]
-        for part, user in zip(datasets, ids, strict=True):
-            np.testing.assert_array_equal(part.case_batch(part.cases)["user_id"], user)
+        for part, cases in zip(datasets, found, strict=True):
+            ids = datasets[0].token2id("user_id", [user for user, *_ in cases])
+            np.testing.assert_array_equal(part.case_batch(part.cases)["user_id"], ids)
     tested = {}
     for model in ("SASRec", "BPR"):
         dataset = stock(model, folder)
@@ -142,7 +147,7 @@ def test_all_models_have_the_same_cases(write, parts, stock):
 
 
 def test_training_rows_hold_no_held_out_event(write, parts):
-    """General models learn from events, sequential ones from cases: neither may see a later part."""
+    """General models learn from events, sequential ones from cases; neither sees a later part."""
     folder = write({"inter": [INTER, *random_rows([3, 5, 8, 8, 13])]})
     for rule in (
         {"LS": "valid_and_test"},
@@ -182,7 +187,10 @@ def sizes(length, ratio):
     "ratio", [[0.6, 0.2, 0.2], [0.42, 0.29, 0.29], [0.7, 0.1, 0.2], [6, 2, 2], [1, 1, 1]], ids=str
 )
 def test_temporal_split(tables, ratio):
-    """Each training part gives its last target to its validation, so a user's sums are three short of the events."""
+    """Each training part gives its last target to its validation.
+
+    A user's sums are therefore three short of the events.
+    """
     lengths = [*range(1, 32), 51, 101]
     read = tables(random_rows(lengths, seed=1), dedup="none")
     parts = {
@@ -193,10 +201,10 @@ def test_temporal_split(tables, ratio):
         check_no_leak(read, split)
     for user, length in enumerate(np.diff(read.start)):
         pre, later, future = sizes(int(length), ratio)
-        places = {
-            (name, part): (read.position[cases.end[cases.user == user]]).tolist()
-            for name, split in parts.items() for part in PARTS for cases in [getattr(split, part)]
-        }  # fmt: skip
+        places = {}
+        for name, part in itertools.product(parts, PARTS):
+            cases = getattr(parts[name], part)
+            places[name, part] = read.position[cases.end[cases.user == user]].tolist()
         one, two, three = (
             range(1, 1 + pre),
             range(1 + pre, 1 + pre + later),
@@ -237,7 +245,7 @@ def test_temporal_parts_share_no_event(tables):
 
 
 def test_timestamp_boundaries(tables):
-    """A target at the first time validates, one at the second tests; neighbours in float32 are told apart."""
+    """A target at the first time validates, one at the second tests; float32 cannot part them."""
     first, second = 1_600_000_001, 1_600_000_003
     rows = [
         ("u", "a", 1),
@@ -249,10 +257,10 @@ def test_timestamp_boundaries(tables):
     split = make_split(read, {"timestamp": [first, second]})
     check_no_leak(read, split)
     assert np.float32(first) == np.float32(second)
-    targets = {
-        part: [(user, target) for user, _, target in tokens(read, getattr(split, part))]
-        for part in PARTS
-    }
+    targets = {}
+    for part in PARTS:
+        found = tokens(read, getattr(split, part))
+        targets[part] = [(user, target) for user, _, target in found]
     assert targets == {
         "train": [("u", "i0")],
         "valid": [("u", "i1"), ("u", "i2")],

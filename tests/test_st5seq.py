@@ -35,7 +35,10 @@ def read(model, tokens):
     return text
 
 
-STRUCTURED = "<SEQ_START><ITEM_START>TITLE: fig juice<ITEM_END><ITEM_START>TITLE: kiwi juice<ITEM_END><SEQ_END>"
+STRUCTURED = (
+    "<SEQ_START><ITEM_START>TITLE: "
+    "fig juice<ITEM_END><ITEM_START>TITLE: kiwi juice<ITEM_END><SEQ_END>"
+)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +56,7 @@ STRUCTURED = "<SEQ_START><ITEM_START>TITLE: fig juice<ITEM_END><ITEM_START>TITLE
 )
 def test_the_texts_are_the_papers(cycle, form, sequence, item):
     _, model, _, _ = prepared("ST5Seq", cycle, text_form=form, **SMALL | {"max_length": 200})
-    numbers = {
-        title: index
-        for index, title in enumerate(model.text.plain(item) for item in range(len(model.text)))
-    }
+    numbers = {model.text.plain(index): index for index in range(len(model.text))}
     found = read(model, model._sequence(0, np.array([numbers["fig juice"], numbers["kiwi juice"]])))
     begin, dots, rest = sequence.partition("…")
     assert found.startswith(begin) and found.endswith(rest)
@@ -104,7 +104,9 @@ def test_the_oldest_items_are_cut_and_marks_never_are(cycle):
 def test_room_for_the_newest_item_is_asked_for(cycle):
     with pytest.raises(
         UserError,
-        match="max_length: expected at least 12, which leave 8 tokens for the newest item, found 11",
+        match=(
+            "max_length: expected at least 12, which leave 8 tokens for the newest item, found 11"
+        ),
     ):
         prepared("ST5Seq", cycle, max_length=11)
     assert len(prepared("ST5Seq", cycle, max_length=12)[1]._sequence(0, np.array([0, 1]))) <= 12
@@ -112,7 +114,10 @@ def test_room_for_the_newest_item_is_asked_for(cycle):
 
 def pairs(cycle, epoch=0, **own):
     _, model, _, _ = prepared("ST5Seq", cycle, **SMALL | own)
-    return model, [tuple(read(model, tokens) for tokens in pair) for pair in model.examples(epoch)]
+    texts = []
+    for pair in model.examples(epoch):
+        texts.append(tuple(read(model, tokens) for tokens in pair))
+    return model, texts
 
 
 def test_titles_are_paired_with_descriptions(cycle):

@@ -1,6 +1,7 @@
 """Many adapters at once are what each of them would be alone."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -63,9 +64,11 @@ def world(tmp_path_factory):
 def learners_of(world, count=16):
     model, part = world
     return [
-        Learner(str(token), part.train[part.train.user == user], part.valid[part.valid.user == user])
+        Learner(
+            str(token), part.train[part.train.user == user], part.valid[part.valid.user == user]
+        )
         for user, token in enumerate(model.tables.users[:count])
-    ]  # fmt: skip
+    ]
 
 
 def frozen_of(world, dtype=torch.float32):
@@ -120,11 +123,15 @@ def test_dropout_is_of_the_update_alone_at_its_rate():
     )  # one layer's mask tells nothing of the next's
 
 
-def alone(frozen, learner, recipe):
-    """Oracle: one user by PEFT and torch's AdamW, its texts one by one; returns the adapter of the best validation."""
+def names_of(stacks):
+    return [learner.name for learner in itertools.chain.from_iterable(stacks)]
+
+
+def adapted(frozen, learner, recipe):
+    """A copy of the frozen model with PEFT's adapter, which starts from the values of a stack."""
     from peft import LoraConfig
 
-    model, rng = copy.deepcopy(frozen.bundle.model), adapter_training._rng
+    model = copy.deepcopy(frozen.bundle.model)
     model.add_adapter(
         LoraConfig(
             r=recipe.lora_rank,
@@ -145,43 +152,49 @@ def alone(frozen, learner, recipe):
     with torch.no_grad():
         for name, value in start.a.items():
             parameters[f"{name}.lora_A.default.weight"].copy_(value[0])
+    return model
+
+
+def vector_of(model, tokens):
+    """The decoder's state over the segments, each of which the encoder reads alone."""
+    parts = [
+        torch.from_numpy(tokens.ids[tokens.roles[0] == number])[None]
+        for number in range(1, tokens.roles[0].max() + 1)
+    ]
+    states = torch.cat([model.encoder(input_ids=part).last_hidden_state for part in parts], dim=1)
+    return model.decoder(
+        input_ids=torch.tensor([[model.config.decoder_start_token_id]]),
+        encoder_hidden_states=states,
+    ).last_hidden_state[0, 0]
+
+
+def loss_of(model, groups, shared):
+    """Mean cross-entropy of the groups' targets; if `shared`, among the items of all groups."""
+    items, total = [], 0.0
+    for group in groups:
+        for text, tokens in zip(group.texts, group[1:], strict=True):
+            items.append((text, vector_of(model, tokens)))
+    for number, group in enumerate(groups):
+        user, own = vector_of(model, group[0]), number * len(group.texts)
+        among = range(len(items)) if shared else range(own, own + len(group.texts))
+        logits = [
+            user @ items[one][1] for one in among if one == own or items[one][0] != items[own][0]
+        ]
+        total = total + torch.stack(logits).logsumexp(dim=0) - user @ items[own][1]
+    return total / len(groups)
+
+
+def alone(frozen, learner, recipe):
+    """Oracle: PEFT and torch's AdamW train one user's adapter, text by text.
+
+    Returns the adapter of the best validation, and the validation losses.
+    """
+    model, rng = adapted(frozen, learner, recipe), adapter_training._rng
+    parameters = dict(model.named_parameters())
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
     )
-
-    def vector(tokens):
-        parts = [
-            torch.from_numpy(tokens.ids[tokens.roles[0] == number])[None]
-            for number in range(1, tokens.roles[0].max() + 1)
-        ]
-        states = torch.cat(
-            [model.encoder(input_ids=part).last_hidden_state for part in parts], dim=1
-        )
-        return model.decoder(
-            input_ids=torch.tensor([[model.config.decoder_start_token_id]]),
-            encoder_hidden_states=states,
-        ).last_hidden_state[0, 0]
-
-    def loss(groups, shared):
-        items, total = (
-            [
-                (text, vector(tokens))
-                for group in groups
-                for text, tokens in zip(group.texts, group[1:], strict=True)
-            ],
-            0.0,
-        )
-        for number, group in enumerate(groups):
-            user, own = vector(group[0]), number * len(group.texts)
-            among = range(len(items)) if shared else range(own, own + len(group.texts))
-            logits = [
-                user @ items[one][1]
-                for one in among
-                if one == own or items[one][0] != items[own][0]
-            ]
-            total = total + torch.stack(logits).logsumexp(dim=0) - user @ items[own][1]
-        return total / len(groups)
 
     def state():
         return {
@@ -194,7 +207,7 @@ def alone(frozen, learner, recipe):
         frozen, learner.valid, learner, recipe, rng(recipe, learner.name, 2)
     )
     with torch.no_grad():
-        losses = [float(loss(checks, False))]
+        losses = [float(loss_of(model, checks, False))]
     best = state()
     for epoch in range(recipe.epochs):
         examples = adapter_training.choices(
@@ -211,11 +224,11 @@ def alone(frozen, learner, recipe):
                 done / 0.1 if done < 0.1 else 0.55 + 0.45 * np.cos(np.pi * (done - 0.1) / 0.9)
             )
             optimizer.zero_grad()
-            loss([examples[row] for row in rows], True).backward()
+            loss_of(model, [examples[row] for row in rows], True).backward()
             torch.nn.utils.clip_grad_norm_(trained, recipe.max_norm)
             optimizer.step()
         with torch.no_grad():
-            now = float(loss(checks, False))
+            now = float(loss_of(model, checks, False))
         if now < min(losses):
             best = state()
         losses.append(now)
@@ -225,7 +238,7 @@ def alone(frozen, learner, recipe):
 
 
 def norm(self, x):
-    """T5's normalisation in the type that the model computes in: transformers' own is float32 always."""
+    """T5's normalisation in the model's own type, where transformers' own is float32."""
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
@@ -239,7 +252,7 @@ def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
     assert len({len(one.train) for one in learners}) > 3
     stacks = adapter_training.together(learners, recipe.train_batch_size, 16)
     assert (
-        sorted(one.name for own in stacks for one in own) == sorted(one.name for one in learners)
+        sorted(names_of(stacks)) == sorted(one.name for one in learners)
         and max(map(len, stacks)) > 3
     )
     stopped = set()
@@ -261,7 +274,10 @@ def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
 
 
 def test_one_user_of_long_steps_does_not_keep_the_others_apart(world):
-    """A budget of eight plain steps: fifteen users are two stacks and the one whose step is as large as the budget is alone."""
+    """The budget is eight plain steps; one user's step is as large as the budget.
+
+    Fifteen users are in two stacks, and that one is alone.
+    """
     cases = world[1].train
     learners = [Learner(f"user {user}", cases[:1], cases[:1]) for user in range(16)]
     tokens = [100] * 16
@@ -280,7 +296,7 @@ def test_one_user_of_long_steps_does_not_keep_the_others_apart(world):
     tokens = rng.integers(1, 300, 16).tolist()
     size = {learner.name: own for learner, own in zip(learners, tokens)}
     stacks = adapter_training.together(learners, 4, 16, tokens, 900)
-    assert sorted(one.name for own in stacks for one in own) == sorted(size)
+    assert sorted(names_of(stacks)) == sorted(size)
     for own in stacks:
         assert len(own) == 1 or len(own) * max(size[one.name] for one in own) <= 900
     assert len(stacks) < 16 * max(tokens) / 900 + 1
@@ -327,7 +343,10 @@ def test_in_float32_vectors_and_ranks_agree(world):
 
 
 def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
-    """Without anything learned the ranks are the frozen model's own; with B set they are those of the model with PEFT's adapter."""
+    """Untrained adapters rank as the frozen model does.
+
+    With B set, they rank as the model with PEFT's adapter does.
+    """
     from recbole_llm.evaluation.loop import catalogue_scores
     from recbole_llm.studies.personalization.ranking import rank
 

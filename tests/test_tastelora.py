@@ -1,4 +1,4 @@
-"""TASTE-LoRA: segments of a history, their fusion, what is learned from, and the numbers of items."""
+"""TASTE-LoRA: segments of a history, their fusion, the loss, and the numbers of items."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def segments_of(own, tokens):
     ]
 
 
-# --- segments -----------------------------------------------------------------------------------------------------------
+# --- segments -------------------------------------------------------------------------------------
 
 
 def test_the_newest_items_come_first_between_two_sentences(tokenizer):
@@ -94,7 +94,7 @@ def test_text_is_data(tokenizer):
         assert not set(own.item(text).ids) & {tokenizer.pad_token_id, tokenizer.eos_token_id}
 
 
-# --- fusion -------------------------------------------------------------------------------------------------------------
+# --- fusion ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,10 @@ def bundle(tokenizer):
 
 
 def test_a_vector_is_the_decoders_state_over_all_segments(bundle, tokenizer):
-    """Oracle: each segment through the encoder alone, without padding, their states behind each other, the decoder's one step."""
+    """Oracle: the encoder reads each segment alone and without padding.
+
+    The decoder takes one step over all states, one segment behind the other.
+    """
     own = encoder(tokenizer, 48, segments=9)
     rows = [own.history(ITEMS), own.item(ITEMS[0]), own.history(ITEMS[:4]), own.history(ITEMS[3:5])]
     assert len({int(row.roles[0].max()) for row in rows}) > 2
@@ -166,7 +169,7 @@ def test_transformers_reads_what_is_saved_and_a_decoder_alone_is_refused(
         load(str(tmp_path / "causal"), (), saved=tmp_path, max_length=32, kind=FusionBackbone)
 
 
-# --- the loss -----------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_a_softmax_over_all_items_of_a_step_but_those_met():
@@ -221,11 +224,14 @@ def test_negatives_are_never_of_the_users_own(cycle):
     assert any((one.texts != two.texts).any() for one, two in zip(groups, other, strict=True))
 
 
-# --- the model ----------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 def test_it_learns_the_cycle(cycle):
-    """The next item is certain; Pop has 0.38 here. Histories are cut to like length: those of a test are longer than any that was learned."""
+    """The next item is certain; Pop has 0.38 here.
+
+    Training histories are shorter than those of the test, and all are cut to like length.
+    """
     own = {
         "epochs": 20,
         "train_batch_size": 32,

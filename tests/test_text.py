@@ -114,7 +114,10 @@ def test_items_without_text_are_counted(tables):
         (
             [("A", "text", "of", "1")],
             FIELDS,
-            "dataset toy: no item_id of the events has a row in toy.item: the events have 'a', the rows 'A'; write",
+            (
+                "dataset toy: no item_id of the events has a row in toy.item: "
+                "the events have 'a', the rows 'A'; write"
+            ),
         ),
         (
             [("z", "", "", ""), ("a", "", " ", "")],
@@ -131,7 +134,7 @@ def test_no_text_at_all_is_an_error(tables, rows, fields, message):
 
 
 def test_a_catalogue_of_other_items_is_an_error_too(write):
-    """With `catalogue: all` the rows of .item are items, but those that anybody met have no text."""
+    """`catalogue: all` makes items of the rows of .item; the items of the events have no text."""
     folder = write(
         {
             "inter": [("user_id:token", "item_id:token"), ("u", "3"), ("u", "4")],
@@ -141,7 +144,10 @@ def test_a_catalogue_of_other_items_is_an_error_too(write):
     for catalogue in ("met", "all"):
         with pytest.raises(
             UserError,
-            match="no item_id of the events has a row in toy.item: the events have '3', the rows '3.0'",
+            match=(
+                "no item_id of the events has a row in toy.item: "
+                "the events have '3', the rows '3.0'"
+            ),
         ):
             ItemText.from_tables(load(Source(folder, "toy", catalogue=catalogue)), FIELDS)
 

@@ -1,4 +1,7 @@
-"""Times of a user's own tables: one order and one value, whatever form they have and wherever the machine stands."""
+"""Times of a user's own tables have one order and one value.
+
+Neither their form nor the machine's time zone changes them.
+"""
 
 import json
 import os
@@ -49,7 +52,10 @@ def write(folder, cells, kind="csv"):
 def in_zone(zone, commands):
     """Run commands in a process that stands in this time zone."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TZ": zone}
-    code = "import json, sys; from recbole_llm import cli; sys.exit(any(map(cli.main, json.loads(sys.argv[1]))))"
+    code = (
+        "import json, sys; from recbole_llm import cli; "
+        "sys.exit(any(map(cli.main, json.loads(sys.argv[1]))))"
+    )
     child = subprocess.run(
         [sys.executable, "-c", code, json.dumps(commands)], env=env, capture_output=True, text=True
     )

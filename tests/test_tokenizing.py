@@ -1,4 +1,4 @@
-"""Texts that are put together from pieces have the tokens of the whole text, whatever kind of tokenizer reads them."""
+"""Texts joined from pieces have the tokens of the whole text, with any kind of tokenizer."""
 
 import random
 
@@ -65,7 +65,7 @@ def histories(count=12):
     return [rng.sample(items, rng.randint(1, 8)) for _ in range(count)]
 
 
-# --- judges -------------------------------------------------------------------------------------------------------------
+# --- judges ---------------------------------------------------------------------------------------
 
 
 def judge(tokenizer, **own):
@@ -142,7 +142,7 @@ def test_an_answer_follows_what_the_model_is_asked_with(tokenizers, template, be
     assert answer_markup(tokenizer, "Yes") == behind
 
 
-# --- writers ------------------------------------------------------------------------------------------------------------
+# --- writers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", [CALREC, GPT4REC])
@@ -166,7 +166,7 @@ def test_a_writers_prompt_is_the_whole_text_with_end_tokens(tokenizer, template)
         assert own.spelling.count_differences(tokens.ids) == 0
 
 
-# --- TASTE and sentence encoders ----------------------------------------------------------------------------------------
+# --- TASTE and sentence encoders ------------------------------------------------------------------
 
 
 def test_a_segment_is_the_whole_text(tokenizer):
@@ -249,11 +249,14 @@ def test_attributes_are_words_of_one_text(tokenizer):
     assert own.item(item)[0].tolist() == whole(tokenizer, text)[len(whole(tokenizer, "x")) :]
 
 
-# --- the tokenizer itself -----------------------------------------------------------------------------------------------
+# --- the tokenizer itself -------------------------------------------------------------------------
 
 
 def test_what_does_not_look_around_stays_as_it_was(tokenizers):
-    """Byte-level BPE and WordPiece tokenise a piece alike everywhere, and a scratch tokenizer, whose tokens are phrases, keeps its pieces."""
+    """Byte-level BPE and WordPiece tokenise a piece alike everywhere.
+
+    A scratch tokenizer, whose tokens are phrases, keeps its pieces.
+    """
     scratch = train_tokenizer(CORPUS, 500)
     for tokenizer in (tokenizers["byte-level BPE"], tokenizers["WordPiece"], scratch):
         spelling = TextTokenizer(tokenizer)
@@ -264,7 +267,17 @@ def test_what_does_not_look_around_stays_as_it_was(tokenizers):
     assert TextTokenizer(scratch).split_space(", ") == (", ", "")
 
 
-SPECIAL = ["<s>", "</s>", "<pad>", "[PAD]", "[CLS]", "[MASK]", "<|im_start|>", "<|endoftext|>", "<extra_id_0>"]  # fmt: skip
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<pad>",
+    "[PAD]",
+    "[CLS]",
+    "[MASK]",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<extra_id_0>",
+]
 
 
 def test_no_piece_becomes_a_special_token(tokenizer):
@@ -317,14 +330,22 @@ def test_an_anchor_that_would_grow_into_the_piece_is_passed_over():
     assert spelling.encode("b").tolist() == [1] and spelling.encode("b", opens=True).tolist() == [5]
 
 
-# --- models -------------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["Llama 2", "Mistral", "byte-level BPE"])
 def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_path):
-    """The odds of Yes against No where the template's own chats with the two answers part, by a pass that knows nothing of pieces."""
+    """Plain passes give the odds of Yes against No where the template's two chats part.
+
+    They know nothing of pieces.
+    """
     tokenizer, folder = tokenizers[kind], str(tmp_path / "model")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}  # fmt: skip
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes)
@@ -343,15 +364,21 @@ def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_
             lines = "\n".join(judge.lines[item] for item in history)
             _, head, candidate = SHOPPING.judge_heads
             for item, value in zip(items, row, strict=True):
-                said = f"{SHOPPING.judge_history}\n\n{head}\n{lines}\n\n{candidate}\n{judge.lines[item]}"
+                said = (
+                    f"{SHOPPING.judge_history}\n\n{head}\n{lines}\n\n"
+                    f"{candidate}\n{judge.lines[item]}"
+                )
+                question = {"role": "user", "content": said}
+                chats = (
+                    [question, {"role": "assistant", "content": word}] for word in ("Yes", "No")
+                )
                 yes, no = (
                     whole(tokenizer, tokenizer.apply_chat_template(chat, tokenize=False))
-                    for chat in (
-                        [{"role": "user", "content": said}, {"role": "assistant", "content": word}]
-                        for word in ("Yes", "No")
-                    )
+                    for chat in chats
                 )
                 place = next(at for at, pair in enumerate(zip(yes, no)) if pair[0] != pair[1])
                 logits = model(input_ids=torch.tensor([yes[:place]])).logits[0, -1]
-                assert value == pytest.approx((logits[yes[place]] - logits[no[place]]).item(), rel=1e-3, abs=1e-3)  # fmt: skip
+                assert value == pytest.approx(
+                    (logits[yes[place]] - logits[no[place]]).item(), rel=1e-3, abs=1e-3
+                )
     assert judge.counts["compared"] == 2 and judge.counts["border_tokens"] == 0

@@ -1,9 +1,11 @@
-"""Traps of RecBole that make a comparison unfair: each test shows the stock behaviour and ours beside it.
+"""Traps of RecBole make a comparison unfair: each test shows the stock behaviour beside ours.
 
-Others are guarded where they belong: candidates (5) in test_candidates; item columns that change the catalogue (4) in test_dataset;
-metrics that accumulate (6) in test_metrics; early stopping (10) and Pop in test_trainer; strings that are run (9) in test_config;
-pandas (2) in test_compat.
+Other files guard the other traps: test_candidates the candidates (5); test_dataset item columns
+that change the catalogue (4); test_metrics metrics that accumulate (6); test_trainer early stopping
+(10) and Pop; test_config strings that are run (9); test_compat pandas (2).
 """
+
+import itertools
 
 import numpy as np
 import pytest
@@ -22,17 +24,18 @@ def short_users(write):
     """Users with 2, 3 and 4 events among longer ones."""
     rng = np.random.default_rng(0)
     lengths = {"two": 2, "three": 3, "four": 4} | {f"u{number}": 8 for number in range(6)}
-    rows = [
-        (user, f"i{rng.integers(12)}", 100 * step)
-        for user, length in lengths.items()
-        for step in range(length)
-    ]
+    rows = []
+    for user, length in lengths.items():
+        rows += [(user, f"i{rng.integers(12)}", 100 * step) for step in range(length)]
     return write({"inter": [HEADER, *rows]})
 
 
 @pytest.fixture
 def stock_trainer(stock, monkeypatch, tmp_path):
-    """stock_trainer(model, folder, change, **settings): RecBole's (trainer, train and test loader); change(model class) comes first."""
+    """stock_trainer(model, folder, change, **settings): RecBole's trainer and its loaders.
+
+    Returns (trainer, train loader, test loader); change(model class) is called first.
+    """
 
     def build(name, folder, change=lambda model: None, **settings):
         from recbole.data import data_preparation
@@ -115,11 +118,10 @@ def test_history_is_masked_for_all_or_none(short_users, stock):
 
 
 def pairs_of(batches):
-    return {
-        pair
-        for batch in batches
-        for pair in zip(batch["user_id"].tolist(), batch["item_id"].tolist(), strict=True)
-    }
+    pairs = set()
+    for batch in batches:
+        pairs.update(zip(batch["user_id"].tolist(), batch["item_id"].tolist(), strict=True))
+    return pairs
 
 
 def test_history_is_masked_for_all_or_none_of_the_models_that_score_pairs(short_users, stock):
@@ -146,7 +148,7 @@ def test_history_is_masked_for_all_or_none_of_the_models_that_score_pairs(short_
             rank_cases(model, test, test.cases, candidates=chosen, mask_history=choice, topk=7)
             for choice in (False, True)
         ]
-        lists.append([[set(row) for row in top.items.tolist()] for _, top in tops])
+        lists.append([list(map(set, top.items.tolist())) for _, top in tops])
         counts.append([table.n_candidates.tolist() for table, _ in tops])
     assert lists[0] == lists[1] and counts[0] == counts[1]
     assert counts[0][0] == [7] * len(test.cases) and 1 < np.mean(counts[0][1]) < 6
@@ -169,7 +171,10 @@ def test_repeatnet_learns_from_events_alone(short_users, stock):
 
 
 def test_an_error_inside_a_model_is_an_error(short_users, stock_trainer, monkeypatch):
-    """Stock: a NotImplementedError inside full_sort_predict, torch's own included, silently ranks by another method."""
+    """Stock: a NotImplementedError inside full_sort_predict silently changes the method of ranking.
+
+    Torch's own errors of that type do the same.
+    """
 
     def broken(self, interaction):
         raise NotImplementedError("some operator is not implemented for this device")
@@ -189,18 +194,20 @@ def test_an_error_inside_a_model_is_an_error(short_users, stock_trainer, monkeyp
 def test_a_model_that_repeats_itself_gets_what_chance_gives(
     last, write, stock_trainer, monkeypatch
 ):
-    """Stock: equal scores are ranked by the order of columns, so where all buy the same item last a constant model finds it always or never."""
+    """Stock: equal scores are ranked by the order of columns.
+
+    Where all users buy the same item last, a constant model finds it always or never.
+    """
     from recbole_llm.evaluation import metrics
 
     def constant(self, interaction):
         return torch.zeros(len(interaction), self.n_items)
 
     rng = np.random.default_rng(0)
-    rows = [
-        (f"u{user}", f"i{item}", time)
-        for user in range(9)
-        for time, item in enumerate([*rng.permutation(12), 3 * last])
-    ]
+    rows = []
+    for user in range(9):
+        items = [*rng.permutation(12), 3 * last]
+        rows += [(f"u{user}", f"i{item}", time) for time, item in enumerate(items)]
     folder = write({"inter": [HEADER, *rows]})
     trainer, _, test = stock_trainer(
         "GRU4Rec", folder, lambda model: monkeypatch.setattr(model, "full_sort_predict", constant)
@@ -213,7 +220,10 @@ def test_a_model_that_repeats_itself_gets_what_chance_gives(
 
 @pytest.mark.parametrize("name", ["GRU4Rec", "BPR"])
 def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch):
-    """Stock: the batch that a model scores holds the target's id, so that a model may read the answer; where it tries, ours is an error."""
+    """Stock: the batch that a model scores holds the target's id, so a model may read the answer.
+
+    Here a model that tries to read it fails.
+    """
     from recbole_llm.settings import registry
 
     def oracle(self, interaction):
@@ -221,7 +231,8 @@ def test_the_target_is_not_in_the_batch(name, write, stock_trainer, monkeypatch)
         return scores.scatter_(1, interaction["item_id"][:, None], 1.0)
 
     rows = [
-        (f"u{user}", f"i{(user * 5 + time) % 12}", time) for user in range(9) for time in range(7)
+        (f"u{user}", f"i{(user * 5 + time) % 12}", time)
+        for user, time in itertools.product(range(9), range(7))
     ]
     folder = write(
         {
@@ -271,7 +282,7 @@ def test_eval_args_in_part_keep_the_rest(given, short_users, stock):
 
 
 def test_events_within_a_minute_keep_their_order(write, stock):
-    """Stock: times are float32, so that these four are one time and the file's order is taken for theirs."""
+    """Stock: float32 makes these four times one, and the order of the file counts instead."""
     times = {"a": 1_600_000_000, "b": 1_600_000_010, "c": 1_600_000_020, "d": 1_600_000_030}
     folder = write(
         {

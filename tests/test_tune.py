@@ -51,14 +51,21 @@ def test_a_grid_is_every_combination_and_few_values_are_drawn_once_each():
     assert len(points(space, "random", 50, 0)) == 6
 
 
-@pytest.mark.parametrize(("space", "search", "message"), [
-    ({}, "random", "space: expected settings with their values"),
-    ({"learning_rate": {"log": [0, 1]}}, "random", "a list of values, or uniform, log or int"),
-    ({"learning_rate": {"logs": [1, 2]}}, "random", "space.learning_rate: expected"),
-    ({"learning_rate": {"uniform": [2, 1]}}, "random", "space.learning_rate: expected"),
-    ({"learning_rate": 0.1}, "random", "space.learning_rate: expected a list of values or a range"),
-    ({"learning_rate": {"log": [1e-4, 1e-2]}}, "grid", "a grid needs values"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("space", "search", "message"),
+    [
+        ({}, "random", "space: expected settings with their values"),
+        ({"learning_rate": {"log": [0, 1]}}, "random", "a list of values, or uniform, log or int"),
+        ({"learning_rate": {"logs": [1, 2]}}, "random", "space.learning_rate: expected"),
+        ({"learning_rate": {"uniform": [2, 1]}}, "random", "space.learning_rate: expected"),
+        (
+            {"learning_rate": 0.1},
+            "random",
+            "space.learning_rate: expected a list of values or a range",
+        ),
+        ({"learning_rate": {"log": [1e-4, 1e-2]}}, "grid", "a grid needs values"),
+    ],
+)
 def test_a_space_that_is_none_is_told(space, search, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         points(space, search, 3, 0)
@@ -171,12 +178,15 @@ def test_a_stopped_search_goes_on_with_what_is_missing(searched):
     assert scores == [record["score"] for record in before]
 
 
-@pytest.mark.parametrize(("scores", "said", "none_differs"), [
-    ([0.0, 0.0, 0.0], "first of 3 trials that tie: hidden_size=8: ", True),
-    ([0.1, 0.3, 0.3], "first of 2 trials that tie: hidden_size=16: ", False),
-    ([0.1, 0.3, 0.2], "best: hidden_size=16: ", False),
-    ([0.0], "best: hidden_size=8: ", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "said", "none_differs"),
+    [
+        ([0.0, 0.0, 0.0], "first of 3 trials that tie: hidden_size=8: ", True),
+        ([0.1, 0.3, 0.3], "first of 2 trials that tie: hidden_size=16: ", False),
+        ([0.1, 0.3, 0.2], "best: hidden_size=16: ", False),
+        ([0.0], "best: hidden_size=8: ", False),
+    ],
+)
 def test_trials_that_tie_are_not_called_best(tmp_path, monkeypatch, scores, said, none_differs):
     records = [
         {

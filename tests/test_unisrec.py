@@ -1,5 +1,7 @@
 """UniSRec: whitening experts over frozen texts, all cases of a user in one pass."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -51,12 +53,14 @@ def test_gates_are_noisy_in_training_alone():
 
 
 def batch_of(model, groups):
-    flat = [tokens for group in groups for tokens in group]
-    return pad(flat, pad_id=model.pad_id)
+    return pad(list(itertools.chain.from_iterable(groups)), pad_id=model.pad_id)
 
 
 def test_one_pass_learns_what_every_case_alone_would(cycle):
-    """The summed loss of the windows against a softmax for each training case by itself, histories longer than max_items among them."""
+    """The summed loss of the windows is that of a softmax for each training case alone.
+
+    Some histories are longer than max_items.
+    """
     _, model, _, (train, _, _) = prepared("UniSRec", cycle, max_items=4, **SMALL)
     model.eval()
     windows = model.examples(0)
@@ -73,12 +77,11 @@ def test_one_pass_learns_what_every_case_alone_would(cycle):
                 logits = items @ F.normalize(state, dim=0) / model.config["contrast_temperature"]
                 expected -= logits.log_softmax(dim=0)[tokens.ids[place] - 1].item()
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-    learned = sorted(
-        (int(tokens.ids[place - 1]), int(tokens.ids[place]))
-        for (tokens,) in windows
-        for place in np.flatnonzero(tokens.learned)
-    )
-    assert learned == sorted(
+    learned = []
+    for (tokens,) in windows:
+        places = np.flatnonzero(tokens.learned)
+        learned += [(int(tokens.ids[place - 1]), int(tokens.ids[place])) for place in places]
+    assert sorted(learned) == sorted(
         (int(tables.item[end - 1]) + 1, int(tables.item[end]) + 1) for end in cases.end
     )  # each case once
 
@@ -169,7 +172,10 @@ def test_both_adds_an_embedding_to_each_item_and_text_ties_equal_texts(tmp_path)
 
 
 def test_vectors_of_any_length_are_learned_alike(cycle):
-    """Scaled to numbers of about 1; the scale belongs to the weights, since another dataset's vectors would give another."""
+    """Vectors are scaled to numbers of about 1.
+
+    The scale belongs to the weights, since other data would give another.
+    """
     _, model, _, _ = prepared("UniSRec", cycle, **SMALL)
     assert (model.scale * model.table[1:]).square().mean().item() == pytest.approx(1.0, rel=1e-5)
     assert "scale" in model.state_dict() and "table" not in model.state_dict()

@@ -1,5 +1,6 @@
 """Words of every script, matched alike however they are encoded, and texts cut by them."""
 
+import itertools
 import re
 import unicodedata
 
@@ -97,16 +98,15 @@ def test_a_title_without_spaces_is_cut_as_it_is_written():
 
 
 def write_shop(folder, name, titles):
-    """Users who buy three items of a kind, one after the other; what they buy next is another of the kind."""
+    """A shop whose users buy all items of one kind in turn, so the next one is of that kind."""
     target = folder / name
     target.mkdir()
     rng, kinds = np.random.default_rng(3), len(titles) // 4
-    events = [
-        (f"u{user}", 4 * kind + int(item), place)
-        for user in range(40)
-        for kind in [int(rng.integers(kinds))]
-        for place, item in enumerate(rng.permutation(4))
-    ]
+    events = []
+    for user in range(40):
+        kind = int(rng.integers(kinds))
+        items = enumerate(rng.permutation(4))
+        events += [(f"u{user}", 4 * kind + int(item), place) for place, item in items]
     (target / f"{name}.inter").write_text(
         "user_id:token\titem_id:token\ttimestamp:float\n"
         + "".join(f"{user}\ti{item}\t{time}\n" for user, item, time in events)
@@ -120,15 +120,18 @@ def write_shop(folder, name, titles):
 SHOPS = {
     "han": (["不锈钢保温杯", "木制台灯卧室", "纯棉短袖上衣"], ["蓝色", "红色", "绿色", "黑"]),
     "thai": (["กาแฟคั่วบด", "น้ำดื่มสะอาด", "เสื้อยืดผ้าฝ้าย"], ["สีฟ้า", "สีแดง", "เขียว", "ดำ"]),
-    "kana": (["ステンレスマグ", "きのつくえらんぷ", "コットンシャツ"], ["あお", "あか", "みどり", "くろ"]),
-}  # fmt: skip
+    "kana": (
+        ["ステンレスマグ", "きのつくえらんぷ", "コットンシャツ"],
+        ["あお", "あか", "みどり", "くろ"],
+    ),
+}
 
 
 @pytest.mark.parametrize("script", SHOPS)
 def test_items_alike_are_found_as_by_words_with_spaces(tmp_path, script):
     """Each title again with every two neighbouring characters written as a word between spaces."""
     kinds, colours = SHOPS[script]
-    titles = [kind + colour for kind in kinds for colour in colours]
+    titles = ["".join(pair) for pair in itertools.product(kinds, colours)]
     write_shop(tmp_path, "plain", titles)
     write_shop(tmp_path, "spaced", [" ".join(map(latin, words(title))) for title in titles])
     plain, spaced = (
@@ -174,13 +177,19 @@ def test_sentences_without_spaces_are_drawn_apart_and_counted():
 
     value = "这个保温杯可以保温十二个小时。杯盖不会漏水！适合办公室和旅行使用？颜色有蓝色和红色"
     assert _sentences(value) == [
-        "这个保温杯可以保温十二个小时。", "杯盖不会漏水！", "适合办公室和旅行使用？", "颜色有蓝色和红色.",
-    ]  # fmt: skip
+        "这个保温杯可以保温十二个小时。",
+        "杯盖不会漏水！",
+        "适合办公室和旅行使用？",
+        "颜色有蓝色和红色.",
+    ]
     assert _sentences("不锈钢保温杯蓝色") == ["不锈钢保温杯蓝色."]
     drawn = nearest(_sentences(value * 9))
     assert sum(map(count, drawn)) <= SENTENCES and len(drawn) > 2
     assert count(nearest(["保温杯" * 100])[0]) == SENTENCES
-    english = "It keeps warm for hours. The lid is tight! Good for an office, or for travel? No more to say here at all"
+    english = (
+        "It keeps warm for hours. The lid is tight! "
+        "Good for an office, or for travel? No more to say here at all"
+    )
     assert len(_sentences(english)) == 4 and count(english) == len(english.split())
 
 

@@ -21,7 +21,8 @@ def files(folder, part="test"):
 
 
 def lines(path):
-    return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 @pytest.fixture
@@ -83,9 +84,15 @@ def test_other_matching_of_the_same_texts(run, tmp_path, monkeypatch, own):
 
 
 WRITING = [
-    {"samples": 3}, {"temperature": 0.3}, {"max_new_tokens": 3}, {"max_length": 150}, {"precision": "bf16"}, {"seed": 3},
-    {"text_fields": {"Title": "title", "Category": "brand"}}, {"text_words": {"Title": 1}},
-]  # fmt: skip
+    {"samples": 3},
+    {"temperature": 0.3},
+    {"max_new_tokens": 3},
+    {"max_length": 150},
+    {"precision": "bf16"},
+    {"seed": 3},
+    {"text_fields": {"Title": "title", "Category": "brand"}},
+    {"text_words": {"Title": 1}},
+]
 
 
 @pytest.mark.parametrize("own", WRITING)

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 CHAT = {
     "llama": (
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+        "[INST] {{ m.content }} [/INST]"
         "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
     ),
     "chatml": (
@@ -24,7 +25,9 @@ CHAT = {
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
 }
-WORDS = "Dog Food, Toy (2-Pack) Brand: Bo; Price: $5.99 > & Birds Ünï 猫 ¡salt! it's Title Category".split()
+WORDS = (
+    "Dog Food, Toy (2-Pack) Brand: Bo; Price: $5.99 > & Birds Ünï 猫 ¡salt! it's Title Category"
+).split()
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
@@ -53,9 +56,12 @@ def byte_level(corpus):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<|pad|>", eos_token="<|endoftext|>", chat_template=CHAT["chatml"],
+        tokenizer_object=made,
+        pad_token="<|pad|>",
+        eos_token="<|endoftext|>",
+        chat_template=CHAT["chatml"],
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-    )  # fmt: skip
+    )
 
 
 def _bytes():
@@ -110,8 +116,13 @@ def _sentencepiece_bpe(corpus, scheme):
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>", chat_template=CHAT["llama"],
-    )  # fmt: skip
+        tokenizer_object=made,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        chat_template=CHAT["llama"],
+    )
 
 
 def llama(corpus):
@@ -150,8 +161,12 @@ def t5(corpus):
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="<pad>", additional_special_tokens=marks,
-    )  # fmt: skip
+        tokenizer_object=made,
+        unk_token="<unk>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=marks,
+    )
 
 
 def wordpiece(corpus):
@@ -167,10 +182,21 @@ def wordpiece(corpus):
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", eos_token="[SEP]",
-    )  # fmt: skip
+        tokenizer_object=made,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        eos_token="[SEP]",
+    )
 
 
 KINDS = {
-    "byte-level BPE": byte_level, "Llama 2": llama, "Mistral": mistral, "always": always, "T5": t5, "WordPiece": wordpiece,
-}  # fmt: skip
+    "byte-level BPE": byte_level,
+    "Llama 2": llama,
+    "Mistral": mistral,
+    "always": always,
+    "T5": t5,
+    "WordPiece": wordpiece,
+}
