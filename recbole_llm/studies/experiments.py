@@ -17,7 +17,6 @@ from ..runs.run import Run
 from ..runs.runner import Runner
 from ..runs.spec import describe, moved
 from ..runs.tables import Table, make_table
-from ..settings import files as resources
 from ..settings import layers, registry, run_record
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class Experiment:
 
 def folder_of_experiments() -> Path:
     """Return the folder with a file for each experiment."""
-    return resources.properties() / "experiment"
+    return properties() / "experiment"
 
 
 def listed() -> list[str]:

@@ -16,8 +16,8 @@ from ..runs.checks import check as check_run
 from ..runs.commands import run_settings, stages_of
 from ..runs.run import Run
 from ..runs.spec import Datasets, describe
-from ..settings import layers as config
 from ..settings import registry, run_record
+from ..settings.layers import digest, resolve, settings_hash
 from ..storage import run_folders
 from ..storage.content_cache import keep_aside, sealed, unsealed
 from ..storage.files import write_text
@@ -156,11 +156,11 @@ class Search:
         self.points = points(
             options["space"], options["search"], options["trials"], options["search_seed"]
         )
-        plain = config.resolve(model, dataset, layers)
+        plain = resolve(model, dataset, layers)
         # trials run in other processes, which have other working directories
         places = {key: str(Path(plain[key]).absolute()) for key in ("data_path", "checkpoint_dir")}
         layers = [*layers, places]
-        self.settings = [config.resolve(model, dataset, layers, point) for point in self.points]
+        self.settings = [resolve(model, dataset, layers, point) for point in self.points]
         if plain["seeds"]:
             raise UserError(
                 "seeds: a search runs one seed; leave it out, or search over --space.seed=[1, 2]"
@@ -177,9 +177,9 @@ class Search:
         dataset_name, fingerprint = self._check_trials()
         self.metric = plain["valid_metric"].lower()
         asha = [options["grace"], options["reduction"]] if options["search"] == "asha" else []
-        key = config.digest(
+        key = digest(
             [
-                config.settings_hash(plain, data=fingerprint, version=__version__),
+                settings_hash(plain, data=fingerprint, version=__version__),
                 options["search"],
                 options["space"],
                 options["search_seed"],

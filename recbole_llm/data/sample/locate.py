@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...contracts.cases import Cases
 from ...errors import UserError
-from ...settings import files as resources
 from ...settings import registry
+from ...settings.files import SAMPLE
 from ...settings.rules import check_name
 from ..reading.tables import Tables
 
@@ -52,7 +52,7 @@ def locate(dataset: str, data_path: str | Path, data_name: str | None = None) ->
         return dataset, folder
     sample = SAMPLES.get(dataset, dataset)
     if sample in SAMPLES.values() and data_name in (None, sample):
-        return sample, resources.SAMPLE
+        return sample, SAMPLE
     example = registry.recbole_folder() / "dataset_example" / dataset
     if _has_interactions(example, prefix):
         return dataset, example
