@@ -18,6 +18,7 @@ from ..runs.runner import Runner
 from ..runs.spec import describe, moved
 from ..runs.tables import Table, make_table
 from ..settings import layers, registry, run_record
+from ..settings.files import properties
 
 if TYPE_CHECKING:
     from ..evaluation.rating import Ratings
