@@ -1,5 +1,6 @@
 """What several test files share: data, small datasets on disk, and datasets as we build them."""
 
+import logging
 import os
 import pickle
 import sys
@@ -22,6 +23,17 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--cpu"):
         config.pluginmanager.register(CpuTimes())
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left():
+    """RecBole's own code adds handlers to the root logger, for good."""
+    before = list(logging.root.handlers)
+    yield
+    for handler in list(logging.root.handlers):
+        if handler not in before and not type(handler).__module__.startswith("_pytest"):
+            logging.root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,7 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
     """Any name of it gives one run, and nothing that it has learned is tested on."""
     from recbole_llm.runs.checks import check
     from recbole_llm.runs.commands import run_settings
+    from recbole_llm.runs.runner import Runner
     from recbole_llm.runs.spec import describe
 
     write_cycle(tmp_path)
@@ -158,8 +159,8 @@ def test_an_encoder_that_a_run_has_trained_is_that_run(tmp_path):
         for name in names
     ]
     assert len({run.run_id for run in runs}) == 1
-    runs[0].check()
-    assert runs[0].build()[0].item_embedding.vectors.shape == (13, 32)
+    check(runs[0])
+    assert Runner(runs[0]).build()[0].item_embedding.vectors.shape == (13, 32)
     other = {"eval_args.split": {"RS": [0.1, 0.1, 0.8]}, "text_encoder": names[0]}
     check(describe(settings_for("GRU4Rec", tmp_path, **other)))
     with pytest.raises(UserError, match="ST5Seq-cycle-.* was trained on .* test targets"):

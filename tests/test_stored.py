@@ -27,7 +27,7 @@ def test_only_what_was_retrieved_is_ranked_again(tmp_path):
         order = [item for item in best[case] if item in set(retrieved[case])]
         assert ranked[case, :3].tolist() == order  # in CALRec's own order
     table = again.ranks()
-    names = prepared("Pop", tmp_path)[0].tables.items
+    names = prepared("Pop", tmp_path)[0].interactions.items
     inside = np.array([table.target[case] in names[retrieved[case]] for case in range(len(table))])
     assert inside.any() and not inside.all()
     assert (

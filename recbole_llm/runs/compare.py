@@ -138,9 +138,11 @@ def _check_same(runs: Sequence[Run]) -> None:
         difference = same_measure(first, run.row)
         if difference:
             key, one, other = difference
+            if key == "part":  # which a row of test cases does not name
+                one, other = one or "test", other or "test"
             raise UserError(
-                f"one table needs one {key}: {first['run']} has {one or 'test'}, "
-                f"{run.row['run']} has {other or 'test'}; evaluate both alike"
+                f"one table needs one {key}: {first['run']} has {one}, {run.row['run']} has "
+                f"{other}; evaluate both alike"
             )
 
 
