@@ -354,12 +354,28 @@ def _stored(
 
 
 def _print_config(settings: Settings) -> int:
-    import yaml
-
+    """Print settings as a file of settings: those of a run, or of several runs by name."""
     from .settings.layers import shown
 
-    say(yaml.safe_dump(shown(settings), sort_keys=True, allow_unicode=True, width=120), end="")
+    if "model" in settings:
+        say(_commented(shown(settings)), end="")
+        return 0
+    for name, of_run in settings.items():
+        say(f"{name}:")
+        say(_commented(shown(of_run), "  "), end="")
     return 0
+
+
+def _commented(settings: Settings, indent: str = "") -> str:
+    from .settings import registry
+    from .settings.commands import COMMANDS as OF_COMMANDS
+    from .settings.harness import HarnessSettings
+    from .settings.recbole_keys import RecBoleSettings
+    from .settings.rendering import commented
+
+    of_model = registry.find(settings["model"]).settings
+    classes: list[Any] = [RecBoleSettings, HarnessSettings, *OF_COMMANDS.values()]
+    return commented(settings, [*classes, *([of_model] if of_model else [])], indent)
 
 
 def _compare(argv: list[str]) -> int:

@@ -291,6 +291,17 @@ def test_print_config_prints_every_setting_and_runs_nothing(tmp_path, monkeypatc
     )
 
 
+def test_print_config_says_what_each_setting_is(tmp_path, monkeypatch, capsys):
+    """Above its value: the type and the help; of the model's own class where both describe it."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model=CALRec", "--dataset=tiny", "--print_config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("decoding: sample") - 1].startswith("# ")
+    assert any(line.startswith("# (sample | constrained) ") for line in lines)
+    assert lines[lines.index("alpha: 0.125") - 1].startswith("# (float")
+    assert max(map(len, lines)) <= 100
+
+
 @pytest.mark.parametrize("model", ["CALRec", "GRU4Rec", "BPR", "S3Rec"])
 def test_what_print_config_prints_is_a_settings_file(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

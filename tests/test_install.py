@@ -135,11 +135,9 @@ def test_a_wheels_settings_are_its_own(installed, tmp_path):
     target, work = installed
     copy = tmp_path / "copy"
     shutil.copytree(target, copy)
-    path = copy / "recbole_llm" / "properties" / "model" / "LIR.yaml"
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("last_n: 1", "last_n: 17"), encoding="utf-8"
-    )
-    assert "last_n: 17" in python(
+    path = copy / "recbole_llm" / "properties" / "dataset" / "Pet.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "\nseed: 17\n", encoding="utf-8")
+    assert "\nseed: 17\n" in python(
         "-m", "recbole_llm", "--model=LIR", "--dataset=Pet", "--print_config", path=copy, cwd=work
     )
 

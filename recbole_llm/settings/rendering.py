@@ -3,7 +3,7 @@
 import inspect
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
 import yaml
@@ -57,6 +57,32 @@ def yaml_of(settings: type[schema.ModelSettings], origin: str) -> str:
         lines += ["", *_comment([BEGINNING]), "pretrained:"]
     for name, other in pretrained.items():
         lines += [*_comment([other.help], "  "), f"  {name}: {flow(other.value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def commented(
+    settings: Mapping[str, object], classes: Iterable[type[schema.ModelSettings]], indent: str = ""
+) -> str:
+    """Write settings of a run as YAML, with the type and the help of each that a class describes.
+
+    Parameters
+    ----------
+    settings : mapping
+        Settings and their values.
+    classes : iterable of type
+        The classes that describe them; of two that describe one setting, the later holds.
+    indent : str
+        What each line begins with.
+    """
+    described: dict[str, schema.Setting] = {}
+    for one in classes:
+        described |= {setting.name: setting for setting in schema.settings_of(one)}
+    lines: list[str] = []
+    for name in sorted(settings):
+        if name in described:
+            lines += _comment([f"({described[name].rule}) {described[name].help}".strip()], indent)
+        text = yaml.safe_dump({name: settings[name]}, allow_unicode=True, width=WIDTH)
+        lines += [indent + line for line in text.splitlines()]
     return "\n".join(lines) + "\n"
 
 
