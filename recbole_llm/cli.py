@@ -389,33 +389,33 @@ def _compare(argv: list[str]) -> int:
             "--columns chooses among what finished runs have measured: it goes with --runs"
         )
     models = [registry.canonical(name.strip()) for name in _need(args.models, "models").split(",")]
-    own = _own_settings(settings, models)
+    of_models = _settings_of_models(settings, models)
     dataset, files = _need(args.dataset, "dataset"), args.config_files.split()
-    planned = layers.plan(models, dataset, files, settings, own, _seeds(args.seeds))
+    planned = layers.plan(models, dataset, files, settings, of_models, _seeds(args.seeds))
     if args.print_config:
         return _print_config({model: layers.shown(group[0]) for model, group in planned.items()})
     return _report(planned)
 
 
-def _own_settings(settings: Settings, models: Sequence[str]) -> dict[str, Settings]:
+def _settings_of_models(settings: Settings, models: Sequence[str]) -> dict[str, Settings]:
     """Take what is said as --MODEL.key=value out of the settings: model to key to value."""
     from .settings import registry
     from .settings.defaults import group_keys
 
     groups = group_keys(models)
-    own: dict[str, Settings] = {model: {} for model in models}
+    of_models: dict[str, Settings] = {model: {} for model in models}
     names = {registry.find(model).name: model for model in models}
     for key in list(settings):
         module, colon, path = key.rpartition(":")  # the module of a class may have dots
         head, _, rest = path.partition(".")
         if rest and head not in groups:
             name = names.get(head) or _model_of_prefix(module + colon + head, names)
-            if name not in own:
+            if name not in of_models:
                 raise UserError(
                     f"--{key}: {name} is not among the models, which are {', '.join(models)}"
                 )
-            own[name][rest] = settings.pop(key)
-    return own
+            of_models[name][rest] = settings.pop(key)
+    return of_models
 
 
 def _model_of_prefix(prefix: str, names: Iterable[str]) -> str:
@@ -524,12 +524,14 @@ def _experiment(argv: list[str]) -> int:
     chosen = experiments.read(name, "--paper" in switches)
     datasets, files = args.dataset.split(",") if args.dataset else None, args.config_files.split()
     models = dict.fromkeys(registry.canonical(row["model"]) for row in chosen.rows.values())
-    own = _own_settings(settings, list(models))
+    of_models = _settings_of_models(settings, list(models))
     if args.print_config:
         dataset = (datasets or chosen.datasets)[0]
-        resolved = {row: chosen.resolved(row, dataset, files, settings, own) for row in chosen.rows}
+        resolved = {
+            row: chosen.resolved(row, dataset, files, settings, of_models) for row in chosen.rows
+        }
         return _print_config({row: layers.shown(one) for row, one in resolved.items()})
-    say("\n".join(experiments.run(chosen, datasets, files, settings, own)))
+    say("\n".join(experiments.run(chosen, datasets, files, settings, of_models)))
     return 0
 
 
@@ -537,13 +539,13 @@ def _personalize(argv: list[str]) -> int:
     args, settings = _arguments(argv, "personalize")
     from .settings import layers
 
-    own, given = layers.of_command("personalize", args.config_files.split(), settings)
+    options, given = layers.of_command("personalize", args.config_files.split(), settings)
     resolved = layers.resolve("TASTELoRA", _need(args.dataset, "dataset"), given)
     if args.print_config:
-        return _print_config(resolved | own)
+        return _print_config(resolved | options)
     from .studies.personalization.command import personalize
 
-    say("\n".join(personalize(resolved, own)))
+    say("\n".join(personalize(resolved, options)))
     return 0
 
 
@@ -553,12 +555,12 @@ def _tune(argv: list[str]) -> int:
 
     model = registry.canonical(_need(args.model, "model"))
     dataset = _need(args.dataset, "dataset")
-    own, given = layers.of_command("tune", args.config_files.split(), settings)
+    options, given = layers.of_command("tune", args.config_files.split(), settings)
     if args.print_config:
-        return _print_config(layers.resolve(model, dataset, given) | own)
+        return _print_config(layers.resolve(model, dataset, given) | options)
     from .studies.tune import tune
 
-    say("\n".join(tune(model, dataset, given, own)))
+    say("\n".join(tune(model, dataset, given, options)))
     return 0
 
 

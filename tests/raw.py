@@ -317,7 +317,8 @@ def ml_100k(folder: Path) -> None:
     )
     genres = ["0", "1", "0", "0", "1"] + ["0"] * 14
     films = [
-        f"{number + 1}|{word.title()}é, The (19{70 + number})|01-Jan-1995||http://x|{'|'.join(genres)}"
+        f"{number + 1}|{word.title()}é, The (19{70 + number})|01-Jan-1995||http://x"
+        f"|{'|'.join(genres)}"
         for number, word in enumerate(FRUIT)
     ]
     films[2] = f"3|unknown||||{'|'.join(['1'] + ['0'] * 18)}"

@@ -29,6 +29,14 @@ class Datasets:
         # with the interactions themselves, so that no later ones can have their address
         self._made: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
+    @classmethod
+    def of_inputs(cls, settings: Mapping[str, Any], inputs: ModelInputs) -> "Datasets":
+        """Take over the split and the texts that a model was given."""
+        datasets = cls()
+        datasets._once(inputs.interactions, _read_of_split(settings), lambda: inputs.split)
+        datasets._once(inputs.interactions, _read_of_text(settings), lambda: inputs.text)
+        return datasets
+
     def read(self, settings: Mapping[str, Any]) -> Any:
         """Read and filter a dataset.
 
@@ -57,7 +65,7 @@ class Datasets:
         """
         from ..data.recbole.datasets import split_of
 
-        read = (settings["eval_args"], settings["test_users"])
+        read = _read_of_split(settings)
         return self._once(interactions, read, lambda: split_of(settings, interactions))
 
     def text(self, settings: Mapping[str, Any], interactions: Any) -> Any:
@@ -71,11 +79,9 @@ class Datasets:
         from ..data.texts.text import ItemText
 
         fields, words = settings["text_fields"], settings["text_words"]
+        read = _read_of_text(settings)
         return self._once(
-            interactions,
-            # in order: the attributes of an item are written in the order of the setting
-            (list(fields.items()), list(words.items())),
-            lambda: ItemText.from_tables(interactions, fields, words),
+            interactions, read, lambda: ItemText.from_tables(interactions, fields, words)
         )
 
     def _once(self, interactions: Any, read: Sequence[Any], make: Callable[[], Made]) -> Made:
@@ -84,6 +90,16 @@ class Datasets:
             self._made[key] = (interactions, make())
         made: Made = self._made[key][1]
         return made
+
+
+def _read_of_split(settings: Mapping[str, Any]) -> list[Any]:
+    """What a split depends on beside the interactions."""
+    return [settings["eval_args"], settings["test_users"]]
+
+
+def _read_of_text(settings: Mapping[str, Any]) -> list[Any]:
+    """What texts depend on: in order, for an item's attributes are written in that order."""
+    return [list(settings[key].items()) for key in ("text_fields", "text_words")]
 
 
 @dataclass(frozen=True)
@@ -275,7 +291,7 @@ def of_model(model: ModelSpec, config: Any, inputs: ModelInputs) -> RunSpec:
             lists=None,
             further_datasets=(),
             hash="",
-            datasets=Datasets(),
+            datasets=Datasets.of_inputs(settings, inputs),
         )
     )
 
