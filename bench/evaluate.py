@@ -84,14 +84,14 @@ def ours(folder: str, cases: int, topk: int = 0) -> dict:
     resolved = settings.resolve("GRU4Rec", "random", [], own)
     _, trainer, (_, _, test) = Runner(describe(resolved)).build()
     test._dataset.cases = test._dataset.cases[np.arange(cases)]
-    tables = test._dataset.tables
+    interactions = test._dataset.interactions
 
     def evaluate():
         table, lists = trainer.rank(test, topk=topk)
         values = metrics.evaluate(table, ["Recall", "NDCG", "MRR"], [10])
         if topk:
-            train_items = tables.item[test._dataset.split.train_events]
-            counts = np.bincount(train_items + 1, minlength=len(tables.items) + 1)
+            train_items = interactions.item[test._dataset.split.train_events]
+            counts = np.bincount(train_items + 1, minlength=len(interactions.items) + 1)
             values |= metrics.list_metrics(lists.items + 1, counts, [10])
         return values
 

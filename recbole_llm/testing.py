@@ -226,22 +226,27 @@ class Laws:
 
     def the_target_is_never_shown(self) -> None:
         """Check that scores do not change if the targets of the cases are other items."""
-        run, tables = self.first, self.first.dataset.tables
+        run, interactions = self.first, self.first.dataset.interactions
         split = run.dataset.split
         for part in ("train", "valid", "test"):
             cases = getattr(split, part)
             _, one_a_user = np.unique(cases.user, return_index=True)
             cases = cases[np.sort(one_a_user)[:FEW]]
             before = run.scores(cases)
-            items, events = tables.item.copy(), run.dataset.events[run.dataset.iid_field].clone()
-            tables.item[cases.end] = (tables.item[cases.end] + 7) % len(tables.items)
+            items, events = (
+                interactions.item.copy(),
+                run.dataset.events[run.dataset.iid_field].clone(),
+            )
+            interactions.item[cases.end] = (interactions.item[cases.end] + 7) % len(
+                interactions.items
+            )
             rows = torch.from_numpy(cases.end)
-            swapped = torch.from_numpy(tables.item[cases.end].astype(np.int64) + 1)
+            swapped = torch.from_numpy(interactions.item[cases.end].astype(np.int64) + 1)
             run.dataset.events[run.dataset.iid_field][rows] = swapped
             try:
                 after = run.scores(cases)
             finally:
-                tables.item[:] = items
+                interactions.item[:] = items
                 run.dataset.events[run.dataset.iid_field][:] = events
             self._same(before, after, 0.0, f"scores of {part} cases change with their targets")
 

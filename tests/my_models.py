@@ -24,12 +24,12 @@ class TwoTower(VectorModel, Trainable):
         return F.normalize(self.items(self.texts[items]), dim=1)
 
     def encode_users(self, cases):
-        histories = cases.histories(self.tables)
+        histories = cases.histories(self.interactions)
         means = torch.stack([self.texts[items].mean(dim=0) for items in histories])
         return F.normalize(self.users(means), dim=1)
 
     def loss(self, cases):
         items = self.encode_items(self.first)
         scores = self.encode_users(cases) @ items.T / self.config["temperature"]
-        targets = torch.from_numpy(self.same[self.tables.item[cases.end]])
+        targets = torch.from_numpy(self.same[self.interactions.item[cases.end]])
         return F.cross_entropy(scores, targets.to(self.device), reduction="sum")

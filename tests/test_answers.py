@@ -191,7 +191,7 @@ def text(tmp_path):
     path = tmp_path / "cycle" / "cycle.item"
     path.write_text(path.read_text().replace("lemon juice", "title brand category"))
     ready = describe(settings_for("LIR", tmp_path))
-    return ItemText.from_tables(
+    return ItemText.from_interactions(
         ready.interactions, ready.config["text_fields"], ready.config["text_words"]
     )
 

@@ -3,27 +3,29 @@
 import pytest
 
 from recbole_llm.data.cases.splits import make_split
-from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.reading.interactions import Source, load
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")
 SPLIT = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 
 
-def sequences(tables):
+def sequences(interactions):
     """Return user token -> item tokens in temporal order."""
     return {
-        user: tables.items[tables.item[a:b]].tolist()
-        for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)
+        user: interactions.items[interactions.item[a:b]].tolist()
+        for user, a, b in zip(
+            interactions.users, interactions.start[:-1], interactions.start[1:], strict=True
+        )
     }
 
 
-def case_tokens(tables, cases, longest=None):
+def case_tokens(interactions, cases, longest=None):
     """Return (user, history, target) of every case, as tokens."""
-    token = tables.items[tables.item]
+    token = interactions.items[interactions.item]
     return [
         (
-            tables.users[user],
+            interactions.users[user],
             tuple(token[begin:end][-longest:] if longest else token[begin:end]),
             token[end],
         )

@@ -45,7 +45,7 @@ def learned_rows(monkeypatch):
         for (tokens, *_), (first, last) in zip(model.examples(epoch), cases, strict=True):
             row_of = {}
             for row in range(first, last + 1):
-                row_of[model.sentences[model.tables.item[row]]] = row
+                row_of[model.sentences[model.interactions.item[row]]] = row
             rows += [row_of[text] for text in learned_texts(model, tokens)]
         return rows
 
@@ -105,7 +105,7 @@ def test_the_papers_augmentation_cuts_up_to_four_off(tmp_path, learned_rows):
     cases = train._dataset.cases
     last = {user: max(cases.end[cases.user == user]) for user in np.unique(cases.user)}
     rows = learned_rows(model)
-    cut = [last[model.tables.user[row]] - row for row in rows]
+    cut = [last[model.interactions.user[row]] - row for row in rows]
     counts = np.bincount(cut, minlength=5)
     assert (
         len(rows) == 400 and len(counts) == 5 and counts.min() > 50

@@ -10,7 +10,7 @@ from scipy.stats import chi2, chisquare
 from recbole_llm.contracts.cases import Cases
 from recbole_llm.data.cases.candidates import draw_candidates
 from recbole_llm.data.cases.splits import make_split
-from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.reading.interactions import Source, load
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")
@@ -33,83 +33,89 @@ def random_rows(users=12, length=6, items=ITEMS, seed=0):
 
 @pytest.fixture
 def world(write):
-    """Return world(rows): their tables and test cases."""
+    """Return world(rows): their interactions and test cases."""
 
     def world(rows, **filters):
-        tables = load(Source(write({"inter": [INTER, *rows]}), "toy", **filters))
-        return tables, make_split(tables, {"LS": "valid_and_test"}).test
+        interactions = load(Source(write({"inter": [INTER, *rows]}), "toy", **filters))
+        return interactions, make_split(interactions, {"LS": "valid_and_test"}).test
 
     return world
 
 
-def tokens(tables, cases, drawn):
+def tokens(interactions, cases, drawn):
     """Return (user, target) -> drawn item tokens."""
-    keys = zip(tables.users[cases.user], tables.items[tables.item[cases.end]], strict=True)
-    return dict(zip(keys, tables.items[drawn].tolist(), strict=True))
+    keys = zip(
+        interactions.users[cases.user],
+        interactions.items[interactions.item[cases.end]],
+        strict=True,
+    )
+    return dict(zip(keys, interactions.items[drawn].tolist(), strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
 @pytest.mark.parametrize("exclude", ["user", "target"])
 def test_no_item_twice_and_none_that_is_excluded(world, count, exclude):
-    tables, cases = world(random_rows())
+    interactions, cases = world(random_rows())
     met_drawn = 0
     for seed in range(20):
-        drawn = draw_candidates(tables, cases, count, seed, exclude)
+        drawn = draw_candidates(interactions, cases, count, seed, exclude)
         assert drawn.shape == (len(cases), count) and drawn.dtype == np.int64
         assert drawn.min() >= 0 and drawn.max() < ITEMS
         for user, end, row in zip(cases.user, cases.end, drawn, strict=True):
-            met = set(tables.item[tables.start[user] : tables.start[user + 1]])
+            met = set(interactions.item[interactions.start[user] : interactions.start[user + 1]])
             assert len(set(row)) == count
-            assert tables.item[end] not in row
+            assert interactions.item[end] not in row
             met_drawn += len(met & set(row))
     assert (met_drawn == 0) == (exclude == "user")
 
 
 def test_all_that_is_left_can_be_drawn(world):
-    tables, cases = world(random_rows())
-    case = cases[tables.users[cases.user] == "everything"]
-    drawn = tokens(tables, case, draw_candidates(tables, case, 8, 0))
+    interactions, cases = world(random_rows())
+    case = cases[interactions.users[cases.user] == "everything"]
+    drawn = tokens(interactions, case, draw_candidates(interactions, case, 8, 0))
     assert {key: sorted(row) for key, row in drawn.items()} == {
         ("everything", "i21"): sorted(f"i{item}" for item in range(22, 30))
     }
-    drawn = draw_candidates(tables, cases, ITEMS - 1, 0, "target")
+    drawn = draw_candidates(interactions, cases, ITEMS - 1, 0, "target")
     assert all(
-        sorted([*row, tables.item[end]]) == list(range(ITEMS))
+        sorted([*row, interactions.item[end]]) == list(range(ITEMS))
         for row, end in zip(drawn, cases.end, strict=True)
     )
 
 
 def test_too_few_items_are_told(world):
-    tables, cases = world(random_rows())
+    interactions, cases = world(random_rows())
     with pytest.raises(UserError, match="uni9: user everything leaves only 8 items"):
-        draw_candidates(tables, cases, 9, 0)
+        draw_candidates(interactions, cases, 9, 0)
     with pytest.raises(UserError, match="uni30"):
-        draw_candidates(tables, cases, ITEMS, 0, "target")
+        draw_candidates(interactions, cases, ITEMS, 0, "target")
     with pytest.raises(UserError, match="candidates_exclude"):
-        draw_candidates(tables, cases, 1, 0, "nobody")
+        draw_candidates(interactions, cases, 1, 0, "nobody")
 
 
 def test_a_draw_knows_only_its_case_and_the_seed(world):
-    tables, cases = world(random_rows())
-    drawn = draw_candidates(tables, cases, 8, 3)
+    interactions, cases = world(random_rows())
+    drawn = draw_candidates(interactions, cases, 8, 3)
     np.random.seed(0)
-    np.testing.assert_array_equal(drawn, draw_candidates(tables, cases, 8, 3))
+    np.testing.assert_array_equal(drawn, draw_candidates(interactions, cases, 8, 3))
     np.testing.assert_array_equal(
-        drawn[[7, 2]], draw_candidates(tables, cases[np.array([7, 2])], 8, 3)
+        drawn[[7, 2]], draw_candidates(interactions, cases[np.array([7, 2])], 8, 3)
     )
-    other = draw_candidates(tables, cases, 8, 4)
+    other = draw_candidates(interactions, cases, 8, 4)
     assert sum(set(a) != set(b) for a, b in zip(drawn, other, strict=True)) > len(cases) / 2
-    assert len({tuple(row) for row in draw_candidates(tables, cases, 8, 3, "target")}) == len(cases)
+    assert len({tuple(row) for row in draw_candidates(interactions, cases, 8, 3, "target")}) == len(
+        cases
+    )
 
 
 def test_two_cases_of_one_user_and_target_differ(world):
     """A user who buys an item twice has two cases."""
-    tables, _ = world(
+    interactions, _ = world(
         [("u", item, time) for time, item in enumerate("abababab")]
         + [("v", f"i{item}", item) for item in range(40)]
     )
-    cases = make_split(tables, {"timestamp": [2, 4]}).test
-    drawn = draw_candidates(tables, cases[tables.users[cases.user] == "u"], 8, 0)
+    cases = make_split(interactions, {"timestamp": [2, 4]}).test
+    drawn = draw_candidates(interactions, cases[interactions.users[cases.user] == "u"], 8, 0)
     assert len({tuple(row) for row in drawn}) == 4
 
 
@@ -122,11 +128,11 @@ def test_another_numbering_gives_the_same_items(world, exclude):
         slice(None, None, -1),
         np.random.default_rng(1).permutation(len(rows)),
     ):
-        tables, cases = world(np.array(rows, dtype=object)[order].tolist(), dedup="none")
-        found = tokens(tables, cases, draw_candidates(tables, cases, 8, 5, exclude))
-        expected = expected or (found, tables.items.tolist())
+        interactions, cases = world(np.array(rows, dtype=object)[order].tolist(), dedup="none")
+        found = tokens(interactions, cases, draw_candidates(interactions, cases, 8, 5, exclude))
+        expected = expected or (found, interactions.items.tolist())
         assert found == expected[0]
-    assert tables.items.tolist() != expected[1]
+    assert interactions.items.tolist() != expected[1]
 
 
 def test_every_model_has_the_same_candidates(write, parts):
@@ -147,11 +153,11 @@ def test_every_model_has_the_same_candidates(write, parts):
         expected = None
         for model, own in settings.items():
             test = parts(model, folder, catalogue=catalogue, **own)[2]
-            drawn = draw_candidates(test.tables, test.cases, 8, 2020)
-            assert len(test.tables.items) == size == test.item_num - 1
+            drawn = draw_candidates(test.interactions, test.cases, 8, 2020)
+            assert len(test.interactions.items) == size == test.item_num - 1
             found = {
                 user: test.id2token("item_id", row + 1).tolist()
-                for user, row in zip(test.tables.users[test.cases.user], drawn, strict=True)
+                for user, row in zip(test.interactions.users[test.cases.user], drawn, strict=True)
             }
             expected = expected or found
             assert found == expected
@@ -162,11 +168,18 @@ def test_uniform_over_the_free_items(world):
 
     Without replacement, their variance is that of a multinomial times 1 - K / free.
     """
-    tables, cases = world(random_rows(users=4))
-    draws = [tokens(tables, cases, draw_candidates(tables, cases, 6, seed)) for seed in range(600)]
+    interactions, cases = world(random_rows(users=4))
+    draws = [
+        tokens(interactions, cases, draw_candidates(interactions, cases, 6, seed))
+        for seed in range(600)
+    ]
     for key in draws[0]:
-        met = set(tables.items[tables.item[tables.user == tables.users.tolist().index(key[0])]])
-        free = sorted(set(tables.items) - met)
+        met = set(
+            interactions.items[
+                interactions.item[interactions.user == interactions.users.tolist().index(key[0])]
+            ]
+        )
+        free = sorted(set(interactions.items) - met)
         count = Counter(itertools.chain.from_iterable(draw[key] for draw in draws))
         assert set(count) == set(free)
         observed = np.array([count[item] for item in free])
@@ -180,11 +193,11 @@ def test_uniform_over_the_free_items(world):
 
 def test_draws_of_cases_are_independent(world):
     """The candidates of two users overlap by chance alone."""
-    tables, _ = world(
+    interactions, _ = world(
         [("u", "a", 0), ("v", "b", 0)] + [("w", f"i{item}", item) for item in range(50)]
     )
     cases = Cases(np.array([0, 1], np.int32), np.array([0, 1]), np.array([0, 1]))
-    draws = [draw_candidates(tables, cases, 10, seed) for seed in range(300)]
+    draws = [draw_candidates(interactions, cases, 10, seed) for seed in range(300)]
     overlap = [len(set(a) & set(b)) for a, b in draws]
     assert abs(np.mean(overlap) - 100 / 51) < 0.35  # standard error 0.07
 

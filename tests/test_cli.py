@@ -125,7 +125,7 @@ def test_compare_prints_mean_and_deviation_over_seeds(shop):
     assert values[0] != values[1]
     mean, sd = statistics.mean(values), statistics.stdev(values)
     assert f"{mean:.4f} ± {sd:.4f}" in table_line(shop.compare.stdout, "GRU4Rec")
-    (folder,) = (shop.second / "saved" / "tables").glob("tiny-Pop-LIR-GRU4Rec-????????")
+    (folder,) = (shop.second / "saved" / "interactions").glob("tiny-Pop-LIR-GRU4Rec-????????")
     assert {path.name for path in folder.iterdir()} == {
         "table.md",
         "table.tex",

@@ -5,7 +5,7 @@ import pytest
 from worlds import write_cycle
 
 from recbole_llm.data.cases.splits import make_split
-from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.reading.interactions import Source, load
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.ranks import RankTable
 from recbole_llm.studies.personalization import cohorts
@@ -16,7 +16,7 @@ SPLIT = {"temporal": [0.5, 0.3, 0.2]}
 
 
 def tables_of(folder, changes=()):
-    """Return tables of two kinds of users: even ones buy drinks, odd ones buy food.
+    """Return interactions of two kinds of users: even ones buy drinks, odd ones buy food.
 
     changes : (user, step) -> another item.
     """
@@ -40,71 +40,82 @@ def tables_of(folder, changes=()):
     return load(Source(folder, "shop"))
 
 
-def rows_of(tables):
-    part = make_split(tables, SPLIT, "continue")
+def rows_of(interactions):
+    part = make_split(interactions, SPLIT, "continue")
     return np.concatenate([part.train.end, part.valid.end])
 
 
-def kinds(found, tables):
+def kinds(found, interactions):
     """Return whether two cohorts are the even and the odd users."""
-    odd = np.array([int(user[1:]) % 2 for user in tables.users])
+    odd = np.array([int(user[1:]) % 2 for user in interactions.users])
     return (found.of == odd).all() or (found.of == 1 - odd).all()
 
 
-def vectors_of(tables):
+def vectors_of(interactions):
     return np.array(
         [
             [1.0, 0.0] if title.startswith("drink") else [0.0, 1.0]
-            for title in tables.item_table["title"]
+            for title in interactions.item_table["title"]
         ]
     )
 
 
-def made(kind, tables, count=2):
-    rows, everybody = rows_of(tables), np.ones(len(tables.users), dtype=bool)
+def made(kind, interactions, count=2):
+    rows, everybody = rows_of(interactions), np.ones(len(interactions.users), dtype=bool)
     if kind == "text":
-        return cohorts.by_text(tables, rows, everybody, vectors_of(tables), count, 2, 0)
+        return cohorts.by_text(interactions, rows, everybody, vectors_of(interactions), count, 2, 0)
     if kind == "features":
-        return cohorts.by_features(tables, rows, everybody, ["categories"], "rating", count, 0)
-    return cohorts.by_attributes(tables, everybody, ["age", "gender"], count, 0)
+        return cohorts.by_features(
+            interactions, rows, everybody, ["categories"], "rating", count, 0
+        )
+    return cohorts.by_attributes(interactions, everybody, ["age", "gender"], count, 0)
 
 
 @pytest.mark.parametrize("kind", ["text", "features", "attributes"])
 def test_users_of_one_kind_are_one_cohort(tmp_path, kind):
-    tables = tables_of(tmp_path)
-    found = made(kind, tables)
-    assert kinds(found, tables) and found.sizes.tolist() == [10, 10]
+    interactions = tables_of(tmp_path)
+    found = made(kind, interactions)
+    assert kinds(found, interactions) and found.sizes.tolist() == [10, 10]
     silhouettes = found.silhouettes()
     assert set(silhouettes) == {*found.names, "all"} and min(silhouettes.values()) > 0.3
 
 
 @pytest.mark.parametrize("kind", ["text", "features"])
 def test_future_test_decides_nothing_and_continue_train_does(tmp_path, kind):
-    tables = tables_of(tmp_path / "one")
-    future = make_split(tables, SPLIT, "continue").test.end
+    interactions = tables_of(tmp_path / "one")
+    future = make_split(interactions, SPLIT, "continue").test.end
     other = {
-        key: 11 - int(tables.items[tables.item[row]][1:])
-        for key, row in zip(_keys(tables, future), future, strict=True)
+        key: 11 - int(interactions.items[interactions.item[row]][1:])
+        for key, row in zip(_keys(interactions, future), future, strict=True)
     }
     moved = tables_of(tmp_path / "two", other)
-    assert (moved.items[moved.item] != tables.items[tables.item]).sum() == len(future) and (
-        made(kind, moved).of == made(kind, tables).of
-    ).all()
-    own = [row for row in rows_of(tables) if tables.users[tables.user[row]] == "u0"]
-    switched = tables_of(tmp_path / "three", dict.fromkeys(_keys(tables, own), 1))
-    assert kinds(made(kind, tables), tables) and not kinds(made(kind, switched), switched)
+    assert (moved.items[moved.item] != interactions.items[interactions.item]).sum() == len(
+        future
+    ) and (made(kind, moved).of == made(kind, interactions).of).all()
+    own = [
+        row for row in rows_of(interactions) if interactions.users[interactions.user[row]] == "u0"
+    ]
+    switched = tables_of(tmp_path / "three", dict.fromkeys(_keys(interactions, own), 1))
+    assert kinds(made(kind, interactions), interactions) and not kinds(
+        made(kind, switched), switched
+    )
 
 
-def _keys(tables, rows):
-    return [(int(tables.users[tables.user[row]][1:]), int(tables.position[row])) for row in rows]
+def _keys(interactions, rows):
+    return [
+        (int(interactions.users[interactions.user[row]][1:]), int(interactions.position[row]))
+        for row in rows
+    ]
 
 
 def test_random_cohorts_have_the_same_sizes_and_the_same_low_activity_users(tmp_path):
-    tables = tables_of(tmp_path)
-    rows = rows_of(tables)
-    low = cohorts.activity(tables, rows) < 6
+    interactions = tables_of(tmp_path)
+    rows = rows_of(interactions)
+    low = cohorts.activity(interactions, rows) < 6
     assert 0 < low.sum() < 18
-    text = cohorts.by_text(tables, rows, ~low, vectors_of(tables), 2, 2, 0).with_low_activity(low)
+    text = cohorts.by_text(
+        interactions, rows, ~low, vectors_of(interactions), 2, 2, 0
+    ).with_low_activity(low)
     drawn = cohorts.at_random(text, 0)
     assert (
         text.names[0] == drawn.names[0] == LOW
@@ -119,10 +130,10 @@ def test_random_cohorts_have_the_same_sizes_and_the_same_low_activity_users(tmp_
 
 
 def test_a_users_own_file(tmp_path):
-    tables = tables_of(tmp_path)
+    interactions = tables_of(tmp_path)
     path = tmp_path / "mine.tsv"
     path.write_text("u0\tlate\nu3\tearly\nu4\tlate\nnobody\tlate\n")
-    found = cohorts.from_file(tables, path)
+    found = cohorts.from_file(interactions, path)
     assert (
         found.names == ("early", "late")
         and found.sizes.tolist() == [1, 2]
@@ -130,20 +141,20 @@ def test_a_users_own_file(tmp_path):
     )
     path.write_text("nobody\tlate\n")
     with pytest.raises(UserError, match="names no user of shop"):
-        cohorts.from_file(tables, path)
+        cohorts.from_file(interactions, path)
     path.write_text("u0 late\n")
     with pytest.raises(UserError, match="expected a user, a tab"):
-        cohorts.from_file(tables, path)
+        cohorts.from_file(interactions, path)
 
 
 def test_too_few_to_cluster_is_said(tmp_path):
-    tables = tables_of(tmp_path)
+    interactions = tables_of(tmp_path)
     with pytest.raises(UserError, match="at least 5 different users or items to cluster, found 2"):
-        made("attributes", tables, 5)
+        made("attributes", interactions, 5)
     with pytest.raises(
         UserError, match="expected the columns height of users, found the columns age, gender"
     ):
-        cohorts.by_attributes(tables, np.ones(20, dtype=bool), ["height"], 2, 0)
+        cohorts.by_attributes(interactions, np.ones(20, dtype=bool), ["height"], 2, 0)
     with pytest.raises(UserError, match="no .user file"):
         bare = load(Source(write_cycle(tmp_path) / "cycle", "cycle"))
         cohorts.by_attributes(bare, np.ones(len(bare.users), dtype=bool), ["age"], 2, 0)
@@ -264,11 +275,11 @@ def test_quartiles_hold_like_numbers_of_users_and_equal_users_stay_together():
 
 
 def test_low_activity_stays_apart_in_a_file_that_was_written_by_the_command(tmp_path):
-    tables = tables_of(tmp_path / "shop")
+    interactions = tables_of(tmp_path / "shop")
     path = tmp_path / "mine.tsv"
     lines = [f"u{user}\t{LOW if user < 6 else f'feature {user % 2}'}" for user in range(20)]
     path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
-    mine = cohorts.from_file(tables, path)
+    mine = cohorts.from_file(interactions, path)
     drawn = cohorts.at_random(mine, 1)
     low = mine.names.index(LOW)
     assert mine.names == ("feature 0", "feature 1", LOW) and (mine.of >= 0).all()
@@ -278,7 +289,7 @@ def test_low_activity_stays_apart_in_a_file_that_was_written_by_the_command(tmp_
         and drawn.sizes.tolist() == mine.sizes.tolist()
     )
     path.write_text("user\tcohort\nu1\tmine\nu99\tother\n")
-    assert cohorts.from_file(tables, path).names == ("mine",)
+    assert cohorts.from_file(interactions, path).names == ("mine",)
     path.write_text("u1\tmine\nu2\tmine\nu1\tother\n")
     with pytest.raises(UserError, match="names user u1 more than once"):
-        cohorts.from_file(tables, path)
+        cohorts.from_file(interactions, path)

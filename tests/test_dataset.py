@@ -219,10 +219,10 @@ def test_every_model_reads_split_files(write, parts, model):
         benchmark_filename=["train", "valid", "test"],
         **settings,
     )[2]
-    tables = test.tables
-    token = tables.items[tables.item]
+    interactions = test.interactions
+    token = interactions.items[interactions.item]
     found = [
-        (tables.users[user], " ".join(token[a:b]), token[b])
+        (interactions.users[user], " ".join(token[a:b]), token[b])
         for user, a, b in zip(test.cases.user, test.cases.begin, test.cases.end, strict=True)
     ]
     assert found == rows["test"]
@@ -333,8 +333,8 @@ def test_user_features_are_known(write, parts):
 def test_a_case_after_everything(folder, parts, model):
     dataset = parts(model, folder)[2]
     case = dataset.case_after(3)
-    tables = dataset.tables
-    assert (case.begin[0], case.end[0]) == (tables.start[3], tables.start[4])
+    interactions = dataset.interactions
+    assert (case.begin[0], case.end[0]) == (interactions.start[3], interactions.start[4])
     batch = dataset.case_batch(case)
     if model == "CALRec":
         found = dataset.cases_of(batch)
@@ -342,7 +342,7 @@ def test_a_case_after_everything(folder, parts, model):
             field = getattr(found, name)
             assert field.tolist() == getattr(case, name).tolist() and len(field) == 1
     else:
-        history = tables.item[tables.start[3] : tables.start[4]] + 1
+        history = interactions.item[interactions.start[3] : interactions.start[4]] + 1
         assert batch["item_id_list"][0, : len(history)].tolist() == history.tolist()
         assert batch["item_length"].tolist() == [len(history)]
 
@@ -357,8 +357,8 @@ def test_somebody_new(folder, parts, model):
     assert batch["user_id"].tolist() == [0]  # RecBole's padding user
     if model == "CALRec":
         assert (
-            wider.tables.items[wider.tables.item[case.begin[0] : case.end[0]]].tolist()
-            == dataset.tables.items[items].tolist()
+            wider.interactions.items[wider.interactions.item[case.begin[0] : case.end[0]]].tolist()
+            == dataset.interactions.items[items].tolist()
         )
     else:
         assert batch["item_id_list"][0, :4].tolist() == [5, 1, 5, 0]
@@ -378,7 +378,7 @@ def test_cases_of_our_models_are_two_row_numbers(folder, parts):
             assert isinstance(cases, Cases)
             for name in ("user", "begin", "end"):
                 np.testing.assert_array_equal(getattr(cases, name), getattr(part.cases, name))
-        np.testing.assert_array_equal(rows["item_id"], part.tables.item[part.cases.end] + 1)
+        np.testing.assert_array_equal(rows["item_id"], part.interactions.item[part.cases.end] + 1)
 
 
 # DIEN
@@ -423,7 +423,7 @@ def test_the_catalogue_does_not_depend_on_what_is_loaded(write, parts, catalogue
         train, _, test = parts(model, folder, catalogue=catalogue, **settings)
         found = (
             test.field2id_token["item_id"].tolist(),
-            test.tables.fingerprint,
+            test.interactions.fingerprint,
             len(test.events),
             len(test.cases),
         )
@@ -446,12 +446,12 @@ def test_recboles_catalogue_depends_on_what_is_loaded(folder, stock):
 def test_ids_are_indices_of_the_tables_plus_one(folder, parts, model):
     """Ids do not depend on the order of .item."""
     for part in parts(model, folder, catalogue="all", **MODELS[model]):
-        tables = part.tables
-        assert part.field2id_token["user_id"][1:].tolist() == tables.users.tolist()
-        assert part.field2id_token["item_id"][1:].tolist() == tables.items.tolist()
-        np.testing.assert_array_equal(part.events["item_id"], tables.item + 1)
-        np.testing.assert_array_equal(part.events["user_id"], tables.user + 1)
-        np.testing.assert_array_equal(part.events["timestamp"], tables.position)
+        interactions = part.interactions
+        assert part.field2id_token["user_id"][1:].tolist() == interactions.users.tolist()
+        assert part.field2id_token["item_id"][1:].tolist() == interactions.items.tolist()
+        np.testing.assert_array_equal(part.events["item_id"], interactions.item + 1)
+        np.testing.assert_array_equal(part.events["user_id"], interactions.user + 1)
+        np.testing.assert_array_equal(part.events["timestamp"], interactions.position)
 
 
 @pytest.mark.parametrize("model", ["FDSA", "FM"])
@@ -478,7 +478,7 @@ def test_item_features_arrive_at_their_items(folder, parts, model):
     assert feature["brand"][0] == 0 and (feature["title"][0] == 0).all()
     # FDSA reads the number, which RecBole then hands over beside its bucket
     prices = feature["price"][:, 0] if model == "FDSA" else feature["price"]
-    for number, item in enumerate(dataset.tables.items, start=1):
+    for number, item in enumerate(dataset.interactions.items, start=1):
         title, brand, price = known[item]
         words = dataset.id2token("title", feature["title"][number])
         assert [word for word in words if word != "[PAD]"] == title.split()
@@ -568,7 +568,7 @@ def test_tables_are_read_again_when_a_file_changes(tmp_path, parts, name):
         (folder / f"{name}.inter").write_text(
             "".join("\t".join(map(str, row)) + "\n" for row in rows)
         )
-        assert len(parts("BPR", folder)[0].tables.users) == users
+        assert len(parts("BPR", folder)[0].interactions.users) == users
 
 
 def test_columns_of_events_arrive_with_their_events(write, parts):
@@ -577,10 +577,12 @@ def test_columns_of_events_arrive_with_their_events(write, parts):
     known = {(user, time): own for user, _, time, *own in rows}
     for columns in ([*COLUMNS, "shop"], "*"):
         part = parts("SASRec", folder, dedup="none", load_col={"inter": columns})[0]
-        tables = part.tables
+        interactions = part.interactions
         expected = [
             known[user, place]
-            for user, place in zip(tables.users[tables.user], tables.position, strict=True)
+            for user, place in zip(
+                interactions.users[interactions.user], interactions.position, strict=True
+            )
         ]
         assert part.events["rating"].tolist() == [rating for rating, _ in expected]
         assert part.id2token("shop", part.events["shop"]).tolist() == [shop for _, shop in expected]
@@ -589,6 +591,6 @@ def test_columns_of_events_arrive_with_their_events(write, parts):
 
 def test_labels_come_from_a_threshold(folder, parts):
     part = parts("FM", folder, dedup="none", threshold={"rating": 3})[0]
-    expected = (part.tables.columns["rating"] >= 3).astype(float)
+    expected = (part.interactions.columns["rating"] >= 3).astype(float)
     assert part.events["label"].tolist() == expected.tolist()
     assert 0 < expected.mean() < 1

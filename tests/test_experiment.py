@@ -264,7 +264,7 @@ def test_a_row_is_rated_as_it_was_trained(ours, world, monkeypatch):
     }
     assert ours(content) == 0
     ((model, (_, _, test)),) = seen
-    assert model.config["text_form"] == "unstructured" and test.tables.name == "cycle"
+    assert model.config["text_form"] == "unstructured" and test.interactions.name == "cycle"
 
 
 def test_ratings_need_a_column_of_them(ours, capsys):
@@ -347,8 +347,8 @@ def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch
     seen, tables = [], {}
 
     def numbers(model, chosen):
-        tables[model.tables.name] = (model.tables, model.text)
-        number = list(tables).index(model.tables.name)
+        tables[model.interactions.name] = (model.interactions, model.text)
+        number = list(tables).index(model.interactions.name)
         return np.stack([np.full(len(chosen), number), chosen], axis=1).astype(np.float32)
 
     monkeypatch.setattr(ST5Seq, "encode_items", numbers)

@@ -186,7 +186,7 @@ def test_a_table_is_the_projection_of_the_standardised_vectors(world):
         0.02 * 2**0.5, rel=0.2
     )  # SASRec starts its own at 0.02
     trainer.fit(train)
-    text = ItemText.from_tables(
+    text = ItemText.from_interactions(
         ready.interactions, ready.config["text_fields"], ready.config["text_words"]
     )
     vectors = frozen_vectors(
@@ -242,7 +242,7 @@ def test_items_of_equal_texts_tie(world):
         model.full_sort_predict = lambda batch, exact=exact: (
             exact(batch) + 1e-6 * torch.arange(13)
         )  # a product does so in the last bit, on some machines
-        place = {item: number for number, item in enumerate(test._dataset.tables.items)}
+        place = {item: number for number, item in enumerate(test._dataset.interactions.items)}
         for size in (1, 3, 40):
             scores = scores_of(model, test._dataset, test._dataset.cases[np.arange(size)])
             for twin, other in TWINS.items():
@@ -254,7 +254,7 @@ def test_items_of_equal_texts_tie(world):
 
 def test_users_are_the_mean_of_their_training_items(world):
     _, model, trainer, (train, *_) = built("NeuMF", world, item_features="text")
-    tables, learned = train._dataset.tables, train._dataset.split.train_events
+    tables, learned = train._dataset.interactions, train._dataset.split.train_events
     assert 0 < learned.sum() < len(learned)
     for part in ("mf", "mlp"):
         items = getattr(model, f"item_{part}_embedding").weight.detach().double().numpy()

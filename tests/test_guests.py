@@ -30,7 +30,7 @@ class Nearest(TextModel):
         power: float = Field(1.0, gt=0, description="Of the distance.")
 
     def score(self, cases):
-        last = np.array([items[-1] for items in cases.histories(self.tables)])
+        last = np.array([items[-1] for items in cases.histories(self.interactions)])
         distance = np.abs(np.arange(len(self.text)) - last[:, None]) + 1.0
         return SIGN * distance ** self.config["power"]
 '''

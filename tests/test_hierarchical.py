@@ -93,12 +93,12 @@ def matched(tmp_path_factory):
 
     world, rng = build_world(), np.random.default_rng(0)
     _, model, trainer, (_, _, test) = prepared("LIR", tmp_path_factory.mktemp("pet"), "Pet")
-    tables, cases = test._dataset.tables, test._dataset.cases
-    number = {item: row for row, item in enumerate(tables.items)}
+    interactions, cases = test._dataset.interactions, test._dataset.cases
+    number = {item: row for row, item in enumerate(interactions.items)}
     place = np.array([number.get(item, -1) for item in world.items.item_id])
     answers = {}
-    for row, history in enumerate(cases.histories(tables)):
-        wanted = world.next_probabilities(list(tables.items[history]))[place >= 0]
+    for row, history in enumerate(cases.histories(interactions)):
+        wanted = world.next_probabilities(list(interactions.items[history]))[place >= 0]
         wanted = 0.5 * wanted / wanted.sum() + 0.5 / len(wanted)
         drawn = rng.choice(place[place >= 0], size=10, replace=False, p=wanted)
         texts = [
@@ -117,7 +117,7 @@ def matched(tmp_path_factory):
             table, top = trainer.rank(test, topk=20)
         values = evaluate(table, ["recall", "ndcg", "mrr"], [10])
         found[type(match).__name__] = (values, table, top, model.rates())
-    bound = locate.bayes_bound("Pet-sample", tables, cases, [10])["ndcg@10"]
+    bound = locate.bayes_bound("Pet-sample", interactions, cases, [10])["ndcg@10"]
     return found["HierarchicalMatch"], found["BM25Match"], bound
 
 

@@ -45,11 +45,11 @@ def build(model, folder, **settings):
 
 def with_items(dataset, rows, shift):
     """Return the dataset with other items in some events."""
-    tables = dataset.tables
-    item = tables.item.copy()
-    item[rows] = (item[rows] + shift) % len(tables.items)
+    interactions = dataset.interactions
+    item = interactions.item.copy()
+    item[rows] = (item[rows] + shift) % len(interactions.items)
     other = copy.copy(dataset)
-    other.tables = replace(tables, item=item)
+    other.interactions = replace(interactions, item=item)
     return other
 
 
@@ -129,9 +129,11 @@ FORMS += [("DiffRec", {"time-aware": True}), ("LDiffRec", {"time-aware": True}),
 def test_histories_of_training_give_the_scores_of_training(name, settings, folder):
     """Inputs to the model have the form of RecBole's, whose own constructor is the oracle."""
     model, dataset = build(name, folder, **settings)
-    ends = dataset.tables.start[1:] - 2  # the history is what training has: all but two events
+    ends = (
+        dataset.interactions.start[1:] - 2
+    )  # the history is what training has: all but two events
     cases = dataset.cases[: len(ends)]
-    cases = replace(cases, end=ends[cases.user], begin=dataset.tables.start[:-1][cases.user])
+    cases = replace(cases, end=ends[cases.user], begin=dataset.interactions.start[:-1][cases.user])
     expected = scores(model, dataset_with(dataset, "training"), cases)
     torch.testing.assert_close(scores(model, dataset, cases), expected, rtol=1e-5, atol=1e-6)
 
@@ -149,15 +151,17 @@ def dataset_with(dataset, history_at_test):
 def test_ease_ranks_by_all_events_before_the_target(folder):
     """The oracle multiplies users' full histories by the item matrix of training, in float64."""
     model, dataset = build("EASE", folder)
-    tables = dataset.tables
-    train = np.zeros((len(tables.users), len(tables.items)))
-    np.add.at(train, (tables.user, tables.item), dataset.split.train_events.astype(float))
-    gram = train.T @ train + 250 * np.eye(len(tables.items))
+    interactions = dataset.interactions
+    train = np.zeros((len(interactions.users), len(interactions.items)))
+    np.add.at(
+        train, (interactions.user, interactions.item), dataset.split.train_events.astype(float)
+    )
+    gram = train.T @ train + 250 * np.eye(len(interactions.items))
     inverse = np.linalg.inv(gram)
     similarity = inverse / -np.diag(inverse)
     np.fill_diagonal(similarity, 0)
-    histories = np.zeros((len(dataset.cases), len(tables.items)))
-    for row, history in enumerate(dataset.cases.histories(tables)):
+    histories = np.zeros((len(dataset.cases), len(interactions.items)))
+    for row, history in enumerate(dataset.cases.histories(interactions)):
         np.add.at(histories[row], history, 1)
     np.testing.assert_allclose(scores(model, dataset), histories @ similarity, rtol=1e-3, atol=1e-6)
 
@@ -179,13 +183,13 @@ def test_no_target_is_in_the_matrix(folder):
     _, dataset = build(
         "EASE", folder, catalogue="all", **{"eval_args.split": {"RS": [0.4, 0.2, 0.4]}}
     )
-    tables, cases = dataset.tables, dataset.cases
-    item = tables.item.copy()
-    size = len(tables.items)
-    planted = np.append(tables.items, [f"planted{row}" for row in range(len(cases))])
+    interactions, cases = dataset.interactions, dataset.cases
+    item = interactions.item.copy()
+    size = len(interactions.items)
+    planted = np.append(interactions.items, [f"planted{row}" for row in range(len(cases))])
     item[cases.end] = size + np.arange(len(cases))
     other = copy.copy(dataset)
-    other.tables = replace(tables, item=item, items=planted)
+    other.interactions = replace(interactions, item=item, items=planted)
     for row in range(len(cases)):
         matrix = Histories(other, cases[[row]]).matrix()
         met = matrix[cases.user[row] + 1].nonzero()[1] - 1
@@ -198,7 +202,7 @@ def test_the_newest_events_stay_where_a_model_bounds_them(folder):
     model, dataset = build("SimpleX", folder, history_len=3)
     items, _, length = Histories(dataset, dataset.cases).padded(most=3)
     assert items.shape[1] == 3
-    for user, history in zip(dataset.cases.user, dataset.cases.histories(dataset.tables)):
+    for user, history in zip(dataset.cases.user, dataset.cases.histories(dataset.interactions)):
         assert items[user + 1].tolist() == (history[-3:] + 1).tolist() and length[user + 1] == 3
     changed = scores(model, with_items(dataset, dataset.cases.end - 3, 1)) != scores(model, dataset)
     assert changed.any(dim=1).all()
@@ -260,7 +264,7 @@ def test_a_user_of_neumf_by_text_is_the_mean_of_all_events_before_the_target(mod
         type(model).predict = predict
     means = {
         int(user) + 1: items.vectors[items.number[torch.from_numpy(history + 1).long()]].mean(dim=0)
-        for user, history in zip(dataset.cases.user, dataset.cases.histories(dataset.tables))
+        for user, history in zip(dataset.cases.user, dataset.cases.histories(dataset.interactions))
     }
     assert {user for user, _ in seen} == set(means)
     for user, vector in seen:

@@ -74,9 +74,9 @@ def test_the_prompt_of_a_case(tmp_path, model):
         seen.append(np.concatenate([before, candidates[0]])) or encode(before, candidates, *rest)
     )
     verdicts(judge, cases, np.array([[5]]))
-    *_, older, newest = cases.histories(judge.tables)[0]
+    *_, older, newest = cases.histories(judge.interactions)[0]
     if model == "LLMTRSR":
-        told = [neutralize_marks(judge.summarizer.of(cases.histories(judge.tables))[0].text)]
+        told = [neutralize_marks(judge.summarizer.of(cases.histories(judge.interactions))[0].text)]
     assert judge.bundle.tokenizer.decode(seen[0]) == GOLDEN[model] % (
         *told,
         judge.lines[older],

@@ -14,7 +14,7 @@ def calls(monkeypatch):
     import recbole.config.configurator
 
     import recbole_llm.data.cases.splits
-    import recbole_llm.data.reading.tables
+    import recbole_llm.data.reading.interactions
     import recbole_llm.data.recbole.datasets
     import recbole_llm.data.texts.text
     import recbole_llm.runs.checks
@@ -32,7 +32,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(owner, attribute, counted)
 
     count(recbole_llm.settings.resolving, "resolve", "settings resolved")
-    count(recbole_llm.data.reading.tables, "read_atomic", "files read")
+    count(recbole_llm.data.reading.interactions, "read_atomic", "files read")
     count(recbole_llm.data.recbole.datasets, "make_split", "splits made")
     count(recbole_llm.data.texts.text.ItemText, "from_tables", "texts made")
     count(recbole_llm.runs.checks, "check", "runs checked")

@@ -116,7 +116,7 @@ def test_equal_texts_tie(tmp_path):
     )
     _, model, _, (_, _, test) = made("TALLRec", tmp_path)
     model.eval()
-    names = test._dataset.tables.items.tolist()
+    names = test._dataset.interactions.items.tolist()
     one, other = names.index("i0"), names.index("i11")
     cases = test._dataset.cases[np.arange(8)]
     found = verdicts(model, cases, np.tile([one, 3, other], (8, 1)))
@@ -147,7 +147,7 @@ def test_what_the_model_reads_alike_ties(tmp_path):
         "TALLRec", tmp_path, text_words={"Title": 500}, text_fields={"Title": "title"}
     )
     model.eval()
-    names = test._dataset.tables.items.tolist()
+    names = test._dataset.interactions.items.tolist()
     asked = np.tile([names.index(name) for name, _ in spelled], (8, 1))
     assert len(set(model.same[asked[0]])) == 2  # each read once
     for tokens in (150, 8192):
@@ -185,11 +185,11 @@ def test_item_text_is_no_markup(tmp_path):
             max_length=500,
         )
         model.eval()
-        item = test._dataset.tables.items.tolist().index("i2")
+        item = test._dataset.interactions.items.tolist().index("i2")
         unread = [
             case
             for case in range(40)
-            if item not in test._dataset.cases.histories(model.tables)[case]
+            if item not in test._dataset.cases.histories(model.interactions)[case]
         ]
         cases = test._dataset.cases[unread]
         found[kind] = (item, verdicts(model, cases, whole(model, cases)))
@@ -253,9 +253,9 @@ def test_negatives_are_new_in_each_epoch_and_no_items_met_so_far(tmp_path):
             asked.append([number[tuple(part.tolist())] for part in parts])
         drawn.append(np.array(asked))
     cases = model.corpus.newest("one")
-    assert len(cases) == 40 and (drawn[0][:, 0] == model.tables.item[cases.end]).all()
+    assert len(cases) == 40 and (drawn[0][:, 0] == model.interactions.item[cases.end]).all()
     for user, end, items in zip(cases.user, cases.end, drawn[0], strict=True):
-        met = set(model.tables.item[model.tables.start[user] : end + 1].tolist())
+        met = set(model.interactions.item[model.interactions.start[user] : end + 1].tolist())
         assert len(set(items.tolist())) == 4 and not met & set(items[1:].tolist())
     assert np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
 
@@ -468,7 +468,10 @@ def test_rank_cases_asks_for_the_candidates_alone(judge, monkeypatch):
         lambda cases, items: asked.append(np.asarray(items).shape) or judge_(cases, items),
     )
     chosen = np.stack(
-        [np.arange(12)[np.arange(12) != dataset.tables.item[end]][:5] for end in dataset.cases.end]
+        [
+            np.arange(12)[np.arange(12) != dataset.interactions.item[end]][:5]
+            for end in dataset.cases.end
+        ]
     )
     table, _ = rank_cases(model, dataset, dataset.cases, candidates=chosen, memory=1)
     assert asked == [(40, 6)] and (table.n_candidates == 6).all()

@@ -196,7 +196,7 @@ def test_a_summary_reads_the_newest_blocks_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = layers.resolve("LLMTRSR", "tiny", [], {"use_gpu": False})
     prepared = describe(settings)
-    text = ItemText.from_tables(
+    text = ItemText.from_interactions(
         prepared.interactions, settings["text_fields"], settings["text_words"]
     )
     history = np.random.default_rng(0).integers(0, len(text), LONG)

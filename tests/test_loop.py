@@ -62,17 +62,17 @@ def test_history_is_masked_but_for_the_target(repeats, model, mode, masked):
     from recbole_llm.data.cases.candidates import draw_candidates
 
     dataset, scores, table, lists = ranked(model, repeats, mode, masked)
-    tables, cases = dataset.tables, dataset.cases
+    interactions, cases = dataset.interactions, dataset.cases
     chosen = (
-        draw_candidates(tables, cases, 8, 2020, "target")
+        draw_candidates(interactions, cases, 8, 2020, "target")
         if mode == "uni8"
         else np.tile(np.arange(ITEMS), (len(cases), 1))
     )
     met_candidates = met_targets = 0
     for row in range(len(cases)):
         target, met = (
-            int(tables.item[cases.end[row]]),
-            set(tables.item[cases.begin[row] : cases.end[row]].tolist()),
+            int(interactions.item[cases.end[row]]),
+            set(interactions.item[cases.begin[row] : cases.end[row]].tolist()),
         )
         others = set(chosen[row].tolist()) - {target}
         met_candidates, met_targets = (
@@ -108,7 +108,7 @@ def test_a_masked_item_cannot_be_ranked_whatever_its_score(repeats):
     masked, lists = rank_cases(Repeats(), dataset, dataset.cases, mask_history=True, topk=3)
     new = np.array(
         [
-            dataset.tables.item[end] not in dataset.tables.item[begin:end]
+            dataset.interactions.item[end] not in dataset.interactions.item[begin:end]
             for begin, end in zip(dataset.cases.begin, dataset.cases.end)
         ]
     )
@@ -136,7 +136,7 @@ def test_a_case_without_an_answer_has_no_list_and_its_target_is_last(repeats, mo
     assert (lists.items[table.fallback] == -1).all() and np.isneginf(
         lists.scores[table.fallback]
     ).all()
-    counts = np.bincount(dataset.tables.item + 1, minlength=ITEMS + 1)
+    counts = np.bincount(dataset.interactions.item + 1, minlength=ITEMS + 1)
     rest = all_lists.items[~table.fallback]
     assert metrics.list_metrics(lists.items + 1, counts, [1, 5]) == metrics.list_metrics(
         rest + 1, counts, [1, 5]
@@ -160,7 +160,7 @@ def test_an_unnamed_target_is_last_among_its_candidates(repeats, monkeypatch, mo
         ranked("LIR", repeats, mode, masked)
     monkeypatch.setattr(LIR, "names_all", False)
     dataset, _, table, lists = ranked("LIR", repeats, mode, masked)
-    unnamed = dataset.tables.item[dataset.cases.end] % 2 == 0
+    unnamed = dataset.interactions.item[dataset.cases.end] % 2 == 0
     assert 20 < unnamed.sum() < len(table) - 20
     assert (table.above == table.n_candidates - 1)[unnamed].all() and not table.tied[unnamed].any()
     assert (lists.items[lists.items >= 0] % 2 == 1).all()

@@ -297,7 +297,7 @@ def test_categories_reach_judge_and_summariser_verbatim(tmp_path):
     prompt = decode(judge.prefixes(case)[0].tokens) + decode(
         judge.encoder.candidate_suffix(judge.lines[0])
     )
-    history = case.histories(judge.tables)[0]
+    history = case.histories(judge.interactions)[0]
     asked = []
     engine = judge.summarizer.texts.engine
     (request,) = next(judge.summarizer.plan(history[-3:]))

@@ -146,11 +146,11 @@ def test_candidates_are_a_gather_of_the_same_scores(movies):
     )
     trainer.fit(train)
     dataset, cases = test._dataset, test._dataset.cases
-    chosen = draw_candidates(dataset.tables, cases, 20, 0)
+    chosen = draw_candidates(dataset.interactions, cases, 20, 0)
     table, lists = rank_cases(model, dataset, cases, candidates=chosen, topk=21)
     scores = scores_of(model, dataset, cases).numpy()
     for row in range(len(cases)):
-        target = dataset.tables.item[cases.end[row]]
+        target = dataset.interactions.item[cases.end[row]]
         assert table.above[row] == (scores[row, chosen[row]] > scores[row, target]).sum()
         assert set(lists.items[row]) == {target, *chosen[row]}
     assert (table.n_candidates == 21).all()
@@ -175,12 +175,12 @@ def test_mask_history_is_one_policy(movies):
             name, movies, "ml-100k", **quick(name, movies, mask_history=True)
         )
         table, lists = trainer.rank(test, topk=50)
-        tables, cases = test._dataset.tables, test._dataset.cases
+        interactions, cases = test._dataset.interactions, test._dataset.cases
         for row in range(len(cases)):
-            history = tables.item[cases.begin[row] : cases.end[row]]
-            met = set(history.tolist()) - {int(tables.item[cases.end[row]])}
+            history = interactions.item[cases.begin[row] : cases.end[row]]
+            met = set(history.tolist()) - {int(interactions.item[cases.end[row]])}
             assert not met & set(lists.items[row].tolist())
-            assert table.n_candidates[row] == len(tables.items) - len(met)
+            assert table.n_candidates[row] == len(interactions.items) - len(met)
 
 
 def test_memory_of_scores_is_bounded(movies, monkeypatch):
@@ -200,7 +200,7 @@ def test_memory_of_scores_is_bounded(movies, monkeypatch):
     batches.clear()
     memory = 0.02  # MiB
     tiled, _ = rank_cases(model, test._dataset, cases, memory=memory)
-    bytes_per_case = 4 * len(test._dataset.tables.items)  # a float32 for each item
+    bytes_per_case = 4 * len(test._dataset.interactions.items)  # a float32 for each item
     assert len(batches) > 1 and sum(batches) == len(cases)
     assert max(batches) * bytes_per_case <= memory * 2**20
     assert whole.above.tolist() == tiled.above.tolist()

@@ -757,16 +757,16 @@ def asked(folder):
 def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
     """Each user has one Future-Test item more than samples; three interactions are in no part."""
     own = asked(world(tmp_path))
-    count = len(own.tables.users)
+    count = len(own.interactions.users)
     samples, tests = (
         np.bincount(cases.user, minlength=count) for cases in (own.part.train, own.part.test)
     )
     first = np.bincount(
-        make_split(own.tables, own.settings["eval_args"]["split"], "pretrain").train.user,
+        make_split(own.interactions, own.settings["eval_args"]["split"], "pretrain").train.user,
         minlength=count,
     )
     assert (samples + 1 == tests).all() and (
-        first + samples + tests + 3 == np.diff(own.tables.start)
+        first + samples + tests + 3 == np.diff(own.interactions.start)
     ).all()
 
 
@@ -786,8 +786,13 @@ def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone):
     own = asked(one)
     changes = {}
     for end in own.part.test.end:
-        user, step = own.tables.users[own.tables.user[end]], int(own.tables.position[end])
-        changes[int(user[1:]), step] = 11 - int(own.tables.items[own.tables.item[end]][1:])
+        user, step = (
+            own.interactions.users[own.interactions.user[end]],
+            int(own.interactions.position[end]),
+        )
+        changes[int(user[1:]), step] = 11 - int(
+            own.interactions.items[own.interactions.item[end]][1:]
+        )
     assert len(changes) == len(own.part.test)
     world(two, changes)
     found = []

@@ -266,7 +266,7 @@ def test_histories_the_shop_cannot_produce_are_refused(shop):
 def test_bayes_ranking_attains_its_expected_ndcg(shop, sequences, targets):
     histories = [items[:-1] for items in sequences]
     probabilities = np.array([shop.next_probabilities(history) for history in histories])
-    expected = shop.bayes_ndcg(histories)
+    expected = shop.bayes_ndcg(histories)[10]
     gain = 1 / np.log2(np.arange(2, 12))
     assert expected == pytest.approx((np.sort(probabilities)[:, :-11:-1] @ gain).mean(), rel=1e-12)
     realised = ndcg_at_10(probabilities, targets)
@@ -279,7 +279,7 @@ def test_bayes_ranking_attains_its_expected_ndcg(shop, sequences, targets):
 
 
 def test_bayes_beats_words_and_words_beat_popularity(shop, sequences, targets):
-    bayes = shop.bayes_ndcg([items[:-1] for items in sequences])
+    bayes = shop.bayes_ndcg([items[:-1] for items in sequences])[10]
     counts = Counter(chain.from_iterable(items[:-1] for items in sequences))
     popular = np.array([counts[item] for item in shop.items.item_id], float)
     popularity = ndcg_at_10(np.tile(popular, (len(targets), 1)), targets).mean()

@@ -230,7 +230,7 @@ def test_fine_tuning_is_a_softmax_over_all_items(cycle):
     cases = model.corpora[0].cases
     rows = itertools.chain.from_iterable(model.corpora[0].by_user[user] for user in range(16))
     assert [text.labels[0] for (text,) in model.examples(0)] == [
-        model.tables.item[cases.end[row]] for row in rows
+        model.interactions.item[cases.end[row]] for row in rows
     ]
 
 
@@ -289,7 +289,7 @@ def test_scores_are_cosines_whoever_shares_the_batch(tmp_path, cycle, backbone):
             model.bundle.core.config.attention_window == [16, 16]
             and model.encoder.mask == model.bundle.tokenizer.mask_token_id
         )
-        tokens = model.sequence(0, cases.histories(model.tables)[5])
+        tokens = model.sequence(0, cases.histories(model.interactions)[5])
         assert tokens.ids[0] == model.bundle.tokenizer.bos_token_id and len(tokens) > 64
         words = model.bundle.core.get_input_embeddings()(torch.from_numpy(tokens.ids))
         with torch.no_grad():
@@ -315,7 +315,7 @@ def test_equal_texts_tie(cycle):
         )
     )
     _, model, _, (_, _, test) = prepared("RecFormer", cycle, **QUICK)
-    index = {name: number for number, name in enumerate(model.tables.items)}
+    index = {name: number for number, name in enumerate(model.interactions.items)}
     scores = model.eval().score(test._dataset.cases)
     assert (scores[:, index["i0"]] == scores[:, index["i3"]]).all() and len(
         np.unique(scores[0])
@@ -386,14 +386,14 @@ def test_a_run_killed_inside_an_epoch_keeps_the_epochs_table(cycle, monkeypatch)
 def test_stored_weights_score_as_before_and_encode_the_items_of_other_data(cycle):
     settings = settings_for("RecFormer", cycle, **QUICK)
     run = run_settings(settings)
-    tables = load_file(run.folder / "model.safetensors")
+    interactions = load_file(run.folder / "model.safetensors")
     done = {"row": run.row, "data": run.row["fingerprint"]}
     again, (_, _, test) = Runner(describe(settings, restored=run.folder)).restore(done)
     again.start_ranking("test", False, run.folder)
     again.eval().score(test._dataset.cases)
-    assert torch.equal(again.table, tables["other_parameter.table"]) and len(again.table) == len(
-        FRUIT
-    )
+    assert torch.equal(again.table, interactions["other_parameter.table"]) and len(
+        again.table
+    ) == len(FRUIT)
 
     write_cycle(cycle, users=16, name="other")
     items = cycle / "other" / "other.item"
@@ -403,7 +403,7 @@ def test_stored_weights_score_as_before_and_encode_the_items_of_other_data(cycle
     ).restore(done)
     moved.start_ranking("test", False, run.folder)
     moved.eval().score(test._dataset.cases)
-    index = {name: number for number, name in enumerate(moved.tables.items)}
+    index = {name: number for number, name in enumerate(moved.interactions.items)}
     row = int(moved.same[index["i10"]])
     kept = [number for number in range(len(FRUIT)) if number != row]
     stored = {bytes(name.tolist()): vector for name, vector in zip(again.table_names, again.table)}

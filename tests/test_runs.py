@@ -201,12 +201,13 @@ def test_a_draw_of_test_users_is_the_same_for_every_model_and_another_measure(tm
             ("SASRec", {"test_users": 10, "seed": 3}),
         )
     )
-    tables = [RankTable.load(run.folder / "test.ranks.npz") for run in (whole, *some)]
-    assert [len(table) for table in tables] == [40, 10, 10] and [
+    interactions = [RankTable.load(run.folder / "test.ranks.npz") for run in (whole, *some)]
+    assert [len(table) for table in interactions] == [40, 10, 10] and [
         run.row["cases"] for run in (whole, *some)
     ] == [40, 10, 10]
-    assert (tables[1].user == tables[2].user).all() and (
-        tables[1].above == tables[0].take(np.isin(tables[0].user, tables[1].user)).above
+    assert (interactions[1].user == interactions[2].user).all() and (
+        interactions[1].above
+        == interactions[0].take(np.isin(interactions[0].user, interactions[1].user)).above
     ).all()
     assert (
         same_measure(some[0].row, some[1].row) is None

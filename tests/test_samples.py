@@ -2,7 +2,7 @@
 
 import pytest
 
-from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.reading.interactions import Source, load
 from recbole_llm.data.sample.locate import locate
 from recbole_llm.errors import UserError
 from recbole_llm.settings import files

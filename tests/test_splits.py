@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recbole_llm.data.cases.splits import make_split
-from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.reading.interactions import Source, load
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")
@@ -24,18 +24,18 @@ def random_rows(lengths, items=9, seed=0):
 
 
 @pytest.fixture
-def tables(write):
-    def tables(rows, **filters):
+def interactions(write):
+    def interactions(rows, **filters):
         return load(Source(write({"inter": [INTER, *rows]}), "toy", **filters))
 
-    return tables
+    return interactions
 
 
-def tokens(tables, cases):
+def tokens(interactions, cases):
     """(user, history, target) of every case."""
-    token = tables.items[tables.item]
+    token = interactions.items[interactions.item]
     return [
-        (tables.users[user], tuple(token[begin:end]), token[end])
+        (interactions.users[user], tuple(token[begin:end]), token[end])
         for user, begin, end in zip(cases.user, cases.begin, cases.end, strict=True)
     ]
 
@@ -53,7 +53,7 @@ def stock_tokens(dataset, part):
     ]
 
 
-def check_no_leak(tables, split):
+def check_no_leak(interactions, split):
     """No event is in two parts, and no target of validation or test is a training event."""
     rows = np.concatenate([getattr(split, part).end for part in PARTS])
     assert len(np.unique(rows)) == len(rows)
@@ -62,13 +62,15 @@ def check_no_leak(tables, split):
     assert split.train_events[split.train.end].all()
     for part in PARTS:
         cases = getattr(split, part)
-        assert (tables.user[cases.end] == cases.user).all()
-        assert (cases.begin == tables.start[cases.user]).all() and (cases.begin < cases.end).all()
+        assert (interactions.user[cases.end] == cases.user).all()
+        assert (cases.begin == interactions.start[cases.user]).all() and (
+            cases.begin < cases.end
+        ).all()
 
 
-def by_user(tables, cases):
+def by_user(interactions, cases):
     """[n_users] number of cases."""
-    return np.bincount(cases.user, minlength=len(tables.users))
+    return np.bincount(cases.user, minlength=len(interactions.users))
 
 
 # Against RecBole
@@ -102,9 +104,9 @@ def test_split_is_recboles(write, stock, rule):
     assert len(expected[2]) > 20
 
 
-def test_leave_one_out_of_short_users(tables):
+def test_leave_one_out_of_short_users(interactions):
     """The test event is kept before the validation event, and a training target before both."""
-    read = tables(random_rows(range(1, 7)), dedup="none")
+    read = interactions(random_rows(range(1, 7)), dedup="none")
     split = make_split(read, {"LS": "valid_and_test"})
     places = {part: dict.fromkeys(read.users, ()) for part in PARTS}
     for part in PARTS:
@@ -130,7 +132,7 @@ def test_all_models_have_the_same_cases(write, parts, stock):
     reference = None
     for model in ("SASRec", "BPR", "CALRec", "Pop", "LIR", "FM", "GRU4Rec"):
         datasets = parts(model, folder, dedup="none")
-        found = [tokens(part.tables, part.cases) for part in datasets]
+        found = [tokens(part.interactions, part.cases) for part in datasets]
         reference = reference or found
         assert found == reference
         for part, cases in zip(datasets, found, strict=True):
@@ -159,17 +161,17 @@ def test_training_rows_hold_no_held_out_event(write, parts):
             parts(model, folder, dedup="none", eval_args={"split": rule})[0]
             for model in ("BPR", "SASRec")
         )
-        tables, split = events.tables, events.split
-        early = np.ones(len(tables.item), dtype=bool)
+        interactions, split = events.interactions, events.split
+        early = np.ones(len(interactions.item), dtype=bool)
         early[np.concatenate([split.valid.end, split.test.end])] = False
         if "temporal" in rule:
-            early &= tables.position <= by_user(tables, split.train)[tables.user]
+            early &= interactions.position <= by_user(interactions, split.train)[interactions.user]
         if "timestamp" in rule:
-            early &= tables.time < 3
-        for name, owner in (("user_id", tables.user), ("item_id", tables.item)):
+            early &= interactions.time < 3
+        for name, owner in (("user_id", interactions.user), ("item_id", interactions.item)):
             np.testing.assert_array_equal(events.inter_feat[name], owner[early] + 1)
             np.testing.assert_array_equal(
-                cases.inter_feat[name], owner[early & (tables.position > 0)] + 1
+                cases.inter_feat[name], owner[early & (interactions.position > 0)] + 1
             )
 
 
@@ -186,13 +188,13 @@ def sizes(length, ratio):
 @pytest.mark.parametrize(
     "ratio", [[0.6, 0.2, 0.2], [0.42, 0.29, 0.29], [0.7, 0.1, 0.2], [6, 2, 2], [1, 1, 1]], ids=str
 )
-def test_temporal_split(tables, ratio):
+def test_temporal_split(interactions, ratio):
     """Each training part gives its last target to its validation.
 
     A user's sums are therefore three short of the events.
     """
     lengths = [*range(1, 32), 51, 101]
-    read = tables(random_rows(lengths, seed=1), dedup="none")
+    read = interactions(random_rows(lengths, seed=1), dedup="none")
     parts = {
         part: make_split(read, {"temporal": ratio}, part)
         for part in ("pretrain", "continue", "both")
@@ -229,8 +231,8 @@ def test_temporal_split(tables, ratio):
             assert len(places["continue", "train"]) + 1 == len(places["continue", "test"])
 
 
-def test_temporal_parts_share_no_event(tables):
-    read = tables(random_rows([40, 17, 6], seed=2))
+def test_temporal_parts_share_no_event(interactions):
+    read = interactions(random_rows([40, 17, 6], seed=2))
     pretrain, later = (
         make_split(read, {"temporal": [0.6, 0.2, 0.2]}, part) for part in ("pretrain", "continue")
     )
@@ -244,7 +246,7 @@ def test_temporal_parts_share_no_event(tables):
 # Absolute times
 
 
-def test_timestamp_boundaries(tables):
+def test_timestamp_boundaries(interactions):
     """A target at the first time validates, one at the second tests; float32 cannot part them."""
     first, second = 1_600_000_001, 1_600_000_003
     rows = [
@@ -253,7 +255,7 @@ def test_timestamp_boundaries(tables):
         ("v", "late", second),
         ("v", "later", second + 5),
     ]
-    read = tables(rows)
+    read = interactions(rows)
     split = make_split(read, {"timestamp": [first, second]})
     check_no_leak(read, split)
     assert np.float32(first) == np.float32(second)
@@ -304,8 +306,8 @@ def test_timestamp_boundaries(tables):
         (None, "pretrain", "expected one of"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tables, rule, part, message):
-    read = tables(random_rows([8, 9]))
+def test_mistakes_are_told_in_one_line(interactions, rule, part, message):
+    read = interactions(random_rows([8, 9]))
     with pytest.raises(UserError) as caught:
         make_split(read, rule, part)
     assert message in str(caught.value)
@@ -318,6 +320,6 @@ def test_a_split_by_time_needs_times(write):
         make_split(read, {"timestamp": [1, 2]})
 
 
-def test_only_short_users_leave_no_case(tables):
+def test_only_short_users_leave_no_case(interactions):
     with pytest.raises(UserError, match="longest sequence: 2 events"):
-        make_split(tables(random_rows([1, 2, 2])), {"LS": "valid_and_test"})
+        make_split(interactions(random_rows([1, 2, 2])), {"LS": "valid_and_test"})

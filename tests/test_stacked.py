@@ -58,7 +58,7 @@ def world(tmp_path_factory):
         segments=3,
         **{"eval_args.split": SPLIT},
     )
-    return model, make_split(model.tables, SPLIT, "continue")
+    return model, make_split(model.interactions, SPLIT, "continue")
 
 
 def learners_of(world, count=16):
@@ -67,7 +67,7 @@ def learners_of(world, count=16):
         Learner(
             str(token), part.train[part.train.user == user], part.valid[part.valid.user == user]
         )
-        for user, token in enumerate(model.tables.users[:count])
+        for user, token in enumerate(model.interactions.users[:count])
     ]
 
 
@@ -364,15 +364,18 @@ def test_adapters_rank_through_the_evaluation_loop_as_the_model_would(world):
     for number, cases in enumerate(tests):
         scores = catalogue_scores(model.eval(), model.dataset, cases)
         own = scores.gather(
-            1, torch.from_numpy(model.tables.item[cases.end].astype(np.int64))[:, None]
+            1, torch.from_numpy(model.interactions.item[cases.end].astype(np.int64))[:, None]
         )
         table = rank(frozen, stack, tests, recipe)[number]
         assert (
             table.above.tolist() == (scores > own).sum(dim=1).tolist()
             and table.tied.tolist() == ((scores == own).sum(dim=1) - 1).tolist()
         )
-        assert table.n_candidates.tolist() == [len(model.tables.items)] * len(cases)
-        assert table.target.tolist() == model.tables.items[model.tables.item[cases.end]].tolist()
+        assert table.n_candidates.tolist() == [len(model.interactions.items)] * len(cases)
+        assert (
+            table.target.tolist()
+            == model.interactions.items[model.interactions.item[cases.end]].tolist()
+        )
     torch.manual_seed(0)
     for value in stack.b.values():
         value.data.normal_(std=0.1)
@@ -420,7 +423,7 @@ def test_a_units_files_are_adapters_ranks_and_a_record_whole_or_not_at_all(world
     ] == len(learners[0].train)
     table = RankTable.load(folder / "ranks.npz")
     assert sorted(table.user) == sorted(
-        np.concatenate([model.tables.users[cases.user] for cases in tests])
+        np.concatenate([model.interactions.users[cases.user] for cases in tests])
     )
     again = work(frozen, unit)
     assert {

@@ -227,7 +227,7 @@ def test_a_column_of_numbers_is_a_feature(column, shop_folder):
     model, train = built("SASRecF", shop_folder, selected_features=[column])
     numbers = model.feature_embed_layer.item_feat[column]
     if column == "price":
-        cells = [float(cell or "nan") for cell in train._dataset.tables.item_table["price"]]
+        cells = [float(cell or "nan") for cell in train._dataset.interactions.item_table["price"]]
         mean = torch.tensor([cell for cell in cells if cell == cell]).mean().item()
         expected = torch.tensor([mean if cell != cell else cell for cell in cells])
         torch.testing.assert_close(numbers[1:, 0], expected)

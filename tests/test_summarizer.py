@@ -30,11 +30,14 @@ def test_summaries_are_of_what_came_before(tmp_path):
     write_cycle(tmp_path)
     _, model, _, (_, _, test) = made("LLMTRSR", tmp_path, block_size=2, fan_in=2)
     cases = test._dataset.cases[np.arange(40)]
-    for case, summary in enumerate(model.summarizer.of(cases.histories(model.tables))):
-        target = model.text.values[model.tables.item[cases.end[case]]][0]
-        before = {model.text.values[item][0] for item in cases.histories(model.tables)[case]}
+    for case, summary in enumerate(model.summarizer.of(cases.histories(model.interactions))):
+        target = model.text.values[model.interactions.item[cases.end[case]]][0]
+        before = {model.text.values[item][0] for item in cases.histories(model.interactions)[case]}
         assert target in before or target not in summary.text
-    assert len({summary.text for summary in model.summarizer.of(cases.histories(model.tables))}) > 5
+    assert (
+        len({summary.text for summary in model.summarizer.of(cases.histories(model.interactions))})
+        > 5
+    )
 
 
 def test_every_setting_of_the_summarizer_reaches_it(tmp_path, monkeypatch):

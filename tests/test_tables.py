@@ -1,4 +1,4 @@
-"""tables.py: which events, users and items there are, and in which order."""
+"""interactions.py: which events, users and items there are, and in which order."""
 
 import itertools
 from collections import Counter
@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recbole_llm.data.reading.tables import Source, load
+from recbole_llm.data.reading.interactions import Source, load
 from recbole_llm.errors import UserError
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")
@@ -15,20 +15,22 @@ ITEM = ("item_id:token", "title:token_seq")
 
 
 @pytest.fixture
-def tables(write):
-    """tables(rows of .inter, other files, fields of Source)."""
+def interactions(write):
+    """interactions(rows of .inter, other files, fields of Source)."""
 
-    def tables(rows, files=None, header=INTER, **filters):
+    def interactions(rows, files=None, header=INTER, **filters):
         return load(Source(write({"inter": [header, *rows]} | (files or {})), "toy", **filters))
 
-    return tables
+    return interactions
 
 
-def sequences(tables):
+def sequences(interactions):
     """User token -> item tokens in order."""
     return {
-        user: tables.items[tables.item[a:b]].tolist()
-        for user, a, b in zip(tables.users, tables.start[:-1], tables.start[1:], strict=True)
+        user: interactions.items[interactions.item[a:b]].tolist()
+        for user, a, b in zip(
+            interactions.users, interactions.start[:-1], interactions.start[1:], strict=True
+        )
     }
 
 
@@ -44,13 +46,13 @@ def random_rows(seed, events=400, users=40, items=30):
 # Order
 
 
-def test_events_are_in_the_order_of_exact_time(tables):
+def test_events_are_in_the_order_of_exact_time(interactions):
     """Trap 3: RecBole keeps times as float32, in steps of 128 s at 1.6e9, and loses this order."""
     rng = np.random.default_rng(0)
     steps = rng.permutation(40)
     times = 1.6e9 + 10 * steps
     rows = [("u", f"i{step}", time) for step, time in zip(steps, times, strict=True)]
-    read = tables(rows)
+    read = interactions(rows)
     assert sequences(read) == {"u": [f"i{step}" for step in range(40)]}
     np.testing.assert_array_equal(read.time, np.sort(times))
     single = times.astype(np.float32)
@@ -59,16 +61,16 @@ def test_events_are_in_the_order_of_exact_time(tables):
     assert steps[np.argsort(single, kind="stable")].tolist() != list(range(40))
 
 
-def test_times_may_lie_closer_than_a_second(tables):
+def test_times_may_lie_closer_than_a_second(interactions):
     rows = [
         ("u", "late", "1600000000.0000005"),
         ("u", "early", "1600000000.0000002"),
         ("u", "first", "-5"),
     ]
-    assert sequences(tables(rows)) == {"u": ["first", "early", "late"]}
+    assert sequences(interactions(rows)) == {"u": ["first", "early", "late"]}
 
 
-def test_equal_times_keep_the_order_of_the_file(tables):
+def test_equal_times_keep_the_order_of_the_file(interactions):
     rng = np.random.default_rng(1)
     rows = [(f"u{rng.integers(5)}", f"i{number}", rng.integers(4)) for number in range(300)]
     expected = {user: [] for user, *_ in rows}
@@ -76,14 +78,14 @@ def test_equal_times_keep_the_order_of_the_file(tables):
         for user, item, time in rows:
             if time == now:
                 expected[user].append(item)
-    read = tables(rows)
+    read = interactions(rows)
     assert sequences(read) == expected
     assert list(read.users) == list(expected)  # numbered by first appearance
 
 
-def test_the_order_of_the_file_can_be_restored(tables):
+def test_the_order_of_the_file_can_be_restored(interactions):
     rows = random_rows(2)
-    read = tables(rows)
+    read = interactions(rows)
     back = read.file_order
     assert (
         list(
@@ -101,17 +103,17 @@ def test_the_order_of_the_file_can_be_restored(tables):
     assert list(read.items) == list(dict.fromkeys(row[1] for row in rows))
 
 
-def test_without_times_the_order_of_the_file_counts(tables):
-    read = tables([("u", "b"), ("v", "a"), ("u", "a"), ("u", "a")], header=INTER[:2])
+def test_without_times_the_order_of_the_file_counts(interactions):
+    read = interactions([("u", "b"), ("v", "a"), ("u", "a"), ("u", "a")], header=INTER[:2])
     assert sequences(read) == {"u": ["b", "a", "a"], "v": ["a"]}  # two equal rows may be two events
     assert not read.has_time
     assert "no column timestamp" in read.log[0]
 
 
-def test_ids_that_look_like_nothing_stay(tables):
+def test_ids_that_look_like_nothing_stay(interactions):
     rows = [("NA", "null", 1), ("NA", "007", 2), ("nan", "7", 1), ("nan", "None", 2)]
     files = {"item": [ITEM, ("null", "NA"), ("7", "seven"), ("007", "bond")]}
-    read = tables(rows, files)
+    read = interactions(rows, files)
     assert sequences(read) == {"NA": ["null", "007"], "nan": ["7", "None"]}
     assert read.item_table["title"].tolist() == ["NA", "bond", "seven", ""]
 
@@ -141,21 +143,21 @@ TWICE = [
         ("none", {"u": ["a", "b", "b", "b", "b", "a"], "v": ["a", "a", "a"]}),
     ],
 )
-def test_dedup(tables, dedup, expected):
-    read = tables(TWICE, header=RATED, dedup=dedup)
+def test_dedup(interactions, dedup, expected):
+    read = interactions(TWICE, header=RATED, dedup=dedup)
     assert sequences(read) == expected
     left_out = len(TWICE) - sum(map(len, expected.values()))
     assert (f"{left_out} duplicate events left out (dedup: {dedup})" in read.log) == (left_out > 0)
 
 
-def test_an_event_without_rating_is_user_item_and_time(tables):
+def test_an_event_without_rating_is_user_item_and_time(interactions):
     rows = [row[:3] for row in TWICE]
-    assert sequences(tables(rows)) == {"u": ["a", "b", "b", "a"], "v": ["a"]}
+    assert sequences(interactions(rows)) == {"u": ["a", "b", "b", "a"], "v": ["a"]}
 
 
-def test_which_of_equal_events_stays(tables):
+def test_which_of_equal_events_stays(interactions):
     """The first in time of a run, whatever the order of the file."""
-    read = tables([("u", "a", 9), ("u", "a", 3), ("u", "a", 6)], dedup="consecutive_item")
+    read = interactions([("u", "a", 9), ("u", "a", 3), ("u", "a", 6)], dedup="consecutive_item")
     assert read.time.tolist() == [3]
 
 
@@ -175,22 +177,24 @@ REVIEWED = (*RATED, "review:token")
         ([("a", 1, "", "x"), ("a", 1, "", "x"), ("a", 2, "", "x")], ["a", "a"]),  # of no rating
     ],
 )
-def test_consecutive_events_are_one_if_all_that_is_known_of_them_is_equal(tables, rows, kept):
+def test_consecutive_events_are_one_if_all_that_is_known_of_them_is_equal(interactions, rows, kept):
     rows = [("u", *row) for row in rows] + [("v", *rows[-1]), ("v", *rows[-1])]
-    read = tables(rows, header=REVIEWED, dedup="consecutive")
+    read = interactions(rows, header=REVIEWED, dedup="consecutive")
     assert sequences(read) == {"u": kept, "v": [rows[-1][1]]}
     assert "review" not in read.columns, "it is read for this alone"
 
 
-def test_consecutive_without_times_or_reviews(tables):
+def test_consecutive_without_times_or_reviews(interactions):
     """Without times, two equal rows may be two events; a review is compared where there is one."""
     rows = [("u", "a"), ("u", "a"), ("u", "b")]
-    assert sequences(tables(rows, header=INTER[:2], dedup="consecutive")) == {"u": ["a", "a", "b"]}
+    assert sequences(interactions(rows, header=INTER[:2], dedup="consecutive")) == {
+        "u": ["a", "a", "b"]
+    }
     rows = [("u", "a", 1), ("u", "b", 2), ("u", "a", 1), ("u", "a", 1)]
-    assert sequences(tables(rows, dedup="consecutive")) == {"u": ["a", "b"]}
+    assert sequences(interactions(rows, dedup="consecutive")) == {"u": ["a", "b"]}
 
 
-def test_users_are_counted_after_duplicates_are_left_out(tables):
+def test_users_are_counted_after_duplicates_are_left_out(interactions):
     rows = [
         ("u", "a", 1),
         ("u", "a", 1),
@@ -199,14 +203,14 @@ def test_users_are_counted_after_duplicates_are_left_out(tables):
         ("v", "b", 2),
         ("v", "a", 3),
     ]
-    read = tables(rows, dedup="consecutive", user_interval="[3,inf)")
+    read = interactions(rows, dedup="consecutive", user_interval="[3,inf)")
     assert sequences(read) == {"v": ["a", "b", "a"]}
 
 
-def test_a_review_column_that_is_asked_for_stays(tables):
+def test_a_review_column_that_is_asked_for_stays(interactions):
     rows = [("u", "a", 1, 5, "x"), ("u", "b", 2, 5, "y")]
     for asked in (None, frozenset({"review"})):
-        read = tables(rows, header=REVIEWED, dedup="consecutive", inter_columns=asked)
+        read = interactions(rows, header=REVIEWED, dedup="consecutive", inter_columns=asked)
         assert read.columns["review"].tolist() == ["x", "y"]
 
 
@@ -223,8 +227,8 @@ def test_a_review_column_that_is_asked_for_stays(tables):
         ("lifts:float", None),
     ],
 )
-def test_a_column_that_is_called_like_a_time_is_named(tables, column, told):
-    log = tables([("u", "a", 1), ("u", "b", 2)], header=(*INTER[:2], column)).log[0]
+def test_a_column_that_is_called_like_a_time_is_named(interactions, column, told):
+    log = interactions([("u", "a", 1), ("u", "b", 2)], header=(*INTER[:2], column)).log[0]
     assert "no column timestamp" in log
     assert told in log if told else "if " not in log
 
@@ -245,9 +249,11 @@ def test_a_column_that_is_called_like_a_time_is_named(tables, column, told):
         ([("a", "", ""), ("a", "", ""), ("b", "B", "NA")], {"a": ("", ""), "b": ("B", "NA")}, ""),
     ],
 )
-def test_of_several_rows_of_an_item_each_first_cell_with_text_counts(tables, rows, cells, told):
+def test_of_several_rows_of_an_item_each_first_cell_with_text_counts(
+    interactions, rows, cells, told
+):
     files = {"item": [("item_id:token", "title:token_seq", "brand:token"), *rows]}
-    read = tables([("u", "a", 1), ("u", "b", 2)], files)
+    read = interactions([("u", "a", 1), ("u", "b", 2)], files)
     (line,) = [line for line in read.log if "further rows" in line]
     repeated = len(rows) - len({row[0] for row in rows})
     assert line.startswith(f"{repeated} further rows of toy.item")
@@ -256,14 +262,16 @@ def test_of_several_rows_of_an_item_each_first_cell_with_text_counts(tables, row
         assert tuple(read.item_table.loc[list(read.items).index(item)]) == expected
 
 
-def test_one_row_of_each_item_is_not_worth_a_word(tables):
+def test_one_row_of_each_item_is_not_worth_a_word(interactions):
     files = {"item": [("item_id:token", "title:token_seq"), ("a", "A"), ("b", "A")]}
-    assert not any("further" in line for line in tables([("u", "a", 1), ("u", "b", 2)], files).log)
+    assert not any(
+        "further" in line for line in interactions([("u", "a", 1), ("u", "b", 2)], files).log
+    )
 
 
-def test_several_rows_of_a_user_are_joined_too(tables):
+def test_several_rows_of_a_user_are_joined_too(interactions):
     files = {"user": [("user_id:token", "age:token"), ("u", ""), ("u", "30")]}
-    read = tables([("u", "a", 1)], files)
+    read = interactions([("u", "a", 1)], files)
     assert read.user_table["age"].tolist() == ["30"]
     assert any("1 further rows of toy.user" in line for line in read.log)
 
@@ -271,9 +279,9 @@ def test_several_rows_of_a_user_are_joined_too(tables):
 @pytest.mark.parametrize(
     ("keep", "expected"), [("first", [("a", 10), ("b", 20)]), ("last", [("b", 25), ("a", 30)])]
 )
-def test_rm_dup_inter_counts_by_time(tables, keep, expected):
+def test_rm_dup_inter_counts_by_time(interactions, keep, expected):
     rows = [("u", "a", 30), ("u", "b", 25), ("u", "a", 10), ("u", "b", 20), ("v", "a", 15)]
-    read = tables(rows, remove_repeats=keep)
+    read = interactions(rows, remove_repeats=keep)
     assert [(item, time) for item, time in zip(read.items[read.item], read.time, strict=True)][
         :-1
     ] == expected
@@ -282,7 +290,7 @@ def test_rm_dup_inter_counts_by_time(tables, keep, expected):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("users", "items"), [(2, 1), (1, 3), (5, 5), (6, 9)])
-def test_k_core_against_a_loop(tables, seed, users, items):
+def test_k_core_against_a_loop(interactions, seed, users, items):
     rows = random_rows(seed)
     left = rows
     while True:  # one user or item at a time
@@ -293,7 +301,7 @@ def test_k_core_against_a_loop(tables, seed, users, items):
         if not bad:
             break
         left = [row for row in left if bad[0] not in row[:2]]
-    read = tables(rows, user_interval=f"[{users},inf)", item_interval=f"[{items},inf)")
+    read = interactions(rows, user_interval=f"[{users},inf)", item_interval=f"[{items},inf)")
     pairs = set()
     for user, own in sequences(read).items():
         pairs.update((user, item) for item in own)
@@ -302,35 +310,35 @@ def test_k_core_against_a_loop(tables, seed, users, items):
     assert len(left) < len(rows) or users < 5
 
 
-def test_an_upper_bound_on_events(tables):
+def test_an_upper_bound_on_events(interactions):
     rows = random_rows(0)
     count = Counter(row[0] for row in rows)
-    read = tables(rows, user_interval="(3,12]")
+    read = interactions(rows, user_interval="(3,12]")
     assert set(read.users) == {user for user in count if 3 < count[user] <= 12} != set(count)
 
 
-def test_user_sample_is_seeded_and_knows_no_file_order(tables):
+def test_user_sample_is_seeded_and_knows_no_file_order(interactions):
     rows = random_rows(3)
     drawn = [
-        set(tables(given, user_sample=0.3, sample_seed=seed).users)
+        set(interactions(given, user_sample=0.3, sample_seed=seed).users)
         for given, seed in ((rows, 5), (rows[::-1], 5), (rows, 6))
     ]
     assert drawn[0] == drawn[1] != drawn[2]
-    everybody = sequences(tables(rows))
+    everybody = sequences(interactions(rows))
     assert len(drawn[0]) == round(0.3 * len(everybody))
-    sample = tables(rows, user_sample=0.3, sample_seed=5)
+    sample = interactions(rows, user_sample=0.3, sample_seed=5)
     assert sequences(sample) == {user: everybody[user] for user in sample.users}  # whole users
 
 
-def test_user_sample_leaves_at_least_one(tables):
-    assert len(tables([("u", "a", 1), ("v", "b", 1)], user_sample=0.01).users) == 1
+def test_user_sample_leaves_at_least_one(interactions):
+    assert len(interactions([("u", "a", 1), ("v", "b", 1)], user_sample=0.01).users) == 1
 
 
-def test_user_sample_above_one_is_a_number_of_users(tables):
+def test_user_sample_above_one_is_a_number_of_users(interactions):
     rows = random_rows(3)
-    assert len(tables(rows, user_sample=4).users) == 4 and len(
-        tables(rows, user_sample=10**6).users
-    ) == len(tables(rows).users)
+    assert len(interactions(rows, user_sample=4).users) == 4 and len(
+        interactions(rows, user_sample=10**6).users
+    ) == len(interactions(rows).users)
 
 
 @pytest.mark.parametrize(
@@ -344,23 +352,23 @@ def test_user_sample_above_one_is_a_number_of_users(tables):
         ("(-inf, 2]", [1, 2]),
     ],
 )
-def test_val_interval(tables, interval, expected):
+def test_val_interval(interactions, interval, expected):
     rows = [("u", f"i{rating}", rating, rating) for rating in (5, 1, 4, 2, 3)] + [
         ("u", "unrated", 9, "")
     ]
-    read = tables(rows, header=RATED, value_intervals=(("rating", interval),))
+    read = interactions(rows, header=RATED, value_intervals=(("rating", interval),))
     assert read.columns["rating"].tolist() == expected
 
 
-def test_val_interval_may_bound_time(tables):
+def test_val_interval_may_bound_time(interactions):
     assert sequences(
-        tables([("u", "a", 1), ("u", "b", 2)], value_intervals=(("timestamp", "[2,inf)"),))
+        interactions([("u", "a", 1), ("u", "b", 2)], value_intervals=(("timestamp", "[2,inf)"),))
     ) == {"u": ["b"]}
 
 
-def test_k_core_comes_after_the_other_filters(tables):
+def test_k_core_comes_after_the_other_filters(interactions):
     rows = [("u", "a", 1, 5), ("u", "b", 2, 1), ("v", "a", 1, 5), ("v", "b", 2, 5)]
-    read = tables(
+    read = interactions(
         rows, header=RATED, value_intervals=(("rating", "[3,inf)"),), user_interval="[2,inf)"
     )
     assert sequences(read) == {"v": ["a", "b"]}
@@ -369,26 +377,26 @@ def test_k_core_comes_after_the_other_filters(tables):
 # Catalogue and side tables
 
 
-def test_catalogue(tables):
+def test_catalogue(interactions):
     """Trap 4: in RecBole the catalogue grows when an item column is loaded."""
     rows, files = (
         [("u", "b", 1), ("u", "x", 2)],
         {"item": [ITEM, ("c", "see"), ("b", "bee"), ("a", "ay")]},
     )
-    met = tables(rows, files)
+    met = interactions(rows, files)
     assert met.items.tolist() == ["b", "x"]
     assert met.item_table["title"].tolist() == ["bee", ""]
-    every = tables(rows, files, catalogue="all")
+    every = interactions(rows, files, catalogue="all")
     assert every.items.tolist() == ["b", "x", "a", "c"]
     assert every.item_table["title"].tolist() == ["bee", "", "ay", "see"]
     assert (
         sequences(every) == sequences(met) == {"u": ["b", "x"]}
     )  # an event stays, whether .item knows its item or not
     assert "1 of 2 ids have no row in toy.item: x" in met.log
-    assert sequences(tables(rows, files, need_item_row=True)) == {"u": ["b"]}
+    assert sequences(interactions(rows, files, need_item_row=True)) == {"u": ["b"]}
 
 
-def test_side_tables_follow_the_ids(tables):
+def test_side_tables_follow_the_ids(interactions):
     files = {
         "item": [
             (*ITEM, "price:float"),
@@ -398,7 +406,7 @@ def test_side_tables_follow_the_ids(tables):
         ],
         "user": [("user_id:token", "age:token"), ("v", "30"), ("u", "20")],
     }
-    read = tables([("u", "a", 1), ("v", "c", 1), ("w", "c", 1)], files)
+    read = interactions([("u", "a", 1), ("v", "c", 1), ("w", "c", 1)], files)
     assert read.item_table.to_dict("list") == {
         "title": ["ay", "see"],
         "price": ["", "3.50"],
@@ -407,20 +415,20 @@ def test_side_tables_follow_the_ids(tables):
     assert read.item_types == {"title": "token_seq", "price": "float"}
 
 
-def test_no_item_file(tables):
-    read = tables([("u", "a", 1), ("u", "b", 2)], catalogue="all")
+def test_no_item_file(interactions):
+    read = interactions([("u", "a", 1), ("u", "b", 2)], catalogue="all")
     assert read.items.tolist() == ["a", "b"]
     assert read.item_table.shape == (2, 0)
 
 
-def test_further_columns_stay_with_their_events(tables):
+def test_further_columns_stay_with_their_events(interactions):
     rows = [("u", "b", 2, 1, "x"), ("v", "a", 1, 2, "y"), ("u", "a", 1, 3, "z")]
     header = (*RATED, "tag:token")
-    read = tables(rows, header=header, inter_columns=frozenset({"tag"}))
+    read = interactions(rows, header=header, inter_columns=frozenset({"tag"}))
     assert read.columns["tag"].tolist() == ["z", "x", "y"]
     assert read.columns["rating"].tolist() == [3, 1, 2]
-    assert set(tables(rows, header=header).columns) == {"rating"}
-    assert set(tables(rows, header=header, inter_columns=None).columns) == {"rating", "tag"}
+    assert set(interactions(rows, header=header).columns) == {"rating"}
+    assert set(interactions(rows, header=header, inter_columns=None).columns) == {"rating", "tag"}
 
 
 # Fingerprint
@@ -472,22 +480,29 @@ def change(rows, at, *row):
         "user type",
     ],
 )
-def test_fingerprint_changes_with_the_data(tables, rows, files):
-    assert tables(EVENTS, SIDE, RATED).fingerprint != tables(rows, SIDE | files, RATED).fingerprint
+def test_fingerprint_changes_with_the_data(interactions, rows, files):
+    assert (
+        interactions(EVENTS, SIDE, RATED).fingerprint
+        != interactions(rows, SIDE | files, RATED).fingerprint
+    )
 
 
-def test_equal_data_have_equal_fingerprints(tables):
+def test_equal_data_have_equal_fingerprints(interactions):
     prints = {
-        tables(EVENTS, SIDE, RATED).fingerprint,
-        tables(EVENTS, SIDE, RATED).fingerprint,
-        tables([*EVENTS, EVENTS[0]], SIDE, RATED).fingerprint,  # what dedup takes out never was
-        tables(
+        interactions(EVENTS, SIDE, RATED).fingerprint,
+        interactions(EVENTS, SIDE, RATED).fingerprint,
+        interactions(
+            [*EVENTS, EVENTS[0]], SIDE, RATED
+        ).fingerprint,  # what dedup takes out never was
+        interactions(
             EVENTS, SIDE | {"item": [ITEM, *SIDE["item"][:0:-1]]}, RATED
         ).fingerprint,  # order of .item
-        tables(EVENTS, SIDE | {"item": SIDE["item"][:-1]}, RATED).fingerprint,  # an item nobody met
+        interactions(
+            EVENTS, SIDE | {"item": SIDE["item"][:-1]}, RATED
+        ).fingerprint,  # an item nobody met
     }
     assert len(prints) == 1
-    assert tables(EVENTS, SIDE, RATED, catalogue="all").fingerprint not in prints
+    assert interactions(EVENTS, SIDE, RATED, catalogue="all").fingerprint not in prints
 
 
 # Errors
@@ -582,9 +597,9 @@ def test_equal_data_have_equal_fingerprints(tables):
         ),
     ],
 )
-def test_mistakes_are_told_in_one_line(tables, rows, files, header, filters, message):
+def test_mistakes_are_told_in_one_line(interactions, rows, files, header, filters, message):
     with pytest.raises(UserError) as caught:
-        tables(rows, files, header, **filters)
+        interactions(rows, files, header, **filters)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

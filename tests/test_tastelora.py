@@ -207,7 +207,7 @@ def test_an_item_of_a_step_that_reads_like_the_target_is_no_negative(cycle):
 
 def test_negatives_are_never_of_the_users_own(cycle):
     _, model, _, (train, *_) = prepared("TASTELoRA", cycle, negatives=30)
-    cases, events = train._dataset.cases, model.tables.item
+    cases, events = train._dataset.cases, model.interactions.item
     groups = model.examples(0)
     met = {
         user: model.same[
@@ -249,15 +249,16 @@ def test_numbers_do_not_change_with_filters_and_one_setting_leaves_them_out(cycl
     _, whole, _, _ = prepared("TASTELoRA", cycle, epochs=0)
     _, fewer, _, _ = prepared("TASTELoRA", cycle, epochs=0, user_sample=2)
     numbers = {
-        token: text[0] for token, text in zip(whole.tables.items, whole.text.values, strict=True)
+        token: text[0]
+        for token, text in zip(whole.interactions.items, whole.text.values, strict=True)
     }
     assert numbers == {f"i{row}": str(row + 1) for row in range(len(FRUIT))}
-    assert len(fewer.tables.items) < len(whole.tables.items)
+    assert len(fewer.interactions.items) < len(whole.interactions.items)
     assert all(
         numbers[token] == text[0]
-        for token, text in zip(fewer.tables.items, fewer.text.values, strict=True)
+        for token, text in zip(fewer.interactions.items, fewer.text.values, strict=True)
     )
-    assert whole.sentences[0].startswith(f"id: {numbers[whole.tables.items[0]]} title: ")
+    assert whole.sentences[0].startswith(f"id: {numbers[whole.interactions.items[0]]} title: ")
     _, bare, _, _ = prepared("TASTELoRA", cycle, epochs=0, item_number=False)
     assert bare.sentences[0].startswith("title: ") and bare.text.names == ("Title",)
 

@@ -360,7 +360,7 @@ def test_verdicts_are_those_of_plain_passes_over_the_chat(kind, tokenizers, tmp_
     cases, items = test._dataset.cases[[0, 5]], [1, 4, 7]
     with torch.no_grad():
         found = judge.judge(cases, [np.array(items)] * 2)
-        for history, row in zip(cases.histories(judge.tables), found, strict=True):
+        for history, row in zip(cases.histories(judge.interactions), found, strict=True):
             lines = "\n".join(judge.lines[item] for item in history)
             _, head, candidate = SHOPPING.judge_heads
             for item, value in zip(items, row, strict=True):

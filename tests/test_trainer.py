@@ -219,7 +219,7 @@ def test_pop_counts_events(tmp_path):
     trainer.fit(train, valid)
     dataset = train._dataset
     counts = np.bincount(
-        dataset.tables.item[dataset.split.train_events] + 1, minlength=dataset.item_num
+        dataset.interactions.item[dataset.split.train_events] + 1, minlength=dataset.item_num
     )
     assert model.item_cnt[:, 0].tolist() == counts.tolist()
     assert counts.max() > 1

@@ -81,7 +81,7 @@ def test_all_models_test_the_same_users(short_users, stock, parts):
         test = parts(model, short_users)[2]
         ours.append(
             [
-                (str(test.tables.users[user]), int(end))
+                (str(test.interactions.users[user]), int(end))
                 for user, end in zip(test.cases.user, test.cases.end, strict=True)
             ]
         )
@@ -105,10 +105,10 @@ def test_history_is_masked_for_all_or_none(short_users, stock):
         _, history, _, _ = next(iter(test))
         masked.append(history is not None and len(history[1]) > 0)
         model, test = ours(model, short_users)
-        tables = [
+        interactions = [
             rank_cases(model, test, test.cases, mask_history=choice)[0] for choice in (False, True)
         ]
-        counts.append([table.n_candidates.tolist() for table in tables])
+        counts.append([table.n_candidates.tolist() for table in interactions])
     assert masked == [True, False]
     assert (
         counts[0] == counts[1]
@@ -143,7 +143,7 @@ def test_history_is_masked_for_all_or_none_of_the_models_that_score_pairs(short_
         events, targets = pairs_of([dataset.inter_feat]), pairs_of([test._dataset.inter_feat])
         met.append(len((pairs_of(batch for batch, *_ in test) - targets) & events))
         model, test = ours(name, short_users)
-        chosen = draw_candidates(test.tables, test.cases, 6, 0, "target")
+        chosen = draw_candidates(test.interactions, test.cases, 6, 0, "target")
         tops = [
             rank_cases(model, test, test.cases, candidates=chosen, mask_history=choice, topk=7)
             for choice in (False, True)
@@ -298,4 +298,4 @@ def test_events_within_a_minute_keep_their_order(write, stock):
         test.field2id_token["item_id"][item] for item in test.inter_feat["item_id"].tolist()
     } != {"d"}
     test = ours("SASRec", folder)[1]
-    assert test.tables.items[test.tables.item[test.cases.end]].tolist() == ["d", "d"]
+    assert test.interactions.items[test.interactions.item[test.cases.end]].tolist() == ["d", "d"]

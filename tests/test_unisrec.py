@@ -69,7 +69,7 @@ def test_one_pass_learns_what_every_case_alone_would(cycle):
     loss, _ = model.loss_and_vectors(batch_of(model, windows), True)
     with torch.no_grad():
         items = torch.from_numpy(model.encode_items(model.first)[model.same]).double()
-        expected, tables = 0.0, model.tables
+        expected, interactions = 0.0, model.interactions
         for (tokens,) in windows:
             for place in np.flatnonzero(tokens.learned):
                 ids = torch.from_numpy(tokens.ids[:place])[None]
@@ -82,7 +82,7 @@ def test_one_pass_learns_what_every_case_alone_would(cycle):
         places = np.flatnonzero(tokens.learned)
         learned += [(int(tokens.ids[place - 1]), int(tokens.ids[place])) for place in places]
     assert sorted(learned) == sorted(
-        (int(tables.item[end - 1]) + 1, int(tables.item[end]) + 1) for end in cases.end
+        (int(interactions.item[end - 1]) + 1, int(interactions.item[end]) + 1) for end in cases.end
     )  # each case once
 
 
@@ -121,7 +121,7 @@ def test_a_history_is_read_as_far_back_as_max_items(cycle):
             states = []
             for newest in (3, 4, 5):
                 ids = torch.from_numpy(
-                    cases.histories(model.tables)[row][-newest:].astype(np.int64) + 1
+                    cases.histories(model.interactions)[row][-newest:].astype(np.int64) + 1
                 )[None]
                 states.append(
                     F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy()
@@ -145,9 +145,9 @@ def test_a_case_is_scored_as_it_was_learned(cycle):
     with torch.no_grad():
         found = model.encode_users(cases)
         for row in range(3):
-            ids = torch.from_numpy(cases.histories(model.tables)[row][-4:].astype(np.int64) + 1)[
-                None
-            ]
+            ids = torch.from_numpy(
+                cases.histories(model.interactions)[row][-4:].astype(np.int64) + 1
+            )[None]
             assert np.allclose(
                 found[row],
                 F.normalize(model.hidden(ids, model.of_texts(ids))[0, -1], dim=0).numpy(),
@@ -167,7 +167,7 @@ def test_both_adds_an_embedding_to_each_item_and_text_ties_equal_texts(tmp_path)
         model.eval()
         with torch.no_grad():
             scores = model.score(test._dataset.cases)
-        first, last = (model.tables.items.tolist().index(name) for name in ("i0", "i11"))
+        first, last = (model.interactions.items.tolist().index(name) for name in ("i0", "i11"))
         assert (scores[:, first] == scores[:, last]).all() == tied
 
 
@@ -285,7 +285,7 @@ def test_items_of_one_text_are_no_negatives_of_each_other(tmp_path):
         "\n".join([*rows[:-1], "i11\t" + rows[1].split("\t", 1)[1]]) + "\n"
     )  # the last item reads like the first
     _, model, _, _ = prepared("UniSRec", folder, phase="pretrain", **SMALL)
-    numbers = [model.tables.items.tolist().index(name) + 1 for name in ("i0", "i11", "i5")]
+    numbers = [model.interactions.items.tolist().index(name) + 1 for name in ("i0", "i11", "i5")]
     by_target = {group[0].ids[-1]: group for group in model.examples(0)}
     same, other = ([by_target[numbers[0]], by_target[numbers[last]]] for last in (1, 2))
     vectors = torch.randn(2, 2, 2, 8, generator=torch.Generator().manual_seed(0))

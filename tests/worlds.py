@@ -50,12 +50,14 @@ def prepared(model: str, folder: Path, dataset: str = "cycle", **own):
 def loaders_of(config):
     """Loaders of training, validation and testing of RecBole's Config."""
     from recbole_llm.contracts.model_inputs import ModelInputs
-    from recbole_llm.data.recbole.datasets import load_tables, split_of
+    from recbole_llm.data.recbole.datasets import load_interactions, split_of
     from recbole_llm.data.recbole.loaders import make_loaders
     from recbole_llm.settings import registry
 
-    tables = load_tables(config)
-    inputs = ModelInputs(settings={}, interactions=tables, split=split_of(config, tables))
+    interactions = load_interactions(config)
+    inputs = ModelInputs(
+        settings={}, interactions=interactions, split=split_of(config, interactions)
+    )
     return make_loaders(config, registry.find(config["model"]), inputs)
 
 

@@ -1,48 +1,12 @@
 """Cases: which interaction of which user is to be predicted, and from which history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-
-class Interactions(Protocol):
-    """The interactions of a dataset, grouped by user, each user's oldest first.
-
-    Attributes
-    ----------
-    users : ndarray of str, [n_users]
-        Tokens of the users.
-    items : ndarray of str, [n_items]
-        Tokens of the items.
-    start : ndarray of int64, [n_users + 1]
-        First row of each user, and the number of rows at the end.
-    user : ndarray of int32, [n_interactions]
-        User of each interaction, as an index into `users`.
-    item : ndarray of int32, [n_interactions]
-        Item of each interaction, as an index into `items`.
-    columns : mapping of str to ndarray, [n_interactions] each
-        Further columns, such as ratings.
-    """
-
-    @property
-    def users(self) -> np.ndarray: ...
-
-    @property
-    def items(self) -> np.ndarray: ...
-
-    @property
-    def start(self) -> np.ndarray: ...
-
-    @property
-    def user(self) -> np.ndarray: ...
-
-    @property
-    def item(self) -> np.ndarray: ...
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]: ...
+from .interactions import Interactions
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ class ModelInputs:
     ----------
     settings : mapping
         The settings of the run, as `run.json` has them.
-    interactions : Tables
-        The dataset, see :mod:`recbole_llm.data.reading.tables`.
+    interactions : Interactions
+        The dataset, see :mod:`recbole_llm.data.reading.interactions`.
     split : Split
         Its training, validation and test cases, see :mod:`recbole_llm.data.cases.splits`.
     text : ItemText or None

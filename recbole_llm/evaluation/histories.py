@@ -50,15 +50,15 @@ class Histories:
     """
 
     def __init__(self, dataset: Any, cases: Cases) -> None:
-        tables = dataset.tables
+        interactions = dataset.interactions
         self.dataset = dataset
-        self.shape = (len(tables.users) + 1, len(tables.items) + 1)
+        self.shape = (len(interactions.users) + 1, len(interactions.items) + 1)
         sizes = cases.end - cases.begin
         first = np.cumsum(sizes) - sizes
         self.place = np.arange(sizes.sum()) - np.repeat(first, sizes)
         self.rows = np.repeat(cases.begin, sizes) + self.place
         self.user = np.repeat(cases.user.astype(np.int64) + 1, sizes)
-        self.item = tables.item[self.rows].astype(np.int64) + 1
+        self.item = interactions.item[self.rows].astype(np.int64) + 1
         self.length = np.zeros(self.shape[0], dtype=np.int64)
         self.length[cases.user.astype(np.int64) + 1] = sizes
 

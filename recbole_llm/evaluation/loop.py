@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..contracts.cases import Cases, Interactions
+from ..contracts.cases import Cases
+from ..contracts.interactions import Interactions
 from ..contracts.models import Scorer
 from ..storage.progress import progress as shown
 from .ranks import UNNAMED, RankTable, rank_targets
@@ -54,7 +55,7 @@ def rank_cases(
     model : Scorer or recommender of RecBole
         The model, ranked by the rules of :mod:`recbole_llm.evaluation.ranks`.
     dataset : dataset of RecBole
-        Has the interactions as `tables`, and makes the batches that the model reads.
+        Has the interactions as `interactions`, and makes the batches that the model reads.
     cases : Cases
         The cases.
     candidates : ndarray of int64, [n_cases, K], optional
@@ -82,13 +83,15 @@ def rank_cases(
     FloatingPointError
         If a score is NaN, or a model that names all items scores a target -inf.
     """
-    scorer, tables = scorer_of(model, dataset), dataset.tables
+    scorer, interactions = scorer_of(model, dataset), dataset.interactions
     scorer.eval()
     pieces, add = _started(kept)
-    batches = list(missing(pieces, len(cases), _batch_size(scorer, tables, candidates, memory)))
+    batches = list(
+        missing(pieces, len(cases), _batch_size(scorer, interactions, candidates, memory))
+    )
     for begin, end in shown(batches, desc=progress, disable=progress is None):
         negatives = None if candidates is None else candidates[begin:end]
-        ranked = _rank_batch(scorer, tables, cases[begin:end], negatives, mask_history, topk)
+        ranked = _rank_batch(scorer, interactions, cases[begin:end], negatives, mask_history, topk)
         add(Piece(begin, *ranked))
     result = joined(pieces)
     return result.table, TopLists(*result.lists) if topk and result.lists else None
@@ -104,10 +107,10 @@ def _started(kept: Kept | None) -> tuple[list[Piece], Callable[[Piece], None]]:
 
 
 def _batch_size(
-    scorer: Scorer, tables: Interactions, candidates: np.ndarray | None, memory: float
+    scorer: Scorer, interactions: Interactions, candidates: np.ndarray | None, memory: float
 ) -> int:
     """Number of cases whose scores, 4 bytes each, fit into `memory` MiB; 1 at least."""
-    width = len(tables.items)
+    width = len(interactions.items)
     if candidates is not None and scorer.judges_candidates:
         width = candidates.shape[1] + 1
     return int(max(1, min(scorer.max_cases, memory * 2**20 // (4 * width))))
@@ -115,14 +118,14 @@ def _batch_size(
 
 def _rank_batch(
     scorer: Scorer,
-    tables: Interactions,
+    interactions: Interactions,
     cases: Cases,
     negatives: np.ndarray | None,
     mask_history: bool,
     topk: int,
 ) -> tuple[RankTable, tuple[np.ndarray, np.ndarray] | None]:
     """The ranks of a batch of cases, and its top lists if `topk` is not 0; see `rank_cases`."""
-    target = torch.from_numpy(tables.item[cases.end].astype(np.int64))
+    target = torch.from_numpy(interactions.item[cases.end].astype(np.int64))
     column, chosen = target, None
     if negatives is not None:
         # the target comes first
@@ -131,8 +134,10 @@ def _rank_batch(
     scores = _scores(scorer, cases, chosen)
     n_candidates = np.full(len(cases), scores.shape[1])
     if mask_history:
-        n_candidates -= _mask(scores, tables, cases, chosen)
-    table = _rank_scores(scorer, tables, cases, scores, column.to(scores.device), n_candidates)
+        n_candidates -= _mask(scores, interactions, cases, chosen)
+    table = _rank_scores(
+        scorer, interactions, cases, scores, column.to(scores.device), n_candidates
+    )
     return table, _top(scores, chosen, topk) if topk else None
 
 
@@ -148,7 +153,7 @@ def _scores(scorer: Scorer, cases: Cases, chosen: torch.Tensor | None) -> torch.
 
 def _rank_scores(
     scorer: Scorer,
-    tables: Interactions,
+    interactions: Interactions,
     cases: Cases,
     scores: torch.Tensor,
     column: torch.Tensor,
@@ -160,7 +165,7 @@ def _rank_scores(
     ----------
     scorer : Scorer
         The model that has just scored the cases.
-    tables : Interactions
+    interactions : Interactions
         The dataset.
     cases : Cases
         The cases.
@@ -187,9 +192,9 @@ def _rank_scores(
     counts = torch.from_numpy(n_candidates).to(scores.device)
     above, tied = rank_targets(scores, column, counts)
     return RankTable(
-        user=tables.users[cases.user],
-        target=tables.items[tables.item[cases.end]],
-        position=cases.end - tables.start[cases.user],
+        user=interactions.users[cases.user],
+        target=interactions.items[interactions.item[cases.end]],
+        position=cases.end - interactions.start[cases.user],
         above=above.cpu().numpy(),
         tied=tied.cpu().numpy(),
         n_candidates=n_candidates,
@@ -223,7 +228,7 @@ def catalogue_scores(model: Any, dataset: Any, cases: Cases) -> torch.Tensor:
 
 
 def _mask(
-    scores: torch.Tensor, tables: Interactions, cases: Cases, chosen: torch.Tensor | None
+    scores: torch.Tensor, interactions: Interactions, cases: Cases, chosen: torch.Tensor | None
 ) -> np.ndarray:
     """Write -inf to the items of each case's history, except its target.
 
@@ -231,7 +236,7 @@ def _mask(
     ----------
     scores : Tensor of float, [n_cases, n_columns]
         Scores of the catalogue, or of `chosen`.
-    tables : Interactions
+    interactions : Interactions
         The dataset.
     cases : Cases
         The cases.
@@ -243,10 +248,10 @@ def _mask(
     ndarray of int64, [n_cases]
         Number of masked columns.
     """
-    size = len(tables.items)
+    size = len(interactions.items)
     row = np.repeat(np.arange(len(cases)), cases.end - cases.begin)
-    keys = np.unique(row * size + np.concatenate(cases.histories(tables)))
-    row, column = np.divmod(keys[keys % size != tables.item[cases.end][keys // size]], size)
+    keys = np.unique(row * size + np.concatenate(cases.histories(interactions)))
+    row, column = np.divmod(keys[keys % size != interactions.item[cases.end][keys // size]], size)
     if chosen is not None:
         pairs = chosen.numpy() + size * np.arange(len(cases))[:, None]
         row, column = np.isin(pairs, row * size + column).nonzero()

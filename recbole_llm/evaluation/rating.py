@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..contracts.cases import Interactions
+from ..contracts.interactions import Interactions
 
 # most epochs, epochs without an improvement before training stops, and ratings of a step
 EPOCHS, PATIENCE, BATCH = 100, 5, 1024
@@ -31,12 +31,12 @@ class Ratings:
     value: np.ndarray
 
     @classmethod
-    def of_rows(cls, tables: Interactions, rows: np.ndarray, column: str) -> "Ratings":
+    def of_rows(cls, interactions: Interactions, rows: np.ndarray, column: str) -> "Ratings":
         """Select the ratings of some interactions.
 
         Parameters
         ----------
-        tables : Interactions
+        interactions : Interactions
             The dataset.
         rows : ndarray of int, [n_ratings]
             Rows of interactions.
@@ -49,9 +49,9 @@ class Ratings:
             Their ratings, in the order of `rows`.
         """
         return cls(
-            tables.user[rows].astype(np.int64),
-            tables.item[rows].astype(np.int64),
-            tables.columns[column][rows].astype(np.float64),
+            interactions.user[rows].astype(np.int64),
+            interactions.item[rows].astype(np.int64),
+            interactions.columns[column][rows].astype(np.float64),
         )
 
     def __len__(self) -> int:

@@ -86,8 +86,8 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
             The example, and the number of items that were left out.
         """
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
-        history = LazyTexts(corpus.sentences, corpus.tables.item[begin:end])
-        target = corpus.sentences[corpus.tables.item[end]]
+        history = LazyTexts(corpus.sentences, corpus.interactions.item[begin:end])
+        target = corpus.sentences[corpus.interactions.item[end]]
         flags = None if learned is None else learned[begin:end]
         tokens = self.encoder.encode(Example(self.template, history, target, flags))
         if self.contrastive:

@@ -22,6 +22,6 @@ class LIR(TextModel):
     def score(self, cases):
         """Score every item by the text of each history's newest items."""
         queries = []
-        for history in cases.histories(self.tables):
+        for history in cases.histories(self.interactions):
             queries.append(" ".join(self.corpus[item] for item in history[-self.last_n :]))
         return self.index.scores(queries)

@@ -55,7 +55,7 @@ class LLMTRSR(CandidateJudge):
             parts = parts | {"train": self.corpus.newest(self.config["targets"])}
         try:
             self.summarizer.prepare(
-                {part: cases.histories(self.tables) for part, cases in parts.items()}
+                {part: cases.histories(self.interactions) for part, cases in parts.items()}
             )
         finally:
             self.summarizer.release()

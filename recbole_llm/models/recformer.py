@@ -83,7 +83,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
         self.corpora = load_corpora(
-            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+            self.inputs, Corpus(self.interactions, self.text, dataset.split.train)
         )
         self.items = [_attributes(corpus.text) for corpus in self.corpora]
         self.names = [name_of(repr(self.items[0][item]).encode()) for item in self.first]
@@ -148,8 +148,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         """Make the example of one case of one corpus."""
         corpus = self.corpora[number]
         end = corpus.cases.end[row]
-        sequence = self.sequence(number, corpus.tables.item[corpus.cases.begin[row] : end])
-        target = corpus.tables.item[end]
+        sequence = self.sequence(number, corpus.interactions.item[corpus.cases.begin[row] : end])
+        target = corpus.interactions.item[end]
         if self.contrastive:
             texts = (sequence, self.sequence(number, [target]))
             share = self.config["mask_share"]
@@ -343,7 +343,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def encode_users(self, cases):
         """Embed the histories of cases."""
-        tokens = [self.sequence(0, history) for history in cases.histories(self.tables)]
+        tokens = [self.sequence(0, history) for history in cases.histories(self.interactions)]
         self.count_cut(cases, [text.cut for text in tokens])
         return self.vectors(tokens)
 

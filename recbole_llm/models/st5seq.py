@@ -9,9 +9,9 @@ from itertools import chain
 import numpy as np
 import torch
 
+from ..contracts.interactions import Interactions
 from ..contracts.models import ContrastiveTrainable
 from ..data.cases.augmentation import augment
-from ..data.reading.tables import Tables
 from ..data.texts.text import UNKNOWN, ItemText
 from ..errors import UserError
 from ..language.prompts.templates import LazyTexts
@@ -24,12 +24,12 @@ from .base.sentence_model import SentenceModel
 Pair = tuple[Tokens, Tokens]
 
 
-def described(tables: Tables, config) -> bool:
+def described(interactions: Interactions, config) -> bool:
     """Return whether any item has a description.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     config : Config
         The setting `description_fields`.
@@ -40,9 +40,9 @@ def described(tables: Tables, config) -> bool:
         Whether any of its columns has a cell that is not empty.
     """
     return any(
-        (tables.item_table[name] != "").any()
+        (interactions.item_table[name] != "").any()
         for name in config["description_fields"].values()
-        if name in tables.item_table
+        if name in interactions.item_table
     )
 
 
@@ -78,13 +78,13 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
         super().check(config, inputs)
         if config["phase"] != "item":
             return
-        tables = inputs.interactions
+        interactions = inputs.interactions
         _check_answers(config, inputs.further_datasets)
-        if not config["datasets"] and not described(tables, config):
+        if not config["datasets"] and not described(interactions, config):
             columns = ", ".join(config["description_fields"].values())
             raise UserError(
-                f"phase item learns from descriptions, and {tables.name} has none in {columns}; "
-                "set description_fields, or --variant=finetune"
+                f"phase item learns from descriptions, and {interactions.name} has none in "
+                f"{columns}; set description_fields, or --variant=finetune"
             )
 
     def __init__(self, config, dataset):
@@ -95,7 +95,7 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
             if not any(self.descriptions):
                 raise UserError(
                     "phase item learns from descriptions, and none of "
-                    f"{', '.join(config['datasets'] or [self.tables.name])} has one"
+                    f"{', '.join(config['datasets'] or [self.interactions.name])} has one"
                 )
         texts = list(chain.from_iterable(self.sentences))
         count = len(texts)
@@ -107,9 +107,9 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
 
     def _descriptions(self, corpus: Corpus) -> dict[int, str]:
         """Return item -> description, for the items that have one."""
-        if not described(corpus.tables, self.config):
+        if not described(corpus.interactions, self.config):
             return {}
-        text = ItemText.from_tables(corpus.tables, self.config["description_fields"])
+        text = ItemText.from_interactions(corpus.interactions, self.config["description_fields"])
         return {
             item: self.form.item(text.names, row)
             for item, row in enumerate(text.values)
@@ -152,7 +152,7 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
         pairs = []
         for user in users:
             last = corpus.by_user[user][-1]
-            items = corpus.tables.item[corpus.cases.begin[last] : corpus.cases.end[last] + 1]
+            items = corpus.interactions.item[corpus.cases.begin[last] : corpus.cases.end[last] + 1]
             augmented = augment(items, shares, rng)
             pairs.append((self._sequence(number, items), self._sequence(number, augmented)))
         return pairs
@@ -160,7 +160,7 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
     def _next(self, number: int, users: np.ndarray, rng: np.random.Generator) -> list[Pair]:
         """Pair histories with their targets, in one case or all cases of each user."""
         corpus = self.corpora[number]
-        items, cases = corpus.tables.item, corpus.cases
+        items, cases = corpus.interactions.item, corpus.cases
         pairs = []
         for user in users:
             rows = corpus.by_user[user]

@@ -93,8 +93,8 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.corpus = Corpus(self.tables, self.text, dataset.split.train)
-        self.events, self.pool = self.same[self.tables.item], self.met_in_training()
+        self.corpus = Corpus(self.interactions, self.text, dataset.split.train)
+        self.events, self.pool = self.same[self.interactions.item], self.met_in_training()
         self.sentences = [
             taste_item_text(zip(self.text.names, row, strict=True)) for row in self.text.values
         ]
@@ -113,14 +113,14 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         spans = []
         for rows in self.corpus.by_user:
             spans.append(np.arange(cases.begin[rows].min(), cases.end[rows].max() + 1))
-        items = np.unique(self.tables.item[np.concatenate(spans)])
-        texts = self.same[items[np.argsort(self.tables.items[items].astype(str))]]
+        items = np.unique(self.interactions.item[np.concatenate(spans)])
+        texts = self.same[items[np.argsort(self.interactions.items[items].astype(str))]]
         return texts[np.sort(np.unique(texts, return_index=True)[1])]
 
     def read_text(self):
         """Return the texts of the items, with numbers if `item_number` is set."""
         text = super().read_text()
-        return text.numbered(self.tables) if self.config["item_number"] else text
+        return text.numbered(self.interactions) if self.config["item_number"] else text
 
     def make_encoder(self, bundle):
         """Make the encoder, and forget the vectors of items by earlier weights."""
@@ -177,7 +177,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
         texts = targets_and_others(targets, met, self.pool, self.config["negatives"], rng)
         return [
             Choice([self.history(history), *map(self.item, row)], row)
-            for history, row in zip(cases.histories(self.tables), texts, strict=True)
+            for history, row in zip(cases.histories(self.interactions), texts, strict=True)
         ]
 
     def item(self, text: int) -> Tokens:
@@ -282,7 +282,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
 
     def encode_users(self, cases):
         """Embed the histories of cases."""
-        tokens = [self.history(history) for history in cases.histories(self.tables)]
+        tokens = [self.history(history) for history in cases.histories(self.interactions)]
         self.count_cut(cases, [text.cut for text in tokens])
         self.count_borders([_first_segment(text) for text in tokens])
         return self.vectors(tokens)

@@ -68,7 +68,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
         super().__init__(config, dataset)
         self.contrastive = config["phase"] == "pretrain"
         self.corpora = load_corpora(
-            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+            self.inputs, Corpus(self.interactions, self.text, dataset.split.train)
         )
         texts = list(chain.from_iterable(_plain_texts(corpus.text) for corpus in self.corpora))
         self.offsets = np.cumsum([1, *(len(corpus.text) for corpus in self.corpora)])
@@ -169,7 +169,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
         cut = max(0, end - begin - self.config["max_items"])
         flags = learned[begin + cut : end + 1].copy()
         flags[0] = False
-        ids = corpus.tables.item[begin + cut : end + 1].astype(np.int64) + self.offsets[0]
+        ids = corpus.interactions.item[begin + cut : end + 1].astype(np.int64) + self.offsets[0]
         return (Tokens(ids, flags, len(ids), int(flags.sum()), cut),), cut
 
     def _pair(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
@@ -180,7 +180,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
         corpus = self.corpora[number]
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
         begin = max(begin, end - self.config["max_items"])
-        ids = corpus.tables.item[begin : end + 1].astype(np.int64) + self.offsets[number]
+        ids = corpus.interactions.item[begin : end + 1].astype(np.int64) + self.offsets[number]
         if rng.random() < 0.5:
             history = drop(ids[:-1], self.config["item_drop"], rng)
         else:
@@ -328,7 +328,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
         """Compute the vectors of histories, of length 1."""
         most = self.config["max_items"]
         histories = []
-        for history in cases.histories(self.tables):
+        for history in cases.histories(self.interactions):
             histories.append(history[-most:].astype(np.int64) + 1)
         lengths = [len(history) for history in histories]
         whole_lengths = (cases.end - cases.begin).tolist()

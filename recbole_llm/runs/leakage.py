@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..contracts.interactions import Interactions
 from ..data.cases.splits import Split, make_split
-from ..data.reading.tables import Tables
 from ..data.sample import locate
 from ..errors import UserError
 from ..settings import run_record
@@ -110,7 +110,7 @@ def starts(settings: Mapping[str, Any], saved: Path) -> list[Path]:
 
 def refuse(
     learned: Sequence[Learned],
-    interactions: Tables,
+    interactions: Interactions,
     split: Split,
     settings: Mapping[str, Any],
     parts: Sequence[str],
@@ -121,7 +121,7 @@ def refuse(
     ----------
     learned : sequence of Learned
         What the weights have learned.
-    interactions : Tables
+    interactions : Interactions
         The dataset that is tested on.
     split : Split
         Its cases.
@@ -135,13 +135,13 @@ def refuse(
     UserError
         If targets were learned; of a dataset of another name, if more were than by chance.
     """
-    from ..data.recbole.datasets import load_tables  # and torch with it
+    from ..data.recbole.datasets import load_interactions  # and torch with it
 
     for one in learned:
         is_same = _name(one.settings) == _name(settings)
         there = settings["data_path"]
         try:
-            old = load_tables(locate.located({**one.settings, "data_path": there}))
+            old = load_interactions(locate.located({**one.settings, "data_path": there}))
         except UserError:
             if is_same:
                 raise
@@ -162,7 +162,7 @@ def refuse(
 
 
 def _is_split_alike(
-    one: Learned, old: Tables, interactions: Tables, settings: Mapping[str, Any]
+    one: Learned, old: Interactions, interactions: Interactions, settings: Mapping[str, Any]
 ) -> bool:
     """Whether the training part that was learned is the one of the same split of the same data."""
     rule = one.settings["eval_args"]
@@ -170,7 +170,7 @@ def _is_split_alike(
     return is_same_rule and old.fingerprint == interactions.fingerprint
 
 
-def _learned_rows(one: Learned, old: Tables) -> np.ndarray:
+def _learned_rows(one: Learned, old: Interactions) -> np.ndarray:
     """Rows of the interactions that were learned."""
     if one.is_whole:
         return np.arange(len(old.item))
@@ -194,7 +194,7 @@ def _name(settings: Mapping[str, Any]) -> str:
     return name
 
 
-def _identities(interactions: Tables, rows: np.ndarray, has_times: bool) -> pd.MultiIndex:
+def _identities(interactions: Interactions, rows: np.ndarray, has_times: bool) -> pd.MultiIndex:
     """User, item and time of interactions.
 
     Where a dataset has no times, how often the user had met the item before takes their place.

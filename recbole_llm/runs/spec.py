@@ -22,7 +22,7 @@ Made = TypeVar("Made")
 class Datasets:
     """The datasets of one command: each is split once and put into words once.
 
-    Files are read once a process, see :func:`recbole_llm.data.recbole.datasets.load_tables`.
+    Files are read once a process, see :func:`recbole_llm.data.recbole.datasets.load_interactions`.
     """
 
     def __init__(self) -> None:
@@ -51,9 +51,9 @@ class Datasets:
             If it cannot be read, or nothing of it is left.
         """
         # torch comes with it, and is loaded only when the dataset is known to be there
-        from ..data.recbole.datasets import load_tables
+        from ..data.recbole.datasets import load_interactions
 
-        return load_tables(settings)
+        return load_interactions(settings)
 
     def split(self, settings: Mapping[str, Any], interactions: Any) -> Any:
         """Make the Split of a dataset.
@@ -81,7 +81,7 @@ class Datasets:
         fields, words = settings["text_fields"], settings["text_words"]
         read = _read_of_text(settings)
         return self._once(
-            interactions, read, lambda: ItemText.from_tables(interactions, fields, words)
+            interactions, read, lambda: ItemText.from_interactions(interactions, fields, words)
         )
 
     def _once(self, interactions: Any, read: Sequence[Any], make: Callable[[], Made]) -> Made:
@@ -118,7 +118,7 @@ class RunSpec:
         Name of the dataset, or of the sample that replaces it.
     config : Config
         RecBole's configuration with these settings, for RecBole's classes and for models.
-    interactions : Tables
+    interactions : Interactions
         The dataset.
     language_models : mapping of str to str
         Setting -> the language model that it names, of those that the run loads.

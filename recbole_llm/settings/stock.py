@@ -103,13 +103,13 @@ def check_settings(settings: Settings, default: Settings) -> None:
         _check_discretization(field, method, settings["numerical_features"])
 
 
-def fields(config: Any, tables: Any) -> dict[str, str]:
+def fields(config: Any, interactions: Any) -> dict[str, str]:
     """Describe the columns that a stock model is given.
 
     Parameters
     ----------
     config : recbole.config.Config
-    tables : recbole_llm.data.reading.tables.Tables
+    interactions : recbole_llm.contracts.interactions.Interactions
 
     Returns
     -------
@@ -124,7 +124,7 @@ def fields(config: Any, tables: Any) -> dict[str, str]:
         config["TIME_FIELD"]: "float",
     }
     wanted = load_col.get("inter") or []
-    for name, values in tables.columns.items():
+    for name, values in interactions.columns.items():
         # RecBole makes the label of these columns and removes them
         if (wanted == "*" or name in wanted) and name not in labels:
             given[name] = "float" if values.dtype.kind == "f" else "token"
@@ -132,8 +132,8 @@ def fields(config: Any, tables: Any) -> dict[str, str]:
         given[config["LABEL_FIELD"]] = "float"
     features = [*(config["selected_features"] or []), config["item_attribute"]]
     for kind, types, more in (
-        ("item", tables.item_types, features),
-        ("user", tables.user_types, []),
+        ("item", interactions.item_types, features),
+        ("user", interactions.user_types, []),
     ):
         wanted = load_col.get(kind) or []
         for name, type_of in types.items():
@@ -142,12 +142,12 @@ def fields(config: Any, tables: Any) -> dict[str, str]:
     return given
 
 
-def check_data(config: Any, tables: Any, family: str) -> None:
+def check_data(config: Any, interactions: Any, family: str) -> None:
     """Refuse columns that a stock model is not given, or that are of another type than it reads.
 
     Parameters
     ----------
-    config, tables
+    config, interactions
         See :func:`fields`.
     family : str
         RecBole's kind of the model.
@@ -156,10 +156,10 @@ def check_data(config: Any, tables: Any, family: str) -> None:
     ------
     UserError
     """
-    model, given = config["model"], fields(config, tables)
-    of_events = {config["TIME_FIELD"], config["LABEL_FIELD"], *tables.columns}
+    model, given = config["model"], fields(config, interactions)
+    of_events = {config["TIME_FIELD"], config["LABEL_FIELD"], *interactions.columns}
     read = [name for name in config["numerical_features"] or [] if name in of_events]
-    read += [name for name in tables.columns if given.get(name) == "token"]
+    read += [name for name in interactions.columns if given.get(name) == "token"]
     if read and family == "context_aware":
         raise UserError(
             f"{model} would read {', '.join(read)} of the event that it is to predict, which "
@@ -177,12 +177,12 @@ def check_data(config: Any, tables: Any, family: str) -> None:
         )
 
 
-def numerical_features(config: Any, tables: Any) -> list[str]:
+def numerical_features(config: Any, interactions: Any) -> list[str]:
     """Return the setting with the columns of numbers among `selected_features`.
 
     RecBole would leave those out, or stop.
     """
-    given = fields(config, tables)
+    given = fields(config, interactions)
     selected = config["selected_features"] or []
     numbers = [name for name in selected if given.get(name) in NUMBERS]
     return list(dict.fromkeys([*(config["numerical_features"] or []), *numbers]))

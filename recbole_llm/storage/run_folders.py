@@ -204,12 +204,16 @@ def versions() -> dict[str, str]:
     from .. import __version__
 
     result = {"python": platform.python_version(), "recbole_llm": __version__, "code": code()}
-    for package in PACKAGES:
-        try:
-            result[package] = version(package)
-        except PackageNotFoundError:
-            result[package] = "absent"
-    return result
+    return result | {package: _installed(package) for package in PACKAGES}
+
+
+@lru_cache
+def _installed(package: str) -> str:
+    """The version of a package: a search through every folder of the import path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
 
 
 @lru_cache

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..contracts.cases import Cases
-from ..data.reading.tables import Tables
+from ..contracts.interactions import Interactions
 from ..errors import UserError, require_packages
 from ..runs.checks import check
 from ..runs.commands import evaluate_run, run_settings, stages_of
@@ -225,7 +225,7 @@ def run(
     return lines
 
 
-def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> Tables:
+def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> Interactions:
     """The data that a row is evaluated on. Raises UserError if the row cannot be run."""
     from ..models.base.vector_model import VectorModel
 
@@ -262,7 +262,7 @@ def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> Ta
     return spec.interactions
 
 
-def _check_alike(dataset: str, tables: dict[str, Tables]) -> None:
+def _check_alike(dataset: str, tables: dict[str, Interactions]) -> None:
     """Raise UserError if a row has other items or events than the first row."""
     (first_row, first), *others = tables.items()
     for row, other in others:
@@ -377,7 +377,7 @@ class _RatedCases:
         from ..evaluation.rating import Ratings
 
         train, valid, test = datasets
-        tables, column = train.tables, model.config["RATING_FIELD"]
+        tables, column = train.interactions, model.config["RATING_FIELD"]
         sample = _at_most(train.cases, experiment.cases_per_user, model.config["seed"])
         cases = {"train": sample, "valid": valid.cases, "test": test.cases}
         ratings = {}
@@ -416,7 +416,7 @@ class _RatedCases:
             items = as_array(model.encode_items(model.first))[model.same]
             vectors = {}
             for part, cases in self.cases.items():
-                targets = items[model.tables.item[cases.end]]
+                targets = items[model.interactions.item[cases.end]]
                 vectors[part] = np.concatenate(
                     [as_array(model.encode_users(cases)), targets], axis=1
                 )
@@ -543,5 +543,5 @@ def _add_points(
         item_vectors = as_array(model.encode_items(items))
         user_vectors = as_array(model.encode_users(cases))
     item_points.add(item_vectors, dataset, [model.text.plain(item) for item in items])
-    users = model.tables.users[cases.user]
+    users = model.interactions.users[cases.user]
     user_points.add(user_vectors, dataset, [f"user {user}" for user in users])

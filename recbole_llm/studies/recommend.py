@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..contracts.cases import Cases
-from ..data.reading.tables import Tables
+from ..contracts.interactions import Interactions
 from ..data.sample import locate
 from ..data.texts.text import ItemText
 from ..errors import UserError
@@ -36,18 +36,18 @@ class _Catalogue:
 
     Attributes
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     text : ItemText or None
         The texts of all items; None if the dataset has no item table.
     """
 
-    tables: Tables
+    interactions: Interactions
     text: ItemText | None
 
     def describe(self, item: int) -> str:
         """An item's id, and its text if there is one."""
-        name = str(self.tables.items[item])
+        name = str(self.interactions.items[item])
         return f"{name}  {self.text.sentence(item)}" if self.text else name
 
     def match(self, entry: str) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class _Catalogue:
         UserError
             If no item has enough of the entry's words. The message has the nearest titles.
         """
-        by_id = np.flatnonzero(self.tables.items == entry)
+        by_id = np.flatnonzero(self.interactions.items == entry)
         if len(by_id):
             return int(by_id[0]), 1
         nearest = ""
@@ -193,9 +193,11 @@ class _Recommender:
         # the log is never started: what a model logs about its data was printed by its training
         with RunLog():
             model, (_, _, test_data) = Runner(spec).restore(record)
-        tables, text = spec.interactions, None
-        if len(tables.item_table.columns):
-            text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
+        interactions, text = spec.interactions, None
+        if len(interactions.item_table.columns):
+            text = ItemText.from_interactions(
+                interactions, settings["text_fields"], settings["text_words"]
+            )
         model.eval()
         if isinstance(model, VectorModel):
             # where the model looks for stored item vectors
@@ -207,7 +209,7 @@ class _Recommender:
             dataset=test_data._dataset,
             dataset_name=spec.dataset,
             edited=edited_since(spec, record),
-            catalogue=_Catalogue(tables, text),
+            catalogue=_Catalogue(interactions, text),
             router=Router.over(model, adapters, routes) if routes else None,
         )
 
@@ -225,25 +227,25 @@ class _Recommender:
         for entry in entries:
             item, ties = self.catalogue.match(entry)
             items.append(item)
-            if entry != self.catalogue.tables.items[item]:
+            if entry != self.catalogue.interactions.items[item]:
                 others = f" (one of {ties} that match as well)" if ties > 1 else ""
                 lines.append(f"{entry!r} is taken for {self.catalogue.describe(item)}{others}")
         dataset, cases = self.dataset.extended(np.array(items))
         if isinstance(self.model, TextModel):
-            self.model.dataset, self.model.tables = dataset, dataset.tables
+            self.model.dataset, self.model.interactions = dataset, dataset.interactions
         return _Query(dataset, cases, items), lines
 
     def query_of_user(self, user: str | None) -> _Query:
         """The case after all events of a user."""
-        tables = self.catalogue.tables
-        numbers = np.flatnonzero(tables.users == user)
+        interactions = self.catalogue.interactions
+        numbers = np.flatnonzero(interactions.users == user)
         if not len(numbers):
             raise UserError(
-                f"unknown user {user!r}: the data has {len(tables.users)} users such as "
-                f"{', '.join(map(str, tables.users[:3]))}"
+                f"unknown user {user!r}: the data has {len(interactions.users)} users such as "
+                f"{', '.join(map(str, interactions.users[:3]))}"
             )
         cases = self.dataset.case_after(int(numbers[0]))
-        items = tables.item[cases.begin[0] : cases.end[0]].tolist()
+        items = interactions.item[cases.begin[0] : cases.end[0]].tolist()
         return _Query(self.dataset, cases, items, user)
 
     @torch.no_grad()

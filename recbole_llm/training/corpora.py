@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..contracts.cases import Cases
+from ..contracts.interactions import Interactions
 from ..contracts.model_inputs import ModelInputs
 from ..data.cases.splits import every_case, make_split
-from ..data.reading.tables import Tables
 from ..data.sample import locate
 from ..data.texts.text import ItemText
 from ..errors import UserError
@@ -26,7 +26,7 @@ class Corpus:
 
     Attributes
     ----------
-    tables : Tables
+    interactions : Interactions
         The interactions.
     text : ItemText
         The texts of the items.
@@ -34,7 +34,7 @@ class Corpus:
         The training cases.
     """
 
-    tables: Tables
+    interactions: Interactions
     text: ItemText
     cases: Cases
 
@@ -95,7 +95,7 @@ def every_case_once(
     """
     cases = corpus.cases
     examples = []
-    learned = np.zeros(len(corpus.tables.item), dtype=bool)
+    learned = np.zeros(len(corpus.interactions.item), dtype=bool)
     learned[cases.end] = True
     for user in users:
         covered_from = len(learned)  # cases whose target is at or behind this event are covered
@@ -160,17 +160,22 @@ def load_corpora(inputs: ModelInputs, corpus: Corpus) -> list[Corpus]:
     list of Corpus
         Its own dataset, and then the others.
     """
-    from ..data.recbole.datasets import load_tables
+    from ..data.recbole.datasets import load_interactions
 
     corpora = [corpus]
     for settings in inputs.further_datasets:
-        tables, args = load_tables(locate.located(dict(settings))), settings["eval_args"]
-        text = ItemText.from_tables(tables, settings["text_fields"], settings["text_words"])
+        interactions, args = (
+            load_interactions(locate.located(dict(settings))),
+            settings["eval_args"],
+        )
+        text = ItemText.from_interactions(
+            interactions, settings["text_fields"], settings["text_words"]
+        )
         if is_whole(inputs.settings, settings["dataset"]):
-            cases = every_case(tables)
+            cases = every_case(interactions)
         else:
-            cases = make_split(tables, args["split"], args["part"]).train
-        corpora.append(Corpus(tables, text, cases))
+            cases = make_split(interactions, args["split"], args["part"]).train
+        corpora.append(Corpus(interactions, text, cases))
     return corpora
 
 

@@ -324,14 +324,14 @@ class Harness(FolderTrainer):
         candidates = self.drawn = None
         if mode.candidates:
             candidates = draw_candidates(
-                dataset.tables,
+                dataset.interactions,
                 dataset.cases,
                 mode.candidates,
                 config["candidate_seed"],
                 config["candidates_exclude"],
             )
             if kept:
-                self.drawn = fingerprint(dataset.tables, dataset.cases, candidates)
+                self.drawn = fingerprint(dataset.interactions, dataset.cases, candidates)
         try:
             return rank_cases(
                 self.model,

@@ -8,12 +8,12 @@ import hashlib
 import numpy as np
 
 from ...contracts.cases import Cases
+from ...contracts.interactions import Interactions
 from ...errors import UserError
-from ..reading.tables import Tables
 
 
 def draw_candidates(
-    tables: Tables, cases: Cases, count: int, seed: int, exclude: str = "user"
+    interactions: Interactions, cases: Cases, count: int, seed: int, exclude: str = "user"
 ) -> np.ndarray:
     """Sample negative items for each case, without replacement.
 
@@ -23,7 +23,7 @@ def draw_candidates(
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     cases : Cases
         The cases to be ranked.
@@ -46,7 +46,7 @@ def draw_candidates(
     """
     if exclude not in ("user", "target"):
         raise UserError(f"candidates_exclude: expected user or target, found {exclude!r}")
-    by_token = np.argsort(tables.items.astype(str), kind="stable")
+    by_token = np.argsort(interactions.items.astype(str), kind="stable")
     rank = np.empty_like(by_token)
     rank[by_token] = np.arange(len(by_token))
     result = np.empty((len(cases), count), dtype=np.int64)
@@ -54,27 +54,27 @@ def draw_candidates(
         user, end = cases.user[row], cases.end[row]
         begin_excluded, end_excluded = end, end + 1
         if exclude == "user":
-            begin_excluded, end_excluded = tables.start[user], tables.start[user + 1]
-        excluded = np.unique(rank[tables.item[begin_excluded:end_excluded]])
+            begin_excluded, end_excluded = interactions.start[user], interactions.start[user + 1]
+        excluded = np.unique(rank[interactions.item[begin_excluded:end_excluded]])
         remaining = len(by_token) - len(excluded)
         if remaining < count:
             raise UserError(
-                f"uni{count}: user {tables.users[user]} leaves only {remaining} items to draw "
-                "from; use a smaller uniK or candidates_exclude: target"
+                f"uni{count}: user {interactions.users[user]} leaves only {remaining} items to "
+                "draw from; use a smaller uniK or candidates_exclude: target"
             )
-        rng = _case_generator(tables, user, end, seed)
+        rng = _case_generator(interactions, user, end, seed)
         result[row] = by_token[_sample(len(by_token), excluded, count, rng)]
     return result
 
 
 def draw_unmet(
-    tables: Tables, user: int, end: int, count: int, rng: np.random.Generator
+    interactions: Interactions, user: int, end: int, count: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Sample items that are not in a user's interactions up to and including row `end`.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     user : int
         Index of the user.
@@ -90,16 +90,16 @@ def draw_unmet(
     ndarray of int64, [count]
         Distinct item indices.
     """
-    seen = np.unique(tables.item[tables.start[user] : end + 1])
-    return _sample(len(tables.items), seen, count, rng)
+    seen = np.unique(interactions.item[interactions.start[user] : end + 1])
+    return _sample(len(interactions.items), seen, count, rng)
 
 
-def fingerprint(tables: Tables, cases: Cases, candidates: np.ndarray) -> str:
+def fingerprint(interactions: Interactions, cases: Cases, candidates: np.ndarray) -> str:
     """Hash the targets and candidates of cases.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     cases : Cases
         The cases to be ranked.
@@ -112,21 +112,25 @@ def fingerprint(tables: Tables, cases: Cases, candidates: np.ndarray) -> str:
         16 hex digits. Equal samples have equal fingerprints whatever the internal ids, because
         tokens are hashed.
     """
-    position = cases.end - tables.start[cases.user]
+    position = cases.end - interactions.start[cases.user]
     columns = (
-        tables.users[cases.user],
+        interactions.users[cases.user],
         position.astype(str),
-        tables.items[tables.item[cases.end]],
-        *tables.items[candidates].T,
+        interactions.items[interactions.item[cases.end]],
+        *interactions.items[candidates].T,
     )
     lines = sorted("\0".join(map(str, line)) for line in zip(*columns, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _case_generator(tables: Tables, user: int, end: int, seed: int) -> np.random.Generator:
+def _case_generator(
+    interactions: Interactions, user: int, end: int, seed: int
+) -> np.random.Generator:
     """The random generator of one case, seeded by its tokens and position."""
-    target, position = tables.items[tables.item[end]], end - tables.start[user]
-    digest = hashlib.sha256(f"{seed}\0{tables.users[user]}\0{target}\0{position}".encode()).digest()
+    target, position = interactions.items[interactions.item[end]], end - interactions.start[user]
+    digest = hashlib.sha256(
+        f"{seed}\0{interactions.users[user]}\0{target}\0{position}".encode()
+    ).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 

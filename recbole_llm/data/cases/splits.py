@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...contracts.cases import Cases
+from ...contracts.interactions import Interactions
 from ...errors import UserError
-from ..reading.tables import Tables
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1  # labels of interactions
 
@@ -31,12 +31,12 @@ class Split:
     train_events: np.ndarray
 
 
-def whole_history(tables: Tables, rows: np.ndarray) -> Cases:
+def whole_history(interactions: Interactions, rows: np.ndarray) -> Cases:
     """Make cases whose histories are everything their users did before the targets.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     rows : ndarray of int, [n_cases]
         The targets, as rows of the dataset.
@@ -46,8 +46,8 @@ def whole_history(tables: Tables, rows: np.ndarray) -> Cases:
     Cases
         One case per row.
     """
-    user = tables.user[rows]
-    return Cases(user, tables.start[user], rows.astype(np.int64))
+    user = interactions.user[rows]
+    return Cases(user, interactions.start[user], rows.astype(np.int64))
 
 
 def draw(cases: Cases, most: int) -> Cases:
@@ -70,14 +70,14 @@ def draw(cases: Cases, most: int) -> Cases:
     return cases[np.sort(np.random.default_rng(0).permutation(len(cases))[:most])]
 
 
-def make_split(tables: Tables, split: Any, part: str = "pretrain") -> Split:
+def make_split(interactions: Interactions, split: Any, part: str = "pretrain") -> Split:
     """Split a dataset by `eval_args.split`.
 
     Pre-split files bring their cases, so that `split` is ignored for them.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     split : dict
         One entry, the rule and its value:
@@ -108,26 +108,26 @@ def make_split(tables: Tables, split: Any, part: str = "pretrain") -> Split:
     UserError
         If `split` is none of these, or there is no training or no test case.
     """
-    if tables.cases is not None:
-        result = _given_split(tables, tables.cases)
+    if interactions.cases is not None:
+        result = _given_split(interactions, interactions.cases)
     else:
-        result = _split_by_rule(tables, split, part)
+        result = _split_by_rule(interactions, split, part)
     for name, cases in (("train", result.train), ("test", result.test)):
         if len(cases) == 0:
             raise UserError(
-                f"dataset {tables.name}: the split {split} leaves no {name} case "
-                f"(longest sequence: {np.diff(tables.start).max()} events); "
+                f"dataset {interactions.name}: the split {split} leaves no {name} case "
+                f"(longest sequence: {np.diff(interactions.start).max()} events); "
                 "change eval_args.split or the filters"
             )
     return result
 
 
-def every_case(tables: Tables) -> Cases:
+def every_case(interactions: Interactions) -> Cases:
     """Make a case of each interaction but the first of a user, with its whole history.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
 
     Returns
@@ -135,10 +135,10 @@ def every_case(tables: Tables) -> Cases:
     Cases
         n - 1 cases of a user with n interactions.
     """
-    return whole_history(tables, np.flatnonzero(tables.position > 0))
+    return whole_history(interactions, np.flatnonzero(interactions.position > 0))
 
 
-def _given_split(tables: Tables, given: dict[str, np.ndarray]) -> Split:
+def _given_split(interactions: Interactions, given: dict[str, np.ndarray]) -> Split:
     """The split of pre-split files.
 
     An interaction is a training interaction if it is in the window of a training case.
@@ -146,15 +146,17 @@ def _given_split(tables: Tables, given: dict[str, np.ndarray]) -> Split:
     cases = {}
     for name, bounds in given.items():
         begin, end = bounds[bounds[:, 0] < bounds[:, 1]].T  # without a history there is no case
-        cases[name] = Cases(tables.user[end], begin, end)
-    steps = np.zeros(len(tables.item) + 1, dtype=np.int64)  # +1 where a window begins, -1 behind it
+        cases[name] = Cases(interactions.user[end], begin, end)
+    steps = np.zeros(
+        len(interactions.item) + 1, dtype=np.int64
+    )  # +1 where a window begins, -1 behind it
     np.add.at(steps, given["train"][:, 0], 1)
     np.add.at(steps, given["train"][:, 1] + 1, -1)
     in_window = np.cumsum(steps[:-1]) > 0
     return Split(cases["train"], cases["valid"], cases["test"], train_events=in_window)
 
 
-def _split_by_rule(tables: Tables, split: Any, part: str) -> Split:
+def _split_by_rule(interactions: Interactions, split: Any, part: str) -> Split:
     """The split that a rule of `eval_args.split` makes.
 
     A user's first interaction has no history: it is in no case, but models without sequences may
@@ -165,38 +167,38 @@ def _split_by_rule(tables: Tables, split: Any, part: str) -> Split:
             f"eval_args.split: expected one of {', '.join(_RULES)} with its value, found {split!r}"
         )
     ((rule, value),) = split.items()
-    label = _RULES[rule](tables, value, part)
-    has_history = tables.position > 0
+    label = _RULES[rule](interactions, value, part)
+    has_history = interactions.position > 0
     train, valid, test = (
-        whole_history(tables, np.flatnonzero((label == code) & has_history))
+        whole_history(interactions, np.flatnonzero((label == code) & has_history))
         for code in (TRAIN, VALID, TEST)
     )
     return Split(train, valid, test, train_events=label == TRAIN)
 
 
-def _leave_last_out(tables: Tables, value: Any, part: str) -> np.ndarray:
+def _leave_last_out(interactions: Interactions, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `LS`, int [n_interactions]."""
     if value not in ("valid_and_test", "test_only"):
         raise UserError(
             f"eval_args.split.LS: expected valid_and_test or test_only, found {value!r}"
         )
-    targets = np.diff(tables.start)[tables.user] - 1
-    from_end = targets - tables.position  # 0 for a user's last interaction
+    targets = np.diff(interactions.start)[interactions.user] - 1
+    from_end = targets - interactions.position  # 0 for a user's last interaction
     label = np.where((from_end == 0) & (targets >= 2), TEST, TRAIN)
     if value == "valid_and_test":
         label[(from_end == 1) & (targets >= 3)] = VALID
     return label
 
 
-def _ratios(tables: Tables, value: Any, part: str) -> np.ndarray:
+def _ratios(interactions: Interactions, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `RS`, int64 [n_interactions].
 
     As in RecBole's `Dataset._calcu_split_ids`, a split of less than one target gets one from train,
     as long as train has more than one.
     """
     ratio = _three_ratios(value, "RS")
-    label = np.zeros(len(tables.item), dtype=np.int64)
-    for begin, end in zip(tables.start[:-1] + 1, tables.start[1:], strict=True):
+    label = np.zeros(len(interactions.item), dtype=np.int64)
+    for begin, end in zip(interactions.start[:-1] + 1, interactions.start[1:], strict=True):
         total = int(end - begin)
         counts = [int(share * total) for share in ratio]
         counts[TRAIN] = total - counts[VALID] - counts[TEST]
@@ -210,19 +212,19 @@ def _ratios(tables: Tables, value: Any, part: str) -> np.ndarray:
     return label
 
 
-def _temporal(tables: Tables, value: Any, part: str) -> np.ndarray:
+def _temporal(interactions: Interactions, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `temporal`, int64 [n_interactions]."""
     ratio = _three_ratios(value, "temporal")
     if part not in ("pretrain", "continue", "both"):
         raise UserError(f"eval_args.part: expected pretrain, continue or both, found {part!r}")
-    targets = (np.diff(tables.start) - 1)[tables.user]
+    targets = (np.diff(interactions.start) - 1)[interactions.user]
     # 1e-9: 0.2 * 15 must be rounded down to 3, although its float may lie below 3
     continued, future = (np.floor(share * targets + 1e-9).astype(np.int64) for share in ratio[1:])
-    from_end = targets - tables.position
+    from_end = targets - interactions.position
     in_future = from_end < future
     in_continue = ~in_future & (from_end < future + continued)
     in_pretrain = ~in_future & ~in_continue
-    label = np.full(len(tables.item), UNUSED)
+    label = np.full(len(interactions.item), UNUSED)
     for name, inside, last in (
         ("pretrain", in_pretrain, future + continued),
         ("continue", in_continue, future),
@@ -234,10 +236,12 @@ def _temporal(tables: Tables, value: Any, part: str) -> np.ndarray:
     return label
 
 
-def _timestamps(tables: Tables, value: Any, part: str) -> np.ndarray:
+def _timestamps(interactions: Interactions, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `timestamp`, int64 [n_interactions]."""
-    if not tables.has_time:
-        raise UserError(f"eval_args.split.timestamp: dataset {tables.name} has no time column")
+    if not interactions.has_time:
+        raise UserError(
+            f"eval_args.split.timestamp: dataset {interactions.name} has no time column"
+        )
     try:
         first, second = (float(bound) for bound in value)
     except (TypeError, ValueError):
@@ -250,7 +254,7 @@ def _timestamps(tables: Tables, value: Any, part: str) -> np.ndarray:
             f"eval_args.split.timestamp: expected [t1, t2] with t1 before t2, found {value!r}, "
             "whose first time is after the second"
         )
-    return (tables.time >= first).astype(np.int64) + (tables.time >= second)
+    return (interactions.time >= first).astype(np.int64) + (interactions.time >= second)
 
 
 def _three_ratios(value: Any, rule: str) -> list[float]:
@@ -268,7 +272,7 @@ def _three_ratios(value: Any, rule: str) -> list[float]:
     return [share / total for share in ratio]
 
 
-_RULES: dict[str, Callable[[Tables, Any, str], np.ndarray]] = {
+_RULES: dict[str, Callable[[Interactions, Any, str], np.ndarray]] = {
     "LS": _leave_last_out,
     "RS": _ratios,
     "temporal": _temporal,

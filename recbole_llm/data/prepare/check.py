@@ -84,23 +84,23 @@ def figures(name: str, data_path: Path) -> Mapping[str, float]:
         Duplicates are counted before users with few interactions are left out.
     """
     from ...settings import layers
-    from ..recbole.datasets import load_tables
+    from ..recbole.datasets import load_interactions
 
     settings = layers.resolve("LIR", name, [], {"data_path": str(data_path)})
     every_user = settings | {"user_inter_num_interval": None}
-    tables = load_tables(locate.located(settings))
-    deduplicated = load_tables(locate.located(every_user))
-    everything = load_tables(locate.located(every_user | {"dedup": "none"}))
-    text = ItemText.from_tables(tables, settings["text_fields"], None)
+    interactions = load_interactions(locate.located(settings))
+    deduplicated = load_interactions(locate.located(every_user))
+    everything = load_interactions(locate.located(every_user | {"dedup": "none"}))
+    text = ItemText.from_interactions(interactions, settings["text_fields"], None)
     item_words = [words(text.plain(item)) for item in range(len(text))]
     vocabulary: set[str] = set()
     vocabulary.update(*item_words)
     return {
-        "users": len(tables.users),
-        "items": len(tables.items),
-        "interactions": len(tables.item),
+        "users": len(interactions.users),
+        "items": len(interactions.items),
+        "interactions": len(interactions.item),
         "duplicate_share": 1 - len(deduplicated.item) / len(everything.item),
         "words_per_item": sum(len(row) for row in item_words) / len(item_words),
         "word_vocabulary": len(vocabulary),
-        "history_items": len(tables.item) / len(tables.users) - 1,
+        "history_items": len(interactions.item) / len(interactions.users) - 1,
     }

@@ -8,9 +8,10 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
+from ...contracts.interactions import Interactions
 from ...errors import UserError
 from .atomic import read_atomic, read_header
-from .tables import UNBOUNDED, Source, Tables, build
+from .interactions import UNBOUNDED, Source, build
 
 SPLITS = ("train", "valid", "test")
 LIST_SIGNS = re.compile(r"[,;|\[\](){}'\"]+")
@@ -40,7 +41,7 @@ class _Rows:
     known: set[str]
 
 
-def load_benchmark(source: Source) -> Tables:
+def load_benchmark(source: Source) -> Interactions:
     """Read a dataset that is split already; its cases come from the files.
 
     A row's window is its history and its target. Windows of one user that are part of a longer
@@ -55,7 +56,7 @@ def load_benchmark(source: Source) -> Tables:
 
     Returns
     -------
-    Tables
+    Interactions
         The dataset, with `cases`.
 
     Raises
@@ -77,9 +78,9 @@ def load_benchmark(source: Source) -> Tables:
     _log_empty_histories(source, rows, log)
     interactions, bounds = _sequences(source, rows)
     interactions[source.time_field] = np.arange(len(interactions), dtype=np.float64)
-    tables = build(source, interactions, False, log)
+    interactions = build(source, interactions, False, log)
     cases = {split: bounds[(rows.frame["split"] == split).to_numpy()] for split in SPLITS}
-    return replace(tables, cases=cases)
+    return replace(interactions, cases=cases)
 
 
 def _check_settings(source: Source) -> None:

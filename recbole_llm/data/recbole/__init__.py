@@ -1,1 +1,1 @@
-"""RecBole's Dataset classes and data loaders over the tables."""
+"""RecBole's Dataset classes and data loaders over the interactions."""

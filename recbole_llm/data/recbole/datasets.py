@@ -1,4 +1,4 @@
-"""RecBole's Dataset classes over `Tables`.
+"""RecBole's Dataset classes over `Interactions`.
 
 Every model has the same users, items, order and cases.
 """
@@ -19,13 +19,14 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from ...contracts.cases import Cases
+from ...contracts.interactions import Interactions
 from ...contracts.model_inputs import ModelInputs
 from ...errors import UserError
 from ...settings.layers import settings_of_config
 from ...settings.run_record import backbone_of
 from ...storage.run_folders import find_run
 from ..cases.splits import Split, draw, make_split
-from ..reading.tables import UNBOUNDED, Source, Tables, load
+from ..reading.interactions import UNBOUNDED, Source, load
 from ..texts.text import ItemText
 
 CASE_BEGIN, CASE_END = "case_begin", "case_end"
@@ -33,7 +34,7 @@ UNKNOWN_USER = -1  # becomes RecBole's padding user
 
 
 @lru_cache(maxsize=4)
-def _load(source: Source, stamp: tuple[tuple[str, int], ...]) -> Tables:
+def _load(source: Source, stamp: tuple[tuple[str, int], ...]) -> Interactions:
     """Read a dataset; the models of one comparison share it until the stamp of a file changes."""
     return load(source)
 
@@ -77,7 +78,7 @@ def source_of(config: Any) -> Source:
     )
 
 
-def load_tables(config: Any) -> Tables:
+def load_interactions(config: Any) -> Interactions:
     """Read and filter the dataset of a configuration, or take it from the cache of this process.
 
     Parameters
@@ -87,7 +88,7 @@ def load_tables(config: Any) -> Tables:
 
     Returns
     -------
-    Tables
+    Interactions
         The dataset.
 
     Raises
@@ -100,14 +101,14 @@ def load_tables(config: Any) -> Tables:
     return _load(source, tuple((file.name, file.stat().st_mtime_ns) for file in files))
 
 
-def split_of(config: Any, tables: Tables) -> Split:
+def split_of(config: Any, interactions: Interactions) -> Split:
     """Make the split of a configuration, with `test_users` of its test cases.
 
     Parameters
     ----------
     config : Config or mapping
         RecBole's keys, and ours.
-    tables : Tables
+    interactions : Interactions
         The dataset.
 
     Returns
@@ -121,7 +122,7 @@ def split_of(config: Any, tables: Tables) -> Split:
         If the split is wrong or leaves no training or no test case.
     """
     args = config["eval_args"]
-    split = make_split(tables, args["split"], args.get("part", "pretrain"))
+    split = make_split(interactions, args["split"], args.get("part", "pretrain"))
     return replace(split, test=draw(split.test, config["test_users"] or 0))
 
 
@@ -189,14 +190,14 @@ else:
 
 
 class TableMixin(_Mixin):
-    """Makes any of RecBole's Dataset classes read `Tables` and `Split` in place of files.
+    """Makes any of RecBole's Dataset classes read `Interactions` and `Split` in place of files.
 
     RecBole stores times as float32, which cannot tell close ones apart: its time column therefore
     holds the position of each interaction in its user's sequence.
 
     Attributes
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     inputs : ModelInputs or None
         What the run gives its model, the split among it; None for a dataset of RecBole's own code.
@@ -205,12 +206,12 @@ class TableMixin(_Mixin):
     cases : Cases
         The cases of this one of the three datasets that `build` returns.
     events : Interaction
-        All interactions with their features, in the order of `tables`.
+        All interactions with their features, in the order of `interactions`.
     neg_item_list : Tensor
-        DIEN only: sampled negatives of each interaction, in the order of `tables`.
+        DIEN only: sampled negatives of each interaction, in the order of `interactions`.
     """
 
-    tables: Tables
+    interactions: Interactions
     inputs: ModelInputs | None = None
     split: Split
     cases: Cases
@@ -218,21 +219,21 @@ class TableMixin(_Mixin):
     neg_item_list: torch.Tensor
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        self.tables = load_tables(self.config)
+        self.interactions = load_interactions(self.config)
         self.benchmark_filename_list = None  # pre-split files are another source of cases only
-        tables = self.tables
-        order = tables.file_order  # RecBole numbers tokens by first appearance in the file
+        interactions = self.interactions
+        order = interactions.file_order  # RecBole numbers tokens by first appearance in the file
         frame = {
             # dtype object: one string per token and not per row
-            self.uid_field: pd.Series(tables.users[tables.user[order]], dtype=object),
-            self.iid_field: pd.Series(tables.items[tables.item[order]], dtype=object),
-            self.time_field: tables.position[order].astype(np.float64),
+            self.uid_field: pd.Series(interactions.users[interactions.user[order]], dtype=object),
+            self.iid_field: pd.Series(interactions.items[interactions.item[order]], dtype=object),
+            self.time_field: interactions.position[order].astype(np.float64),
         }
         self._declare(self.uid_field, FeatureType.TOKEN, FeatureSource.INTERACTION)
         self._declare(self.iid_field, FeatureType.TOKEN, FeatureSource.INTERACTION)
         self._declare(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION)
         for name in self._columns_to_load():
-            values = tables.columns[name]
+            values = interactions.columns[name]
             is_number = values.dtype.kind == "f"
             frame[name] = values[order]
             feature_type = FeatureType.FLOAT if is_number else FeatureType.TOKEN
@@ -247,9 +248,9 @@ class TableMixin(_Mixin):
         """Names of the further columns of .inter that RecBole is given."""
         load_col = (self.config["load_col"] or {}).get("inter", [])
         if load_col == "*":
-            return list(self.tables.columns)
+            return list(self.interactions.columns)
         wanted = {*load_col, *(self.config["threshold"] or ())}
-        return [name for name in self.tables.columns if name in wanted]
+        return [name for name in self.interactions.columns if name in wanted]
 
     def _declare(
         self, name: str, feature_type: FeatureType, source: FeatureSource, length: int = 1
@@ -267,26 +268,28 @@ class TableMixin(_Mixin):
         RecBole numbers what its frames contain. If the catalogue has items without interactions,
         they need a row in this frame, even if the model reads no column.
         """
-        tables = self.tables
-        wanted = self._side_columns("item", self.iid_field, tables.item_types)
+        interactions = self.interactions
+        wanted = self._side_columns("item", self.iid_field, interactions.item_types)
         attribute = self.config["item_attribute"]
         further = [*(self.config["selected_features"] or []), *([attribute] if attribute else [])]
         wanted += [name for name in further if name not in wanted]
         if not wanted:
             is_whole = self.config["catalogue"] == "all"
-            return pd.DataFrame({self.iid_field: tables.items}) if is_whole else None
+            return pd.DataFrame({self.iid_field: interactions.items}) if is_whole else None
         return self._side_frame(
-            FeatureSource.ITEM, self.iid_field, tables.items, tables.item_table, wanted
+            FeatureSource.ITEM, self.iid_field, interactions.items, interactions.item_table, wanted
         )
 
     def _user_frame(self) -> pd.DataFrame | None:
         """The columns of .user that the model reads, or None."""
-        tables = self.tables
-        wanted = self._side_columns("user", self.uid_field, tables.user_types)
+        interactions = self.interactions
+        wanted = self._side_columns("user", self.uid_field, interactions.user_types)
         if not wanted:
             return None
-        table = pd.DataFrame() if tables.user_table is None else tables.user_table
-        return self._side_frame(FeatureSource.USER, self.uid_field, tables.users, table, wanted)
+        table = pd.DataFrame() if interactions.user_table is None else interactions.user_table
+        return self._side_frame(
+            FeatureSource.USER, self.uid_field, interactions.users, table, wanted
+        )
 
     def _side_columns(self, kind: str, key: str, types: Mapping[str, str]) -> list[str]:
         """Names of the columns of .item or .user in `load_col`, without the id."""
@@ -304,18 +307,19 @@ class TableMixin(_Mixin):
         wanted: Sequence[str],
     ) -> pd.DataFrame:
         """The wanted columns of a side table as RecBole expects them."""
-        tables, kind = self.tables, source.value
-        types = tables.item_types if source == FeatureSource.ITEM else tables.user_types
+        interactions, kind = self.interactions, source.value
+        types = interactions.item_types if source == FeatureSource.ITEM else interactions.user_types
         missing = [name for name in wanted if name not in types]
         if missing:
             raise UserError(
-                f"dataset {tables.name} has no .{kind} column {', '.join(missing)}; "
+                f"dataset {interactions.name} has no .{kind} column {', '.join(missing)}; "
                 f"it has {', '.join(types) or 'none'}; "
                 "set selected_features, item_attribute or load_col"
             )
-        if source == FeatureSource.ITEM and tables.strangers:
+        if source == FeatureSource.ITEM and interactions.strangers:
             raise UserError(
-                f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files"
+                f"dataset {interactions.name}: {interactions.strangers}; "
+                "write the ids alike in both files"
             )
         frame: dict[str, Any] = {key: tokens}
         for name in wanted:
@@ -325,14 +329,14 @@ class TableMixin(_Mixin):
                 frame[name], length = _convert(table[name], feature_type, limit)
             except ValueError as error:
                 raise UserError(
-                    f"dataset {tables.name}, .{kind} column {name}: {error}; "
+                    f"dataset {interactions.name}, .{kind} column {name}: {error}; "
                     "write numbers or make it a token column"
                 ) from None
             self._declare(name, feature_type, source, length)
         return pd.DataFrame(frame)
 
     def _data_filtering(self) -> None:
-        """Filter nothing: the tables are filtered."""
+        """Filter nothing: the interactions are filtered."""
 
     def data_augmentation(self) -> None:
         """Declare the list fields only; `HistoryInteraction` cuts the lists when they are read."""
@@ -351,21 +355,23 @@ class TableMixin(_Mixin):
         UserError
             If the split is wrong or leaves no training or no test case.
         AssertionError
-            If RecBole numbered the items in another order than `tables`.
+            If RecBole numbered the items in another order than `interactions`.
         """
         self._change_feat_format()
         self._drop_unused_col()
-        tables = self.tables
-        order = torch.from_numpy(np.argsort(tables.file_order))
+        interactions = self.interactions
+        order = torch.from_numpy(np.argsort(interactions.file_order))
         columns = {name: self.inter_feat[name][order] for name in self.inter_feat.columns}
         self.events = Interaction(columns)
         self.inter_feat = self.events
-        expected = torch.from_numpy(tables.item.astype(np.int64) + 1)
+        expected = torch.from_numpy(interactions.item.astype(np.int64) + 1)
         if not torch.equal(self.events[self.iid_field], expected):
-            raise AssertionError("RecBole numbered the items in another order than the tables")
+            raise AssertionError(
+                "RecBole numbered the items in another order than the interactions"
+            )
         if hasattr(self, "neg_item_list"):
             self.neg_item_list = torch.as_tensor(self.neg_item_list)[order]
-        self.split = self.inputs.split if self.inputs else split_of(self.config, tables)
+        self.split = self.inputs.split if self.inputs else split_of(self.config, interactions)
         return [
             self._of_cases(self.split.train, train=True),
             self._of_cases(self.split.valid, train=False),
@@ -413,14 +419,14 @@ class TableMixin(_Mixin):
         Parameters
         ----------
         user : int
-            Index of the user in `tables`.
+            Index of the user in `interactions`.
 
         Returns
         -------
         Cases
             One case, whose target does not exist.
         """
-        start = self.tables.start
+        start = self.interactions.start
         return Cases(np.array([user], dtype=np.int32), start[[user]], start[[user + 1]])
 
     def extended(self, items: np.ndarray) -> tuple["TableMixin", Cases]:
@@ -429,7 +435,7 @@ class TableMixin(_Mixin):
         Parameters
         ----------
         items : ndarray of int, [n]
-            Items of the user's interactions, oldest first, as indices of `tables`.
+            Items of the user's interactions, oldest first, as indices of `interactions`.
 
         Returns
         -------
@@ -446,13 +452,13 @@ class TableMixin(_Mixin):
         for name, values in self.events.interaction.items():
             columns[name] = torch.cat([values, more[name]])
         dataset = copy.copy(self)
-        dataset.tables = _with_user(self.tables, items)
+        dataset.interactions = _with_user(self.interactions, items)
         dataset.events = Interaction(columns)
         if hasattr(self, "neg_item_list"):
             negatives = self.neg_item_list
             blank = negatives.new_zeros(size, *negatives.shape[1:])
             dataset.neg_item_list = torch.cat([negatives, blank])
-        case = dataset.case_after(len(self.tables.users))
+        case = dataset.case_after(len(self.interactions.users))
         return dataset, Cases(np.array([UNKNOWN_USER], dtype=np.int32), case.begin, case.end)
 
     def add_items(self, interaction: Interaction, items: torch.Tensor) -> Interaction:
@@ -477,19 +483,19 @@ class TableMixin(_Mixin):
         return flat
 
 
-def _with_user(tables: Tables, items: np.ndarray) -> Tables:
-    """The tables with one more user at the end, whose interactions are with these items."""
+def _with_user(interactions: Interactions, items: np.ndarray) -> Interactions:
+    """The interactions with one more user at the end, whose interactions are with these items."""
     size = len(items)
     columns = {}
-    for name, values in tables.columns.items():
+    for name, values in interactions.columns.items():
         columns[name] = np.append(values, values[:1].repeat(size))
     return replace(
-        tables,
-        users=np.append(tables.users, "(somebody)"),
-        start=np.append(tables.start, tables.start[-1] + size),
-        item=np.append(tables.item, items.astype(np.int32)),
-        time=np.append(tables.time, np.arange(size, dtype=np.float64)),
-        file_order=np.append(tables.file_order, np.arange(size) + len(tables.item)),
+        interactions,
+        users=np.append(interactions.users, "(somebody)"),
+        start=np.append(interactions.start, interactions.start[-1] + size),
+        item=np.append(interactions.item, items.astype(np.int32)),
+        time=np.append(interactions.time, np.arange(size, dtype=np.float64)),
+        file_order=np.append(interactions.file_order, np.arange(size) + len(interactions.item)),
         columns=columns,
     )
 
@@ -560,7 +566,7 @@ class SequenceMixin(TableMixin):
 
 
 class TextDataset(TableMixin, stock.Dataset):
-    """For text models: a row is a case by its two row numbers, and the model reads the tables."""
+    """For text models: a row is a case by its two row numbers; the model reads the rest."""
 
     def build(self) -> list["TableMixin"]:
         """Make the three datasets of the split; see `TableMixin.build`.
@@ -568,7 +574,7 @@ class TextDataset(TableMixin, stock.Dataset):
         For a training of RecBole's own code, what a run gives its model is made here.
         """
         if self.inputs is None:
-            self.inputs = _inputs_of(self.config, self.tables)
+            self.inputs = _inputs_of(self.config, self.interactions)
         return super().build()
 
     def _rows(self, cases: Cases, train: bool) -> Interaction:
@@ -612,7 +618,7 @@ class TextDataset(TableMixin, stock.Dataset):
         return Cases((user - 1).astype(np.int32), begin, end)
 
 
-def _inputs_of(config: Any, tables: Tables) -> ModelInputs:
+def _inputs_of(config: Any, interactions: Interactions) -> ModelInputs:
     """What RecBole's own code gives one of our models.
 
     Raises UserError for what only our commands can do.
@@ -630,9 +636,9 @@ def _inputs_of(config: Any, tables: Tables) -> ModelInputs:
             settings["backbone"] = backbone_of(start)
     return ModelInputs(
         settings=settings,
-        interactions=tables,
-        split=split_of(config, tables),
-        text=ItemText.from_tables(tables, config["text_fields"], config["text_words"]),
+        interactions=interactions,
+        split=split_of(config, interactions),
+        text=ItemText.from_interactions(interactions, config["text_fields"], config["text_words"]),
         start=start,
     )
 

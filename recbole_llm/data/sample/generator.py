@@ -177,29 +177,35 @@ class PetShop:
         """
         return self._posterior(self._rows(history))
 
-    def bayes_ndcg(self, histories: Iterable[Sequence[str]], k: int = 10) -> float:
+    def bayes_ndcg(
+        self, histories: Iterable[Sequence[str]], topk: Sequence[int] = (10,)
+    ) -> dict[int, float]:
         """Compute the expected NDCG@k of the ranking by `next_probabilities`.
 
         Parameters
         ----------
         histories : iterable of sequence of str
             Item ids of each history, oldest first.
-        k : int
-            Length of the lists.
+        topk : sequence of int
+            Lengths of the lists.
 
         Returns
         -------
-        float
-            The mean over the histories.
+        dict of int to float
+            Length -> the mean over the histories.
 
         Raises
         ------
         ValueError
             If a history is not one that this shop can have.
         """
-        discount = 1 / np.log2(np.arange(2, k + 2))
-        top = [np.sort(self.next_probabilities(history))[::-1][:k] for history in histories]
-        return float(np.mean(np.array(top) @ discount))
+        best = [np.sort(self.next_probabilities(history))[::-1] for history in histories]
+        result = {}
+        for k in topk:
+            discount = 1 / np.log2(np.arange(2, k + 2))
+            top = np.array([probabilities[:k] for probabilities in best])
+            result[k] = float(np.mean(top @ discount))
+        return result
 
     def sample(self, n_users: int = 600, seed: int = 2020) -> pd.DataFrame:
         """Sample the purchases of users. About 1.5 % of them are recorded twice, as equal rows.

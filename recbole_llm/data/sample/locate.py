@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...contracts.cases import Cases
+from ...contracts.interactions import Interactions
 from ...errors import UserError
 from ...settings import registry
 from ...settings.files import SAMPLE
 from ...settings.rules import check_name
-from ..reading.tables import Tables
 
 if TYPE_CHECKING:
     from .generator import PetShop
@@ -134,7 +134,7 @@ def warning(name: str) -> str | None:
 
 
 def bayes_bound(
-    name: str, tables: Tables, cases: Cases, topk: Sequence[int]
+    name: str, interactions: Interactions, cases: Cases, topk: Sequence[int]
 ) -> Mapping[str, float]:
     """Compute the best expected NDCG on a sample, which a model can only beat by luck.
 
@@ -144,7 +144,7 @@ def bayes_bound(
     ----------
     name : str
         Name of a dataset.
-    tables : Tables
+    interactions : Interactions
         The dataset.
     cases : Cases
         The cases to be ranked.
@@ -160,13 +160,14 @@ def bayes_bound(
     if name not in SAMPLES.values():
         return {}
     histories = [
-        list(tables.items[tables.item[begin:end]])
+        list(interactions.items[interactions.item[begin:end]])
         for begin, end in zip(cases.begin, cases.end, strict=True)
     ]
     try:
-        return {f"ndcg@{k}": _shop().bayes_ndcg(histories, k) for k in topk}
+        expected = _shop().bayes_ndcg(histories, topk)
     except ValueError:
         return {}
+    return {f"ndcg@{k}": value for k, value in expected.items()}
 
 
 @lru_cache(maxsize=1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...contracts.interactions import Interactions
 from ...errors import UserError
-from ..reading.tables import Tables
 from .words import cut
 
 UNKNOWN = "Unknown"
@@ -33,14 +33,17 @@ class ItemText:
     log: tuple[str, ...] = ()
 
     @classmethod
-    def from_tables(
-        cls, tables: Tables, fields: Mapping[str, str], words: Mapping[str, int] | None = None
+    def from_interactions(
+        cls,
+        interactions: Interactions,
+        fields: Mapping[str, str],
+        words: Mapping[str, int] | None = None,
     ) -> "ItemText":
         """Make attributes of columns of the item table.
 
         Parameters
         ----------
-        tables : Tables
+        interactions : Interactions
             The dataset.
         fields : mapping of str to str
             Attribute name -> column, or `item_id` for the item's id. A column that the dataset
@@ -59,14 +62,17 @@ class ItemText:
         UserError
             If no column is there, no item has any text, or the item table describes other items.
         """
-        columns: dict[str, Any] = {"item_id": tables.items.astype(str), **tables.item_table}
+        columns: dict[str, Any] = {
+            "item_id": interactions.items.astype(str),
+            **interactions.item_table,
+        }
         present = {name: column for name, column in fields.items() if column in columns}
         log = [
             f"no column {column}: the text has no {name}"
             for name, column in fields.items()
             if name not in present
         ]
-        _check_columns(tables, fields, present)
+        _check_columns(interactions, fields, present)
         limits = words or {}
         by_attribute = []
         for name, column in present.items():
@@ -76,8 +82,8 @@ class ItemText:
         without_text = values.count((UNKNOWN,) * len(present))
         if without_text == len(values):
             raise UserError(
-                f"dataset {tables.name}: every cell of {', '.join(present.values())} is empty; "
-                "text models need at least one text"
+                f"dataset {interactions.name}: every cell of {', '.join(present.values())} is "
+                "empty; text models need at least one text"
             )
         if without_text:
             log.append(
@@ -86,12 +92,12 @@ class ItemText:
             )
         return cls(tuple(present), values, tuple(log))
 
-    def numbered(self, tables: Tables) -> "ItemText":
+    def numbered(self, interactions: Interactions) -> "ItemText":
         """Put a number before the other attributes of each item, as the attribute `id`.
 
         Parameters
         ----------
-        tables : Tables
+        interactions : Interactions
             The dataset of these texts.
 
         Returns
@@ -100,9 +106,9 @@ class ItemText:
             The texts with `id`: the item's row in the .item file, counted from 1, which no filter
             changes; the item's own id, if it has no row.
         """
-        rows = np.full(len(self), -1) if tables.item_row is None else tables.item_row
+        rows = np.full(len(self), -1) if interactions.item_row is None else interactions.item_row
         values = []
-        for row, item, attributes in zip(rows, tables.items, self.values, strict=True):
+        for row, item, attributes in zip(rows, interactions.items, self.values, strict=True):
             number = str(row + 1) if row >= 0 else str(item)
             values.append((number, *attributes))
         return replace(self, names=("id", *self.names), values=tuple(values))
@@ -164,15 +170,19 @@ class ItemText:
         return first, inverse
 
 
-def _check_columns(tables: Tables, fields: Mapping[str, str], present: Mapping[str, str]) -> None:
+def _check_columns(
+    interactions: Interactions, fields: Mapping[str, str], present: Mapping[str, str]
+) -> None:
     """Raise UserError if none of the columns is there, or the item table is about other items."""
     if not present:
         raise UserError(
-            f"dataset {tables.name} has no text: expected one of the columns "
+            f"dataset {interactions.name} has no text: expected one of the columns "
             f"{', '.join(fields.values())}, "
-            f"found {', '.join(map(str, tables.item_table)) or 'no item file'}; set text_fields"
+            f"found {', '.join(map(str, interactions.item_table)) or 'no item file'}; "
+            "set text_fields"
         )
-    if tables.strangers:
+    if interactions.strangers:
         raise UserError(
-            f"dataset {tables.name}: {tables.strangers}; write the ids alike in both files"
+            f"dataset {interactions.name}: {interactions.strangers}; "
+            "write the ids alike in both files"
         )

@@ -88,7 +88,7 @@ class GenerativeModel(BackboneModel):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.corpora = load_corpora(
-            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+            self.inputs, Corpus(self.interactions, self.text, dataset.split.train)
         )
         self.template = Template.from_config(config["template"])
         self.first, self.same = self.text.unique
@@ -140,9 +140,9 @@ class GenerativeModel(BackboneModel):
             An example for each case, of one text.
         """
         examples: list[tuple[Tokens, ...]] = []
-        for history, target in zip(cases.histories(self.tables), cases.end, strict=True):
+        for history, target in zip(cases.histories(self.interactions), cases.end, strict=True):
             before = LazyTexts(self.sentences, history)
-            sentence = self.sentences[self.tables.item[target]]
+            sentence = self.sentences[self.interactions.item[target]]
             examples.append((self.encoder.encode(Example(self.template, before, sentence)),))
         return examples
 
@@ -207,7 +207,9 @@ class GenerativeModel(BackboneModel):
         list of Tokens
             One prompt for each case.
         """
-        histories = [LazyTexts(self.sentences, history) for history in cases.histories(self.tables)]
+        histories = [
+            LazyTexts(self.sentences, history) for history in cases.histories(self.interactions)
+        ]
         return [
             self.encoder.encode(Example(self.template, items), reserve=self.longest)
             for items in histories
@@ -228,8 +230,8 @@ class GenerativeModel(BackboneModel):
         list of Answer
             The texts of each case.
         """
-        start = self.tables.start[cases.user]
-        users = self.tables.users[cases.user].tolist()
+        start = self.interactions.start[cases.user]
+        users = self.interactions.users[cases.user].tolist()
         begins, ends = (cases.begin - start).tolist(), (cases.end - start).tolist()
         names = list(zip(users, begins, ends, strict=True))
         answers: dict[int, Answer] = {}
@@ -270,7 +272,7 @@ class GenerativeModel(BackboneModel):
     def _sample(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
         """Sample `count` texts for each prompt, by random numbers that depend on its case alone."""
         config, tokenizer = self.config, self.bundle.tokenizer
-        names = zip(self.tables.users[cases.user], cases.end - cases.begin, strict=True)
+        names = zip(self.interactions.users[cases.user], cases.end - cases.begin, strict=True)
         keys = np.array([stream_key(config["seed"], user, str(length)) for user, length in names])
         answers = []
         for samples in sample(
@@ -349,7 +351,9 @@ class GenerativeModel(BackboneModel):
                     "set rerank_from: ~"
                 )
             scores = self.lists.keep(
-                scores, self.tables.users[cases.user], cases.end - self.tables.start[cases.user]
+                scores,
+                self.interactions.users[cases.user],
+                cases.end - self.interactions.start[cases.user],
             )
         return scores
 
@@ -430,7 +434,7 @@ class GenerativeModel(BackboneModel):
             [
                 *[installed[name] for name in ("code", "torch", "transformers")],
                 torch.device(self.device).type,
-                self.tables.fingerprint,
+                self.interactions.fingerprint,
                 {key: self.config[key] for key in keys},
             ]
         )

@@ -80,16 +80,17 @@ class CandidateJudge(BackboneModel):
                 "rerank_from: lists of the whole catalogue are judged where it is ranked; set "
                 "--eval_args.mode=full, or leave it out"
             )
-        tables, count = inputs.interactions, config["negatives"]
-        if count > (left := len(tables.items) - tables.met.max()):
+        interactions, count = inputs.interactions, config["negatives"]
+        if count > (left := len(interactions.items) - interactions.met.max()):
+            user = interactions.users[interactions.met.argmax()]
             raise UserError(
-                f"negatives: user {tables.users[tables.met.argmax()]} leaves {left} items to draw "
-                f"from, found {count}; set --negatives to no more"
+                f"negatives: user {user} leaves {left} items to draw from, found {count}; "
+                "set --negatives to no more"
             )
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.corpus = Corpus(self.tables, self.text, dataset.split.train)
+        self.corpus = Corpus(self.interactions, self.text, dataset.split.train)
         self.instructions = Instructions.of_domain(config["domain"])
         self.lines = [
             item_line(zip(self.text.names, values, strict=True)) for values in self.text.values
@@ -161,7 +162,7 @@ class CandidateJudge(BackboneModel):
         list of SharedPrefix
             One prefix for each case.
         """
-        histories = cases.histories(self.tables)
+        histories = cases.histories(self.interactions)
         return [
             self.encoder.shared_prefix(summary, self._newest_lines(history))
             for summary, history in zip(self.summaries(histories), histories, strict=True)
@@ -192,8 +193,8 @@ class CandidateJudge(BackboneModel):
         examples = []
         prefixes = self.prefixes(cases)
         for user, end, prefix in zip(cases.user, cases.end, prefixes, strict=True):
-            negatives = draw_unmet(self.tables, user, end, config["negatives"], rng)
-            items = [self.tables.item[end], *negatives]
+            negatives = draw_unmet(self.interactions, user, end, config["negatives"], rng)
+            items = [self.interactions.item[end], *negatives]
             candidates = [self.encoder.candidate_suffix(self.lines[item]) for item in items]
             row = self.encoder.row(prefix.tokens, candidates, answers, learns_prompt)
             examples.append((row,))
@@ -330,7 +331,7 @@ class CandidateJudge(BackboneModel):
         count = min(PROBED, len(self.lines))
         candidates = [self.encoder.candidate_suffix(line) for line in self.lines[:count]]
         verdicts = []
-        for history in cases.histories(self.tables):
+        for history in cases.histories(self.interactions):
             prefix = self.encoder.shared_prefix(None, self._newest_lines(history))
             row = self.encoder.row(prefix.tokens, candidates)
             batch = pad([row], pad_id=self.pad_id).to(self.device)
@@ -355,9 +356,12 @@ class CandidateJudge(BackboneModel):
                 "rerank_from ranks the cases again that a run has stored; for anything else, set "
                 "rerank_from: ~"
             )
-        positions, most = cases.end - self.tables.start[cases.user], self.config["rerank_items"]
+        positions, most = (
+            cases.end - self.interactions.start[cases.user],
+            self.config["rerank_items"],
+        )
         return self.lists.judged(
-            self.tables.users[cases.user],
+            self.interactions.users[cases.user],
             positions,
             most,
             len(self.lines),

@@ -38,7 +38,7 @@ class SentenceModel(VectorModel, BackboneModel):
         super().__init__(config, dataset)
         self.form = TextForm.named(config["text_form"])
         self.corpora = load_corpora(
-            self.inputs, Corpus(self.tables, self.text, dataset.split.train)
+            self.inputs, Corpus(self.interactions, self.text, dataset.split.train)
         )
         self.sentences = [self._item_texts(corpus.text) for corpus in self.corpora]
 
@@ -94,7 +94,7 @@ class SentenceModel(VectorModel, BackboneModel):
         """Embed the histories of cases."""
         tokens = [
             self.encoder.sequence(LazyTexts(self.sentences[0], history))
-            for history in cases.histories(self.tables)
+            for history in cases.histories(self.interactions)
         ]
         self.count_cut(cases, [text.cut for text in tokens])
         self.count_borders([text.ids for text in tokens])

@@ -49,7 +49,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
 
     Attributes
     ----------
-    tables : Tables
+    interactions : Interactions
         The interactions.
     text : ItemText
         The texts of the items.
@@ -97,7 +97,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return True
 
     @classmethod
-    def check(cls, config, tables) -> None:
+    def check(cls, config, interactions) -> None:
         """Check the settings before anything is trained.
 
         Raises
@@ -108,13 +108,13 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
 
     def __init__(self, config, dataset):
         super().__init__()
-        self.config, self.dataset, self.tables = config, dataset, dataset.tables
+        self.config, self.dataset, self.interactions = config, dataset, dataset.interactions
         self.inputs: ModelInputs = dataset.inputs
         self.split = dataset.split
         self.device = config["device"]
         self.text = self.read_text()
         for line in self.text.log:
-            self.logger.info(f"{self.tables.name}: {line}")
+            self.logger.info(f"{self.interactions.name}: {line}")
         self.selecting = False
         self.fallback = None
         self.unmatched = None

@@ -183,9 +183,9 @@ def user_means(items: Vectors, dataset) -> Vectors:
     Vectors
         The vectors of users; zero for a user without training events.
     """
-    tables, learned = dataset.tables, dataset.split.train_events
-    begin = np.searchsorted(tables.user[learned], np.arange(len(tables.users)))
-    numbers = items.number[torch.from_numpy(tables.item[learned].astype(np.int64) + 1)]
+    interactions, learned = dataset.interactions, dataset.split.train_events
+    begin = np.searchsorted(interactions.user[learned], np.arange(len(interactions.users)))
+    numbers = items.number[torch.from_numpy(interactions.item[learned].astype(np.int64) + 1)]
     means = F.embedding_bag(numbers, items.distinct, torch.from_numpy(begin), mode="mean")
     return Vectors.of(means)
 
@@ -241,7 +241,7 @@ def know_by_text(model, dataset, config) -> None:
     """
     text = dataset.inputs.text
     for line in text.log:
-        model.logger.info(f"{dataset.tables.name}: {line}")
+        model.logger.info(f"{dataset.interactions.name}: {line}")
     vectors, keep = item_vectors(text, config), config["item_features"] == "both"
     ADAPTERS[config["model"]](model, dataset, vectors, keep)
     # items with equal texts tie, unless other columns tell them apart

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ...contracts.cases import Cases
+from ...contracts.interactions import Interactions
 from ...contracts.models import PASS_COST
-from ...data.reading.tables import Tables
 from ...language.backbones.encoder_decoder import FusionBackbone
 from ...language.backbones.precision import autocast
 from ...language.backbones.stacked_lora import AdapterStack
@@ -39,7 +39,7 @@ class Frozen:
     ----------
     bundle : FusionBackbone
         The frozen model with its tokenizer.
-    tables : Tables
+    interactions : Interactions
         The dataset.
     items : list of Tokens
         Each distinct item text.
@@ -50,11 +50,11 @@ class Frozen:
     pool : ndarray of int64
         Indices of the texts that negatives are sampled from.
     histories : dict of int to Tokens
-        Row of a target in `tables` -> the history before it.
+        Row of a target in `interactions` -> the history before it.
     """
 
     bundle: FusionBackbone
-    tables: Tables
+    interactions: Interactions
     items: list[Tokens]
     events: np.ndarray
     same: np.ndarray
@@ -140,10 +140,10 @@ def freeze(model: Any, *parts: Cases) -> Frozen:
     histories = {}
     for cases in parts:
         for begin, end in zip(cases.begin, cases.end, strict=True):
-            histories[int(end)] = model.history(model.tables.item[begin:end])
+            histories[int(end)] = model.history(model.interactions.item[begin:end])
     return Frozen(
         model.bundle,
-        model.tables,
+        model.interactions,
         [model.item(text) for text in range(len(model.first))],
         model.events,
         model.same,

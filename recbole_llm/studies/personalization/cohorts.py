@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.reading.tables import Tables
+from ...contracts.interactions import Interactions
 from ...errors import UserError
 
 LOW = "low activity"
@@ -136,12 +136,12 @@ def _cohorts_of_clusters(
     return Cohorts(tuple(f"{name} {number + 1}" for number in range(count)), of, space)
 
 
-def activity(tables: Tables, rows: np.ndarray) -> np.ndarray:
+def activity(interactions: Interactions, rows: np.ndarray) -> np.ndarray:
     """Count the events of each user.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     rows : ndarray of int64
         The events to be counted.
@@ -151,11 +151,11 @@ def activity(tables: Tables, rows: np.ndarray) -> np.ndarray:
     ndarray of int64 [n_users]
         Number of these events.
     """
-    return np.bincount(tables.user[rows], minlength=len(tables.users))
+    return np.bincount(interactions.user[rows], minlength=len(interactions.users))
 
 
 def by_text(
-    tables: Tables,
+    interactions: Interactions,
     rows: np.ndarray,
     users: np.ndarray,
     vectors: np.ndarray,
@@ -170,7 +170,7 @@ def by_text(
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     rows : ndarray of int64
         Events of Continue Train.
@@ -190,20 +190,20 @@ def by_text(
     Cohorts
         Named `text 1`, `text 2`, …
     """
-    met = np.unique(tables.item[rows])
+    met = np.unique(interactions.item[rows])
     # items are numbered by their first events, which may be test cases; tokens are independent
-    met = met[np.argsort(tables.items[met].astype(str))]
+    met = met[np.argsort(interactions.items[met].astype(str))]
     distinct = len(np.unique(vectors[met], axis=0))
-    cluster = np.full(len(tables.items), -1)
+    cluster = np.full(len(interactions.items), -1)
     cluster[met] = kmeans(vectors[met], min(item_clusters, distinct), seed)
-    counts = np.zeros((len(tables.users), cluster.max() + 1))
-    np.add.at(counts, (tables.user[rows], cluster[tables.item[rows]]), 1)
+    counts = np.zeros((len(interactions.users), cluster.max() + 1))
+    np.add.at(counts, (interactions.user[rows], cluster[interactions.item[rows]]), 1)
     points = counts[users]
     return _cohorts_of_clusters(users, kmeans(points, count, seed), points, count, "text")
 
 
 def by_features(
-    tables: Tables,
+    interactions: Interactions,
     rows: np.ndarray,
     users: np.ndarray,
     columns: Sequence[str],
@@ -219,7 +219,7 @@ def by_features(
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     rows : ndarray of int64
         Events of Continue Train.
@@ -239,33 +239,37 @@ def by_features(
     Cohorts
         Named `feature 1`, `feature 2`, …
     """
-    clustered = rows[users[tables.user[rows]]]
-    user, item = tables.user[clustered], tables.item[clustered]
-    user_count = activity(tables, rows)
-    item_count = np.bincount(tables.item[rows], minlength=len(tables.items))
+    clustered = rows[users[interactions.user[rows]]]
+    user, item = interactions.user[clustered], interactions.item[clustered]
+    user_count = activity(interactions, rows)
+    item_count = np.bincount(interactions.item[rows], minlength=len(interactions.items))
     parts = [user_count[user][:, None], item_count[item][:, None]]
-    if rating in tables.columns and tables.columns[rating].dtype.kind == "f":
-        rating_sum = np.bincount(tables.user[rows], tables.columns[rating][rows], len(tables.users))
+    if rating in interactions.columns and interactions.columns[rating].dtype.kind == "f":
+        rating_sum = np.bincount(
+            interactions.user[rows], interactions.columns[rating][rows], len(interactions.users)
+        )
         parts.append((rating_sum / np.maximum(user_count, 1))[user][:, None])
     for column in columns:
-        parts.append(_most_frequent(tables, rows, tables.item_table[column].to_numpy())[user])
+        parts.append(
+            _most_frequent(interactions, rows, interactions.item_table[column].to_numpy())[user]
+        )
     points = np.concatenate([_scaled(part.astype(np.float64)) for part in parts], axis=1)
-    votes = np.zeros((len(tables.users), count))
+    votes = np.zeros((len(interactions.users), count))
     np.add.at(votes, (user, kmeans(points, count, seed)), 1)
-    sums = np.zeros((len(tables.users), points.shape[1]))
+    sums = np.zeros((len(interactions.users), points.shape[1]))
     np.add.at(sums, user, points)
     means = sums[users] / user_count[users][:, None]
     return _cohorts_of_clusters(users, votes[users].argmax(axis=1), means, count, "feature")
 
 
 def by_attributes(
-    tables: Tables, users: np.ndarray, columns: Sequence[str], count: int, seed: int
+    interactions: Interactions, users: np.ndarray, columns: Sequence[str], count: int, seed: int
 ) -> Cohorts:
     """Cluster users by columns of the .user file.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     users : ndarray of bool [n_users]
         The users to be clustered.
@@ -286,18 +290,18 @@ def by_attributes(
     UserError
         If a column is missing.
     """
-    if tables.user_table is None or not set(columns) <= set(tables.user_types):
+    if interactions.user_table is None or not set(columns) <= set(interactions.user_types):
         present = "no .user file"
-        if tables.user_table is not None:
-            present = f"the columns {', '.join(tables.user_types)}"
+        if interactions.user_table is not None:
+            present = f"the columns {', '.join(interactions.user_types)}"
         raise UserError(
             f"cohorts: expected the columns {', '.join(columns)} of users, found {present}; set "
             "--user_columns, or leave attributes out of --cohorts"
         )
     parts = []
     for name in columns:
-        cells = tables.user_table[name].to_numpy()
-        if tables.user_types[name] == "float":
+        cells = interactions.user_table[name].to_numpy()
+        if interactions.user_types[name] == "float":
             values = np.array([float(cell or "nan") for cell in cells])[users, None]
             parts.append(_scaled(np.nan_to_num(values, nan=np.nanmean(values))))
         else:
@@ -330,14 +334,14 @@ def at_random(like: Cohorts, seed: int) -> Cohorts:
     return Cohorts(names, of)
 
 
-def from_file(tables: Tables, path: Path) -> Cohorts:
+def from_file(interactions: Interactions, path: Path) -> Cohorts:
     """Read cohorts from a file with lines `user<TAB>cohort`.
 
     Users of the dataset that are missing in the file are in no cohort. Unknown users are ignored.
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     path : Path
         The file.
@@ -369,15 +373,15 @@ def from_file(tables: Tables, path: Path) -> Cohorts:
                 f"cohorts: {path} names user {user} more than once; a user belongs to one cohort"
             )
         cohort_of[user] = cohort
-    names = tuple(sorted({cohort_of[user] for user in tables.users if user in cohort_of}))
-    of = np.full(len(tables.users), -1)
-    for number, user in enumerate(tables.users):
+    names = tuple(sorted({cohort_of[user] for user in interactions.users if user in cohort_of}))
+    of = np.full(len(interactions.users), -1)
+    for number, user in enumerate(interactions.users):
         if user in cohort_of:
             of[number] = names.index(cohort_of[user])
     if not names:
         raise UserError(
-            f"cohorts: {path} names no user of {tables.name}, whose users are such as "
-            f"{', '.join(map(str, tables.users[:3]))}"
+            f"cohorts: {path} names no user of {interactions.name}, whose users are such as "
+            f"{', '.join(map(str, interactions.users[:3]))}"
         )
     return Cohorts(names, of)
 
@@ -389,7 +393,7 @@ def _one_hot(values: np.ndarray) -> np.ndarray:
     return np.asarray(number[:, None] == most_frequent)
 
 
-def _most_frequent(tables: Tables, rows: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def _most_frequent(interactions: Interactions, rows: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """The value of an item column that is most frequent in each user's events.
 
     Returns
@@ -397,9 +401,9 @@ def _most_frequent(tables: Tables, rows: np.ndarray, cells: np.ndarray) -> np.nd
     ndarray of bool [n_users, at most VALUES]
         One column per value.
     """
-    hot = _one_hot(cells[tables.item[rows]])
-    counts = np.zeros((len(tables.users), hot.shape[1]))
-    np.add.at(counts, tables.user[rows], hot.astype(np.float64))
+    hot = _one_hot(cells[interactions.item[rows]])
+    counts = np.zeros((len(interactions.users), hot.shape[1]))
+    np.add.at(counts, interactions.user[rows], hot.astype(np.float64))
     is_best = np.arange(hot.shape[1]) == counts.argmax(axis=1)[:, None]
     return is_best & (counts.max(axis=1, keepdims=True) > 0)
 

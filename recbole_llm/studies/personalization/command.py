@@ -68,7 +68,7 @@ def personalize(settings: dict, options: dict) -> list[str]:
 
 def _key(spectrum: Spectrum) -> str:
     """A digest of the models of a report and of the users whom each serves."""
-    users = spectrum.tables.users
+    users = spectrum.interactions.users
     served = {
         model: [users[group.users].tolist(), sorted(group.units)]
         for model, group in spectrum.served.items()
@@ -100,7 +100,7 @@ def _write_cohorts(spectrum: Spectrum, target: Path) -> None:
     """Write user and cohort for each Model 4 and 6, as --cohort_file reads them."""
     for model, cohorts in spectrum.groupings.items():
         lines = []
-        for user, number in zip(spectrum.tables.users, cohorts.of, strict=True):
+        for user, number in zip(spectrum.interactions.users, cohorts.of, strict=True):
             if number >= 0:
                 lines.append(f"{user}\t{cohorts.names[number]}")
         write_text(target / f"cohorts-{model.replace(' ', '-')}.tsv", "\n".join(lines))
@@ -159,7 +159,7 @@ def _finished(personal: Personal, row: dict) -> dict:
         "status": "finished",
         "settings": personal.spec.settings,
         "versions": run_folders.versions(),
-        "data": personal.tables.fingerprint,
+        "data": personal.interactions.fingerprint,
         "row": row,
     }
 
@@ -171,7 +171,7 @@ def _record(personal: Personal, spectrum: Spectrum, folder: Path) -> dict:
     """
     record = run_record.read_run(folder) or {}
     before = record.get("routes", {"cohorts": {}, "cohorts_of": None, "users": {}})
-    users, base = spectrum.tables.users, spectrum.runs["2"].folder
+    users, base = spectrum.interactions.users, spectrum.runs["2"].folder
     cohorts, model = before["cohorts"], _routing_model(spectrum)
     if model:
         cohorts, grouping = {}, spectrum.groupings[model]

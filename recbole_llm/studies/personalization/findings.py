@@ -122,10 +122,10 @@ class Findings:
             )
         for unit, error in results.failed.items():
             notes.append(f"failed: {self._described(unit)}: {error}")
-        warning = samples.warning(results.tables.name)
+        warning = samples.warning(results.interactions.name)
         warnings = [warning] if warning else []
         title = (
-            f"{results.tables.name}: {users} users, {trained} samples of Continue Train, "
+            f"{results.interactions.name}: {users} users, {trained} samples of Continue Train, "
             f"{len(results.user)} Future-Test cases, full"
         )
         notes = [*warnings, *self._gain_notes(), *notes]
@@ -247,7 +247,7 @@ class Findings:
                 "train, validate and test on: Model 3 serves them, and the average has them"
             )
         notes.append("gain %: of Recall@10 over Model 2 on the same users")
-        title = f"{results.tables.name}: {name_of(model)}, {len(trained)} cohorts"
+        title = f"{results.interactions.name}: {name_of(model)}, {len(trained)} cohorts"
         columns = ("users", "samples", *METRICS, "gain %", "silhouette")
         return Table(title, columns, tuple(rows), tuple(notes))
 
@@ -279,7 +279,7 @@ class Findings:
         notes = ["against 3 %: of Recall@10 to Model 3 on the same users"]
         if any(model.endswith(f" {HIGH}") for model in results.groupings):
             notes.append(f"{HIGH} has nobody to draw at random: it is in Model 4 alone")
-        title = f"{results.tables.name}: by number of cohorts"
+        title = f"{results.interactions.name}: by number of cohorts"
         columns = ("cohorts", "users", *METRICS, "against 3 %")
         return Table(title, columns, tuple(rows), tuple(notes))
 
@@ -329,7 +329,7 @@ class Findings:
             counts = [int((outcome_of[inside] == outcome).sum()) for outcome in OUTCOMES]
             numbers = (int(inside.sum()), cases[inside].min(), cases[inside].max(), *counts)
             rows.append((name, tuple(Cell(value, digits=0) for value in numbers)))
-        title = f"{self.results.tables.name}: users by their own adapter against Model 3"
+        title = f"{self.results.interactions.name}: users by their own adapter against Model 3"
         return Table(title, ("users", "from", "to", *OUTCOMES), tuple(rows), tuple(notes))
 
     def against(self, one: str, other: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...contracts.interactions import Interactions
 from ...data.cases.splits import Split
-from ...data.reading.tables import Tables
 from ...errors import UserError
 from ...storage.screen import say
 from . import cohorts
@@ -165,7 +165,7 @@ class Grouper:
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     part : Split
         The cases of Continue Train and Future-Test.
@@ -189,18 +189,23 @@ class Grouper:
 
     def __init__(
         self,
-        tables: Tables,
+        interactions: Interactions,
         part: Split,
         options: dict,
         rating: str,
         seed: int,
         vectors: Callable[[], np.ndarray],
     ):
-        self.tables, self.options, self.rating, self.seed = tables, options, rating, seed
+        self.interactions, self.options, self.rating, self.seed = (
+            interactions,
+            options,
+            rating,
+            seed,
+        )
         self.make_vectors = vectors
         self.vectors: np.ndarray | None = None
         self.rows = np.concatenate([part.train.end, part.valid.end])
-        self.amount = activity(tables, self.rows)
+        self.amount = activity(interactions, self.rows)
         self.low = self.amount < options["low_activity"]
 
     def cohorts(self, kind: str, grouping: str) -> Cohorts:
@@ -219,7 +224,7 @@ class Grouper:
             The cohorts.
         """
         if kind == "file":
-            return cohorts.from_file(self.tables, Path(self.options["cohort_file"]))
+            return cohorts.from_file(self.interactions, Path(self.options["cohort_file"]))
         if grouping == HIGH:
             high = Cohorts(("high activity",), np.where(self.low, -1, 0))
             return high.with_low_activity(self.low)
@@ -231,21 +236,23 @@ class Grouper:
 
     def _clustered(self, kind: str, users: np.ndarray, count: int) -> Cohorts:
         """Cluster some users, bool [n_users], into so many cohorts."""
-        tables, rows, seed = self.tables, self.rows, self.seed
+        interactions, rows, seed = self.interactions, self.rows, self.seed
         if kind == "attr":
-            return cohorts.by_attributes(tables, users, self.options["user_columns"], count, seed)
+            return cohorts.by_attributes(
+                interactions, users, self.options["user_columns"], count, seed
+            )
         if kind == "feat":
             columns = [
-                name for name in self.options["feature_columns"] if name in tables.item_table
+                name for name in self.options["feature_columns"] if name in interactions.item_table
             ]
-            rating = f" and {self.rating}" if self.rating in tables.columns else ""
+            rating = f" and {self.rating}" if self.rating in interactions.columns else ""
             listed = ", ".join(columns) or "(none)"
             say(f"feature cohorts: by columns {listed} of .item{rating}")
-            return cohorts.by_features(tables, rows, users, columns, self.rating, count, seed)
+            return cohorts.by_features(interactions, rows, users, columns, self.rating, count, seed)
         if self.vectors is None:
             self.vectors = self.make_vectors()
         item_clusters = self.options["item_clusters"]
-        return cohorts.by_text(tables, rows, users, self.vectors, count, item_clusters, seed)
+        return cohorts.by_text(interactions, rows, users, self.vectors, count, item_clusters, seed)
 
 
 def eligible_users(part: Split, count: int) -> np.ndarray:

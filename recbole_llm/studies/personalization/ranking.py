@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ...contracts.cases import Cases
-from ...data.reading.tables import Tables
+from ...contracts.interactions import Interactions
 from ...evaluation.loop import rank_cases
 from ...evaluation.ranks import RankTable
 from ...language.backbones.encoder_decoder import FusionBackbone
@@ -25,7 +25,7 @@ class Vectors:
 
     Parameters
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     cases : Cases
         The cases.
@@ -39,16 +39,16 @@ class Vectors:
 
     def __init__(
         self,
-        tables: Tables,
+        interactions: Interactions,
         cases: Cases,
         users: torch.Tensor,
         items: torch.Tensor,
         column: np.ndarray,
     ):
-        self.tables, self.users, self.items, self.column = tables, users, items, column
+        self.interactions, self.users, self.items, self.column = interactions, users, items, column
         self.device = users.device
         self.row = {int(end): row for row, end in enumerate(cases.end)}
-        self.item_num = len(tables.items) + 1
+        self.item_num = len(interactions.items) + 1
 
     def eval(self) -> None:
         """Do nothing: vectors are not trained."""
@@ -134,7 +134,7 @@ def rank(
     list of RankTable
         The ranks of each adapter's cases.
     """
-    tables, catalogue = [], 4 * len(frozen.items) * frozen.bundle.width
+    interactions, catalogue = [], 4 * len(frozen.items) * frozen.bundle.width
     step = max(1, int(memory * 2**20 // catalogue))
     for begin in range(0, len(tests), step):
         part = tests[begin : begin + step]
@@ -147,12 +147,12 @@ def rank(
         for cases, case_vectors, item_vectors in zip(part, users, items, strict=True):
             different, row = distinct(item_vectors.cpu().numpy())
             model = Vectors(
-                frozen.tables,
+                frozen.interactions,
                 cases,
                 case_vectors,
                 torch.from_numpy(different).to(case_vectors.device),
                 row[frozen.same],
             )
             ranks, *_ = rank_cases(model, model, cases, mask_history=mask_history, memory=memory)
-            tables.append(ranks)
-    return tables
+            interactions.append(ranks)
+    return interactions

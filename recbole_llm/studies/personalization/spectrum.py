@@ -8,8 +8,8 @@ import numpy as np
 
 from ... import __version__
 from ...contracts.cases import Cases
+from ...contracts.interactions import Interactions
 from ...data.cases.splits import make_split
-from ...data.reading.tables import Tables
 from ...errors import UserError
 from ...evaluation.ranks import RankTable
 from ...runs.checks import check
@@ -76,7 +76,7 @@ class Spectrum:
 
     Attributes
     ----------
-    tables : Tables
+    interactions : Interactions
         The dataset.
     models : sequence of str
         The models of the main table.
@@ -100,7 +100,7 @@ class Spectrum:
         Name of a unit -> its error.
     """
 
-    tables: Tables
+    interactions: Interactions
     models: Sequence[str]
     runs: dict[str, Run]
     ranks: dict[str, RankTable]
@@ -142,19 +142,19 @@ class Personal:
             ray_cluster.check(self.cluster)
         check(describe(settings))
         self.spec = describe(settings | {"eval_args": settings["eval_args"] | {"part": "continue"}})
-        self.tables = self.spec.interactions
-        if self.tables.cases is not None:
+        self.interactions = self.spec.interactions
+        if self.interactions.cases is not None:
             raise UserError(
-                f"personalize cuts whole sequences in time, and {self.tables.name} comes split "
-                "already; set --benchmark_filename=~"
+                f"personalize cuts whole sequences in time, and {self.interactions.name} comes "
+                "split already; set --benchmark_filename=~"
             )
-        self.part = make_split(self.tables, settings["eval_args"]["split"], "continue")
+        self.part = make_split(self.interactions, settings["eval_args"]["split"], "continue")
         self.recipes = [
             _recipe(settings, options, options["cohort_rank"], options["cohort_alpha"]),
             _recipe(settings, options, options["user_rank"], options["user_alpha"]),
         ]
         self.grouper = groupings.Grouper(
-            self.tables,
+            self.interactions,
             self.part,
             options,
             settings["RATING_FIELD"],
@@ -208,8 +208,8 @@ class Personal:
         from ...data.texts.text import ItemText
         from ...language.vectors import frozen_vectors
 
-        text = ItemText.from_tables(
-            self.tables, self.settings["text_fields"], self.settings["text_words"]
+        text = ItemText.from_interactions(
+            self.interactions, self.settings["text_fields"], self.settings["text_words"]
         )
         return frozen_vectors(
             self.settings["text_encoder"],
@@ -280,7 +280,7 @@ class Personal:
     ) -> Spectrum:
         """Collect the ranks of all models. Raises UserError if Model 3 has none."""
         reference = runs["2"].ranks()
-        number_of = {token: number for number, token in enumerate(self.tables.users)}
+        number_of = {token: number for number, token in enumerate(self.interactions.users)}
         user = np.array([number_of[token] for token in reference.user])
         ranks = {model: run.ranks() for model, run in runs.items()}
         covered = {model: np.ones(len(reference), dtype=bool) for model in ranks}
@@ -301,7 +301,7 @@ class Personal:
             if group.others:
                 covered[model] |= ~inside
         return Spectrum(
-            tables=self.tables,
+            interactions=self.interactions,
             models=self.models,
             runs=runs,
             ranks=ranks,
@@ -310,7 +310,7 @@ class Personal:
             served=served,
             first=self.grouping_names[0],
             user=user,
-            samples=np.bincount(self.part.train.user, minlength=len(self.tables.users)),
+            samples=np.bincount(self.part.train.user, minlength=len(self.interactions.users)),
             failed=failed,
         )
 
@@ -343,7 +343,7 @@ class _Schedule:
 
     def __init__(self, spectrum: Personal, frozen: Frozen, base: str):
         self.spectrum, self.frozen, self.base = spectrum, frozen, base
-        self.tables, self.part = spectrum.tables, spectrum.part
+        self.interactions, self.part = spectrum.interactions, spectrum.part
         self.units: dict[str, Unit] = {}
         self.served: dict[str, Served] = {}
 
@@ -359,7 +359,7 @@ class _Schedule:
         served : dict of str to Served
             Model -> the users whom it serves.
         """
-        everybody = np.arange(len(self.tables.users))
+        everybody = np.arange(len(self.interactions.users))
         self.served["3"] = Served(self._add_cohort(everybody), everybody)
         for model, cohorts in self.spectrum.groupings.items():
             of_model: dict[str, np.ndarray] = {}
@@ -403,7 +403,7 @@ class _Schedule:
         )
         if not (len(train) and len(valid) and len(test)):
             return {}
-        name = f"cohort of {len(users)} {digest(sorted(self.tables.users[users].tolist()))}"
+        name = f"cohort of {len(users)} {digest(sorted(self.interactions.users[users].tolist()))}"
         if name not in self.units:
             learner = Learner(name, train, valid)
             self._add_unit(name, [learner], [test], self.spectrum.recipes[0])
@@ -412,14 +412,14 @@ class _Schedule:
     def _add_users(self, folder: Path) -> None:
         """Add the units with adapters of single users, for Models 5 and 7."""
         spectrum, part = self.spectrum, self.part
-        eligible = groupings.eligible_users(part, len(self.tables.users))
-        frequent = round(spectrum.options["frequent"] * len(self.tables.users))
+        eligible = groupings.eligible_users(part, len(self.interactions.users))
+        frequent = round(spectrum.options["frequent"] * len(self.interactions.users))
         users_of = {"5": self._sample(eligible), "7": eligible[:frequent]}
         users_of = {model: users for model, users in users_of.items() if model in spectrum.models}
         if not users_of:
             return
         trained = eligible[np.isin(eligible, np.concatenate(list(users_of.values())))]
-        names = np.array([own_name(user) for user in self.tables.users])
+        names = np.array([own_name(user) for user in self.interactions.users])
         shards = {}
         for name, learners in finished(folder, USERS).items():
             shards[name] = trained[np.isin(names[trained], learners)]
@@ -427,7 +427,7 @@ class _Schedule:
         size = spectrum.options["unit_users"]
         for begin in range(0, len(missing), size):
             users = missing[begin : begin + size]
-            name = f"{USERS} {len(users)} {digest(self.tables.users[users].tolist())}"
+            name = f"{USERS} {len(users)} {digest(self.interactions.users[users].tolist())}"
             learners_of_unit, tests = [], []
             for user in users:
                 train, valid = _of(part.train, [user]), _of(part.valid, [user])
@@ -440,7 +440,7 @@ class _Schedule:
 
     def _sample(self, eligible: np.ndarray) -> np.ndarray:
         """The users of Model 5, int64, of those who can have an adapter."""
-        tests = activity(self.tables, self.part.test.end)[eligible]
+        tests = activity(self.interactions, self.part.test.end)[eligible]
         most, seed = self.spectrum.options["own_users"], self.spectrum.settings["seed"]
         return groupings.sample_users(eligible, tests, most, seed, self.spectrum.borders)
 
