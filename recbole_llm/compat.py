@@ -78,6 +78,11 @@ def _index_by_tuple(module: str, items: str) -> Edit:
     return Edit(module, f"scores[[{rows}, {items}]]", f"scores[{rows}, {items}]")
 
 
+def _import_late(module: str, line: str, statement: str) -> list[Edit]:
+    """Import from sklearn right before the statement that needs it, not with the module."""
+    return [Edit(module, line, ""), Edit(module, statement, f"{line}; {statement}")]
+
+
 def _update_matrix(module: str) -> Edit:
     """Update a dok_matrix by the method of the installed scipy."""
     return Edit(module, "A._update(", '(getattr(A, "_update", None) or A._dict.update)(')
@@ -86,6 +91,7 @@ def _update_matrix(module: str) -> Edit:
 _DATASET, _KG, _INTERACTION = "data.dataset.dataset", "data.dataset.kg_dataset", "data.interaction"
 _TRAINER, _QUICK, _COLLECTOR = "trainer.trainer", "quick_start.quick_start", "evaluator.collector"
 _CONFIG, _EXLIB = "config.configurator", "model.exlib_recommender"
+_METRICS = "evaluator.metrics"
 _GENERAL, _KNOWLEDGE = "model.general_recommender", "model.knowledge_aware_recommender"
 _NAME_OF_FEAT = "next(n for n in self.feat_name_list if getattr(self, n) is feat)"
 
@@ -302,6 +308,41 @@ FIXES = [
                 _QUICK,
                 "tune.report(**",
                 'if "ray.tune" in sys.modules: sys.modules["ray.tune"].report(',
+            ),
+        ],
+    ),
+    Fix(
+        reason="importing sklearn takes a second and a half, which few metrics and models need",
+        until="RecBole imports sklearn where it computes by it",
+        edits=[
+            Edit(_METRICS, "sk_auc(", "auc("),
+            Edit(_METRICS, "import auc as sk_auc", "import auc"),
+            *_import_late(_METRICS, "from sklearn.metrics import auc", "result = auc("),
+            Edit(_METRICS, "mean_absolute_error, mean_squared_error", "mean_squared_error"),
+            *_import_late(
+                _METRICS,
+                "from sklearn.metrics import mean_squared_error",
+                "return np.sqrt(mean_squared_error(",
+            ),
+            Edit(
+                _METRICS,
+                "return mean_absolute_error(",
+                "from sklearn.metrics import mean_absolute_error; return mean_absolute_error(",
+            ),
+            *_import_late(
+                f"{_GENERAL}.slimelastic",
+                "from sklearn.linear_model import ElasticNet",
+                "model = ElasticNet(",
+            ),
+            *_import_late(
+                f"{_GENERAL}.slimelastic",
+                "from sklearn.exceptions import ConvergenceWarning",
+                'warnings.simplefilter("ignore", category=ConvergenceWarning)',
+            ),
+            *_import_late(
+                f"{_GENERAL}.nceplrec",
+                "from sklearn.utils.extmath import randomized_svd",
+                "_, sigma, Vt = randomized_svd(",
             ),
         ],
     ),
