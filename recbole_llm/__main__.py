@@ -1,3 +1,5 @@
+"""Run the command line: `python -m recbole_llm`."""
+
 import sys
 
 from .cli import main

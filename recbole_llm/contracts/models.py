@@ -36,7 +36,8 @@ class Split(Protocol):
     """
 
     @property
-    def train(self) -> Cases: ...
+    def train(self) -> Cases:
+        """The training cases."""
 
 
 class Scorer(ABC):
@@ -75,7 +76,8 @@ class Scorer(ABC):
     if TYPE_CHECKING:
         # read-only for type checkers alone: torch's modules assign this attribute
         @property
-        def training(self) -> bool: ...
+        def training(self) -> bool:
+            """Whether the model trains now; `eval` and `train` change it."""
 
     @abstractmethod
     def score_catalogue(self, cases: Cases) -> Tensor:
@@ -360,4 +362,5 @@ class ContrastiveTrainable(Trainable):
         """
 
     def loss(self, batch: Any) -> Tensor:
+        """See :meth:`Trainable.loss`."""
         return self.loss_and_vectors(batch, True)[0]

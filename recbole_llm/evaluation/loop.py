@@ -47,8 +47,7 @@ def rank_cases(
 ) -> tuple[RankTable, TopLists | None]:
     """Rank each case's target, in memory of O(cases + memory), whatever the catalogue's size.
 
-    A model of RecBole reads `dataset.case_batch(cases)`, which contains neither the target nor
-    anything recorded with it.
+    A model of RecBole reads `dataset.case_batch(cases)`, in which nothing is of the targets.
 
     Parameters
     ----------
@@ -86,9 +85,8 @@ def rank_cases(
     scorer, interactions = scorer_of(model, dataset), dataset.interactions
     scorer.eval()
     pieces, add = _started(kept)
-    batches = list(
-        missing(pieces, len(cases), _batch_size(scorer, interactions, candidates, memory))
-    )
+    size = _batch_size(scorer, interactions, candidates, memory)
+    batches = list(missing(pieces, len(cases), size))
     for begin, end in shown(batches, desc=progress, disable=progress is None):
         negatives = None if candidates is None else candidates[begin:end]
         ranked = _rank_batch(scorer, interactions, cases[begin:end], negatives, mask_history, topk)

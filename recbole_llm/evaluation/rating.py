@@ -127,6 +127,7 @@ class Factors(nn.Module):
             nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, pairs: torch.Tensor) -> torch.Tensor:
+        """Predict the ratings of pairs, int64 [n, 2] of user and item: float32 [n]."""
         products: torch.Tensor = self.user(pairs[:, 0]) * self.item(pairs[:, 1])
         return self.mean + products.sum(dim=1)
 
@@ -152,6 +153,7 @@ class Regression(nn.Module):
         self.mean = mean
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Predict ratings from the vectors of pairs, float32 [n, width]: float32 [n]."""
         predicted: torch.Tensor = self.layers(vectors)
         return self.mean + predicted[:, 0]
 

@@ -62,15 +62,20 @@ class RecBoleScorer(Scorer):
 
     @property
     def training(self) -> bool:
+        """Whether RecBole's model trains now."""
         return bool(self.model.training)
 
     def eval(self) -> None:
+        """Switch dropout off."""
         self.model.eval()
 
     def train(self, mode: bool = True) -> None:
+        """Switch dropout on or off."""
         self.model.train(mode)
 
     def score_catalogue(self, cases: Cases) -> torch.Tensor:
+        """See :meth:`recbole_llm.contracts.models.Scorer.score_catalogue`."""
+
         def score(rows: np.ndarray) -> torch.Tensor:
             return self._score_catalogue(cases[rows])
 
@@ -91,6 +96,7 @@ class RecBoleScorer(Scorer):
         return scores if self.alike is None else scores.index_select(1, self.alike)
 
     def score_candidates(self, cases: Cases, items: torch.Tensor) -> torch.Tensor:
+        """See :meth:`recbole_llm.contracts.models.Scorer.score_candidates`."""
         if self.scores_all:
             scores = self.score_catalogue(cases)
             return scores.gather(1, items.to(scores.device))
@@ -133,6 +139,7 @@ class RecBoleScorer(Scorer):
         return scores.view(len(items), -1)
 
     def probe(self, cases: Cases) -> torch.Tensor:
+        """See :meth:`recbole_llm.contracts.models.Scorer.probe`."""
         if self.scores_all:
             return self.score_catalogue(cases)
         items = torch.arange(1, min(self.dataset.item_num, PROBED_ITEMS + 1))

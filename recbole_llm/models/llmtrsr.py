@@ -22,6 +22,7 @@ class LLMTRSR(CandidateJudge):
 
     @classmethod
     def check(cls, config, inputs):
+        """See `TextModel.check`."""
         super().check(config, inputs)
         if config["summary"] != "none":
             engines.check_summarizer(config)

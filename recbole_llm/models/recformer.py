@@ -71,6 +71,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
 
     @classmethod
     def check(cls, config, inputs):
+        """See `TextModel.check`."""
         super().check(config, inputs)
         if config["attention_window"] % 2:
             raise UserError(

@@ -75,6 +75,7 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
 
     @classmethod
     def check(cls, config, inputs):
+        """See `TextModel.check`."""
         super().check(config, inputs)
         if config["phase"] != "item":
             return

@@ -37,6 +37,7 @@ class Choice(tuple[Tokens, ...]):
     texts: np.ndarray
 
     def __new__(cls, tokens: Iterable[Tokens], texts: np.ndarray) -> "Choice":
+        """See the class."""
         choice = super().__new__(cls, tokens)
         choice.texts = texts
         return choice

@@ -62,6 +62,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
 
     @classmethod
     def check(cls, config, inputs):
+        """See `TextModel.check`."""
         check_datasets(config, "[pretrain, finetune]")
 
     def __init__(self, config, dataset):

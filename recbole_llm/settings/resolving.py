@@ -77,7 +77,7 @@ def plan(
     dataset: str,
     files: Sequence[File] = (),
     overrides: Mapping[str, Any] | None = None,
-    own: Mapping[str, Mapping[str, Any]] | None = None,
+    of_models: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: Sequence[Any] | None = None,
 ) -> dict[str, list[Settings]]:
     """Return the settings of a comparison.
@@ -88,7 +88,7 @@ def plan(
     dataset : str
     files, overrides
         See :func:`resolve`.
-    own : mapping, optional
+    of_models : mapping, optional
         Model: settings of that model alone.
     seeds : sequence of int, optional
         The setting `seeds` where not given.
@@ -105,7 +105,7 @@ def plan(
     """
     planned: dict[str, list[Settings]] = {}
     for model in models:
-        settings = dict(overrides or {}) | dict((own or {}).get(model, {}))
+        settings = dict(overrides or {}) | dict((of_models or {}).get(model, {}))
         resolved = resolve(model, dataset, files, settings)
         chosen = seeds or resolved["seeds"]
         if not chosen:

@@ -29,13 +29,17 @@ class Progress(Protocol):
 
     def __exit__(self, *error: object) -> Any: ...
 
-    def update(self, n: float = 1) -> Any: ...
+    def update(self, n: float = 1) -> Any:
+        """Add to what is done."""
 
-    def set_description(self, desc: str | None = None, refresh: bool = True) -> Any: ...
+    def set_description(self, desc: str | None = None, refresh: bool = True) -> Any:
+        """Change the words before the bar."""
 
-    def set_postfix_str(self, note: str = "", refresh: bool = True) -> Any: ...
+    def set_postfix_str(self, note: str = "", refresh: bool = True) -> Any:
+        """Change the words behind the bar."""
 
-    def close(self) -> Any: ...
+    def close(self) -> Any:
+        """Leave the bar as it is."""
 
 
 def progress(

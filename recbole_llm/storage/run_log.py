@@ -18,12 +18,14 @@ class LogFile(logging.FileHandler):
     """
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name of logging's
+        """Close the log where it cannot be written; the run goes on."""
         if isinstance(sys.exc_info()[1], OSError):
             self.close()
         else:
             super().handleError(record)
 
     def close(self) -> None:
+        """Close the file, whether its last lines could be written or not."""
         with suppress(OSError):
             super().close()
 

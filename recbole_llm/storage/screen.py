@@ -54,4 +54,5 @@ class LogFormatter(logging.Formatter):
     """Formats log records without colours and with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line without colours and without what a terminal would obey."""
         return printable(COLOUR.sub("", super().format(record)))

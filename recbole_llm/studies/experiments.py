@@ -68,7 +68,7 @@ class Experiment:
     points: int = 0
 
     def resolved(
-        self, row: str, dataset: str, files: list[str], shared: dict, own: dict[str, dict]
+        self, row: str, dataset: str, files: list[str], shared: dict, of_models: dict[str, dict]
     ) -> dict:
         """Resolve the settings of one row's run on a dataset.
 
@@ -82,7 +82,7 @@ class Experiment:
             The user's settings files.
         shared : dict
             The user's settings for all rows.
-        own : dict of str to dict
+        of_models : dict of str to dict
             Model -> the user's settings for its rows.
 
         Returns
@@ -94,7 +94,7 @@ class Experiment:
         model = registry.canonical(settings.pop("model"))
         dataset = settings.pop("trained_on", dataset)
         overrides = self.settings | self.models.get(model, {}) | settings | shared
-        return layers.resolve(model, dataset, files, overrides | own.get(model, {}))
+        return layers.resolve(model, dataset, files, overrides | of_models.get(model, {}))
 
 
 def folder_of_experiments() -> Path:
@@ -170,7 +170,7 @@ def run(
     datasets: list[str] | None,
     files: list[str],
     shared: dict,
-    own: dict[str, dict],
+    of_models: dict[str, dict],
 ) -> list[str]:
     """Run an experiment: train the missing runs, print tables and write files.
 
@@ -182,7 +182,7 @@ def run(
         The experiment.
     datasets : list of str or None
         The datasets; None takes those of the experiment.
-    files, shared, own
+    files, shared, of_models
         The user's settings, see `Experiment.resolved`.
 
     Returns
@@ -201,11 +201,11 @@ def run(
     by_dataset: RunSettings = {dataset: {} for dataset in datasets}
     for dataset, rows in by_dataset.items():
         for row in experiment.rows:
-            rows[row] = experiment.resolved(row, dataset, files, shared, own)
+            rows[row] = experiment.resolved(row, dataset, files, shared, of_models)
     for dataset, rows in by_dataset.items():
-        tables = {row: _check(experiment, dataset, row, settings) for row, settings in rows.items()}
+        read = {row: _check(experiment, dataset, row, settings) for row, settings in rows.items()}
         if experiment.kind == "projection":
-            _check_alike(dataset, tables)
+            _check_alike(dataset, read)
     first_rows = next(iter(by_dataset.values()))
     saved = Path(next(iter(first_rows.values()))["checkpoint_dir"])
     if experiment.kind == "projection":
@@ -262,9 +262,9 @@ def _check(experiment: Experiment, dataset: str, row: str, settings: dict) -> In
     return spec.interactions
 
 
-def _check_alike(dataset: str, tables: dict[str, Interactions]) -> None:
+def _check_alike(dataset: str, of_rows: dict[str, Interactions]) -> None:
     """Raise UserError if a row has other items or events than the first row."""
-    (first_row, first), *others = tables.items()
+    (first_row, first), *others = of_rows.items()
     for row, other in others:
         for column in ("items", "users", "item", "start"):
             if not np.array_equal(getattr(first, column), getattr(other, column)):
@@ -377,7 +377,7 @@ class _RatedCases:
         from ..evaluation.rating import Ratings
 
         train, valid, test = datasets
-        tables, column = train.interactions, model.config["RATING_FIELD"]
+        interactions, column = train.interactions, model.config["RATING_FIELD"]
         sample = _at_most(train.cases, experiment.cases_per_user, model.config["seed"])
         cases = {"train": sample, "valid": valid.cases, "test": test.cases}
         ratings = {}
@@ -387,9 +387,9 @@ class _RatedCases:
                     f"experiment rating needs cases to train, validate and test on, and {name} has "
                     f"no {part} case; set eval_args.split"
                 )
-            ratings[part] = Ratings.of_rows(tables, part_cases.end, column)
+            ratings[part] = Ratings.of_rows(interactions, part_cases.end, column)
         training_rows = np.flatnonzero(train.split.train_events)
-        return cls(cases, ratings, Ratings.of_rows(tables, training_rows, column))
+        return cls(cases, ratings, Ratings.of_rows(interactions, training_rows, column))
 
     def errors(self, predictions: np.ndarray) -> dict[str, float]:
         """Errors of predicted ratings of the test cases."""

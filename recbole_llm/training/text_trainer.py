@@ -159,6 +159,7 @@ class LLMTrainer(Harness):
         return dataset
 
     def rank(self, eval_data, topk=0, show_progress=False, kept=None):
+        """See `Harness.rank`; the model is told which cases come."""
         self.model.start_ranking(part_of(eval_data._dataset), self.selecting, kept and kept.weights)
         return super().rank(eval_data, topk, show_progress, kept)
 

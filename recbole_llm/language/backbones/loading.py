@@ -175,8 +175,8 @@ def loading_reports() -> Iterator[list[dict]]:
 
     def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
         model, report = inner(cls, *args, output_loading_info=True, **kwargs)
-        own = {"own_keys": set(model.state_dict()), "prefix": f"{model.base_model_prefix}."}
-        reports.append(dict(report) | own)
+        of_model = {"own_keys": set(model.state_dict()), "prefix": f"{model.base_model_prefix}."}
+        reports.append(dict(report) | of_model)
         return (model, report) if output_loading_info else model
 
     with (
@@ -245,11 +245,11 @@ def layers_beyond(report: dict) -> set[str]:
     def without_numbers(key: str) -> str:
         return re.sub(r"(?<![^.])\d+(?![^.])", "*", key.removeprefix(report["prefix"]))
 
-    own = {without_numbers(key) for key in report["own_keys"]}
+    patterns = {without_numbers(key) for key in report["own_keys"]}
     beyond = set()
     for key in report["unexpected_keys"]:
         pattern = without_numbers(key)
-        if "*" in pattern and pattern in own:
+        if "*" in pattern and pattern in patterns:
             beyond.add(key)
     return beyond
 

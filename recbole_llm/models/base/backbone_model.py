@@ -54,6 +54,7 @@ class BackboneModel(TextModel, TokenTrainable):
 
     @classmethod
     def check(cls, config, inputs):
+        """See `TextModel.check`."""
         if inputs.restored:
             return
         if inputs.start:

@@ -60,6 +60,7 @@ class CandidateJudge(BackboneModel):
 
     @classmethod
     def check(cls, config, inputs):
+        """See `TextModel.check`."""
         super().check(config, inputs)
         Instructions.of_domain(config["domain"])
         if config["quantize"] != "none" and (

@@ -97,8 +97,15 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return True
 
     @classmethod
-    def check(cls, config, interactions) -> None:
+    def check(cls, config, inputs: ModelInputs) -> None:
         """Check the settings before anything is trained.
+
+        Parameters
+        ----------
+        config : Config
+            The settings, as RecBole's Config holds them.
+        inputs : ModelInputs
+            The data and the earlier runs that the model would be made from.
 
         Raises
         ------
@@ -193,9 +200,11 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         return scores
 
     def score_catalogue(self, cases: Cases) -> torch.Tensor:
+        """See :meth:`recbole_llm.contracts.models.Scorer.score_catalogue`."""
         return torch.as_tensor(self.scores(cases)).to(self.device)
 
     def score_candidates(self, cases: Cases, items: torch.Tensor) -> torch.Tensor:
+        """See :meth:`recbole_llm.contracts.models.Scorer.score_candidates`."""
         scores = self.score_catalogue(cases)
         return scores.gather(1, items.to(scores.device))
 

@@ -295,7 +295,7 @@ class Findings:
         -------
         cases : ndarray of int64 [n]
             Number of cases of each user.
-        own : ndarray of float64 [n, 4]
+        by_adapter : ndarray of float64 [n, 4]
             METRICS of each user by Model 5.
         other : ndarray of float64 [n, 4]
             METRICS of each user by Model 3.
@@ -303,9 +303,9 @@ class Findings:
             The users by activity.
         """
         has = self.results.covered["5"]
-        _, cases, own = user_values(self.results.ranks["5"].take(has))
+        _, cases, by_adapter = user_values(self.results.ranks["5"].take(has))
         _, _, other = user_values(self.results.ranks["3"].take(has))
-        return cases, own, other, by_activity(cases, self.borders)
+        return cases, by_adapter, other, by_activity(cases, self.borders)
 
     def outcomes(self) -> Table:
         """Make the table of users by the outcome of Model 5 against Model 3.
@@ -315,8 +315,8 @@ class Findings:
         Table
             Numbers of users, a row for each group by activity.
         """
-        cases, own, other, groups = self.own_users()
-        outcome_of = outcomes(own, other, self.threshold)
+        cases, by_adapter, other, groups = self.own_users()
+        outcome_of = outcomes(by_adapter, other, self.threshold)
         members = {name: groups.of == number for number, name in enumerate(groups.names)}
         members["all"] = np.ones(len(cases), dtype=bool)
         rows: list[Row] = []
@@ -385,7 +385,7 @@ class Findings:
     def _questions(self, models: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """Questions -> the pairs of models whose differences answer them."""
         personal = [model for model in models if model.startswith("4.")]
-        own = [model for model in ("5", "7") if model in models]
+        of_users = [model for model in ("5", "7") if model in models]
         cohorts = [model for model in self.results.groupings if self.has(model)]
         cohorts = [model for model in cohorts if model[0] == "4"]
         random = [(model, f"6{model[1:]}") for model in cohorts]
@@ -394,7 +394,7 @@ class Findings:
                 ("3", "2")
             ],
             "1. Does personalization help at all, against Model 3?": [
-                (model, "3") for model in [*personal, *own]
+                (model, "3") for model in [*personal, *of_users]
             ],
             "2. Clustered against random cohorts": [
                 pair for pair in random if pair[1] in self.results.ranks
@@ -402,7 +402,7 @@ class Findings:
             "3. Cohorts against Model 3, for each number of cohorts": [
                 (model, "3") for model in cohorts
             ],
-            "4. Users against Model 3": [(model, "3") for model in own],
+            "4. Users against Model 3": [(model, "3") for model in of_users],
             "5. Users against cohorts": [("5", model) for model in personal if "5" in models],
         }
 
@@ -468,10 +468,10 @@ class Findings:
         Mean differences of each group by activity, and Spearman's correlation of a user's
         difference with the number of Future-Test cases.
         """
-        cases, own, other, groups = self.own_users()
+        cases, by_adapter, other, groups = self.own_users()
         lines = []
         for metric in ("recall@10", "ndcg@10"):
-            gap = (own - other)[:, METRICS.index(metric)]
+            gap = (by_adapter - other)[:, METRICS.index(metric)]
             parts = []
             for number, name in enumerate(groups.names):
                 of_group = gap[groups.of == number]
