@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from filelock import FileLock
 from shops import run_commands
 
 ROOT = Path(__file__).resolve().parents[1]
+# The tests' servers have no certificates. Reading the machine's takes 50 ms for every client.
+os.environ.setdefault("SSL_CERT_DIR", str(ROOT / "tests"))
 
 
 def pytest_addoption(parser):
@@ -62,6 +65,29 @@ def make_once(tmp_path_factory):
 def shop(make_once):
     """Two folders in which commands have run; see shops.Shop."""
     return make_once("shop", run_commands)
+
+
+@pytest.fixture
+def trained_run(make_once, tmp_path):
+    """trained_run(model, **settings): a finished run on the small world, both in `tmp_path`.
+
+    A run of these settings is trained once and copied: the test may do with it what it likes.
+    """
+    from worlds import settings_for, write_cycle
+
+    from recbole_llm.runs.commands import run_settings
+    from recbole_llm.settings.identity import digest
+
+    def trained_run(model, users=16, **own):
+        def train(folder):
+            run_settings(settings_for(model, write_cycle(folder, users=users), **own))
+            return folder
+
+        source = make_once(digest([model, users, own]), train)
+        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+        return run_settings(settings_for(model, tmp_path, **own))
+
+    return trained_run
 
 
 @pytest.fixture

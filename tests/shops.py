@@ -17,8 +17,8 @@ WORDS = [*COLOURS, "dog", "cat", "bird", "fish", "toy", "bowl", "leash", "bed", 
 WORDS += ["treat", "brush"]
 
 
-def write_shop(folder, name="tiny", seed=0):
-    """dataset/<name> with 40 users, 30 items, titles and times.
+def write_shop(folder, name="tiny", seed=0, users=40):
+    """dataset/<name> with 30 items, titles and times.
 
     Returns each user's items in order.
     """
@@ -28,7 +28,7 @@ def write_shop(folder, name="tiny", seed=0):
         for number in range(30)
     ]
     events, bought = [], {}
-    for user in range(40):
+    for user in range(users):
         bought[f"u{user}"] = [f"i{rng.randrange(30)}" for _ in range(rng.randint(5, 9))]
         events += [
             f"u{user}\t{item}\t{rng.randint(1, 5)}\t{1_600_000_000 + 100 * len(events) + time}"

@@ -12,25 +12,19 @@ from recbole_llm.runs.commands import evaluate_run, run_settings
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(make_once):
     """Train a run in full, a LoRA run from it, and a LoRA run from that one."""
-    folder = tmp_path_factory.mktemp("lora")
-    write_cycle(folder)
-    runs = [run_settings(settings_for("CALRec", folder, epochs=2))]
-    for _ in range(2):
-        runs.append(
-            run_settings(
-                settings_for(
-                    "CALRec",
-                    folder,
-                    epochs=2,
-                    adapter="lora",
-                    lora_dropout=0.1,
-                    init_from=runs[-1].folder.name,
-                )
-            )
-        )
-    return folder, runs
+    own = {"adapter": "lora", "lora_dropout": 0.1}
+
+    def train(folder):
+        write_cycle(folder)
+        runs = [run_settings(settings_for("CALRec", folder))]
+        for _ in range(2):
+            start = runs[-1].folder.name
+            runs.append(run_settings(settings_for("CALRec", folder, init_from=start, **own)))
+        return folder, runs
+
+    return make_once("adapters", train)
 
 
 def logits(bundle):

@@ -29,10 +29,14 @@ LEARNED = {
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
+def learned(make_once):
     """Return (folder, run) of a trained model whose texts are items."""
-    folder = write_cycle(tmp_path_factory.mktemp("learned"))
-    return folder, run_settings(settings_for("CALRec", folder, **LEARNED))
+
+    def train(folder):
+        write_cycle(folder, users=40)
+        return folder, run_settings(settings_for("CALRec", folder, **LEARNED))
+
+    return make_once("learned", train)
 
 
 @pytest.fixture

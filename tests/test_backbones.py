@@ -63,7 +63,15 @@ def save_model(kind, folder):
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Llama",
+        pytest.param("GPT2", marks=pytest.mark.slow),
+        pytest.param("Qwen2", marks=pytest.mark.slow),
+        pytest.param("Gemma2", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_in_a_folder_is_trained_and_loaded_again(kind, tmp_path):
     write_cycle(tmp_path, users=12)
     folder = save_model(kind, tmp_path / "pretrained")

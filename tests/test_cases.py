@@ -34,7 +34,7 @@ AWAITED = {  # left out: how settings are read is to be written anew, and these 
     "65b-closed-interval": "intervals as lists",
     "66-tilde": "~ in a path setting",
 }
-SLOW = {"55-optimizers", "94-full-after-lora"}  # many trainings
+SLOW = {"55-optimizers", "94-full-after-lora", "97-feature-models"}  # many trainings
 
 
 @dataclass(frozen=True)

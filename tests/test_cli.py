@@ -125,7 +125,7 @@ def test_compare_prints_mean_and_deviation_over_seeds(shop):
     assert values[0] != values[1]
     mean, sd = statistics.mean(values), statistics.stdev(values)
     assert f"{mean:.4f} ± {sd:.4f}" in table_line(shop.compare.stdout, "GRU4Rec")
-    (folder,) = (shop.second / "saved" / "interactions").glob("tiny-Pop-LIR-GRU4Rec-????????")
+    (folder,) = (shop.second / "saved" / "tables").glob("tiny-Pop-LIR-GRU4Rec-????????")
     assert {path.name for path in folder.iterdir()} == {
         "table.md",
         "table.tex",
@@ -229,6 +229,7 @@ def test_recommend_writes_nothing(shop):
     assert shop.recommend_left == shop.again_left and shop.user.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_run_leaves_argv_and_environment_alone_and_loads_no_ray(tmp_path):
     write_shop(tmp_path)
     done = process(tmp_path, code=LEFT_ALONE, CUDA_VISIBLE_DEVICES="keep")

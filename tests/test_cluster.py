@@ -141,6 +141,7 @@ def test_a_server_of_http2_that_is_no_grpc_is_told(answer, passes):
                 ray_cluster._probe(address)
 
 
+@pytest.mark.slow
 def test_a_ray_of_its_own_passes(monkeypatch):
     """Ray's server knows the call, but would answer any other with status 200 as well."""
     pytest.importorskip("ray")

@@ -418,6 +418,7 @@ def test_gradients_are_unscaled_before_clipping(tmp_path, config, monkeypatch):
     assert not torch.equal(weights(False, clip_grad_norm={"max_norm": 1e-3}), plain)
 
 
+@pytest.mark.slow
 def test_run_recbole_is_silent(tmp_path):
     """Stock fails on all four models; see stock_runs.py for what else is checked."""
     header, *events = (PACKAGE / "dataset_example/ml-100k/ml-100k.inter").read_text().splitlines()

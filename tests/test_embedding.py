@@ -254,7 +254,7 @@ def test_every_ranking_has_vectors_of_the_weights_as_they_are(tmp_path):
     """Each validation finds what its weights give when they are loaded afresh."""
     from recbole_llm.training.weights import load_weights
 
-    write_cycle(tmp_path)
+    write_cycle(tmp_path, users=40)
     _, model, trainer, (train, valid, _) = prepared(
         "ST5Seq", tmp_path, epochs=2, max_length=64, learning_rate=0.003
     )

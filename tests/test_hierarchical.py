@@ -92,7 +92,9 @@ def matched(tmp_path_factory):
     from recbole_llm.data.sample.generator import build_world
 
     world, rng = build_world(), np.random.default_rng(0)
-    _, model, trainer, (_, _, test) = prepared("LIR", tmp_path_factory.mktemp("pet"), "Pet")
+    _, model, trainer, (_, _, test) = prepared(
+        "LIR", tmp_path_factory.mktemp("pet"), "Pet", test_users=200
+    )
     interactions, cases = test._dataset.interactions, test._dataset.cases
     number = {item: row for row, item in enumerate(interactions.items)}
     place = np.array([number.get(item, -1) for item in world.items.item_id])

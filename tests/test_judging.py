@@ -63,7 +63,15 @@ def plain(model, parts, ids):
     return found
 
 
-@pytest.mark.parametrize("alike", [[], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3]])
+@pytest.mark.parametrize(
+    "alike",
+    [
+        [],
+        [0, 1, 2],
+        pytest.param([0, 1, 2, 3], marks=pytest.mark.slow),
+        pytest.param([0, 2, 3], marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_plain_passes(family, alike, tokenizer):
     """Hidden states and all gradients equal those of plain passes in float32.

@@ -126,9 +126,7 @@ def test_training(tmp_path):
         and rows[0]["valid"] == rows[1]["valid"]
         and rows[0]["best_epoch"] == rows[1]["best_epoch"]
     )
-    interactions = [
-        RankTable.load(only(folder, "LLMTRSR-") / "test.ranks.npz") for folder in folders
-    ]
-    assert np.array_equal(interactions[0].above, interactions[1].above) and np.array_equal(
-        interactions[0].user, interactions[1].user
+    tables = [RankTable.load(only(folder, "LLMTRSR-") / "test.ranks.npz") for folder in folders]
+    assert np.array_equal(tables[0].above, tables[1].above) and np.array_equal(
+        tables[0].user, tables[1].user
     )

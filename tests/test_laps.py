@@ -34,7 +34,7 @@ def calls(monkeypatch):
     count(recbole_llm.settings.resolving, "resolve", "settings resolved")
     count(recbole_llm.data.reading.interactions, "read_atomic", "files read")
     count(recbole_llm.data.recbole.datasets, "make_split", "splits made")
-    count(recbole_llm.data.texts.text.ItemText, "from_tables", "texts made")
+    count(recbole_llm.data.texts.text.ItemText, "from_interactions", "texts made")
     count(recbole_llm.runs.checks, "check", "runs checked")
     count(recbole.config.configurator.Config, "__init__", "Configs of RecBole")
     recbole_llm.data.recbole.datasets._load.cache_clear()

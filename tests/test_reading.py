@@ -45,7 +45,8 @@ def test_pieces_are_whole_lines_in_their_order(reader, tmp_path, size, monkeypat
     monkeypatch.setattr(reading, "PIECE", size)
     monkeypatch.setattr(reading, "BLOCK", 1 + size // 3)
     path = tmp_path / "rows.json.gz"
-    for data in (ROWS, ROWS[:-1], ROWS[:300], b"", b"\n\n"):
+    rows = ROWS if size > 1 else ROWS[:20_000]  # a piece for every line of them
+    for data in (rows, rows[:-1], ROWS[:300], b"", b"\n\n"):
         packed = gzip.compress(data)
         path.write_bytes(packed)
         pieces = content(reader, path)

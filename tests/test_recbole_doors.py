@@ -97,7 +97,7 @@ def test_what_run_recbole_trains_is_a_run_of_ours(trained, capsys):
     expected = {key: value for key, value in row["test"].items() if key in result["test_result"]}
     assert expected == result["test_result"] and len(expected) > 10
     run = Run(folder, row)
-    assert len(run.ranks()) == row["cases"] == 40
+    assert len(run.ranks()) == row["cases"] == 16
     assert main(["recommend", f"--checkpoint={folder.name}", "--user=u1", "--k=3"]) == 0
     assert capsys.readouterr().out.count("\n   ") >= 3
     assert main(["compare", f"--runs={folder.name}"]) == 0
@@ -134,7 +134,7 @@ def test_recbole_loads_it_with_the_same_scores(trained):
     cases = data._dataset.cases[:8]
     scores = [scores_of(model.eval(), data._dataset, cases) for model in (theirs, ours)]
     assert torch.equal(*scores) and scores[0].std() > 0
-    assert len(test._dataset) == 40
+    assert len(test._dataset) == 16
 
 
 def test_before_the_test_cases_are_ranked_the_row_is_of_validation(config, tmp_path, monkeypatch):

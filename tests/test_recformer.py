@@ -478,6 +478,7 @@ def test_settings_that_cannot_be(cycle, own, message):
 # --- learning -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_certain_world_is_learnt(tmp_path):
     """A model with random weights learns which item is next, which Pop cannot tell."""
     write_cycle(tmp_path, users=48, length=10)
@@ -497,6 +498,7 @@ def test_a_certain_world_is_learnt(tmp_path):
     assert reached > 0.7 > 3 * pop.evaluate(test)["recall@1"]
 
 
+@pytest.mark.slow
 def test_a_longformer_is_trained_and_loaded_again(tmp_path, cycle):
     folder = longformer(tmp_path / "long")
     own = {"stages": ["pretrain", "first"], "attention_window": 32, "backbone": folder}

@@ -8,12 +8,15 @@ from recbole_llm.runs.commands import run_settings
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """LIR on the sample, whose titles share words: (arguments of the command, ids of all items)."""
-    folder = tmp_path_factory.mktemp("shop")
-    run = run_settings(settings_for("LIR", folder, "Pet", topk=[1, 5, 10]))
-    args = [f"--checkpoint={run.folder.name}", f"--checkpoint_dir={folder / 'saved'}"]
-    return [*args, f"--data_path={folder}"]
+def trained(make_once):
+    """The arguments of the command for LIR on the sample, whose titles share words."""
+
+    def train(folder):
+        run = run_settings(settings_for("LIR", folder, "Pet", test_users=20))
+        args = [f"--checkpoint={run.folder.name}", f"--checkpoint_dir={folder / 'saved'}"]
+        return [*args, f"--data_path={folder}"]
+
+    return make_once("lir-of-the-sample", train)
 
 
 def recommended(trained, history, capsys):

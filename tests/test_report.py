@@ -388,6 +388,7 @@ def marked_tables(monkeypatch):
     return marks_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_equal_models_are_marked_in_at_most_5_percent_of_tables(marked_tables, seeds, monkeypatch):
     """The error rate is family-wise: one mark in ten columns of three models counts.

@@ -592,7 +592,7 @@ RUN = [
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
-    write_shop(tmp_path)
+    write_shop(tmp_path, users=8)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -673,6 +673,7 @@ def test_the_file_of_summaries_is_printable(server, shop, monkeypatch):
     assert texts == {r"\x1b[31mred\x1b[0m and nothing \x00 \u202eback\x9b2J"}
 
 
+@pytest.mark.slow
 def test_second_attempts_are_billed_too(server, shop):
     server.fault = lambda prompt, body: "long" if sum(map(ord, prompt)) % 3 == 0 else None
     assert cli.main([*RUN, f"--summarizer={server.url}", *SMALL]) == 0

@@ -179,7 +179,10 @@ def models_with_seeds(rng, seeds, effect=0.0, by_seed=0.0, users=120):
     )
 
 
-@pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (3, 2)])
+@pytest.mark.parametrize(
+    "seeds",
+    [(3, 2), *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in ((2, 2), (3, 3)))],
+)
 @pytest.mark.parametrize("by_seed", [0.0, 0.3])
 def test_equal_models_of_several_seeds_differ_in_5_percent_of_worlds(seeds, by_seed):
     """A seed that moves all users alike is no evidence of a better model."""

@@ -242,18 +242,19 @@ def norm(self, x):
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
-def test_sixteen_users_together_are_each_of_them_alone(world, monkeypatch):
+@pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_users_together_are_each_of_them_alone(world, monkeypatch, count):
     monkeypatch.setattr(T5LayerNorm, "forward", norm)
     frozen, recipe, learners = (
         frozen_of(world, torch.float64),
         Recipe(**RECIPE | {"patience": 0, "lora_rank": 4}),
-        learners_of(world),
+        learners_of(world, count),
     )
-    assert len({len(one.train) for one in learners}) > 3
+    assert len({len(one.train) for one in learners}) > 1
     stacks = adapter_training.together(learners, recipe.train_batch_size, 16)
     assert (
         sorted(names_of(stacks)) == sorted(one.name for one in learners)
-        and max(map(len, stacks)) > 3
+        and max(map(len, stacks)) > 1
     )
     stopped = set()
     for own in stacks:
@@ -327,8 +328,8 @@ def test_peft_loads_a_saved_adapter(world, tmp_path):
 
 
 def test_in_float32_vectors_and_ranks_agree(world):
-    frozen, recipe = frozen_of(world), Recipe(**RECIPE | {"learning_rate": 0.001, "epochs": 3})
-    own = max(adapter_training.together(learners_of(world), recipe.train_batch_size, 6), key=len)
+    frozen, recipe = frozen_of(world), Recipe(**RECIPE | {"learning_rate": 0.001, "epochs": 2})
+    own = max(adapter_training.together(learners_of(world, 8), recipe.train_batch_size, 6), key=len)
     together = train(frozen, own, recipe).stack
     for number, learner in enumerate(own):
         single = train(frozen, [learner], recipe).stack

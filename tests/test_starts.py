@@ -22,10 +22,14 @@ from recbole_llm.studies.recommend import recommend
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(make_once):
     """(folder, run) of a full run of CALRec."""
-    folder = write_cycle(tmp_path_factory.mktemp("trained"))
-    return folder, run_settings(settings_for("CALRec", folder))
+
+    def train(folder):
+        write_cycle(folder)
+        return folder, run_settings(settings_for("CALRec", folder))
+
+    return make_once("full-run", train)
 
 
 @pytest.fixture
@@ -330,7 +334,7 @@ class Ranking:
         return self.inner(model, cases)
 
 
-@pytest.mark.parametrize("learner", ["adam", "muon"])
+@pytest.mark.parametrize("learner", ["adam", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
     """What was ranked is not ranked again, and the figures are those of a run nobody stopped."""
     users, ranked = 8, 4

@@ -19,7 +19,13 @@ from recbole_llm.errors import UserError
 from recbole_llm.settings import layers, registry, stock
 from recbole_llm.settings.defaults import stock_defaults
 
-COMMON = ("--dataset=tiny", "--beside=[]", "--show_progress=false", "--epochs=1")
+COMMON = (
+    "--dataset=tiny",
+    "--beside=[]",
+    "--show_progress=false",
+    "--epochs=1",
+    "--MAX_ITEM_LIST_LENGTH=10",
+)
 LABELS = "--threshold.rating=4 --load_col.inter='[user_id, item_id, rating, timestamp]'"
 FM = f"--model=FM {LABELS} --load_col.item='[item_id, price, vector]'"
 

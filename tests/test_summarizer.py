@@ -29,7 +29,7 @@ def test_summaries_are_of_what_came_before(tmp_path):
     """The target and all behind it are in no prompt, whoever asks."""
     write_cycle(tmp_path)
     _, model, _, (_, _, test) = made("LLMTRSR", tmp_path, block_size=2, fan_in=2)
-    cases = test._dataset.cases[np.arange(40)]
+    cases = test._dataset.cases[np.arange(16)]
     for case, summary in enumerate(model.summarizer.of(cases.histories(model.interactions))):
         target = model.text.values[model.interactions.item[cases.end[case]]][0]
         before = {model.text.values[item][0] for item in cases.histories(model.interactions)[case]}
@@ -223,7 +223,7 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     write_cycle(tmp_path)
     own = {"summary": kind, "block_size": 2, "fan_in": 2}
     (line,) = summarize(small("LLMTRSR", tmp_path, **own))
-    assert line.startswith("summaries of 280 histories: ")
+    assert line.startswith("summaries of 112 histories: ")
     with open(line.partition(": ")[2], newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     tests = [row for row in rows if (row["part"], row["user"]) == ("test", "u3")]
@@ -240,7 +240,7 @@ def test_summarize_writes_what_a_run_reads(tmp_path, caplog, kind):
     assert asked == known and int(asked) > 100
     (few,) = summarize(small("LLMTRSR", tmp_path, **own, test_users=5, valid_users=3))
     assert (
-        few.startswith("summaries of 208 histories: ")
+        few.startswith("summaries of 88 histories: ")
         and few.partition(": ")[2] != line.partition(": ")[2]
     )
     with pytest.raises(

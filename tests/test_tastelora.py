@@ -227,6 +227,7 @@ def test_negatives_are_never_of_the_users_own(cycle):
 # --- the model ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_the_cycle(cycle):
     """The next item is certain; Pop has 0.38 here.
 
@@ -263,6 +264,7 @@ def test_numbers_do_not_change_with_filters_and_one_setting_leaves_them_out(cycl
     assert bare.sentences[0].startswith("title: ") and bare.text.names == ("Title",)
 
 
+@pytest.mark.slow
 def test_adapters_go_on_from_a_run(tmp_path):
     cycle = write_cycle(tmp_path, users=24, length=16)
     common = {"negatives": 2, "eval_args.split": {"temporal": [0.6, 0.2, 0.2]}}

@@ -84,6 +84,7 @@ def test_every_form_of_a_time_is_one_moment(tmp_path, kind):
     assert list(written(tmp_path)) == ["x10", *(f"x{n}" for n in range(10))]
 
 
+@pytest.mark.slow
 def test_times_do_not_depend_on_the_zone_of_the_machine(tmp_path):
     """Of text, and of Parquet's columns of times with and without a zone."""
     import duckdb

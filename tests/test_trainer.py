@@ -49,6 +49,7 @@ def run_stock(folder, models, data, dataset, epochs, batch) -> dict:
         "train_neg_sample_args": None,
         "epochs": epochs,
         "train_batch_size": batch,
+        "MAX_ITEM_LIST_LENGTH": 10,
         "eval_args": eval_args | {"mode": "full"},
         "metrics": ["Recall", "NDCG", "MRR"],
         "topk": [1, 5, 10],
@@ -144,7 +145,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("learner", ["adam", "muon"])
+@pytest.mark.parametrize("learner", [pytest.param("adam", marks=pytest.mark.slow), "muon"])
 def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch, learner):
     from recbole_llm.training import text_trainer as module
 
@@ -234,10 +235,12 @@ def test_a_certain_world_is_learnt(tmp_path, model, floor):
     write_cycle(tmp_path, users=48, length=10)
     own = {
         "SASRec": {
-            "epochs": 60,
-            "train_batch_size": 64,
+            "epochs": 20,
             "eval_step": 20,
-            "MAX_ITEM_LIST_LENGTH": 10,
+            "hidden_size": 32,
+            "inner_size": 32,
+            "learning_rate": 0.01,
+            "n_layers": 1,
         },
         "CALRec": {
             "backbone": "scratch:tiny",
@@ -308,7 +311,7 @@ def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
         )
 
 
-@pytest.mark.parametrize("quantize", ["none", "8bit"])
+@pytest.mark.parametrize("quantize", ["none", pytest.param("8bit", marks=pytest.mark.slow)])
 def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
     tmp_path, monkeypatch, quantize
 ):

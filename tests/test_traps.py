@@ -105,10 +105,10 @@ def test_history_is_masked_for_all_or_none(short_users, stock):
         _, history, _, _ = next(iter(test))
         masked.append(history is not None and len(history[1]) > 0)
         model, test = ours(model, short_users)
-        interactions = [
+        tables = [
             rank_cases(model, test, test.cases, mask_history=choice)[0] for choice in (False, True)
         ]
-        counts.append([table.n_candidates.tolist() for table in interactions])
+        counts.append([table.n_candidates.tolist() for table in tables])
     assert masked == [True, False]
     assert (
         counts[0] == counts[1]

@@ -139,9 +139,9 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def searched(make_once):
     pytest.importorskip("ray")
-    return Searched(tmp_path_factory.mktemp("grid"))
+    return make_once("grid", Searched)
 
 
 def test_trials_are_runs(searched):
@@ -168,6 +168,7 @@ def test_a_run_by_that_file_is_there_already(searched, capsys):
     assert len(list((searched.folder / "saved").glob("GRU4Rec-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_with_what_is_missing(searched):
     before = searched.records()
     searched.trials.write_text(json.dumps(before[0]) + "\n")

@@ -13,7 +13,7 @@ from recbole_llm.runs.commands import evaluate_run, run_settings
 from recbole_llm.storage import run_folders
 
 OWN = {"samples": 6, "max_new_tokens": 12, "temperature": 1.0}
-CASES = 40
+CASES = 16
 
 
 def files(folder, part="test"):
@@ -26,9 +26,8 @@ def lines(path):
 
 
 @pytest.fixture
-def run(tmp_path):
-    write_cycle(tmp_path)
-    return run_settings(settings_for("CALRec", tmp_path, **OWN))
+def run(trained_run):
+    return trained_run("CALRec", **OWN)
 
 
 def refuse(monkeypatch, name):
@@ -59,11 +58,11 @@ def test_a_line_holds_a_cases_texts(run, tmp_path):
 @pytest.mark.parametrize(
     "own",
     [
-        {"epsilon": 0.5},
-        {"texts_kept": 1},
         {"match": "hierarchical"},
         {"blend": 1.0},
-        {"generate_rows": 8, "pass_tokens": 300},
+        pytest.param({"epsilon": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"texts_kept": 1}, marks=pytest.mark.slow),
+        pytest.param({"generate_rows": 8, "pass_tokens": 300}, marks=pytest.mark.slow),
     ],
 )
 def test_other_matching_of_the_same_texts(run, tmp_path, monkeypatch, own):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from recbole_llm.testing import WORDS as FRUIT  # noqa: F401
-from recbole_llm.testing import write_small_world as write_cycle  # noqa: F401
+from recbole_llm.testing import write_small_world
 
 # settings that make any model quick
 TINY = {
@@ -21,7 +21,13 @@ TINY = {
     "train_batch_size": 64,
     "eval_step": 1,
     "max_length": 256,
+    "MAX_ITEM_LIST_LENGTH": 10,
 }
+
+
+def write_cycle(folder: Path, users: int = 16, **world) -> Path:
+    """Write `write_small_world` with few users: training on it takes a second."""
+    return write_small_world(folder, users=users, **world)
 
 
 def settings_for(model: str, folder: Path, dataset: str = "cycle", **own) -> dict:
