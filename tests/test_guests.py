@@ -34,13 +34,18 @@ class Nearest(TextModel):
         distance = np.abs(np.arange(len(self.text)) - last[:, None]) + 1.0
         return SIGN * distance ** self.config["power"]
 '''
-STOCK = """
+STOCK = '''
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 
 
 class LastItem(SequentialRecommender):
+    """The next item by the last one.
+
+    Nothing else of the history is read.
+    """
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.items = nn.Embedding(self.n_items, config["my_size"] or 8, padding_idx=0)
@@ -58,7 +63,7 @@ class LastItem(SequentialRecommender):
 
     def full_sort_predict(self, batch):
         return self.forward(batch)
-"""
+'''
 COMMON = ["--dataset=cycle", "--beside=[]", "--show_progress=false", "--topk=[1,10]"]
 
 
@@ -115,6 +120,13 @@ def test_models_of_all_kinds_stand_in_one_table(here, capsys):
     assert last["settings"]["my_size"] == 4 and last["row"]["test"]["ndcg@10"] > 0.9
     (tower,) = record(here, "TwoTower")
     assert tower["settings"]["width"] == 16 and (here / "saved").glob("TwoTower-*")
+
+
+def test_help_says_what_a_class_says_of_itself(here, capsys):
+    assert cli.main(["help", "my_stock:LastItem"]) == 0
+    said = capsys.readouterr().out
+    assert "The next item by the last one.\n" in said and "Nothing else" not in said
+    assert "my_size" in said
 
 
 def test_a_class_is_run_from_python(here):

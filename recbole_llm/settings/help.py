@@ -1,5 +1,6 @@
 """What `recbole-llm help` says of the settings of a model or a command."""
 
+import inspect
 import textwrap
 from collections.abc import Iterable
 
@@ -27,6 +28,8 @@ def model_help(name: str) -> str:
     """
     spec = registry.find(name)
     parts = [f"--model={spec.key}"]
+    if spec.guest and (written := vars(spec.load()).get("__doc__")):
+        parts.append(inspect.cleandoc(written).partition("\n\n")[0])
     of_recbole = model_defaults(spec.key) if not spec.is_text else {}
     if spec.settings is not None:
         parts.append(settings_help(spec.settings))
