@@ -101,7 +101,12 @@ def only_known_keys(monkeypatch):
     monkeypatch.setattr(Config, "__getitem__", strict)
 
 
-@pytest.mark.parametrize("name", FULL + OURS + PAIRS)
+@pytest.mark.parametrize(
+    "name",
+    # TALLRec is LLMTRSR without summaries
+    [name for name in FULL + OURS + PAIRS if name != "TALLRec"]
+    + [pytest.param("TALLRec", marks=pytest.mark.slow)],
+)
 def test_train_evaluate_save_load(movies, only_known_keys, name):
     own = quick(name, movies, checkpoint_dir=str(movies / f"saved-{name}"))
     if name in PAIRS:
