@@ -11,6 +11,7 @@ import pytest
 from cpu_times import CpuTimes
 from filelock import FileLock
 from shops import run_commands
+from small_encoder import write_part
 
 ROOT = Path(__file__).resolve().parents[1]
 # The tests' servers have no certificates. Reading the machine's takes 50 ms for every client.
@@ -26,6 +27,14 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--cpu"):
         config.pluginmanager.register(CpuTimes())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_minilm(request, tmp_path_factory):
+    """What `minilm` means in this process: a part of the real one, except in slow tests."""
+    folder = tmp_path_factory.mktemp("packages")
+    if request.config.getoption("markexpr") != "slow" and write_part(folder):
+        sys.path.insert(0, str(folder))
 
 
 @pytest.fixture(autouse=True)
