@@ -13,6 +13,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.language.prompts.instructions import Instructions
 
 pytest.importorskip("openai")
+from recbole_llm.language.summaries import server as client  # noqa: E402
 from recbole_llm.language.summaries.server import CHARACTERS, ServerEngine  # noqa: E402
 
 
@@ -94,8 +95,9 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.05)
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 

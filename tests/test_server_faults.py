@@ -23,6 +23,7 @@ from recbole_llm.language.summaries.writing import PATIENCE, SummaryStore
 pytest.importorskip("openai")
 from test_server import engine  # noqa: E402
 
+from recbole_llm.language.summaries import server as client  # noqa: E402
 from recbole_llm.language.summaries.server import ServerEngine  # noqa: E402
 
 LINGER = struct.pack("ii", 1, 0)  # a socket that is closed sends a reset
@@ -220,8 +221,9 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.05)
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 

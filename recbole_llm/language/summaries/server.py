@@ -26,6 +26,7 @@ BUSY = (408, 409, 425, 429)
 CONNECT = 30.0  # seconds in which a server takes a connection
 REACH = 10.0  # seconds in which a server lists its models
 MOST_TOKENS = 2**40  # that a server may count for one text
+FIRST_PAUSE = 0.5  # seconds, which double with every further request
 LONGEST_PAUSE = 60.0  # seconds between two requests for one text, whatever the server asks for
 # Reasons that servers give for a text's own end
 ENDED = ("stop", "eos_token", "end_turn", "stop_sequence", "", None)
@@ -451,7 +452,7 @@ def _pause(error: BaseException, attempt: int) -> float:
     try:
         seconds = float(response.headers["retry-after"])
     except (AttributeError, LookupError, ValueError):
-        seconds = min(8.0, 0.5 * 2**attempt)
+        seconds = min(8.0, FIRST_PAUSE * 2**attempt)
     return min(max(seconds, 0.0), LONGEST_PAUSE)
 
 
