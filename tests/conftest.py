@@ -87,14 +87,14 @@ def trained_run(make_once, tmp_path):
     from recbole_llm.runs.commands import run_settings
     from recbole_llm.settings.identity import digest
 
-    def trained_run(model, users=16, **own):
+    def trained_run(model, users=16, **settings):
         def train(folder):
-            run_settings(settings_for(model, write_cycle(folder, users=users), **own))
+            run_settings(settings_for(model, write_cycle(folder, users=users), **settings))
             return folder
 
-        source = make_once(digest([model, users, own]), train)
+        source = make_once(digest([model, users, settings]), train)
         shutil.copytree(source, tmp_path, dirs_exist_ok=True)
-        return run_settings(settings_for(model, tmp_path, **own))
+        return run_settings(settings_for(model, tmp_path, **settings))
 
     return trained_run
 

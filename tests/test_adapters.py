@@ -14,14 +14,14 @@ from recbole_llm.runs.commands import evaluate_run, run_settings
 @pytest.fixture(scope="module")
 def trained(make_once):
     """Train a run in full, a LoRA run from it, and a LoRA run from that one."""
-    own = {"adapter": "lora", "lora_dropout": 0.1}
+    lora = {"adapter": "lora", "lora_dropout": 0.1}
 
     def train(folder):
         write_cycle(folder)
         runs = [run_settings(settings_for("CALRec", folder))]
         for _ in range(2):
             start = runs[-1].folder.name
-            runs.append(run_settings(settings_for("CALRec", folder, init_from=start, **own)))
+            runs.append(run_settings(settings_for("CALRec", folder, init_from=start, **lora)))
         return folder, runs
 
     return make_once("adapters", train)

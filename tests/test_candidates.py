@@ -42,14 +42,14 @@ def world(write):
     return world
 
 
-def tokens(interactions, cases, drawn):
+def tokens(interactions, cases, candidates):
     """Return (user, target) -> drawn item tokens."""
     keys = zip(
         interactions.users[cases.user],
         interactions.items[interactions.item[cases.end]],
         strict=True,
     )
-    return dict(zip(keys, interactions.items[drawn].tolist(), strict=True))
+    return dict(zip(keys, interactions.items[candidates].tolist(), strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
@@ -58,10 +58,10 @@ def test_no_item_twice_and_none_that_is_excluded(world, count, exclude):
     interactions, cases = world(random_rows())
     met_drawn = 0
     for seed in range(20):
-        drawn = draw_candidates(interactions, cases, count, seed, exclude)
-        assert drawn.shape == (len(cases), count) and drawn.dtype == np.int64
-        assert drawn.min() >= 0 and drawn.max() < ITEMS
-        for user, end, row in zip(cases.user, cases.end, drawn, strict=True):
+        candidates = draw_candidates(interactions, cases, count, seed, exclude)
+        assert candidates.shape == (len(cases), count) and candidates.dtype == np.int64
+        assert candidates.min() >= 0 and candidates.max() < ITEMS
+        for user, end, row in zip(cases.user, cases.end, candidates, strict=True):
             met = set(interactions.item[interactions.start[user] : interactions.start[user + 1]])
             assert len(set(row)) == count
             assert interactions.item[end] not in row
@@ -72,14 +72,14 @@ def test_no_item_twice_and_none_that_is_excluded(world, count, exclude):
 def test_all_that_is_left_can_be_drawn(world):
     interactions, cases = world(random_rows())
     case = cases[interactions.users[cases.user] == "everything"]
-    drawn = tokens(interactions, case, draw_candidates(interactions, case, 8, 0))
-    assert {key: sorted(row) for key, row in drawn.items()} == {
+    candidates = tokens(interactions, case, draw_candidates(interactions, case, 8, 0))
+    assert {key: sorted(row) for key, row in candidates.items()} == {
         ("everything", "i21"): sorted(f"i{item}" for item in range(22, 30))
     }
-    drawn = draw_candidates(interactions, cases, ITEMS - 1, 0, "target")
+    candidates = draw_candidates(interactions, cases, ITEMS - 1, 0, "target")
     assert all(
         sorted([*row, interactions.item[end]]) == list(range(ITEMS))
-        for row, end in zip(drawn, cases.end, strict=True)
+        for row, end in zip(candidates, cases.end, strict=True)
     )
 
 
@@ -95,14 +95,14 @@ def test_too_few_items_are_told(world):
 
 def test_a_draw_knows_only_its_case_and_the_seed(world):
     interactions, cases = world(random_rows())
-    drawn = draw_candidates(interactions, cases, 8, 3)
+    candidates = draw_candidates(interactions, cases, 8, 3)
     np.random.seed(0)
-    np.testing.assert_array_equal(drawn, draw_candidates(interactions, cases, 8, 3))
+    np.testing.assert_array_equal(candidates, draw_candidates(interactions, cases, 8, 3))
     np.testing.assert_array_equal(
-        drawn[[7, 2]], draw_candidates(interactions, cases[np.array([7, 2])], 8, 3)
+        candidates[[7, 2]], draw_candidates(interactions, cases[np.array([7, 2])], 8, 3)
     )
     other = draw_candidates(interactions, cases, 8, 4)
-    assert sum(set(a) != set(b) for a, b in zip(drawn, other, strict=True)) > len(cases) / 2
+    assert sum(set(a) != set(b) for a, b in zip(candidates, other, strict=True)) > len(cases) / 2
     assert len({tuple(row) for row in draw_candidates(interactions, cases, 8, 3, "target")}) == len(
         cases
     )
@@ -115,8 +115,8 @@ def test_two_cases_of_one_user_and_target_differ(world):
         + [("v", f"i{item}", item) for item in range(40)]
     )
     cases = make_split(interactions, {"timestamp": [2, 4]}).test
-    drawn = draw_candidates(interactions, cases[interactions.users[cases.user] == "u"], 8, 0)
-    assert len({tuple(row) for row in drawn}) == 4
+    candidates = draw_candidates(interactions, cases[interactions.users[cases.user] == "u"], 8, 0)
+    assert len({tuple(row) for row in candidates}) == 4
 
 
 @pytest.mark.parametrize("exclude", ["user", "target"])
@@ -153,11 +153,13 @@ def test_every_model_has_the_same_candidates(write, parts):
         expected = None
         for model, own in settings.items():
             test = parts(model, folder, catalogue=catalogue, **own)[2]
-            drawn = draw_candidates(test.interactions, test.cases, 8, 2020)
+            candidates = draw_candidates(test.interactions, test.cases, 8, 2020)
             assert len(test.interactions.items) == size == test.item_num - 1
             found = {
                 user: test.id2token("item_id", row + 1).tolist()
-                for user, row in zip(test.interactions.users[test.cases.user], drawn, strict=True)
+                for user, row in zip(
+                    test.interactions.users[test.cases.user], candidates, strict=True
+                )
             }
             expected = expected or found
             assert found == expected

@@ -32,16 +32,21 @@ DECLARED |= {"reference.py", "write.py", "help.py"}
 def words(folder):
     """Return every text that stands in the code of a folder, docstrings and parts of f-strings too.
 
-    Where settings are declared does not count.
+    Where settings are declared does not count, nor does a check of a value.
     """
-    found = set()
+    texts = set()
     for path in folder.rglob("*.py"):
         if "settings" in path.parts and DECLARED & set(path.parts):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(node.value)
-    return found
+        tree, checks = ast.parse(path.read_text(encoding="utf-8")), set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith(("_check", "check_")):
+                checks.update(ast.walk(node))
+        for node in ast.walk(tree):
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if is_text and node not in checks:
+                texts.add(node.value)
+    return texts
 
 
 @pytest.fixture(scope="module")

@@ -368,17 +368,17 @@ def test_the_root_is_small():
 def test_a_module_imports_only_from_packages_before_its_own():
     wrong = []
     for path, parts in modules():
-        own = layer(parts)
+        package = layer(parts)
         for target, top in imports(path, parts):
             line = f"{'.'.join(parts)} imports {'.'.join(target)}"
             if target not in NAMES:
                 wrong.append(f"{line}, which is no module")
                 continue
             other = layer(target)
-            if other == own or target == ("recbole_llm",):  # the version is the package's
+            if other == package or target == ("recbole_llm",):  # the version is the package's
                 continue
-            before = ORDER.index(other) < ORDER.index(own)
-            if not before and (top or (own, other) not in AHEAD):
+            before = ORDER.index(other) < ORDER.index(package)
+            if not before and (top or (package, other) not in AHEAD):
                 wrong.append(line)
     assert wrong == []
 

@@ -34,11 +34,11 @@ def hard_to_read(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_code_reads_step_by_step(folder):
-    found = []
+    faults = []
     for path in sorted(folder.rglob("*.py")):
         places = hard_to_read(ast.parse(path.read_text(encoding="utf-8")))
-        found += [f"{path.relative_to(ROOT).as_posix()}, {place}" for place in places]
-    assert found == []
+        faults += [f"{path.relative_to(ROOT).as_posix()}, {place}" for place in places]
+    assert faults == []
 
 
 @pytest.mark.parametrize(
