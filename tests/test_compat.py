@@ -131,6 +131,24 @@ def test_edits_fit_the_installed_recbole(module):
     assert edited != source and edited.count("\n") == source.count("\n")
 
 
+def test_metrics_of_sklearn_are_computed_by_it():
+    from recbole.evaluator.metrics import AUC, MAE, RMSE
+
+    predicted, true = np.array([1.0, 2.0]), np.array([2.0, 4.0])
+    mean, root, area = (kind.__new__(kind).metric_info for kind in (MAE, RMSE, AUC))
+    assert mean(predicted, true) == 1.5 and root(predicted, true) == pytest.approx(2.5**0.5)
+    assert area(np.array([0.1, 0.9, 0.4]), np.array([0, 1, 0])) == 1.0
+
+
+@pytest.mark.slow
+def test_recboles_models_and_metrics_load_no_sklearn(tmp_path):
+    code = (
+        "import sys, recbole_llm, recbole.quick_start, recbole.model.general_recommender\n"
+        "print('sklearn' in sys.modules)"
+    )
+    assert python(code, tmp_path).stdout.strip() == "False"
+
+
 def test_every_fix_says_why_and_until_when():
     assert all(fix.reason and fix.until and fix.edits for fix in compat.FIXES)
 
