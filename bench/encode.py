@@ -38,10 +38,12 @@ def measure(side: str, texts: list[str]):
         model.encode(texts[:64])
         return timed(model.encode, texts)
     from recbole_llm.language.vectors import frozen_vectors
+    from recbole_llm.settings import layers as settings
 
     # a temporary folder, because stored vectors would be read and not computed
     with tempfile.TemporaryDirectory() as folder:
-        config = {"checkpoint_dir": folder, "device": device(), "precision": side}
+        own = {"checkpoint_dir": folder, "precision": side}
+        config = settings.resolve("UniSRec", "Pet", [], own) | {"device": device()}
         frozen_vectors("minilm", texts[:64], config)
         seconds, vectors = timed(frozen_vectors, "minilm", texts, config)
     return seconds, np.asarray(vectors)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from cpu_times import CpuTimes
 from filelock import FileLock
@@ -35,6 +36,42 @@ def small_minilm(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages")
     if request.config.getoption("markexpr") != "slow" and write_part(folder):
         sys.path.insert(0, str(folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_known_keys():
+    """RecBole's Config gives None for a key that it lacks.
+
+    Here it is an error if our code reads one that no model has, such as a misspelt one.
+    """
+    from recbole_llm import compat
+
+    compat.after_import("recbole.config.configurator", _refuse_unknown_keys)
+
+
+def _refuse_unknown_keys(module):
+    from recbole_llm.settings import model_settings, schema
+    from recbole_llm.settings.harness import HarnessSettings
+
+    inner = module.Config.__getitem__
+    classes = HarnessSettings, *model_settings.classes()
+    known = set().union(*map(schema.defaults, classes))
+
+    def strict(self, key):
+        reader = sys._getframe(1).f_globals["__name__"]
+        if reader.startswith("recbole_llm."):
+            assert key in self or key in known, (
+                f"{reader} reads the setting {key}, which nothing sets"
+            )
+        return inner(self, key)
+
+    module.Config.__getitem__ = strict
+
+
+@pytest.fixture(autouse=True)
+def no_measuring(monkeypatch):
+    """RecBole's run_recbole measures the machine's load for a second, which no test needs."""
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 0.0)
 
 
 @pytest.fixture(autouse=True)

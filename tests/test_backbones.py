@@ -6,6 +6,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from shops import command, rows_of, write_shop
+from suites import fast_only
 from worlds import FRUIT, settings_for, write_cycle
 
 from recbole_llm.language.backbones.scratch import PAD, train_tokenizer
@@ -63,15 +64,7 @@ def save_model(kind, folder):
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "Llama",
-        pytest.param("GPT2", marks=pytest.mark.slow),
-        pytest.param("Qwen2", marks=pytest.mark.slow),
-        pytest.param("Gemma2", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("kind", fast_only(["Llama"], ["Llama", "GPT2", "Qwen2", "Gemma2"]))
 def test_a_model_in_a_folder_is_trained_and_loaded_again(kind, tmp_path):
     write_cycle(tmp_path, users=12)
     folder = save_model(kind, tmp_path / "pretrained")

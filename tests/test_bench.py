@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from suites import fast_only
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 SCRIPTS = sorted(path.name for path in BENCH.glob("*.py") if path.name != "common.py")
@@ -34,11 +35,7 @@ def small_run(script, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def suite_of(script):
-    return pytest.param(script, marks=[] if script == QUICK else [pytest.mark.slow])
-
-
-@pytest.mark.parametrize("script", [*map(suite_of, SCRIPTS)])
+@pytest.mark.parametrize("script", fast_only([QUICK], SCRIPTS))
 def test_a_bench_ends_with_its_figures(script, tmp_path):
     last = small_run(script, tmp_path)
     assert last["bench"] == script.removesuffix(".py")

@@ -1,12 +1,14 @@
 """Experiment files are checked, and each kind of experiment yields its tables."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from suites import fast_only
 from worlds import write_cycle
 
 from recbole_llm.cli import main
@@ -338,8 +340,9 @@ def twins(world):
     path.write_text(text)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("points", [8, 100])
+@pytest.mark.parametrize(
+    ("points", "order"), fast_only([(8, -1), (100, 1)], itertools.product([8, 100], [1, -1]))
+)
 def test_points_have_the_texts_and_colours_of_their_own(ours, twins, monkeypatch, points, order):
     """The vectors are stubs that name their item or user, and reach the plot unchanged."""
     from recbole_llm.models.st5seq import ST5Seq

@@ -3,9 +3,12 @@
 These replace ids, or stand beside them.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from suites import fast_only
 from worlds import FRUIT, prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.cli import main
@@ -272,8 +275,18 @@ def test_users_are_the_mean_of_their_training_items(world):
 # --- the models
 
 
-@pytest.mark.parametrize("mode", ["text", "both"])
-@pytest.mark.parametrize("name", STOCK)
+FAST = [
+    ("SASRec", "both"),
+    ("CORE", "both"),
+    ("DIEN", "text"),
+    ("GRU4Rec", "text"),
+    ("NeuMF", "both"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), fast_only(FAST, itertools.product(STOCK, ("text", "both")))
+)
 def test_train_save_load(name, mode, world, encoder):
     """Everything that can be learned is learned and stored, and nothing else.
 
@@ -314,6 +327,7 @@ def test_train_save_load(name, mode, world, encoder):
     assert torch.equal(scores, scores_of(other, test._dataset, cases))
 
 
+@pytest.mark.slow
 def test_a_text_model_resumes_bit_for_bit(world):
     found = []
     for parts in ([3], [2, 3]):

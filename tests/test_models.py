@@ -1,16 +1,15 @@
 """Models through the harness: train, evaluate, save, load, same scores."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
+from suites import fast_only
 from worlds import prepared, scores_of, settings_for
 
 from recbole_llm.data.sample.locate import locate
-from recbole_llm.settings import model_settings, registry, run_record, schema
-from recbole_llm.settings.harness import HarnessSettings
+from recbole_llm.settings import registry, run_record
 from recbole_llm.testing import check_model
 
 QUICK = {
@@ -78,36 +77,13 @@ def quick(model, folder, **own):
     return shared | OWN.get(model, {}) | own
 
 
-@pytest.fixture
-def only_known_keys(monkeypatch):
-    """RecBole's Config gives None for a key that it lacks.
-
-    Here it is an error if our code reads one that no model has, such as a misspelt one.
-    """
-    from recbole.config import Config
-
-    inner = Config.__getitem__
-    classes = HarnessSettings, *model_settings.classes()
-    known = set().union(*map(schema.defaults, classes))
-
-    def strict(self, key):
-        module = sys._getframe(1).f_globals["__name__"]
-        if module.startswith("recbole_llm."):
-            assert key in self or key in known, (
-                f"{module} reads the setting {key}, which nothing sets"
-            )
-        return inner(self, key)
-
-    monkeypatch.setattr(Config, "__getitem__", strict)
-
-
 @pytest.mark.parametrize(
     "name",
-    # TALLRec is LLMTRSR without summaries
-    [name for name in FULL + OURS + PAIRS if name != "TALLRec"]
-    + [pytest.param("TALLRec", marks=pytest.mark.slow)],
+    # The fast suite trains the others elsewhere: TALLRec is LLMTRSR without summaries, S3Rec is
+    # fine-tuned below, and test_features has DIEN.
+    fast_only({*FULL, *OURS, *PAIRS} - {"TALLRec", "S3Rec", "DIEN"}, [*FULL, *OURS, *PAIRS]),
 )
-def test_train_evaluate_save_load(movies, only_known_keys, name):
+def test_train_evaluate_save_load(movies, name):
     own = quick(name, movies, checkpoint_dir=str(movies / f"saved-{name}"))
     if name in PAIRS:
         own |= {"eval_args.mode": "uni5"}
@@ -137,13 +113,9 @@ def test_s3rec_fine_tunes_from_its_pretraining(movies):
     assert run.row["stage"] == "finetune" and "pretrain" in started
 
 
-def on_real_data(name):
-    """Models of ours are held to the law in the fast suite by test_laws.py, on the small world."""
-    return pytest.param(name, marks=[pytest.mark.slow] if name in registry.OURS else [])
-
-
+# models of ours are held to the law in the fast suite by test_laws.py, on the small world
 @pytest.mark.parametrize(
-    "name", [*map(on_real_data, ["Pop", "BPR", "SASRec", "GRU4Rec", "DIN", *registry.OURS])]
+    "name", fast_only(FULL + PAIRS, ["Pop", "BPR", "SASRec", "GRU4Rec", "DIN", *registry.OURS])
 )
 def test_scores_do_not_depend_on_the_batch(movies, name):
     """A case's scores are its own, whoever shares the batch and in whatever order."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import raw
 from raw import tables
+from suites import fast_only
 
 pytest.importorskip("duckdb")
 
@@ -364,7 +365,7 @@ def test_nothing_is_left_of_an_earlier_dataset(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak")
-@pytest.mark.parametrize("rows", [9_000, pytest.param(300_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", fast_only([9_000], [9_000, 300_000]))
 def test_many_items_without_a_title_take_no_memory(tmp_path, rows):
     (tmp_path / "e.csv").write_text(
         "u,i,t\n" + "".join(f"u{row % 9},i{row},{row}\n" for row in range(rows))

@@ -241,6 +241,7 @@ def test_probabilities_are_a_distribution(shop, sequences):
         assert shop.posterior(history).sum() == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_filtering_equals_brute_force_over_types(shop, sequences):
     preview = set(shop.items.item_id[shop.facts.preview])
     with_box = next(items for items in sequences if preview & set(items[:-1]))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from suites import fast_only
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
@@ -52,13 +53,7 @@ def check_stored(run):
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=() if kind == "encoder of tokens" else pytest.mark.slow)
-        for kind in KINDS
-    ],
-)
+@pytest.mark.parametrize("kind", fast_only(["encoder of tokens"], KINDS))
 def test_full_training_on_adapters_is_stored(world, kind):
     model, own = KINDS[kind]
     full = train(world, model, **own)

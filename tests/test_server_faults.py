@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from shops import rows_of, write_shop
+from suites import fast_only
 from test_summaries import plans, summaries
 
 from recbole_llm import cli
@@ -261,7 +262,11 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# each way in which an answer is bad, and each of the counts; the others are slow tests
+FAST = ["filter", "empty", "long", "cut", "page", "deep", "drip", "busy", "gateway"]
+
+
+@pytest.mark.parametrize("kind", fast_only(FAST, KINDS))
 def test_what_is_wrong_with_one_text_costs_that_text(server, tmp_path, kind, caplog):
     counted, requests = KINDS[kind]
     own = {"timeout": 1.0} if kind == "drip" else {}

@@ -1,5 +1,6 @@
 """Paired tests: against scipy, against known effects, and whatever the order of rows."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import rank_tables
 from effort import lines_run
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
+from suites import fast_only
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.metrics import case_values, evaluate
@@ -180,10 +182,9 @@ def models_with_seeds(rng, seeds, effect=0.0, by_seed=0.0, users=120):
 
 
 @pytest.mark.parametrize(
-    "seeds",
-    [(3, 2), *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in ((2, 2), (3, 3)))],
+    ("seeds", "by_seed"),
+    fast_only([((3, 2), 0.3)], itertools.product([(3, 2), (2, 2), (3, 3)], [0.0, 0.3])),
 )
-@pytest.mark.parametrize("by_seed", [0.0, 0.3])
 def test_equal_models_of_several_seeds_differ_in_5_percent_of_worlds(seeds, by_seed):
     """A seed that moves all users alike is no evidence of a better model."""
     rng, users, worlds = np.random.default_rng(0), np.arange(120), 600

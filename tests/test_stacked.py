@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from suites import fast_only
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from worlds import FRUIT, prepared, t5, write_cycle
 
@@ -242,7 +243,7 @@ def norm(self, x):
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", fast_only([3], [3, 16]))
 def test_users_together_are_each_of_them_alone(world, monkeypatch, count):
     monkeypatch.setattr(T5LayerNorm, "forward", norm)
     frozen, recipe, learners = (

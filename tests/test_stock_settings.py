@@ -12,6 +12,7 @@ import shlex
 import pytest
 import torch
 from shops import there, write_shop
+from suites import fast_only
 from worlds import loaders_of
 
 from recbole_llm.cli import main
@@ -204,7 +205,7 @@ RUNS = (
 )
 
 
-@pytest.mark.parametrize("line", RUNS)
+@pytest.mark.parametrize("line", fast_only(RUNS[::2], RUNS))
 def test_what_can_be_runs(line, command, tmp_path):
     code, said = command(line)
     assert code == 0, said

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from suites import fast_only
 from test_backbones import save_model
 
 from recbole_llm.data.texts.text import UNKNOWN, ItemText
@@ -456,7 +457,7 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", fast_only([0.8], [0.0, 0.8]))
 def test_a_text_does_not_depend_on_what_is_written_beside_it(llama, temperature):
     together = written(local(llama, temperature=temperature), REQUESTS)
     assert together == [

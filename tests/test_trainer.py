@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from suites import fast_only
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import cli
@@ -145,7 +146,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model):
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("learner", [pytest.param("adam", marks=pytest.mark.slow), "muon"])
+@pytest.mark.parametrize("learner", fast_only(["muon"], ["adam", "muon"]))
 def test_a_run_killed_inside_an_epoch_goes_on_from_its_step(tmp_path, monkeypatch, learner):
     from recbole_llm.training import text_trainer as module
 
@@ -311,7 +312,7 @@ def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
         )
 
 
-@pytest.mark.parametrize("quantize", ["none", pytest.param("8bit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quantize", fast_only(["none"], ["none", "8bit"]))
 def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
     tmp_path, monkeypatch, quantize
 ):

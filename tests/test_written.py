@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from suites import fast_only
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.evaluation import resumable as kept_module
@@ -94,7 +95,7 @@ WRITING = [
 ]
 
 
-@pytest.mark.parametrize("own", WRITING)
+@pytest.mark.parametrize("own", fast_only(WRITING[::2], WRITING))
 def test_other_texts_are_written_anew(run, tmp_path, own):
     (old,) = files(run.folder)
     before = old.read_bytes()
