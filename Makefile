@@ -37,7 +37,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(PYTEST_OPTIONS) tests
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(PYTEST_OPTIONS) tests
 
 # the package as a user installs it, in an environment of its own
 wheel: install

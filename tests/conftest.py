@@ -55,7 +55,8 @@ def _refuse_unknown_keys(module):
 
     inner = module.Config.__getitem__
     classes = HarnessSettings, *model_settings.classes()
-    known = set().union(*map(schema.defaults, classes))
+    # `stage` is set for a run of several stages alone
+    known = {"stage"}.union(*map(schema.defaults, classes))
 
     def strict(self, key):
         reader = sys._getframe(1).f_globals["__name__"]

@@ -115,7 +115,7 @@ def test_s3rec_fine_tunes_from_its_pretraining(movies):
 
 # models of ours are held to the law in the fast suite by test_laws.py, on the small world
 @pytest.mark.parametrize(
-    "name", fast_only(FULL + PAIRS, ["Pop", "BPR", "SASRec", "GRU4Rec", "DIN", *registry.OURS])
+    "name", fast_only(STOCK, ["Pop", "BPR", "SASRec", "GRU4Rec", "DIN", *registry.OURS])
 )
 def test_scores_do_not_depend_on_the_batch(movies, name):
     """A case's scores are its own, whoever shares the batch and in whatever order."""
