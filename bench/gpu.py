@@ -84,6 +84,7 @@ PERSONAL_SMALL = {
     "models": "2,3,5",
     "own_users": 2,
     "scratch_vocabulary": 600,
+    "precision": "fp32",
 }
 PERSONAL_FULL = {
     "backbone": "scratch:base",
@@ -99,7 +100,7 @@ PERSONAL_FULL = {
 }
 
 
-def check() -> list[dict]:
+def check(small: bool) -> list[dict]:
     """Differences between this device and the CPU, in fp32 without TensorFloat-32."""
     import torch
 
@@ -108,12 +109,12 @@ def check() -> list[dict]:
     from recbole_llm.settings import layers as settings
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    rows = []
+    rows, count = [], 4 if small else 32
     with tempfile.TemporaryDirectory() as folder:
-        own = {"checkpoint_dir": folder, "show_progress": False, "train_batch_size": 32}
+        own = {"checkpoint_dir": folder, "show_progress": False, "train_batch_size": count}
         for name in ("TALLRec", "CALRec"):
             _, trainer, _ = Runner(describe(settings.resolve(name, "Pet", [], own))).build()
-            examples = trainer.model.examples(0)[:32]
+            examples = trainer.model.examples(0)[:count]
             rows.append({"check": f"training step of {name}"} | check_step(trainer, examples))
         # decoding is that of the last model, CALRec
         rows += check_decoding(trainer.model, [example[0].ids for example in examples[:8]])
@@ -191,8 +192,9 @@ def speed(small: bool) -> list[dict]:
 
 
 def small_settings(model: str, given: dict) -> dict:
-    """The settings of a run, changed so that it takes seconds."""
+    """The settings of a run, changed so that it takes seconds, on CPUs without bf16 too."""
     given = {key: value for key, value in given.items() if key not in OFFICE}
+    given["precision"] = "fp32"
     given |= {"user_sample": 60, "epochs": 1, "test_users": 20, "valid_users": 20}
     given |= {"samples": 4, "valid_samples": 2} if model == "CALRec" else {"targets": "one"}
     if given["backbone"].startswith("scratch:"):
@@ -265,7 +267,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         saved = args.saved or temporary
         parts = {
-            "check": check,
+            "check": lambda: check(args.small),
             "speed": lambda: speed(args.small),
             "personal": lambda: personal(args.data, saved, args.small),
             "quality": lambda: quality(args.data, saved, ends, args.small),
