@@ -49,6 +49,11 @@ def lines(rows) -> bytes:
     ).encode()
 
 
+def packed(rows) -> bytes:
+    """Compress lines; the same lines give the same bytes at any time."""
+    return gzip.compress(lines(rows), mtime=0)
+
+
 def reviews2018() -> list:
     """Return the lines of reviews."""
     events = [
@@ -129,8 +134,8 @@ def amazon2018(folder: Path, category: str = "Toys_and_Games") -> None:
     Warts: a broken line, a line without a user, a duplicate review, equal times, a review of an
     item without metadata.
     """
-    (folder / f"{category}_5.json.gz").write_bytes(gzip.compress(lines(reviews2018())))
-    (folder / f"meta_{category}.json.gz").write_bytes(gzip.compress(lines(metadata2018())))
+    (folder / f"{category}_5.json.gz").write_bytes(packed(reviews2018()))
+    (folder / f"meta_{category}.json.gz").write_bytes(packed(metadata2018()))
 
 
 def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
@@ -177,7 +182,7 @@ def amazon2023(folder: Path, category: str = "All_Beauty") -> None:
         items[0] | {"parent_asin": "PSCRIPT", "title": "<b>–</b>"},
         items[0],
     ]
-    (folder / f"meta_{category}.jsonl.gz").write_bytes(gzip.compress(lines(items)))
+    (folder / f"meta_{category}.jsonl.gz").write_bytes(packed(items))
 
 
 def yelp(folder: Path) -> None:

@@ -239,6 +239,7 @@ def fuzz(copied, seed: int, count: int) -> tuple[int, int]:
     return told, worked
 
 
+@pytest.mark.slow
 def test_records_of_runs_damaged_anyhow(copied):
     told, worked = fuzz(copied, seed=0, count=150)
     assert told >= 75, (told, worked)

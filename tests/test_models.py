@@ -79,8 +79,8 @@ def quick(model, folder, **own):
 
 @pytest.mark.parametrize(
     "name",
-    # The fast suite trains the others elsewhere: TALLRec is LLMTRSR without summaries, S3Rec is
-    # fine-tuned below, and test_features has DIEN.
+    # The others are slow tests: TALLRec is LLMTRSR without summaries, S3Rec is SASRec behind
+    # a pretraining, and test_features has DIEN.
     fast_only({*FULL, *OURS, *PAIRS} - {"TALLRec", "S3Rec", "DIEN"}, [*FULL, *OURS, *PAIRS]),
 )
 def test_train_evaluate_save_load(movies, name):
@@ -100,6 +100,7 @@ def test_train_evaluate_save_load(movies, name):
     assert torch.equal(before, scores_of(other, test._dataset, some[:2] if name in PAIRS else some))
 
 
+@pytest.mark.slow
 def test_s3rec_fine_tunes_from_its_pretraining(movies):
     from recbole_llm.runs.commands import run_settings
 

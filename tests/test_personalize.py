@@ -770,12 +770,13 @@ def test_continue_train_and_future_test_follow_the_published_identity(tmp_path):
     ).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone,models",
     [
         ("t5", "4.feat,7"),
-        pytest.param("t5", "4.feat,6.feat,5,7", marks=pytest.mark.slow),
-        pytest.param("scratch:tiny", "4.feat,6.feat,5,7", marks=pytest.mark.slow),
+        ("t5", "4.feat,6.feat,5,7"),
+        ("scratch:tiny", "4.feat,6.feat,5,7"),
     ],
 )
 def test_future_test_changes_no_model_and_no_cohort(tmp_path, backbone, models):

@@ -624,6 +624,7 @@ def test_features_are_those_of_feature_models(made, model):
     assert (settings["selected_features"], settings["item_attribute"]) == asked
 
 
+@pytest.mark.slow
 def test_feature_models_learn_from_whole_names(made, tmp_path, capsys):
     ask = [
         "--model=FDSA",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from suites import fast_only
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
@@ -53,7 +52,8 @@ def check_stored(run):
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
-@pytest.mark.parametrize("kind", fast_only(["encoder of tokens"], KINDS))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_full_training_on_adapters_is_stored(world, kind):
     model, own = KINDS[kind]
     full = train(world, model, **own)

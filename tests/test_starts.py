@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from suites import fast_only
 from test_backbones import save_model
 from worlds import prepared, settings_for, write_cycle
 
@@ -335,7 +334,8 @@ class Ranking:
         return self.inner(model, cases)
 
 
-@pytest.mark.parametrize("learner", fast_only(["adam"], ["adam", "muon"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["adam", "muon"])
 def test_a_killed_test_goes_on_where_it_stood(tmp_path, monkeypatch, learner):
     """What was ranked is not ranked again, and the figures are those of a run nobody stopped."""
     users, ranked = 8, 4

@@ -74,6 +74,7 @@ def stock_cycle(tmp_path_factory):
     return folder, run_stock(folder, MODELS, folder, "cycle", 3, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_losses_and_metrics_are_stock_recboles(stock_cycle, model):
     """Same seed, same data, same number of epochs: losses to the last bit, metrics to 1e-9."""
@@ -312,7 +313,8 @@ def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
         )
 
 
-@pytest.mark.parametrize("quantize", fast_only(["none"], ["none", "8bit"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["none", "8bit"])
 def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
     tmp_path, monkeypatch, quantize
 ):

@@ -144,6 +144,7 @@ def searched(make_once):
     return make_once("grid", Searched)
 
 
+@pytest.mark.slow
 def test_trials_are_runs(searched):
     records = searched.records()
     assert len({record["run"] for record in records}) == 2
@@ -154,6 +155,7 @@ def test_trials_are_runs(searched):
         assert run["settings"]["learning_rate"] == record["point"]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_the_best_by_validation_is_a_file_of_settings(searched):
     best, path = searched.best, searched.search_folder / "best.yaml"
     assert best["point"]["learning_rate"] == 0.02
@@ -161,6 +163,7 @@ def test_the_best_by_validation_is_a_file_of_settings(searched):
     assert f"run: {searched.folder / 'saved' / best['run']} " in searched.said
 
 
+@pytest.mark.slow
 def test_a_run_by_that_file_is_there_already(searched, capsys):
     files = f"--config_files={searched.search_folder / 'best.yaml'}"
     assert cli.main(["--model=GRU4Rec", "--dataset=cycle", "--beside=[]", files]) == 0
