@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
 
 from .contracts.cases import Cases
 from .evaluation.loop import catalogue_scores
@@ -20,6 +21,7 @@ from .runs.checks import check
 from .runs.runner import Runner
 from .runs.spec import RunSpec, describe
 from .settings import layers, registry
+from .settings.recbole_config import known_keys_only
 
 __all__ = ["LawBroken", "Laws", "check_model", "write_small_world"]
 
@@ -372,7 +374,10 @@ def check_model(
     >>> check_model("LIR")[0]
     'the target is never shown'
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        known_keys_only(Config, lambda module: not module.startswith("recbole."), LawBroken),
+    ):
         held = Laws(model, folder or Path(temporary), settings, learning)
         names = []
         for law in held.all():

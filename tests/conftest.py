@@ -3,8 +3,10 @@
 import logging
 import os
 import pickle
+import re
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -40,33 +42,18 @@ def small_minilm(request, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def only_known_keys():
-    """RecBole's Config gives None for a key that it lacks.
-
-    Here it is an error if our code reads one that no model has, such as a misspelt one.
-    """
+    """It is an error if our code reads a setting that no model has, such as a misspelt one."""
     from recbole_llm import compat
+    from recbole_llm.settings.recbole_config import known_keys_only
 
-    compat.after_import("recbole.config.configurator", _refuse_unknown_keys)
+    with ExitStack() as stack:
 
+        def watch(module):
+            is_ours = re.compile(r"recbole_llm\.").match
+            stack.enter_context(known_keys_only(module.Config, is_ours, AssertionError))
 
-def _refuse_unknown_keys(module):
-    from recbole_llm.settings import model_settings, schema
-    from recbole_llm.settings.harness import HarnessSettings
-
-    inner = module.Config.__getitem__
-    classes = HarnessSettings, *model_settings.classes()
-    # `stage` is set for a run of several stages alone
-    known = {"stage"}.union(*map(schema.defaults, classes))
-
-    def strict(self, key):
-        reader = sys._getframe(1).f_globals["__name__"]
-        if reader.startswith("recbole_llm."):
-            assert key in self or key in known, (
-                f"{reader} reads the setting {key}, which nothing sets"
-            )
-        return inner(self, key)
-
-    module.Config.__getitem__ = strict
+        compat.after_import("recbole.config.configurator", watch)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Every command takes a user's own model from a file, a class or an installed package."""
 
+import importlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import recbole_llm
 from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.settings import guests, layers, registry
-from recbole_llm.testing import check_model
+from recbole_llm.testing import LawBroken, check_model
 
 SCORER = '''
 import numpy as np
@@ -82,10 +83,11 @@ def here(tmp_path, monkeypatch):
     forget()
 
 
-def forget():
+def forget(*names):
     """Forget imports of a user's own modules, as a new process would."""
     guests._known.clear()
-    for name in ("helper", "my_scorers", "my_stock", "towers", "broken"):
+    importlib.invalidate_caches()
+    for name in ("helper", "my_scorers", "my_stock", "towers", "broken", *names):
         sys.modules.pop(name, None)
 
 
@@ -350,7 +352,7 @@ def test_a_training_that_other_code_goes_on_with_says_so(here, monkeypatch, caps
     assert "trained_by" not in whole.row["versions"]
 
 
-@pytest.mark.parametrize("name", ["my_models", "next_title"])
+@pytest.mark.parametrize("name", ["my_models", "next_title", "next_counts"])
 def test_the_documented_example_is_the_file_that_is_tested(name):
     """The page shows the files that the tests run, which are short."""
     page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -445,3 +447,104 @@ def test_tune_finds_it_in_rays_processes(here):
     assert done.returncode == 0, done.stderr
     assert len(re.findall("trial . of 2: finished", done.stdout)) == 2, done.stdout
     assert np.isfinite([run["row"]["test"]["mrr"] for run in record(here, "Nearest")]).all()
+
+
+def test_the_documented_closed_form_obeys_all_laws_and_finds_the_cycle(here, capsys):
+    assert len(check_model("next_counts:NextCounts")) == 4
+    assert cli.main(["--model=next_counts:NextCounts", *COMMON]) == 0
+    (folder,) = here.glob("saved/NextCounts-*")
+    assert json.loads((folder / "run.json").read_text())["row"]["test"]["recall@1"] == 1
+
+
+SCORES = {
+    "whole numbers": ("np.ones((len(cases), len(self.text)), int)", None),
+    "zeros": ("np.zeros((len(cases), len(self.text)))", None),
+    "a list": ("[[1.0] * len(self.text)] * len(cases)", "as an array or a tensor, found list"),
+    "no name for any": ("np.full((len(cases), len(self.text)), -np.inf)", "targets -inf"),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_equal_numbers_of_any_type_are_a_tie(here, capsys, kind):
+    """The expected rank among 12 items that tie is 6.5, also where every score is zero."""
+    value, message = SCORES[kind]
+    (here / "constant.py").write_text(
+        "import numpy as np\n"
+        "from recbole_llm.models import TextModel\n"
+        "class Constant(TextModel):\n"
+        "    def score(self, cases):\n"
+        f"        return {value}\n"
+    )
+    forget("constant")
+    code = cli.main(["--model=constant:Constant", *COMMON])
+    if message:
+        assert code == 2 and message in capsys.readouterr().err
+        return
+    (folder,) = here.glob("saved/Constant-*")
+    row = json.loads((folder / "run.json").read_text())["row"]
+    assert row["rates"]["unmatched"] == 0
+    assert row["test"]["recall@1"] == pytest.approx(1 / 12)
+
+
+def test_an_edit_of_a_base_class_elsewhere_makes_another_run(here, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.syspath_prepend(str(elsewhere))
+    (here / "derived.py").write_text(
+        "from base_of_it import Base\nclass Derived(Base):\n    pass\n"
+    )
+    sources = []
+    for number in (1, 2):
+        (elsewhere / "base_of_it.py").write_text(
+            "import numpy as np\n"
+            "from recbole_llm.models import TextModel\n"
+            "class Base(TextModel):\n"
+            "    def score(self, cases):\n"
+            f"        return np.full((len(cases), len(self.text)), {number}.0)\n"
+        )
+        forget("derived", "base_of_it")
+        sources.append(registry.find("derived:Derived").source)
+    assert sources[0] != sources[1]
+
+
+def test_a_model_that_reads_a_setting_that_it_lacks_breaks_a_law(here):
+    (here / "typo.py").write_text(
+        "import numpy as np\n"
+        "from recbole_llm.models import Field, ModelSettings, TextModel\n"
+        "class Typo(TextModel):\n"
+        "    class Settings(ModelSettings):\n"
+        "        power: float = Field(1.0, description='An exponent.')\n"
+        "    def score(self, cases):\n"
+        "        return np.ones((len(cases), len(self.text))) * (self.config['powr'] or 1)\n"
+    )
+    forget("typo")
+    with pytest.raises(LawBroken, match="typo reads the setting 'powr'.*did you mean power"):
+        check_model("typo:Typo")
+
+
+def test_a_whole_number_is_the_same_setting_as_a_fraction():
+    given = {"lora_rank": 4, "learning_rate": 1}
+    found = layers.resolve("CALRec", "cycle", [], given)
+    assert type(found["learning_rate"]) is float and type(found["lora_rank"]) is int
+    spelled = [
+        layers.resolve("CALRec", "cycle", [], {"lora_alpha": value})["lora_alpha"]
+        for value in (16, 16.0, "16")
+    ]
+    default = layers.resolve("CALRec", "cycle", [], {})["lora_alpha"]
+    assert [(value, type(value)) for value in spelled] == [(default, type(default))] * 3
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["--model=my_scorers.py:Nearest"], "a module without .py: my_scorers:Nearest"),
+        (["--model=TextEASE"], "A class of your own is module:TextEASE"),
+        (["--model=Xylophonium"], "your own is --model=module:Class"),
+        (
+            ["compare", "--models=Pop,my_scorers:Nearest", "--power=2"],
+            "it is a setting of Nearest; in a table of several set --Nearest.power",
+        ),
+    ],
+)
+def test_a_model_or_setting_that_is_named_in_part_is_told(here, capsys, command, message):
+    assert cli.main([*command, "--dataset=cycle"]) == 2
+    assert message in capsys.readouterr().err

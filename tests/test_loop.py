@@ -156,6 +156,7 @@ def test_an_unnamed_target_is_last_among_its_candidates(repeats, monkeypatch, mo
         return scores
 
     monkeypatch.setattr(LIR, "score", every_other_item)
+    monkeypatch.setattr(LIR, "names_all", True)
     with pytest.raises(UserError, match="targets -inf"):  # of a model that should name all
         ranked("LIR", repeats, mode, masked)
     monkeypatch.setattr(LIR, "names_all", False)

@@ -559,8 +559,8 @@ def in_front(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.where(is_named, first + lift, behind)
 
 
-def check_shape(scores: Any, n_cases: int, n_items: int, method: str) -> None:
-    """Refuse scores that are not one number for each case and item.
+def checked_scores(scores: Any, n_cases: int, n_items: int, method: str) -> Any:
+    """Return what a model gave as floating-point numbers, one for each case and item.
 
     Parameters
     ----------
@@ -573,16 +573,30 @@ def check_shape(scores: Any, n_cases: int, n_items: int, method: str) -> None:
     method : str
         The class and its method, for the message.
 
+    Returns
+    -------
+    ndarray or Tensor of float, [n_cases, n_items]
+        The scores; float64 where whole numbers were given.
+
     Raises
     ------
     UserError
-        If the shape is another.
+        If they are no array or tensor, or the shape is another.
     """
+    is_tensor = hasattr(scores, "is_floating_point")
+    if not is_tensor and not isinstance(scores, np.ndarray):
+        raise UserError(
+            f"{method}: expected scores [cases, items] as an array or a tensor, found "
+            f"{type(scores).__name__}"
+        )
     if tuple(scores.shape) != (n_cases, n_items):
         raise UserError(
             f"{method}: expected scores [cases, items], here of shape ({n_cases}, {n_items}), "
             f"found {tuple(scores.shape)}"
         )
+    if is_tensor:
+        return scores if scores.is_floating_point() else scores.double()
+    return scores if scores.dtype.kind == "f" else scores.astype(np.float64)
 
 
 def names_nothing(scores: np.ndarray) -> np.ndarray:

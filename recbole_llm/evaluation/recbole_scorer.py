@@ -10,7 +10,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from ..contracts.cases import Cases
 from ..contracts.models import Scorer
 from .histories import by_history
-from .ranks import check_shape
+from .ranks import checked_scores
 
 # (case, item) pairs in one call of `predict`
 MAX_PAIRS = 4096
@@ -87,10 +87,10 @@ class RecBoleScorer(Scorer):
         scores: torch.Tensor
         if self.scores_all:
             scores = self.model.full_sort_predict(batch.to(self.model.device))
-            if scores.numel() != len(cases) * count:
-                method = f"{type(self.model).__name__}.full_sort_predict"
-                check_shape(scores, len(cases), count, f"{method}, with RecBole's padding item 0")
-            scores = scores.view(len(cases), count)[:, 1:]
+            if scores.numel() == len(cases) * count:
+                scores = scores.view(len(cases), count)
+            method = f"{type(self.model).__name__}.full_sort_predict, with RecBole's padding item 0"
+            scores = checked_scores(scores, len(cases), count, method)[:, 1:]
         else:
             scores = self._predict(batch, torch.arange(1, count).expand(len(cases), -1))
         return scores if self.alike is None else scores.index_select(1, self.alike)

@@ -7,6 +7,7 @@ from .base.text_model import TextModel
 class LIR(TextModel):
     """A text baseline without training: ranks items by their BM25 with the newest items' text."""
 
+    names_all = False  # a history without a word in common with any item names none
     unmatched_reason = (
         "the newest items of every history have no word in their texts (set text_fields to columns "
         "that have)"

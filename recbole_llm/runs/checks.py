@@ -217,8 +217,8 @@ def edited_since(spec: RunSpec, done: dict[str, Any]) -> str | None:
     if spec.model.source in (None, trained_by):
         return None
     return (
-        f"!!! {spec.model.name} has been edited since {spec.restored.name} was trained: its "
-        "weights are read by today's class, which may answer otherwise !!!"
+        f"!!! {spec.model.name} has been edited since {spec.restored.name} was trained: today's "
+        "class reads its weights and computes the rest anew, and may answer otherwise !!!"
     )
 
 

@@ -74,13 +74,20 @@ def check_keys(layer: Mapping[str, Any], known: set[str], default: Mapping[str, 
         if head not in known and (newer := spellings.OLD.get(head)):
             raise UserError(f"key {head!r} is of RecBole before 1.0: {newer}")
         if head not in known:
-            names = known - REPLACED.keys() | ARGUMENTS
-            hint = nearest(head, names).removeprefix("; ")
-            hint = hint or "run with --print_config to see all keys"
-            raise UserError(f"unknown key {head!r}: {hint}")
+            raise UserError(f"unknown key {head!r}: {_hint(head, known)}")
         if rest and not isinstance(default.get(head), dict | None):
             kind = type(default[head]).__name__
             raise UserError(f"key {key!r}: {head} is a {kind}, not a group of keys")
+
+
+def _hint(key: str, known: set[str]) -> str:
+    """What to type in place of a key that the model does not have."""
+    owners = registry.models_with(key)
+    if owners:
+        names = " and ".join(owners)
+        return f"it is a setting of {names}; in a table of several set --{owners[0]}.{key}"
+    near = nearest(key, known - REPLACED.keys() | ARGUMENTS).removeprefix("; ")
+    return near or "run with --print_config to see all keys"
 
 
 def _effective(

@@ -27,7 +27,14 @@ FAMILIES = {
     "KNOWLEDGE": "knowledge",
     "TRADITIONAL": "traditional",
 }
+# What models derive from; an edit of these is no edit of the model.
+LIBRARIES = {"recbole", "recbole_llm", "torch"}
 _known: dict[str, ModelSpec] = {}
+
+
+def known() -> list[ModelSpec]:
+    """The models of the user's own that this process has read."""
+    return list(_known.values())
 
 
 def of_path(path: str, key: str | None = None) -> ModelSpec:
@@ -50,6 +57,9 @@ def of_path(path: str, key: str | None = None) -> ModelSpec:
     if key in _known:
         return _known[key]
     module_name, _, name = path.partition(":")
+    if module_name.endswith(".py"):
+        module_name = module_name.removesuffix(".py").replace("/", ".")
+        raise UserError(f"model {path!r}: expected a module without .py: {module_name}:{name}")
     if not module_name or not name.isidentifier():
         raise UserError(f"model {path!r}: expected module:Class, such as my_models:TwoTower")
     module = _imported(module_name, path)
@@ -66,9 +76,9 @@ def of_class(model: type, key: str | None = None) -> ModelSpec:
     """The model that a class stands for; see :func:`of_path`."""
     module = sys.modules.get(model.__module__)
     key = key or f"{_module_name(module, model)}:{model.__name__}"
-    known = _known.get(key)
-    if known is not None and known.loaded is model:
-        return known
+    before = _known.get(key)
+    if before is not None and before.loaded is model:
+        return before
     spec = _described(model, module, key)
     _known[key] = spec
     return spec
@@ -101,10 +111,10 @@ def _not_imported(path: str, error: BaseException) -> UserError:
     """One line with the type, the words and the place of an error in the user's own module."""
     frames = [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename
+        for frame in traceback.extract_tb(error.__traceback__)[1:]
+        if "importlib" not in frame.filename and not _is_installed(Path(frame.filename))
     ]
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     words = " ".join(str(error).split())
     return UserError(f"model {path!r} cannot be imported: {type(error).__name__}: {words}{place}")
 
@@ -138,7 +148,7 @@ def _described(model: type, module: ModuleType | None, key: str) -> ModelSpec:
         )
     if missing := sorted(getattr(model, "__abstractmethods__", ())):
         raise UserError(f"model {key}: {model.__name__} has no {' and no '.join(missing)}")
-    files = _files(module) if module is not None else []
+    files = _files_of(model)
     if module is not None and files:
         _check_unchanged(model, module)
     is_text = issubclass(model, Scorer)
@@ -199,6 +209,26 @@ def _family(model: type, key: str) -> str:
     return FAMILIES[name]
 
 
+def _files_of(model: type) -> list[Path]:
+    """Source files of the user's own that a class and its base classes come from."""
+    files: set[Path] = set()
+    for kind in model.__mro__:
+        module = sys.modules.get(kind.__module__)
+        package = kind.__module__.partition(".")[0]
+        if module is None or package in LIBRARIES or package in sys.stdlib_module_names:
+            continue
+        path = _file(module)
+        if kind is model or (path is not None and not _is_installed(path)):
+            files.update(_files(module))
+    return sorted(files)
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a file belongs to this package or to another installed one."""
+    is_ours = path.is_relative_to(Path(__file__).parents[1])
+    return is_ours or "site-packages" in path.parts or "dist-packages" in path.parts
+
+
 def _files(module: ModuleType) -> list[Path]:
     """Source files of the user's own that a module consists of.
 
@@ -214,7 +244,7 @@ def _files(module: ModuleType) -> list[Path]:
     if folders:
         root = Path(folders[0]).resolve().parent
         within = root / name.partition(".")[0]
-    elif "site-packages" in first.parts or "dist-packages" in first.parts:
+    elif _is_installed(first):
         return [first]  # beside it lies everything else that is installed
     else:
         root = within = first.parent

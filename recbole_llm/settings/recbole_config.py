@@ -1,17 +1,22 @@
 """RecBole's Config at the edge: made of our settings, or made into our settings."""
 
 import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ..errors import UserError
-from . import registry, spellings
+from . import model_settings, registry, schema, spellings
 from .applying import refuse
 from .consistency import finish
 from .defaults import default_settings, rules_of
+from .harness import HarnessSettings
 from .reading import Settings
 from .recbole_keys import REPLACED
-from .rules import checked
+from .rules import checked, nearest
 
 
 def recbole_config(settings: Settings, data_path: str | Path) -> Any:
@@ -102,3 +107,40 @@ def _device(config: Settings) -> Any:
             f"{config['gpu_id']}"
         )
     return torch.device(f"cuda:{config['gpu_id']}")
+
+
+@contextmanager
+def known_keys_only(
+    config_class: Any, is_watched: Callable[[str], object], error: type[Exception]
+) -> Iterator[None]:
+    """Raise an error where code reads a setting that no model has, such as a misspelt one.
+
+    RecBole's Config gives None for it.
+
+    Parameters
+    ----------
+    config_class : type
+        RecBole's Config, which is patched for the length of the block.
+    is_watched : callable
+        Takes the name of a module that reads a setting; whether it is watched.
+    error : type of Exception
+        What is raised.
+    """
+    inner = config_class.__getitem__
+    known = {"stage"}  # which is set for a run of several stages alone
+    known.update(schema.defaults(HarnessSettings))
+    for settings in model_settings.classes():
+        known.update(schema.defaults(settings))
+
+    def strict(config: Any, key: str) -> Any:
+        frame: Any = sys._getframe(1)
+        while frame.f_code is strict.__code__:  # of a block around this one
+            frame = frame.f_back
+        reader = frame.f_globals["__name__"]
+        if is_watched(reader) and key not in config and key not in known:
+            hint = nearest(key, known.union(config.final_config_dict))
+            raise error(f"{reader} reads the setting {key!r}, which the model does not have{hint}")
+        return inner(config, key)
+
+    with patch.object(config_class, "__getitem__", strict):
+        yield

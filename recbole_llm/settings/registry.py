@@ -110,18 +110,29 @@ def _known_name(name: str) -> str:
     plain = _plain(name)
     if plain not in known:
         near = [known[match] for match in difflib.get_close_matches(plain, known, n=3, cutoff=0.5)]
-        hint = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"ours are {', '.join(OURS)}; stock ones are RecBole's; "
-            "your own is --model=module:Class"
-        )
+        if near:
+            hint = f"did you mean {' or '.join(near)}? A class of your own is module:{name}"
+        else:
+            hint = (
+                f"ours are {', '.join(OURS)}; stock ones are RecBole's; "
+                "your own is --model=module:Class"
+            )
         raise UserError(f"unknown model {name!r}: {hint}")
     return known[plain]
 
 
 def _plain(name: str) -> str:
     return "".join(char for char in name.lower() if char.isalnum())
+
+
+def models_with(setting: str) -> list[str]:
+    """Names of models of the user's and of ours that declare a setting; none if many do."""
+    from . import guests, model_settings  # which need pydantic
+
+    known = {name: model_settings.find(name) for name in OURS}
+    known |= {spec.name: spec.settings for spec in guests.known()}
+    owners = [name for name, own in known.items() if own and setting in own.model_fields]
+    return owners if len(owners) <= 2 else []
 
 
 def _is_builtin(model: type) -> bool:

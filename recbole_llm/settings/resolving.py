@@ -164,7 +164,7 @@ def of_command(
         check_keys(mine, set(default), default)
         merge(settings, mine)
         for key in heads(mine):
-            settings[key] = checked(key, settings[key], rules)
+            settings[key] = checked(key, settings[key], rules, default.get(key))
             set_by_user.add(key)
     of_runs = settings.get("run", {})
     if beginning([of_runs, *layers]) == "pretrained":

@@ -132,7 +132,8 @@ def _either(names: Iterable[str]) -> str:
 def checked(key: str, value: Any, known: Mapping[str, Rule], default: object = None) -> Any:
     """Return a value as it is used: a single one of a list, and `1,5,10`, as a list.
 
-    Where there is no rule, a default that is a number or a switch asks for one.
+    Where there is no rule, a default that is a number or a switch asks for one. A number that
+    equals the default is the default, 16 for 16.0, so that both are the same run.
 
     Parameters
     ----------
@@ -149,11 +150,18 @@ def checked(key: str, value: Any, known: Mapping[str, Rule], default: object = N
         If the setting cannot have this value.
     """
     if key in known:
-        return _checked(key, value, known[key], known)
-    if isinstance(default, int | float):
-        rule = Rule("bool" if isinstance(default, bool) else "float")
-        return _checked(key, value, rule, known)
-    return value
+        used = _checked(key, value, known[key], known)
+    elif isinstance(default, bool):
+        used = _checked(key, value, Rule("bool"), known)
+    elif isinstance(default, int | float):
+        number = _checked(key, value, Rule("float"), known)
+        is_whole = isinstance(default, int) and number == int(number)
+        used = int(number) if is_whole else number
+    else:
+        used = value
+    if type(used) is float and type(default) in (int, float) and used == default:
+        return default
+    return used
 
 
 def _checked(key: str, value: Any, rule: Rule, known: Mapping[str, Rule]) -> Any:
@@ -174,6 +182,8 @@ def _checked(key: str, value: Any, rule: Rule, known: Mapping[str, Rule]) -> Any
         raise _wrong(key, rule, value)
     if isinstance(value, dict):
         _check_inside(key, value, rule, known)
+    if rule.kind == "float":
+        value = float(value)  # 3 and 3.0 are one setting, and one run
     return value
 
 

@@ -15,7 +15,7 @@ from ...contracts.cases import Cases
 from ...contracts.model_inputs import ModelInputs
 from ...contracts.models import Scorer, StoredWeights
 from ...data.texts.text import ItemText
-from ...evaluation.ranks import UNNAMED, check_shape, names_nothing
+from ...evaluation.ranks import UNNAMED, checked_scores, names_nothing
 from ...language.backbones.precision import autocast
 
 
@@ -64,7 +64,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         second method ranks these cases; otherwise it is `fallback`.
     names_all : bool
         Whether `score` gives every item a score, so that a score of -inf is an error. Otherwise an
-        item without a score has `UNNAMED`.
+        item without a score has `UNNAMED`, and a case whose scores are all zero has none.
     counts : Counter
         Tallies of one ranking, see `rates`.
     unmatched_reason : str
@@ -183,9 +183,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         self.unmatched = None
         with self.autocast():
             scores = as_array(self._checked_score(cases))
-        fallback = names_nothing(scores)
-        if self.names_all:
-            fallback = np.logical_not(scores.any(axis=1))
+        fallback = np.zeros(len(cases), bool) if self.names_all else names_nothing(scores)
         if fallback.any():
             scores = np.where(fallback[:, None], UNNAMED, scores)
         unmatched = fallback if self.unmatched is None else self.unmatched
@@ -195,9 +193,8 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
 
     def _checked_score(self, cases: Cases) -> np.ndarray | torch.Tensor:
         """`score`, which must give a number for each case and item."""
-        scores = self.score(cases)
-        check_shape(scores, len(cases), len(self.text), f"{type(self).__name__}.score")
-        return scores
+        method = f"{type(self).__name__}.score"
+        return checked_scores(self.score(cases), len(cases), len(self.text), method)
 
     def score_catalogue(self, cases: Cases) -> torch.Tensor:
         """See :meth:`recbole_llm.contracts.models.Scorer.score_catalogue`."""
