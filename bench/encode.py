@@ -42,8 +42,8 @@ def measure(side: str, texts: list[str]):
 
     # a temporary folder, because stored vectors would be read and not computed
     with tempfile.TemporaryDirectory() as folder:
-        own = {"checkpoint_dir": folder, "precision": side}
-        config = settings.resolve("UniSRec", "Pet", [], own) | {"device": device()}
+        changed = {"checkpoint_dir": folder, "precision": side}
+        config = settings.resolve("UniSRec", "Pet", [], changed) | {"device": device()}
         frozen_vectors("minilm", texts[:64], config)
         seconds, vectors = timed(frozen_vectors, "minilm", texts, config)
     return seconds, np.asarray(vectors)

@@ -465,8 +465,8 @@ SCORES = {
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_equal_numbers_of_any_type_are_a_tie(here, capsys, kind):
-    """The expected rank among 12 items that tie is 6.5, also where every score is zero."""
+def test_equal_scores_are_a_tie_and_what_are_no_scores_is_refused(here, capsys, kind):
+    """The first of 12 items that tie is the target's with 1 / 12, also where all are zero."""
     value, message = SCORES[kind]
     (here / "constant.py").write_text(
         "import numpy as np\n"
@@ -522,9 +522,8 @@ def test_a_model_that_reads_a_setting_that_it_lacks_breaks_a_law(here):
 
 
 def test_a_whole_number_is_the_same_setting_as_a_fraction():
-    given = {"lora_rank": 4, "learning_rate": 1}
-    found = layers.resolve("CALRec", "cycle", [], given)
-    assert type(found["learning_rate"]) is float and type(found["lora_rank"]) is int
+    resolved = layers.resolve("CALRec", "cycle", [], {"lora_rank": 4, "learning_rate": 1})
+    assert type(resolved["learning_rate"]) is float and type(resolved["lora_rank"]) is int
     spelled = [
         layers.resolve("CALRec", "cycle", [], {"lora_alpha": value})["lora_alpha"]
         for value in (16, 16.0, "16")

@@ -242,9 +242,8 @@ def test_the_answers_are_found_behind_the_real_prompt(tokenizer):
     closing, (yes, no) = answer_tokens(tokenizer, f"{ASSISTANT}Yes", f"{ASSISTANT}No")
     assert tokenizer.decode(closing) == ASSISTANT
     assert tokenizer.decode([yes])[:1] == "Y" and tokenizer.decode([no])[:1] == "N"
-    pieces = Tokenizer(
-        models.WordLevel({"?": 0, "▁Yes": 1, "▁No": 2, "Yes": 3, "No": 4, "x": 5}, unk_token="?")
-    )
+    vocabulary = {"?": 0, "▁Yes": 1, "▁No": 2, "Yes": 3, "No": 4, "x": 5}
+    pieces = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     # behind a text, the answers are other tokens than on their own
     _, answers = answer_tokens(PreTrainedTokenizerFast(tokenizer_object=pieces), "x Yes", "x No")
