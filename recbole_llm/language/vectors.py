@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..settings.layers import digest
 from ..storage import content_cache, run_folders
 from ..storage.progress import progress
-from .backbones.precision import KINDS
+from .backbones.precision import KINDS, WeightFormat
 from .backbones.sources import Backbone, SentenceBackbone, check_model_name, errors_naming, load
 from .prompts.templates import TextForm
 from .tokens.batches import Batch, SentenceEncoder, Tokens, by_length, pad
@@ -150,7 +150,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config: Mapping[str, Any]) -
         For a scratch encoder, whose vectors say nothing.
     """
     saved, precision = Path(config["checkpoint_dir"]), config["precision"]
-    trusted = bool(config["trust_remote_code"])
+    trusted, device = bool(config["trust_remote_code"]), torch.device(config["device"])
     check_frozen(name, saved, trusted)
     with errors_naming("text_encoder"):
         bundle = load(
@@ -159,11 +159,11 @@ def frozen_vectors(name: str, texts: Sequence[str], config: Mapping[str, Any]) -
             saved=saved,
             max_length=0,
             kind=SentenceBackbone,
+            # nothing is trained, so that the weights themselves may be short
+            form=WeightFormat(KINDS[precision], device=device),
             trust_remote_code=trusted,
         )
-    device = torch.device(config["device"])
-    # nothing is trained, so that the weights themselves may be short
-    bundle.model.to(device, KINDS[precision]).eval()
+    bundle.model.to(device).eval()
     longest = min(bundle.model.max_seq_length or 512, bundle.positions or 512)
     encoder = SentenceEncoder(
         bundle.tokenizer, longest, form=TextForm(marked=False), marks=bundle.marks

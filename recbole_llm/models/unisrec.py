@@ -63,6 +63,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
     @classmethod
     def check(cls, config, inputs):
         """See `TextModel.check`."""
+        super().check(config, inputs)
         check_datasets(config, "[pretrain, finetune]")
 
     def __init__(self, config, dataset):

@@ -145,6 +145,11 @@ class LoraSettings(ModelSettings):
     lora_rank: int = Field(8, ge=1, description="Rank of the updates.")
     lora_alpha: float = Field(16, gt=0, description="The updates are scaled by alpha / rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Of the updates' input.")
+    weights: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of frozen weights under lora; auto: bfloat16 where precision is bf16 and the "
+        "device computes it.",
+    )
 
 
 class QuantizedLoraSettings(LoraSettings):

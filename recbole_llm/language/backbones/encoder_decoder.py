@@ -16,7 +16,9 @@ from ..prompts.templates import ITEM_SEPARATOR, TASTE_PROMPT
 from ..tokens.batches import Batch, PieceTokenizer, Tokens, padded_size
 from . import scratch
 from .loading import as_user_errors, check_complete, check_size, loading_reports
-from .sources import Backbone, check_tokens, refuse_quantization
+from .precision import WeightFormat
+from .quantizing import refuse_quantization
+from .sources import WHOLE, Backbone, check_tokens, straight_to
 
 
 @dataclass
@@ -144,12 +146,12 @@ class FusionBackbone(Backbone):
 
     @classmethod
     def read(
-        cls, name: str, quantize: str = "none", trust_remote_code: bool = False
+        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
     ) -> "FusionBackbone":
         """Read whole weights, see `Backbone.read`."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        refuse_quantization(quantize, cls.kind)
+        refuse_quantization(form, cls.kind)
         trust = {"trust_remote_code": trust_remote_code}
         with as_user_errors(name, name), loading_reports() as reports:
             if not AutoConfig.from_pretrained(name, **trust).is_encoder_decoder:
@@ -159,7 +161,8 @@ class FusionBackbone(Backbone):
                 )
             check_size(name, trust_remote_code)
             tokenizer: Any = AutoTokenizer.from_pretrained(name, **trust)
-            model = AutoModel.from_pretrained(name, dtype=torch.float32, **trust)
+            place = {"dtype": form.dtype} | straight_to(form.device)
+            model = AutoModel.from_pretrained(name, **place, **trust)
         check_complete(name, cls.kind, reports)
         check_tokens(name, model, tokenizer)
         return cls(model, tokenizer).with_plain_attention()

@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import UserError
 from .loading import as_user_errors, without_loading_table
 
 CONFIG = "adapter_config.json"
+ADAPTER = "default"  # PEFT's name of the only adapter of a model
 # What PEFT may train beside low-rank updates, and `merge` would lose
 BESIDE_LORA = ("modules_to_save", "trainable_token_indices", "bias", "target_parameters")
 
@@ -45,9 +48,41 @@ def add_lora(model: Any, core: Any, base: str, *, rank: int, alpha: float, dropo
     options: dict[str, Any] = {"lora_alpha": alpha, "lora_dropout": dropout}
     core.add_adapter(LoraConfig(r=rank, target_modules="all-linear", **options))
     # transformers puts the path there that the model was read from
-    core.peft_config["default"].base_model_name_or_path = base
+    core.peft_config[ADAPTER].base_model_name_or_path = base
+    in_float32(core)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def in_float32(core: Any) -> bool:
+    """Hold the adapters of a model in float32, and let them compute in the type of autocast.
+
+    Their inputs are of the type of the products already, or autocast casts them once; PEFT would
+    cast each to float32, and keep it for the backward pass.
+
+    Parameters
+    ----------
+    core : PreTrainedModel
+        A model with adapters.
+
+    Returns
+    -------
+    bool
+        Whether they were of another type.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for module in core.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    short = [
+        parameter
+        for name, parameter in core.named_parameters()
+        if "lora_" in name and parameter.dtype != torch.float32
+    ]
+    for parameter in short:
+        parameter.data = parameter.data.float()
+    return bool(short)
 
 
 def refuse_scratch(base: str) -> None:
@@ -129,6 +164,8 @@ def load_adapters(core: Any, folder: Path) -> None:
     conversions = getattr(core, "_weight_conversions", None)
     with as_user_errors(str(folder), str(folder)), without_loading_table():
         report = core.load_adapter(str(folder))
+        if in_float32(core):  # they were read in the type of the weights, which has rounded them
+            core.load_adapter(str(folder), adapter_name=ADAPTER, hotswap=True)
     core._weight_conversions = conversions
     missing = {key for key in report.missing_keys if "lora_" in key}
     wrong = sorted(missing | set(report.unexpected_keys))

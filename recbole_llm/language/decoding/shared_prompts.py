@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..backbones.attention import attention_by, empty_mask
 from ..tokens.batches import by_length, padded_size
-from .attention import attention_by, empty_mask
 
 # With a smaller share of the slots in use, all continuations move together: copying them costs less
 # than computing empty slots.

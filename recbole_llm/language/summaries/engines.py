@@ -8,6 +8,7 @@ from typing import Any
 from ...errors import UserError
 from ...settings.layers import asks_server, loads_summarizer
 from ...storage import run_folders
+from ..backbones.precision import KINDS, WeightFormat
 from ..backbones.sources import Backbone, check_model_name, errors_naming, load
 from ..decoding.compatibility import check_backbone
 from ..prompts.instructions import Instructions
@@ -46,7 +47,8 @@ def check_summarizer(config: Mapping[str, Any]) -> None:
     if loads_summarizer(config):
         with errors_naming("summarizer"):
             trusted = bool(config["trust_remote_code"])
-            check_model_name(name, Path(config["checkpoint_dir"]), trusted)
+            saved, quantize = Path(config["checkpoint_dir"]), config["summarizer_quantize"]
+            check_model_name(name, saved, trusted, quantize)
     _check_extra(config)
     if config["summary_tokens"] * 2 > config["summarizer_length"]:
         raise UserError(
@@ -134,7 +136,7 @@ def make_engine(
 
 def _loader(config: Mapping[str, Any]) -> Callable[[], Backbone]:
     """Make a function that loads the local model that a run's settings name."""
-    name = config["summarizer"]
+    name, short = config["summarizer"], KINDS[config["precision"]]
 
     def read() -> Backbone:
         with errors_naming("summarizer"):
@@ -143,7 +145,8 @@ def _loader(config: Mapping[str, Any]) -> Callable[[], Backbone]:
                 (),
                 saved=Path(config["checkpoint_dir"]),
                 max_length=0,
-                quantize=config["summarizer_quantize"],
+                # nothing is trained, so that the weights themselves may be short
+                form=WeightFormat(short, config["summarizer_quantize"], short, config["device"]),
                 trust_remote_code=bool(config["trust_remote_code"]),
             )
             bundle.model.to(config["device"]).eval()

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..backbones.precision import KINDS, autocast
+from ..backbones.precision import autocast
 from ..backbones.sources import Backbone
 from ..decoding.sampling import sample, stream_key
 from ..prompts.chat import TurnTokens, tokenize_turn
@@ -71,7 +71,6 @@ class LocalEngine:
         self.max_length, self.max_new = max_length, max_new
         self.temperature, self.rows, self.precision = temperature, rows, precision
         self.seed = seed if temperature else 0
-        self.whole = quantize == "none"
         self.name = repr(
             (
                 LAYOUT,
@@ -89,10 +88,7 @@ class LocalEngine:
     @cached_property
     def bundle(self) -> Backbone:
         """The model and its tokenizer."""
-        bundle = self.load()
-        if self.whole:  # nothing is trained, so that the weights themselves may be short
-            bundle.model.to(KINDS[self.precision])
-        return bundle
+        return self.load()
 
     @cached_property
     def frame(self) -> TurnTokens:

@@ -9,6 +9,7 @@ import torch
 
 from ...errors import UserError
 from ...language.backbones.lora import add_lora, refuse_scratch
+from ...language.backbones.precision import WeightFormat, autocast, weight_format
 from ...language.backbones.sources import (
     PACKAGED,
     Backbone,
@@ -55,14 +56,21 @@ class BackboneModel(TextModel, TokenTrainable):
     @classmethod
     def check(cls, config, inputs):
         """See `TextModel.check`."""
+        super().check(config, inputs)
+        if config["quantize"] not in (None, "none") and (
+            config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
+        ):
+            raise UserError(
+                f"quantize: weights of {config['quantize']} are not trained; set --adapter=lora "
+                "and a pretrained backbone, or quantize: none"
+            )
         if inputs.restored:
             return
         if inputs.start:
             check_stored_weights(str(inputs.start / run_folders.BACKBONE))
             return
-        check_model_name(
-            config["backbone"], Path(config["checkpoint_dir"]), bool(config["trust_remote_code"])
-        )
+        saved, quantize = Path(config["checkpoint_dir"]), config["quantize"] or "none"
+        check_model_name(config["backbone"], saved, bool(config["trust_remote_code"]), quantize)
         if (
             config["adapter"] == "lora"
             and config["backbone"].startswith("scratch:")
@@ -71,9 +79,9 @@ class BackboneModel(TextModel, TokenTrainable):
             refuse_scratch(config["backbone"])
 
     @property
-    def quantize(self) -> str:
-        """The format of frozen weights; "none" for models without the setting."""
-        return self.config["quantize"] or "none"
+    def held(self) -> WeightFormat:
+        """How the weights are held."""
+        return weight_format(self.config)
 
     @property
     def trusted(self) -> bool:
@@ -100,7 +108,7 @@ class BackboneModel(TextModel, TokenTrainable):
             run = self.inputs.start
             folder = str(run / run_folders.BACKBONE)
             check_stored_weights(folder)
-            bundle = load_folder(folder, self.backbone_kind, self.quantize, self.trusted).merged()
+            bundle = load_folder(folder, self.backbone_kind, self.held, self.trusted, merges=True)
         else:
             run = run_folders.backbone_run(name, saved)
             bundle = load(
@@ -110,7 +118,7 @@ class BackboneModel(TextModel, TokenTrainable):
                 max_length=config["max_length"],
                 vocabulary=config["scratch_vocabulary"],
                 kind=self.backbone_kind,
-                quantize=self.quantize,
+                form=self.held,
                 trust_remote_code=self.trusted,
             )
         self.use(bundle)
@@ -149,6 +157,11 @@ class BackboneModel(TextModel, TokenTrainable):
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
         self.pad_id = bundle.tokenizer.pad_token_id
         self.encoder = self.make_encoder(bundle)
+
+    def autocast(self):
+        """Return the context in which the model computes, see `TextModel.autocast`."""
+        precision, recomputes = self.config["precision"], self.bundle.recomputes
+        return autocast(self.device, precision, keeps_casts=not recomputes)
 
     def make_encoder(self, bundle: Backbone) -> PieceTokenizer:
         """Make the encoder of this model's texts.
@@ -225,7 +238,7 @@ class BackboneModel(TextModel, TokenTrainable):
         path, kind = str(folder / run_folders.BACKBONE), self.backbone_kind
         # files of base runs alone: the trainer compares the tensors of this run one by one
         check_stored_weights(path, first=1)
-        self.use(load_folder(path, kind, self.quantize, self.trusted))
+        self.use(load_folder(path, kind, self.held, self.trusted))
 
 
 def _base_name(name: str, run: Path | None, saved: Path) -> str:

@@ -186,13 +186,9 @@ class GenerativeModel(BackboneModel):
             return None
         place = learned.flatten().nonzero()[:, 0]
         spare = (0, int(padded_size(len(place))) - len(place))
-        logits = self.bundle.logits(hidden[:, :-1].flatten(0, 1)[F.pad(place, spare)])
-        return F.cross_entropy(
-            logits.float(),
-            F.pad(labels[learned], spare, value=IGNORED),
-            reduction="sum",
-            ignore_index=IGNORED,
-        )
+        states = hidden[:, :-1].flatten(0, 1)[F.pad(place, spare)]
+        padded = F.pad(labels[learned], spare, value=IGNORED)
+        return self.bundle.token_losses(states, padded, reduction="sum")
 
     def prompts(self, cases: Cases) -> list[Tokens]:
         """Encode the history of each case, with room for a generated text.

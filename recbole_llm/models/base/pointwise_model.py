@@ -63,19 +63,6 @@ class CandidateJudge(BackboneModel):
         """See `TextModel.check`."""
         super().check(config, inputs)
         Instructions.of_domain(config["domain"])
-        if config["quantize"] != "none" and (
-            config["adapter"] != "lora" or config["backbone"].startswith("scratch:")
-        ):
-            raise UserError(
-                f"quantize: weights of {config['quantize']} are not trained; set --adapter=lora "
-                "and a pretrained backbone, or quantize: none"
-            )
-        # on a CPU its gradients are zero
-        if config["quantize"] == "4bit" and torch.device(config["device"]).type == "cpu":
-            raise UserError(
-                "quantize: bitsandbytes computes no gradients through 4bit on a CPU; set "
-                "--quantize=8bit, or train on a GPU"
-            )
         if inputs.lists and "full" not in config["eval_args"]["mode"].values():
             raise UserError(
                 "rerank_from: lists of the whole catalogue are judged where it is ranked; set "
@@ -235,9 +222,7 @@ class CandidateJudge(BackboneModel):
         states, learned = self.states(batch), batch.labels != IGNORED
         part = batch.roles[:, 0]
         weight = torch.where(part == 1, part.amax(dim=1, keepdim=True) - 1, 1)[learned]
-        losses = F.cross_entropy(
-            self.bundle.logits(states[learned]).float(), batch.labels[learned], reduction="none"
-        )
+        losses = self.bundle.token_losses(states[learned], batch.labels[learned])
         return (losses * weight).sum()
 
     def verdicts(self, batch: Batch, width: int) -> torch.Tensor:
@@ -261,12 +246,14 @@ class CandidateJudge(BackboneModel):
         row, place = ((part > 1) & (part != F.pad(part, (0, 1))[:, 1:])).nonzero(as_tuple=True)
         states = self.states(batch)[row, place]
         # in float32: bf16 has three digits, so that many logits would tie
-        with torch.autocast(states.device.type, enabled=False):
-            logits = self.bundle.logits(states.float())
         answers = list(self.encoder.frame[2])
-        values = logits if self.config["score"] == "logits" else logits.softmax(dim=-1)
-        yes, no = values[:, answers].unbind(dim=-1)
-        verdicts = logits.new_zeros(len(part), width)
+        with torch.autocast(states.device.type, enabled=False):
+            if self.config["score"] == "logits":
+                values = self.bundle.logits(states.float(), answers)
+            else:
+                values = self.bundle.logits(states.float()).softmax(dim=-1)[:, answers]
+        yes, no = values.unbind(dim=-1)
+        verdicts = values.new_zeros(len(part), width)
         verdicts[row, part[row, place] - 2] = yes - no
         return verdicts
 

@@ -16,7 +16,7 @@ from ...contracts.model_inputs import ModelInputs
 from ...contracts.models import Scorer, StoredWeights
 from ...data.texts.text import ItemText
 from ...evaluation.ranks import UNNAMED, checked_scores, names_nothing
-from ...language.backbones.precision import autocast
+from ...language.backbones.precision import autocast, check_precision
 
 
 def as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -112,6 +112,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         UserError
             If they cannot work.
         """
+        check_precision(config)
 
     def __init__(self, config, dataset):
         super().__init__()

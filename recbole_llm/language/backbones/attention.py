@@ -5,7 +5,7 @@ attention from `ALL_ATTENTION_FUNCTIONS`, full or over a sliding window.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -85,6 +85,25 @@ def attention_by(model: Any, rule: AttentionRule) -> Iterator[None]:
     finally:
         _active.pop()
         model.set_attn_implementation(before)
+
+
+def same_attention(model: Any) -> tuple[Any, Any]:
+    """Make the contexts of a checkpoint, whose layers attend alike when they are computed again.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model, in or outside of an `attention_by`.
+
+    Returns
+    -------
+    tuple of two contexts
+        That of the forward pass, and that of the second computation, which is made in the backward
+        pass.
+    """
+    if model.config._attn_implementation != NAME:
+        return nullcontext(), nullcontext()
+    return nullcontext(), attention_by(model, _active[-1])
 
 
 def empty_mask(device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -1,0 +1,339 @@
+"""The memory of a training pass, from a trace that allocates and computes nothing.
+
+A pass through a model of a few layers is run on fake tensors, which have shapes and no content, and
+the bytes that are alive at a time are counted. Layers are alike, so that the memory of any number
+of them follows from that of two and of three.
+"""
+
+import json
+import math
+import weakref
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from . import lora
+from .encoder_decoder import FusionBackbone
+from .precision import WeightFormat, autocast
+from .shallow import layer_count, shallow_config
+from .sources import Backbone, SentenceBackbone
+
+# Bytes a parameter of quantised weights with their scales: a scale for each row of 8-bit weights,
+# and for each 64 of 4-bit weights one in 8 bits, and a scale of these for each 256 of them.
+QUANTIZED_BYTES = {"8bit": 1.001, "4bit": 0.5 + 1 / 64 + 4 / 64 / 256}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a training pass computes.
+
+    Attributes
+    ----------
+    rows : int
+        Texts of a pass.
+    length : int
+        Tokens of each.
+    learned : int
+        Tokens of the pass that are learned.
+    """
+
+    rows: int
+    length: int
+    learned: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a language model is trained, as far as it decides the memory.
+
+    Attributes
+    ----------
+    kind : type of Backbone
+        What the model is.
+    form : WeightFormat
+        How the weights are held that are not trained, or all of them.
+    precision : str
+        `fp32`, `bf16` or `fp16`.
+    rank : int
+        Rank of the adapters; 0 where all weights are trained.
+    dropout : float
+        Of the adapters.
+    recomputes : bool
+        Whether activations are computed again in the backward pass.
+    """
+
+    kind: type[Backbone]
+    form: WeightFormat
+    precision: str = "fp32"
+    rank: int = 0
+    dropout: float = 0.0
+    recomputes: bool = False
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of memory that training takes.
+
+    Attributes
+    ----------
+    weights : int
+        Of the weights.
+    gradients : int
+        Of the gradients of the trained ones.
+    optimizer : int
+        Of the two moments of AdamW.
+    activations : int
+        Of what a pass keeps and computes, at its peak, beside all these.
+    logits : int
+        What of it is there for the logits of learned tokens.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+class StorageCounter(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive.
+
+    Attributes
+    ----------
+    now : int
+        Bytes that are alive.
+    peak : int
+        The most that were alive at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, Any] = {}
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count the storage of a tensor until it is freed.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            A tensor; of those that share a storage, the first is counted.
+        """
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive[key] = weakref.ref(storage, lambda _: self._forget(key, size))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.pop(key, None)
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation, and count what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self.add(value)
+        return result
+
+
+def footprint(config: Any, training: Training, work: Pass) -> Footprint:
+    """Compute the memory that the training of a language model takes.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        The configuration of the model.
+    training : Training
+        How it is trained.
+    work : Pass
+        The largest pass.
+
+    Returns
+    -------
+    Footprint
+        Its parts. Gradients are counted in full, since a step has several passes.
+    """
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    described = _Config(text, config)
+    few, count = (2, 3), layer_count(config)  # of one layer alone, the peak may be another moment's
+    if count <= max(few):
+        weights, trained, peak, head = _traced(described, training, work, count)
+    else:
+        first, second = (_traced(described, training, work, layers) for layers in few)
+        weights, trained, peak, head = (
+            before + (count - few[0]) * (behind - before)
+            for before, behind in zip(first, second, strict=True)
+        )
+    return Footprint(weights, trained, 2 * trained, peak - head, head)
+
+
+class _Config:
+    """A configuration that equals others of the same content, for a cache."""
+
+    def __init__(self, text: str, config: Any):
+        self.text, self.config = text, config
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Config) and self.text == other.text
+
+
+@lru_cache(maxsize=256)
+def _traced(
+    described: _Config, training: Training, work: Pass, layers: int
+) -> tuple[int, int, int, int]:
+    """Trace a pass through the first layers of a model.
+
+    Returns
+    -------
+    tuple of int
+        Bytes of the weights, of those that are trained, of the pass, and those of the pass that are
+        there for logits.
+    """
+    weights, trained, peak = _peak(described.config, training, work, layers)
+    without = peak
+    if work.learned:
+        *_, without = _peak(described.config, training, replace(work, learned=0), layers)
+    return weights, trained, peak, peak - without
+
+
+def _peak(config: Any, training: Training, work: Pass, layers: int) -> tuple[int, int, int]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    bundle = _shapes(shallow_config(config, layers), training)
+    device = torch.device(training.form.device)
+    with FakeTensorMode(), StorageCounter() as counter:
+        _fake(bundle.core, device)
+        if training.recomputes:
+            bundle.recompute()
+        weights = counter.now
+        trained = 0
+        for parameter in bundle.core.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+                trained += parameter.nbytes
+        begin = counter.peak = counter.now
+        with autocast(device, training.precision, keeps_casts=not training.recomputes):
+            loss = _loss(bundle, work, device)
+        loss.backward()
+        return weights, trained, counter.peak - begin
+
+
+def _shapes(config: Any, training: Training) -> Any:
+    """Make a model whose tensors have shapes and types, and neither memory nor content."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    has_head = not issubclass(training.kind, SentenceBackbone | FusionBackbone)
+    auto: Any = AutoModelForCausalLM if has_head else AutoModel
+    attention = config._attn_implementation
+    with torch.device("meta"):
+        model = auto.from_config(
+            config, dtype=training.form.dtype, attn_implementation=attention or None
+        )
+        if training.form.quantize != "none":
+            _quantize_shapes(model, training.form)
+        if training.rank:
+            options = {"rank": training.rank, "alpha": 1, "dropout": training.dropout}
+            lora.add_lora(model, model, "", **options)
+    model.train()
+    bundle: Any = _Traced(model, None)  # type: ignore[arg-type]  # it needs no tokenizer
+    return bundle
+
+
+class _Traced(Backbone):
+    """A model of any kind in a trace."""
+
+
+def _fake(model: torch.nn.Module, device: torch.device) -> None:
+    """Replace the tensors of a model by fake ones on a device; tied weights stay tied."""
+    made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with the old, whose id stays taken
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, value in tensors.items():
+                if value is None:
+                    continue
+                if id(value) not in made:
+                    new = torch.empty(value.shape, dtype=value.dtype, device=device)
+                    if isinstance(value, torch.nn.Parameter):
+                        new = torch.nn.Parameter(new, requires_grad=value.requires_grad)
+                    made[id(value)] = value, new
+                tensors[name] = made[id(value)][1]
+
+
+def _loss(bundle: Any, work: Pass, device: torch.device) -> torch.Tensor:
+    """Run the forward pass of a kind of model."""
+    model = bundle.core
+    ids = torch.zeros(work.rows, work.length, dtype=torch.int64, device=device)
+    if model.config.is_encoder_decoder:
+        states = model.get_encoder()(
+            input_ids=ids, attention_mask=torch.ones_like(ids)
+        ).last_hidden_state
+        output = model.get_decoder()(
+            input_ids=ids[:, :1],
+            encoder_hidden_states=states,
+            encoder_attention_mask=torch.ones_like(ids),
+            use_cache=False,
+        )
+        return output.last_hidden_state.float().sum()
+    if model.get_output_embeddings() is None:
+        states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return states.float().mean(dim=1).sum()
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    if not work.learned:
+        return states.float().sum()
+    chosen = states.flatten(0, 1)[: work.learned]
+    return bundle.token_losses(chosen, ids.flatten()[: work.learned]).sum()
+
+
+class _QuantizedProduct(torch.autograd.Function):
+    """A product with a weight that is unpacked for the product, in both passes."""
+
+    @staticmethod
+    def forward(ctx, inputs, packed, shape, dtype):
+        ctx.shape, ctx.dtype = shape, dtype
+        return inputs.to(dtype) @ packed.new_empty(shape, dtype=dtype).T
+
+    @staticmethod
+    def backward(ctx, gradient):
+        whole = gradient.new_empty(ctx.shape, dtype=ctx.dtype)
+        return gradient.to(ctx.dtype) @ whole, None, None, None
+
+
+class _QuantizedLinear(torch.nn.Linear):
+    """A linear layer with the bytes of a quantised weight, and the work of its products."""
+
+    def __init__(self, layer: torch.nn.Linear, form: WeightFormat):
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
+        self.whole = layer.weight.shape
+        self.compute = form.compute
+        size = math.ceil(layer.weight.numel() * QUANTIZED_BYTES[form.quantize])
+        packed = torch.empty(size, dtype=torch.uint8)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, inputs):
+        """Compute a product that takes the memory of bitsandbytes'."""
+        result: Any = _QuantizedProduct.apply(inputs, self.weight, self.whole, self.compute)
+        return result if self.bias is None else result + self.bias
+
+
+def _quantize_shapes(model: Any, form: WeightFormat) -> None:
+    """Replace the linear layers of a causal LM, but the output's, by quantised ones."""
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear and module is not head:
+            model.set_submodule(name, _QuantizedLinear(module, form))
