@@ -294,6 +294,29 @@ class Trainable(ABC):
         """Cost of a batch, padding included, in `cost_unit`."""
         return len(batch)
 
+    def fit_passes(self, longest: int, largest: int, pieces: Sequence[Any]) -> None:
+        """Choose passes that fit into memory, before the first step.
+
+        Parameters
+        ----------
+        longest : int
+            Cost of the largest piece.
+        largest : int
+            Cost of the largest step.
+        pieces : sequence
+            The pieces of the first step.
+        """
+
+    def recompute(self) -> bool:
+        """Take less memory for a pass by computing activations again in the backward pass.
+
+        Returns
+        -------
+        bool
+            Whether it does so from now on; False if it did already, or cannot.
+        """
+        return False
+
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
         """Compute the loss of a batch.

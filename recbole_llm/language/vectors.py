@@ -13,8 +13,9 @@ from ..storage import content_cache, run_folders
 from ..storage.progress import progress
 from .backbones.precision import KINDS, WeightFormat
 from .backbones.sources import Backbone, SentenceBackbone, check_model_name, errors_naming, load
+from .passes import PassBudget
 from .prompts.templates import TextForm
-from .tokens.batches import Batch, SentenceEncoder, Tokens, by_length, pad
+from .tokens.batches import Batch, SentenceEncoder, Tokens, pad
 
 PASS_TOKENS = 4096  # of a frozen encoder's passes
 LIBRARIES = ("torch", "transformers", "sentence-transformers")  # whose versions decide vectors
@@ -27,7 +28,7 @@ def embed(
     tokens: Sequence[Tokens],
     pooled: Pooled,
     bundle: Backbone,
-    budget: int,
+    budget: PassBudget,
     device: torch.device | str,
     width: int | None = None,
     show_progress: bool = False,
@@ -42,7 +43,7 @@ def embed(
         Takes a Batch and returns its vectors, float [rows, width].
     bundle : Backbone
         The model and its tokenizer.
-    budget : int
+    budget : PassBudget
         Most padded tokens of a pass.
     device : torch.device or str
         Where the model computes.
@@ -62,14 +63,16 @@ def embed(
         If a vector is not finite.
     """
     vectors = np.zeros((len(tokens), width or bundle.width), dtype=np.float32)
-    passes = by_length([len(one) for one in tokens], budget)
     hidden = not show_progress
     with progress(total=len(tokens), desc="Encode texts", unit="text", disable=hidden) as bar:
-        for chosen in passes:
+
+        def compute(chosen: np.ndarray) -> None:
             texts = [tokens[row] for row in chosen]
             batch = pad(texts, pad_id=bundle.tokenizer.pad_token_id).to(device)
             vectors[chosen] = pooled(batch).float().cpu().numpy()
             bar.update(len(chosen))
+
+        budget.run([len(one) for one in tokens], compute)
     if not np.isfinite(vectors).all():
         raise UserError(
             "the encoder gives vectors that are no numbers: it diverged in training, or needs "
@@ -82,7 +85,7 @@ def embed_cached(
     tokens: Sequence[Tokens],
     pooled: Pooled,
     bundle: Backbone,
-    budget: int,
+    budget: PassBudget,
     device: torch.device | str,
     precision: str,
     saved: Path | None,
@@ -172,7 +175,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config: Mapping[str, Any]) -
         [encoder.item(text) for text in texts],
         bundle.pooled,
         bundle,
-        PASS_TOKENS,
+        PassBudget(PASS_TOKENS),
         device,
         precision,
         saved,

@@ -280,7 +280,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
             tokens,
             lambda batch: self.hidden(batch)[:, 0],
             self.bundle,
-            self.config["pass_tokens"],
+            self.passes,
             self.device,
         )
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -270,7 +270,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
             tokens,
             self.bundle.vectors,
             self.bundle,
-            self.config["pass_tokens"],
+            self.passes,
             self.device,
             self.config["precision"],
             saved,

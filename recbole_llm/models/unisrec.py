@@ -12,7 +12,7 @@ from torch import nn
 from ..contracts.models import ContrastiveTrainable
 from ..data.cases.augmentation import drop, drop_words
 from ..data.texts.text import ItemText
-from ..language.tokens.batches import IGNORED, Batch, Tokens, by_length
+from ..language.tokens.batches import IGNORED, Batch, Tokens
 from ..language.vectors import frozen_vectors
 from ..training.corpora import Corpus, draw_users, every_case_once, load_corpora
 from ..training.losses import in_batch_contrast, over_catalogue
@@ -338,11 +338,14 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
             cases, [whole - size for whole, size in zip(whole_lengths, lengths, strict=True)]
         )
         vectors = np.zeros((len(cases), self.config["hidden_size"]), dtype=np.float32)
-        for rows in by_length(lengths, self.config["pass_tokens"]):
+
+        def compute(rows: np.ndarray) -> None:
             ids = _padded([histories[row] for row in rows]).to(self.device)
             states = self.hidden(ids, self.of_texts(ids))
             last = states[torch.arange(len(rows)), (ids > 0).sum(dim=1) - 1]
             vectors[rows] = F.normalize(last.float(), dim=1).cpu().numpy()
+
+        self.passes.run(lengths, compute)
         return vectors
 
 

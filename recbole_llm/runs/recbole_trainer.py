@@ -116,7 +116,7 @@ class RecBoleTrainer(LLMTrainer):
         training = {
             "best_epoch": self.best_epoch,
             "seconds": {f"fit_{key}": round(value, 2) for key, value in self.seconds.items()},
-            "memory_mib": {"fit": run_folders.peak_memory()},
+            "memory_mib": {"fit": run_folders.peak_memory(spec.config["device"])},
             "device": str(self.config["device"]),
             "cases": self.cases[part],
             "users_as_trained": users_as_trained(self.model, self.model.dataset),

@@ -114,7 +114,7 @@ def row_of_evaluation(
         "seed": spec.settings["seed"],
         "versions": run_folders.versions(),
         "seconds": {part: record["seconds"]},
-        "memory_mib": {part: run_folders.peak_memory()},
+        "memory_mib": {part: run_folders.peak_memory(spec.config["device"])},
         "rates": record["rates"],
         "candidates": {part: record["candidates"]},
         part: record["values"],

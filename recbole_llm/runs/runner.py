@@ -353,7 +353,7 @@ class Runner:
         spec = self.spec
         train_data, valid_data, test_data = loaders
         seconds = {"load": round(time.perf_counter() - started, 2)}
-        memory = {"load": run_folders.peak_memory()}
+        memory = {"load": run_folders.peak_memory(spec.config["device"])}
         data = {"valid": valid_data, "test": test_data}
         if not len(spec.split.valid) or spec.settings.get("train_stage") == "pretrain":
             data["valid"] = None
@@ -366,7 +366,7 @@ class Runner:
                 show_progress=spec.config["show_progress"],
                 callback_fn=watch,
             )
-        memory["fit"] = run_folders.peak_memory()
+        memory["fit"] = run_folders.peak_memory(spec.config["device"])
         trainer.optimizer = None  # twice the weights, and the gradients once more
         model.zero_grad(set_to_none=True)
         trainer.load_best()
@@ -413,7 +413,7 @@ class Runner:
             if loader is None or part in record["parts"]:
                 continue
             record["parts"][part] = self.evaluate(trainer, loader, folder, part)
-            memory[part] = run_folders.peak_memory()
+            memory[part] = run_folders.peak_memory(self.spec.config["device"])
             run_folders.write_json(folder / run_folders.RUN, record)
             forget(folder, part)
 

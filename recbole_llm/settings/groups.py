@@ -8,6 +8,7 @@ from .schema import Group, ModelSettings, Text, Trait
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+PassTokens = int | Literal["auto"]
 Seed = Annotated[int, Field(ge=0, le=4294967295)]
 
 
@@ -76,11 +77,11 @@ class TrainingSettings(RecBoleTrainingSettings):
     section: ClassVar[str] = "Training"
     epochs: int = Field(20, description="Passes over the training examples.")
     train_batch_size: int = Field(128, description="Training examples per step.")
-    pass_tokens: int = Field(
+    pass_tokens: PassTokens = Field(
         65536,
         ge=1,
-        description="Tokens per forward pass, or another cost of examples; a step is several "
-        "passes if need be.",
+        description="Most tokens per forward pass, or another cost of examples; a step is several "
+        "passes if need be. auto, or more than fits: as many as fit in memory.",
     )
     learner: str = Field(
         "adam", description="adam: AdamW. muon (torch 2.9 or later): orthogonalised steps."
@@ -132,6 +133,12 @@ class BackboneSettings(ModelSettings):
     max_length: int = Field(
         1024, ge=1, description="Tokens of history and target; the oldest items are left out first."
     )
+    checkpoint: Annotated[Literal["auto", "true", "false"], Trait.OUTSIDE_IDENTITY] = Field(
+        "auto",
+        description="Activation checkpointing: layers are computed again in the backward pass, "
+        "which takes a third longer and far less memory; auto: where passes would not fit "
+        "otherwise.",
+    )
 
 
 class LoraSettings(ModelSettings):
@@ -145,7 +152,7 @@ class LoraSettings(ModelSettings):
     lora_rank: int = Field(8, ge=1, description="Rank of the updates.")
     lora_alpha: float = Field(16, gt=0, description="The updates are scaled by alpha / rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Of the updates' input.")
-    weights: Literal["auto", "float32", "bfloat16"] = Field(
+    weights: Annotated[Literal["auto", "float32", "bfloat16"], Trait.CAME_LATER] = Field(
         "auto",
         description="Of frozen weights under lora; auto: bfloat16 where precision is bf16 and the "
         "device computes it.",
@@ -328,7 +335,7 @@ class JudgeTrainingSettings(TrainingSettings):
 
     epochs: int = 10
     train_batch_size: int = Field(64, description="Cases per step.")
-    pass_tokens: int = 8192
+    pass_tokens: PassTokens = 8192
     weight_decay: float = 0.0005
     clip_grad_norm: ClipGradNorm | None = ClipGradNorm(max_norm=1.0)
     train_neg_sample_args: NegativeSampling | None = Field(

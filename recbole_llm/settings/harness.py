@@ -65,7 +65,7 @@ class DataSettings(TextEncoderSettings):
         "minilm",
         description="Frozen sentence encoder of item_features: hub id, folder, minilm or run:<id>.",
     )
-    trust_remote_code: Annotated[bool, Trait.PER_MODEL] = Field(
+    trust_remote_code: Annotated[bool, Trait.PER_MODEL, Trait.CAME_LATER] = Field(
         False,
         description="Run the Python files that come with a language model: backbone, text_encoder "
         "or summarizer.",

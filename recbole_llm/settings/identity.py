@@ -27,9 +27,12 @@ def settings_hash(settings: Settings, **extra: object) -> str:
         left_out.add("MAX_ITEM_LIST_LENGTH")  # text models read whole histories
     if not reads_text_vectors(settings):
         left_out.add("text_encoder")
-    if not settings.get("trust_remote_code"):
-        # off, it changes nothing that was computed before there was such a setting
-        left_out.add("trust_remote_code")
+    classes: list[Any] = [HarnessSettings, spec.settings]
+    for described in filter(None, classes):
+        default = schema.defaults(described)
+        for name in schema.names_with(schema.Trait.CAME_LATER, described):
+            if settings.get(name) == default[name]:
+                left_out.add(name)
     return digest({key: value for key, value in settings.items() if key not in left_out} | extra)
 
 

@@ -5,7 +5,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -60,7 +60,8 @@ class Rule:
     of : Rule or None
         Of every value of a list or dict.
     words : tuple of str
-        The texts that a str may be; any where there are none.
+        The texts that a str may be, any where there are none; those that may stand in place of an
+        int or float.
     bounds : tuple of (str, str)
         Comparison and limit of a number, as in (">=", "1").
     names : tuple of str
@@ -82,8 +83,10 @@ class Rule:
     nullable: bool = False
 
     def __str__(self) -> str:
-        if self.words:
+        if self.words and self.kind == "str":
             return " | ".join([*self.words, *(["null"] if self.nullable else [])])
+        if self.words:
+            return f"{replace(self, words=())}, or {' | '.join(self.words)}"
         parts = [f"{self.kind} of {self.of}" if self.of else self.kind]
         if self._is_range:
             parts.append("{} to {}".format(*(limit for _, limit in self.bounds)))
@@ -99,19 +102,21 @@ class Rule:
 
     def holds(self, value: Any) -> bool:
         """Whether a value that is not null is as this says; the values inside it are not read."""
+        if self.words and isinstance(value, str):
+            return value in self.words
         if not _IS_KIND[self.kind](value):
             return False
-        return (not self.words or value in self.words) and all(
-            _COMPARISONS[sign](value, float(limit)) for sign, limit in self.bounds
-        )
+        return all(_COMPARISONS[sign](value, float(limit)) for sign, limit in self.bounds)
 
     def expected(self, value: object, many: bool = False) -> str:
         """Say what is expected in place of a value.
 
         A value that is no number at all need not hear of limits.
         """
-        if self.words:
+        if self.words and self.kind == "str":
             return _either(self.words)
+        if self.words:
+            return f"{replace(self, words=()).expected(0)}, or {_either(self.words)}"
         if self.kind in ("int", "float") and not isinstance(value, int | float | None):
             return "numbers" if many else "a number"
         if many and (self.kind, self.bounds) == ("int", ((">=", "1"),)):
@@ -127,6 +132,13 @@ def _either(names: Iterable[str]) -> str:
     """`a, b or c`."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def _as_word(value: Any, words: tuple[str, ...]) -> Any:
+    """A switch as the word that YAML read it from, where it may be one: true, false."""
+    if isinstance(value, bool) and str(value).lower() in words:
+        return str(value).lower()
+    return value
 
 
 def checked(key: str, value: Any, known: Mapping[str, Rule], default: object = None) -> Any:
@@ -178,6 +190,7 @@ def _checked(key: str, value: Any, rule: Rule, known: Mapping[str, Rule]) -> Any
             if rule.of and not rule.of.holds(one):
                 raise _wrong(key, rule.of, one, many=True)
         return values
+    value = _as_word(value, rule.words)
     if not rule.holds(value):
         raise _wrong(key, rule, value)
     if isinstance(value, dict):

@@ -64,6 +64,9 @@ LATER = {
     "summarizer_extra": None,
     "summarizer_retries": 8,
     "summarizer_timeout": 600.0,
+    "weights": "float32",
+    "quantize": "none",
+    "checkpoint": "false",
 }
 KINDS = {
     str: "a text",

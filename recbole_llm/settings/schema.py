@@ -11,7 +11,7 @@ import itertools
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
@@ -34,6 +34,7 @@ class Trait(Enum):
     PER_MODEL = "the models of a table may differ in it"
     ABOUT_DATA = "it says what the data are, and changes with the data set"
     OUTSIDE_IDENTITY = "it says where, how fast or beside whom a run is made, not what it computes"
+    CAME_LATER = "its default changes nothing that was computed before there was such a setting"
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ class ModelSettings(BaseModel):
     """Base of a class of settings. Each field is one setting.
 
     A field has a type (int, float, bool, str, a Literal of texts, a list or dict of one of these, a
-    :class:`Group`, or one of them `| None`), a default, and in `Field` its range (`ge`, `gt`, `le`,
-    `lt`) and its `description`, which help and documentation show. A field that a base class has
-    too keeps that one's range and description, unless it gives others.
+    :class:`Group`, a number `| Literal` of texts, or one of them `| None`), a default, and in
+    `Field` its range (`ge`, `gt`, `le`, `lt`) and its `description`, which help and documentation
+    show. A field that a base class has too keeps that one's range and description, unless it gives
+    others.
 
     Attributes
     ----------
@@ -319,6 +321,9 @@ def _rule(annotation: Any, metadata: list[Any]) -> Rule | None:
     nullable = len(kinds) < len(alternatives)
     if sorted(KINDS.get(_origin(kind), "") for kind in kinds) == ["dict", "str"]:
         return Rule("str or dict", nullable=nullable)
+    if len(kinds) == 2 and typing.get_origin(kinds[1]) is typing.Literal:
+        number, words = _rule(kinds[0], metadata), typing.get_args(kinds[1])
+        return number and replace(number, words=words, nullable=nullable)
     if len(kinds) != 1:
         return None
     (kind,) = kinds

@@ -325,14 +325,23 @@ def clear(folder: Path) -> None:
             path.unlink()
 
 
-def peak_memory() -> float:
-    """Measure the peak of the main memory that this process has used so far.
+def peak_memory(device: object = "cpu") -> float:
+    """Measure the peak of the memory that this process has used so far.
+
+    Parameters
+    ----------
+    device : torch.device or str
+        Where the process computes: of a GPU, its memory is measured, and main memory otherwise.
 
     Returns
     -------
     float
         MiB.
     """
+    if str(device).startswith("cuda"):
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(str(device)) / 2**20, 1)
     # on Linux, getrusage includes the memory of the parent when it started this process
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

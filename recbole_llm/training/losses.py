@@ -209,7 +209,7 @@ def _backward_cached(forward: Forward, batches: Sequence, join: Join, scale: Sca
     states, parts = [], []
     with torch.no_grad():
         for batch in batches:
-            states.append(_random_state())
+            states.append(random_state())
             parts.append(forward(batch, False)[1])
     vectors = torch.cat(parts).requires_grad_()
     loss = join(vectors)
@@ -217,23 +217,36 @@ def _backward_cached(forward: Forward, batches: Sequence, join: Join, scale: Sca
     total = loss.item()
     assert vectors.grad is not None
     gradients = vectors.grad.split([len(part) for part in parts])
-    state_after = _random_state()
+    state_after = random_state()
     for batch, state, gradient in zip(batches, states, gradients, strict=True):
-        _set_random_state(state)  # the same dropout as in the first pass
+        set_random_state(state)  # the same dropout as in the first pass
         loss, part = forward(batch, True)
         total += loss.item()
         scale(loss + (part * gradient).sum()).backward()
-    _set_random_state(state_after)
+    set_random_state(state_after)
     return total
 
 
-def _random_state() -> list[torch.Tensor]:
-    """States of torch's generators: the CPU's, followed by those of all GPUs."""
+def random_state() -> list[torch.Tensor]:
+    """Return the states of torch's generators.
+
+    Returns
+    -------
+    list of Tensor of uint8
+        That of the CPU, followed by those of all GPUs.
+    """
     gpu_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return [torch.get_rng_state(), *gpu_states]
 
 
-def _set_random_state(state: list[torch.Tensor]) -> None:
+def set_random_state(state: list[torch.Tensor]) -> None:
+    """Set torch's generators.
+
+    Parameters
+    ----------
+    state : list of Tensor
+        What `random_state` has returned.
+    """
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state_all(state[1:])

@@ -12,12 +12,13 @@ import torch
 from ..contracts.models import ContrastiveTrainable, Trainable
 from ..data.cases.splits import draw
 from ..language.backbones.precision import in_software
+from ..language.passes import PassBudget, fits
 from ..language.tokens.batches import by_length, shuffled_steps
 from ..storage import run_folders
 from ..storage.progress import progress
 from . import optimizers
 from .loop import EPOCH_START, Harness, part_of
-from .losses import backward
+from .losses import backward, random_state, set_random_state
 
 SAVE_SECONDS = 120  # longest training that is lost when a process is killed
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
@@ -38,6 +39,8 @@ class LLMTrainer(Harness):
         if not isinstance(model, Trainable) or not optimizers.trained(self.model):
             self.epochs = 0
         self.selecting = False
+        self.passes: PassBudget = getattr(model, "passes", None) or PassBudget("auto")
+        self.planned = False  # whether passes were fitted to the memory
         precision = config["precision"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         if in_software(self.device, precision):
@@ -64,6 +67,8 @@ class LLMTrainer(Harness):
         steps = shuffled_steps(costs, config["train_batch_size"], rng)
         first_step, total, count = self.position
         self.position = EPOCH_START
+        if not self.planned:
+            self._plan(examples, costs, steps)
         last_timed = min(first_step + FORECAST_STEPS, len(steps) - 1)
         started = saved = time.perf_counter()
         bar = progress(steps, desc=f"Train {epoch_idx}", disable=not show_progress)
@@ -89,13 +94,54 @@ class LLMTrainer(Harness):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * share
 
+    def _plan(self, examples: Any, costs: list[int], steps: list) -> None:
+        """Choose passes that fit into memory before the first step."""
+        model, self.planned = self.model, True
+        if not steps:
+            return
+        longest = max(model.cost(one) for example in examples for one in model.pieces(example))
+        largest = max(sum(costs[row] for row in rows) for rows in steps)
+        first = list(chain.from_iterable(model.pieces(examples[row]) for row in steps[0]))
+        model.fit_passes(longest, largest, first)
+
     def _step(self, examples: list) -> float:
-        """Make one update, and return the loss: its mean per target, plus that over all pairs."""
+        """Make one update, and return the loss: its mean per target, plus that over all pairs.
+
+        Where memory runs out, it is begun again in smaller passes, with the same random numbers.
+        """
+        state, losses = random_state(), []
+        while not fits(lambda: losses.append(self._gradients(examples))):
+            self.optimizer.zero_grad()
+            set_random_state(state)
+            self._shrink()
+        self._check_nan(torch.tensor(losses[0]))
+        self.scaler.unscale_(self.optimizer)
+        if self.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(optimizers.trained(self.model), **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return losses[0]
+
+    def _shrink(self) -> None:
+        """Take smaller passes; of one text, with activations that are computed twice."""
+        largest, longest = self.sizes
+        if largest <= longest and self.model.recompute():
+            self.logger.warning(
+                "memory ran out: activations are computed again in the backward pass from here on "
+                "(checkpoint)"
+            )
+        else:
+            self.passes.shrink(largest, longest)
+
+    def _gradients(self, examples: list) -> float:
+        """Compute the gradients of a step, and return its loss."""
         model = self.model
         pieces = list(chain.from_iterable(map(model.pieces, examples)))
         targets = max(1, sum(map(model.targets, pieces)))
-        budget = self.config["pass_tokens"]
-        passes = by_length([model.cost(piece) for piece in pieces], budget, cost=model.pass_cost)
+        budget, costs = self.passes.tokens, [model.cost(piece) for piece in pieces]
+        passes = by_length(costs, budget, cost=model.pass_cost)
+        longest = [max(costs[row] for row in rows) for rows in passes]
+        self.sizes = max(len(rows) * most for rows, most in zip(passes, longest)), max(longest)
         batches = []
         for rows in passes:
             batches.append(model.collate([pieces[row] for row in rows]))
@@ -115,15 +161,10 @@ class LLMTrainer(Harness):
             return model.pair_loss(ordered, examples)
 
         self.optimizer.zero_grad()
-        fits = contrastive and sum(map(model.batch_cost, batches)) <= budget
-        loss = backward(forward, batches, join if contrastive else None, self.scaler.scale, fits)
-        self._check_nan(torch.tensor(loss))
-        self.scaler.unscale_(self.optimizer)
-        if self.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(optimizers.trained(model), **self.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss
+        together = contrastive and sum(map(model.batch_cost, batches)) <= budget
+        return backward(
+            forward, batches, join if contrastive else None, self.scaler.scale, together
+        )
 
     def _forecast(self, seconds: float, done: int, total: int) -> None:
         """Log how long the training is going to take.
@@ -142,7 +183,7 @@ class LLMTrainer(Harness):
         minutes = epochs * total * seconds / done / 60
         self.logger.info(
             f"forecast: {epochs} epochs of {size} {unit} at {done / seconds:.0f} {unit}/s: "
-            f"{minutes:.1f} minutes, {run_folders.peak_memory():.0f} MiB so far; "
+            f"{minutes:.1f} minutes, {run_folders.peak_memory(self.device):.0f} MiB so far; "
             "validation and test come on top"
         )
 

@@ -8,15 +8,18 @@ of them follows from that of two and of three.
 import json
 import math
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import lora
+from .attention import attention_by, empty_mask
 from .encoder_decoder import FusionBackbone
 from .precision import WeightFormat, autocast
 from .shallow import layer_count, shallow_config
@@ -248,8 +251,8 @@ def _shapes(config: Any, training: Training) -> Any:
         if training.form.quantize != "none":
             _quantize_shapes(model, training.form)
         if training.rank:
-            options = {"rank": training.rank, "alpha": 1, "dropout": training.dropout}
-            lora.add_lora(model, model, "", **options)
+            rank, dropout = training.rank, training.dropout
+            lora.add_lora(model, model, "", rank=rank, alpha=1, dropout=dropout)
     model.train()
     bundle: Any = _Traced(model, None)  # type: ignore[arg-type]  # it needs no tokenizer
     return bundle
@@ -263,7 +266,8 @@ def _fake(model: torch.nn.Module, device: torch.device) -> None:
     """Replace the tensors of a model by fake ones on a device; tied weights stay tied."""
     made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with the old, whose id stays taken
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        groups: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in groups:
             for name, value in tensors.items():
                 if value is None:
                     continue
@@ -293,11 +297,32 @@ def _loss(bundle: Any, work: Pass, device: torch.device) -> torch.Tensor:
     if model.get_output_embeddings() is None:
         states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         return states.float().mean(dim=1).sum()
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    # a mask would be built in a trace, which is not built in a training
+    is_fused = model.config._attn_implementation != "eager"
+    mask = {"attention_mask": empty_mask(device)} if is_fused else {}
+    with attention_by(model, _FusedAttention()) if is_fused else nullcontext():
+        states = model.base_model(input_ids=ids, use_cache=False, **mask).last_hidden_state
     if not work.learned:
         return states.float().sum()
     chosen = states.flatten(0, 1)[: work.learned]
     return bundle.token_losses(chosen, ids.flatten()[: work.learned]).sum()
+
+
+class _FusedAttention:
+    """Causal attention by a kernel that keeps no matrix of weights (an AttentionRule)."""
+
+    def attend(self, module, query, keys, values, scaling, softcap, window, dropout):
+        """Compute the attention of a layer, see AttentionRule."""
+        output = F.scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            is_causal=True,
+            scale=scaling,
+            dropout_p=dropout,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+        return output.transpose(1, 2).contiguous()
 
 
 class _QuantizedProduct(torch.autograd.Function):

@@ -228,6 +228,11 @@ class Backbone:
         ]
         return torch.stack(values).sum() if reduction == "sum" else torch.cat(values)
 
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the layers can be computed again in the backward pass."""
+        return bool(getattr(self.core, "supports_gradient_checkpointing", False))
+
     def recompute(self) -> None:
         """Keep no activations inside of layers, and compute them again in the backward pass.
 
@@ -239,7 +244,7 @@ class Backbone:
             If the model's layers cannot be computed again.
         """
         core = self.core
-        if not getattr(core, "supports_gradient_checkpointing", False):
+        if not self.can_recompute:
             raise UserError(
                 f"checkpoint: the layers of {type(core).__name__} cannot be computed again in the "
                 "backward pass; set --checkpoint=false"

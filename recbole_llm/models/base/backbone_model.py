@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError
+from ...language.backbones.footprint import Pass, Training
 from ...language.backbones.lora import add_lora, refuse_scratch
 from ...language.backbones.precision import WeightFormat, autocast, weight_format
 from ...language.backbones.sources import (
@@ -24,6 +25,7 @@ from ...language.tokens.batches import Batch, HistoryEncoder, PieceTokenizer, pa
 from ...storage import run_folders
 from .text_model import TextModel
 from .token_training import TokenTrainable
+from .training_memory import fit_passes
 
 BORDERS = 16  # prompts of a ranking whose pieces are compared with the tokens of the whole text
 
@@ -154,9 +156,57 @@ class BackboneModel(TextModel, TokenTrainable):
                 f"max_length: expected at most the {limit} positions of the backbone, found "
                 f"{longest}; set --max_length"
             )
+        if self.config["checkpoint"] == "true":
+            bundle.recompute()
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
         self.pad_id = bundle.tokenizer.pad_token_id
         self.encoder = self.make_encoder(bundle)
+
+    @property
+    def training_form(self) -> Training:
+        """How the language model is trained, as far as it decides the memory."""
+        config, adapts = self.config, self.config["adapter"] == "lora"
+        return Training(
+            self.backbone_kind,
+            self.held,
+            config["precision"],
+            rank=config["lora_rank"] if adapts else 0,
+            dropout=config["lora_dropout"] if adapts else 0.0,
+            recomputes=self.bundle.recomputes,
+        )
+
+    def pass_shape(self, tokens: int, longest: int, share: float) -> Pass:
+        """Return the shape of the largest pass.
+
+        Parameters
+        ----------
+        tokens : int
+            Most tokens of a pass.
+        longest : int
+            Tokens of the longest text.
+        share : float
+            Share of the tokens that are learned.
+
+        Returns
+        -------
+        Pass
+            Its rows, and their length.
+        """
+        return Pass(max(1, tokens // longest), longest, int(tokens * share))
+
+    def fit_passes(self, longest, largest, pieces):
+        """Choose passes that fit into memory, see `Trainable.fit_passes`."""
+        tokens = sum(map(len, pieces))
+        share = sum(int(piece.learned.sum()) for piece in pieces) / max(1, tokens)
+        fit_passes(self, int(padded_size(longest)), largest, share)
+
+    def recompute(self):
+        """Compute activations twice, see `Trainable.recompute`."""
+        bundle, allowed = self.bundle, self.config["checkpoint"] != "false"
+        if bundle.recomputes or not (allowed and bundle.can_recompute):
+            return False
+        bundle.recompute()
+        return True
 
     def autocast(self):
         """Return the context in which the model computes, see `TextModel.autocast`."""

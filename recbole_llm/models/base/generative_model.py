@@ -278,7 +278,7 @@ class GenerativeModel(BackboneModel):
             samples=count,
             temperature=config["temperature"],
             max_new=self.longest,
-            budget=config["pass_tokens"],
+            budget=self.passes.tokens,
         ):
             decoded = tokenizer.batch_decode([ids.tolist() for ids in samples.ids])
             texts, logprobs, times = distinct_texts(
@@ -289,7 +289,7 @@ class GenerativeModel(BackboneModel):
 
     def _search(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
         """Search the `count` most probable item texts of each prompt."""
-        budget = self.config["pass_tokens"]
+        budget = self.passes.tokens
         answers = []
         for beams in search(self.bundle, prompts, self.catalogue, count, budget):
             texts = [self.sentences[item] for item in self.first[beams.sequences]]
@@ -385,7 +385,7 @@ class GenerativeModel(BackboneModel):
             tokens,
             lambda batch: batch.means(self.hidden(batch))[:, part],
             self.bundle,
-            self.config["pass_tokens"],
+            self.passes,
             self.device,
         )
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -11,6 +11,7 @@ from ...contracts.cases import Cases
 from ...data.cases.candidates import draw_unmet
 from ...errors import UserError
 from ...evaluation.rerank_lists import StoredLists
+from ...language.backbones.footprint import Pass
 from ...language.decoding import shared_candidates as shared
 from ...language.decoding.compatibility import check_backbone
 from ...language.prompts.instructions import Instructions
@@ -188,6 +189,10 @@ class CandidateJudge(BackboneModel):
             examples.append((row,))
         return examples
 
+    def pass_shape(self, tokens, longest, share):
+        """Return one row: candidates of all prompts stand in one sequence."""
+        return Pass(1, tokens, int(tokens * share))
+
     def states(self, batch: Batch) -> torch.Tensor:
         """Compute last hidden states, each as in a text of the prompt and one candidate alone.
 
@@ -305,7 +310,7 @@ class CandidateJudge(BackboneModel):
             rows,
             lambda batch: self.verdicts(batch, width),
             self.bundle,
-            self.config["pass_tokens"],
+            self.passes,
             self.device,
             width,
         )
@@ -330,7 +335,7 @@ class CandidateJudge(BackboneModel):
         self, groups: np.ndarray, suffixes: dict[int, np.ndarray], prefix_size: int
     ) -> list[np.ndarray]:
         """Split candidates so that each part fills a pass behind the tokens of their prefix."""
-        room = max(1, self.config["pass_tokens"] - prefix_size)
+        room = max(1, self.passes.tokens - prefix_size)
         ends = np.cumsum([len(suffixes[group]) + 1 for group in groups])
         cuts = np.searchsorted(ends, np.arange(room, ends[-1], room), side="right")
         return np.split(groups, np.unique(cuts.clip(1)))

@@ -77,7 +77,7 @@ class SentenceModel(VectorModel, BackboneModel):
             tokens,
             self.bundle.pooled,
             self.bundle,
-            self.config["pass_tokens"],
+            self.passes,
             self.device,
             self.config["precision"],
             saved,

@@ -17,6 +17,7 @@ from ...contracts.models import Scorer, StoredWeights
 from ...data.texts.text import ItemText
 from ...evaluation.ranks import UNNAMED, checked_scores, names_nothing
 from ...language.backbones.precision import autocast, check_precision
+from ...language.passes import AUTO, PassBudget
 
 
 def as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -55,6 +56,8 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         The texts of the items.
     split : Splits
         The training, validation and test cases.
+    passes : PassBudget
+        The most tokens of a forward pass.
     selecting : bool
         Whether the current ranking chooses a checkpoint.
     fallback : ndarray of bool [cases] or None
@@ -123,6 +126,7 @@ class TextModel(AbstractRecommender, Scorer, StoredWeights):
         self.text = self.read_text()
         for line in self.text.log:
             self.logger.info(f"{self.interactions.name}: {line}")
+        self.passes = PassBudget(config["pass_tokens"] or AUTO)
         self.selecting = False
         self.fallback = None
         self.unmatched = None

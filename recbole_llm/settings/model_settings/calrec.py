@@ -9,17 +9,18 @@ from ..groups import (
     ClipGradNorm,
     ContrastSettings,
     GenerationSettings,
-    LoraSettings,
     MultiDatasetSettings,
+    PassTokens,
+    QuantizedLoraSettings,
     TrainingSettings,
 )
-from ..schema import Pretrained
+from ..schema import Pretrained, Trait
 
 
 class CALRecSettings(
     ContrastSettings,
     BackboneSettings,
-    LoraSettings,
+    QuantizedLoraSettings,
     TrainingSettings,
     MultiDatasetSettings,
     GenerationSettings,
@@ -52,11 +53,14 @@ class CALRecSettings(
         "on the run's own.",
     )
 
+    quantize: Annotated[Literal["none", "8bit", "4bit"], Trait.CAME_LATER] = "none"
+    lora_dropout: float = 0.0
     epochs: int = Field(10, description="Passes over the users.")
     train_batch_size: int = Field(16, description="Sequences per step.")
-    pass_tokens: int = Field(
+    pass_tokens: PassTokens = Field(
         8192,
-        description="Tokens per forward pass, of prompts too; a step is several passes if need be.",
+        description="Most tokens per forward pass, of prompts too; a step is several passes if "
+        "need be. auto, or more than fits: as many as fit in memory.",
     )
     learner: str = Field(
         "adam",

@@ -12,6 +12,7 @@ from ..groups import (
     LoraSettings,
     MultiDatasetSettings,
     NegativeSampling,
+    PassTokens,
     TargetSettings,
     TrainingSettings,
 )
@@ -94,7 +95,7 @@ class RecFormerSettings(
         description="Sequences per step, whose next items are each other's negatives in phase "
         "`pretrain`.",
     )
-    pass_tokens: int = 4096
+    pass_tokens: PassTokens = 4096
     learning_rate: Annotated[float, Pretrained(0.00005, "The paper's.")] = 0.001
     warmup: float = 0.1
     clip_grad_norm: ClipGradNorm | None = ClipGradNorm(max_norm=1.0)

@@ -12,6 +12,7 @@ from ..groups import (
     LoraSettings,
     MultiDatasetSettings,
     NegativeSampling,
+    PassTokens,
     TargetSettings,
     TrainingSettings,
 )
@@ -102,7 +103,7 @@ class ST5SeqSettings(
     train_batch_size: int = Field(
         64, description="Pairs per step, which are each other's negatives."
     )
-    pass_tokens: int = 16384
+    pass_tokens: PassTokens = 16384
     learning_rate: Annotated[float, Pretrained(0.00002, "The paper's.")] = 0.001
     weight_decay: float = 0.01
     warmup: float = 0.1

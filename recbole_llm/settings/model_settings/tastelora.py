@@ -9,6 +9,7 @@ from ..groups import (
     ClipGradNorm,
     LoraSettings,
     NegativeSampling,
+    PassTokens,
     TargetSettings,
     TrainingSettings,
 )
@@ -65,7 +66,7 @@ class TASTELoRASettings(TargetSettings, BackboneSettings, LoraSettings, Training
 
     epochs: int = 10
     train_batch_size: int = Field(64, description="Cases per step.")
-    pass_tokens: int = 16384
+    pass_tokens: PassTokens = 16384
     learning_rate: Annotated[float, Pretrained(0.0001, "The paper's.")] = 0.001
     weight_decay: float = 0.01
     warmup: float = 0.1

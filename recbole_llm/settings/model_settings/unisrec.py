@@ -9,6 +9,7 @@ from ..groups import (
     Fraction,
     HistorySettings,
     MultiDatasetSettings,
+    PassTokens,
     TextEncoderSettings,
     TrainingSettings,
 )
@@ -91,7 +92,7 @@ class UniSRecSettings(
     train_batch_size: int = Field(
         128, description="Users per step; pairs per step in phase pretrain."
     )
-    pass_tokens: int = Field(65536, description="Items per forward pass.")
+    pass_tokens: PassTokens = Field(65536, description="Items per forward pass.")
 
     datasets: list[str] | None = Field(
         None,

@@ -86,7 +86,7 @@ def work(frozen: Frozen, unit: Unit, say: Callable[[str], None] | None = None) -
             "losses": losses,
             "samples": {learner.name: len(learner.train) for learner in unit.learners},
             "seconds": time.perf_counter() - started,
-            "memory_mib": run_folders.peak_memory(),
+            "memory_mib": run_folders.peak_memory(frozen.bundle.model.device),
         }
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return {path: (folder / path).read_bytes() for path in _files(folder)}

@@ -1,0 +1,207 @@
+"""How much memory a training takes, said before it begins, and passes that fit."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ...errors import UserError
+
+GIB = 2**30
+# share of the free memory that is planned with; allocators and libraries take of the rest
+USABLE = 0.9
+# A training is not traced if by this bound it needs less than this share of the free memory.
+LITTLE = 0.125
+BYTES_PER_WIDTH = 600  # of a token in a layer, for each number of its hidden state
+EFFICIENT = 4096  # tokens of a pass beyond which more of them hardly save time
+
+
+def free_memory(device: torch.device) -> int:
+    """Measure the memory of a device that this process could still use.
+
+    Parameters
+    ----------
+    device : torch.device
+        The device.
+
+    Returns
+    -------
+    int
+        Bytes; on a CPU within the limit of a container, if there is one.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        return free if limit == "max" else min(free, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        return free
+
+
+def fit_passes(model: Any, longest: int, step: int, share: float) -> None:
+    """Choose passes that fit into memory, and log what they take.
+
+    Nothing is changed where `pass_tokens` fits as it is. Otherwise activations are computed again
+    in the backward pass if `checkpoint` allows it, and passes are halved until they fit.
+
+    Parameters
+    ----------
+    model : BackboneModel
+        The model, whose `passes` may become smaller.
+    longest : int
+        Tokens of the longest text.
+    step : int
+        Tokens of the largest training step.
+    share : float
+        Share of the tokens that are learned.
+
+    Raises
+    ------
+    UserError
+        If not even a pass of one text fits.
+    """
+    forecast = Forecast(model, longest, share)
+    tokens = max(longest, min(model.passes.tokens, step))
+    try:
+        if forecast.bound(tokens) < LITTLE * forecast.free:
+            logging.getLogger().info(forecast.line_of_bound(tokens))
+            return
+        chosen = forecast.largest(tokens)
+        enough = min(tokens, EFFICIENT)
+        may = model.config["checkpoint"] == "auto" and model.bundle.can_recompute
+        if chosen < enough and may and not forecast.recomputes:
+            forecast.recomputes = True
+            again = forecast.largest(tokens)
+            forecast.recomputes = again > chosen
+            chosen = max(chosen, again)
+        if not chosen:
+            raise UserError(forecast.refusal(longest))
+    except UserError:
+        raise
+    except Exception as error:  # of foreign code, which may do what a trace cannot follow
+        message = " ".join(str(error).split())[:120]
+        logging.getLogger().info(f"memory: not forecast ({type(error).__name__}: {message})")
+        return
+    if forecast.recomputes and not model.bundle.recomputes:
+        model.bundle.recompute()
+    if chosen < tokens:
+        model.passes.tokens = chosen
+    logging.getLogger().info(forecast.line(chosen))
+
+
+class Forecast:
+    """The memory that a model's training takes.
+
+    Parameters
+    ----------
+    model : BackboneModel
+        The model, with its weights on the device.
+    longest : int
+        Tokens of the longest text.
+    share : float
+        Share of the tokens that are learned.
+
+    Attributes
+    ----------
+    free : int
+        Bytes that are free beside the weights.
+    recomputes : bool
+        Whether activations are computed again in the backward pass.
+    """
+
+    def __init__(self, model: Any, longest: int, share: float):
+        self.model, self.longest, self.share = model, longest, share
+        self.free = free_memory(torch.device(model.device))
+        self.recomputes = model.bundle.recomputes
+        self.weights = sum(value.nbytes for value in model.parameters())
+        trained = [value for value in model.parameters() if value.requires_grad]
+        self.trained = sum(value.nbytes for value in trained)
+        self.moments = 2 * self.trained
+
+    @property
+    def beside(self) -> int:
+        """Bytes of gradients and the optimizer."""
+        return self.trained + self.moments
+
+    def bound(self, tokens: int) -> float:
+        """Bound the bytes beside the weights for passes of some tokens, without a trace."""
+        config = self.model.bundle.core.config.get_text_config()
+        layers = config.num_hidden_layers * (2 if config.is_encoder_decoder else 1)
+        heads = getattr(config, "num_attention_heads", 1)
+        of_token = BYTES_PER_WIDTH * config.hidden_size + 16 * heads * self.longest
+        logits = 16 * self.share * config.vocab_size
+        return self.beside + tokens * (layers * of_token + logits)
+
+    def activations(self, tokens: int) -> tuple[int, int]:
+        """Trace a pass; the bytes of activations and of logits."""
+        from ...language.backbones.footprint import footprint
+
+        work = self.model.pass_shape(tokens, self.longest, self.share)
+        training = replace(self.model.training_form, recomputes=self.recomputes)
+        taken = footprint(self.model.bundle.core.config, training, work)
+        return taken.activations, taken.logits
+
+    def largest(self, tokens: int) -> int:
+        """Halve the tokens of a pass until it fits; 0 if one text does not."""
+        while True:
+            if sum(self.activations(tokens)) + self.beside <= USABLE * self.free:
+                return tokens
+            if tokens == self.longest:
+                return 0
+            tokens = max(self.longest, tokens // 2)
+
+    def line_of_bound(self, tokens: int) -> str:
+        """The line of a training that takes little."""
+        return (
+            f"memory: weights {_size(self.weights)}, gradients and optimizer "
+            f"{_size(self.beside)}; passes of up to {tokens} tokens take little of the "
+            f"{_size(self.free)} that are free"
+        )
+
+    def line(self, tokens: int) -> str:
+        """The line of a training that was traced."""
+        activations, logits = self.activations(tokens)
+        parts = {
+            "weights": self.weights,
+            "gradients": self.trained,
+            "optimizer": self.moments,
+            "activations": activations,
+            "logits": logits,
+        }
+        listed = " + ".join(f"{name} {_size(size)}" for name, size in parts.items())
+        how = ", computed twice (checkpoint)" if self.recomputes else ""
+        return (
+            f"memory: {listed} = {_size(sum(parts.values()))} in passes of up to {tokens} "
+            f"tokens{how}; {_size(self.free + self.weights)} are there"
+        )
+
+    def refusal(self, longest: int) -> str:
+        """Say that no pass fits, and what to turn."""
+        needed = sum(self.activations(longest)) + self.beside + self.weights
+        config, advice = self.model.config, ["--max_length to less"]
+        if not self.recomputes and self.model.bundle.can_recompute:
+            advice.append("--checkpoint=true")
+        if config["adapter"] != "lora":
+            advice.append("--adapter=lora")
+        elif config["quantize"] == "none":
+            advice.append("--quantize=4bit")
+        return (
+            f"max_length: a pass of one text of {longest} tokens takes {_size(needed)}, more than "
+            f"{USABLE:.0%} of the {_size(self.free + self.weights)} there are; set "
+            f"{' or '.join(advice)}"
+        )
+
+
+def _size(count: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    for unit, size in (("GiB", GIB), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
