@@ -9,6 +9,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.language import vectors
 from recbole_llm.language.backbones.scratch import train_tokenizer
 from recbole_llm.language.backbones.sources import SentenceBackbone, load, load_folder, mark_tokens
+from recbole_llm.language.passes import PassBudget
 from recbole_llm.language.prompts.templates import TextForm
 from recbole_llm.language.tokens.batches import SentenceEncoder, pad
 from recbole_llm.settings import run_record
@@ -59,7 +60,11 @@ def test_vectors_are_sentence_transformers_own():
     bundle.model.eval()
     texts = [*TEXTS, 'Größe: 3" x 4" — Ünïcode', "[SEP] [CLS] <|mark1|>" * 3]
     own = vectors.embed(
-        [plain(bundle, 256).item(text) for text in texts], bundle.pooled, bundle, 100, "cpu"
+        [plain(bundle, 256).item(text) for text in texts],
+        bundle.pooled,
+        bundle,
+        PassBudget(100),
+        "cpu",
     )
     theirs = bundle.model.encode(texts[:-1])
     assert np.allclose(own[:-1], theirs, atol=1e-5)
@@ -137,7 +142,9 @@ def test_positions_of_robertas_family_begin_behind_its_padding(tmp_path):
     tokens = plain(bundle, 32).item("lemon " * 60)
     assert (
         len(tokens) == 32
-        and np.isfinite(vectors.embed([tokens], bundle.pooled, bundle, 100, "cpu")).all()
+        and np.isfinite(
+            vectors.embed([tokens], bundle.pooled, bundle, PassBudget(100), "cpu")
+        ).all()
     )
 
 
@@ -330,7 +337,7 @@ def test_vectors_that_are_no_numbers_are_not_stored(tmp_path, scratch):
             tokens,
             lambda batch: torch.full((1, 128), torch.nan),
             scratch,
-            100,
+            PassBudget(100),
             "cpu",
             "fp16",
             tmp_path,

@@ -16,7 +16,8 @@ import yaml
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError, require_packages
-from recbole_llm.language.backbones import sources
+from recbole_llm.language.backbones import quantizing, sources
+from recbole_llm.language.backbones.precision import WeightFormat
 from recbole_llm.settings import files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -346,7 +347,7 @@ def test_a_command_without_its_extra_says_one_line(
 def test_a_backbone_without_its_extra_is_refused_in_one_line(without, tmp_path):
     without("bitsandbytes", "gguf")
     with pytest.raises(UserError, match=r'bitsandbytes.*pip install "recbole_llm\[quantize\]"$'):
-        sources.quantized("8bit")
+        quantizing.quantization(WeightFormat(quantize="8bit"))
     (tmp_path / "tiny.gguf").touch()
     with pytest.raises(UserError, match=r'gguf is not .*pip install "recbole_llm\[gguf\]"$'):
         sources.gguf_file(str(tmp_path))

@@ -314,7 +314,7 @@ def test_a_scratch_tokenizer_travels_with_its_weights(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["none", "8bit"])
+@pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
 def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
     tmp_path, monkeypatch, quantize
 ):
@@ -362,26 +362,6 @@ def test_a_killed_run_with_adapters_goes_on_from_the_adapters_alone(
         if "lora_" in name:
             assert torch.equal(value, other.state_dict()[name]), name
     assert second.evaluate(test) == trainer.evaluate(test)
-
-
-def test_a_state_over_4bit_weights_can_be_read(tmp_path):
-    """Where there is no GPU nothing is trained through them, but the state is the same."""
-    from test_backbones import save_model
-
-    pytest.importorskip("bitsandbytes")
-    write_cycle(tmp_path, users=12)
-    own = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
-    own |= {"max_length": 512, "quantize": "4bit", "eval_args.mode": "uni3"}
-    _, model, trainer, (train, _, _) = prepared("TALLRec", tmp_path, **own)
-    weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    with torch.no_grad():
-        for value in weights.values():
-            value.fill_(0.5)
-    trainer._save_state(0, train)
-    _, other, second, _ = prepared("TALLRec", tmp_path, **own)
-    second.resume_checkpoint(trainer.folder)
-    found = dict(other.named_parameters())
-    assert weights and all(torch.equal(found[name], value) for name, value in weights.items())
 
 
 def test_nothing_to_go_on_from_is_left_by_a_finished_run(tmp_path):

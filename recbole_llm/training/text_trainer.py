@@ -94,15 +94,28 @@ class LLMTrainer(Harness):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * share
 
+    def _own_state(self):
+        """Passes of another size would give other sums, in their last digits."""
+        bundle = getattr(self.model, "bundle", None)
+        recomputes = bool(bundle and bundle.recomputes)
+        return {"pass_tokens": self.passes.tokens, "recomputes": recomputes}
+
+    def _restore_own(self, state):
+        """See `Harness._restore_own`."""
+        if state:
+            self.passes.tokens, self.planned = state["pass_tokens"], True
+            if state["recomputes"]:
+                self.model.recompute()
+
     def _plan(self, examples: Any, costs: list[int], steps: list) -> None:
         """Choose passes that fit into memory before the first step."""
         model, self.planned = self.model, True
         if not steps:
             return
-        longest = max(model.cost(one) for example in examples for one in model.pieces(example))
-        largest = max(sum(costs[row] for row in rows) for rows in steps)
-        first = list(chain.from_iterable(model.pieces(examples[row]) for row in steps[0]))
-        model.fit_passes(longest, largest, first)
+        pieces = chain.from_iterable(map(model.pieces, examples))
+        largest = max(int(np.take(costs, rows).sum()) for rows in steps)
+        first = map(model.pieces, [examples[row] for row in steps[0]])
+        model.fit_passes(max(map(model.cost, pieces)), largest, list(chain.from_iterable(first)))
 
     def _step(self, examples: list) -> float:
         """Make one update, and return the loss: its mean per target, plus that over all pairs.
@@ -140,8 +153,9 @@ class LLMTrainer(Harness):
         targets = max(1, sum(map(model.targets, pieces)))
         budget, costs = self.passes.tokens, [model.cost(piece) for piece in pieces]
         passes = by_length(costs, budget, cost=model.pass_cost)
-        longest = [max(costs[row] for row in rows) for rows in passes]
-        self.sizes = max(len(rows) * most for rows, most in zip(passes, longest)), max(longest)
+        longest = [max(np.take(costs, rows)) for rows in passes]
+        largest = max(len(rows) * most for rows, most in zip(passes, longest, strict=True))
+        self.sizes = int(largest), int(max(longest))
         batches = []
         for rows in passes:
             batches.append(model.collate([pieces[row] for row in rows]))

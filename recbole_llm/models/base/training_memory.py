@@ -79,7 +79,7 @@ def fit_passes(model: Any, longest: int, step: int, share: float) -> None:
         if chosen < enough and may and not forecast.recomputes:
             forecast.recomputes = True
             again = forecast.largest(tokens)
-            forecast.recomputes = again > chosen
+            forecast.recomputes = again > chosen or not again
             chosen = max(chosen, again)
         if not chosen:
             raise UserError(forecast.refusal(longest))
@@ -186,8 +186,8 @@ class Forecast:
         """Say that no pass fits, and what to turn."""
         needed = sum(self.activations(longest)) + self.beside + self.weights
         config, advice = self.model.config, ["--max_length to less"]
-        if not self.recomputes and self.model.bundle.can_recompute:
-            advice.append("--checkpoint=true")
+        if config["checkpoint"] == "false" and self.model.bundle.can_recompute:
+            advice.append("--checkpoint=auto")
         if config["adapter"] != "lora":
             advice.append("--adapter=lora")
         elif config["quantize"] == "none":

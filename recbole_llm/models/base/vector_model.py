@@ -151,9 +151,10 @@ class VectorModel(TextModel):
     def score(self, cases):
         """Score every item by the inner product of vectors."""
         users = torch.from_numpy(as_array(self.encode_users(cases))).to(self.device)
+        items = self.catalogue_vectors()
         # products are in float32, also of vectors that were computed in a lower precision
         with torch.autocast(users.device.type, enabled=False):
-            return (users @ self.catalogue_vectors().T).cpu().numpy()[:, self.column]
+            return (users @ items.T).cpu().numpy()[:, self.column]
 
     def nearest_items(self, cases: Cases, k: int, folder: Path) -> np.ndarray:
         """Score the items that a FAISS index finds.
