@@ -170,9 +170,9 @@ def test_what_fits_in_no_pass_is_one_line_before_the_first_step(tmp_path, monkey
 
 def without_dropout(model):
     """Drop nothing: the masks depend on who shares a pass."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
 
 
 class Full:

@@ -16,7 +16,7 @@ from recbole_llm.training.corpora import draw_users
 
 def test_users_are_drawn_in_proportion_to_their_number_to_the_power_0_3():
     sizes = (100, 3000, 800)
-    drawn = draw_users(sizes, seed=1, epoch=0)
+    drawn = draw_users(sizes, seed=1, epoch=0, exponent=0.3)
     expected = np.array(sizes) ** 0.3 / (np.array(sizes) ** 0.3).sum()
     assert np.array([len(users) for users in drawn]) / sum(sizes) == pytest.approx(
         expected, abs=1e-3
@@ -24,12 +24,12 @@ def test_users_are_drawn_in_proportion_to_their_number_to_the_power_0_3():
     for size, users in zip(sizes, drawn, strict=True):
         counts = np.bincount(users, minlength=size)
         assert len(counts) == size and counts.max() - counts.min() <= 1
-    again, later = draw_users(sizes, 1, 0), draw_users(sizes, 1, 1)
+    again, later = draw_users(sizes, 1, 0, 0.3), draw_users(sizes, 1, 1, 0.3)
     assert (
         all((one == other).all() for one, other in zip(drawn, again, strict=True))
         and not (drawn[1] == later[1]).all()
     )
-    assert draw_users([5], 1, 0)[0].tolist() == [0, 1, 2, 3, 4]
+    assert draw_users([5], 1, 0, 0.3)[0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
             A history with its target; and the target alone, if there are contrastive terms.
         """
         seed = self.config["seed"]
-        samples = draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
+        sizes = [len(corpus.by_user) for corpus in self.corpora]
+        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
         examples = []
         for number, users in enumerate(samples):
             rng = np.random.default_rng([seed, epoch, number])

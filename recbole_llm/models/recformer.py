@@ -127,7 +127,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
                 self.fill_table()
             self.table_epoch.fill_(epoch)
         seed = self.config["seed"]
-        samples = draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
+        sizes = [len(corpus.by_user) for corpus in self.corpora]
+        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
         examples = []
         for number, users in enumerate(samples):
             rng = np.random.default_rng([seed, epoch, number])

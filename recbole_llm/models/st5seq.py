@@ -133,7 +133,8 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
         seed = self.config["seed"]
         makers = {"item": self._items, "sequence": self._sequences, "next": self._next}
         make = makers[self.config["phase"]]
-        samples = draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
+        sizes = [len(corpus.by_user) for corpus in self.corpora]
+        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
         pairs: list[Pair] = []
         for number, users in enumerate(samples):
             pairs += make(number, users, np.random.default_rng([seed, epoch, number]))

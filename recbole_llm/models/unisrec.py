@@ -130,7 +130,8 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
             `finetune`: a window of a sequence.
         """
         seed = self.config["seed"]
-        samples = draw_users([len(corpus.by_user) for corpus in self.corpora], seed, epoch)
+        sizes = [len(corpus.by_user) for corpus in self.corpora]
+        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
         examples: list[tuple[Tokens, ...]] = []
         for number, users in enumerate(samples):
             corpus = self.corpora[number]

@@ -92,12 +92,22 @@ class TrainingSettings(RecBoleTrainingSettings):
         0.05,
         ge=0,
         lt=1,
-        description="Share of all steps with a rising learning rate; it falls by a cosine "
-        "afterwards.",
+        description="Share of all steps with a rising learning rate; `schedule` says how it goes "
+        "on.",
+    )
+    schedule: Annotated[Literal["cosine", "linear", "constant"], Trait.CAME_LATER] = Field(
+        "cosine",
+        description="How the learning rate goes on: down to a tenth, down to zero, or as it is.",
+    )
+    max_steps: Annotated[int | None, Trait.CAME_LATER] = Field(
+        None, ge=1, description="Most steps, after which training ends, within `epochs`."
     )
     clip_grad_norm: ClipGradNorm | None = None
     train_neg_sample_args: NegativeSampling | None = Field(None, description="No negatives.")
     eval_step: int = 1
+    valid_every: Annotated[int | None, Trait.CAME_LATER] = Field(
+        None, ge=1, description="Steps between validations, in place of epochs (eval_step)."
+    )
     valid_users: int = Field(
         0,
         ge=0,
@@ -176,7 +186,10 @@ class MultiDatasetSettings(ModelSettings):
     datasets: list[str] | None = Field(
         None,
         description="Datasets to train on together, by their training parts, each drawn in "
-        "proportion to users^0.3.",
+        "proportion to users^mixture_exponent.",
+    )
+    mixture_exponent: float = Field(
+        1.0, ge=0, description="1: each user once; 0: as often from each dataset (datasets)."
     )
     whole: list[str] | None = Field(
         None,

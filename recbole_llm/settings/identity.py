@@ -25,6 +25,8 @@ def settings_hash(settings: Settings, **extra: object) -> str:
     left_out = set(NOT_IN_HASH)
     if spec.is_text:
         left_out.add("MAX_ITEM_LIST_LENGTH")  # text models read whole histories
+    if not settings.get("datasets"):
+        left_out.add("mixture_exponent")
     if not reads_text_vectors(settings):
         left_out.add("text_encoder")
     classes: list[Any] = [HarnessSettings, spec.settings]

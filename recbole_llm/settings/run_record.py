@@ -67,6 +67,10 @@ LATER = {
     "weights": "float32",
     "quantize": "none",
     "checkpoint": "false",
+    "schedule": "cosine",
+    "max_steps": None,
+    "valid_every": None,
+    "mixture_exponent": 0.3,
 }
 KINDS = {
     str: "a text",

@@ -16,7 +16,6 @@ from ..data.texts.text import ItemText
 from ..errors import UserError
 from ..settings.layers import moved
 
-POWER = 0.3  # CALRec, section 3.3: a category has probability proportional to |U|^0.3
 Encoded = TypeVar("Encoded")
 
 
@@ -197,12 +196,13 @@ def is_whole(settings: Mapping, dataset: str) -> bool:
     return locate.alias(dataset) in [locate.alias(name) for name in settings.get("whole") or []]
 
 
-def draw_users(sizes: Sequence[int], seed: int, epoch: int) -> list[np.ndarray]:
+def draw_users(sizes: Sequence[int], seed: int, epoch: int, exponent: float) -> list[np.ndarray]:
     """Sample the users of each corpus that an epoch trains on.
 
     There are as many samples as users in all corpora together. A corpus gets a share of them
-    proportional to its size to the power of POWER. Where the share is larger than the corpus, the
-    numbers of times that two users occur differ by one at most.
+    proportional to its size to the power of `exponent`: CALRec's is 0.3 (section 3.3), and with 1
+    each user occurs once. Where the share is larger than the corpus, the numbers of times that two
+    users occur differ by one at most.
 
     Parameters
     ----------
@@ -212,6 +212,8 @@ def draw_users(sizes: Sequence[int], seed: int, epoch: int) -> list[np.ndarray]:
         Seed of the run.
     epoch : int
         Number of the epoch.
+    exponent : float
+        The setting `mixture_exponent`.
 
     Returns
     -------
@@ -220,7 +222,7 @@ def draw_users(sizes: Sequence[int], seed: int, epoch: int) -> list[np.ndarray]:
     """
     if len(sizes) == 1:
         return [np.arange(sizes[0])]
-    weight = np.asarray(sizes, dtype=float) ** POWER
+    weight = np.asarray(sizes, dtype=float) ** exponent
     shares = np.round(sum(sizes) * weight / weight.sum()).astype(int)
     samples = []
     for number, (size, share) in enumerate(zip(sizes, shares, strict=True)):

@@ -204,11 +204,13 @@ class Harness(FolderTrainer):
             train_data.get_model(self.model)
         if self.epochs == 0:
             self._save_best()
+        validates = bool(valid_data) and self.eval_step > 0
+        self.valid_data = valid_data if validates else None
         for epoch in range(self.start_epoch, self.epochs):
-            if self.cur_step > self.stopping_step:
+            # a trainer may lower the number of epochs on the way
+            if self.cur_step > self.stopping_step or epoch >= self.epochs:
                 break
             line = self._train_and_time(train_data, epoch, show_progress)
-            validates = bool(valid_data) and self.eval_step > 0
             if validates and self._validation_is_due(epoch):
                 line |= self._validate(valid_data, epoch, show_progress)
                 if callback_fn:
@@ -218,7 +220,7 @@ class Harness(FolderTrainer):
                 self.best_epoch = epoch
             self.history.append(line)
             if verbose:
-                self.logger.info(_epoch_line(line, self.best_epoch == epoch))
+                self.logger.info(epoch_line(line, self.best_epoch == epoch))
             self._save_state(epoch, train_data)
         return self.best_valid_score, self.best_valid_result
 
@@ -625,9 +627,24 @@ def part_of(dataset) -> str:
     return "test" if dataset.cases is dataset.split.test else "valid"
 
 
-def _epoch_line(line: dict, best: bool) -> str:
-    """The log's line about an epoch."""
+def epoch_line(line: dict, best: bool) -> str:
+    """Return the log's line about an epoch, or about a validation inside of one.
+
+    Parameters
+    ----------
+    line : dict
+        The entry of `Harness.history`.
+    best : bool
+        Whether its weights are the best so far.
+
+    Returns
+    -------
+    str
+        The line.
+    """
     text = f"epoch {line['epoch']}: loss {line['loss']:.6f} in {line['seconds']:.1f} s"
+    if "step" in line:
+        text = f"step {line['step']}: loss {line['loss']:.6f}"
     if "valid_score" in line:
         text += f", valid {line['valid_score']:.6f} in {line['valid_seconds']:.1f} s"
         text += " (best)" if best else ""

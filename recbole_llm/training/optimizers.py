@@ -13,8 +13,8 @@ MOMENTUM = 0.95  # of Muon
 QUINTIC, QUINTIC_STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
-def rate(done: float, warmup: float) -> float:
-    """Compute the learning-rate schedule: linear warm-up, then a cosine down to a tenth.
+def rate(done: float, warmup: float, schedule: str = "cosine") -> float:
+    """Compute the learning-rate schedule behind a linear warm-up.
 
     Parameters
     ----------
@@ -22,6 +22,8 @@ def rate(done: float, warmup: float) -> float:
         Share of all steps that have been made, 0 to 1.
     warmup : float
         Share of the steps that warm up.
+    schedule : {"cosine", "linear", "constant"}
+        A cosine down to a tenth, a line down to zero, or no change.
 
     Returns
     -------
@@ -30,6 +32,10 @@ def rate(done: float, warmup: float) -> float:
     """
     if done < warmup:
         return done / warmup
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return (1 - done) / (1 - warmup)
     return 0.55 + 0.45 * math.cos(math.pi * (done - warmup) / (1 - warmup))
 
 

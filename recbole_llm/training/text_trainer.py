@@ -17,7 +17,7 @@ from ..language.tokens.batches import by_length, shuffled_steps
 from ..storage import run_folders
 from ..storage.progress import progress
 from . import optimizers
-from .loop import EPOCH_START, Harness, part_of
+from .loop import EPOCH_START, Harness, epoch_line, part_of
 from .losses import backward, random_state, set_random_state
 
 SAVE_SECONDS = 120  # longest training that is lost when a process is killed
@@ -40,6 +40,7 @@ class LLMTrainer(Harness):
             self.epochs = 0
         self.selecting = False
         self.passes: PassBudget = getattr(model, "passes", None) or PassBudget("auto")
+        self.steps = 0  # made so far, in all epochs
         self.planned = False  # whether passes were fitted to the memory
         precision = config["precision"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -75,7 +76,8 @@ class LLMTrainer(Harness):
         for step, rows in enumerate(bar):
             if step < first_step:
                 continue
-            self._set_learning_rate(epoch_idx + (step + 1) / len(steps))
+            self.steps += 1
+            self._set_learning_rate(epoch_idx + (step + 1) / len(steps), len(steps))
             total += self._step([examples[row] for row in rows]) * len(rows)
             count += len(rows)
             if epoch_idx == self.start_epoch and step == last_timed:
@@ -86,23 +88,65 @@ class LLMTrainer(Harness):
                 self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
                 saved = time.perf_counter()
             bar.set_postfix_str(f"loss {total / count:.3f}")
+            if self._ends():
+                self.epochs = epoch_idx + 1  # which is validated as the last epoch
+                break
+            if self._validates(step + 1 < len(steps)):
+                self._validate_between(epoch_idx, total / count, show_progress)
+                self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
+                if self.cur_step > self.stopping_step:
+                    break
         return total / max(1, count)
 
-    def _set_learning_rate(self, epochs: float) -> None:
+    def _ends(self) -> bool:
+        """Whether the last step was that of `max_steps`."""
+        return self.steps == self.config["max_steps"]
+
+    def _validates(self, goes_on: bool) -> bool:
+        """Whether a validation is due between two steps of an epoch."""
+        every = self.config["valid_every"]
+        return bool(every and goes_on and self.valid_data and self.steps % every == 0)
+
+    def _validation_is_due(self, epoch):
+        """After the last epoch, and where an epoch ends with a step of `valid_every`."""
+        every = self.config["valid_every"]
+        if not every:
+            return super()._validation_is_due(epoch)
+        is_due = self.steps % every == 0 or epoch + 1 == self.epochs
+        return is_due and self.cur_step <= self.stopping_step
+
+    def _validate_between(self, epoch: int, loss: float, show_progress: bool) -> None:
+        """Validate inside of an epoch; random numbers go on as if it had not been done."""
+        state = random_state()
+        line = {"epoch": epoch, "step": self.steps, "loss": loss, "seconds": 0.0}
+        line |= self._validate(self.valid_data, epoch, show_progress)
+        self.history.append(line)
+        self.logger.info(epoch_line(line, self.cur_step == 0))
+        set_random_state(state)
+        self.model.train()
+
+    def _set_learning_rate(self, epochs: float, steps: int) -> None:
         """Set the learning rate of all parameters after a number of epochs."""
-        share = optimizers.rate(epochs / self.epochs, self.config["warmup"] or 0.0)
+        config, done = self.config, epochs / self.epochs
+        if (most := config["max_steps"]) and most < self.epochs * steps:
+            done = self.steps / most
+        share = optimizers.rate(done, config["warmup"] or 0.0, config["schedule"] or "cosine")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * share
 
     def _own_state(self):
         """Passes of another size would give other sums, in their last digits."""
         bundle = getattr(self.model, "bundle", None)
-        recomputes = bool(bundle and bundle.recomputes)
-        return {"pass_tokens": self.passes.tokens, "recomputes": recomputes}
+        return {
+            "steps": self.steps,
+            "pass_tokens": self.passes.tokens,
+            "recomputes": bool(bundle and bundle.recomputes),
+        }
 
     def _restore_own(self, state):
         """See `Harness._restore_own`."""
         if state:
+            self.steps = state["steps"]
             self.passes.tokens, self.planned = state["pass_tokens"], True
             if state["recomputes"]:
                 self.model.recompute()

@@ -53,6 +53,7 @@ class CALRecSettings(
         "on the run's own.",
     )
 
+    mixture_exponent: float = Field(0.3, description="The paper's.")
     quantize: Annotated[Literal["none", "8bit", "4bit"], Trait.CAME_LATER] = "none"
     lora_dropout: float = 0.0
     epochs: int = Field(10, description="Passes over the users.")

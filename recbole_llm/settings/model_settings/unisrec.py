@@ -97,5 +97,5 @@ class UniSRecSettings(
     datasets: list[str] | None = Field(
         None,
         description="Datasets to pre-train on together, by their training parts, each drawn in "
-        "proportion to users^0.3.",
+        "proportion to users^mixture_exponent.",
     )
