@@ -160,6 +160,7 @@ class Harness(FolderTrainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.drawn = None
         self.probed = None
+        self.callback: Callable[[int, float], None] | None = None
         self.repeats = None
         self.saves = True
 
@@ -206,6 +207,7 @@ class Harness(FolderTrainer):
             self._save_best()
         validates = bool(valid_data) and self.eval_step > 0
         self.valid_data = valid_data if validates else None
+        self.callback = callback_fn
         for epoch in range(self.start_epoch, self.epochs):
             # a trainer may lower the number of epochs on the way
             if self.cur_step > self.stopping_step or epoch >= self.epochs:
@@ -213,8 +215,6 @@ class Harness(FolderTrainer):
             line = self._train_and_time(train_data, epoch, show_progress)
             if validates and self._validation_is_due(epoch):
                 line |= self._validate(valid_data, epoch, show_progress)
-                if callback_fn:
-                    callback_fn(epoch, line["valid_score"])
             elif not validates:
                 self._save_best()
                 self.best_epoch = epoch
@@ -255,6 +255,8 @@ class Harness(FolderTrainer):
         if better:
             self.best_valid_score, self.best_valid_result, self.best_epoch = score, result, epoch
             self._save_best()
+        if self.callback:
+            self.callback(epoch, score)
         return {"valid_score": score, "valid_seconds": round(time.perf_counter() - started, 2)}
 
     def _valid_epoch(self, valid_data, show_progress=False):

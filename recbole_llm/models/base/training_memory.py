@@ -15,7 +15,7 @@ GIB = 2**30
 USABLE = 0.9
 # A training is not traced if by this bound it needs less than this share of the free memory.
 LITTLE = 0.125
-BYTES_PER_WIDTH = 600  # of a token in a layer, for each number of its hidden state
+BYTES_PER_WIDTH = 300  # of a token in a layer, for each number of its hidden state
 EFFICIENT = 4096  # tokens of a pass beyond which more of them hardly save time
 
 
@@ -135,7 +135,7 @@ class Forecast:
         config = self.model.bundle.core.config.get_text_config()
         layers = config.num_hidden_layers * (2 if config.is_encoder_decoder else 1)
         heads = getattr(config, "num_attention_heads", 1)
-        of_token = BYTES_PER_WIDTH * config.hidden_size + 16 * heads * self.longest
+        of_token = BYTES_PER_WIDTH * config.hidden_size + 8 * heads * self.longest
         logits = 16 * self.share * config.vocab_size
         return self.beside + tokens * (layers * of_token + logits)
 
