@@ -29,6 +29,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+OWN = ("mode", "saved", "result")  # arguments of one training
+
+
 def whole_folder(name: str, folder: Path) -> str:
     """A folder with the whole weights of a packaged model; of another, its name."""
     from recbole_llm.language.backbones.sources import PACKAGED, load_folder
@@ -54,6 +57,8 @@ def settings_of(args: Any) -> dict[str, Any]:
         "epochs": 1,
         "alpha": 0.0,
         "beta": 0.0,
+        "text_fields": {"Title": "title"},
+        "text_words": {"Title": args.words},
         "valid_users": 4,
         "valid_samples": 2,
         "max_new_tokens": 16,
@@ -115,8 +120,8 @@ def child(args: Any, saved: Path, **own: Any) -> tuple[subprocess.Popen, Path]:
     result = saved / "result.json"
     saved.mkdir(parents=True, exist_ok=True)
     given = vars(args) | {"saved": str(saved), "result": str(result)} | own
-    names = ("data", "model", "steps", "batch", "length", "users", "precision", "save_seconds")
-    options = [f"--{name}={given[name]}" for name in (*names, "mode", "saved", "result")]
+    names = ("data", "model", "steps", "batch", "length", "words", "users", "precision")
+    options = [f"--{name}={given[name]}" for name in (*names, "save_seconds", *OWN)]
     return subprocess.Popen([sys.executable, __file__, *options]), result
 
 
@@ -142,7 +147,8 @@ def main() -> None:
         model="smollm2",
         steps=100,
         batch=4,
-        length=160,
+        length=96,
+        words=8,
         users=100,
         precision="fp32",
         modes="lora,4bit,full,8bit",

@@ -41,6 +41,8 @@ LLM-based sequential recommenders beside RecBole's models, on the same users, it
       one model for all, for cohorts, for each user
   tune --model=SASRec --dataset=ml-100k --space.learning_rate="{log: [1e-4, 1e-2]}"
        [--search=asha|random|grid] [--trials=8]
+  plan --model=CALRec --dataset=Pet [--hardware=rtx-4090] [--key=value ...]
+      what a run takes: tokens, steps, memory and time, without loading its weights
   summarize --dataset=Pet [--summary=recurrent]
       LLMTRSR's summaries alone, in a file to read
   prepare NAME [--raw=FOLDER] [--mirror=URL] [--proxy=URL] [--memory=MIB]
@@ -121,6 +123,10 @@ USAGES = {
     ),
     "tune": Usage(
         "Search settings of a model by validation.",
+        {"model": "model name", "dataset": "dataset name"},
+    ),
+    "plan": Usage(
+        "Reckon what a run takes: tokens, steps, memory, time, and what a summarizer costs.",
         {"model": "model name", "dataset": "dataset name"},
     ),
     "summarize": Usage(
@@ -564,6 +570,22 @@ def _tune(argv: list[str]) -> int:
     return 0
 
 
+def _plan(argv: list[str]) -> int:
+    args, settings = _arguments(argv, "plan")
+    from .settings import layers, registry
+
+    model = registry.canonical(_need(args.model, "model"))
+    dataset = _need(args.dataset, "dataset")
+    options, given = layers.of_command("plan", args.config_files.split(), settings)
+    resolved = layers.resolve(model, dataset, given)
+    if args.print_config:
+        return _print_config(resolved | options)
+    from .studies.plan import plan
+
+    say("\n".join(plan(resolved, options)))
+    return 0
+
+
 def _summarize(argv: list[str]) -> int:
     args, settings = _arguments(argv, "summarize")
     from .settings import layers
@@ -682,6 +704,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "personalize": _personalize,
     "tune": _tune,
     "summarize": _summarize,
+    "plan": _plan,
     "prepare": _prepare,
     "help": _help,
 }

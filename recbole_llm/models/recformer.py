@@ -120,7 +120,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
             `pretrain`: a sequence, its next item, and both with masked tokens. `finetune`: a
             sequence whose first token has the number of the next item as its label.
         """
-        if self.table_epoch != epoch:
+        if torch.device(self.device).type != "meta" and self.table_epoch != epoch:
             if self.contrastive or self.config["item_table"] == "epoch":
                 self.forget_table(self.bundle)
             if not self.contrastive:

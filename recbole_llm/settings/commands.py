@@ -150,7 +150,24 @@ class TuneSettings(RaySettings):
     )
 
 
+class PlanSettings(ModelSettings):
+    """What a run is going to take, reckoned without the weights of its language models.
+
+    Any setting of the model goes beside these.
+    """
+
+    example: ClassVar[str] = "plan --model=CALRec --dataset=Pet --hardware=rtx-4090"
+    hardware: str | None = Field(
+        None, description="A GPU such as rtx-4090 or a100-80gb; without it, this machine's device."
+    )
+    price_in: float | None = Field(
+        None, ge=0, description="Of a million tokens that a summarizer reads."
+    )
+    price_out: float | None = Field(None, ge=0, description="Of a million tokens that it writes.")
+
+
 COMMANDS: dict[str, type[ModelSettings]] = {
     "personalize": PersonalizeSettings,
     "tune": TuneSettings,
+    "plan": PlanSettings,
 }

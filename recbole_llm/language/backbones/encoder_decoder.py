@@ -18,6 +18,7 @@ from . import scratch
 from .loading import as_user_errors, check_complete, check_size, loading_reports
 from .precision import WeightFormat
 from .quantizing import refuse_quantization
+from .shapes import model_of_shapes
 from .sources import WHOLE, Backbone, check_tokens, straight_to
 
 
@@ -161,8 +162,12 @@ class FusionBackbone(Backbone):
                 )
             check_size(name, trust_remote_code)
             tokenizer: Any = AutoTokenizer.from_pretrained(name, **trust)
-            place = {"dtype": form.dtype} | straight_to(form.device)
-            model = AutoModel.from_pretrained(name, **place, **trust)
+            if torch.device(form.device).type == "meta":
+                config = AutoConfig.from_pretrained(name, **trust)
+                model = model_of_shapes(AutoModel, config, form, **trust)
+            else:
+                place = {"dtype": form.dtype} | straight_to(form.device)
+                model = AutoModel.from_pretrained(name, **place, **trust)
         check_complete(name, cls.kind, reports)
         check_tokens(name, model, tokenizer)
         return cls(model, tokenizer).with_plain_attention()

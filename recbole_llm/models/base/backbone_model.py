@@ -126,7 +126,8 @@ class BackboneModel(TextModel, TokenTrainable):
         self.use(bundle)
         if config["adapter"] == "lora":
             base = str(run / run_folders.BACKBONE) if run else name
-            self.frozen_base = base_digest(adapter_chain(base))
+            if torch.device(self.device).type != "meta":
+                self.frozen_base = base_digest(adapter_chain(base))
             add_lora(
                 self.backbone,
                 bundle.core,

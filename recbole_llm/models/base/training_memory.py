@@ -73,14 +73,7 @@ def fit_passes(model: Any, longest: int, step: int, share: float) -> None:
         if forecast.bound(tokens) < LITTLE * forecast.free:
             logging.getLogger().info(forecast.line_of_bound(tokens))
             return
-        chosen = forecast.largest(tokens)
-        enough = min(tokens, EFFICIENT)
-        may = model.config["checkpoint"] == "auto" and model.bundle.can_recompute
-        if chosen < enough and may and not forecast.recomputes:
-            forecast.recomputes = True
-            again = forecast.largest(tokens)
-            forecast.recomputes = again > chosen or not again
-            chosen = max(chosen, again)
+        chosen = forecast.choose(tokens)
         if not chosen:
             raise UserError(forecast.refusal(longest))
     except UserError:
@@ -107,6 +100,8 @@ class Forecast:
         Tokens of the longest text.
     share : float
         Share of the tokens that are learned.
+    memory : int, optional
+        Bytes of the device; where None, what is free on the model's beside its weights.
 
     Attributes
     ----------
@@ -116,14 +111,17 @@ class Forecast:
         Whether activations are computed again in the backward pass.
     """
 
-    def __init__(self, model: Any, longest: int, share: float):
+    def __init__(self, model: Any, longest: int, share: float, memory: int | None = None):
         self.model, self.longest, self.share = model, longest, share
-        self.free = free_memory(torch.device(model.device))
         self.recomputes = model.bundle.recomputes
         self.weights = sum(value.nbytes for value in model.parameters())
         trained = [value for value in model.parameters() if value.requires_grad]
         self.trained = sum(value.nbytes for value in trained)
         self.moments = 2 * self.trained
+        if memory is None:
+            self.free = free_memory(torch.device(model.device))
+        else:
+            self.free = memory - self.weights
 
     @property
     def beside(self) -> int:
@@ -156,6 +154,17 @@ class Forecast:
             if tokens == self.longest:
                 return 0
             tokens = max(self.longest, tokens // 2)
+
+    def choose(self, tokens: int) -> int:
+        """Decide on recomputation, and on the tokens of a pass; 0 if one text does not fit."""
+        chosen = self.largest(tokens)
+        may = self.model.config["checkpoint"] == "auto" and self.model.bundle.can_recompute
+        if chosen < min(tokens, EFFICIENT) and may and not self.recomputes:
+            self.recomputes = True
+            again = self.largest(tokens)
+            self.recomputes = again > chosen or not again
+            chosen = max(chosen, again)
+        return chosen
 
     def line_of_bound(self, tokens: int) -> str:
         """The line of a training that takes little."""

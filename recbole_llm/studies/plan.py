@@ -1,0 +1,333 @@
+"""What a run is going to take, reckoned before its language models are loaded."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..contracts.cases import Cases
+from ..data.cases.splits import draw
+from ..errors import UserError
+from ..language.backbones.precision import in_software
+from ..language.passes import PassBudget
+from ..language.summaries.summarizer import Summarizer
+from ..language.tokens.batches import padded_size, shuffled_steps
+from ..models.base.backbone_model import BackboneModel
+from ..models.base.generative_model import GenerativeModel
+from ..models.base.pointwise_model import CandidateJudge
+from ..models.base.training_memory import GIB, Forecast
+from ..runs.checks import check
+from ..runs.commands import stages_of
+from ..runs.runner import Runner
+from ..runs.spec import RunSpec, describe
+from ..settings.layers import asks_server, loads_summarizer
+from ..training.corpora import Corpus
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device.
+
+    Attributes
+    ----------
+    name : str
+    memory : float
+        GiB.
+    rate : float
+        Dense products in bfloat16 (of a CPU: as measured), in 10^12 operations a second.
+    bandwidth : float
+        10^9 bytes a second of its memory.
+    """
+
+    name: str
+    memory: float
+    rate: float
+    bandwidth: float
+
+
+# From NVIDIA's data sheets: dense bfloat16 with float32 sums; float16 for the T4, which has none.
+GPUS = {
+    one.name: one
+    for one in (
+        Hardware("t4", 15.0, 65, 320),
+        Hardware("l4", 22.5, 121, 300),
+        Hardware("rtx-3090", 23.7, 71, 936),
+        Hardware("rtx-4090", 23.6, 165, 1008),
+        Hardware("a100-40gb", 39.4, 312, 1555),
+        Hardware("a100-80gb", 79.1, 312, 2039),
+        Hardware("h100", 79.1, 989, 3350),
+        Hardware("h200", 139.8, 989, 4800),
+    )
+}
+# Share of that rate which training and reading reach, and of the bandwidth which writing reaches.
+REACHED = 0.4
+TOKENS_READ = 200  # cases whose prompts are encoded to know their mean length
+
+
+def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """Reckon tokens, steps, memory, time and prices of a run.
+
+    Parameters
+    ----------
+    settings : dict
+        The settings of the run.
+    options : mapping
+        `hardware`, `price_in` and `price_out`, see PlanSettings.
+
+    Returns
+    -------
+    list of str
+        Lines to print.
+
+    Raises
+    ------
+    UserError
+        For unknown hardware, settings that cannot work, and models without a language model.
+    """
+    hardware = _hardware(options["hardware"])
+    if "backbone" not in settings:
+        raise UserError(
+            f"plan: {settings['model']} has no language model of its own, and takes little; "
+            "expected a model with the setting `backbone`"
+        )
+    lines: list[str] = []
+    for number, stage in enumerate(stages_of(settings)):
+        spec = describe(stage)
+        check(spec, first=not number)
+        if name := stage.get("stage"):
+            lines.append(f"stage {name}")
+        lines += _Plan(spec, hardware, options).lines()
+    return lines
+
+
+def _hardware(name: str | None) -> Hardware:
+    """The named GPU, or the device of this machine."""
+    if name is not None and name.lower() not in GPUS:
+        raise UserError(f"hardware: expected one of {', '.join(GPUS)}, found {name!r}")
+    if name is not None:
+        return GPUS[name.lower()]
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / GIB
+        return Hardware(torch.cuda.get_device_name(), memory, _measured("cuda"), 1000)
+    import psutil
+
+    memory = psutil.virtual_memory().total / GIB
+    return Hardware("this CPU", memory, _measured("cpu"), 20)
+
+
+def _measured(device: str) -> float:
+    """The rate of a product of matrices on a device, in 10^12 operations a second."""
+    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        result = one @ one
+        result[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best / 1e12
+
+
+class _Plan:
+    """The plan of one stage."""
+
+    def __init__(self, spec: RunSpec, hardware: Hardware, options: Mapping[str, Any]):
+        self.spec, self.hardware, self.options = spec, hardware, options
+        self.config = spec.config
+        if not options["hardware"] and in_software(self.config["device"], "bf16"):
+            self.config["weights"] = "float32"
+        self.config["device"] = torch.device("meta")
+        model, _ = Runner(spec).make_model()
+        assert isinstance(model, BackboneModel)
+        self.model = model
+        if self.writes_summaries:
+            text = " a" * self.config["summary_tokens"]
+            model.summaries = lambda histories: [text] * len(histories)
+
+    @property
+    def writes_summaries(self) -> bool:
+        """Whether a language model writes summaries."""
+        return loads_summarizer(self.config) or asks_server(self.config)
+
+    def lines(self) -> list[str]:
+        """All lines."""
+        model, config = self.model, self.config
+        trained = bool(config["epochs"]) and any(p.requires_grad for p in model.parameters())
+        lines = [
+            f"{config['model']} on {self.spec.dataset}, {config['backbone']}, "
+            f"{config['precision']}, on {self.hardware.name}"
+        ]
+        if self.writes_summaries:
+            lines += self._summary_lines()
+        if trained:
+            lines += self._training_lines()
+        return [*lines, *self._ranking_lines()]
+
+    def _training_lines(self) -> list[str]:
+        model, config = self.model, self.config
+        examples = model.examples(0)
+        pieces = list(chain.from_iterable(map(model.pieces, examples)))
+        sizes = np.array([model.cost(piece) for piece in pieces])
+        each = sizes.reshape(len(examples), -1).sum(axis=1)
+        rng = np.random.default_rng([config["seed"], 0, 1])
+        batches = shuffled_steps(each, config["train_batch_size"], rng)
+        steps = config["epochs"] * len(batches)
+        if config["max_steps"]:
+            steps = min(steps, config["max_steps"])
+        share = float(sum(int(piece.learned.sum()) for piece in pieces) / sizes.sum())
+        tokens = steps * sizes.sum() / len(batches)
+        largest = max(int(each[rows].sum()) for rows in batches)
+        longest = int(padded_size(sizes.max()))
+        memory = int(self.hardware.memory * GIB)
+        forecast = Forecast(model, longest, share, memory)
+        limit = max(longest, min(PassBudget(config["pass_tokens"]).tokens, largest))
+        if config["checkpoint"] == "true":
+            forecast.recomputes = True
+        chosen = forecast.choose(limit)
+        seconds = tokens * self._operations(sizes, forecast.recomputes, share) / self._reached
+        memory_line = forecast.line(chosen) if chosen else forecast.refusal(longest)
+        return [
+            f"training: {len(examples)} examples an epoch, {_count(sizes.sum())} tokens (a text: "
+            f"{sizes.mean():.0f} on average, at most {sizes.max()}), {share:.1%} of them learned",
+            f"training: {steps} steps of {config['train_batch_size']} examples, "
+            f"{_count(tokens)} tokens",
+            memory_line,
+            f"time, reckoned: training {_duration(seconds)}, at {REACHED:.0%} of "
+            f"{self.hardware.rate:.3g} TFLOP/s",
+        ]
+
+    @property
+    def _reached(self) -> float:
+        """Operations a second."""
+        return REACHED * self.hardware.rate * 1e12
+
+    def _operations(self, sizes: np.ndarray, recomputes: bool, share: float) -> float:
+        """Operations of training on one token: of products with weights, and of attention."""
+        passes = 2 if self.config["adapter"] == "lora" else 3  # backwards: inputs, and weights
+        return self._reading(sizes) * (passes + recomputes) + 6 * share * self._head
+
+    def _reading(self, sizes: np.ndarray) -> float:
+        """Operations of reading one token, without logits."""
+        config = self.model.bundle.core.config.get_text_config()
+        length = float((sizes.astype(float) ** 2).sum() / sizes.sum())  # that a token is in
+        return 2 * self._weights + 2 * config.num_hidden_layers * config.hidden_size * length
+
+    @property
+    def _weights(self) -> int:
+        """Numbers that each token is multiplied with, the output layer's aside."""
+        core = self.model.bundle.core
+        tables = core.get_input_embeddings(), core.get_output_embeddings()
+        total = 0
+        for module in core.modules():
+            if module in tables or next(module.children(), None) is not None:
+                continue
+            weight = getattr(module, "weight", None)
+            if torch.is_tensor(weight):
+                # of a quantised layer, those that its bytes stand for
+                shape = getattr(module, "whole", weight.shape)
+                total += shape.numel() if len(shape) > 1 else 0
+        return total
+
+    @property
+    def _head(self) -> int:
+        head = self.model.bundle.core.get_output_embeddings()
+        return 0 if head is None else head.weight.numel()
+
+    def _ranking_lines(self) -> list[str]:
+        """What validations and the test take."""
+        config, split = self.config, self.spec.split
+        parts = {
+            "a validation": draw(split.valid, config["valid_users"] or 0),
+            "the test": draw(split.test, config["test_users"] or 0),
+        }
+        lines = []
+        for name, cases in parts.items():
+            if len(cases):
+                seconds, what = self._ranking(cases, name == "a validation")
+                lines.append(f"time, reckoned: {name} of {len(cases)} cases {what}: {seconds}")
+        return lines
+
+    def _ranking(self, cases: Cases, selecting: bool) -> tuple[str, str]:
+        """How long a ranking takes, and what it does."""
+        model, config = self.model, self.config
+        some = cases[:TOKENS_READ]
+        if isinstance(model, GenerativeModel):
+            lengths = np.array([len(prompt) for prompt in model.prompts(some)])
+            texts = config["valid_samples" if selecting else "samples"]
+            most = config["beams"] if model.constrained else texts
+            written = len(cases) * most * config["max_new_tokens"]
+            operations = 2 * (self._weights + self._head)
+            rounds = -(-len(cases) * most // config["generate_rows"]) * config["max_new_tokens"]
+            reads = rounds * 2 * (self._weights + self._head) / (1e9 * self.hardware.bandwidth)
+            seconds = len(cases) * lengths.mean() * self._reading(lengths) / self._reached
+            seconds += max(reads, written * operations / self._reached)
+            return _duration(seconds), f"({most} texts each, at most {_count(written)} tokens)"
+        if isinstance(model, CandidateJudge):
+            prefixes = np.array([len(prefix.tokens) for prefix in model.prefixes(some)])
+            suffix = np.mean([len(model.encoder.candidate_suffix(line)) for line in model.lines])
+            count = self._candidates()
+            lengths = prefixes + round(count * float(suffix))
+            seconds = len(cases) * lengths.mean() * self._reading(prefixes) / self._reached
+            return _duration(seconds), f"({count} candidates each)"
+        pieces = list(chain.from_iterable(map(model.pieces, model.examples(0)[:TOKENS_READ])))
+        lengths = np.array([model.cost(piece) for piece in pieces])
+        texts = len(cases) + len(model.text.unique[0])
+        seconds = texts * lengths.mean() * self._reading(lengths) / self._reached
+        return _duration(seconds), f"(and {len(model.text.unique[0])} texts of items)"
+
+    def _candidates(self) -> int:
+        """Candidates that a judge is asked about for each case."""
+        mode = self.config["eval_args"]["mode"]
+        name = mode if isinstance(mode, str) else str(mode.get("test", "full"))
+        if name.startswith("uni"):
+            return 1 + int(name.removeprefix("uni"))
+        return self.config["rerank_items"] if self.config["rerank_from"] else len(self.model.text)
+
+    def _summary_lines(self) -> list[str]:
+        """What summaries cost at most."""
+        config, spec, model = self.config, self.spec, self.model
+        corpus = Corpus(spec.interactions, spec.inputs.text, spec.split.train)
+        cases = {
+            "train": corpus.newest(config["targets"]),
+            "valid": draw(spec.split.valid, config["valid_users"] or 0),
+            "test": draw(spec.split.test, config["test_users"] or 0),
+        }
+        summarizer = Summarizer(config, model.text, logging.getLogger())
+        costs = summarizer.texts.forecast(
+            {
+                part: map(summarizer.plan, one.histories(spec.interactions))
+                for part, one in cases.items()
+            }
+        ).values()
+        total: Counter = sum(costs, Counter())
+        line = (
+            f"summaries: at most {total['requests']} requests, {_count(total['read'])} tokens "
+            f"read, {_count(total['written'])} written"
+        )
+        prices = self.options["price_in"], self.options["price_out"]
+        if None not in prices:
+            price = (total["read"] * prices[0] + total["written"] * prices[1]) / 1e6
+            line += f"; at {prices[0]:g} and {prices[1]:g} a million: {price:.2f}"
+        return [line]
+
+
+def _count(number: float) -> str:
+    """A number of tokens."""
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
