@@ -6,7 +6,7 @@ FOLDER has the atomic files of Scientific. The model is first stored in whole fl
 is a packaged one. CALRec's generation loss trains on `steps` steps of `batch` users. The loss of
 the targets of `users` validation users, in nats a token, is measured before training and at each
 validation. Each training is made twice: at once, and by a process that is killed behind its first
-stored state, and started again.
+validation, and started again.
 """
 
 import json
@@ -97,16 +97,18 @@ def train(args: Any) -> None:
                 total += float(model.loss(batch))
             count += int((batch.labels != IGNORED).sum())
         losses[trainer.steps] = round(total / count, 4)
-        print(f"{args.mode}: {trainer.steps} steps, validation loss {losses[trainer.steps]}")
+        print(f"{args.mode}: {trainer.steps} steps, loss {losses[trainer.steps]}", flush=True)
 
     if (trainer.folder / STATE).is_file():
         trainer.resume_checkpoint(trainer.folder)
     else:
         measure()
+    begun = trainer.steps
     started = time.perf_counter()
     trainer.fit(train_data, valid_data, callback_fn=measure)
     row = {
         "mode": args.mode,
+        "begun": begun,
         "losses": losses,
         "history": [[line.get("step"), line["loss"]] for line in trainer.history],
         "seconds": round(time.perf_counter() - started),
@@ -128,7 +130,7 @@ def child(args: Any, saved: Path, **own: Any) -> tuple[subprocess.Popen, Path]:
 def killed_and_resumed(args: Any, saved: Path, mode: str) -> dict[str, Any]:
     """Train, be killed behind the first stored state, and train to the end."""
     first, result = child(args, saved, mode=mode, save_seconds=0)
-    while first.poll() is None and not list(saved.glob("*/state.pt")):
+    while first.poll() is None and not list(saved.glob("*/readback.json")):
         time.sleep(0.05)
     if first.poll() is not None:
         raise SystemExit(f"{mode}: the training ended before it was killed")
@@ -173,7 +175,8 @@ def main() -> None:
             row = json.loads(result.read_text())
             again = killed_and_resumed(args, folder / f"{mode}-killed", mode)
             equal = row["history"] == again["history"]
-            row |= {"resumed_equal": equal, "falls": _falls(row["losses"])}
+            row |= {"resumed_at": again["begun"], "resumed_equal": equal}
+            row["falls"] = _falls(row["losses"])
             rows.append(row)
             print(json.dumps(row))
     finish(bench="finetune", rows=rows)

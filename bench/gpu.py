@@ -6,6 +6,7 @@ Parts:
 
 - check: decoding, and training steps of CALRec and TALLRec in fp32, against the CPU.
 - speed: generate.py, train.py, adapters.py and score.py.
+- memory: the peak of training steps against the trace that forecasts it (memory.py).
 - personal: the personalization spectrum of Games-6k with scratch:base.
 - quality: CALRec on Scientific, then judges on Office, in the order of RUNS until time is up.
 
@@ -21,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import arguments, device, finish
+from common import arguments, device, finish, in_child
 
 COMMON = {"precision": "bf16", "valid_users": 2000, "show_progress": False}
 WRITER = {
@@ -191,6 +192,17 @@ def speed(small: bool) -> list[dict]:
     return rows
 
 
+def memory(small: bool) -> list[dict]:
+    """Measured and traced peaks of training steps, each in a process of its own."""
+    script = str(Path(__file__).with_name("memory.py"))
+    sizes = {"layers": 3} if small else {"layers": 12, "rows": 16}
+    rows = []
+    for name in ("Qwen2.5-0.5B", "Llama-3.2-1B", "t5-base")[: 1 if small else 3]:
+        for way, recomputes in itertools.product(("LoRA", "in full"), (0, 1)):
+            rows.append(in_child(script, model=name, way=way, recomputes=recomputes, **sizes))
+    return rows
+
+
 def small_settings(model: str, given: dict) -> dict:
     """The settings of a run, changed so that it takes seconds, on CPUs without bf16 too."""
     given = {key: value for key, value in given.items() if key not in OFFICE}
@@ -269,6 +281,7 @@ def main() -> None:
         parts = {
             "check": lambda: check(args.small),
             "speed": lambda: speed(args.small),
+            "memory": lambda: memory(args.small),
             "personal": lambda: personal(args.data, saved, args.small),
             "quality": lambda: quality(args.data, saved, ends, args.small),
         }

@@ -90,7 +90,9 @@ def main() -> None:
     import torch
 
     import recbole_llm  # noqa: F401
+    from recbole_llm.language.passes import keep_freed_memory
 
+    keep_freed_memory()  # as every run does
     torch.manual_seed(0)
     judge = Judge("tiny" if args.small else args.size)
     rng = np.random.default_rng(0)

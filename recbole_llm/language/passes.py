@@ -1,8 +1,12 @@
 """Forward passes that fit into memory, and what happens where one did not."""
 
+import ctypes
 import gc
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -11,7 +15,24 @@ from ..contracts.models import PASS_COST
 from ..errors import UserError
 from .tokens.batches import by_length
 
+# glibc's numbers of two settings of malloc, and what they are set to
+M_TRIM_THRESHOLD, KEPT = -1, 2**31 - 1
+M_MMAP_THRESHOLD, LARGEST_KEPT = -3, 2**25  # which glibc allows at most
 AUTO = 2**17  # tokens of a pass for which nothing but memory is a limit
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory for its next tensors, where glibc allocates it.
+
+    glibc gives tensors of tens of MB back to the system when they are freed, and takes them again,
+    page by page, for the next layer. Settings in the environment are left as they are.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -54,12 +54,12 @@ class LLMTRSR(CandidateJudge):
             return
         if "train" in parts:
             parts = parts | {"train": self.corpus.newest(self.config["targets"])}
-        try:
-            self.summarizer.prepare(
-                {part: cases.histories(self.interactions) for part, cases in parts.items()}
-            )
-        finally:
-            self.summarizer.release()
+        histories = {part: cases.histories(self.interactions) for part, cases in parts.items()}
+        with self.set_aside():
+            try:
+                self.summarizer.prepare(histories)
+            finally:
+                self.summarizer.release()
 
     def costs(self):
         """Return what the summaries cost, see `Summarizer.costs`."""

@@ -72,8 +72,11 @@ class Runner:
         from recbole.utils import init_seed
 
         from ..data.recbole.loaders import make_loaders
+        from ..language.passes import keep_freed_memory
 
         spec, config = self.spec, self.spec.config
+        if spec.model.is_text:
+            keep_freed_memory()
         init_seed(config["seed"], config["reproducibility"])
         with stock.refusals(
             spec.model.key, f"build {spec.model.name} and its data from these settings"

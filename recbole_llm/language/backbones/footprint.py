@@ -7,6 +7,7 @@ of them follows from that of two and of three.
 
 import json
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -166,17 +167,54 @@ def footprint(config: Any, training: Training, work: Pass) -> Footprint:
         Its parts. Gradients are counted in full, since a step has several passes.
     """
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    described = _Config(text, config)
-    few, count = (2, 3), layer_count(config)  # of one layer alone, the peak may be another moment's
-    if count <= max(few):
-        weights, trained, peak, head = _traced(described, training, work, count)
-    else:
-        first, second = (_traced(described, training, work, layers) for layers in few)
-        weights, trained, peak, head = (
-            before + (count - few[0]) * (behind - before)
-            for before, behind in zip(first, second, strict=True)
-        )
-    return Footprint(weights, trained, 2 * trained, peak - head, head)
+    described, count = _Config(text, config), layer_count(config)
+    few = 2, 3  # the gradient of one layer alone would not tell the last layer from the first
+
+    def at_all_layers(values: tuple[int, int]) -> int:
+        first, second = values
+        return first + (count - few[0]) * (second - first)
+
+    peaks = []
+    for work_of in (work, replace(work, learned=0)):
+        if count <= max(few):
+            trace = _traced(described, training, work_of, count)
+            peaks.append(trace.peak)
+        else:
+            traces = [_traced(described, training, work_of, layers) for layers in few]
+            early = at_all_layers((traces[0].early, traces[1].early))
+            peaks.append(max(early, at_all_layers((traces[0].peak, traces[1].peak))))
+            trace = Trace(
+                at_all_layers((traces[0].weights, traces[1].weights)),
+                at_all_layers((traces[0].trained, traces[1].trained)),
+                early,
+                peaks[-1],
+            )
+    whole, without = peaks
+    return Footprint(trace.weights, trace.trained, 2 * trace.trained, without, whole - without)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Bytes of a traced pass.
+
+    Attributes
+    ----------
+    weights : int
+        Of the weights.
+    trained : int
+        Of the weights that are trained.
+    early : int
+        The peak until the gradients of the last layer are there, when the activations of all other
+        layers are alive: a line in the number of layers.
+    peak : int
+        The peak of the whole pass. At the end of a backward pass few activations are left, but the
+        gradients of embeddings may be larger than those of many layers.
+    """
+
+    weights: int
+    trained: int
+    early: int
+    peak: int
 
 
 class _Config:
@@ -193,28 +231,11 @@ class _Config:
 
 
 @lru_cache(maxsize=256)
-def _traced(
-    described: _Config, training: Training, work: Pass, layers: int
-) -> tuple[int, int, int, int]:
-    """Trace a pass through the first layers of a model.
-
-    Returns
-    -------
-    tuple of int
-        Bytes of the weights, of those that are trained, of the pass, and those of the pass that are
-        there for logits.
-    """
-    weights, trained, peak = _peak(described.config, training, work, layers)
-    without = peak
-    if work.learned:
-        *_, without = _peak(described.config, training, replace(work, learned=0), layers)
-    return weights, trained, peak, peak - without
-
-
-def _peak(config: Any, training: Training, work: Pass, layers: int) -> tuple[int, int, int]:
+def _traced(described: _Config, training: Training, work: Pass, layers: int) -> Trace:
+    """Trace a pass through the first layers of a model."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    bundle = _shapes(shallow_config(config, layers), training)
+    bundle = _shapes(shallow_config(described.config, layers), training)
     device = torch.device(training.form.device)
     if device.type == "meta":  # whose kernels are not those of any device
         device = torch.device("cpu")
@@ -229,10 +250,28 @@ def _peak(config: Any, training: Training, work: Pass, layers: int) -> tuple[int
                 parameter.grad = torch.empty_like(parameter)
                 trained += parameter.nbytes
         begin = counter.peak = counter.now
+        early: list[int] = []
+        _watch_layers(bundle.core, lambda: early.append(counter.peak))
         with autocast(device, training.precision, keeps_casts=not training.recomputes):
             loss = _loss(bundle, work, device)
         loss.backward()
-        return weights, trained, counter.peak - begin
+        first = early[0] if early else counter.peak
+        return Trace(weights, trained, first - begin, counter.peak - begin)
+
+
+def _watch_layers(model: torch.nn.Module, reached: Callable[[], object]) -> None:
+    """Call a function whenever the backward pass has gone through a layer."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def before(module: torch.nn.Module, inputs: tuple, named: dict) -> None:
+        for value in (*inputs[:1], named.get("hidden_states")):
+            if torch.is_tensor(value) and value.requires_grad and torch.is_grad_enabled():
+                value.register_hook(lambda gradient: reached() and None)
+                return
+
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _shapes(config: Any, training: Training) -> Any:

@@ -1,6 +1,7 @@
 """The base class of models around a language model: its weights, tokenizer and adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,22 @@ class BackboneModel(TextModel, TokenTrainable):
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
         self.pad_id = bundle.tokenizer.pad_token_id
         self.encoder = self.make_encoder(bundle)
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Hold the weights in main memory, so that another language model has the GPU.
+
+        Quantised weights stay where they are: bitsandbytes does not move all of their kinds.
+        """
+        device = torch.device(self.device)
+        moves = device.type == "cuda" and self.held.quantize == "none"
+        try:
+            if moves:
+                self.backbone.to("cpu")
+                torch.cuda.empty_cache()
+            yield
+        finally:
+            self.backbone.to(device)
 
     @property
     def training_form(self) -> Training:

@@ -11,8 +11,10 @@ import torch
 from ...errors import UserError
 
 GIB = 2**30
-# share of the free memory that is planned with; allocators and libraries take of the rest
-USABLE = 0.9
+# Share of the free memory that is planned with; allocators and libraries take of the rest. On a CPU
+# resident memory is up to 1.7 times what tensors take (docs/benchmarks.md), and a process that takes
+# too much is killed without a word.
+USABLE = {"cuda": 0.9, "cpu": 0.6}
 # A training is not traced if by this bound it needs less than this share of the free memory.
 LITTLE = 0.125
 BYTES_PER_WIDTH = 300  # of a token in a layer, for each number of its hidden state
@@ -114,6 +116,8 @@ class Forecast:
     def __init__(self, model: Any, longest: int, share: float, memory: int | None = None):
         self.model, self.longest, self.share = model, longest, share
         self.recomputes = model.bundle.recomputes
+        # a plan for a named device is one for a GPU
+        self.usable = USABLE.get(torch.device(model.device).type, USABLE["cuda"])
         self.weights = sum(value.nbytes for value in model.parameters())
         trained = [value for value in model.parameters() if value.requires_grad]
         self.trained = sum(value.nbytes for value in trained)
@@ -149,7 +153,7 @@ class Forecast:
     def largest(self, tokens: int) -> int:
         """Halve the tokens of a pass until it fits; 0 if one text does not."""
         while True:
-            if sum(self.activations(tokens)) + self.beside <= USABLE * self.free:
+            if sum(self.activations(tokens)) + self.beside <= self.usable * self.free:
                 return tokens
             if tokens == self.longest:
                 return 0
@@ -203,7 +207,7 @@ class Forecast:
             advice.append("--quantize=4bit")
         return (
             f"max_length: a pass of one text of {longest} tokens takes {_size(needed)}, more than "
-            f"{USABLE:.0%} of the {_size(self.free + self.weights)} there are; set "
+            f"{self.usable:.0%} of the {_size(self.free + self.weights)} there are; set "
             f"{' or '.join(advice)}"
         )
 

@@ -1,0 +1,207 @@
+"""Memory of training language models: of published sizes by trace, and traces against processes.
+
+    python bench/memory.py
+
+The first table has the GiB that a training takes, by `recbole_llm.language.backbones.footprint`,
+for the sizes of published models: nothing is loaded. The second trains models of random weights in
+processes of their own, and compares the peak of the device's memory with the trace. On a CPU the
+peak is that of resident memory above what the process held before its second step.
+"""
+
+from typing import Any
+
+from common import arguments, finish, in_child, resident
+
+LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32}
+SIZES: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "Llama-3.2-1B": LLAMA
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "gemma-2-2b": {
+        "model_type": "gemma2",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 256000,
+    },
+    "Llama-2-7b": LLAMA | {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000},
+    "Llama-2-13b": LLAMA
+    | {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "vocab_size": 32000,
+    },
+    "t5-base": {
+        "model_type": "t5",
+        "d_model": 768,
+        "d_ff": 3072,
+        "num_layers": 12,
+        "num_decoder_layers": 12,
+        "num_heads": 12,
+        "vocab_size": 32128,
+    },
+}
+# rank of adapters, quantisation, whether all weights are trained
+WAYS = {"LoRA": (8, "none"), "QLoRA": (8, "4bit"), "in full": (0, "none")}
+
+
+def config_of(own: dict[str, Any]) -> Any:
+    """A configuration of transformers."""
+    from transformers import AutoConfig
+
+    rest = {key: value for key, value in own.items() if key != "model_type"}
+    return AutoConfig.for_model(own["model_type"], **rest)
+
+
+def training_of(config: Any, way: str, recomputes: bool, precision: str = "bf16") -> Any:
+    """How a model is trained, as a trace takes it."""
+    import torch
+
+    from recbole_llm.language.backbones.encoder_decoder import FusionBackbone
+    from recbole_llm.language.backbones.footprint import Training
+    from recbole_llm.language.backbones.precision import KINDS, WeightFormat
+    from recbole_llm.language.backbones.sources import Backbone
+
+    rank, quantize = WAYS[way]
+    dtype = KINDS[precision] if rank else torch.float32
+    kind = FusionBackbone if config.is_encoder_decoder else Backbone
+    form = WeightFormat(dtype, quantize, KINDS[precision])
+    return Training(kind, form, precision, rank, 0.05 if rank else 0.0, recomputes)
+
+
+def traced(tokens: int, length: int, sizes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each size and way of training."""
+    from recbole_llm.language.backbones.footprint import Pass, footprint
+
+    rows = []
+    for name, own in sizes.items():
+        config = config_of(own)
+        # adapters over 4 bits are of causal LMs
+        for way in WAYS if not config.is_encoder_decoder else ("LoRA", "in full"):
+            for recomputes in (False, True):
+                work = Pass(max(1, tokens // length), length, tokens // 16)
+                found = footprint(config, training_of(config, way, recomputes), work)
+                rows.append(
+                    {
+                        "model": name,
+                        "way": way,
+                        "checkpoint": recomputes,
+                        "tokens": tokens,
+                        "weights": round(found.weights / 2**30, 2),
+                        "trained": round((found.gradients + found.optimizer) / 2**30, 2),
+                        "pass": round((found.activations + found.logits) / 2**30, 2),
+                        "total": round(found.total / 2**30, 2),
+                    }
+                )
+                print(rows[-1])
+    return rows
+
+
+def measure(args: Any) -> None:
+    """Train a model of random weights for three steps, and compare the peak with the trace."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from recbole_llm.language.backbones import lora
+    from recbole_llm.language.backbones.footprint import Pass, _loss, footprint
+    from recbole_llm.language.backbones.precision import autocast
+    from recbole_llm.language.backbones.sources import Backbone
+    from recbole_llm.storage.run_folders import peak_memory
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    own = dict(SIZES[args.model])
+    own["num_layers" if "num_layers" in own else "num_hidden_layers"] = args.layers
+    if "num_decoder_layers" in own:
+        own["num_decoder_layers"] = args.layers
+    config = config_of(own)
+    training = training_of(config, args.way, bool(args.recomputes), precision)
+    auto: Any = AutoModel if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=training.form.dtype).to(device)
+    if training.rank:
+        lora.add_lora(model, model, "", rank=8, alpha=16, dropout=training.dropout)
+    bundle: Any = Backbone(model, None)  # type: ignore[arg-type]
+    if training.recomputes:
+        bundle.recompute()
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    work = Pass(args.rows, args.length, args.rows * args.length // 16)
+    before = 0.0
+    for step, rows in enumerate((1, args.rows)):
+        if step:
+            before = resident()
+            if device.type == "cuda":
+                before = torch.cuda.memory_allocated() / 2**20
+                torch.cuda.reset_peak_memory_stats()
+        with autocast(device, precision, keeps_casts=not training.recomputes):
+            loss = _loss(bundle, Pass(rows, work.length, work.learned), device)
+        loss.backward()
+        if not step:
+            optimizer.step()
+    found = peak_memory(device) - before
+    training = training_of(config, args.way, bool(args.recomputes), precision)
+    expected = footprint(config, training, work)
+    traced_mib = (expected.activations + expected.logits) / 2**20
+    finish(
+        model=args.model,
+        way=args.way,
+        checkpoint=bool(args.recomputes),
+        layers=args.layers,
+        tokens=args.rows * args.length,
+        measured_mib=round(found),
+        traced_mib=round(traced_mib),
+        ratio=round(found / traced_mib, 3),
+    )
+
+
+def main() -> None:
+    args = arguments(
+        __doc__,
+        tokens=2048,
+        model="",
+        way="",
+        recomputes=0,
+        layers=3,
+        rows=4,
+        length=512,
+    )
+    if args.way:
+        measure(args)
+        return
+    chosen = {"Qwen2.5-0.5B": SIZES["Qwen2.5-0.5B"]} if args.small else SIZES
+    rows = traced(args.tokens, min(args.tokens, 2048), chosen)
+    measured = []
+    for name in ("Qwen2.5-0.5B", "Llama-3.2-1B", "t5-base")[: 1 if args.small else 3]:
+        for way in ("LoRA", "in full"):
+            for recomputes in (0, 1):
+                row = in_child(__file__, model=name, way=way, recomputes=recomputes)
+                row.pop("machine")
+                measured.append(row)
+                print(row)
+    finish(bench="memory", rows=rows, measured=measured)
+
+
+if __name__ == "__main__":
+    main()

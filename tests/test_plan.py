@@ -1,0 +1,135 @@
+"""What `plan` prints is what a run then does, and it loads no weights."""
+
+import json
+import re
+
+import pytest
+import torch
+from suites import fast_only
+from test_backbones import save_model
+from worlds import prepared, settings_for, write_cycle
+
+from recbole_llm import cli
+from recbole_llm.errors import UserError
+from recbole_llm.settings import layers
+from recbole_llm.studies import plan as module
+
+NONE = {"hardware": "rtx-4090", "price_in": None, "price_out": None}
+
+
+def planned(name, folder, options=NONE, **own):
+    return "\n".join(module.plan(settings_for(name, folder, **own), options))
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    fast_only(
+        [("CALRec", {}), ("LLMTRSR", {"max_length": 512})],
+        [
+            ("CALRec", {}),
+            ("CALRec", {"max_steps": 3, "epochs": 4}),
+            ("LLMTRSR", {"max_length": 512}),
+            ("TALLRec", {"max_length": 512, "eval_args.mode": "uni3"}),
+            ("ST5Seq", {}),
+            ("RecFormer", {}),
+            ("TASTELoRA", {}),
+        ],
+    ),
+)
+def test_tokens_steps_and_memory_are_those_of_the_training(name, own, tmp_path):
+    write_cycle(tmp_path)
+    text = planned(name, tmp_path, train_batch_size=4, **own)
+    _, model, trainer, (train, _, _) = prepared(name, tmp_path, train_batch_size=4, **own)
+    made, inner = [], trainer._step
+
+    def step(examples):
+        made.append(sum(model.cost(piece) for one in examples for piece in model.pieces(one)))
+        return inner(examples)
+
+    trainer._step = step
+    trainer.fit(train)
+    count, size, tokens = re.search(
+        r"training: (\d+) steps of (\d+) examples, (\d+) tokens", text
+    ).groups()
+    assert (int(count), int(size)) == (len(made), 4)
+    assert int(tokens) == pytest.approx(sum(made), rel=0.05)
+    weights = sum(value.nbytes for value in model.parameters()) / 2**10
+    assert f"memory: weights {weights:.0f} KiB + gradients {weights:.0f} KiB" in text
+    assert "on rtx-4090" in text and "23.6 GiB are there" in text
+    assert "time, reckoned: training" in text and "the test of" in text
+
+
+def test_no_weights_are_read(tmp_path, monkeypatch):
+    """A folder of configuration and tokenizer is enough, of a model larger than any memory."""
+    write_cycle(tmp_path)
+    folder = tmp_path / "llama"
+    save_model("Llama", folder)
+    (folder / "model.safetensors").unlink()
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
+    config |= {"max_position_embeddings": 4096, "head_dim": 128}
+    path.write_text(json.dumps(config))
+    own = {"backbone": str(folder), "adapter": "lora", "precision": "bf16", "max_length": 512}
+    own |= {"eval_args.mode": "uni3"}
+    text = planned("TALLRec", tmp_path, **own)
+    assert "memory: weights 12.6 GiB + gradients 76.2 MiB + optimizer 152.5 MiB" in text
+    text = planned("TALLRec", tmp_path, quantize="4bit", **own)
+    assert "memory: weights 3.7 GiB + gradients" in text
+    text = planned("TALLRec", tmp_path, **own | {"adapter": "none"})
+    assert "max_length: a pass of one text of" in text and "--adapter=lora" in text
+    text = planned("TALLRec", tmp_path, NONE | {"hardware": "a100-80gb"}, **own)
+    assert "79.1 GiB are there" in text
+
+
+def test_summaries_have_a_price(tmp_path):
+    write_cycle(tmp_path)
+    own = {"summarizer": "http://127.0.0.1:9/v1", "summarizer_model": "it", "max_length": 512}
+    own |= {"block_size": 2, "summary_tokens": 32, "eval_args.mode": "uni3"}
+    text = planned("LLMTRSR", tmp_path, NONE | {"price_in": 1e6, "price_out": 2e6}, **own)
+    requests, read, written, price = re.search(
+        r"at most (\d+) requests, (\d+) tokens read, (\d+) written; .* a million: ([\d.]+)", text
+    ).groups()
+    assert int(written) == 32 * int(requests)
+    assert float(price) == int(read) + 2 * int(written)
+    assert "a million" not in planned("LLMTRSR", tmp_path, **own)
+
+
+def test_what_cannot_be_planned_is_one_line(tmp_path):
+    write_cycle(tmp_path)
+    with pytest.raises(UserError, match="^hardware: expected one of t4, .*, found 'tpu'$"):
+        planned("CALRec", tmp_path, NONE | {"hardware": "tpu"})
+    with pytest.raises(UserError, match="^plan: UniSRec has no language model of its own"):
+        planned("UniSRec", tmp_path)
+    with pytest.raises(UserError, match="^plan: GRU4Rec has no language model of its own"):
+        module.plan(layers.resolve("GRU4Rec", "any"), NONE)
+
+
+def test_the_operations_are_counted_for_quantised_weights_too(tmp_path):
+    write_cycle(tmp_path)
+    own = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
+    own |= {"max_length": 512, "eval_args.mode": "uni3"}
+    found = []
+    for quantize in ("none", "4bit"):
+        spec = module.describe(settings_for("TALLRec", tmp_path, quantize=quantize, **own))
+        found.append(module._Plan(spec, module.GPUS["t4"], NONE)._weights)
+    assert found[0] == found[1] > 0
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    write_cycle(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = f"plan --model=CALRec --dataset=cycle --data_path={tmp_path} --backbone=scratch:nano"
+    assert cli.main([*words.split(), "--hardware=l4", "--epochs=1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("CALRec on cycle, scratch:nano, fp32, on l4\n")
+    assert not (tmp_path / "saved").exists()
+    assert cli.main([*words.split(), "--hardware=l5"]) == 2
+    assert capsys.readouterr().err.startswith("error: hardware: expected one of t4, l4, ")
+
+
+def test_this_machine_is_measured():
+    device = module._hardware(None)
+    assert device.memory > 0.5 and device.rate > 0.001
+    assert device.name in ("this CPU", torch.cuda.is_available() and torch.cuda.get_device_name())
