@@ -1,5 +1,6 @@
 """What `plan` prints is what a run then does, and it loads no weights."""
 
+import itertools
 import json
 import re
 
@@ -24,11 +25,11 @@ def planned(name, folder, options=NONE, **own):
 @pytest.mark.parametrize(
     ("name", "own"),
     fast_only(
-        [("CALRec", {}), ("LLMTRSR", {"max_length": 512})],
+        [("CALRec", {}), ("LLMTRSR", {"max_length": 512, "eval_args.mode": "uni3"})],
         [
             ("CALRec", {}),
             ("CALRec", {"max_steps": 3, "epochs": 4}),
-            ("LLMTRSR", {"max_length": 512}),
+            ("LLMTRSR", {"max_length": 512, "eval_args.mode": "uni3"}),
             ("TALLRec", {"max_length": 512, "eval_args.mode": "uni3"}),
             ("ST5Seq", {}),
             ("RecFormer", {}),
@@ -43,7 +44,8 @@ def test_tokens_steps_and_memory_are_those_of_the_training(name, own, tmp_path):
     made, inner = [], trainer._step
 
     def step(examples):
-        made.append(sum(model.cost(piece) for one in examples for piece in model.pieces(one)))
+        pieces = itertools.chain.from_iterable(map(model.pieces, examples))
+        made.append(sum(map(model.cost, pieces)))
         return inner(examples)
 
     trainer._step = step

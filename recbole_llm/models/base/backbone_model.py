@@ -161,6 +161,8 @@ class BackboneModel(TextModel, TokenTrainable):
         if self.config["checkpoint"] == "true":
             bundle.recompute()
         self.bundle, self.backbone = bundle, bundle.model.to(self.device)
+        if torch.device(self.device).type == "meta":
+            bundle.core.tie_weights()  # each has become a tensor of its own
         self.pad_id = bundle.tokenizer.pad_token_id
         self.encoder = self.make_encoder(bundle)
 

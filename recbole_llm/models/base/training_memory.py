@@ -12,8 +12,8 @@ from ...errors import UserError
 
 GIB = 2**30
 # Share of the free memory that is planned with; allocators and libraries take of the rest. On a CPU
-# resident memory is up to 1.7 times what tensors take (docs/benchmarks.md), and a process that takes
-# too much is killed without a word.
+# resident memory is up to 1.7 times what tensors take (docs/benchmarks.md), and a process that
+# takes too much is killed without a word.
 USABLE = {"cuda": 0.9, "cpu": 0.6}
 # A training is not traced if by this bound it needs less than this share of the free memory.
 LITTLE = 0.125
