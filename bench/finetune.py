@@ -42,12 +42,23 @@ def whole_folder(name: str, folder: Path) -> str:
     return str(folder / name)
 
 
+def random_folder(folder: Path) -> str:
+    """A folder with a narrow causal LM of random weights, to check that the benchmark runs."""
+    from common import number_tokenizer
+
+    from recbole_llm.language.backbones.scratch import causal_model
+    from recbole_llm.language.backbones.sources import Backbone
+
+    tokenizer = number_tokenizer(100, 3, 400)
+    Backbone(causal_model("nano", tokenizer, 256), tokenizer).save(folder / "random")
+    return str(folder / "random")
+
+
 def settings_of(args: Any) -> dict[str, Any]:
     """Settings of one training."""
     from recbole_llm.settings import layers
 
     own = {
-        "data_path": args.data,
         "checkpoint_dir": args.saved,
         "backbone": args.model,
         "max_length": args.length,
@@ -66,7 +77,10 @@ def settings_of(args: Any) -> dict[str, Any]:
         "show_progress": False,
         "beside": [],
     }
-    return layers.resolve("CALRec", "Scientific", [], own | MODES[args.mode])
+    if args.data:
+        own["data_path"] = args.data
+    dataset = "Scientific" if args.data else "Pet"
+    return layers.resolve("CALRec", dataset, [], own | MODES[args.mode])
 
 
 def train(args: Any) -> None:
@@ -163,11 +177,11 @@ def main() -> None:
         train(args)
         return
     if args.small:
-        args.steps, args.users = 8, 8
+        args.steps, args.users, args.data, args.modes = 8, 8, "", "lora"
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        args.model = whole_folder(args.model, folder)
+        args.model = random_folder(folder) if args.small else whole_folder(args.model, folder)
         for mode in args.modes.split(","):
             whole, result = child(args, folder / mode, mode=mode)
             if whole.wait():
