@@ -1,11 +1,13 @@
 """Memory of training language models: of published sizes by trace, and traces against processes.
 
     python bench/memory.py
+    python bench/memory.py --models=Llama-2-7b --tokens=16384
 
 The first table has the GiB that a training takes, by `recbole_llm.language.backbones.footprint`,
-for the sizes of published models: nothing is loaded. The second trains models of random weights in
-processes of their own, and compares the peak of the device's memory with the trace. On a CPU the
-peak is that of resident memory above what the process held before its second step.
+for the sizes of published models: nothing is loaded. The second, which --models leaves out, trains
+models of random weights in processes of their own, and compares the peak of the device's memory
+with the trace. On a CPU the peak is that of resident memory above what the process held before its
+second step.
 """
 
 from typing import Any
@@ -124,7 +126,7 @@ def measure(args: Any) -> None:
     from transformers import AutoModel, AutoModelForCausalLM
 
     from recbole_llm.language.backbones import lora
-    from recbole_llm.language.backbones.footprint import Pass, _loss, footprint
+    from recbole_llm.language.backbones.footprint import Pass, footprint, pass_loss
     from recbole_llm.language.backbones.precision import autocast
     from recbole_llm.language.backbones.sources import Backbone
     from recbole_llm.storage.run_folders import peak_memory
@@ -138,7 +140,7 @@ def measure(args: Any) -> None:
     config = config_of(own)
     training = training_of(config, args.way, bool(args.recomputes), precision)
     auto: Any = AutoModel if config.is_encoder_decoder else AutoModelForCausalLM
-    model = auto.from_config(config, dtype=training.form.dtype).to(device)
+    model = auto.from_config(config, dtype=training.weight_format.dtype).to(device)
     if training.rank:
         lora.add_lora(model, model, "", rank=8, alpha=16, dropout=training.dropout)
     bundle: Any = Backbone(model, None)  # type: ignore[arg-type]
@@ -156,7 +158,7 @@ def measure(args: Any) -> None:
                 before = torch.cuda.memory_allocated() / 2**20
                 torch.cuda.reset_peak_memory_stats()
         with autocast(device, precision, keeps_casts=not training.recomputes):
-            loss = _loss(bundle, Pass(rows, work.length, work.learned), device)
+            loss = pass_loss(bundle, Pass(rows, work.length, work.learned), device)
         loss.backward()
         if not step:
             optimizer.step()
@@ -180,6 +182,7 @@ def main() -> None:
     args = arguments(
         __doc__,
         tokens=2048,
+        models="",
         model="",
         way="",
         recomputes=0,
@@ -190,10 +193,14 @@ def main() -> None:
     if args.way:
         measure(args)
         return
-    chosen = {"Qwen2.5-0.5B": SIZES["Qwen2.5-0.5B"]} if args.small else SIZES
+    chosen = SIZES
+    if args.small or args.models:
+        names = args.models.split(",") if args.models else ["Qwen2.5-0.5B"]
+        chosen = {name: SIZES[name] for name in names}
     rows = traced(args.tokens, min(args.tokens, 2048), chosen)
     measured = []
-    for name in ("Qwen2.5-0.5B", "Llama-3.2-1B", "t5-base")[: 1 if args.small else 3]:
+    measured_models = () if args.models else ("Qwen2.5-0.5B", "Llama-3.2-1B", "t5-base")
+    for name in measured_models[: 1 if args.small else 3]:
         for way in ("LoRA", "in full"):
             for recomputes in (0, 1):
                 row = in_child(__file__, model=name, way=way, recomputes=recomputes)

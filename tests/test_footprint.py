@@ -102,9 +102,9 @@ def test_a_trace_counts_what_torchs_own_tracker_counts():
             parameter.grad = torch.empty_like(parameter)
         tracker = MemTracker()
         tracker.track_external(model)
-        bundle = module._Traced(model, None)
+        bundle = Backbone(model, None)
         with tracker:
-            module._loss(bundle, Pass(4, 256, 300), torch.device("cpu")).backward()
+            module.pass_loss(bundle, Pass(4, 256, 300), torch.device("cpu")).backward()
         (peak,) = (sizes["Total"] for sizes in tracker.get_tracker_snapshot("peak").values())
     assert ours.total - ours.optimizer == pytest.approx(peak, rel=0.02)
 
@@ -228,6 +228,27 @@ def test_a_step_that_ran_out_of_memory_is_made_in_smaller_passes(name, room, tmp
     second.fit(train)
     for one, again in zip(trainer.history, second.history, strict=True):
         assert one["loss"] == pytest.approx(again["loss"], rel=1e-4)
+
+
+def test_a_step_that_is_begun_again_draws_the_same_and_keeps_no_gradient(tmp_path):
+    write_cycle(tmp_path, users=24)
+    _, model, trainer, _ = prepared("CALRec", tmp_path)
+    examples, inner, drawn = list(model.examples(0)[:8]), trainer._gradients, []
+    expected = inner(examples)
+    whole = [parameter.grad.clone() for parameter in model.parameters()]
+
+    def gradients(chosen):
+        drawn.append(torch.rand(3))
+        loss = inner(chosen)
+        if len(drawn) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        for parameter, gradient in zip(model.parameters(), whole, strict=True):
+            assert torch.allclose(parameter.grad, gradient, atol=1e-5)
+        return loss
+
+    trainer._gradients = gradients
+    assert trainer._step(examples) == pytest.approx(expected, rel=1e-5)
+    assert len(drawn) == 2 and torch.equal(*drawn)
 
 
 def test_a_resumed_training_has_the_passes_of_the_stopped_one(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
+from recbole_llm.models.base import training_memory
 from recbole_llm.settings import layers
 from recbole_llm.studies import plan as module
 
@@ -33,6 +34,7 @@ def planned(name, folder, options=NONE, **own):
             ("TALLRec", {"max_length": 512, "eval_args.mode": "uni3"}),
             ("ST5Seq", {}),
             ("RecFormer", {}),
+            ("RecFormer", {"backbone": "minilm", "max_length": 128}),
             ("TASTELoRA", {}),
         ],
     ),
@@ -55,8 +57,8 @@ def test_tokens_steps_and_memory_are_those_of_the_training(name, own, tmp_path):
     ).groups()
     assert (int(count), int(size)) == (len(made), 4)
     assert int(tokens) == pytest.approx(sum(made), rel=0.05)
-    weights = sum(value.nbytes for value in model.parameters()) / 2**10
-    assert f"memory: weights {weights:.0f} KiB + gradients {weights:.0f} KiB" in text
+    weights = training_memory._size(sum(value.nbytes for value in model.parameters()))
+    assert f"memory: weights {weights} + gradients {weights}" in text
     assert "on rtx-4090" in text and "23.6 GiB are there" in text
     assert "time, reckoned: training" in text and "the test of" in text
 

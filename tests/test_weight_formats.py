@@ -1,12 +1,13 @@
 """Frozen weights in bfloat16, in 8 and in 4 bits: what trains, what is stored, what is merged."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from suites import fast_only
 from test_backbones import save_model
-from worlds import prepared, settings_for, write_cycle
+from worlds import prepared, scores_of, settings_for, write_cycle
 
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones import lora, precision, quantizing, sources
@@ -14,6 +15,7 @@ from recbole_llm.language.backbones.precision import WeightFormat
 from recbole_llm.language.backbones.shallow import is_float32, shallow_copy
 from recbole_llm.language.backbones.sources import Backbone, load_folder
 from recbole_llm.language.decoding import compatibility
+from recbole_llm.models.base.backbone_model import BackboneModel
 from recbole_llm.runs.commands import evaluate_run, run_settings
 
 LORA = {"adapter": "lora", "max_length": 512, "lora_dropout": 0.0}
@@ -32,7 +34,7 @@ def folder_of(kind, tmp_path):
 
 def adapted(folder, form, rank=4):
     """A model under adapters whose second matrices are not zero."""
-    bundle = load_folder(folder, form=form, merges=True)
+    bundle = load_folder(folder, weight_format=form, merges=True)
     lora.add_lora(bundle.model, bundle.core, folder, rank=rank, alpha=8, dropout=0.0)
     torch.manual_seed(1)
     for name, parameter in bundle.model.named_parameters():
@@ -55,7 +57,7 @@ def test_gradients_through_quantised_weights_are_those_of_the_numbers_they_stand
     folder = folder_of(kind, tmp_path)
     found = []
     for whole in (False, True):
-        bundle = load_folder(folder, form=WeightFormat(quantize=quantize))
+        bundle = load_folder(folder, weight_format=WeightFormat(quantize=quantize))
         if whole:
             quantizing.dequantize_weights(bundle.model, torch.float32)
             assert is_float32(bundle.model) and not getattr(bundle.model, "hf_quantizer", None)
@@ -77,8 +79,10 @@ def test_gradients_through_quantised_weights_are_those_of_the_numbers_they_stand
         assert torch.allclose(found[0][key], found[1][key], **near), key
 
 
-def test_four_bits_are_those_of_qlora(tmp_path, bitsandbytes):
-    model = load_folder(folder_of("Llama", tmp_path), form=FOUR).model
+def test_four_bits_are_those_of_qlora(tmp_path, monkeypatch, bitsandbytes):
+    # as on a CPU for which it would pack them
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    model = load_folder(folder_of("Llama", tmp_path), weight_format=FOUR).model
     layers = [one for one in model.modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 14
     for layer in layers:
@@ -86,7 +90,7 @@ def test_four_bits_are_those_of_qlora(tmp_path, bitsandbytes):
         assert (state.quant_type, state.nested) == ("nf4", True)
         assert layer.compute_dtype == torch.float32 and not layer.support_avx512bf16_for_cpu
     form = WeightFormat(torch.bfloat16, "4bit", torch.bfloat16)
-    model = load_folder(str(tmp_path / "Llama"), form=form).model
+    model = load_folder(str(tmp_path / "Llama"), weight_format=form).model
     layer = next(one for one in model.modules() if isinstance(one, bitsandbytes.nn.Linear4bit))
     assert layer.compute_dtype == torch.bfloat16
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
@@ -96,7 +100,7 @@ def test_four_bits_are_those_of_qlora(tmp_path, bitsandbytes):
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
 def test_quantising_in_memory_equals_reading_quantised(kind, quantize, tmp_path, bitsandbytes):
     folder, form = folder_of(kind, tmp_path), WeightFormat(quantize=quantize)
-    read = load_folder(folder, form=form).model
+    read = load_folder(folder, weight_format=form).model
     made = load_folder(folder).model
     quantizing.quantize_weights(made, form)
     assert [type(one) for one in read.modules()] == [type(one) for one in made.modules()]
@@ -116,7 +120,7 @@ def test_adapters_over_quantised_weights_are_merged_into_the_numbers_they_were_t
     own = LORA | {"backbone": folder, "quantize": "4bit", "learning_rate": 0.01, "epochs": 2}
     run = run_settings(settings_for("CALRec", tmp_path, **own))
     path = str(run.folder / "backbone")
-    live = logits(load_folder(path, form=FOUR))
+    live = logits(load_folder(path, weight_format=FOUR))
     assert torch.equal(logits(load_folder(path)), live)  # what it was trained over is known
     merged = load_folder(path, merges=True)
     assert is_float32(merged.model)
@@ -124,7 +128,7 @@ def test_adapters_over_quantised_weights_are_merged_into_the_numbers_they_were_t
     base = load_folder(folder)
     lora.load_adapters(base.core, run.folder / "backbone")
     wrong = (logits(base.merged()) - live).abs().max()
-    again = (logits(load_folder(path, form=FOUR, merges=True)) - live).abs().max()
+    again = (logits(load_folder(path, weight_format=FOUR, merges=True)) - live).abs().max()
     assert wrong > 1e-3 and again > 0  # to quantise once more is a further rounding
     second = run_settings(
         settings_for("CALRec", tmp_path, **LORA | {"init_from": run.folder.name, "epochs": 1})
@@ -147,7 +151,7 @@ def test_adapters_stay_float32_over_weights_in_bfloat16(tmp_path):
     }
     assert types == {True: torch.float32, False: torch.bfloat16}
     bundle.save(tmp_path / "stored")
-    again = load_folder(str(tmp_path / "stored"), form=form)
+    again = load_folder(str(tmp_path / "stored"), weight_format=form)
     assert not again.model.training
     for name, value in bundle.model.named_parameters():
         assert torch.equal(value, dict(again.model.named_parameters())[name]), name
@@ -157,7 +161,9 @@ def test_merging_rounds_once(tmp_path):
     folder = folder_of("Llama", tmp_path)
     adapted(folder, WeightFormat()).save(tmp_path / "stored")
     exact = load_folder(str(tmp_path / "stored"), merges=True).model.state_dict()
-    short = load_folder(str(tmp_path / "stored"), form=WeightFormat(torch.bfloat16), merges=True)
+    short = load_folder(
+        str(tmp_path / "stored"), weight_format=WeightFormat(torch.bfloat16), merges=True
+    )
     base = load_folder(folder).model.state_dict()
     for name, value in short.model.state_dict().items():
         # that of the base, which is read rounded, and that of the sum
@@ -212,12 +218,57 @@ def test_no_pass_keeps_a_copy_of_a_frozen_weight(tmp_path):
     assert kept["bfloat16"] == 0 < kept["float32"]
 
 
+@pytest.mark.parametrize(("checkpoint", "keeps"), [("false", True), ("true", False)])
+def test_casts_of_all_weights_are_not_kept_beside_activations_that_are_not(
+    checkpoint, keeps, tmp_path
+):
+    write_cycle(tmp_path, users=12)
+    _, model, _, _ = prepared("CALRec", tmp_path, checkpoint=checkpoint, precision="bf16")
+    with model.autocast():
+        assert torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled() == keeps
+
+
+def test_item_vectors_are_computed_in_the_precision_of_the_settings(tmp_path):
+    write_cycle(tmp_path, users=12)
+    _, model, _, (_, _, test) = prepared("ST5Seq", tmp_path, precision="bf16")
+    inner, within = model.encode_items, []
+
+    def encode_items(items):
+        within.append(torch.is_autocast_enabled("cpu"))
+        return inner(items)
+
+    model.encode_items = encode_items
+    scores_of(model, test._dataset, test._dataset.cases)
+    assert within == [True]
+
+
+@pytest.mark.parametrize(
+    ("device", "quantize", "places"),
+    [
+        ("cuda", "none", ["cpu", "cuda"]),
+        ("cuda", "4bit", ["cuda"]),
+        ("cpu", "none", ["cpu"]),
+    ],
+)
+def test_a_judge_is_set_aside_while_a_summarizer_writes_on_a_gpu(device, quantize, places):
+    moved = []
+    judge = SimpleNamespace(
+        device=device,
+        weight_format=WeightFormat(quantize=quantize),
+        backbone=SimpleNamespace(to=lambda place: moved.append(str(place))),
+    )
+    with pytest.raises(UserError), BackboneModel.set_aside(judge):
+        assert moved == places[:-1]
+        raise UserError("the summarizer has failed")
+    assert moved == places
+
+
 @pytest.mark.parametrize("kind", fast_only(["Gemma2"], ["Llama", "GPT2", "Qwen2", "Gemma2"]))
 def test_a_copy_of_all_layers_is_the_model(kind, tmp_path):
     bundle = load_folder(folder_of(kind, tmp_path))
     copied = Backbone(shallow_copy(bundle.model, 9), bundle.tokenizer)
     assert torch.equal(logits(copied), logits(bundle))
-    short = load_folder(str(tmp_path / kind), form=WeightFormat(torch.bfloat16))
+    short = load_folder(str(tmp_path / kind), weight_format=WeightFormat(torch.bfloat16))
     whole = shallow_copy(short.model, 1)
     assert is_float32(whole) and len(list(whole.base_model.children())) > 1
 
@@ -229,7 +280,7 @@ def test_wrong_attention_is_found_under_the_rounding_of_short_weights(
     if quantize != "none":
         pytest.importorskip("bitsandbytes")
     form = WeightFormat(torch.bfloat16, quantize, torch.bfloat16)
-    bundle = load_folder(folder_of("Llama", tmp_path), form=form)
+    bundle = load_folder(folder_of("Llama", tmp_path), weight_format=form)
     compatibility.check_backbone(bundle, "it")
     inner = torch.nn.functional.scaled_dot_product_attention
 
@@ -246,7 +297,7 @@ def test_logits_of_some_tokens(tmp_path):
     states = torch.randn(3, 32)
     whole = bundle.logits(states)
     assert torch.allclose(bundle.logits(states, [5, 2]), whole[:, [5, 2]], atol=1e-6)
-    short = load_folder(str(tmp_path / "Gemma2"), form=WeightFormat(torch.bfloat16))
+    short = load_folder(str(tmp_path / "Gemma2"), weight_format=WeightFormat(torch.bfloat16))
     found = short.logits(states)
     assert found.dtype == torch.float32 and torch.allclose(found, whole, atol=0.05)
 

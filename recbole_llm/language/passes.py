@@ -148,15 +148,15 @@ class PassBudget:
         UserError
             If a pass of one text does not fit.
         """
-        sizes, left = np.asarray(lengths), np.arange(len(lengths))
-        while len(left):
+        sizes, remaining = np.asarray(lengths), np.arange(len(lengths))
+        while len(remaining):
             done = 0
-            groups = by_length(sizes[left], self.tokens, most, cost)
+            groups = by_length(sizes[remaining], self.tokens, most, cost)
             for group in groups:
-                rows = left[group]
+                rows = remaining[group]
                 if not fits(lambda rows=rows: compute(rows)):  # type: ignore[misc]
                     longest = int(sizes[rows].max())
                     self.shrink(len(rows) * longest, longest)
                     break
                 done += 1
-            left = left[np.concatenate([*groups[done:], np.zeros(0, dtype=np.int64)])]
+            remaining = remaining[np.concatenate([*groups[done:], np.zeros(0, dtype=np.int64)])]

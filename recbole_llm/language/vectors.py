@@ -163,7 +163,7 @@ def frozen_vectors(name: str, texts: Sequence[str], config: Mapping[str, Any]) -
             max_length=0,
             kind=SentenceBackbone,
             # nothing is trained, so that the weights themselves may be short
-            form=WeightFormat(KINDS[precision], device=device),
+            weight_format=WeightFormat(KINDS[precision], device=device),
             trust_remote_code=trusted,
         )
     bundle.model.to(device).eval()

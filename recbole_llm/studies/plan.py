@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -67,7 +68,7 @@ GPUS = {
 }
 # Share of that rate which training and reading reach, and of the bandwidth which writing reaches.
 REACHED = 0.4
-TOKENS_READ = 200  # cases whose prompts are encoded to know their mean length
+ENCODED_CASES = 200  # so many prompts tell the mean length of all
 
 
 def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
@@ -139,6 +140,7 @@ class _Plan:
 
     def __init__(self, spec: RunSpec, hardware: Hardware, options: Mapping[str, Any]):
         self.spec, self.hardware, self.options = spec, hardware, options
+        self.examples = 0  # of an epoch
         self.config = spec.config
         if not options["hardware"] and in_software(self.config["device"], "bf16"):
             self.config["weights"] = "float32"
@@ -171,10 +173,8 @@ class _Plan:
 
     def _training_lines(self) -> list[str]:
         model, config = self.model, self.config
-        examples = model.examples(0)
-        pieces = list(chain.from_iterable(map(model.pieces, examples)))
-        sizes = np.array([model.cost(piece) for piece in pieces])
-        each = sizes.reshape(len(examples), -1).sum(axis=1)
+        pieces, sizes = self.pieces, self.sizes
+        each = sizes.reshape(self.examples, -1).sum(axis=1)
         rng = np.random.default_rng([config["seed"], 0, 1])
         batches = shuffled_steps(each, config["train_batch_size"], rng)
         steps = config["epochs"] * len(batches)
@@ -193,7 +193,7 @@ class _Plan:
         seconds = tokens * self._operations(sizes, forecast.recomputes, share) / self._reached
         memory_line = forecast.line(chosen) if chosen else forecast.refusal(longest)
         return [
-            f"training: {len(examples)} examples an epoch, {_count(sizes.sum())} tokens (a text: "
+            f"training: {self.examples} examples an epoch, {_count(sizes.sum())} tokens (a text: "
             f"{sizes.mean():.0f} on average, at most {sizes.max()}), {share:.1%} of them learned",
             f"training: {steps} steps of {config['train_batch_size']} examples, "
             f"{_count(tokens)} tokens",
@@ -201,6 +201,18 @@ class _Plan:
             f"time, reckoned: training {_duration(seconds)}, at {REACHED:.0%} of "
             f"{self.hardware.rate:.3g} TFLOP/s",
         ]
+
+    @cached_property
+    def pieces(self) -> list[Any]:
+        """The texts of an epoch's examples, each of which has equally many."""
+        examples = self.model.examples(0)
+        self.examples = len(examples)
+        return list(chain.from_iterable(map(self.model.pieces, examples)))
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each of `pieces`, int64."""
+        return np.array([self.model.cost(piece) for piece in self.pieces])
 
     @property
     def _reached(self) -> float:
@@ -256,7 +268,7 @@ class _Plan:
     def _ranking(self, cases: Cases, selecting: bool) -> tuple[str, str]:
         """How long a ranking takes, and what it does."""
         model, config = self.model, self.config
-        some = cases[:TOKENS_READ]
+        some = cases[:ENCODED_CASES]
         if isinstance(model, GenerativeModel):
             lengths = np.array([len(prompt) for prompt in model.prompts(some)])
             texts = config["valid_samples" if selecting else "samples"]
@@ -275,8 +287,7 @@ class _Plan:
             lengths = prefixes + round(count * float(suffix))
             seconds = len(cases) * lengths.mean() * self._reading(prefixes) / self._reached
             return _duration(seconds), f"({count} candidates each)"
-        pieces = list(chain.from_iterable(map(model.pieces, model.examples(0)[:TOKENS_READ])))
-        lengths = np.array([model.cost(piece) for piece in pieces])
+        lengths = self.sizes
         texts = len(cases) + len(model.text.unique[0])
         seconds = texts * lengths.mean() * self._reading(lengths) / self._reached
         return _duration(seconds), f"(and {len(model.text.unique[0])} texts of items)"

@@ -160,6 +160,7 @@ class Harness(FolderTrainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.drawn = None
         self.probed = None
+        self.valid_data: Any = None
         self.callback: Callable[[int, float], None] | None = None
         self.repeats = None
         self.saves = True
@@ -454,18 +455,18 @@ class Harness(FolderTrainer):
             "numpy": json.dumps(_numpy_state()),
             "seconds": self.seconds,
             "history": self.history,
-            "own": self._own_state(),
+            "further": self._further_state(),
         }
         # a file and not its path: torch's own writer does not say that the disk is full
         with atomically(self.folder / STATE) as path, open(path, "wb") as file:
             torch.save(state, file)
 
-    def _own_state(self) -> dict[str, Any]:
+    def _further_state(self) -> dict[str, Any]:
         """What else a trainer stores and restores."""
         return {}
 
-    def _restore_own(self, state: dict[str, Any]) -> None:
-        """Restore what `_own_state` returned; nothing of a state that is older than it."""
+    def _restore_further(self, state: dict[str, Any]) -> None:
+        """Restore what `_further_state` returned; nothing of a state that is older than it."""
 
     def resume_checkpoint(self, resume_file):
         """Continue from state.pt of a run's folder, bit for bit.
@@ -531,7 +532,7 @@ class Harness(FolderTrainer):
         self.best_valid_result = state["best_valid_result"]
         self.seconds, self.history = state["seconds"], state["history"]
         self.position = state["position"]
-        self._restore_own(state.get("own", {}))
+        self._restore_further(state.get("further", {}))
 
     def _restore_generators(self, train_data) -> None:
         """Set the random generators last: nothing else may use them before the first batch."""

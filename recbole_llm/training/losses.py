@@ -120,8 +120,8 @@ def over_candidates(
 ) -> torch.Tensor:
     """Compute the softmax loss over candidates by inner products (TASTE, CIKM 2023).
 
-    It is -log [ exp(u · v_target) / sum_j exp(u · v_j) ] for each user, where j runs over the items
-    that are not `wrong`.
+    It is -log [ exp(u · v_target) / sum_j exp(u · v_j) ] for each user, where j runs over the
+    items that are not `wrong`.
 
     Parameters
     ----------

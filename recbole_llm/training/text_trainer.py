@@ -39,8 +39,10 @@ class LLMTrainer(Harness):
         if not isinstance(model, Trainable) or not optimizers.trained(self.model):
             self.epochs = 0
         self.selecting = False
+        # a Trainable that is no text model has costs of its own
         self.passes: PassBudget = getattr(model, "passes", None) or PassBudget("auto")
         self.steps = 0  # made so far, in all epochs
+        self.sizes = 0, 0  # tokens of the largest pass and of the longest text of the last step
         self.planned = False  # whether passes were fitted to the memory
         precision = config["precision"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -63,13 +65,17 @@ class LLMTrainer(Harness):
         self.model.train()
         config, model = self.config, self.model
         examples = model.examples(epoch_idx)
-        costs = [sum(map(model.cost, model.pieces(example))) for example in examples]
+        costs, longest = [], 0
+        for example in examples:
+            piece_costs = list(map(model.cost, model.pieces(example)))
+            costs.append(sum(piece_costs))
+            longest = max(longest, *piece_costs)
         rng = np.random.default_rng([config["seed"], epoch_idx, 1])
         steps = shuffled_steps(costs, config["train_batch_size"], rng)
         first_step, total, count = self.position
         self.position = EPOCH_START
         if not self.planned:
-            self._plan(examples, costs, steps)
+            self._plan(examples, costs, longest, steps)
         last_timed = min(first_step + FORECAST_STEPS, len(steps) - 1)
         started = saved = time.perf_counter()
         bar = progress(steps, desc=f"Train {epoch_idx}", disable=not show_progress)
@@ -134,7 +140,7 @@ class LLMTrainer(Harness):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * share
 
-    def _own_state(self):
+    def _further_state(self):
         """Passes of another size would give other sums, in their last digits."""
         bundle = getattr(self.model, "bundle", None)
         return {
@@ -143,23 +149,22 @@ class LLMTrainer(Harness):
             "recomputes": bool(bundle and bundle.recomputes),
         }
 
-    def _restore_own(self, state):
-        """See `Harness._restore_own`."""
+    def _restore_further(self, state):
+        """See `Harness._restore_further`."""
         if state:
             self.steps = state["steps"]
             self.passes.tokens, self.planned = state["pass_tokens"], True
             if state["recomputes"]:
                 self.model.recompute()
 
-    def _plan(self, examples: Any, costs: list[int], steps: list) -> None:
+    def _plan(self, examples: Any, costs: list[int], longest: int, steps: list) -> None:
         """Choose passes that fit into memory before the first step."""
         model, self.planned = self.model, True
         if not steps:
             return
-        pieces = chain.from_iterable(map(model.pieces, examples))
         largest = max(int(np.take(costs, rows).sum()) for rows in steps)
-        first = map(model.pieces, [examples[row] for row in steps[0]])
-        model.fit_passes(max(map(model.cost, pieces)), largest, list(chain.from_iterable(first)))
+        pieces = chain.from_iterable(model.pieces(examples[row]) for row in steps[0])
+        model.fit_passes(longest, largest, list(pieces))
 
     def _step(self, examples: list) -> float:
         """Make one update, and return the loss: its mean per target, plus that over all pairs.
@@ -168,7 +173,6 @@ class LLMTrainer(Harness):
         """
         state, losses = random_state(), []
         while not fits(lambda: losses.append(self._gradients(examples))):
-            self.optimizer.zero_grad()
             set_random_state(state)
             self._shrink()
         self._check_nan(torch.tensor(losses[0]))

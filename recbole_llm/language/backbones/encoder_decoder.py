@@ -147,12 +147,12 @@ class FusionBackbone(Backbone):
 
     @classmethod
     def read(
-        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
+        cls, name: str, weight_format: WeightFormat = WHOLE, trust_remote_code: bool = False
     ) -> "FusionBackbone":
         """Read whole weights, see `Backbone.read`."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        refuse_quantization(form, cls.kind)
+        refuse_quantization(weight_format, cls.kind)
         trust = {"trust_remote_code": trust_remote_code}
         with as_user_errors(name, name), loading_reports() as reports:
             if not AutoConfig.from_pretrained(name, **trust).is_encoder_decoder:
@@ -162,11 +162,11 @@ class FusionBackbone(Backbone):
                 )
             check_size(name, trust_remote_code)
             tokenizer: Any = AutoTokenizer.from_pretrained(name, **trust)
-            if torch.device(form.device).type == "meta":
+            if torch.device(weight_format.device).type == "meta":
                 config = AutoConfig.from_pretrained(name, **trust)
-                model = model_of_shapes(AutoModel, config, form, **trust)
+                model = model_of_shapes(AutoModel, config, weight_format, **trust)
             else:
-                place = {"dtype": form.dtype} | straight_to(form.device)
+                place = {"dtype": weight_format.dtype} | straight_to(weight_format.device)
                 model = AutoModel.from_pretrained(name, **place, **trust)
         check_complete(name, cls.kind, reports)
         check_tokens(name, model, tokenizer)

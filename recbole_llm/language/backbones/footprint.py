@@ -54,7 +54,7 @@ class Training:
     ----------
     kind : type of Backbone
         What the model is.
-    form : WeightFormat
+    weight_format : WeightFormat
         How the weights are held that are not trained, or all of them.
     precision : str
         `fp32`, `bf16` or `fp16`.
@@ -67,7 +67,7 @@ class Training:
     """
 
     kind: type[Backbone]
-    form: WeightFormat
+    weight_format: WeightFormat
     precision: str = "fp32"
     rank: int = 0
     dropout: float = 0.0
@@ -102,6 +102,30 @@ class Footprint:
     def total(self) -> int:
         """The sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Bytes of a traced pass.
+
+    Attributes
+    ----------
+    weights : int
+        Of the weights.
+    trained : int
+        Of the weights that are trained.
+    early : int
+        The peak until the gradients of the last layer are there, when the activations of all other
+        layers are alive: a line in the number of layers.
+    peak : int
+        The peak of the whole pass. At the end of a backward pass few activations are left, but the
+        gradients of embeddings may be larger than those of many layers.
+    """
+
+    weights: int
+    trained: int
+    early: int
+    peak: int
 
 
 class StorageCounter(TorchDispatchMode):
@@ -168,53 +192,26 @@ def footprint(config: Any, training: Training, work: Pass) -> Footprint:
     """
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
     described, count = _Config(text, config), layer_count(config)
-    few = 2, 3  # the gradient of one layer alone would not tell the last layer from the first
-
-    def at_all_layers(values: tuple[int, int]) -> int:
-        first, second = values
-        return first + (count - few[0]) * (second - first)
-
-    peaks = []
-    for work_of in (work, replace(work, learned=0)):
-        if count <= max(few):
-            trace = _traced(described, training, work_of, count)
-            peaks.append(trace.peak)
-        else:
-            traces = [_traced(described, training, work_of, layers) for layers in few]
-            early = at_all_layers((traces[0].early, traces[1].early))
-            peaks.append(max(early, at_all_layers((traces[0].peak, traces[1].peak))))
-            trace = Trace(
-                at_all_layers((traces[0].weights, traces[1].weights)),
-                at_all_layers((traces[0].trained, traces[1].trained)),
-                early,
-                peaks[-1],
-            )
-    whole, without = peaks
-    return Footprint(trace.weights, trace.trained, 2 * trace.trained, without, whole - without)
+    whole = _trace_of_all(described, training, work, count)
+    without = _trace_of_all(described, training, replace(work, learned=0), count).peak
+    return Footprint(whole.weights, whole.trained, 2 * whole.trained, without, whole.peak - without)
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Bytes of a traced pass.
+def _trace_of_all(described: "_Config", training: Training, work: Pass, layers: int) -> Trace:
+    """Extrapolate the trace of a number of layers from those of two and of three.
 
-    Attributes
-    ----------
-    weights : int
-        Of the weights.
-    trained : int
-        Of the weights that are trained.
-    early : int
-        The peak until the gradients of the last layer are there, when the activations of all other
-        layers are alive: a line in the number of layers.
-    peak : int
-        The peak of the whole pass. At the end of a backward pass few activations are left, but the
-        gradients of embeddings may be larger than those of many layers.
+    Of one layer alone, the first would be the last.
     """
+    if layers <= 3:
+        return _traced(described, training, work, layers)
+    two, three = (_traced(described, training, work, few) for few in (2, 3))
 
-    weights: int
-    trained: int
-    early: int
-    peak: int
+    def line(name: str) -> int:
+        first, second = getattr(two, name), getattr(three, name)
+        return first + (layers - 2) * (second - first)
+
+    early = line("early")
+    return Trace(line("weights"), line("trained"), early, max(early, line("peak")))
 
 
 class _Config:
@@ -236,7 +233,7 @@ def _traced(described: _Config, training: Training, work: Pass, layers: int) -> 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     bundle = _shapes(shallow_config(described.config, layers), training)
-    device = torch.device(training.form.device)
+    device = torch.device(training.weight_format.device)
     if device.type == "meta":  # whose kernels are not those of any device
         device = torch.device("cpu")
     with FakeTensorMode(), StorageCounter() as counter:
@@ -253,7 +250,7 @@ def _traced(described: _Config, training: Training, work: Pass, layers: int) -> 
         early: list[int] = []
         _watch_layers(bundle.core, lambda: early.append(counter.peak))
         with autocast(device, training.precision, keeps_casts=not training.recomputes):
-            loss = _loss(bundle, work, device)
+            loss = pass_loss(bundle, work, device)
         loss.backward()
         first = early[0] if early else counter.peak
         return Trace(weights, trained, first - begin, counter.peak - begin)
@@ -274,25 +271,22 @@ def _watch_layers(model: torch.nn.Module, reached: Callable[[], object]) -> None
             module.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def _shapes(config: Any, training: Training) -> Any:
+def _shapes(config: Any, training: Training) -> Backbone:
     """Make a model whose tensors have shapes and types, and neither memory nor content."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     has_head = not issubclass(training.kind, SentenceBackbone | FusionBackbone)
     auto: Any = AutoModelForCausalLM if has_head else AutoModel
     attention = config._attn_implementation
-    model = model_of_shapes(auto, config, training.form, attn_implementation=attention or None)
+    model = model_of_shapes(
+        auto, config, training.weight_format, attn_implementation=attention or None
+    )
     if training.rank:
         rank, dropout = training.rank, training.dropout
         with torch.device("meta"):
             lora.add_lora(model, model, "", rank=rank, alpha=1, dropout=dropout)
     model.train()
-    bundle: Any = _Traced(model, None)  # type: ignore[arg-type]  # it needs no tokenizer
-    return bundle
-
-
-class _Traced(Backbone):
-    """A model of any kind in a trace."""
+    return Backbone(model, None)  # type: ignore[arg-type]  # it needs no tokenizer
 
 
 def _fake(model: torch.nn.Module, device: torch.device) -> None:
@@ -312,8 +306,23 @@ def _fake(model: torch.nn.Module, device: torch.device) -> None:
                 tensors[name] = made[id(value)][1]
 
 
-def _loss(bundle: Any, work: Pass, device: torch.device) -> torch.Tensor:
-    """Run the forward pass of a kind of model."""
+def pass_loss(bundle: Backbone, work: Pass, device: torch.device) -> torch.Tensor:
+    """Run the forward pass that is traced.
+
+    Parameters
+    ----------
+    bundle : Backbone
+        A model of any kind; its tokenizer is not used.
+    work : Pass
+        The shape of the pass.
+    device : torch.device
+        Where the model is.
+
+    Returns
+    -------
+    Tensor of float []
+        A loss, which depends on all weights that are trained.
+    """
     model = bundle.core
     ids = torch.zeros(work.rows, work.length, dtype=torch.int64, device=device)
     if model.config.is_encoder_decoder:

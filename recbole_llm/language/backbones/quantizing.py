@@ -12,14 +12,14 @@ from ...errors import UserError
 from .precision import WeightFormat
 
 
-def quantization(form: WeightFormat) -> dict[str, Any]:
+def quantization(weight_format: WeightFormat) -> dict[str, Any]:
     """Make the argument of `from_pretrained` for quantised weights.
 
     Four bits are those of QLoRA: NormalFloat, with the scales quantised too.
 
     Parameters
     ----------
-    form : WeightFormat
+    weight_format : WeightFormat
         The format of the weights.
 
     Returns
@@ -32,34 +32,34 @@ def quantization(form: WeightFormat) -> dict[str, Any]:
     UserError
         If bitsandbytes is not installed.
     """
-    if form.quantize == "none":
+    if weight_format.quantize == "none":
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"quantize: {form.quantize} is computed by the package bitsandbytes, which is not "
-            'installed: pip install "recbole_llm[quantize]"'
+            f"quantize: {weight_format.quantize} is computed by the package bitsandbytes, which is "
+            'not installed: pip install "recbole_llm[quantize]"'
         )
     from transformers import BitsAndBytesConfig
 
     # it warns of every product in float32
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     options: dict[str, Any] = {"load_in_8bit": True}
-    if form.quantize == "4bit":
+    if weight_format.quantize == "4bit":
         options = {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": form.compute,
+            "bnb_4bit_compute_dtype": weight_format.compute,
         }
     return {"quantization_config": BitsAndBytesConfig(**options)}
 
 
-def refuse_quantization(form: WeightFormat, kind: str) -> None:
+def refuse_quantization(weight_format: WeightFormat, kind: str) -> None:
     """Refuse quantised weights of a model that is no causal LM.
 
     Parameters
     ----------
-    form : WeightFormat
+    weight_format : WeightFormat
         The format of the weights.
     kind : str
         What the model is.
@@ -69,8 +69,8 @@ def refuse_quantization(form: WeightFormat, kind: str) -> None:
     UserError
         If they are quantised.
     """
-    if form.quantize != "none":
-        raise UserError(f"quantize: expected none for a {kind}, found {form.quantize}")
+    if weight_format.quantize != "none":
+        raise UserError(f"quantize: expected none for a {kind}, found {weight_format.quantize}")
 
 
 def check_unquantized(folder: Path, quantize: str) -> None:
@@ -105,22 +105,22 @@ def check_unquantized(folder: Path, quantize: str) -> None:
         )
 
 
-def quantize_weights(model: Any, form: WeightFormat) -> None:
+def quantize_weights(model: Any, weight_format: WeightFormat) -> None:
     """Quantise the weights of a model as reading it would have done.
 
     Parameters
     ----------
     model : PreTrainedModel
         A causal LM without adapters, whose linear layers but the output's are replaced.
-    form : WeightFormat
+    weight_format : WeightFormat
         The format.
     """
     from transformers.quantizers import AutoHfQuantizer
 
-    config = quantization(form)["quantization_config"]
+    config = quantization(weight_format)["quantization_config"]
     quantizer: Any = AutoHfQuantizer.from_config(config, pre_quantized=False)
     whole = dict(model.named_parameters())
-    device_map = {"": form.device}
+    device_map = {"": weight_format.device}
     quantizer.preprocess_model(model=model, device_map=device_map, dtype=model.dtype)
     quantize = quantizer.get_quantize_ops()
     for name, place in list(model.named_parameters()):

@@ -12,7 +12,7 @@ from .precision import WeightFormat
 QUANTIZED_BYTES = {"8bit": 1.001, "4bit": 0.5 + 1 / 64 + 4 / 64 / 256}
 
 
-def model_of_shapes(auto: Any, config: Any, form: WeightFormat, **options: Any) -> Any:
+def model_of_shapes(auto: Any, config: Any, weight_format: WeightFormat, **options: Any) -> Any:
     """Make a model on the device `meta`.
 
     Parameters
@@ -21,7 +21,7 @@ def model_of_shapes(auto: Any, config: Any, form: WeightFormat, **options: Any) 
         A class of transformers such as AutoModelForCausalLM.
     config : PretrainedConfig
         The configuration of the model.
-    form : WeightFormat
+    weight_format : WeightFormat
         How its weights would be held.
     **options
         Arguments of `from_config`.
@@ -32,9 +32,9 @@ def model_of_shapes(auto: Any, config: Any, form: WeightFormat, **options: Any) 
         The model.
     """
     with torch.device("meta"):
-        model = auto.from_config(config, dtype=form.dtype, **options)
-        if form.quantize != "none":
-            _quantize_shapes(model, form)
+        model = auto.from_config(config, dtype=weight_format.dtype, **options)
+        if weight_format.quantize != "none":
+            _quantize_shapes(model, weight_format)
     return model
 
 
@@ -55,11 +55,11 @@ class _QuantizedProduct(torch.autograd.Function):
 class _QuantizedLinear(torch.nn.Linear):
     """A linear layer with the bytes of a quantised weight, and the work of its products."""
 
-    def __init__(self, layer: torch.nn.Linear, form: WeightFormat):
+    def __init__(self, layer: torch.nn.Linear, weight_format: WeightFormat):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
         self.whole = layer.weight.shape
-        self.compute = form.compute
-        size = math.ceil(layer.weight.numel() * QUANTIZED_BYTES[form.quantize])
+        self.compute = weight_format.compute
+        size = math.ceil(layer.weight.numel() * QUANTIZED_BYTES[weight_format.quantize])
         packed = torch.empty(size, dtype=torch.uint8)
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
 
@@ -69,9 +69,9 @@ class _QuantizedLinear(torch.nn.Linear):
         return result if self.bias is None else result + self.bias
 
 
-def _quantize_shapes(model: Any, form: WeightFormat) -> None:
+def _quantize_shapes(model: Any, weight_format: WeightFormat) -> None:
     """Replace the linear layers of a causal LM, but the output's, by quantised ones."""
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear and module is not head:
-            model.set_submodule(name, _QuantizedLinear(module, form))
+            model.set_submodule(name, _QuantizedLinear(module, weight_format))

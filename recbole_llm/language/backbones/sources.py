@@ -116,7 +116,7 @@ class Backbone:
 
     @classmethod
     def read(
-        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
+        cls, name: str, weight_format: WeightFormat = WHOLE, trust_remote_code: bool = False
     ) -> "Backbone":
         """Read whole weights.
 
@@ -124,7 +124,7 @@ class Backbone:
         ----------
         name : str
             Hub id or folder.
-        form : WeightFormat
+        weight_format : WeightFormat
             How the weights are held, and where.
         trust_remote_code : bool
             Whether Python files of the model may be run.
@@ -142,8 +142,13 @@ class Backbone:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         packed = gguf_file(name)
-        kind = {"dtype": form.dtype} | packed | quantization(form) | straight_to(form.device)
-        is_shape = torch.device(form.device).type == "meta"
+        kind = (
+            {"dtype": weight_format.dtype}
+            | packed
+            | quantization(weight_format)
+            | straight_to(weight_format.device)
+        )
+        is_shape = torch.device(weight_format.device).type == "meta"
         trust = {"trust_remote_code": trust_remote_code}
         with as_user_errors(name, name), loading_reports() as reports:
             for file in packed.values():
@@ -152,13 +157,12 @@ class Backbone:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, **packed, **trust)
             if is_shape:
                 config = AutoConfig.from_pretrained(name, **packed, **trust)
-                model = model_of_shapes(AutoModelForCausalLM, config, form, **trust)
+                model = model_of_shapes(AutoModelForCausalLM, config, weight_format, **trust)
             else:
                 model = AutoModelForCausalLM.from_pretrained(name, **kind, **trust)
         check_complete(name, cls.kind, reports)
-        if (
-            packed and not is_shape
-        ):  # its weights are whole now, and can be trained and stored like any other
+        if packed and not is_shape:
+            # its weights are whole now, and can be trained and stored like any other
             del model.config.quantization_config, model.hf_quantizer
         if tokenizer.eos_token_id is None:
             raise UserError(
@@ -364,21 +368,21 @@ class SentenceBackbone(Backbone):
 
     @classmethod
     def read(
-        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
+        cls, name: str, weight_format: WeightFormat = WHOLE, trust_remote_code: bool = False
     ) -> "SentenceBackbone":
         """Read whole weights, see `Backbone.read`."""
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Transformer
 
-        refuse_quantization(form, cls.kind)
-        place = straight_to(form.device)
+        refuse_quantization(weight_format, cls.kind)
+        place = straight_to(weight_format.device)
         with as_user_errors(name, name), loading_reports() as reports:
             check_size(name, trust_remote_code)
             model: Any = SentenceTransformer(
                 name,
                 device=None if place else "cpu",  # a device_map says it alone
                 trust_remote_code=trust_remote_code,
-                model_kwargs={"dtype": form.dtype} | place,
+                model_kwargs={"dtype": weight_format.dtype} | place,
             )
         if not isinstance(model[0], Transformer):
             raise UserError(
@@ -426,10 +430,12 @@ class EncoderBackbone(SentenceBackbone):
 
     @classmethod
     def read(
-        cls, name: str, form: WeightFormat = WHOLE, trust_remote_code: bool = False
+        cls, name: str, weight_format: WeightFormat = WHOLE, trust_remote_code: bool = False
     ) -> "EncoderBackbone":
         """Read whole weights of an encoder that sees all of a text, see `Backbone.read`."""
-        loaded: Any = super().read(name, form, trust_remote_code)
+        loaded: Any = super().read(name, weight_format, trust_remote_code)
+        if loaded.core.device.type == "meta":
+            return loaded
         ids = loaded.tokenizer("one, two", add_special_tokens=False)["input_ids"]
         first, *others = dict.fromkeys(ids) if ids else [None]
         if len(others) < 2:
@@ -438,7 +444,9 @@ class EncoderBackbone(SentenceBackbone):
                 "tokens; expected three at least"
             )
         with as_user_errors(name), torch.no_grad():  # two texts that differ in their second token
-            texts = torch.tensor([[first, other] for other in others[:2]], device=form.device)
+            texts = torch.tensor(
+                [[first, other] for other in others[:2]], device=weight_format.device
+            )
             states = loaded.core.eval()(input_ids=texts).last_hidden_state[:, 0]
         if torch.equal(*states):
             raise UserError(
@@ -624,7 +632,7 @@ def load(
     max_length: int,
     vocabulary: int = 4096,
     kind: type[Backbone] = Backbone,
-    form: WeightFormat = WHOLE,
+    weight_format: WeightFormat = WHOLE,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a language model, all of whose weights are to be trained or to be frozen.
@@ -646,7 +654,7 @@ def load(
         Most tokens of a scratch tokenizer.
     kind : type of Backbone
         Backbone for a causal LM, SentenceBackbone for a sentence encoder.
-    form : WeightFormat
+    weight_format : WeightFormat
         How its weights are held, and where.
     trust_remote_code : bool
         See `Backbone.read`.
@@ -669,7 +677,7 @@ def load(
     run = run_folders.backbone_run(name, saved)
     folder = str(run / run_folders.BACKBONE) if run else name
     check_stored_weights(folder)
-    return load_folder(folder, kind, form, trust_remote_code, merges=True)
+    return load_folder(folder, kind, weight_format, trust_remote_code, merges=True)
 
 
 @contextmanager
@@ -830,7 +838,7 @@ def model_folder(name: str) -> Path | None:
 def load_folder(
     name: str,
     kind: type[Backbone] = Backbone,
-    form: WeightFormat = WHOLE,
+    weight_format: WeightFormat = WHOLE,
     trust_remote_code: bool = False,
     merges: bool = False,
 ) -> Any:
@@ -838,7 +846,7 @@ def load_folder(
 
     Adapters of LoRA in the folder are live, over the weights that they were trained on, unless
     `merges`. They are merged into these weights: of adapters that were trained over quantised ones,
-    into the numbers that those stand for. Only then are the weights held as `form` says.
+    into the numbers that those stand for. Only then are the weights held as `weight_format` says.
 
     Parameters
     ----------
@@ -846,7 +854,7 @@ def load_folder(
         Hub id or folder.
     kind : type of Backbone
         What the model is expected to be.
-    form : WeightFormat
+    weight_format : WeightFormat
         How its weights are held, and where.
     trust_remote_code : bool
         See `Backbone.read`.
@@ -866,32 +874,32 @@ def load_folder(
     _silence_libraries()
     *adapters, base = adapter_chain(name)
     # the quantisation that each of the adapters was trained over, and last the one that is wanted
-    formats = [trained_format(folder) or form.quantize for folder in reversed(adapters)]
-    formats.append(form.quantize)
+    formats = [trained_format(folder) or weight_format.quantize for folder in reversed(adapters)]
+    formats.append(weight_format.quantize)
     held = formats[0]
-    loaded = kind.read(base, replace(form, quantize=held), trust_remote_code)
+    loaded = kind.read(base, replace(weight_format, quantize=held), trust_remote_code)
     for place, folder in enumerate(reversed(adapters)):
-        _hold(loaded.core, held, formats[place], form)
+        _hold(loaded.core, held, formats[place], weight_format)
         held = formats[place]
         if not merges and place == len(adapters) - 1:
             lora.load_adapters(loaded.core, Path(folder))
             return loaded
         if formats[place + 1] != held:
-            _hold(loaded.core, held, "none", form)
+            _hold(loaded.core, held, "none", weight_format)
             held = "none"
         lora.load_adapters(loaded.core, Path(folder))
         loaded = loaded.merged()
-    _hold(loaded.core, held, form.quantize, form)
+    _hold(loaded.core, held, weight_format.quantize, weight_format)
     return loaded.merged() if merges else loaded
 
 
-def _hold(model: Any, held: str, wanted: str, form: WeightFormat) -> None:
+def _hold(model: Any, held: str, wanted: str, weight_format: WeightFormat) -> None:
     """Change the quantisation of a model without adapters."""
     if held != wanted:
         if held != "none":
-            dequantize_weights(model, form.dtype)
+            dequantize_weights(model, weight_format.dtype)
         if wanted != "none":
-            quantize_weights(model, replace(form, quantize=wanted))
+            quantize_weights(model, replace(weight_format, quantize=wanted))
     keep_gradients(model)
 
 

@@ -29,7 +29,8 @@ def read(
     input_ids : Tensor of int64 [rows, length]
         Token ids.
     part : Tensor of int64 [rows, length]
-        0 for padding, 1 for the prefix, 2, 3, … for suffixes, each in one piece and in that order.
+        0 for padding, 1 for the prefix, 2, 3, … for suffixes, each in one piece and in this
+        order.
     position : Tensor of int64 [rows, length]
         Positions, which go on from the prefix in each suffix.
 

@@ -137,6 +137,8 @@ def make_engine(
 def _loader(config: Mapping[str, Any]) -> Callable[[], Backbone]:
     """Make a function that loads the local model that a run's settings name."""
     name, short = config["summarizer"], KINDS[config["precision"]]
+    # nothing is trained, so that the weights themselves may be short
+    weight_format = WeightFormat(short, config["summarizer_quantize"], short, config["device"])
 
     def read() -> Backbone:
         with errors_naming("summarizer"):
@@ -145,11 +147,10 @@ def _loader(config: Mapping[str, Any]) -> Callable[[], Backbone]:
                 (),
                 saved=Path(config["checkpoint_dir"]),
                 max_length=0,
-                # nothing is trained, so that the weights themselves may be short
-                form=WeightFormat(short, config["summarizer_quantize"], short, config["device"]),
+                weight_format=weight_format,
                 trust_remote_code=bool(config["trust_remote_code"]),
             )
-            bundle.model.to(config["device"]).eval()
+            bundle.model.eval()
             check_backbone(bundle, name)
         if bundle.positions and padded_size(config["summarizer_length"]) > bundle.positions:
             raise UserError(

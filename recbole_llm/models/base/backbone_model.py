@@ -82,7 +82,7 @@ class BackboneModel(TextModel, TokenTrainable):
             refuse_scratch(config["backbone"])
 
     @property
-    def held(self) -> WeightFormat:
+    def weight_format(self) -> WeightFormat:
         """How the weights are held."""
         return weight_format(self.config)
 
@@ -111,7 +111,9 @@ class BackboneModel(TextModel, TokenTrainable):
             run = self.inputs.start
             folder = str(run / run_folders.BACKBONE)
             check_stored_weights(folder)
-            bundle = load_folder(folder, self.backbone_kind, self.held, self.trusted, merges=True)
+            bundle = load_folder(
+                folder, self.backbone_kind, self.weight_format, self.trusted, merges=True
+            )
         else:
             run = run_folders.backbone_run(name, saved)
             bundle = load(
@@ -121,7 +123,7 @@ class BackboneModel(TextModel, TokenTrainable):
                 max_length=config["max_length"],
                 vocabulary=config["scratch_vocabulary"],
                 kind=self.backbone_kind,
-                form=self.held,
+                weight_format=self.weight_format,
                 trust_remote_code=self.trusted,
             )
         self.use(bundle)
@@ -173,7 +175,7 @@ class BackboneModel(TextModel, TokenTrainable):
         Quantised weights stay where they are: bitsandbytes does not move all of their kinds.
         """
         device = torch.device(self.device)
-        moves = device.type == "cuda" and self.held.quantize == "none"
+        moves = device.type == "cuda" and self.weight_format.quantize == "none"
         try:
             if moves:
                 self.backbone.to("cpu")
@@ -188,7 +190,7 @@ class BackboneModel(TextModel, TokenTrainable):
         config, adapts = self.config, self.config["adapter"] == "lora"
         return Training(
             self.backbone_kind,
-            self.held,
+            self.weight_format,
             config["precision"],
             rank=config["lora_rank"] if adapts else 0,
             dropout=config["lora_dropout"] if adapts else 0.0,
@@ -308,7 +310,7 @@ class BackboneModel(TextModel, TokenTrainable):
         path, kind = str(folder / run_folders.BACKBONE), self.backbone_kind
         # files of base runs alone: the trainer compares the tensors of this run one by one
         check_stored_weights(path, first=1)
-        self.use(load_folder(path, kind, self.held, self.trusted))
+        self.use(load_folder(path, kind, self.weight_format, self.trusted))
 
 
 def _base_name(name: str, run: Path | None, saved: Path) -> str:

@@ -9,10 +9,11 @@ import psutil
 import torch
 
 from ...errors import UserError
+from ...language.backbones.footprint import footprint
 
 GIB = 2**30
 # Share of the free memory that is planned with; allocators and libraries take of the rest. On a CPU
-# resident memory is up to 1.7 times what tensors take (docs/benchmarks.md), and a process that
+# resident memory is 0.1 to 0.7 GiB more than tensors take (docs/benchmarks.md), and a process that
 # takes too much is killed without a word.
 USABLE = {"cuda": 0.9, "cpu": 0.6}
 # A training is not traced if by this bound it needs less than this share of the free memory.
@@ -143,8 +144,6 @@ class Forecast:
 
     def activations(self, tokens: int) -> tuple[int, int]:
         """Trace a pass; the bytes of activations and of logits."""
-        from ...language.backbones.footprint import footprint
-
         work = self.model.pass_shape(tokens, self.longest, self.share)
         training = replace(self.model.training_form, recomputes=self.recomputes)
         taken = footprint(self.model.bundle.core.config, training, work)
