@@ -15,13 +15,14 @@ def encoded_cases(model, epoch, monkeypatch):
     """Return (first, last) event rows of each example, as the model encodes them."""
     cases, inner = [], model._group
 
-    def watched(corpus, row, *rest):
+    def watched(number, row, rng):
+        corpus = model.corpora[number]
         cases.append((corpus.cases.begin[row], corpus.cases.end[row]))
-        return inner(corpus, row, *rest)
+        return inner(number, row, rng)
 
     with monkeypatch.context() as patch:
         patch.setattr(model, "_group", watched)
-        model.examples(epoch)
+        list(model.examples(epoch))
     return cases
 
 

@@ -1,6 +1,7 @@
 """CALRec: a causal LM generates the next item's text, and BM25 finds similar items (RecSys '24)."""
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -8,9 +9,11 @@ import torch
 from ..contracts.models import ContrastiveTrainable
 from ..language.prompts.templates import Example, LazyTexts
 from ..language.tokens.batches import Batch, Tokens
-from ..training.corpora import Corpus, draw_users, every_case_once
+from ..training.corpora import LazyExamples, Windows, drawn_users, one_case_each
 from ..training.losses import in_batch_contrast
 from .base.generative_model import GenerativeModel
+
+LAST_TARGETS = 5  # newest cases of a user, of which an epoch learns one
 
 
 class CALRec(GenerativeModel, ContrastiveTrainable):
@@ -25,8 +28,12 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
                 "to be low at the target: set --beta above 0, or leave blend at 0"
             )
 
-    def examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+    def examples(self, epoch: int) -> LazyExamples:
         """Make the examples of an epoch.
+
+        With `nig_targets: last` there is one for each user, whose target is one of the user's last
+        five (the paper's augmentation). With `all`, every case is learned once, in windows of as
+        many items as fit.
 
         Parameters
         ----------
@@ -35,65 +42,45 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
 
         Returns
         -------
-        list of tuple of Tokens
+        LazyExamples of tuple of Tokens
             A history with its target; and the target alone, if there are contrastive terms.
         """
-        seed = self.config["seed"]
-        sizes = [len(corpus.by_user) for corpus in self.corpora]
-        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
-        examples = []
-        for number, users in enumerate(samples):
-            rng = np.random.default_rng([seed, epoch, number])
-            examples += self._examples(self.corpora[number], users, rng)
-        return examples
+        samples = drawn_users(self.corpora, self.config, epoch)
+        if self.config["nig_targets"] == "last":
+            rows = one_case_each(self.corpora, samples, self.config["seed"], epoch, LAST_TARGETS)
+        else:
+            rows = [windows.of(users) for windows, users in zip(self.windows, samples, strict=True)]
+        return LazyExamples(rows, self._group, [self.config["seed"], epoch])
 
-    def _examples(
-        self, corpus: Corpus, users: np.ndarray, rng: np.random.Generator
-    ) -> list[tuple[Tokens, ...]]:
-        """Make the examples of one corpus.
+    def use(self, bundle):
+        """Make a language model that of this model, whose tokens decide the windows."""
+        super().use(bundle)
+        self.__dict__.pop("windows", None)
 
-        With `nig_targets: last` there is one for each user, whose target is one of the user's last
-        five (the paper's augmentation). With `all`, every case is learned once, in windows of as
-        many items as fit.
-        """
-        if self.config["nig_targets"] != "last":
-            return every_case_once(
-                corpus, users, lambda row, learned: self._group(corpus, row, learned)
+    @cached_property
+    def windows(self) -> list[Windows]:
+        """For each corpus, windows that cover every training case."""
+        encoder, template = self.encoder, self.template
+        prefix, room = encoder.prefix_size(template), encoder.room(template)
+        windows = []
+        for corpus in self.corpora:
+            sizes = np.array([len(encoder.item(text)) for text in corpus.sentences])
+            windows.append(
+                Windows(corpus, sizes + prefix, partial(_room_before, room + prefix, sizes))
             )
-        examples = []
-        for user in users:
-            rows = corpus.by_user[user]
-            row = rows[-1 - rng.integers(min(5, len(rows)))]
-            examples.append(self._group(corpus, row, None)[0])
-        return examples
+        return windows
 
-    def _group(
-        self, corpus: Corpus, row: int, learned: np.ndarray | None
-    ) -> tuple[tuple[Tokens, ...], int]:
-        """Encode one case.
-
-        Parameters
-        ----------
-        corpus : Corpus
-            The dataset.
-        row : int
-            Number of the case.
-        learned : ndarray of bool [events] or None
-            The events whose texts are learned beside the target; none where None.
-
-        Returns
-        -------
-        tuple of (tuple of Tokens, int)
-            The example, and the number of items that were left out.
-        """
+    def _group(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens, ...]:
+        """Encode one case of one corpus."""
+        corpus = self.corpora[number]
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
         history = LazyTexts(corpus.sentences, corpus.interactions.item[begin:end])
         target = corpus.sentences[corpus.interactions.item[end]]
-        flags = None if learned is None else learned[begin:end]
+        flags = None if self.config["nig_targets"] == "last" else corpus.learned[begin:end]
         tokens = self.encoder.encode(Example(self.template, history, target, flags))
         if self.contrastive:
-            return (tokens, self.encoder.encode_item(target)), tokens.cut
-        return (tokens,), tokens.cut
+            return tokens, self.encoder.encode_item(target)
+        return (tokens,)
 
     def loss_and_vectors(self, batch: Batch, with_loss: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the generation loss and the mean hidden states.
@@ -143,3 +130,8 @@ class CALRec(GenerativeModel, ContrastiveTrainable):
         target_loss = in_batch_contrast(user_target, target, config["contrast_temperature"])
         user_loss = in_batch_contrast(user, target, config["contrast_temperature"])
         return config["alpha"] * target_loss + config["beta"] * user_loss
+
+
+def _room_before(most: int, sizes: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """What the histories before some targets may take, int64 [n]."""
+    return most - sizes[targets]

@@ -66,11 +66,12 @@ class LLMTRSR(CandidateJudge):
         return self.summarizer.costs() if self.summarizer else {}
 
     def examples(self, epoch):
-        """Make the examples of an epoch, and free the memory of the summarizer's model."""
-        examples = super().examples(epoch)
+        """Make the examples of an epoch, with summaries that are all written before."""
         if self.summarizer:
+            cases = self.corpus.newest(self.config["targets"])
+            self.summaries(cases.histories(self.interactions))
             self.summarizer.release()
-        return examples
+        return super().examples(epoch)
 
     def rates(self):
         """Return the shares of the last ranking, see `TextModel.rates`."""

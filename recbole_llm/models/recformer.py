@@ -27,7 +27,7 @@ from ..language.tokens.batches import (
 )
 from ..language.vectors import embed
 from ..storage.content_cache import name_of
-from ..training.corpora import Corpus, draw_users, load_corpora
+from ..training.corpora import Corpus, LazyExamples, chosen_cases, drawn_users, load_corpora
 from ..training.losses import in_batch_contrast, over_catalogue
 from .base.backbone_model import BackboneModel
 from .base.vector_model import VectorModel, check_datasets
@@ -106,7 +106,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         limits = {key: self.config[key] for key in ("max_length", "attribute_tokens", "max_items")}
         return AttributeEncoder(bundle.tokenizer, **limits, marks=bundle.marks)
 
-    def examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+    def examples(self, epoch: int) -> LazyExamples:
         """Make the examples of an epoch, and encode the table of items where it is due.
 
         Parameters
@@ -116,7 +116,7 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
 
         Returns
         -------
-        list of tuple of Tokens
+        LazyExamples of tuple of Tokens
             `pretrain`: a sequence, its next item, and both with masked tokens. `finetune`: a
             sequence whose first token has the number of the next item as its label.
         """
@@ -126,25 +126,9 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
             if not self.contrastive:
                 self.fill_table()
             self.table_epoch.fill_(epoch)
-        seed = self.config["seed"]
-        sizes = [len(corpus.by_user) for corpus in self.corpora]
-        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
-        examples = []
-        for number, users in enumerate(samples):
-            rng = np.random.default_rng([seed, epoch, number])
-            rows = self._rows(self.corpora[number], users, rng)
-            examples += [self._group(number, row, rng) for row in rows]
-        return examples
-
-    def _rows(self, corpus: Corpus, users: np.ndarray, rng: np.random.Generator) -> list[int]:
-        """All training cases of some users, or one case of each."""
-        rows: list[int] = []
-        for user in users:
-            if self.config["targets"] == "all":
-                rows += corpus.by_user[user].tolist()
-            else:
-                rows.append(rng.choice(corpus.by_user[user]))
-        return rows
+        samples = drawn_users(self.corpora, self.config, epoch)
+        rows = chosen_cases(self.corpora, samples, self.config, epoch)
+        return LazyExamples(rows, self._group, [self.config["seed"], epoch])
 
     def _group(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens, ...]:
         """Make the example of one case of one corpus."""

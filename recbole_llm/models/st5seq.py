@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..language.prompts.templates import LazyTexts
 from ..language.tokens.batches import Batch, Tokens
 from ..storage.content_cache import name_of
-from ..training.corpora import Corpus, draw_users
+from ..training.corpora import Corpus, LazyExamples, chosen_cases, drawn_users
 from ..training.losses import symmetric_contrast
 from .base.sentence_model import SentenceModel
 
@@ -117,7 +117,7 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
             if set(row) - {UNKNOWN}
         }
 
-    def examples(self, epoch: int) -> list[Pair]:
+    def examples(self, epoch: int) -> LazyExamples:
         """Make the pairs of an epoch.
 
         Parameters
@@ -127,50 +127,41 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
 
         Returns
         -------
-        list of tuple of (Tokens, Tokens)
-            The pairs of the setting `phase`.
+        LazyExamples of tuple of (Tokens, Tokens)
+            The pairs of the setting `phase`: each item that has a description, the longest training
+            sequence of each user, or one training case or all of each user.
         """
-        seed = self.config["seed"]
-        makers = {"item": self._items, "sequence": self._sequences, "next": self._next}
-        make = makers[self.config["phase"]]
-        sizes = [len(corpus.by_user) for corpus in self.corpora]
-        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
-        pairs: list[Pair] = []
-        for number, users in enumerate(samples):
-            pairs += make(number, users, np.random.default_rng([seed, epoch, number]))
-        return pairs
+        config, makers = self.config, {"sequence": self._augmented, "next": self._next}
+        seed = [config["seed"], epoch]
+        if config["phase"] == "item":
+            items = [np.array(list(texts), dtype=np.int64) for texts in self.descriptions]
+            return LazyExamples(items, self._described, seed)
+        samples = drawn_users(self.corpora, config, epoch)
+        if config["phase"] == "sequence":
+            pairs = zip(self.corpora, samples, strict=True)
+            rows = [corpus.by_user.last(users) for corpus, users in pairs]
+        else:
+            rows = chosen_cases(self.corpora, samples, config, epoch)
+        return LazyExamples(rows, makers[config["phase"]], seed)
 
-    def _items(self, number: int, users: np.ndarray, rng: np.random.Generator) -> list[Pair]:
-        """Pair the texts of one corpus's items with their descriptions."""
-        sentences = self.sentences[number]
-        return [
-            (self.encoder.item(sentences[item]), self.encoder.item(text))
-            for item, text in self.descriptions[number].items()
-        ]
+    def _described(self, number: int, item: int, rng: np.random.Generator) -> Pair:
+        """Pair the text of an item with its description."""
+        encode = self.encoder.item
+        return encode(self.sentences[number][item]), encode(self.descriptions[number][item])
 
-    def _sequences(self, number: int, users: np.ndarray, rng: np.random.Generator) -> list[Pair]:
-        """Pair the longest training sequence of each user with an augmented one."""
-        corpus, shares = self.corpora[number], self.config["augmentation"]
-        pairs = []
-        for user in users:
-            last = corpus.by_user[user][-1]
-            items = corpus.interactions.item[corpus.cases.begin[last] : corpus.cases.end[last] + 1]
-            augmented = augment(items, shares, rng)
-            pairs.append((self._sequence(number, items), self._sequence(number, augmented)))
-        return pairs
-
-    def _next(self, number: int, users: np.ndarray, rng: np.random.Generator) -> list[Pair]:
-        """Pair histories with their targets, in one case or all cases of each user."""
+    def _augmented(self, number: int, row: int, rng: np.random.Generator) -> Pair:
+        """Pair a sequence with an augmented one."""
         corpus = self.corpora[number]
-        items, cases = corpus.interactions.item, corpus.cases
-        pairs = []
-        for user in users:
-            rows = corpus.by_user[user]
-            for row in rows if self.config["targets"] == "all" else [rng.choice(rows)]:
-                history = self._sequence(number, items[cases.begin[row] : cases.end[row]])
-                target = self.sentences[number][items[cases.end[row]]]
-                pairs.append((history, self.encoder.item(target)))
-        return pairs
+        items = corpus.interactions.item[corpus.cases.begin[row] : corpus.cases.end[row] + 1]
+        augmented = augment(items, self.config["augmentation"], rng)
+        return self._sequence(number, items), self._sequence(number, augmented)
+
+    def _next(self, number: int, row: int, rng: np.random.Generator) -> Pair:
+        """Pair a history with its target."""
+        corpus = self.corpora[number]
+        items, end = corpus.interactions.item, corpus.cases.end[row]
+        history = self._sequence(number, items[corpus.cases.begin[row] : end])
+        return history, self.encoder.item(self.sentences[number][items[end]])
 
     def _sequence(self, number: int, items: np.ndarray) -> Tokens:
         """Encode items of one corpus by number, oldest first."""

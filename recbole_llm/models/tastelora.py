@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..contracts.cases import Cases
 from ..contracts.models import ContrastiveTrainable
 from ..errors import UserError
 from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
 from ..language.prompts.templates import TASTE_PROMPT, LazyTexts, taste_item_text
 from ..language.tokens.batches import Batch, Tokens
 from ..language.vectors import embed_cached
-from ..training.corpora import Corpus
+from ..training.corpora import Corpus, LazyExamples, chosen_cases, ranges
 from ..training.losses import over_candidates
 from .base.backbone_model import BackboneModel
 from .base.vector_model import VectorModel
+
+REDRAWS = 8  # times that negatives are drawn again where a user has met them
 
 
 class Choice(tuple[Tokens, ...]):
@@ -66,8 +67,16 @@ def targets_and_others(
     ndarray of int64 [cases, 1 + negatives]
         Each target, followed by its negatives. These are not in `met`, unless all of `pool` is.
     """
+    sample = rng.choice(pool, (len(targets), negatives))
+    for _ in range(REDRAWS):  # which costs less than a look at the whole pool
+        wrong = np.isin(sample, met)
+        if not wrong.any():
+            return np.column_stack([targets, sample])
+        sample[wrong] = rng.choice(pool, wrong.sum())
     unmet = pool[~np.isin(pool, met)]
-    sample = rng.choice(unmet if len(unmet) else pool, (len(targets), negatives))
+    if len(unmet):
+        wrong = np.isin(sample, met)
+        sample[wrong] = rng.choice(unmet, wrong.sum())
     return np.column_stack([targets, sample])
 
 
@@ -110,11 +119,8 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
             Numbers of texts, sorted by the ids of their items, so that later events cannot
             influence them.
         """
-        cases = self.corpus.cases
-        spans = []
-        for rows in self.corpus.by_user:
-            spans.append(np.arange(cases.begin[rows].min(), cases.end[rows].max() + 1))
-        items = np.unique(self.interactions.item[np.concatenate(spans)])
+        begin, end = self.corpus.spans.T
+        items = np.unique(self.interactions.item[ranges(begin, end + 1)])
         texts = self.same[items[np.argsort(self.interactions.items[items].astype(str))]]
         return texts[np.sort(np.unique(texts, return_index=True)[1])]
 
@@ -135,7 +141,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
             )
         return encoder
 
-    def examples(self, epoch: int) -> list[Choice]:
+    def examples(self, epoch: int) -> LazyExamples:
         """Make an example of each training case, or of one case of each user.
 
         Parameters
@@ -145,41 +151,25 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
 
         Returns
         -------
-        list of Choice
+        LazyExamples of Choice
             The examples.
         """
-        rng = np.random.default_rng([self.config["seed"], epoch])
-        examples = []
-        for rows in self.corpus.by_user:
-            chosen = rows if self.config["targets"] == "all" else rng.choice(rows, 1)
-            examples += self.choices(self.corpus.cases[chosen], self.corpus.cases[rows], rng)
-        return examples
+        everybody = [np.arange(len(self.corpus.by_user))]
+        rows = chosen_cases([self.corpus], everybody, self.config, epoch)
+        return LazyExamples(rows, self._choice, [self.config["seed"], epoch])
 
-    def choices(self, cases: Cases, known: Cases, rng: np.random.Generator) -> list[Choice]:
-        """Make an example of each of some cases of one user.
+    def _choice(self, number: int, row: int, rng: np.random.Generator) -> Choice:
+        """Make the example of a training case: history, target and `negatives` sampled items.
 
-        Parameters
-        ----------
-        cases : Cases
-            The cases.
-        known : Cases
-            All training cases of the user. Negatives are items that do not occur in them, if there
-            are any.
-        rng : Generator
-            Source of randomness.
-
-        Returns
-        -------
-        list of Choice
-            History, target and `negatives` sampled items of each case.
+        Negatives are items that do not occur in any training case of the user, if there are any.
         """
-        met = self.events[known.begin.min() : known.end.max() + 1]
-        targets = self.events[cases.end]
-        texts = targets_and_others(targets, met, self.pool, self.config["negatives"], rng)
-        return [
-            Choice([self.history(history), *map(self.item, row)], row)
-            for history, row in zip(cases.histories(self.interactions), texts, strict=True)
-        ]
+        cases = self.corpus.cases
+        spans = self.corpus.spans
+        begin, end = spans[np.searchsorted(spans[:, 1], cases.end[row])]
+        target, met = self.events[cases.end[[row]]], self.events[begin : end + 1]
+        (texts,) = targets_and_others(target, met, self.pool, self.config["negatives"], rng)
+        history = self.interactions.item[cases.begin[row] : cases.end[row]]
+        return Choice([self.history(history), *map(self.item, texts)], texts)
 
     def item(self, text: int) -> Tokens:
         """Encode an item.

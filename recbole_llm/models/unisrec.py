@@ -1,6 +1,7 @@
 """UniSRec: whitened text vectors of items under a causal transformer (Hou et al., KDD 2022)."""
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 from itertools import chain
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..data.cases.augmentation import drop, drop_words
 from ..data.texts.text import ItemText
 from ..language.tokens.batches import IGNORED, Batch, Tokens
 from ..language.vectors import frozen_vectors
-from ..training.corpora import Corpus, draw_users, every_case_once, load_corpora
+from ..training.corpora import Corpus, LazyExamples, Windows, drawn_users, load_corpora
 from ..training.losses import in_batch_contrast, over_catalogue
 from .base.token_training import TokenTrainable
 from .base.vector_model import VectorModel, check_datasets
@@ -115,7 +116,7 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
             for module in (self.position, self.norm, self.layers):
                 module.requires_grad_(False)
 
-    def examples(self, epoch: int) -> list[tuple[Tokens, ...]]:
+    def examples(self, epoch: int) -> LazyExamples:
         """Make the examples of an epoch.
 
         Parameters
@@ -125,55 +126,41 @@ class UniSRec(VectorModel, TokenTrainable, ContrastiveTrainable):
 
         Returns
         -------
-        list of tuple of Tokens
+        LazyExamples of tuple of Tokens
             `pretrain`: a sequence with its target, and an augmented sequence with the same target.
             `finetune`: a window of a sequence.
         """
-        seed = self.config["seed"]
-        sizes = [len(corpus.by_user) for corpus in self.corpora]
-        samples = draw_users(sizes, seed, epoch, self.config["mixture_exponent"])
-        examples: list[tuple[Tokens, ...]] = []
-        for number, users in enumerate(samples):
-            corpus = self.corpora[number]
-            if self.contrastive:
-                rng = np.random.default_rng([seed, epoch, number])
-                rows = chain.from_iterable(corpus.by_user[user] for user in users)
-                examples += [self._pair(number, row, rng) for row in rows]
-            else:
-                examples += self._windows(corpus, users)
-        return examples
+        samples, seed = drawn_users(self.corpora, self.config, epoch), [self.config["seed"], epoch]
+        if self.contrastive:
+            pairs = zip(self.corpora, samples, strict=True)
+            rows = [corpus.by_user.rows(users) for corpus, users in pairs]
+            return LazyExamples(rows, self._pair, seed)
+        rows = [windows.of(users) for windows, users in zip(self.windows, samples, strict=True)]
+        return LazyExamples(rows, self._window, seed)
 
-    def _windows(self, corpus: Corpus, users: np.ndarray) -> list[tuple[Tokens, ...]]:
-        """Make windows that cover each training case of some users once."""
-        return every_case_once(
-            corpus, users, lambda row, learned: self._window(corpus, row, learned)
-        )
+    @cached_property
+    def windows(self) -> list[Windows]:
+        """For each corpus, windows of `max_items` items that cover every training case."""
+        windows = []
+        for corpus in self.corpora:
+            one_each = np.ones(len(corpus.text), dtype=np.int64)
+            most = partial(np.full_like, fill_value=self.config["max_items"])
+            windows.append(Windows(corpus, one_each, most))
+        return windows
 
-    def _window(
-        self, corpus: Corpus, row: int, learned: np.ndarray
-    ) -> tuple[tuple[Tokens, ...], int]:
+    def _window(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens, ...]:
         """Encode the newest items of one case, with its target.
 
-        Parameters
-        ----------
-        corpus : Corpus
-            The run's own dataset.
-        row : int
-            Number of the case.
-        learned : ndarray of bool [events]
-            The events that are targets. All of them in the window are learned, except its first.
-
-        Returns
-        -------
-        tuple of (tuple of Tokens, int)
-            The example, and the number of items that were left out.
+        All targets of training cases in the window are learned, except its first item.
         """
+        corpus = self.corpora[number]
         begin, end = corpus.cases.begin[row], corpus.cases.end[row]
         cut = max(0, end - begin - self.config["max_items"])
-        flags = learned[begin + cut : end + 1].copy()
+        flags = corpus.learned[begin + cut : end + 1].copy()
         flags[0] = False
-        ids = corpus.interactions.item[begin + cut : end + 1].astype(np.int64) + self.offsets[0]
-        return (Tokens(ids, flags, len(ids), int(flags.sum()), cut),), cut
+        items = corpus.interactions.item[begin + cut : end + 1]
+        ids = items.astype(np.int64) + self.offsets[number]
+        return (Tokens(ids, flags, len(ids), int(flags.sum()), cut),)
 
     def _pair(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
         """Encode a sequence with its target, and an augmented sequence with the same target.

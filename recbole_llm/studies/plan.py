@@ -69,6 +69,7 @@ GPUS = {
 # Share of that rate which training and reading reach, and of the bandwidth which writing reaches.
 REACHED = 0.4
 ENCODED_CASES = 200  # so many prompts tell the mean length of all
+ENCODED_EXAMPLES = 20_000  # so many examples of an epoch tell the tokens of all
 
 
 def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
@@ -140,7 +141,7 @@ class _Plan:
 
     def __init__(self, spec: RunSpec, hardware: Hardware, options: Mapping[str, Any]):
         self.spec, self.hardware, self.options = spec, hardware, options
-        self.examples = 0  # of an epoch
+        self.examples = self.encoded = 0  # of an epoch, and those of them that are looked at
         self.config = spec.config
         if not options["hardware"] and in_software(self.config["device"], "bf16"):
             self.config["weights"] = "float32"
@@ -174,14 +175,16 @@ class _Plan:
     def _training_lines(self) -> list[str]:
         model, config = self.model, self.config
         pieces, sizes = self.pieces, self.sizes
-        each = sizes.reshape(self.examples, -1).sum(axis=1)
+        each = sizes.reshape(self.encoded, -1).sum(axis=1)
         rng = np.random.default_rng([config["seed"], 0, 1])
         batches = shuffled_steps(each, config["train_batch_size"], rng)
-        steps = config["epochs"] * len(batches)
+        steps_of_epoch = -(-self.examples // config["train_batch_size"])
+        steps = config["epochs"] * steps_of_epoch
         if config["max_steps"]:
             steps = min(steps, config["max_steps"])
         share = float(sum(int(piece.learned.sum()) for piece in pieces) / sizes.sum())
-        tokens = steps * sizes.sum() / len(batches)
+        tokens_of_epoch = sizes.sum() * self.examples / len(each)
+        tokens = steps * tokens_of_epoch / steps_of_epoch
         largest = max(int(each[rows].sum()) for rows in batches)
         longest = int(padded_size(sizes.max()))
         memory = int(self.hardware.memory * GIB)
@@ -192,9 +195,11 @@ class _Plan:
         chosen = forecast.choose(limit)
         seconds = tokens * self._operations(sizes, forecast.recomputes, share) / self._reached
         memory_line = forecast.line(chosen) if chosen else forecast.refusal(longest)
+        sample = f" in {self.encoded} examples" if self.encoded < self.examples else ""
         return [
-            f"training: {self.examples} examples an epoch, {_count(sizes.sum())} tokens (a text: "
-            f"{sizes.mean():.0f} on average, at most {sizes.max()}), {share:.1%} of them learned",
+            f"training: {self.examples} examples an epoch, {_count(tokens_of_epoch)} tokens (a "
+            f"text: {sizes.mean():.0f} on average, at most {sizes.max()}{sample}), {share:.1%} of "
+            "them learned",
             f"training: {steps} steps of {config['train_batch_size']} examples, "
             f"{_count(tokens)} tokens",
             memory_line,
@@ -204,10 +209,11 @@ class _Plan:
 
     @cached_property
     def pieces(self) -> list[Any]:
-        """The texts of an epoch's examples, each of which has equally many."""
+        """The texts of some of an epoch's examples, each of which has equally many."""
         examples = self.model.examples(0)
-        self.examples = len(examples)
-        return list(chain.from_iterable(map(self.model.pieces, examples)))
+        some = examples[:: max(1, -(-len(examples) // ENCODED_EXAMPLES))]
+        self.examples, self.encoded = len(examples), len(some)
+        return list(chain.from_iterable(map(self.model.pieces, some)))
 
     @cached_property
     def sizes(self) -> np.ndarray:

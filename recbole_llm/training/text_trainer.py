@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..contracts.models import ContrastiveTrainable, Trainable
 from ..data.cases.splits import draw
 from ..language.backbones.precision import in_software
 from ..language.passes import PassBudget, fits
-from ..language.tokens.batches import by_length, shuffled_steps
+from ..language.tokens.batches import ShuffledSteps, by_length, padded_size
 from ..storage import run_folders
 from ..storage.progress import progress
 from . import optimizers
@@ -21,6 +22,7 @@ from .loop import EPOCH_START, Harness, epoch_line, part_of
 from .losses import backward, random_state, set_random_state
 
 SAVE_SECONDS = 120  # longest training that is lost when a process is killed
+SAMPLE = 1024  # examples of an epoch whose lengths are looked at before the first step
 FORECAST_STEPS = 5  # training steps that are timed before the forecast
 
 
@@ -43,7 +45,7 @@ class LLMTrainer(Harness):
         self.passes: PassBudget = getattr(model, "passes", None) or PassBudget("auto")
         self.steps = 0  # made so far, in all epochs
         self.sizes = 0, 0  # tokens of the largest pass and of the longest text of the last step
-        self.planned = False  # whether passes were fitted to the memory
+        self.planned = 0  # tokens of the longest text that passes were fitted to the memory for
         precision = config["precision"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         if in_software(self.device, precision):
@@ -63,33 +65,31 @@ class LLMTrainer(Harness):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
-        config, model = self.config, self.model
-        examples = model.examples(epoch_idx)
-        costs, longest = [], 0
-        for example in examples:
-            piece_costs = list(map(model.cost, model.pieces(example)))
-            costs.append(sum(piece_costs))
-            longest = max(longest, *piece_costs)
+        config, examples = self.config, self.model.examples(epoch_idx)
         rng = np.random.default_rng([config["seed"], epoch_idx, 1])
-        steps = shuffled_steps(costs, config["train_batch_size"], rng)
+        steps = ShuffledSteps(len(examples), config["train_batch_size"], rng)
         first_step, total, count = self.position
         self.position = EPOCH_START
-        if not self.planned:
-            self._plan(examples, costs, longest, steps)
         last_timed = min(first_step + FORECAST_STEPS, len(steps) - 1)
-        started = saved = time.perf_counter()
-        bar = progress(steps, desc=f"Train {epoch_idx}", disable=not show_progress)
-        for step, rows in enumerate(bar):
-            if step < first_step:
-                continue
+        seconds, timed_cost, timed_count = 0.0, 0, 0
+        saved = time.perf_counter()
+        bar = progress(
+            self._made(examples, steps, first_step),
+            desc=f"Train {epoch_idx}",
+            total=len(steps),
+            initial=first_step,
+            disable=not show_progress,
+        )
+        for step, (batch, cost) in enumerate(bar, first_step):
+            started = time.perf_counter()
             self.steps += 1
             self._set_learning_rate(epoch_idx + (step + 1) / len(steps), len(steps))
-            total += self._step([examples[row] for row in rows]) * len(rows)
-            count += len(rows)
+            total += self._step(batch) * len(batch)
+            count += len(batch)
+            seconds += time.perf_counter() - started
+            timed_cost, timed_count = timed_cost + cost, timed_count + len(batch)
             if epoch_idx == self.start_epoch and step == last_timed:
-                timed_rows = np.concatenate(steps[first_step : step + 1])
-                timed_cost = sum(costs[row] for row in timed_rows)
-                self._forecast(time.perf_counter() - started, timed_cost, sum(costs))
+                self._forecast(seconds, timed_cost, timed_cost * len(examples) // timed_count)
             if time.perf_counter() - saved > SAVE_SECONDS:
                 self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
                 saved = time.perf_counter()
@@ -103,6 +103,23 @@ class LLMTrainer(Harness):
                 if self.cur_step > self.stopping_step:
                     break
         return total / max(1, count)
+
+    def _made(
+        self, examples: Sequence, steps: ShuffledSteps, first: int
+    ) -> Iterator[tuple[list, int]]:
+        """Make the examples of each step from one on; yields them, and their cost.
+
+        Examples are made for a chunk of steps at a time, so that an epoch may be of any size.
+        """
+        model = self.model
+        for number in range(first // steps.near, steps.chunks):
+            made = [examples[row] for row in steps.chunk(number)]
+            costs = [list(map(model.cost, model.pieces(example))) for example in made]
+            self._plan(examples, made, costs)
+            whole = list(map(sum, costs))
+            for step, rows in enumerate(steps.deal(number, whole), number * steps.near):
+                if step >= first:
+                    yield [made[row] for row in rows], sum(whole[row] for row in rows)
 
     def _ends(self) -> bool:
         """Whether the last step was that of `max_steps`."""
@@ -146,6 +163,7 @@ class LLMTrainer(Harness):
         return {
             "steps": self.steps,
             "pass_tokens": self.passes.tokens,
+            "planned": self.planned,
             "recomputes": bool(bundle and bundle.recomputes),
         }
 
@@ -153,17 +171,32 @@ class LLMTrainer(Harness):
         """See `Harness._restore_further`."""
         if state:
             self.steps = state["steps"]
-            self.passes.tokens, self.planned = state["pass_tokens"], True
+            self.passes.tokens, self.planned = state["pass_tokens"], state["planned"]
             if state["recomputes"]:
                 self.model.recompute()
 
-    def _plan(self, examples: Any, costs: list[int], longest: int, steps: list) -> None:
-        """Choose passes that fit into memory before the first step."""
-        model, self.planned = self.model, True
-        if not steps:
+    def _plan(self, examples: Sequence, made: list, costs: list[list[int]]) -> None:
+        """Choose passes that fit into memory, where a text is longer than those planned for.
+
+        Parameters
+        ----------
+        examples : sequence
+            The examples of the epoch, some of which are looked at before the first step.
+        made : list
+            Those of the next steps.
+        costs : list of list of int
+            The cost of each of their pieces.
+        """
+        model, size = self.model, self.config["train_batch_size"]
+        longest = max(map(max, costs))
+        if not self.planned:
+            for example in examples[:: max(1, len(examples) // SAMPLE)]:
+                longest = max(longest, *map(model.cost, model.pieces(example)))
+        if padded_size(longest) <= padded_size(self.planned):
             return
-        largest = max(int(np.take(costs, rows).sum()) for rows in steps)
-        pieces = chain.from_iterable(model.pieces(examples[row]) for row in steps[0])
+        self.planned = longest
+        largest = sum(sorted(map(sum, costs))[-size:])
+        pieces = chain.from_iterable(map(model.pieces, made[:size]))
         model.fit_passes(longest, largest, list(pieces))
 
     def _step(self, examples: list) -> float:

@@ -198,16 +198,11 @@ class HistoryEncoder(PieceTokenizer):
         Tokens
             The encoded example.
         """
-        template = example.template
-        head = np.concatenate([self.opening, self.piece(template.head, opens=True)])
-        target_prefix = self.piece(template.target)
+        head, first_prefix, next_prefix, target_prefix = self._frame(example.template)
         target = np.zeros(0, dtype=np.int64)
         if example.target is not None:
             target = self.item(example.target)
-        first_prefix = self.piece(item_prefix(template, 0))
-        next_prefix = self.piece(item_prefix(template, 1))
-        room = self.max_length - reserve
-        room -= len(head) + len(first_prefix) + len(target_prefix) + len(target)
+        room = self.room(example.template) - reserve - len(target)
         items = self._newest_items(example.items, len(next_prefix), room)
         cut = len(example.items) - len(items)
         flags = [False] * len(items) if example.learned is None else example.learned[cut:]
@@ -225,6 +220,24 @@ class HistoryEncoder(PieceTokenizer):
             items=int(sum(learned[2::2])) - (len(target) == 0),
             cut=cut,
         )
+
+    def _frame(self, template: Template) -> tuple[np.ndarray, ...]:
+        """What opens a text, and what precedes its first item, each other item and the target."""
+        return (
+            np.concatenate([self.opening, self.piece(template.head, opens=True)]),
+            self.piece(item_prefix(template, 0)),
+            self.piece(item_prefix(template, 1)),
+            self.piece(template.target),
+        )
+
+    def room(self, template: Template) -> int:
+        """Tokens that a text leaves to its items and its target."""
+        head, first_prefix, _, target_prefix = self._frame(template)
+        return self.max_length - len(head) - len(first_prefix) - len(target_prefix)
+
+    def prefix_size(self, template: Template) -> int:
+        """Tokens before each item but the first."""
+        return len(self.piece(item_prefix(template, 1)))
 
     def _newest_items(
         self, texts: Sequence[str], prefix_size: int, room: int
@@ -704,12 +717,63 @@ def by_length(
     return groups[::-1]
 
 
-def shuffled_steps(
-    lengths: Sequence[int] | np.ndarray, size: int, rng: np.random.Generator, near: int = 16
-) -> list[np.ndarray]:
-    """Split an epoch into training steps of texts of similar length, in random order.
+class ShuffledSteps:
+    """The training steps of an epoch: examples of similar length, in random order.
 
-    The texts are shuffled; those of every `near` steps are then dealt to these steps by length.
+    The examples are shuffled. Those of every `near` steps, a chunk, are dealt to its steps by
+    length, so that the lengths of a chunk must be known before its first step, and no others.
+
+    Parameters
+    ----------
+    count : int
+        Number of examples.
+    size : int
+        Examples of a step.
+    rng : numpy.random.Generator
+        Source of randomness.
+    near : int
+        Steps of a chunk.
+    """
+
+    def __init__(self, count: int, size: int, rng: np.random.Generator, near: int = 16):
+        self.size, self.near = size, near
+        self.order = rng.permutation(count)
+        self.chunks = -(-count // (near * size))
+        self.seeds = rng.integers(2**63, size=self.chunks)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def chunk(self, number: int) -> np.ndarray:
+        """Return the indices of a chunk's examples, int64."""
+        begin = number * self.near * self.size
+        return self.order[begin : begin + self.near * self.size]
+
+    def deal(self, number: int, lengths: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Deal the examples of a chunk to its steps.
+
+        Parameters
+        ----------
+        number : int
+            Number of the chunk.
+        lengths : sequence of int [n]
+            Tokens of each example of `chunk(number)`.
+
+        Returns
+        -------
+        list of ndarray of int64
+            The examples of each step, as indices into the chunk.
+        """
+        order = np.argsort(np.asarray(lengths), kind="stable")
+        steps = [order[at : at + self.size] for at in range(0, len(order), self.size)]
+        shuffled = np.random.default_rng(self.seeds[number]).permutation(len(steps))
+        return [steps[index] for index in shuffled]
+
+
+def shuffled_steps(
+    lengths: Sequence[int] | np.ndarray, size: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """List the steps of an epoch whose lengths are all known, see `ShuffledSteps`.
 
     Parameters
     ----------
@@ -719,18 +783,15 @@ def shuffled_steps(
         Texts of a step.
     rng : numpy.random.Generator
         Source of randomness.
-    near : int
-        Number of steps whose texts are sorted together.
 
     Returns
     -------
     list of ndarray of int64
         Indices of the texts of each step.
     """
-    sizes = np.asarray(lengths)
-    order = rng.permutation(len(sizes))
-    chunks = [order[at : at + near * size] for at in range(0, len(order), near * size)]
-    if chunks:
-        order = np.concatenate([rows[np.argsort(sizes[rows], kind="stable")] for rows in chunks])
-    steps = [order[at : at + size] for at in range(0, len(order), size)]
-    return [steps[index] for index in rng.permutation(len(steps))]
+    sizes, steps = np.asarray(lengths), []
+    epoch = ShuffledSteps(len(sizes), size, rng)
+    for number in range(epoch.chunks):
+        rows = epoch.chunk(number)
+        steps += [rows[places] for places in epoch.deal(number, sizes[rows])]
+    return steps

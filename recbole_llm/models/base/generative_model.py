@@ -33,7 +33,7 @@ from ...language.vectors import embed
 from ...settings.layers import digest
 from ...settings.run_record import finished_run
 from ...storage import run_folders
-from ...training.corpora import Corpus, load_corpora
+from ...training.corpora import Corpus, LazyExamples, load_corpora
 from .backbone_model import BackboneModel
 
 STEP_COST = 512  # fixed cost of a decoding step, in tokens
@@ -122,11 +122,11 @@ class GenerativeModel(BackboneModel):
         """Most tokens of a generated text."""
         return self.catalogue.depth if self.constrained else self.config["max_new_tokens"]
 
-    def examples(self, epoch: int) -> Sequence[tuple[Tokens, ...]]:
+    def examples(self, epoch: int) -> LazyExamples:
         """Make a text of each training case, see `texts_of`; the same in each epoch."""
         return self.texts_of(self.split.train)
 
-    def texts_of(self, cases: Cases) -> list[tuple[Tokens, ...]]:
+    def texts_of(self, cases: Cases) -> LazyExamples:
         """Make a text of each case: its history, and its target, which is learned.
 
         Parameters
@@ -136,15 +136,17 @@ class GenerativeModel(BackboneModel):
 
         Returns
         -------
-        list of tuple of Tokens
+        LazyExamples of tuple of Tokens
             An example for each case, of one text.
         """
-        examples: list[tuple[Tokens, ...]] = []
-        for history, target in zip(cases.histories(self.interactions), cases.end, strict=True):
-            before = LazyTexts(self.sentences, history)
-            sentence = self.sentences[self.interactions.item[target]]
-            examples.append((self.encoder.encode(Example(self.template, before, sentence)),))
-        return examples
+        items, sentences = self.interactions.item, self.sentences
+
+        def text(number: int, row: int, rng: np.random.Generator) -> tuple[Tokens]:
+            history = LazyTexts(sentences, items[cases.begin[row] : cases.end[row]])
+            target = sentences[items[cases.end[row]]]
+            return (self.encoder.encode(Example(self.template, history, target)),)
+
+        return LazyExamples([np.arange(len(cases))], text, [self.config["seed"]])
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Compute the sum of -log P over the learned tokens.

@@ -20,7 +20,7 @@ from ...language.tokens.batches import IGNORED, Batch, Tokens, pad
 from ...language.tokens.judge import JudgeEncoder, SharedPrefix
 from ...language.vectors import embed
 from ...settings.run_record import finished_run
-from ...training.corpora import Corpus
+from ...training.corpora import Corpus, LazyExamples
 from .backbone_model import BackboneModel
 
 PROBED = 2  # number of items that are judged when weights are compared
@@ -162,7 +162,7 @@ class CandidateJudge(BackboneModel):
         begin = max(0, len(history) - self.config["recent_items"])
         return [self.lines[item] for item in history[begin:]]
 
-    def examples(self, epoch: int) -> list[tuple[Tokens]]:
+    def examples(self, epoch: int) -> LazyExamples:
         """Make an example of each training case: its target and sampled items behind one prompt.
 
         Parameters
@@ -172,22 +172,21 @@ class CandidateJudge(BackboneModel):
 
         Returns
         -------
-        list of tuple of Tokens
+        LazyExamples of tuple of Tokens
             One row for each case. The sampled items are not in the user's history up to the target.
         """
-        config, cases = self.config, self.corpus.newest(self.config["targets"])
-        rng = np.random.default_rng([config["seed"], epoch])
-        learns_prompt = config["loss"] == "prompt"
+        rows = self.corpus.newest_rows(self.config["targets"])
+        return LazyExamples([rows], self._example, [self.config["seed"], epoch])
+
+    def _example(self, number: int, row: int, rng: np.random.Generator) -> tuple[Tokens]:
+        """Make the example of one training case."""
+        config, case = self.config, self.corpus.cases[[row]]
+        ((user,), (end,)), (prefix,) = (case.user, case.end), self.prefixes(case)
+        negatives = draw_unmet(self.interactions, user, end, config["negatives"], rng)
+        items = [self.interactions.item[end], *negatives]
+        candidates = [self.encoder.candidate_suffix(self.lines[item]) for item in items]
         answers = [True] + [False] * config["negatives"]
-        examples = []
-        prefixes = self.prefixes(cases)
-        for user, end, prefix in zip(cases.user, cases.end, prefixes, strict=True):
-            negatives = draw_unmet(self.interactions, user, end, config["negatives"], rng)
-            items = [self.interactions.item[end], *negatives]
-            candidates = [self.encoder.candidate_suffix(self.lines[item]) for item in items]
-            row = self.encoder.row(prefix.tokens, candidates, answers, learns_prompt)
-            examples.append((row,))
-        return examples
+        return (self.encoder.row(prefix.tokens, candidates, answers, config["loss"] == "prompt"),)
 
     def pass_shape(self, tokens, longest, share):
         """Return one row: candidates of all prompts stand in one sequence."""
