@@ -104,7 +104,10 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         self.forget_table(bundle)
         bundle.use_window(self.config["attention_window"])
         limits = {key: self.config[key] for key in ("max_length", "attribute_tokens", "max_items")}
-        return AttributeEncoder(bundle.tokenizer, **limits, marks=bundle.marks)
+        encoder = AttributeEncoder(bundle.tokenizer, **limits, marks=bundle.marks)
+        values = [value for item in chain.from_iterable(self.items) for _, value in item]
+        self.tokenise_items(encoder, values)
+        return encoder
 
     def examples(self, epoch: int) -> LazyExamples:
         """Make the examples of an epoch, and encode the table of items where it is due.

@@ -4,7 +4,6 @@ It is described in a thesis of the University of Edinburgh (2024).
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 import torch
@@ -98,13 +97,12 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
                     "phase item learns from descriptions, and none of "
                     f"{', '.join(config['datasets'] or [self.interactions.name])} has one"
                 )
-        texts = list(chain.from_iterable(self.sentences))
-        count = len(texts)
-        for descriptions in self.descriptions:
-            texts += descriptions.values()
-        if self.form.instruction:
-            texts += [self.form.instruction] * count
-        self.load_backbone(texts)
+        instructions = [self.form.instruction] * sum(map(len, self.sentences))
+        self.load_backbone(self.item_texts() + (instructions if self.form.instruction else []))
+
+    def item_texts(self):
+        """List the texts of items, and their descriptions."""
+        return super().item_texts() + [text for row in self.descriptions for text in row.values()]
 
     def _descriptions(self, corpus: Corpus) -> dict[int, str]:
         """Return item -> description, for the items that have one."""

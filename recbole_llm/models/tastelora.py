@@ -139,6 +139,7 @@ class TASTELoRA(VectorModel, BackboneModel, ContrastiveTrainable):
                 f"max_length: expected at least {encoder.min_length} tokens, which leave "
                 f"item_length for one item, found {encoder.max_length}"
             )
+        self.tokenise_items(encoder, self.sentences)
         return encoder
 
     def examples(self, epoch: int) -> LazyExamples:

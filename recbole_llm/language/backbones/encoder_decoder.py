@@ -54,6 +54,12 @@ class SegmentEncoder(PieceTokenizer):
         )
 
     @property
+    def item_forms(self):
+        """See `PieceTokenizer.item_forms`."""
+        spaces = [self.spelling.split_space(text)[1] for text in (TASTE_PROMPT[0], ITEM_SEPARATOR)]
+        return [("", True), *((space, False) for space in spaces)]
+
+    @property
     def min_length(self) -> int:
         """Tokens of a first segment that holds one item of any length."""
         opening, _, closing = self.frame

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from ...contracts.models import PASS_COST
 from ..prompts.templates import Example, Template, TextForm, item_prefix
+from .store import Form, TokenStore, open_store
 from .tokenizing import TextTokenizer, Tokenizer
 
 IGNORED = -100  # label of a token that is not learned
+STORED_TEXTS = 50_000  # so many items have their tokens in a file
 MIN_ITEM_TOKENS = 8  # tokens of an item's own text that must fit into a sequence
 
 
@@ -90,16 +93,41 @@ class PieceTokenizer:
         Most tokens of a text.
     pieces : dict
         The pieces tokenised so far.
+    store : TokenStore or None
+        The pieces of the items, where there are many items.
     """
 
     tokenizer: Tokenizer
     max_length: int
     pieces: dict[tuple[str, bool, bool], np.ndarray] = field(default_factory=dict)
+    store: TokenStore | None = None
 
     @cached_property
     def spelling(self) -> TextTokenizer:
         """The tokenizer, told where in a text a piece stands."""
         return TextTokenizer(self.tokenizer)
+
+    @property
+    def item_forms(self) -> list[Form]:
+        """What may precede the text of an item, and whether both open a text."""
+        return []
+
+    def prepare(self, texts: Sequence[str], folder: Path, show_progress: bool = False) -> None:
+        """Tokenise the texts of all items at once, where there are many.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The texts.
+        folder : Path
+            Where their tokens are stored for further runs, and mapped into memory.
+        show_progress : bool
+            Whether a bar is drawn.
+        """
+        if len(texts) >= STORED_TEXTS:
+            adds_space = self.spelling.adds_space
+            forms = [(before, opens and adds_space) for before, opens in self.item_forms]
+            self.store = open_store(self.spelling, texts, forms, folder, show_progress)
 
     def piece(self, text: str, end: bool = False, opens: bool = False) -> np.ndarray:
         """Tokenise a piece, or look it up if it was tokenised before.
@@ -119,10 +147,14 @@ class PieceTokenizer:
             Token ids.
         """
         key = (text, end, opens and self.spelling.adds_space)
-        if key not in self.pieces:
-            ids = self.spelling.encode(text, opens)
-            end_ids = [self.tokenizer.eos_token_id] if end else []
-            self.pieces[key] = np.append(ids, end_ids).astype(np.int64)
+        if key in self.pieces:
+            return self.pieces[key]
+        end_ids = [self.tokenizer.eos_token_id] if end else []
+        stored = self.store.find(text, key[2]) if self.store else None
+        if stored is not None:
+            return np.append(stored, end_ids).astype(np.int64)
+        ids = self.spelling.encode(text, opens)
+        self.pieces[key] = np.append(ids, end_ids).astype(np.int64)
         return self.pieces[key]
 
     @cached_property
@@ -140,6 +172,11 @@ class HistoryEncoder(PieceTokenizer):
 
     Every item ends with the end token, which is what stops decoding.
     """
+
+    @property
+    def item_forms(self):
+        """See `PieceTokenizer.item_forms`."""
+        return [(_after_space(""), False)]
 
     @cached_property
     def opening(self) -> np.ndarray:
@@ -294,6 +331,21 @@ class SentenceEncoder(PieceTokenizer):
         return (text, "") if self.form.marked else self.spelling.split_space(text)
 
     @property
+    def item_forms(self):
+        """See `PieceTokenizer.item_forms`."""
+        spaces = ["", *(self._split_space(part)[1] for part in self._before_items)]
+        return [(space, self._opens(space)) for space in spaces]
+
+    @property
+    def _before_items(self) -> tuple[str, str]:
+        """What precedes the first item of a sequence, and each other item."""
+        return self.form.instruction, self.form.separator
+
+    def _opens(self, space: str) -> bool:
+        """Whether an item behind some space is tokenised like the first text."""
+        return self.spelling.adds_space_after_special if self.form.marked else not space
+
+    @property
     def min_length(self) -> int:
         """Tokens of a sequence of one item of MIN_ITEM_TOKENS tokens."""
         head, before, after, _, close = self.frame
@@ -332,8 +384,7 @@ class SentenceEncoder(PieceTokenizer):
             The encoded sequence.
         """
         head, _, _, separator, close = self.frame
-        first_space = self._split_space(self.form.instruction)[1]
-        next_space = self._split_space(self.form.separator)[1]
+        first_space, next_space = (self._split_space(part)[1] for part in self._before_items)
         room = self.max_length - _size(self.special_affixes) - len(head) - len(close)
         oldest = self._item(texts[-1], first_space, room)
         others: list[np.ndarray] = []  # separators and items, the newest first
@@ -350,8 +401,7 @@ class SentenceEncoder(PieceTokenizer):
     def _item(self, text: str, space: str, room: int | None = None) -> np.ndarray:
         """Tokenise an item with its marks; `space` precedes it, unless it opens a text."""
         _, before, after, _, _ = self.frame
-        opens = self.spelling.adds_space_after_special if self.form.marked else not space
-        tokens = self.piece(space + text, opens=opens)
+        tokens = self.piece(space + text, opens=self._opens(space))
         if room is not None:
             tokens = tokens[: max(1, room - len(before) - len(after))]
         return np.concatenate([before, tokens[~np.isin(tokens, self.marks)], after])
@@ -419,6 +469,11 @@ class AttributeEncoder(PieceTokenizer):
     NAME: ClassVar[int] = 1
     VALUE: ClassVar[int] = 2
 
+    @property
+    def item_forms(self):
+        """See `PieceTokenizer.item_forms`; the texts are those of attributes."""
+        return [(_after_space(""), False)]
+
     @cached_property
     def opening(self) -> np.ndarray:
         """Tokens that the tokenizer puts before any text, or the first mark, int64."""
@@ -444,10 +499,12 @@ class AttributeEncoder(PieceTokenizer):
         ndarray of int64 [2, length]
             Token ids and types.
         """
-        if item not in self.items:
-            attributes = [self._attribute(name, value) for name, value in item]
-            self.items[item] = np.concatenate(attributes, axis=1)
-        return self.items[item]
+        if item in self.items:
+            return self.items[item]
+        tokens = np.concatenate([self._attribute(name, value) for name, value in item], axis=1)
+        if self.store is None:  # else there are too many of them
+            self.items[item] = tokens
+        return tokens
 
     def _attribute(self, name: str, value: str) -> np.ndarray:
         """Return token ids and types of an attribute, int64 [2, length]."""

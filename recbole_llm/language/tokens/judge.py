@@ -112,6 +112,11 @@ class JudgeEncoder(PieceTokenizer):
         closing, answers = answer_tokens(self.tokenizer, yes, no)
         return self._turn.opening, closing, answers
 
+    @property
+    def item_forms(self):
+        """See `PieceTokenizer.item_forms`; the texts have no marks."""
+        return [(self._space, False)]
+
     @cached_property
     def _turn(self) -> TurnTokens:
         return tokenize_turn(self.tokenizer)

@@ -235,6 +235,19 @@ class BackboneModel(TextModel, TokenTrainable):
         precision, recomputes = self.config["precision"], self.bundle.recomputes
         return autocast(self.device, precision, keeps_casts=not recomputes)
 
+    def tokenise_items(self, encoder: PieceTokenizer, texts: Sequence[str]) -> None:
+        """Tokenise the texts of all items at once, where there are many.
+
+        Parameters
+        ----------
+        encoder : PieceTokenizer
+            The encoder, which is going to read them again and again.
+        texts : sequence of str
+            The texts.
+        """
+        folder = Path(self.config["checkpoint_dir"]) / "cache" / "tokens"
+        encoder.prepare(texts, folder, bool(self.config["show_progress"]))
+
     def make_encoder(self, bundle: Backbone) -> PieceTokenizer:
         """Make the encoder of this model's texts.
 

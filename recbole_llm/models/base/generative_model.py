@@ -117,6 +117,13 @@ class GenerativeModel(BackboneModel):
         check_backbone(bundle, self.config["backbone"])
         self.__dict__.pop("catalogue", None)  # its tokens were those of another tokenizer
 
+    def make_encoder(self, bundle):
+        """Make the encoder of histories and items."""
+        encoder = super().make_encoder(bundle)
+        sentences = chain.from_iterable(corpus.sentences for corpus in self.corpora)
+        self.tokenise_items(encoder, list(sentences))
+        return encoder
+
     @property
     def longest(self) -> int:
         """Most tokens of a generated text."""

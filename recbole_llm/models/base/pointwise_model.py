@@ -15,6 +15,7 @@ from ...language.backbones.footprint import Pass
 from ...language.decoding import shared_candidates as shared
 from ...language.decoding.compatibility import check_backbone
 from ...language.prompts.instructions import Instructions
+from ...language.prompts.marks import neutralize_marks
 from ...language.prompts.templates import item_line
 from ...language.tokens.batches import IGNORED, Batch, Tokens, pad
 from ...language.tokens.judge import JudgeEncoder, SharedPrefix
@@ -125,7 +126,9 @@ class CandidateJudge(BackboneModel):
             self.config["max_length"],
             instructions=self.instructions,
             summarised=self.summarised,
-        ).for_candidates(self.lines)
+        )
+        self.tokenise_items(encoder, [neutralize_marks(line) for line in self.lines])
+        encoder.for_candidates(self.lines)
         if encoder.cut_candidates:
             self.logger.info(
                 f"{encoder.cut_candidates} of {len(self.lines)} items are cut to "

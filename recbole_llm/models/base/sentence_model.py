@@ -1,6 +1,7 @@
 """The base class of models that embed histories and items by one sentence encoder."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,13 @@ class SentenceModel(VectorModel, BackboneModel):
         self.corpora = load_corpora(
             self.inputs, Corpus(self.interactions, self.text, dataset.split.train)
         )
-        self.sentences = [self._item_texts(corpus.text) for corpus in self.corpora]
+        self.sentences = [self._sentences(corpus.text) for corpus in self.corpora]
 
-    def _item_texts(self, text: ItemText) -> list[str]:
+    def item_texts(self) -> list[str]:
+        """List all texts that are encoded as items."""
+        return list(chain.from_iterable(self.sentences))
+
+    def _sentences(self, text: ItemText) -> list[str]:
         return [self.form.item(text.names, row) for row in text.values]
 
     def make_encoder(self, bundle):
@@ -56,6 +61,7 @@ class SentenceModel(VectorModel, BackboneModel):
                 f"max_length: expected at least {encoder.min_length}, which leave "
                 f"{MIN_ITEM_TOKENS} tokens for the newest item, found {encoder.max_length}"
             )
+        self.tokenise_items(encoder, self.item_texts())
         return encoder
 
     def vectors(self, tokens: Sequence[Tokens], saved: Path | None = None) -> np.ndarray:
