@@ -1,7 +1,6 @@
 """Passes that fit into memory, and what happens where one did not."""
 
 import ctypes
-import logging
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from recbole_llm.language.passes import PassBudget
     room=st.integers(300, 3000),
 )
 def test_every_text_is_computed_once_within_the_room_there_is(lengths, budget, room):
-    logging.getLogger().setLevel(logging.ERROR)
     done, kept = np.zeros(len(lengths), dtype=int), PassBudget(budget)
 
     def compute(rows):

@@ -1,10 +1,17 @@
 """Trainings that are counted in steps: schedules, ends and validations between epochs."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from suites import fast_only
-from worlds import prepared, write_cycle
+from worlds import prepared, settings_for, write_cycle
 
+from recbole_llm import cli
+from recbole_llm.errors import UserError
+from recbole_llm.runs.commands import run_settings
+from recbole_llm.storage.run_folders import find_run
 from recbole_llm.training import optimizers
 from recbole_llm.training import text_trainer as module
 
@@ -100,3 +107,104 @@ def test_a_stopped_training_validates_where_it_would_have(name, killed, tmp_path
     assert expected.best_valid_score == second.best_valid_score
     for key, value in whole.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+
+
+# --- weights that are kept ------------------------------------------------------------------------
+
+
+def test_kept_weights_are_those_of_the_step(tmp_path):
+    write_cycle(tmp_path)
+    model, trainer, _ = trained("CALRec", tmp_path, max_steps=3)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    other, keeping, _ = trained("CALRec", tmp_path, keep_checkpoints=[3, 7, 99], schedule="cosine")
+    kept = sorted(path.name for path in keeping.folder.parent.glob(f"{keeping.folder.name}@*"))
+    assert kept == [f"{keeping.folder.name}@{step}" for step in (3, 7)]
+    _, built, loader, _ = prepared("CALRec", tmp_path, **OWN)
+    loader.load_best(keeping.folder.with_name(kept[0]))
+    ended = {name: value.clone() for name, value in other.state_dict().items()}
+    trained_on = {name for name, value in ended.items() if not torch.equal(value, expected[name])}
+    assert trained_on  # the kept weights are not those that training ended with
+    found = built.state_dict()
+    assert any(not torch.equal(found[name], ended[name]) for name in trained_on)
+
+
+SMALL = {**OWN, "max_steps": 8, "keep_checkpoints": [3, 6]}
+
+
+def settings_of(name, folder, **own):
+    return settings_for(name, folder, **SMALL | own)
+
+
+@pytest.mark.parametrize("name", ["CALRec", "ST5Seq"])
+def test_kept_weights_are_runs_to_begin_with_and_to_evaluate(name, tmp_path, capsys):
+    write_cycle(tmp_path)
+    saved = tmp_path / "saved"
+    first = run_settings(settings_of(name, tmp_path))
+    one, other = (saved / f"{first.row['run']}@{step}" for step in (3, 6))
+    for folder in (one, other):
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "finished" and record["row"]["run"] == folder.name
+        assert not {"test", "valid"} & record["row"].keys()
+    assert find_run(first.row["run"][:-2], saved).name == first.row["run"]
+    started = []
+    for start in (f"{first.row['run'][:-2]}@3", other.name, first.row["run"]):
+        second = run_settings(settings_of(name, tmp_path, init_from=start, keep_checkpoints=None))
+        started.append(second.row["hash"])
+    assert len(set(started)) == 3
+    command = [f"--checkpoint_dir={saved}", f"--data_path={tmp_path}"]
+    assert cli.main(["evaluate", f"--checkpoint={one.name}", *command]) == 0
+    measured = capsys.readouterr().out
+    assert one.name in measured or "ndcg" in measured
+    with pytest.raises(UserError, match="expected a run folder or id"):
+        run_settings(settings_of(name, tmp_path, init_from=f"{first.row['run']}@5"))
+
+
+def test_a_killed_run_keeps_what_an_uninterrupted_one_keeps(tmp_path, monkeypatch):
+    write_cycle(tmp_path)
+    whole = run_settings(settings_of("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole")))
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    inner, made = module.LLMTrainer._step, []
+
+    def step(trainer, examples):
+        made.append(trainer.steps)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return inner(trainer, examples)
+
+    monkeypatch.setattr(module.LLMTrainer, "_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run_settings(settings_of("CALRec", tmp_path))
+    run_settings(settings_of("CALRec", tmp_path))
+    assert made == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    for number in (3, 6):
+        name = f"{whole.row['run']}@{number}/backbone/model.safetensors"
+        one, other = (load_file(tmp_path / saved / name) for saved in ("whole", "saved"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["CALRec", "ST5Seq", "TASTELoRA"])
+def test_negatives_are_those_of_the_batch_that_is_named(name, tmp_path):
+    write_cycle(tmp_path)
+    own = {"alpha": 0.0, "beta": 1.0} if name == "CALRec" else {}
+    _, model, trainer, _ = prepared(name, tmp_path, **OWN | own)
+    examples, seen, inner = list(model.examples(0)[:8]), [], model.pair_loss
+    place = {id(example): number for number, example in enumerate(examples)}
+
+    def watched(vectors, of_group):
+        seen.append([place[id(one)] for one in of_group])
+        return inner(vectors, of_group)
+
+    model.pair_loss = watched
+    whole = trainer._gradients(examples)
+    trainer.config["contrast_batch"] = 4
+    halves = trainer._gradients(examples)
+    assert seen == [list(range(8)), [0, 2, 4, 6], [1, 3, 5, 7]]
+    model.pair_loss, trainer.config["contrast_batch"] = inner, None
+    apart = [trainer._gradients(examples[half::2]) for half in (0, 1)]
+    assert halves == pytest.approx(sum(apart) / 2, rel=1e-4) and abs(halves - whole) > 1e-3
+    trainer.config["contrast_batch"] = 3  # three groups: of three, three and two
+    seen.clear()
+    model.pair_loss = watched
+    trainer._gradients(examples)
+    assert [len(rows) for rows in seen] == [3, 3, 2]

@@ -95,7 +95,7 @@ def test_cases_are_grouped_by_user_and_time(shuffled):
         expected = np.flatnonzero(cases.user == user)
         assert rows.tolist() == expected[np.argsort(cases.end[expected])].tolist()
     some = np.array([4, 0, 4])
-    assert groups.rows(some).tolist() == [row for user in some for row in groups[user]]
+    assert groups.rows(some).tolist() == np.concatenate([groups[user] for user in some]).tolist()
     assert groups.last(some).tolist() == [groups[user][-1] for user in some]
     drawn = [groups.one_of_each(some, np.random.default_rng(seed), 2) for seed in range(60)]
     for place, user in enumerate(some):
@@ -174,7 +174,7 @@ def test_passes_are_planned_again_for_a_longer_text(tmp_path, monkeypatch):
     _, model, trainer, _ = prepared("CALRec", tmp_path, train_batch_size=2)
     examples, planned = model.examples(0), []
     monkeypatch.setattr(model, "fit_passes", lambda longest, largest, _: planned.append(longest))
-    longest = max(len(piece) for example in examples for piece in example)
+    longest = max(max(map(len, example)) for example in examples)
     made = examples[:4]
     for cost in (3, longest, 2 * longest, 2 * longest - 1, 3 * longest):
         trainer._plan(examples, made, [[1, cost], [1, 1]])

@@ -105,8 +105,8 @@ class RecFormer(VectorModel, BackboneModel, ContrastiveTrainable):
         bundle.use_window(self.config["attention_window"])
         limits = {key: self.config[key] for key in ("max_length", "attribute_tokens", "max_items")}
         encoder = AttributeEncoder(bundle.tokenizer, **limits, marks=bundle.marks)
-        values = [value for item in chain.from_iterable(self.items) for _, value in item]
-        self.tokenise_items(encoder, values)
+        attributes = chain.from_iterable(chain.from_iterable(self.items))
+        self.tokenise_items(encoder, [value for _, value in attributes])
         return encoder
 
     def examples(self, epoch: int) -> LazyExamples:

@@ -102,7 +102,10 @@ class ST5Seq(SentenceModel, ContrastiveTrainable):
 
     def item_texts(self):
         """List the texts of items, and their descriptions."""
-        return super().item_texts() + [text for row in self.descriptions for text in row.values()]
+        texts = super().item_texts()
+        for descriptions in self.descriptions:
+            texts += descriptions.values()
+        return texts
 
     def _descriptions(self, corpus: Corpus) -> dict[int, str]:
         """Return item -> description, for the items that have one."""

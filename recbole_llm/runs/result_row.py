@@ -30,6 +30,7 @@ class ResultRow(TypedDict, total=False):
     backbone: str | None
     valid: dict[str, float]
     test: dict[str, float]
+    step: int  # of weights that a run has kept on its way
     part: str  # "valid" for an evaluation on validation cases; not there for "test"
     best_epoch: int
     seconds: dict[str, float]  # phase -> wall-clock seconds
@@ -60,7 +61,43 @@ def row_of_training(
     part : str
         The cases that the row is about: "test", or "valid" before the test cases are ranked.
     """
+    row = _of_run(spec)
+    if part == "valid":
+        row["part"] = part
+    row |= _of_parts(parts, part) | training
+    made: Any = row
+    return ResultRow(**made)
+
+
+def row_of_kept(spec: RunSpec, name: str, step: int, versions: dict[str, str]) -> ResultRow:
+    """Make the row of weights that a run has kept of a step, and that nothing has measured.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    name : str
+        Id of the kept weights.
+    step : int
+        The step after which they were stored.
+    versions : dict of str to str
+        Versions of what has computed them.
+    """
     row: dict[str, Any] = {
+        **_of_run(spec),
+        "run": name,
+        "step": step,
+        "rates": {},
+        "cases": len(spec.split.test),
+        "versions": versions,
+    }
+    made: Any = row
+    return ResultRow(**made)
+
+
+def _of_run(spec: RunSpec) -> dict[str, Any]:
+    """What a row says of its run."""
+    return {
         "run": spec.run_id,
         "model": spec.settings["model"],
         "dataset": spec.dataset,
@@ -70,11 +107,6 @@ def row_of_training(
         "hash": spec.hash,
         "backbone": spec.settings.get("backbone"),
     }
-    if part == "valid":
-        row["part"] = part
-    row |= _of_parts(parts, part) | training
-    made: Any = row
-    return ResultRow(**made)
 
 
 def row_ranked_again(row: ResultRow, parts: dict[str, PartRecord]) -> ResultRow:
@@ -104,7 +136,7 @@ def row_of_evaluation(
     **further
         `device`, `cases`, `users_as_trained` and, where texts were written, `summaries`.
     """
-    of_training = ("valid", "test", "part", "summaries", "rates", "candidates")
+    of_training = ("valid", "test", "part", "step", "summaries", "rates", "candidates")
     row = {key: value for key, value in trained.items() if key not in of_training}
     row |= {
         **spec.measure,

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from ..storage import run_folders
 from ..storage.files import atomically
 from ..storage.run_log import RunLog
 from . import checks
-from .result_row import PartRecord, ResultRow, row_of_training, row_ranked_again
+from .result_row import (
+    PartRecord,
+    ResultRow,
+    row_of_kept,
+    row_of_training,
+    row_ranked_again,
+)
 from .spec import RunSpec
 
 PARTS = ("valid", "test")
@@ -213,6 +220,7 @@ class Runner:
         else:
             self._go_on(record, before, log, trainer)
         run_folders.write_json(spec.folder / run_folders.RUN, record)
+        trainer.on_kept = partial(self._record_kept, record)
         row = self._fit(trainer, model, loaders, started, record, watch)
         row["versions"] = record["versions"]
         del record["parts"]  # the row has them
@@ -224,6 +232,12 @@ class Runner:
         (spec.folder / STATE).unlink(missing_ok=True)
         run_folders.append_result(spec.folder.parent, row)
         return row
+
+    def _record_kept(self, record: dict[str, Any], folder: Path, step: int) -> None:
+        """Make a finished run of the weights that training has kept of a step."""
+        row = row_of_kept(self.spec, folder.name, step, record["versions"])
+        kept = {key: value for key, value in record.items() if key not in ("parts", "summaries")}
+        run_folders.write_json(folder / run_folders.RUN, kept | {"status": "finished", "row": row})
 
     def _new_record(self) -> dict[str, Any]:
         return {

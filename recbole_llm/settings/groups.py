@@ -108,6 +108,11 @@ class TrainingSettings(RecBoleTrainingSettings):
     valid_every: Annotated[int | None, Trait.CAME_LATER] = Field(
         None, ge=1, description="Steps between validations, in place of epochs (eval_step)."
     )
+    keep_checkpoints: Annotated[list[AtLeastOne] | None, Trait.CAME_LATER] = Field(
+        None,
+        description="Steps whose weights are kept beside the best ones, as runs RUN@STEP that "
+        "init_from and evaluate take.",
+    )
     valid_users: int = Field(
         0,
         ge=0,
@@ -219,7 +224,18 @@ class TargetSettings(ModelSettings):
     )
 
 
-class ContrastSettings(ModelSettings):
+class NegativesSettings(ModelSettings):
+    """Of a model that learns from the negatives of its step."""
+
+    contrast_batch: Annotated[int | None, Trait.CAME_LATER] = Field(
+        None,
+        ge=2,
+        description="Most examples that are negatives of each other; null: all of a step "
+        "(train_batch_size).",
+    )
+
+
+class ContrastSettings(NegativesSettings):
     """Of a model with a contrastive loss."""
 
     contrast_temperature: float = Field(0.05, gt=0, description="Of the contrastive terms.")

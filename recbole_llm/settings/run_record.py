@@ -70,6 +70,8 @@ LATER = {
     "schedule": "cosine",
     "max_steps": None,
     "valid_every": None,
+    "keep_checkpoints": None,
+    "contrast_batch": None,
     "mixture_exponent": 0.3,
 }
 KINDS = {
@@ -181,6 +183,9 @@ def _check_row(record: Record) -> None:
         _check("row", row, {"run": str})
         return
     _check("row", row, ROW)
+    if "step" in row:  # weights that were kept on the way, of which no part is measured
+        _check("row", row, {"step": int, "split": {"mode": (str, dict)}})
+        return
     part = row.get("part", "test")
     if part not in ("test", "valid"):
         raise UserError(f"row.part: expected test or valid, found {part!r}")

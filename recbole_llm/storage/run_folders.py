@@ -26,6 +26,8 @@ TEXTS = "{part}.{key}.texts.jsonl.gz"
 WEIGHTS = "model.safetensors"
 # folder inside a run's folder that holds its language model
 BACKBONE = "backbone"
+# between a run's id and a step whose weights it has kept, in the name of their folder
+KEPT = "@"
 # pause between two attempts to get a lock
 POLL_SECONDS = 0.1
 # packages that results may depend on
@@ -77,7 +79,8 @@ def find_run(name: str, saved: Path) -> Path:
     Parameters
     ----------
     name : str
-        Its folder, its id or a unique prefix of its id.
+        Its folder, its id or a unique prefix of its id; behind it `@STEP` for the weights that it
+        has kept of a step.
     saved : Path
         The folder that contains the runs' folders.
 
@@ -95,7 +98,12 @@ def find_run(name: str, saved: Path) -> Path:
         if (folder / RUN).is_file():
             return folder
     existing = sorted(path.parent for path in saved.glob(f"*/{RUN}"))
-    matches = [folder for folder in existing if folder.name.startswith(name)]
+    run, _, step = name.partition(KEPT)
+    matches = []
+    for folder in existing:
+        of_run, _, of_step = folder.name.partition(KEPT)
+        if of_run.startswith(run) and of_step == step:
+            matches.append(folder)
     if len(matches) == 1:
         return matches[0]
     found = ", ".join(folder.name for folder in (matches or existing)[:5]) or "none"
@@ -296,11 +304,14 @@ def _acquire(lock: "BaseFileLock", folder: Path, notify: Callable[[str], object]
     is_notified = False
     while not lock.is_locked:
         # in every attempt, because the process with the lock may fail and remove the folder
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except FileNotFoundError:
             continue
+        except FileExistsError:  # a file, or a folder that was removed in this moment
+            if folder.exists():
+                raise
         except Timeout:
             if not is_notified:
                 notify(f"another process works on {folder.name}: waiting for it")

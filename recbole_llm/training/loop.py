@@ -133,6 +133,8 @@ class Harness(FolderTrainer):
         Fingerprint of the candidates of the last ranking.
     probed : Dataset or None
         The dataset with the validation cases whose scores are compared after weights are read.
+    on_kept : callable or None
+        (folder, step) -> None; called when `keep` has stored weights.
     repeats : bool or None
         Whether the model gives a case the same scores each time; None before that is known.
     """
@@ -164,6 +166,7 @@ class Harness(FolderTrainer):
         self.callback: Callable[[int, float], None] | None = None
         self.repeats = None
         self.saves = True
+        self.on_kept: Callable[[Path, int], None] | None = None
 
     def fit(
         self,
@@ -392,6 +395,21 @@ class Harness(FolderTrainer):
         scores = scores if self.repeats else None
         base = stored_weights(self.model).frozen_base
         readback.remember(self.folder, tensors, scores, self.config["precision"], base)
+
+    def keep(self, step: int) -> None:
+        """Store the weights after a step in a folder of their own, beside that of the run."""
+        if not self.saves:
+            return
+        folder = self.folder.with_name(f"{self.folder.name}{run_folders.KEPT}{step}")
+        folder.mkdir(exist_ok=True)
+        readback.forget(folder)
+        save_weights(self.model, folder)
+        base = stored_weights(self.model).frozen_base
+        tensors = trained_tensors(self.model)
+        readback.remember(folder, tensors, None, self.config["precision"], base)
+        if self.on_kept:
+            self.on_kept(folder, step)
+        self.logger.info(f"the weights of step {step} are kept: {folder.name}")
 
     def load_best(self, folder: Path | None = None) -> None:
         """Read the best weights back.

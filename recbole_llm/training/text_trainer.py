@@ -90,6 +90,8 @@ class LLMTrainer(Harness):
             timed_cost, timed_count = timed_cost + cost, timed_count + len(batch)
             if epoch_idx == self.start_epoch and step == last_timed:
                 self._forecast(seconds, timed_cost, timed_cost * len(examples) // timed_count)
+            if self.steps in (config["keep_checkpoints"] or ()):
+                self.keep(self.steps)
             if time.perf_counter() - saved > SAVE_SECONDS:
                 self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
                 saved = time.perf_counter()
@@ -253,7 +255,13 @@ class LLMTrainer(Harness):
 
         def join(vectors: torch.Tensor) -> torch.Tensor:
             ordered = vectors[place].view(len(examples), -1, *vectors.shape[1:])
-            return model.pair_loss(ordered, examples)
+            groups = -(-len(examples) // (self.config["contrast_batch"] or len(examples)))
+            loss = torch.zeros(())
+            for group in range(groups):  # of examples of all lengths
+                rows = range(group, len(examples), groups)
+                of_group = model.pair_loss(ordered[group::groups], [examples[row] for row in rows])
+                loss = loss + of_group * (len(rows) / len(examples))
+            return loss
 
         self.optimizer.zero_grad()
         together = contrastive and sum(map(model.batch_cost, batches)) <= budget

@@ -9,6 +9,7 @@ from ..groups import (
     ClipGradNorm,
     LoraSettings,
     NegativeSampling,
+    NegativesSettings,
     PassTokens,
     TargetSettings,
     TrainingSettings,
@@ -16,7 +17,9 @@ from ..groups import (
 from ..schema import Pretrained
 
 
-class TASTELoRASettings(TargetSettings, BackboneSettings, LoraSettings, TrainingSettings):
+class TASTELoRASettings(
+    TargetSettings, NegativesSettings, BackboneSettings, LoraSettings, TrainingSettings
+):
     """TASTE-LoRA (UMass x Spotify, 2024).
 
     As in the paper:
