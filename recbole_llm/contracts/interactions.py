@@ -7,12 +7,16 @@ Every model of the harness, RecBole's included, sees the users, items and order 
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+HASHED = 2**20  # numbers or tokens that are hashed at once
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Interactions:
     item_row : ndarray of int64, [n_items], or None
         Row of each item in the unfiltered .item file, -1 for an item without a row; None without
         that file.
+    folder : Path or None
+        Where the arrays lie that are mapped into memory; None if none is.
     """
 
     name: str
@@ -79,6 +85,7 @@ class Interactions:
     cases: dict[str, np.ndarray] | None = None
     strangers: str | None = None
     item_row: np.ndarray | None = None
+    folder: Path | None = None
 
     @cached_property
     def user(self) -> np.ndarray:
@@ -90,6 +97,11 @@ class Interactions:
         """Index of each interaction within its user's sequence, int64 [n_interactions]."""
         position: np.ndarray = np.arange(len(self.item)) - self.start[self.user]
         return position
+
+    def block(self, first: int, last: int) -> "UserBlock":
+        """Cut out the interactions of the users first : last."""
+        begin, end = self.start[first], self.start[last]
+        return UserBlock(self.start[first : last + 1] - begin, self.time[begin:end])
 
     @cached_property
     def met(self) -> np.ndarray:
@@ -106,18 +118,51 @@ class Interactions:
         """
         digest = hashlib.sha256()
         for tokens in (self.users, self.items):
-            digest.update("\0".join(tokens).encode())
+            for first in range(0, len(tokens), HASHED):
+                between = "\0" if first else ""
+                digest.update((between + "\0".join(tokens[first : first + HASHED])).encode())
         further = [self.columns[name] for name in sorted(self.columns)]
         for array in (self.start, self.item, self.time, *further):
             if array.dtype == object:
                 array = array.astype(str)
-            digest.update(np.ascontiguousarray(array).tobytes())
+            for first in range(0, len(array), HASHED):
+                digest.update(np.ascontiguousarray(array[first : first + HASHED]).tobytes())
         _hash_side_table(digest, self.item_table, self.item_types)
         if self.user_table is not None:
             _hash_side_table(digest, self.user_table, self.user_types)
         for split, rows in sorted((self.cases or {}).items()):
             digest.update(split.encode() + rows.tobytes())
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class UserBlock:
+    """The interactions of some neighbouring users.
+
+    Attributes
+    ----------
+    start : ndarray of int64, [n_users + 1]
+        First row of each user in the block, and the number of rows at the end.
+    time : ndarray of float64, [n_interactions]
+        Time of each interaction.
+    """
+
+    start: np.ndarray
+    time: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @cached_property
+    def user(self) -> np.ndarray:
+        """User of each interaction, counted from the block's first, int64 [n_interactions]."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """Index of each interaction within its user's sequence, int64 [n_interactions]."""
+        position: np.ndarray = np.arange(len(self)) - self.start[self.user]
+        return position
 
 
 def _hash_side_table(digest: "hashlib._Hash", table: "pd.DataFrame", types: dict[str, str]) -> None:

@@ -1,16 +1,19 @@
 """The train, validation and test cases of one dataset, the same for every model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...contracts.cases import Cases
-from ...contracts.interactions import Interactions
+from ...contracts.interactions import Interactions, UserBlock
 from ...errors import UserError
+from ...storage.growing import GrowingArray
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1  # labels of interactions
+EVENTS_AT_ONCE = 2**21  # interactions that are labelled together
 
 
 @dataclass(frozen=True)
@@ -29,25 +32,6 @@ class Split:
     valid: Cases
     test: Cases
     train_events: np.ndarray
-
-
-def whole_history(interactions: Interactions, rows: np.ndarray) -> Cases:
-    """Make cases whose histories are everything their users did before the targets.
-
-    Parameters
-    ----------
-    interactions : Interactions
-        The dataset.
-    rows : ndarray of int, [n_cases]
-        The targets, as rows of the dataset.
-
-    Returns
-    -------
-    Cases
-        One case per row.
-    """
-    user = interactions.user[rows]
-    return Cases(user, interactions.start[user], rows.astype(np.int64))
 
 
 def draw(cases: Cases, most: int) -> Cases:
@@ -135,7 +119,11 @@ def every_case(interactions: Interactions) -> Cases:
     Cases
         n - 1 cases of a user with n interactions.
     """
-    return whole_history(interactions, np.flatnonzero(interactions.position > 0))
+    cases = GrowingCases(interactions.folder)
+    for first, last in _blocks(interactions.start):
+        block = interactions.block(first, last)
+        cases.append(block, np.flatnonzero(block.position > 0), first, interactions.start[first])
+    return cases.cases()
 
 
 def _given_split(interactions: Interactions, given: dict[str, np.ndarray]) -> Split:
@@ -167,38 +155,81 @@ def _split_by_rule(interactions: Interactions, split: Any, part: str) -> Split:
             f"eval_args.split: expected one of {', '.join(_RULES)} with its value, found {split!r}"
         )
     ((rule, value),) = split.items()
-    label = _RULES[rule](interactions, value, part)
-    has_history = interactions.position > 0
-    train, valid, test = (
-        whole_history(interactions, np.flatnonzero((label == code) & has_history))
-        for code in (TRAIN, VALID, TEST)
-    )
-    return Split(train, valid, test, train_events=label == TRAIN)
+    if rule == "timestamp":
+        value = _two_times(interactions, value)
+    folder = interactions.folder  # that of large data, whose cases are held in files too
+    parts = {code: GrowingCases(folder) for code in (TRAIN, VALID, TEST)}
+    train_events = GrowingArray(bool, folder)
+    for first, last in _blocks(interactions.start):
+        block = interactions.block(first, last)
+        label = _RULES[rule](block, value, part)
+        train_events.append(label == TRAIN)
+        for code, cases in parts.items():
+            rows = np.flatnonzero((label == code) & (block.position > 0))
+            cases.append(block, rows, first, interactions.start[first])
+    train, valid, test = (cases.cases() for cases in parts.values())
+    return Split(train, valid, test, train_events=train_events.array())
 
 
-def _leave_last_out(interactions: Interactions, value: Any, part: str) -> np.ndarray:
+def _blocks(start: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Bounds of blocks of users with at most EVENTS_AT_ONCE interactions, or of one user."""
+    first = 0
+    while first < len(start) - 1:
+        last = int(np.searchsorted(start, start[first] + EVENTS_AT_ONCE, side="right")) - 1
+        last = max(last, first + 1)
+        yield first, last
+        first = last
+
+
+class GrowingCases:
+    """Cases whose histories are everything their users did before, block by block.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where the files lie that hold them; they are held in memory where None.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.user, self.begin, self.end = (
+            GrowingArray(kind, folder) for kind in (np.int32, np.int64, np.int64)
+        )
+
+    def append(self, block: UserBlock, rows: np.ndarray, user: int, row: int) -> None:
+        """Add a case for each of some rows of a block that begins at a user and a row."""
+        users = block.user[rows]
+        self.user.append(users + user)
+        self.begin.append(block.start[users] + row)
+        self.end.append(rows + row)
+
+    def cases(self) -> Cases:
+        """Return all cases."""
+        return Cases(self.user.array(), self.begin.array(), self.end.array())
+
+
+def _leave_last_out(block: UserBlock, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `LS`, int [n_interactions]."""
     if value not in ("valid_and_test", "test_only"):
         raise UserError(
             f"eval_args.split.LS: expected valid_and_test or test_only, found {value!r}"
         )
-    targets = np.diff(interactions.start)[interactions.user] - 1
-    from_end = targets - interactions.position  # 0 for a user's last interaction
+    targets = np.diff(block.start)[block.user] - 1
+    from_end = targets - block.position  # 0 for a user's last interaction
     label = np.where((from_end == 0) & (targets >= 2), TEST, TRAIN)
     if value == "valid_and_test":
         label[(from_end == 1) & (targets >= 3)] = VALID
     return label
 
 
-def _ratios(interactions: Interactions, value: Any, part: str) -> np.ndarray:
+def _ratios(block: UserBlock, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `RS`, int64 [n_interactions].
 
     As in RecBole's `Dataset._calcu_split_ids`, a split of less than one target gets one from train,
     as long as train has more than one.
     """
     ratio = _three_ratios(value, "RS")
-    label = np.zeros(len(interactions.item), dtype=np.int64)
-    for begin, end in zip(interactions.start[:-1] + 1, interactions.start[1:], strict=True):
+    label = np.zeros(len(block), dtype=np.int64)
+    for begin, end in zip(block.start[:-1] + 1, block.start[1:], strict=True):
         total = int(end - begin)
         counts = [int(share * total) for share in ratio]
         counts[TRAIN] = total - counts[VALID] - counts[TEST]
@@ -212,19 +243,19 @@ def _ratios(interactions: Interactions, value: Any, part: str) -> np.ndarray:
     return label
 
 
-def _temporal(interactions: Interactions, value: Any, part: str) -> np.ndarray:
+def _temporal(block: UserBlock, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `temporal`, int64 [n_interactions]."""
     ratio = _three_ratios(value, "temporal")
     if part not in ("pretrain", "continue", "both"):
         raise UserError(f"eval_args.part: expected pretrain, continue or both, found {part!r}")
-    targets = (np.diff(interactions.start) - 1)[interactions.user]
+    targets = (np.diff(block.start) - 1)[block.user]
     # 1e-9: 0.2 * 15 must be rounded down to 3, although its float may lie below 3
     continued, future = (np.floor(share * targets + 1e-9).astype(np.int64) for share in ratio[1:])
-    from_end = targets - interactions.position
+    from_end = targets - block.position
     in_future = from_end < future
     in_continue = ~in_future & (from_end < future + continued)
     in_pretrain = ~in_future & ~in_continue
-    label = np.full(len(interactions.item), UNUSED)
+    label = np.full(len(block), UNUSED)
     for name, inside, last in (
         ("pretrain", in_pretrain, future + continued),
         ("continue", in_continue, future),
@@ -236,8 +267,14 @@ def _temporal(interactions: Interactions, value: Any, part: str) -> np.ndarray:
     return label
 
 
-def _timestamps(interactions: Interactions, value: Any, part: str) -> np.ndarray:
+def _timestamps(block: UserBlock, value: Any, part: str) -> np.ndarray:
     """Label of each interaction for the rule `timestamp`, int64 [n_interactions]."""
+    first, second = value
+    return (block.time >= first).astype(np.int64) + (block.time >= second)
+
+
+def _two_times(interactions: Interactions, value: Any) -> tuple[float, float]:
+    """The two times of the rule `timestamp`."""
     if not interactions.has_time:
         raise UserError(
             f"eval_args.split.timestamp: dataset {interactions.name} has no time column"
@@ -254,7 +291,7 @@ def _timestamps(interactions: Interactions, value: Any, part: str) -> np.ndarray
             f"eval_args.split.timestamp: expected [t1, t2] with t1 before t2, found {value!r}, "
             "whose first time is after the second"
         )
-    return (interactions.time >= first).astype(np.int64) + (interactions.time >= second)
+    return first, second
 
 
 def _three_ratios(value: Any, rule: str) -> list[float]:
@@ -272,7 +309,7 @@ def _three_ratios(value: Any, rule: str) -> list[float]:
     return [share / total for share in ratio]
 
 
-_RULES: dict[str, Callable[[Interactions, Any, str], np.ndarray]] = {
+_RULES: dict[str, Callable[[UserBlock, Any, str], np.ndarray]] = {
     "LS": _leave_last_out,
     "RS": _ratios,
     "temporal": _temporal,

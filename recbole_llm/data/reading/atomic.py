@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from ...errors import UserError
 PANDAS_VERSION = tuple(int(number) for number in pd.__version__.split(".")[:2])
 # Numbers are read to the last bit. Since pandas 3.1 this is the default, and asking is deprecated.
 EXACT: dict[str, Any] = {} if PANDAS_VERSION >= (3, 1) else {"float_precision": "round_trip"}
+BOM = b"\xef\xbb\xbf"
 Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL or csv.QUOTE_NONE
 TYPES = ("token", "token_seq", "float", "float_seq")
 NEXT_COLUMN = re.compile(r":(?:token_seq|float_seq|token|float)([^\w:]+)\w[^:]*:")
@@ -77,13 +78,80 @@ def read_atomic(
         a text), a cell of a float column is not a number, or the bytes are not UTF-8.
     """
     path = Path(path)
-    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    raw = path.read_bytes().removeprefix(BOM).replace(b"\r\n", b"\n")
     header, _, body = raw.partition(b"\n")
     del raw
     separator = _separator(header, separator)
     types = _parse_header(path, header, separator)
-    _check_utf8(path, body)
     names = [name for name in types if columns is None or name in columns]
+    return _parse_lines(path, body, types, names, numbers, separator)
+
+
+class QuotedLineError(Exception):
+    """A line is blank or has a wrong number of cells, so that a file is not read in pieces."""
+
+
+def read_pieces(
+    path: Path, columns: set[str] | None = None, separator: str = "\t", size: int = 2**25
+) -> Iterator[pd.DataFrame]:
+    """Read an atomic file in pieces, of the same cells as `read_atomic`.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    columns : set of str, or None
+        Names of the columns to read; None reads all.
+    separator : str
+        One character that separates the cells if the header contains no tab.
+    size : int
+        Bytes of a piece.
+
+    Yields
+    ------
+    DataFrame
+        Some rows, numbered from their place in the file.
+
+    Raises
+    ------
+    UserError
+        See `read_atomic`.
+    QuotedLineError
+        If a line has a wrong number of cells, which quotes may explain.
+    """
+    with open(path, "rb") as file:
+        header = file.readline().removeprefix(BOM).rstrip(b"\r\n")
+        separator = _separator(header, separator)
+        types = _parse_header(path, header, separator)
+        names = [name for name in types if columns is None or name in columns]
+        first, is_over = 0, False
+        while body := file.read(size):
+            body = (body + file.readline()).replace(b"\r\n", b"\n")
+            if not body.strip(b"\n"):
+                is_over = True
+                continue
+            if is_over or body.startswith(b"\n"):
+                raise QuotedLineError
+            is_over = body.endswith(b"\n\n")
+            if _first_ragged_line(body, len(types), separator) is not None:
+                raise QuotedLineError
+            frame = _parse_lines(path, body, types, names, True, separator, first)
+            frame.index = pd.RangeIndex(first, first + len(frame))
+            first += len(frame)
+            yield frame
+
+
+def _parse_lines(
+    path: Path,
+    body: bytes,
+    types: Mapping[str, str],
+    names: list[str],
+    numbers: bool,
+    separator: str,
+    first: int = 0,
+) -> pd.DataFrame:
+    """The cells of some lines, the first of which is row `first` of the file."""
+    _check_utf8(path, body, first)
     quoting, unquote = _quoting(path, body, len(types), separator)
     texts = [name for name in names if types[name] != "float" or not numbers]
     floats = [name for name in names if name not in texts]
@@ -93,7 +161,7 @@ def read_atomic(
     except ValueError:
         cells = dict.fromkeys(names, str)
         frame = _parse_cells(body, list(types), cells, floats, separator, quoting)
-        _report_bad_number(path, frame, floats)
+        _report_bad_number(path, frame, floats, first)
         raise
     if unquote:
         for name in texts:
@@ -128,12 +196,12 @@ def _parse_cells(
     return frame[list(dtypes)]
 
 
-def _check_utf8(path: Path, body: bytes) -> None:
+def _check_utf8(path: Path, body: bytes, first: int) -> None:
     """Raise UserError with the line of the first bytes that are not UTF-8."""
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = body.count(b"\n", 0, error.start) + 2
+        line = body.count(b"\n", 0, error.start) + first + 2
         raise UserError(
             f"{path}, line {line}: the bytes are not UTF-8; convert the file (`iconv -t utf-8`)"
         ) from None
@@ -242,14 +310,14 @@ def _check_quoted(path: Path, body: bytes, width: int, ragged: int, separator: s
         raise message from None
 
 
-def _report_bad_number(path: Path, frame: pd.DataFrame, floats: list[str]) -> None:
+def _report_bad_number(path: Path, frame: pd.DataFrame, floats: list[str], first: int) -> None:
     """Raise UserError for the first cell of a float column that is neither a number nor empty."""
     for name in floats:
         for row, cell in enumerate(frame[name].fillna("").to_numpy(dtype=object)):
             if cell and not _is_number(cell):
                 raise UserError(
-                    f"{path}, line {row + 2}: expected a number or an empty cell in column {name}, "
-                    f"found {cell!r}"
+                    f"{path}, line {first + row + 2}: expected a number or an empty cell in column "
+                    f"{name}, found {cell!r}"
                 ) from None
 
 

@@ -1,17 +1,20 @@
 """Read the interactions of a dataset: once, filtered once, sorted by exact time."""
 
 import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from ...contracts.interactions import Interactions
 from ...errors import UserError
-from .atomic import read_atomic, read_header
+from .atomic import QuotedLineError, read_atomic, read_header
 
+STORED_BYTES = 2**28  # of an .inter file that is read in pieces
 UNBOUNDED = "[0,inf)"  # the interval that every number of interactions lies in
 REVIEW = "review"  # the column with the text of a user's review, or with a hash of that text
 TIME_NAME = re.compile(
@@ -57,6 +60,9 @@ class Source:
         Suffixes of pre-split files; empty for a dataset in one .inter file.
     separator : str
         Separator of the cells in files that have no tab in their header.
+    cache : Path or None
+        Where a large dataset is stored as numbers, for further runs; it is read as a whole each
+        time where None.
     """
 
     folder: Path
@@ -77,6 +83,7 @@ class Source:
     need_item_row: bool = False
     benchmark: tuple[str, ...] = ()
     separator: str = "\t"
+    cache: Path | None = None
 
     def path(self, suffix: str) -> Path:
         """Make the path of one of the dataset's files.
@@ -116,23 +123,48 @@ def load(source: Source) -> Interactions:
         from .benchmark import load_benchmark
 
         return load_benchmark(source)
+    if source.cache and _size(source.path("inter")) >= STORED_BYTES:
+        from .stored import load_stored
+
+        with suppress(QuotedLineError):
+            return load_stored(source, source.cache)
     log: list[str] = []
     frame = _read_interactions(source)
     has_time = source.time_field in frame
     if not has_time:
-        log.append(
-            f"no column {source.time_field}: the order of the file is the order of time"
-            f"{_suggest_time_column(source)}"
-        )
         frame[source.time_field] = np.arange(len(frame), dtype=np.float64)
-    log.append(f"{len(frame)} events read from {source.folder}")
-    frame = _deduplicate(frame, source, has_time, log)
+    log += beginning_lines(source, len(frame), has_time)
+    before = len(frame)
+    frame = without_duplicates(frame, source, has_time)
+    log += duplicates_lines(source, before - len(frame))
     frame = _filter(frame, source, log)
     if len(frame) == 0:
-        raise UserError(
-            f"{source.path('inter')}: no event is left after filtering; " + "; ".join(log)
-        )
+        raise nothing_left(source, log)
     return build(source, frame, has_time, log)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 of one that is not there."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def beginning_lines(source: Source, rows: int, has_time: bool) -> list[str]:
+    """Say how many interactions were read, and whether they have times."""
+    lines = [f"{rows} events read from {source.folder}"]
+    if has_time:
+        return lines
+    without = f"no column {source.time_field}: the order of the file is the order of time"
+    return [f"{without}{_suggest_time_column(source)}", *lines]
+
+
+def duplicates_lines(source: Source, count: int) -> list[str]:
+    """Say how many repeated interactions were left out, if any."""
+    return [f"{count} duplicate events left out (dedup: {source.dedup})"] if count else []
+
+
+def nothing_left(source: Source, log: Sequence[str]) -> UserError:
+    """Make the error for a dataset whose interactions are all left out."""
+    return UserError(f"{source.path('inter')}: no event is left after filtering; " + "; ".join(log))
 
 
 def _suggest_time_column(source: Source) -> str:
@@ -181,6 +213,50 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
     order = np.lexsort((time, user))  # stable: equal times keep the order of the file
     file_order = np.empty_like(order)
     file_order[order] = np.arange(len(order))
+    core = {source.user_field, source.item_field, source.time_field}
+    counts = np.bincount(user, minlength=len(users))
+    return describe(
+        source,
+        users,
+        items,
+        log,
+        start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        item=item[order].astype(np.int32),
+        time=time[order],
+        file_order=file_order,
+        columns={str(name): frame[name].to_numpy()[order] for name in frame if name not in core},
+        has_time=has_time,
+    )
+
+
+def describe(
+    source: Source, users: Any, items: np.ndarray, log: list[str], **arrays: Any
+) -> Interactions:
+    """Put interactions together with the side tables of their users and items.
+
+    Parameters
+    ----------
+    source : Source
+        Names of the columns and of the files.
+    users : ndarray of str or StoredTokens
+        Tokens of the users.
+    items : ndarray of str
+        Tokens of the items that occur in interactions.
+    log : list of str
+        What was done so far; lines about the side tables are appended.
+    **arrays
+        Further attributes of the interactions.
+
+    Returns
+    -------
+    Interactions
+        The dataset.
+
+    Raises
+    ------
+    UserError
+        If a side table has no id column, or `catalogue` has a wrong value.
+    """
     item_side, item_types = _side_table(source, "item", source.item_field, log)
     strangers = None if item_side is None else _foreign_items(source, items, item_side)
     items = _catalogue(source, items, item_side)
@@ -188,26 +264,19 @@ def build(source: Source, frame: pd.DataFrame, has_time: bool, log: list[str]) -
     item_table = _align(item_side, items, source.path("item"), log)
     user_table = None
     if user_side is not None:
-        user_table = _align(user_side, users, source.path("user"), log)
-    core = {source.user_field, source.item_field, source.time_field}
-    counts = np.bincount(user, minlength=len(users))
+        user_table = _align(user_side, np.asarray(users), source.path("user"), log)
     return Interactions(
         name=source.name,
         users=users,
         items=items,
-        start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        item=item[order].astype(np.int32),
-        time=time[order],
-        file_order=file_order,
-        columns={str(name): frame[name].to_numpy()[order] for name in frame if name not in core},
         item_table=item_table,
         item_types=item_types,
         user_table=user_table,
         user_types=user_types,
-        has_time=has_time,
         log=tuple(log),
         strangers=strangers,
         item_row=None if item_side is None else item_side.index.get_indexer(pd.Index(items)),
+        **arrays,
     )
 
 
@@ -244,13 +313,18 @@ def _read_interactions(source: Source) -> pd.DataFrame:
     path = source.path("inter")
     if not path.is_file():
         raise UserError(f"{path} not found; expected the interactions of {source.name} there")
-    types = read_header(path, source.separator)
-    _check_core_columns(source, path, types)
-    frame = read_atomic(path, _needed_columns(source, path, types), separator=source.separator)
-    _check_ids(source, path, frame)
+    frame = read_atomic(path, set(needed_columns(source)), separator=source.separator)
+    check_ids(source, frame)
     if source.time_field in frame:
-        _check_times(source, path, frame[source.time_field])
+        times = frame[source.time_field]
+        check_times(source, times, lambda row: _cell(source, source.time_field, row))
     return frame
+
+
+def _cell(source: Source, name: str, row: int) -> str:
+    """A cell of .inter as it is written."""
+    cells = read_atomic(source.path("inter"), {name}, numbers=False, separator=source.separator)
+    return str(cells[name][row])
 
 
 def _check_core_columns(source: Source, path: Path, types: dict[str, str]) -> None:
@@ -269,10 +343,35 @@ def _check_core_columns(source: Source, path: Path, types: dict[str, str]) -> No
         )
 
 
-def _needed_columns(source: Source, path: Path, types: dict[str, str]) -> set[str] | None:
-    """Names of the columns to read from .inter; None for all."""
+def needed_columns(source: Source) -> dict[str, str]:
+    """List the columns to read from .inter, with their types.
+
+    Parameters
+    ----------
+    source : Source
+        Names of the columns, and of the file.
+
+    Returns
+    -------
+    dict of str to str
+        Name -> atomic type, in the order of the file.
+
+    Raises
+    ------
+    UserError
+        If the user or item column or one of `inter_columns` is missing, or times are no numbers.
+    """
+    path = source.path("inter")
+    types = read_header(path, source.separator)
+    _check_core_columns(source, path, types)
+    needed = _names_of_needed(source, path, types)
+    return {name: kind for name, kind in types.items() if name in needed}
+
+
+def _names_of_needed(source: Source, path: Path, types: dict[str, str]) -> set[str]:
+    """Names of the columns to read from .inter, and of some that it need not have."""
     if source.inter_columns is None:
-        return None
+        return set(types)
     missing = sorted(source.inter_columns - set(types) - {source.time_field})
     if missing:
         raise UserError(
@@ -286,35 +385,60 @@ def _needed_columns(source: Source, path: Path, types: dict[str, str]) -> set[st
     return needed
 
 
-def _check_ids(source: Source, path: Path, frame: pd.DataFrame) -> None:
-    """Raise UserError for an empty user or item id."""
+def check_ids(source: Source, frame: pd.DataFrame) -> None:
+    """Raise UserError for an empty user or item id in rows that are numbered as in the file."""
     for name in (source.user_field, source.item_field):
-        empty = np.flatnonzero(frame[name] == "")
+        empty = frame.index[frame[name] == ""]
         if len(empty):
             raise UserError(
-                f"{path}, line {empty[0] + 2}: {name} is empty ({len(empty)} such lines); "
-                "give it an id or remove the line"
+                f"{source.path('inter')}, line {empty[0] + 2}: {name} is empty ({len(empty)} such "
+                "lines); give it an id or remove the line"
             )
 
 
-def _check_times(source: Source, path: Path, times: pd.Series) -> None:
-    """Raise UserError for a time that is missing or infinite, with its cell as it is written."""
-    wrong = np.flatnonzero(~np.isfinite(times))
-    if not len(wrong):
-        return
-    name = source.time_field
-    cells = read_atomic(path, {name}, numbers=False, separator=source.separator)
-    raise UserError(
-        f"{path}, line {wrong[0] + 2}: expected a finite number in column {name}, "
-        f"found {cells[name][wrong[0]]!r} ({len(wrong)} such lines); correct it or remove the line"
-    )
+def check_times(source: Source, times: pd.Series, cell: Callable[[int], str]) -> None:
+    """Raise UserError for a time that is missing or infinite.
+
+    Parameters
+    ----------
+    source : Source
+        Names of the columns, and of the file.
+    times : Series of float
+        Times of some rows, which are numbered as in the file.
+    cell : callable
+        Number of a row -> its time as it is written.
+    """
+    wrong = times.index[~np.isfinite(times)]
+    if len(wrong):
+        raise UserError(
+            f"{source.path('inter')}, line {wrong[0] + 2}: expected a finite number in column "
+            f"{source.time_field}, found {cell(wrong[0])!r} ({len(wrong)} such lines); correct it "
+            "or remove the line"
+        )
 
 
-def _deduplicate(
-    frame: pd.DataFrame, source: Source, has_time: bool, log: list[str]
-) -> pd.DataFrame:
-    """Leave out repeated interactions, as `dedup` and `remove_repeats` say."""
-    before = len(frame)
+def without_duplicates(frame: pd.DataFrame, source: Source, has_time: bool) -> pd.DataFrame:
+    """Leave out repeated interactions, as `dedup` and `remove_repeats` say.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        All interactions of some users, in the order of the file.
+    source : Source
+        Names of the columns, and what is left out.
+    has_time : bool
+        Whether times come from the file.
+
+    Returns
+    -------
+    DataFrame
+        The remaining interactions, numbered from 0.
+
+    Raises
+    ------
+    UserError
+        If a setting has a wrong value.
+    """
     pair = [source.user_field, source.item_field]
     event = pair + [name for name in (source.time_field, source.rating_field) if name in frame]
     if source.dedup == "event":
@@ -334,8 +458,6 @@ def _deduplicate(
         )
     if source.remove_repeats:
         frame = _one_per_pair(frame, pair, source)
-    if len(frame) < before:
-        log.append(f"{before - len(frame)} duplicate events left out (dedup: {source.dedup})")
     return frame.reset_index(drop=True)
 
 
@@ -365,17 +487,69 @@ def _repeats(frame: pd.DataFrame, columns: list[str], source: Source) -> pd.Seri
 def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
     """Apply the filters: values, items without a row, sample of users, k-core, in this order."""
     for name, interval in source.value_intervals:
-        frame = _filter_values(frame, name, interval, source, log)
+        kept = inside_interval(frame, name, interval, source)
+        log.append(values_line(name, interval, int((~kept).sum())))
+        frame = frame[kept]
     if source.need_item_row and source.path("item").is_file():
-        frame = _filter_described(frame, source, log)
-    frame = _sample_users(frame, source, log)
+        has_row = frame[source.item_field].isin(described_items(source))
+        log += described_lines(source, int((~has_row).sum()))
+        frame = frame[has_row]
+    if source.user_sample != 1:
+        tokens = frame[source.user_field].unique().astype(str)
+        sample = sample_users(tokens, source)
+        log.append(sample_line(source, len(sample), len(tokens)))
+        frame = frame[frame[source.user_field].isin(sample)]
     return _k_core(frame, source, log)
 
 
-def _filter_values(
-    frame: pd.DataFrame, name: str, interval: str, source: Source, log: list[str]
-) -> pd.DataFrame:
-    """Keep the interactions whose value in one float column lies in an interval."""
+def values_line(name: str, interval: str, count: int) -> str:
+    """Say how many interactions have a value outside an interval."""
+    return f"{count} events with {name} outside {interval} left out"
+
+
+def described_lines(source: Source, count: int) -> list[str]:
+    """Say how many interactions are with items without a row, if any."""
+    name = source.path("item").name
+    return [f"{count} events of items that are not in {name} left out"] if count else []
+
+
+def sample_line(source: Source, count: int, total: int) -> str:
+    """Say how many users were sampled."""
+    return (
+        f"{count} of {total} users drawn (user_sample: {source.user_sample}, "
+        f"sample_seed: {source.sample_seed})"
+    )
+
+
+def core_lines(source: Source, count: int) -> list[str]:
+    """Say how many interactions of rare users and items were left out, if any."""
+    bounds = f"users with {source.user_interval}, items with {source.item_interval} events stay"
+    return [f"{count} events left out ({bounds})"] if count else []
+
+
+def inside_interval(frame: pd.DataFrame, name: str, interval: str, source: Source) -> np.ndarray:
+    """Return whether the value of each interaction in a float column lies in an interval.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Interactions.
+    name : str
+        The column.
+    interval : str
+        Such as "[5,inf)".
+    source : Source
+        Names of the columns, and of the file.
+
+    Returns
+    -------
+    ndarray of bool [rows]
+
+    Raises
+    ------
+    UserError
+        If there is no such column, it has no numbers, or the interval is none.
+    """
     path = source.path("inter")
     if name not in frame:
         raise UserError(
@@ -386,41 +560,45 @@ def _filter_values(
             f"val_interval: column {name} of {path} holds no numbers; "
             "only float columns can be bounded"
         )
-    inside = _inside(frame[name].to_numpy(), interval, f"val_interval.{name}")
-    log.append(f"{int((~inside).sum())} events with {name} outside {interval} left out")
-    return frame[inside]
+    return inside(frame[name].to_numpy(), interval, f"val_interval.{name}")
 
 
-def _filter_described(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
-    """Keep the interactions with items that have a row in the .item file."""
-    path, name = source.path("item"), source.item_field
-    described = read_atomic(path, {name}, numbers=False, separator=source.separator)[name]
-    has_row = frame[name].isin(described)
-    if not has_row.all():
-        log.append(f"{int((~has_row).sum())} events of items that are not in {path.name} left out")
-    return frame[has_row]
+def described_items(source: Source) -> pd.Series:
+    """Return the ids of the items that have a row in the .item file."""
+    name = source.item_field
+    table = read_atomic(source.path("item"), {name}, numbers=False, separator=source.separator)
+    return table[name]
 
 
-def _sample_users(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
-    """Keep the interactions of a seeded sample of the users.
+def sample_users(tokens: np.ndarray, source: Source) -> np.ndarray:
+    """Draw a seeded sample of users.
 
     The tokens are sorted before they are shuffled, so that the order of the file does not matter.
+
+    Parameters
+    ----------
+    tokens : ndarray of str
+        The users, each once.
+    source : Source
+        Size and seed of the sample.
+
+    Returns
+    -------
+    ndarray of str
+        The sample.
+
+    Raises
+    ------
+    UserError
+        If `user_sample` is no size.
     """
     size = source.user_sample
     if size <= 0 or size > 1 and size % 1:
         raise UserError(
             f"user_sample: expected a fraction up to 1 or a number of users above it, found {size}"
         )
-    if size == 1:
-        return frame
-    tokens = np.sort(frame[source.user_field].unique().astype(str))
     count = max(1, round(len(tokens) * size if size < 1 else size))
-    sample = np.random.default_rng(source.sample_seed).permutation(tokens)[:count]
-    log.append(
-        f"{len(sample)} of {len(tokens)} users drawn (user_sample: {size}, "
-        f"sample_seed: {source.sample_seed})"
-    )
-    return frame[frame[source.user_field].isin(sample)]
+    return np.random.default_rng(source.sample_seed).permutation(np.sort(tokens))[:count]
 
 
 def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame:
@@ -431,21 +609,36 @@ def _k_core(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
     while True:
         user_counts = np.bincount(user[keep], minlength=user.max(initial=0) + 1)
         item_counts = np.bincount(item[keep], minlength=item.max(initial=0) + 1)
-        drop = ~_inside(user_counts, source.user_interval, "user_inter_num_interval")[user]
-        drop |= ~_inside(item_counts, source.item_interval, "item_inter_num_interval")[item]
+        drop = ~inside(user_counts, source.user_interval, "user_inter_num_interval")[user]
+        drop |= ~inside(item_counts, source.item_interval, "item_inter_num_interval")[item]
         if not (drop & keep).any():
             break
         keep &= ~drop
-    if not keep.all():
-        log.append(
-            f"{int((~keep).sum())} events left out (users with {source.user_interval}, "
-            f"items with {source.item_interval} events stay)"
-        )
+    log += core_lines(source, int((~keep).sum()))
     return frame[keep]
 
 
-def _inside(values: np.ndarray, interval: str, key: str) -> np.ndarray:
-    """Whether each value lies in an interval, bool [n]; `key` names its setting in the error."""
+def inside(values: np.ndarray, interval: str, key: str) -> np.ndarray:
+    """Return whether each value lies in an interval.
+
+    Parameters
+    ----------
+    values : ndarray [n]
+        Numbers.
+    interval : str
+        Such as "[5,inf)".
+    key : str
+        The setting that gives it, for the error message.
+
+    Returns
+    -------
+    ndarray of bool [n]
+
+    Raises
+    ------
+    UserError
+        If the interval is none.
+    """
     text = str(interval).strip()
     try:
         low, high = (float(end) for end in text[1:-1].split(","))

@@ -75,6 +75,7 @@ def source_of(config: Any) -> Source:
         need_item_row=bool(config["need_item_row"]),
         benchmark=tuple(config["benchmark_filename"] or ()),
         separator=str(config["field_separator"] or "\t").replace("\\t", "\t"),
+        cache=Path(config["checkpoint_dir"]) / "cache" / "interactions",
     )
 
 

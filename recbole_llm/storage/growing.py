@@ -1,0 +1,56 @@
+"""Arrays that grow in memory or in a file, for results as long as the data."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class GrowingArray:
+    """An array of one dimension that is appended to and then read.
+
+    Parameters
+    ----------
+    kind : dtype
+        Type of its numbers.
+    folder : Path, optional
+        Where the file lies that holds them, which nothing else sees and which vanishes with the
+        array; they are held in memory where None.
+    """
+
+    def __init__(self, kind: Any, folder: Path | None = None):
+        self.kind = np.dtype(kind)
+        self._file = tempfile.TemporaryFile(dir=folder) if folder else None  # noqa: SIM115
+        self._parts: list[np.ndarray] = []
+        self._count = 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Add numbers at the end.
+
+        Parameters
+        ----------
+        values : ndarray [n]
+            The numbers.
+        """
+        values = np.ascontiguousarray(values, dtype=self.kind)
+        self._count += len(values)
+        if self._file:
+            self._file.write(values.data)
+        else:
+            self._parts.append(values)
+
+    def array(self) -> np.ndarray:
+        """Return all numbers, after which nothing is added.
+
+        Returns
+        -------
+        ndarray
+            In memory, or mapped into it.
+        """
+        if not self._count:
+            return np.zeros(0, dtype=self.kind)
+        if not self._file:
+            return np.concatenate(self._parts)
+        self._file.flush()
+        return np.memmap(self._file, dtype=self.kind, mode="r", shape=(self._count,))
