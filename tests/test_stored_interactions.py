@@ -212,10 +212,18 @@ def test_stored_tokens_are_an_array_to_who_reads_them(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"".join(encoded))
     lazy = StoredTokens(tmp_path / "t.txt", np.cumsum([0, *map(len, encoded)]))
     assert len(lazy) == 5 and lazy.shape == (5,) and lazy[2] == "ünï" and lazy[-1] == "猫"
-    for index in (slice(1, 4), np.array([3, 0, 3]), [1, 2], np.array([True, False] * 2 + [True])):
+    for index in (
+        slice(1, 4),
+        slice(None, None, -2),
+        np.array([-1, 0]),
+        np.array([3, 0, 3]),
+        [1, 2],
+        np.array([True, False] * 2 + [True]),
+    ):
         np.testing.assert_array_equal(lazy[index], tokens[index])
-    with pytest.raises(IndexError):
-        lazy[5]
+    for beyond in (5, -6, np.array([5])):
+        with pytest.raises(IndexError):
+            lazy[beyond]
     assert list(lazy) == lazy.tolist() == tokens.tolist()
     np.testing.assert_array_equal(lazy == "b" * 40, tokens == "b" * 40)
     np.testing.assert_array_equal(np.append(lazy, "x"), np.append(tokens, "x"))
@@ -250,6 +258,7 @@ def test_cases_are_the_same_in_files(name, tmp_path, monkeypatch):
                 assert a.dtype == b.dtype and (isinstance(b, np.memmap) or not len(b))
     names = {path.name for path in made.folder.iterdir()}
     assert names == {
+        "fingerprint",
         stored.SUMMARY,
         *json.loads((made.folder / stored.SUMMARY).read_text())["sizes"],
     }

@@ -7,7 +7,8 @@ from worlds import prepared, write_cycle
 from recbole_llm.contracts.cases import Cases
 from recbole_llm.language.tokens.batches import ShuffledSteps
 from recbole_llm.models.tastelora import targets_and_others
-from recbole_llm.training.corpora import CasesByUser, LazyExamples, Windows, ranges
+from recbole_llm.storage.arrays import ranges
+from recbole_llm.training.corpora import CasesByUser, LazyExamples, Windows
 
 RNG = np.random.default_rng(0)
 

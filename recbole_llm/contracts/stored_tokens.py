@@ -1,6 +1,6 @@
 """Ids of users or items that lie in a file, for data with more of them than memory should hold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,19 @@ class StoredTokens:
         The tokens in UTF-8, one behind the other.
     bounds : ndarray of int64 [n + 1]
         Token i has the bytes bounds[i] : bounds[i + 1].
+
+    Attributes
+    ----------
+    text : ndarray of uint8
+        The bytes of all tokens.
     """
 
     dtype = np.dtype(object)
 
     def __init__(self, text: Path, bounds: np.ndarray):
         self.bounds = bounds
-        self._text = np.memmap(text, dtype=np.uint8, mode="r") if bounds[-1] else np.zeros(0, "u1")
+        self.text = np.memmap(text, dtype=np.uint8, mode="r") if bounds[-1] else np.zeros(0, "u1")
+        self._bytes = memoryview(self.text)  # whose slices are read faster than an array's
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -39,15 +45,20 @@ class StoredTokens:
             return self._token(range(len(self))[index])
         everything = range(len(self))
         if isinstance(index, slice):
-            return self._array(everything[index])
-        index = np.asarray(index)
-        if index.dtype == bool:
-            index = np.flatnonzero(index)
-        return self._array([everything[row] for row in index.tolist()])
+            rows = np.array(everything[index], dtype=np.int64)
+        else:
+            rows = np.asarray(index)
+            rows = (
+                np.flatnonzero(rows)
+                if rows.dtype == bool
+                else np.where(rows < 0, rows + len(self), rows)
+            )
+        return self._array(rows)
 
-    def _array(self, rows: Sequence[int]) -> np.ndarray:
+    def _array(self, rows: np.ndarray) -> np.ndarray:
         tokens = np.empty(len(rows), dtype=object)
-        tokens[:] = [self._token(row) for row in rows]
+        pairs = zip(self.bounds[rows].tolist(), self.bounds[rows + 1].tolist(), strict=True)
+        tokens[:] = [str(self._bytes[begin:end], "utf-8") for begin, end in pairs]
         return tokens
 
     def __iter__(self) -> Iterator[str]:
@@ -64,7 +75,7 @@ class StoredTokens:
 
     def astype(self, dtype: Any) -> np.ndarray:
         """Return an array of the tokens."""
-        return self._array(range(len(self))).astype(dtype)
+        return self._array(np.arange(len(self))).astype(dtype)
 
     def tolist(self) -> list[str]:
         """Return a list of the tokens."""
@@ -72,4 +83,4 @@ class StoredTokens:
         return tokens
 
     def _token(self, row: int) -> str:
-        return self._text[self.bounds[row] : self.bounds[row + 1]].tobytes().decode()
+        return str(self._bytes[self.bounds[row] : self.bounds[row + 1]], "utf-8")

@@ -16,7 +16,8 @@ from ..language.backbones.encoder_decoder import FusionBackbone, SegmentEncoder
 from ..language.prompts.templates import TASTE_PROMPT, LazyTexts, taste_item_text
 from ..language.tokens.batches import Batch, Tokens
 from ..language.vectors import embed_cached
-from ..training.corpora import Corpus, LazyExamples, chosen_cases, ranges
+from ..storage.arrays import ranges
+from ..training.corpora import Corpus, LazyExamples, chosen_cases
 from ..training.losses import over_candidates
 from .base.backbone_model import BackboneModel
 from .base.vector_model import VectorModel

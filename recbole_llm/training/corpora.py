@@ -15,6 +15,7 @@ from ..data.sample import locate
 from ..data.texts.text import ItemText
 from ..errors import UserError
 from ..settings.layers import moved
+from ..storage.arrays import ranges
 
 
 @dataclass(frozen=True)
@@ -152,24 +153,6 @@ class CasesByUser(Sequence):
             counts = np.minimum(counts, newest)
         back = rng.integers(counts) if len(counts) else counts
         return self.at(self.bounds[users + 1] - 1 - back)
-
-
-def ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Concatenate ranges of integers.
-
-    Parameters
-    ----------
-    begin, end : ndarray of int64 [n]
-        Bounds of the ranges.
-
-    Returns
-    -------
-    ndarray of int64
-        All numbers of begin[0] : end[0], then those of begin[1] : end[1], and so on.
-    """
-    sizes = end - begin
-    offsets = np.cumsum(sizes) - sizes
-    return np.repeat(begin - offsets, sizes) + np.arange(sizes.sum())
 
 
 class LazyExamples(Sequence):

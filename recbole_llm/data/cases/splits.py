@@ -10,7 +10,7 @@ import numpy as np
 from ...contracts.cases import Cases
 from ...contracts.interactions import Interactions, UserBlock
 from ...errors import UserError
-from ...storage.growing import GrowingArray
+from ...storage.arrays import GrowingArray
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1  # labels of interactions
 EVENTS_AT_ONCE = 2**21  # interactions that are labelled together

@@ -14,7 +14,7 @@ from ...contracts.interactions import Interactions
 from ...errors import UserError
 from .atomic import QuotedLineError, read_atomic, read_header
 
-STORED_BYTES = 2**28  # of an .inter file that is read in pieces
+STORED_BYTES = 2**26  # of an .inter file that is read in pieces
 UNBOUNDED = "[0,inf)"  # the interval that every number of interactions lies in
 REVIEW = "review"  # the column with the text of a user's review, or with a hash of that text
 TIME_NAME = re.compile(
@@ -101,13 +101,15 @@ class Source:
         return self.folder / f"{self.name}.{suffix}"
 
 
-def load(source: Source) -> Interactions:
+def load(source: Source, show_progress: bool = False) -> Interactions:
     """Read and filter one dataset.
 
     Parameters
     ----------
     source : Source
         Which files to read and how to filter them.
+    show_progress : bool
+        Whether a bar is drawn while a large dataset is read.
 
     Returns
     -------
@@ -127,7 +129,7 @@ def load(source: Source) -> Interactions:
         from .stored import load_stored
 
         with suppress(QuotedLineError):
-            return load_stored(source, source.cache)
+            return load_stored(source, source.cache, show_progress)
     log: list[str] = []
     frame = _read_interactions(source)
     has_time = source.time_field in frame

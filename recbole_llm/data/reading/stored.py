@@ -21,13 +21,15 @@ from filelock import FileLock
 
 from ...contracts.interactions import Interactions
 from ...contracts.stored_tokens import StoredTokens
-from ...storage.files import naming
+from ...storage.arrays import ranges
+from ...storage.files import atomically, naming
 from ...storage.progress import progress
 from . import interactions as whole
 from .atomic import read_pieces
 
 FORMAT = 1  # raised when the files of a store change their meaning
 PIECE = 2**25  # bytes of the file that are parsed together
+TOKENS = 2**17  # that are copied together
 BLOCK = 2**21  # most events whose users are filtered together, if these are more than one
 ROW = "#row"  # number of an event's line in the file; no column of a file has this name
 SUMMARY = "store.json"
@@ -70,7 +72,7 @@ def load_stored(source: whole.Source, folder: Path, show_progress: bool = False)
 def _key(source: whole.Source) -> str:
     """A hash of all that decides a store."""
     stamps = []
-    for suffix in ("inter", "item"):
+    for suffix in ("inter", "item", "user"):
         path = source.path(suffix)
         stat = path.stat() if path.is_file() else None
         stamps.append(stat and (stat.st_size, stat.st_mtime_ns))
@@ -109,8 +111,18 @@ def _open(source: whole.Source, folder: Path) -> Interactions:
         has_time=summary["has_time"],
         folder=folder,
     )
-    made.__dict__["user"] = events["user"]  # in place of the cached property
+    # in place of cached properties
+    made.__dict__["user"] = events["user"]
+    made.__dict__["fingerprint"] = _fingerprint(made, folder / "fingerprint")
     return made
+
+
+def _fingerprint(made: Interactions, path: Path) -> str:
+    """The dataset's fingerprint, from a file where it was computed before."""
+    if not path.is_file():
+        with atomically(path) as temporary:
+            temporary.write_text(made.fingerprint)
+    return path.read_text()
 
 
 def _tokens(folder: Path, name: str) -> Any:
@@ -459,13 +471,13 @@ class _Builder:
         order = left[np.argsort(first[left])]
         now = np.full(len(first), -1, dtype=np.int32)
         now[order] = np.arange(len(order))
-        tokens, sizes = numbering.tokens(), []
+        tokens = numbering.tokens()
+        begins, ends = tokens.bounds[order], tokens.bounds[order + 1]
         with open(self.folder / f"{target}.txt", "wb") as file:
-            for begin in range(0, len(order), BLOCK):
-                encoded = [token.encode() for token in tokens[order[begin : begin + BLOCK]]]
-                file.write(b"".join(encoded))
-                sizes.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        bounds = np.cumsum(np.concatenate([np.zeros(1, dtype=np.int64), *sizes]))
+            for at in range(0, len(order), TOKENS):
+                places = ranges(begins[at : at + TOKENS], ends[at : at + TOKENS])
+                file.write(tokens.text[places].tobytes())
+        bounds = np.concatenate([[0], np.cumsum(ends - begins)])
         np.save(self.folder / f"{target}.bounds.npy", bounds)
         return now
 

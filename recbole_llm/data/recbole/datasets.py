@@ -34,9 +34,9 @@ UNKNOWN_USER = -1  # becomes RecBole's padding user
 
 
 @lru_cache(maxsize=4)
-def _load(source: Source, stamp: tuple[tuple[str, int], ...]) -> Interactions:
+def _load(source: Source, stamp: tuple[tuple[str, int], ...], show: bool) -> Interactions:
     """Read a dataset; the models of one comparison share it until the stamp of a file changes."""
-    return load(source)
+    return load(source, show)
 
 
 def source_of(config: Any) -> Source:
@@ -99,7 +99,8 @@ def load_interactions(config: Any) -> Interactions:
     """
     source = source_of(config)
     files = sorted(source.folder.glob(f"{glob.escape(source.name)}.*"))
-    return _load(source, tuple((file.name, file.stat().st_mtime_ns) for file in files))
+    stamp = tuple((file.name, file.stat().st_mtime_ns) for file in files)
+    return _load(source, stamp, bool(config["show_progress"]))
 
 
 def split_of(config: Any, interactions: Interactions) -> Split:

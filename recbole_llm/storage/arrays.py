@@ -1,4 +1,4 @@
-"""Arrays that grow in memory or in a file, for results as long as the data."""
+"""Arrays as long as the data: in memory or in a file."""
 
 import tempfile
 from pathlib import Path
@@ -54,3 +54,21 @@ class GrowingArray:
             return np.concatenate(self._parts)
         self._file.flush()
         return np.memmap(self._file, dtype=self.kind, mode="r", shape=(self._count,))
+
+
+def ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Concatenate ranges of integers.
+
+    Parameters
+    ----------
+    begin, end : ndarray of int64 [n]
+        Bounds of the ranges.
+
+    Returns
+    -------
+    ndarray of int64
+        All numbers of begin[0] : end[0], then those of begin[1] : end[1], and so on.
+    """
+    sizes = end - begin
+    offsets = np.cumsum(sizes) - sizes
+    return np.repeat(begin - offsets, sizes) + np.arange(sizes.sum())
