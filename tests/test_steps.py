@@ -109,6 +109,49 @@ def test_a_stopped_training_validates_where_it_would_have(name, killed, tmp_path
         assert torch.equal(value, model.state_dict()[key]), key
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_training_that_is_killed_while_it_validates_validates_again(
+    number, tmp_path, monkeypatch
+):
+    write_cycle(tmp_path)
+    own = {"valid_every": 3, "max_steps": 10}
+    _, expected, _ = trained("CALRec", tmp_path, checkpoint_dir=str(tmp_path / "whole"), **own)
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    own["checkpoint_dir"] = str(tmp_path / "cut")
+    _, _, first, (train, valid, _) = prepared("CALRec", tmp_path, **OWN | own)
+    inner, calls = first._valid_epoch, []
+
+    def validate(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return inner(*args, **kwargs)
+
+    first._valid_epoch = validate
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(train, valid)
+    _, _, second, (train, valid, _) = prepared("CALRec", tmp_path, **OWN | own)
+    second.resume_checkpoint(first.folder)
+    second.fit(train, valid)
+    for line, again in zip(expected.history, second.history, strict=True):
+        for key in ("epoch", "step", "loss", "valid_score"):
+            assert line.get(key) == again.get(key), (line, again)
+
+
+def test_a_training_that_was_over_is_not_taken_up_again(tmp_path):
+    """It was killed behind its last step, while the test cases were ranked."""
+    write_cycle(tmp_path)
+    own = {"max_steps": 6, "checkpoint_dir": str(tmp_path / "cut")}
+    model, first, _ = trained("CALRec", tmp_path, **own)
+    _, again, second, (train, valid, _) = prepared("CALRec", tmp_path, **OWN | own)
+    second.resume_checkpoint(first.folder)
+    second._step = None  # which is not called
+    second.fit(train, valid)
+    assert second.steps == 6 and len(second.history) == len(first.history)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
 # --- weights that are kept ------------------------------------------------------------------------
 
 

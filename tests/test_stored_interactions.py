@@ -1,6 +1,9 @@
 """A large dataset is read in pieces into mapped files, and is the one that is read as a whole."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import numpy as np
@@ -279,3 +282,25 @@ def test_a_run_on_a_stored_dataset_is_the_same(model, tmp_path, monkeypatch):
     assert prepared(model, tmp_path)[0].interactions.folder
     assert rows[0]["test"] == rows[1]["test"] and rows[0]["hash"] == rows[1]["hash"]
     datasets._load.cache_clear()
+
+
+def test_another_process_finds_the_store(tmp_path):
+    """Sets of columns have another order in each process."""
+    source = replace(
+        write(tmp_path, np.random.default_rng(2)), inter_columns=frozenset({"rating", "review"})
+    )
+    stored.load_stored(source, tmp_path / "store")
+    script = (
+        "from pathlib import Path\n"
+        "from recbole_llm.data.reading.interactions import Source\n"
+        "from recbole_llm.data.reading.stored import _key\n"
+        f"folder, columns = Path({str(tmp_path)!r}), frozenset(['rating', 'review'])\n"
+        "source = Source(folder, 'some', inter_columns=columns)\n"
+        "print(_key(source))"
+    )
+    for seed in range(4):
+        env = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        key = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        assert (tmp_path / "store" / key).is_dir()

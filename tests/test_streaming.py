@@ -35,6 +35,7 @@ class World:
         )
         self.by_user = CasesByUser(self.cases)
         self.interactions = self
+        self.folder = None
         self.item = self.items
 
 

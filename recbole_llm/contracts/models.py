@@ -219,9 +219,10 @@ class StoredWeights:
 class Trainable(ABC):
     """A model that our trainer trains.
 
-    An epoch is a list of examples. A step takes `train_batch_size` of them and splits their pieces
-    into forward passes of similar cost. By default an example is the row of a training case, so
-    that a model needs to implement `loss` only.
+    An epoch is a sequence of examples, which are read for some steps at a time. A step takes
+    `train_batch_size` of them and splits their pieces into forward passes of similar cost. By
+    default an example is the row of a training case, so that a model needs to implement `loss`
+    only.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ class StoredTokens:
     def __init__(self, text: Path, bounds: np.ndarray):
         self.bounds = bounds
         self.text = np.memmap(text, dtype=np.uint8, mode="r") if bounds[-1] else np.zeros(0, "u1")
-        self._bytes = memoryview(self.text)  # whose slices are read faster than an array's
+        self._bytes = memoryview(self.text.data)  # whose slices are read faster than an array's
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

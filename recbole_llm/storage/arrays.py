@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 
 
+def index_type(count: int) -> type:
+    """Return the shorter of int32 and int64 that numbers below a count."""
+    return np.int32 if count < 2**31 else np.int64
+
+
 class GrowingArray:
     """An array of one dimension that is appended to and then read.
 
@@ -69,6 +74,12 @@ def ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     ndarray of int64
         All numbers of begin[0] : end[0], then those of begin[1] : end[1], and so on.
     """
-    sizes = end - begin
-    offsets = np.cumsum(sizes) - sizes
-    return np.repeat(begin - offsets, sizes) + np.arange(sizes.sum())
+    is_there = end > begin
+    begin, end = begin[is_there], end[is_there]
+    if not len(begin):
+        return np.zeros(0, dtype=np.int64)
+    # differences of neighbours, which are summed up in place: there may be many
+    numbers = np.ones(int((end - begin).sum()), dtype=np.int64)
+    numbers[0] = begin[0]
+    numbers[np.cumsum((end - begin)[:-1])] = begin[1:] - end[:-1] + 1
+    return np.cumsum(numbers, out=numbers)

@@ -15,7 +15,7 @@ from ..data.sample import locate
 from ..data.texts.text import ItemText
 from ..errors import UserError
 from ..settings.layers import moved
-from ..storage.arrays import ranges
+from ..storage.arrays import GrowingArray, index_type, ranges
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Windows:
 
     Attributes
     ----------
-    rows : ndarray of int64 [windows]
+    rows : ndarray of int [windows]
         The cases that the windows are made from, user after user, each user's newest first.
     bounds : ndarray of int64 [users + 1]
         The windows of user u are rows[bounds[u] : bounds[u + 1]].
@@ -221,16 +221,17 @@ class Windows:
 
     def __init__(self, corpus: Corpus, sizes: np.ndarray, room: Callable[[np.ndarray], np.ndarray]):
         self.corpus, self.sizes, self.room = corpus, np.asarray(sizes, dtype=np.int64), room
-        parts, counts = [], [np.zeros(1, dtype=np.int64)]
+        counts = [np.zeros(1, dtype=np.int64)]
+        found = GrowingArray(index_type(len(corpus.cases)), corpus.interactions.folder)
         for first in range(0, len(corpus.by_user), USERS_AT_ONCE):
             rows, count = self._plan(np.arange(len(corpus.by_user))[first : first + USERS_AT_ONCE])
-            parts.append(rows)
+            found.append(rows)
             counts.append(count)
-        self.rows = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        self.rows = found.array()
         self.bounds = np.cumsum(np.concatenate(counts))
 
     def of(self, users: np.ndarray) -> np.ndarray:
-        """List the windows of some users, as rows of cases, int64."""
+        """List the windows of some users, as rows of cases."""
         return self.rows[ranges(self.bounds[users], self.bounds[users + 1])]
 
     def _plan(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

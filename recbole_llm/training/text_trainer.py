@@ -92,18 +92,19 @@ class LLMTrainer(Harness):
                 self._forecast(seconds, timed_cost, timed_cost * len(examples) // timed_count)
             if self.steps in (config["keep_checkpoints"] or ()):
                 self.keep(self.steps)
-            if time.perf_counter() - saved > SAVE_SECONDS:
-                self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
-                saved = time.perf_counter()
             bar.set_postfix_str(f"loss {total / count:.3f}")
             if self._ends():
                 self.epochs = epoch_idx + 1  # which is validated as the last epoch
                 break
-            if self._validates(step + 1 < len(steps)):
+            # a state of a step is stored behind the validation that is due, lest it be left out
+            validates = self._validates(step + 1 < len(steps))
+            if validates:
                 self._validate_between(epoch_idx, total / count, show_progress)
+            if validates or time.perf_counter() - saved > SAVE_SECONDS:
                 self._save_state(epoch_idx - 1, train_data, (step + 1, total, count))
-                if self.cur_step > self.stopping_step:
-                    break
+                saved = time.perf_counter()
+            if self.cur_step > self.stopping_step:
+                break
         return total / max(1, count)
 
     def _made(
@@ -125,7 +126,8 @@ class LLMTrainer(Harness):
 
     def _ends(self) -> bool:
         """Whether the last step was that of `max_steps`."""
-        return self.steps == self.config["max_steps"]
+        most = self.config["max_steps"]
+        return bool(most and self.steps >= most)
 
     def _validates(self, goes_on: bool) -> bool:
         """Whether a validation is due between two steps of an epoch."""
@@ -176,6 +178,8 @@ class LLMTrainer(Harness):
             self.passes.tokens, self.planned = state["pass_tokens"], state["planned"]
             if state["recomputes"]:
                 self.model.recompute()
+            if self._ends():
+                self.epochs = self.start_epoch
 
     def _plan(self, examples: Sequence, made: list, costs: list[list[int]]) -> None:
         """Choose passes that fit into memory, where a text is longer than those planned for.

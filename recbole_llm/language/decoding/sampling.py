@@ -54,7 +54,7 @@ def stream_key(seed: int, *tokens: str) -> np.uint64:
     return np.frombuffer(hashlib.sha256(content).digest()[:8], np.uint64)[0]
 
 
-def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
+def uniform(keys: np.ndarray, samples: np.ndarray, step: int | np.ndarray) -> np.ndarray:
     """Draw uniform numbers by a counter-based generator (SplitMix64's mixing function).
 
     Parameters
@@ -63,7 +63,7 @@ def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
         Key of each prompt.
     samples : ndarray of int64 [n]
         Number of each sample.
-    step : int
+    step : int or ndarray of int64 [n]
         Number of the token.
 
     Returns
@@ -72,7 +72,7 @@ def uniform(keys: np.ndarray, samples: np.ndarray, step: int) -> np.ndarray:
         Numbers in (0, 1).
     """
     with np.errstate(over="ignore"):
-        counter = (samples.astype(np.uint64) << np.uint64(32)) | np.uint64(step)
+        counter = (samples.astype(np.uint64) << np.uint64(32)) | np.asarray(step, np.uint64)
         x = keys + GOLDEN * (counter + np.uint64(1))
         x = (x ^ (x >> np.uint64(30))) * MIX_1
         x = (x ^ (x >> np.uint64(27))) * MIX_2
@@ -129,7 +129,9 @@ def sample(
     number = np.tile(np.arange(samples), len(prompts))
     with decoding(backbone.model, cache) as read:
         for step in range(max_new):
-            tokens, logprob = _draw(logits, slot, uniform(keys[prompt], number, step), temperature)
+            tokens, logprob = draw_tokens(
+                logits, slot, uniform(keys[prompt], number, step), temperature
+            )
             drawn[prompt, number, step] = tokens
             logprobs[prompt, number] += logprob
             going = ~np.isin(tokens, end_tokens)
@@ -155,7 +157,7 @@ def _branches(
     return parents, branch_tokens, branch
 
 
-def _draw(
+def draw_tokens(
     logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw tokens by inverting the tempered distributions of the samples' slots.

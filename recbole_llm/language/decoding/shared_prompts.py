@@ -219,7 +219,7 @@ class SharedPrompts:
             part.unflatten(2, (-1, self.rows))
             .permute(1, 2, 0, 3, 4)
             .flatten(2, 3)[:, :, self.cells]
-            for part in _weigh(grid, prompt_keys, prompt_values, softcap, bias[:, None, None])
+            for part in weigh(grid, prompt_keys, prompt_values, softcap, bias[:, None, None])
         )
         first = 0 if window is None else max(0, self.step + 1 - window)
         keys, values = (
@@ -229,7 +229,7 @@ class SharedPrompts:
         rows = query.permute(2, 0, 1, 3).flatten(0, 1)
         own_mixed, own_total, own_top = (
             part.unflatten(0, (slots, shared)).permute(1, 2, 0, 3)
-            for part in _weigh(rows, keys, values, softcap, None)
+            for part in weigh(rows, keys, values, softcap, None)
         )
         highest = torch.maximum(top, own_top)
         share, own_share = (top - highest).exp(), (own_top - highest).exp()
@@ -237,7 +237,7 @@ class SharedPrompts:
         return mixed.to(query.dtype).flatten(0, 1).transpose(0, 1)[None]
 
 
-def _weigh(
+def weigh(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -276,8 +276,21 @@ def _weigh(
     return mixed, weight.sum(dim=-1, keepdim=True), top
 
 
-def _cache_arguments(model: Any, cache: Any) -> dict[str, Any]:
-    """Pass a cache as the model's forward pass takes it: as `cache` since transformers 5.24."""
+def cache_arguments(model: Any, cache: Any) -> dict[str, Any]:
+    """Pass a cache as the model's forward pass takes it: as `cache` since transformers 5.24.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model.
+    cache : object
+        The cache.
+
+    Returns
+    -------
+    dict of str to object
+        Arguments of the forward pass.
+    """
     parameters = inspect.signature(model.base_model.forward).parameters
     return {"cache" if "cache" in parameters else "past_key_values": cache, "use_cache": True}
 
@@ -320,7 +333,7 @@ def prefill(
         # without a config no layer drops what its window has left behind: shorter prompts still
         # need it
         cache: Any = DynamicCache()
-        output = model.base_model(input_ids=ids, **_cache_arguments(model, cache))
+        output = model.base_model(input_ids=ids, **cache_arguments(model, cache))
         pass_layers = [(layer.keys, layer.values) for layer in cache.layers]
         if not layers:
             layers = _empty_layers(pass_layers, len(prompts), longest)
@@ -382,7 +395,7 @@ def decoding(
             input_ids=torch.from_numpy(ids).to(device),
             position_ids=cache.positions[None],
             attention_mask=empty_mask(device, model.dtype),
-            **_cache_arguments(model, cache),
+            **cache_arguments(model, cache),
         )
         cache.step += 1
         return output.last_hidden_state[0]

@@ -1,6 +1,6 @@
 """Summaries by a causal LM on this machine.
 
-The prompts of a round are read and continued together.
+Many prompts are continued together, and a text that ends makes room for the next.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,11 @@ import numpy as np
 
 from ..backbones.precision import autocast
 from ..backbones.sources import Backbone
-from ..decoding.sampling import sample, stream_key
+from ..decoding.continuous import continue_each
+from ..decoding.sampling import stream_key
 from ..prompts.chat import TurnTokens, tokenize_turn
 from ..prompts.instructions import Instructions
-from ..tokens.batches import PieceTokenizer, by_length
+from ..tokens.batches import PieceTokenizer
 from .prompt import LAYOUT, prompt_parts
 from .schedules import Request, WrittenText
 from .writing import AGAIN
@@ -154,23 +155,20 @@ class LocalEngine:
         """
         prompts = [self.prompt(request) for request in requests]
         keys = [stream_key(self.seed + again, repr(request)) for request in requests]
-        key_array = np.array(keys, dtype=np.uint64)
-        temperature = max(AGAIN, self.temperature) if again else self.temperature
-        device = next(self.bundle.model.parameters()).device
-        lengths = [len(prompt) for prompt in prompts]
-        for chosen in by_length(lengths, self.rows * self.max_length, self.rows):
-            with autocast(device, self.precision):
-                written = sample(
-                    self.bundle,
-                    [prompts[row] for row in chosen],
-                    key_array[chosen],
-                    samples=1,
-                    temperature=temperature,
-                    max_new=self.max_new,
-                    ends=self.bundle.end_tokens,
-                )
-            for row, one in zip(chosen, written, strict=True):
-                ids = one.ids[0]
-                text = self.bundle.tokenizer.decode(ids, skip_special_tokens=True)
-                tokens = (lengths[row], len(ids))
-                take(int(row), WrittenText(text, whole=bool(one.ended[0]), tokens=tokens))
+
+        def taken(number: int, ids: np.ndarray, ended: bool) -> None:
+            text = self.bundle.tokenizer.decode(ids, skip_special_tokens=True)
+            tokens = (len(prompts[number]), len(ids))
+            take(number, WrittenText(text, whole=ended, tokens=tokens))
+
+        with autocast(next(self.bundle.model.parameters()).device, self.precision):
+            continue_each(
+                self.bundle,
+                prompts,
+                np.array(keys, dtype=np.uint64),
+                taken,
+                slots=self.rows,
+                temperature=max(AGAIN, self.temperature) if again else self.temperature,
+                max_new=self.max_new,
+                ends=self.bundle.end_tokens,
+            )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ...contracts.models import PASS_COST
+from ...storage.arrays import index_type
 from ..prompts.templates import Example, Template, TextForm, item_prefix
 from .store import Form, TokenStore, open_store
 from .tokenizing import TextTokenizer, Tokenizer
@@ -794,7 +795,7 @@ class ShuffledSteps:
 
     def __init__(self, count: int, size: int, rng: np.random.Generator, near: int = 16):
         self.size, self.near = size, near
-        self.order = rng.permutation(count)
+        self.order: np.ndarray = rng.permutation(count).astype(index_type(count))
         self.chunks = -(-count // (near * size))
         self.seeds = rng.integers(2**63, size=self.chunks)
 
