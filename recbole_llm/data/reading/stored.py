@@ -11,7 +11,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,15 +71,15 @@ def load_stored(source: whole.Source, folder: Path, show_progress: bool = False)
 
 def _key(source: whole.Source) -> str:
     """A hash of all that decides a store."""
-    # sets have another order in each process
     columns = source.inter_columns
-    ordered = replace(source, cache=None, inter_columns=columns and tuple(sorted(columns)))  # type: ignore[arg-type]
+    # a set has another order in each process
+    settings = vars(source) | {"cache": None, "inter_columns": columns and sorted(columns)}
     stamps = []
     for suffix in ("inter", "item", "user"):
         path = source.path(suffix)
         stat = path.stat() if path.is_file() else None
         stamps.append(stat and (stat.st_size, stat.st_mtime_ns))
-    return hashlib.sha256(repr((FORMAT, ordered, stamps)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((FORMAT, settings, stamps)).encode()).hexdigest()[:16]
 
 
 def _is_whole(folder: Path) -> bool:
