@@ -4,9 +4,11 @@ import gzip
 import json
 
 import pytest
+import torch
 from suites import fast_only
 from worlds import prepared, settings_for, write_cycle
 
+from recbole_llm.errors import UserError
 from recbole_llm.evaluation import resumable as kept_module
 from recbole_llm.language.decoding.answer_log import Answer, AnswerLog
 from recbole_llm.models.base import generative_model
@@ -174,3 +176,30 @@ def test_a_run_that_starts_over_forgets_what_others_wrote(tmp_path):
     (tmp_path / "test.0.kept.gz").write_bytes(b"")
     kept_module.start_over(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("decoding", ["sample", "constrained"])
+def test_fewer_texts_are_decoded_at_once_after_memory_ran_out(
+    decoding, tmp_path, monkeypatch, caplog
+):
+    write_cycle(tmp_path)
+    _, model, trainer, (_, _, test) = prepared(
+        "CALRec", tmp_path, epochs=0, decoding=decoding, **OWN
+    )
+    expected, _ = trainer.rank(test)
+    name = "_search" if decoding == "constrained" else "_sample"
+    inner, sizes = getattr(model, name), []
+
+    def decode(prompts, cases, count):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(prompts, cases, count)
+
+    monkeypatch.setattr(model, name, decode)
+    table, _ = trainer.rank(test)
+    assert (table.above == expected.above).all() and sizes[0] > 3 and 1 < max(sizes[-3:]) <= 3
+    assert "texts at once from here on (generate_rows)" in caplog.text
+    monkeypatch.setattr(model, name, lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(UserError, match="^max_length: memory does not hold a prompt of"):
+        trainer.rank(test)

@@ -1,7 +1,7 @@
 """The base class of models whose causal LM generates item texts, which are matched to items."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 
 import numpy as np
@@ -18,6 +18,7 @@ from ...language.decoding.constrained_search import Catalogue, search
 from ...language.decoding.sampling import sample, stream_key
 from ...language.matching.matching import BM25Match, HierarchicalMatch
 from ...language.matching.round_robin import distinct_texts
+from ...language.passes import fits
 from ...language.prompts.templates import Example, LazyTexts, Template
 from ...language.tokens.batches import (
     IGNORED,
@@ -58,6 +59,8 @@ class GenerativeModel(BackboneModel):
         Scores items by generated texts.
     lists : StoredLists or None
         Lists of another run that are ranked again.
+    generate_rows : int
+        Most texts that are decoded at once; fewer than the setting after memory ran out.
     written : AnswerLog or None
         The log of the texts that the current weights have generated for a part of the data.
     """
@@ -96,6 +99,7 @@ class GenerativeModel(BackboneModel):
         self.match: HierarchicalMatch | BM25Match = self.agreement
         if config["match"] != "hierarchical":
             self.match = BM25Match(self.text, config)
+        self.generate_rows: int = config["generate_rows"]
         self.lists: StoredLists | None = None
         self.written: AnswerLog | None = None
         sentences = list(chain.from_iterable(corpus.sentences for corpus in self.corpora))
@@ -264,15 +268,39 @@ class GenerativeModel(BackboneModel):
         """Generate texts for the cases of some rows, int64 [n]; returns row -> answer."""
         count, longest = self._texts_per_case, self.longest
         decode = self._search if self.constrained else self._sample
-        most = max(1, self.config["generate_rows"] // count)
-        lengths = [len(prompts[row]) for row in missing]
-        batches = by_length(lengths, most * count * longest, most, cost=STEP_COST * longest)
+        lengths = np.array([len(prompts[row]) for row in missing])
         answers: dict[int, Answer] = {}
-        for batch in batches:
-            rows = missing[batch]
+
+        def compute(places: np.ndarray) -> None:
+            rows = missing[places]
             decoded = decode([prompts[row].ids for row in rows], cases[rows], count)
-            answers |= dict(zip(rows.tolist(), decoded, strict=True))
+            answers.update(zip(rows.tolist(), decoded, strict=True))
+
+        waiting = np.arange(len(missing))
+        while len(waiting):
+            most = max(1, self.generate_rows // count)
+            batches = by_length(
+                lengths[waiting], most * count * longest, most, cost=STEP_COST * longest
+            )
+            for batch in batches:
+                if not fits(partial(compute, waiting[batch])):
+                    self._decode_less(len(batch), count, int(lengths[waiting[batch]].max()))
+                    break
+            waiting = np.array([place for place in waiting if missing[place] not in answers], int)
         return answers
+
+    def _decode_less(self, cases: int, count: int, longest: int) -> None:
+        """Decode half as many texts at once from here on, after memory ran out."""
+        if cases == 1:
+            raise UserError(
+                f"max_length: memory does not hold a prompt of {longest} tokens with {count} "
+                f"texts behind it; set {'--beams' if self.constrained else '--samples'} or "
+                "--max_length to less, or take a smaller model"
+            )
+        self.generate_rows = count * (cases // 2)
+        self.logger.warning(
+            f"memory ran out: {self.generate_rows} texts at once from here on (generate_rows)"
+        )
 
     def _sample(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
         """Sample `count` texts for each prompt, by random numbers that depend on its case alone."""
