@@ -1,0 +1,205 @@
+"""LoRA on a causal LM: the Trainer of transformers with PEFT, against ours.
+
+    python bench/trainer.py
+
+Both sides train the same weights on the same batches, with adapters of rank 8 on every linear
+layer, AdamW, and the loss of the targets alone. The Trainer pads a batch to its longest text, as
+its collator for labelled texts does. Counts of tokens are without padding. The model has random
+weights, the widths of SmolLM2-135M and `layers` layers; texts are those of the Pet sample. Each
+side runs in a process of its own; `precision` is fp32, or bf16 under autocast.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import arguments, device, finish, in_child
+
+RATE = 1e-3
+
+
+def save_model(folder: Path, layers: int, small: bool) -> None:
+    """A folder with a causal LM of random weights and a tokenizer of the Pet sample's texts."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from recbole_llm.language.backbones.scratch import train_tokenizer
+    from recbole_llm.language.backbones.sources import Backbone
+
+    texts = Path(__file__).resolve().parents[1] / "recbole_llm/data/sample/Pet-sample.item"
+    tokenizer = train_tokenizer(texts.read_text().splitlines(), 2000 if small else 4000)
+    torch.manual_seed(0)
+    width = 64 if small else 576
+    config = LlamaConfig(
+        vocab_size=2048 if small else 49152,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=max(1, width // 192),
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Backbone(LlamaForCausalLM(config), tokenizer).save(folder)
+
+
+def prepared(args: Any) -> tuple[Any, Any, list[list[Any]]]:
+    """Our model, its trainer, and the batches of both sides."""
+    import numpy as np
+
+    from recbole_llm.runs.runner import Runner
+    from recbole_llm.runs.spec import describe
+    from recbole_llm.settings import layers as settings
+
+    own = {
+        "checkpoint_dir": f"{args.folder}/saved",
+        "backbone": f"{args.folder}/model",
+        "adapter": "lora",
+        "lora_dropout": 0.0,
+        "alpha": 0.0,
+        "beta": 0.0,
+        "max_length": 256,
+        "nig_targets": "last",
+        "train_batch_size": args.batch,
+        "learning_rate": RATE,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "precision": args.precision,
+        "show_progress": False,
+    }
+    _, trainer, _ = Runner(describe(settings.resolve("CALRec", "Pet", [], own))).build()
+    examples = trainer.model.examples(0)
+    order = np.random.default_rng(0).permutation(len(examples))
+    batches = []
+    for begin in range(0, args.steps * args.batch, args.batch):
+        batches.append([examples[row] for row in order[begin : begin + args.batch]])
+    return trainer.model, trainer, batches
+
+
+def ours(args: Any) -> dict[str, float]:
+    """Seconds of our steps behind the first, and the mean loss of the last."""
+    model, trainer, batches = prepared(args)
+    model.train()
+    losses = []
+    trainer._step(batches[0])
+    started = time.perf_counter()
+    for batch in batches[1:]:
+        losses.append(trainer._step(batch))
+    seconds = time.perf_counter() - started
+    learned = sum(int(text.learned.sum()) for (text,) in batches[-1])
+    # ours is a mean per target, and theirs one per token
+    return {"seconds": seconds, "loss": losses[-1] * len(batches[-1]) / learned}
+
+
+def theirs(args: Any) -> dict[str, float]:
+    """Seconds of the Trainer's steps behind the first, and the mean loss of the last."""
+    import numpy as np
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.data import SequentialSampler
+    from transformers import (
+        AutoModelForCausalLM,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    model, _, batches = prepared(args)
+    rows = []
+    for batch in batches:
+        for (text,) in batch:
+            labels = np.where(text.learned, text.ids, -100)
+            rows.append({"input_ids": text.ids.tolist(), "labels": labels.tolist()})
+    whole = AutoModelForCausalLM.from_pretrained(f"{args.folder}/model")
+    adapted = get_peft_model(
+        whole,
+        LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    times: list[float] = []
+
+    class Times(TrainerCallback):
+        """Notes when steps end."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+    class InOrder(Trainer):
+        """Takes the batches in their order."""
+
+        def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+            return SequentialSampler(rows)
+
+    trainer = InOrder(
+        model=adapted,
+        args=TrainingArguments(
+            output_dir=f"{args.folder}/trainer",
+            per_device_train_batch_size=args.batch,
+            num_train_epochs=1,
+            learning_rate=RATE,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            bf16=args.precision == "bf16",
+            use_cpu=device() == "cpu",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(model.bundle.tokenizer, label_pad_token_id=-100),
+        callbacks=[Times()],
+    )
+    trainer.train()
+    return {
+        "seconds": times[-1] - times[0],
+        "loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1],
+    }
+
+
+SIDES = {"ours": ours, "theirs": theirs}
+
+
+def main() -> None:
+    args = arguments(
+        __doc__, steps=12, batch=8, layers=6, precision="fp32", repeats=3, folder="", side=""
+    )
+    if args.side:
+        print(json.dumps(SIDES[args.side](args)))
+        return
+    if args.small:
+        args.steps, args.layers, args.batch, args.repeats = 3, 2, 4, 1
+    with tempfile.TemporaryDirectory() as name:
+        args.folder = name
+        save_model(Path(name) / "model", args.layers, args.small)
+        _, _, batches = prepared(args)
+        tokens = sum(sum(len(text) for (text,) in batch) for batch in batches[1:])
+        given = {key: getattr(args, key) for key in ("steps", "batch", "precision", "folder")}
+        found: dict[str, list[float]] = {side: [] for side in SIDES}
+        losses = {}
+        for _ in range(args.repeats):  # in turns
+            for side in SIDES:
+                result = in_child(__file__, side=side, **given)
+                found[side].append(result["seconds"])
+                losses[side] = result["loss"]
+    seconds = {side: min(values) for side, values in found.items()}
+    row = {
+        "precision": args.precision,
+        "tokens": tokens,
+        "theirs_tokens_s": round(tokens / seconds["theirs"]),
+        "ours_tokens_s": round(tokens / seconds["ours"]),
+        "loss_theirs": losses["theirs"],
+        "loss_ours": losses["ours"],
+        "ratio": round(seconds["theirs"] / seconds["ours"], 2),
+    }
+    finish(bench="trainer", ratio=row["ratio"], rows=[row])
+
+
+if __name__ == "__main__":
+    main()
