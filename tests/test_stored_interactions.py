@@ -78,7 +78,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("own", OPTIONS, ids=str)
+@pytest.mark.parametrize("own", OPTIONS, ids=range(len(OPTIONS)))
 def test_a_dataset_read_in_pieces_is_the_one_read_as_a_whole(own, tmp_path, monkeypatch):
     for seed in range(6):
         rng = np.random.default_rng(seed)
