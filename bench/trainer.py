@@ -12,6 +12,7 @@ side runs in a process of its own; `precision` is fp32, or bf16 under autocast.
 import json
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,17 @@ def ours(args: Any) -> dict[str, float]:
     return {"seconds": seconds, "loss": losses[-1] * len(batches[-1]) / learned}
 
 
+def labelled(batches: list[list[Any]]) -> list[dict[str, list[int]]]:
+    """The texts of all batches as the Trainer reads them."""
+    rows = []
+    for (text,) in chain.from_iterable(batches):
+        labels = [token if learned else -100 for token, learned in zip(text.ids, text.learned)]
+        rows.append({"input_ids": text.ids.tolist(), "labels": labels})
+    return rows
+
+
 def theirs(args: Any) -> dict[str, float]:
     """Seconds of the Trainer's steps behind the first, and the mean loss of the last."""
-    import numpy as np
     import torch
     from peft import LoraConfig, get_peft_model
     from torch.utils.data import SequentialSampler
@@ -110,16 +119,9 @@ def theirs(args: Any) -> dict[str, float]:
     )
 
     model, _, batches = prepared(args)
-    rows = []
-    for batch in batches:
-        for (text,) in batch:
-            labels = np.where(text.learned, text.ids, -100)
-            rows.append({"input_ids": text.ids.tolist(), "labels": labels.tolist()})
+    rows = labelled(batches)
     whole = AutoModelForCausalLM.from_pretrained(f"{args.folder}/model")
-    adapted = get_peft_model(
-        whole,
-        LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     times: list[float] = []
 
     class Times(TrainerCallback):
@@ -137,7 +139,7 @@ def theirs(args: Any) -> dict[str, float]:
             return SequentialSampler(rows)
 
     trainer = InOrder(
-        model=adapted,
+        model=get_peft_model(whole, lora),
         args=TrainingArguments(
             output_dir=f"{args.folder}/trainer",
             per_device_train_batch_size=args.batch,
@@ -179,7 +181,7 @@ def main() -> None:
         args.folder = name
         save_model(Path(name) / "model", args.layers, args.small)
         _, _, batches = prepared(args)
-        tokens = sum(sum(len(text) for (text,) in batch) for batch in batches[1:])
+        tokens = sum(len(text) for (text,) in chain.from_iterable(batches[1:]))
         given = {key: getattr(args, key) for key in ("steps", "batch", "precision", "folder")}
         found: dict[str, list[float]] = {side: [] for side in SIDES}
         losses = {}

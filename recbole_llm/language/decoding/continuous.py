@@ -18,7 +18,7 @@ from ...errors import UserError
 from ..backbones.attention import attention_by, empty_mask
 from ..passes import fits
 from ..tokens.batches import padded_size
-from .sampling import draw_tokens, uniform
+from .sampling import draw, uniform
 from .shared_prompts import cache_arguments, prefill, weigh
 
 ADMITTED = 0.25  # share of the slots that is free before prompts are read, a pass for all of them
@@ -178,16 +178,20 @@ def continue_each(
         )
         if fits(lambda run=run, order=order: run.all(order)):  # type: ignore[misc]
             return
-        if slots == 1:
-            longest = len(prompts[order[0]])
-            raise UserError(
-                f"summarizer_length: memory does not hold a prompt of {longest} tokens and its "
-                "text; set --summarizer_length to less, or take a smaller model"
-            )
-        slots = max(1, min(slots, len(order)) // 2)
-        logging.getLogger().warning(
-            f"memory ran out: {slots} texts at once from here on (summarizer_parallel)"
+        slots = _fewer(run.slots, len(prompts[order[0]]))
+
+
+def _fewer(slots: int, longest: int) -> int:
+    """Take half as many slots after memory ran out, or raise UserError if there was one."""
+    if slots == 1:
+        raise UserError(
+            f"summarizer_length: memory does not hold a prompt of {longest} tokens and its text; "
+            "set --summarizer_length to less, or take a smaller model"
         )
+    logging.getLogger().warning(
+        f"memory ran out: {slots // 2} texts at once from here on (summarizer_parallel)"
+    )
+    return slots // 2
 
 
 class _Run:
@@ -242,7 +246,7 @@ class _Run:
         numbers = self.owner[slots]
         steps = np.array([len(self.drawn[slot]) for slot in slots])
         chance = uniform(self.keys[numbers], np.zeros(len(slots), dtype=np.int64), steps)
-        tokens, _ = draw_tokens(logits, np.arange(len(slots)), chance, self.temperature)
+        tokens, _ = draw(logits, np.arange(len(slots)), chance, self.temperature)
         for slot, number, token in zip(slots, numbers, tokens.tolist(), strict=True):
             ended = token in self.ends
             if not ended:

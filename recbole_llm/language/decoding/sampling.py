@@ -129,9 +129,7 @@ def sample(
     number = np.tile(np.arange(samples), len(prompts))
     with decoding(backbone.model, cache) as read:
         for step in range(max_new):
-            tokens, logprob = draw_tokens(
-                logits, slot, uniform(keys[prompt], number, step), temperature
-            )
+            tokens, logprob = draw(logits, slot, uniform(keys[prompt], number, step), temperature)
             drawn[prompt, number, step] = tokens
             logprobs[prompt, number] += logprob
             going = ~np.isin(tokens, end_tokens)
@@ -157,7 +155,7 @@ def _branches(
     return parents, branch_tokens, branch
 
 
-def draw_tokens(
+def draw(
     logits: torch.Tensor, slot: np.ndarray, chance: np.ndarray, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw tokens by inverting the tempered distributions of the samples' slots.
