@@ -72,9 +72,13 @@ def main() -> None:
         for name, side in sides.items():
             seconds, count = timed(side)
             rates[name].append(count / seconds)
-    best = {name: median(values[1:]) for name, values in rates.items()}
-    row = {f"{name}_tokens_s": round(rate, 1) for name, rate in best.items()}
-    row["ratio"] = round(best["slots"] / best["generate"], 2)
+    report({name: median(values[1:]) for name, values in rates.items()})
+
+
+def report(rates: dict[str, float]) -> None:
+    """Print the last line."""
+    row = {f"{name}_tokens_s": round(rate, 1) for name, rate in rates.items()}
+    row["ratio"] = round(rates["slots"] / rates["generate"], 2)
     finish(bench="summaries", ratio=row["ratio"], rows=[row])
 
 

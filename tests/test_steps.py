@@ -10,7 +10,7 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
-from recbole_llm.runs.commands import run_settings
+from recbole_llm.runs.commands import resume_run, run_settings
 from recbole_llm.storage.run_folders import find_run
 from recbole_llm.training import optimizers
 from recbole_llm.training import text_trainer as module
@@ -198,6 +198,8 @@ def test_kept_weights_are_runs_to_begin_with_and_to_evaluate(name, tmp_path, cap
     assert cli.main(["evaluate", f"--checkpoint={one.name}", *command]) == 0
     measured = capsys.readouterr().out
     assert one.name in measured or "ndcg" in measured
+    with pytest.raises(UserError, match="these are the weights that a training has kept of a step"):
+        resume_run(one, settings_of(name, tmp_path))
     with pytest.raises(UserError, match="expected a run folder or id"):
         run_settings(settings_of(name, tmp_path, init_from=f"{first.row['run']}@5"))
 
@@ -226,6 +228,31 @@ def test_a_killed_run_keeps_what_an_uninterrupted_one_keeps(tmp_path, monkeypatc
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_what_was_ranked_by_weights_that_were_kept_before_is_forgotten(tmp_path, caplog):
+    write_cycle(tmp_path)
+    first = run_settings(settings_of("CALRec", tmp_path))
+    kept = tmp_path / "saved" / f"{first.row['run']}@3"
+    (kept / "test.old.texts.jsonl.gz").write_bytes(b"old")
+    (kept / "evaluate-1").mkdir()
+    again = run_settings(settings_of("CALRec", tmp_path, overwrite=True))
+    assert again.row["run"] == first.row["run"] and (kept / "run.json").is_file()
+    assert not (kept / "test.old.texts.jsonl.gz").exists() and not (kept / "evaluate-1").exists()
+    for folder in (kept, again.folder):
+        assert json.loads((folder / "run.json").read_text())["settings"]["overwrite"] is False
+    caplog.set_level("WARNING")
+    run_settings(settings_of("CALRec", tmp_path, keep_checkpoints=[3, 90, 99]))
+    assert "ended after 8 steps, so that nothing is kept of 90, 99" in caplog.text
+
+
+def test_a_name_with_the_mark_of_a_step_is_a_name(tmp_path):
+    for name in ("Pop-my@set-1234abcd", "Pop-my@set-1234abcd@7"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    for name in ("Pop-my@set-1234", "Pop-my@set", "Pop-my"):
+        assert find_run(name, tmp_path).name == "Pop-my@set-1234abcd"
+        assert find_run(f"{name}@7", tmp_path).name == "Pop-my@set-1234abcd@7"
+
+
 @pytest.mark.parametrize("name", ["CALRec", "ST5Seq", "TASTELoRA"])
 def test_negatives_are_those_of_the_batch_that_is_named(name, tmp_path):
     write_cycle(tmp_path)
@@ -251,3 +278,7 @@ def test_negatives_are_those_of_the_batch_that_is_named(name, tmp_path):
     model.pair_loss = watched
     trainer._gradients(examples)
     assert [len(rows) for rows in seen] == [3, 3, 2]
+    trainer.config["contrast_batch"] = 2  # of five examples, none is alone
+    seen.clear()
+    trainer._gradients(examples[:5])
+    assert [len(rows) for rows in seen] == [3, 2]

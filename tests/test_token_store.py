@@ -31,6 +31,8 @@ def test_texts_tokenised_together_are_those_tokenised_alone(spelling, opens):
 def test_a_store_has_every_form_of_every_text(spelling, tmp_path, monkeypatch):
     monkeypatch.setattr("recbole_llm.language.tokens.store.AT_ONCE", 7)
     some = texts(30, seed=2) + ODD
+    empty = open_store(spelling, [""], [("", True)], tmp_path)
+    assert empty.find("", True).tolist() == spelling.encode("", True).tolist()
     forms = [(" ", False), ("", True), (" ", False)]
     store = open_store(spelling, [*some, *some[:5]], forms, tmp_path)
     assert len(store) == 2 * len(set(some)) and store.ids.dtype == np.int32
@@ -92,7 +94,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
     spelling.encode_all = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         open_store(spelling, texts(9), [("", True)], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert all(path.name.endswith(".lock") for path in tmp_path.iterdir())
 
 
 MODELS = ["CALRec", "ST5Seq", "RecFormer", "TASTELoRA", "TALLRec"]

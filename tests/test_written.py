@@ -199,7 +199,7 @@ def test_fewer_texts_are_decoded_at_once_after_memory_ran_out(
     monkeypatch.setattr(model, name, decode)
     table, _ = trainer.rank(test)
     assert (table.above == expected.above).all() and sizes[0] > 3 and 1 < max(sizes[-3:]) <= 3
-    assert "texts at once from here on (generate_rows)" in caplog.text
+    assert "are decoded at once from here on (generate_rows)" in caplog.text
     monkeypatch.setattr(model, name, lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(UserError, match="^max_length: memory does not hold a prompt of"):
+    with pytest.raises(UserError, match="^max_length: memory does not hold a prompt and its texts"):
         trainer.rank(test)

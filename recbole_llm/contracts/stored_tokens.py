@@ -28,7 +28,7 @@ class StoredTokens:
     dtype = np.dtype(object)
 
     def __init__(self, text: Path, bounds: np.ndarray):
-        self.bounds = bounds
+        self.path, self.bounds = text, bounds
         self.text = np.memmap(text, dtype=np.uint8, mode="r") if bounds[-1] else np.zeros(0, "u1")
         self._bytes = memoryview(self.text.data)  # whose slices are read faster than an array's
 
@@ -48,6 +48,10 @@ class StoredTokens:
             rows = np.array(everything[index], dtype=np.int64)
         else:
             rows = np.asarray(index)
+            if not rows.size:
+                rows = rows.astype(np.int64)
+            if rows.dtype == bool and len(rows) != len(self):
+                raise IndexError(f"a mask of {len(rows)} for {len(self)} tokens")
             rows = (
                 np.flatnonzero(rows)
                 if rows.dtype == bool
@@ -57,6 +61,8 @@ class StoredTokens:
 
     def _array(self, rows: np.ndarray) -> np.ndarray:
         tokens = np.empty(len(rows), dtype=object)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"token {rows.min()} or {rows.max()} of {len(self)}")
         pairs = zip(self.bounds[rows].tolist(), self.bounds[rows + 1].tolist(), strict=True)
         tokens[:] = [str(self._bytes[begin:end], "utf-8") for begin, end in pairs]
         return tokens
@@ -70,6 +76,12 @@ class StoredTokens:
 
     def __eq__(self, other: object) -> Any:
         return self[:] == other
+
+    def __ne__(self, other: object) -> Any:
+        return self[:] != other
+
+    def __reduce__(self) -> Any:
+        return StoredTokens, (self.path, self.bounds)
 
     __hash__ = None  # type: ignore[assignment]  # as arrays
 

@@ -208,6 +208,12 @@ def resume_run(folder: Path, settings: Settings) -> Run:
     record = run_record.read_run(folder)
     assert record is not None
     spec = describe(settings | {"checkpoint_dir": str(folder.absolute().parent)})
+    if run_folders.kept_step(folder.name)[1] is not None:
+        raise UserError(
+            f"--resume={folder.name}: these are the weights that a training has kept of a step; "
+            f"--init_from={folder.name} trains on from them, and evaluate "
+            f"--checkpoint={folder.name} measures them"
+        )
     if spec.run_id != folder.name and spec.hash == record.get("row", {}).get("hash"):
         raise UserError(
             f"--resume={folder.name}: RecBole's own code has trained it, to its end; "

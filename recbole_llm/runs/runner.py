@@ -240,9 +240,12 @@ class Runner:
         run_folders.write_json(folder / run_folders.RUN, kept | {"status": "finished", "row": row})
 
     def _new_record(self) -> dict[str, Any]:
+        settings = dict(self.spec.settings)
+        if settings.get("overwrite"):  # which one command asks for, and none that resumes it
+            settings["overwrite"] = False
         return {
             "status": "running",
-            "settings": self.spec.settings,
+            "settings": settings,
             "versions": self._versions(),
             "data": self.spec.interactions.fingerprint,
             "joint": list(self.spec.further_datasets),

@@ -68,9 +68,20 @@ def ranked_again(folder: Path) -> str:
     str
         The end of an error message.
     """
+    if kept_step(folder.name)[1] is not None:
+        return (
+            f"nothing has ranked the weights kept of a step; evaluate --checkpoint={folder.name} "
+            "does, and compare takes its run"
+        )
     if (folder / WEIGHTS).is_file():
         return f"--resume={folder} ranks again by the stored weights"
     return "give the command that wrote it again: it ranks again by the stored weights"
+
+
+def kept_step(name: str) -> tuple[str, int | None]:
+    """Split the name of a run into its id and the step whose weights it names, if any."""
+    run, _, step = name.rpartition(KEPT)
+    return (run, int(step)) if run and step.isdigit() else (name, None)
 
 
 def find_run(name: str, saved: Path) -> Path:
@@ -98,10 +109,10 @@ def find_run(name: str, saved: Path) -> Path:
         if (folder / RUN).is_file():
             return folder
     existing = sorted(path.parent for path in saved.glob(f"*/{RUN}"))
-    run, _, step = name.partition(KEPT)
+    run, step = kept_step(name)
     matches = []
     for folder in existing:
-        of_run, _, of_step = folder.name.partition(KEPT)
+        of_run, of_step = kept_step(folder.name)
         if of_run.startswith(run) and of_step == step:
             matches.append(folder)
     if len(matches) == 1:

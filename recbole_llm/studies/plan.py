@@ -211,7 +211,8 @@ class _Plan:
     def pieces(self) -> list[Any]:
         """The texts of some of an epoch's examples, each of which has equally many."""
         examples = self.model.examples(0)
-        some = examples[:: max(1, -(-len(examples) // ENCODED_EXAMPLES))]
+        apart = max(1, -(-len(examples) // ENCODED_EXAMPLES))
+        some = [examples[row] for row in range(0, len(examples), apart)]
         self.examples, self.encoded = len(examples), len(some)
         return list(chain.from_iterable(map(self.model.pieces, some)))
 

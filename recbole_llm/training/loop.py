@@ -58,6 +58,7 @@ STATE_KINDS: dict[str, type | tuple[type, ...]] = {
     "other": dict,
     "seconds": dict,
     "history": list,
+    "further": dict,
 }
 
 Position = tuple[int, float, int]  # in an epoch: steps made, sum of losses, number of examples
@@ -230,10 +231,12 @@ class Harness(FolderTrainer):
 
     def _train_and_time(self, train_data, epoch: int, show_progress: bool) -> dict:
         """Train for an epoch, and return its entry of `history`."""
-        started = time.perf_counter()
+        started, validated = time.perf_counter(), self.seconds["valid"]
         loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
         loss = float(sum(loss) if isinstance(loss, tuple) else loss or 0.0)
-        self.seconds["train"] += time.perf_counter() - started
+        # without the validations inside of the epoch
+        between = self.seconds["valid"] - validated
+        self.seconds["train"] += time.perf_counter() - started - between
         self.train_loss_dict[epoch] = loss
         self._plot("loss", loss, epoch)
         return {
@@ -401,14 +404,16 @@ class Harness(FolderTrainer):
         if not self.saves:
             return
         folder = self.folder.with_name(f"{self.folder.name}{run_folders.KEPT}{step}")
-        folder.mkdir(exist_ok=True)
-        readback.forget(folder)
-        save_weights(self.model, folder)
-        base = stored_weights(self.model).frozen_base
-        tensors = trained_tensors(self.model)
-        readback.remember(folder, tensors, None, self.config["precision"], base)
-        if self.on_kept:
-            self.on_kept(folder, step)
+        with run_folders.locked(folder, self.logger.info):
+            # what an earlier training has kept, and what was ranked by it
+            (folder / run_folders.RUN).unlink(missing_ok=True)
+            run_folders.clear(folder)
+            save_weights(self.model, folder)
+            base = stored_weights(self.model).frozen_base
+            tensors = trained_tensors(self.model)
+            readback.remember(folder, tensors, None, self.config["precision"], base)
+            if self.on_kept:
+                self.on_kept(folder, step)
         self.logger.info(f"the weights of step {step} are kept: {folder.name}")
 
     def load_best(self, folder: Path | None = None) -> None:
@@ -484,7 +489,7 @@ class Harness(FolderTrainer):
         return {}
 
     def _restore_further(self, state: dict[str, Any]) -> None:
-        """Restore what `_further_state` returned; nothing of a state that is older than it."""
+        """Restore what `_further_state` returned."""
 
     def resume_checkpoint(self, resume_file):
         """Continue from state.pt of a run's folder, bit for bit.
@@ -550,7 +555,7 @@ class Harness(FolderTrainer):
         self.best_valid_result = state["best_valid_result"]
         self.seconds, self.history = state["seconds"], state["history"]
         self.position = state["position"]
-        self._restore_further(state.get("further", {}))
+        self._restore_further(state["further"])
 
     def _restore_generators(self, train_data) -> None:
         """Set the random generators last: nothing else may use them before the first batch."""

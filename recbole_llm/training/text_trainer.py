@@ -63,6 +63,17 @@ class LLMTrainer(Harness):
             self.config["precision"],
         )
 
+    def fit(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float] | None]:
+        """See `Harness.fit`; says which steps of `keep_checkpoints` were not reached."""
+        result = super().fit(*args, **kwargs)
+        beyond = [step for step in self.config["keep_checkpoints"] or () if step > self.steps]
+        if beyond:
+            self.logger.warning(
+                f"keep_checkpoints: training ended after {self.steps} steps, so that nothing is "
+                f"kept of {', '.join(map(str, beyond))}"
+            )
+        return result
+
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
         config, examples = self.config, self.model.examples(epoch_idx)
@@ -112,7 +123,7 @@ class LLMTrainer(Harness):
     ) -> Iterator[tuple[list, int]]:
         """Make the examples of each step from one on; yields them, and their cost.
 
-        Examples are made for a chunk of steps at a time, so that an epoch may be of any size.
+        Examples are made for a chunk of steps at a time, whatever the size of the epoch.
         """
         model = self.model
         for number in range(first // steps.near, steps.chunks):
@@ -173,13 +184,12 @@ class LLMTrainer(Harness):
 
     def _restore_further(self, state):
         """See `Harness._restore_further`."""
-        if state:
-            self.steps = state["steps"]
-            self.passes.tokens, self.planned = state["pass_tokens"], state["planned"]
-            if state["recomputes"]:
-                self.model.recompute()
-            if self._ends():
-                self.epochs = self.start_epoch
+        self.steps = state["steps"]
+        self.passes.tokens, self.planned = state["pass_tokens"], state["planned"]
+        if state["recomputes"]:
+            self.model.recompute()
+        if self._ends():
+            self.epochs = self.start_epoch
 
     def _plan(self, examples: Sequence, made: list, costs: list[list[int]]) -> None:
         """Choose passes that fit into memory, where a text is longer than those planned for.
@@ -196,8 +206,8 @@ class LLMTrainer(Harness):
         model, size = self.model, self.config["train_batch_size"]
         longest = max(map(max, costs))
         if not self.planned:
-            for example in examples[:: max(1, len(examples) // SAMPLE)]:
-                longest = max(longest, *map(model.cost, model.pieces(example)))
+            for row in range(0, len(examples), max(1, len(examples) // SAMPLE)):
+                longest = max(longest, *map(model.cost, model.pieces(examples[row])))
         if padded_size(longest) <= padded_size(self.planned):
             return
         self.planned = longest
@@ -259,7 +269,9 @@ class LLMTrainer(Harness):
 
         def join(vectors: torch.Tensor) -> torch.Tensor:
             ordered = vectors[place].view(len(examples), -1, *vectors.shape[1:])
-            groups = -(-len(examples) // (self.config["contrast_batch"] or len(examples)))
+            most = self.config["contrast_batch"] or len(examples)
+            # as few groups as that allows, and none of one example, which has no negatives
+            groups = max(1, min(-(-len(examples) // most), len(examples) // 2))
             loss = torch.zeros(())
             for group in range(groups):  # of examples of all lengths
                 rows = range(group, len(examples), groups)

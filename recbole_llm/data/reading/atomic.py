@@ -87,8 +87,8 @@ def read_atomic(
     return _parse_lines(path, body, types, names, numbers, separator)
 
 
-class QuotedLineError(Exception):
-    """A line is blank or has a wrong number of cells, so that a file is not read in pieces."""
+class NotInPiecesError(Exception):
+    """A file cannot be read in pieces; the message says why."""
 
 
 def read_pieces(
@@ -116,7 +116,7 @@ def read_pieces(
     ------
     UserError
         See `read_atomic`.
-    QuotedLineError
+    NotInPiecesError
         If a line has a wrong number of cells, which quotes may explain.
     """
     with open(path, "rb") as file:
@@ -131,10 +131,10 @@ def read_pieces(
                 is_over = True
                 continue
             if is_over or body.startswith(b"\n"):
-                raise QuotedLineError
+                raise NotInPiecesError("a line is blank")
             is_over = body.endswith(b"\n\n")
             if _first_ragged_line(body, len(types), separator) is not None:
-                raise QuotedLineError
+                raise NotInPiecesError("a line has more or fewer cells, or quoted ones")
             frame = _parse_lines(path, body, types, names, True, separator, first)
             frame.index = pd.RangeIndex(first, first + len(frame))
             first += len(frame)

@@ -1,8 +1,8 @@
 """Read the interactions of a dataset: once, filtered once, sorted by exact time."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import pandas as pd
 
 from ...contracts.interactions import Interactions
 from ...errors import UserError
-from .atomic import QuotedLineError, read_atomic, read_header
+from .atomic import NotInPiecesError, read_atomic, read_header
 
 STORED_BYTES = 2**26  # of an .inter file that is read in pieces
 UNBOUNDED = "[0,inf)"  # the interval that every number of interactions lies in
@@ -128,8 +128,11 @@ def load(source: Source, show_progress: bool = False) -> Interactions:
     if source.cache and _size(source.path("inter")) >= STORED_BYTES:
         from .stored import load_stored
 
-        with suppress(QuotedLineError):
+        try:
             return load_stored(source, source.cache, show_progress)
+        except NotInPiecesError as reason:
+            path = source.path("inter")
+            logging.getLogger().info(f"{path}: {reason}; the whole file is read into memory")
     log: list[str] = []
     frame = _read_interactions(source)
     has_time = source.time_field in frame
@@ -387,18 +390,30 @@ def _names_of_needed(source: Source, path: Path, types: dict[str, str]) -> set[s
     return needed
 
 
-def check_ids(source: Source, frame: pd.DataFrame) -> None:
-    """Raise UserError for an empty user or item id in rows that are numbered as in the file."""
+def check_ids(source: Source, frame: pd.DataFrame, where: str = "") -> None:
+    """Raise UserError for an empty user or item id.
+
+    Parameters
+    ----------
+    source : Source
+        Names of the columns, and of the file.
+    frame : DataFrame
+        Some rows, which are numbered as in the file.
+    where : str
+        Where such lines are counted, for the message.
+    """
     for name in (source.user_field, source.item_field):
         empty = frame.index[frame[name] == ""]
         if len(empty):
             raise UserError(
                 f"{source.path('inter')}, line {empty[0] + 2}: {name} is empty ({len(empty)} such "
-                "lines); give it an id or remove the line"
+                f"lines{where}); give it an id or remove the line"
             )
 
 
-def check_times(source: Source, times: pd.Series, cell: Callable[[int], str]) -> None:
+def check_times(
+    source: Source, times: pd.Series, cell: Callable[[int], str], where: str = ""
+) -> None:
     """Raise UserError for a time that is missing or infinite.
 
     Parameters
@@ -409,13 +424,15 @@ def check_times(source: Source, times: pd.Series, cell: Callable[[int], str]) ->
         Times of some rows, which are numbered as in the file.
     cell : callable
         Number of a row -> its time as it is written.
+    where : str
+        Where such lines are counted, for the message.
     """
     wrong = times.index[~np.isfinite(times)]
     if len(wrong):
         raise UserError(
             f"{source.path('inter')}, line {wrong[0] + 2}: expected a finite number in column "
-            f"{source.time_field}, found {cell(wrong[0])!r} ({len(wrong)} such lines); correct it "
-            "or remove the line"
+            f"{source.time_field}, found {cell(wrong[0])!r} ({len(wrong)} such lines{where}); "
+            "correct it or remove the line"
         )
 
 
@@ -497,7 +514,7 @@ def _filter(frame: pd.DataFrame, source: Source, log: list[str]) -> pd.DataFrame
         log += described_lines(source, int((~has_row).sum()))
         frame = frame[has_row]
     if source.user_sample != 1:
-        tokens = frame[source.user_field].unique().astype(str)
+        tokens = np.asarray(frame[source.user_field].unique(), dtype=object)
         sample = sample_users(tokens, source)
         log.append(sample_line(source, len(sample), len(tokens)))
         frame = frame[frame[source.user_field].isin(sample)]
@@ -572,6 +589,15 @@ def described_items(source: Source) -> pd.Series:
     return table[name]
 
 
+def check_sample(source: Source) -> None:
+    """Raise UserError if `user_sample` is neither a fraction nor a number of users."""
+    size = source.user_sample
+    if size <= 0 or size > 1 and size % 1:
+        raise UserError(
+            f"user_sample: expected a fraction up to 1 or a number of users above it, found {size}"
+        )
+
+
 def sample_users(tokens: np.ndarray, source: Source) -> np.ndarray:
     """Draw a seeded sample of users.
 
@@ -594,11 +620,8 @@ def sample_users(tokens: np.ndarray, source: Source) -> np.ndarray:
     UserError
         If `user_sample` is no size.
     """
+    check_sample(source)
     size = source.user_sample
-    if size <= 0 or size > 1 and size % 1:
-        raise UserError(
-            f"user_sample: expected a fraction up to 1 or a number of users above it, found {size}"
-        )
     count = max(1, round(len(tokens) * size if size < 1 else size))
     return np.random.default_rng(source.sample_seed).permutation(np.sort(tokens))[:count]
 

@@ -2,13 +2,12 @@
 
 A large .inter file is read line by line into numbers, the numbers are distributed to blocks of
 whole users, each block is filtered as `interactions.load` filters a dataset, and what remains is
-written in the order of users and times. No step holds more than a block or a piece of the file.
+written in the order of users and times. Of events, no step holds more than a block or a piece of
+the file; of users, items and other tokens there are some numbers each.
 """
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -17,21 +16,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from ...contracts.interactions import Interactions
 from ...contracts.stored_tokens import StoredTokens
 from ...storage.arrays import ranges
-from ...storage.files import atomically, naming
+from ...storage.files import atomically
+from ...storage.made_once import make_once
 from ...storage.progress import progress
 from . import interactions as whole
-from .atomic import read_pieces
+from .atomic import NotInPiecesError, read_pieces
 
-FORMAT = 1  # raised when the files of a store change their meaning
+FORMAT = 2  # raised when the files of a store change their meaning
 PIECE = 2**25  # bytes of the file that are parsed together
 TOKENS = 2**17  # that are copied together
 BLOCK = 2**21  # most events whose users are filtered together, if these are more than one
-ROW = "#row"  # number of an event's line in the file; no column of a file has this name
+ROW = "\trow"  # number of an event's line in the file; no column of a file has a tab in its name
+PART = " in a part of the file"  # where the lines with a fault are counted
 SUMMARY = "store.json"
 EVENTS = {"item": np.int32, "time": np.float64, "file_order": np.int64, "user": np.int32}
 
@@ -57,15 +57,12 @@ def load_stored(source: whole.Source, folder: Path, show_progress: bool = False)
     ------
     UserError
         See `interactions.load`.
-    QuotedLineError
+    NotInPiecesError
         If the file cannot be read in pieces.
     """
     target = folder / _key(source)
-    with naming(target):
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # of several processes, one reads
-            if not _is_whole(target):
-                _build(source, target, show_progress)
+    content = f"{source.name} in arrays of events"
+    make_once(target, _is_whole, lambda made: _Builder(source, made, show_progress).run(), content)
     return _open(source, target)
 
 
@@ -99,7 +96,7 @@ def _open(source: whole.Source, folder: Path) -> Interactions:
     for number, name in enumerate(summary["columns"]):
         values = np.load(folder / f"column-{number}.npy", mmap_mode="r")
         if values.dtype != np.float64:
-            values = _tokens(folder, f"column-{number}")[values]
+            values = np.asarray(_tokens(folder, f"column-{number}"))[values]
         columns[name] = values
     made = whole.describe(
         source,
@@ -130,20 +127,6 @@ def _fingerprint(made: Interactions, path: Path) -> str:
 
 def _tokens(folder: Path, name: str) -> Any:
     return StoredTokens(folder / f"{name}.txt", np.load(folder / f"{name}.bounds.npy"))
-
-
-def _build(source: whole.Source, target: Path, show: bool) -> None:
-    """Make a store; a killed process leaves none behind that is taken for one."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    for left in target.parent.glob(f".{target.name}.*.tmp"):  # of a killed process
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        partial.mkdir()
-        _Builder(source, partial, show).run()
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Numbering:
@@ -180,7 +163,7 @@ class _Numbering:
         if len(self.hashes):
             known = self.hashes[inside] == first
             if (self.seconds[inside[known]] != second[known]).any():
-                raise AssertionError("two ids have the same hash")
+                raise NotInPiecesError("two ids have the same hash")
         number = np.empty(len(tokens), dtype=np.int32)
         number[known] = self.numbers[inside[known]]
         new = np.flatnonzero(~known)
@@ -189,7 +172,7 @@ class _Numbering:
         self._write(tokens[new])
         order = new[np.argsort(first[new], kind="stable")]
         if (np.diff(first[order]) == 0).any():
-            raise AssertionError("two ids have the same hash")
+            raise NotInPiecesError("two ids have the same hash")
         self.hashes = np.insert(self.hashes, place[order], first[order])
         self.seconds = np.insert(self.seconds, place[order], second[order])
         self.numbers = np.insert(self.numbers, place[order], number[order])
@@ -243,6 +226,7 @@ class _Builder:
     def run(self) -> None:
         """Make the files."""
         source = self.source
+        self._check_settings()
         tables = self._filter_blocks(self._distribute(self._read()))
         if source.user_sample != 1:
             self._sample(tables)
@@ -253,20 +237,35 @@ class _Builder:
         for path in self.folder.glob("raw-*"):
             path.unlink()
 
+    def _check_settings(self) -> None:
+        """Raise UserError for a setting that fits no row, before any is read."""
+        source, columns = self.source, {}
+        for name in self.names:
+            columns[name] = np.zeros(0, dtype=object if name in self.numberings else float)
+        frame = pd.DataFrame(columns)
+        with_time = frame if self.has_time else frame.assign(**{source.time_field: 0.0})
+        whole.without_duplicates(with_time, source, self.has_time)
+        for name, interval in source.value_intervals:
+            whole.inside_interval(with_time, name, interval, source)
+        whole.check_sample(source)
+        whole.inside(np.zeros(0), source.user_interval, "user_inter_num_interval")
+        whole.inside(np.zeros(0), source.item_interval, "item_inter_num_interval")
+
     def _read(self) -> Path:
         """Write the events as numbers, in the order of the file."""
         source, target = self.source, self.folder / "raw-events"
-        path, rows = source.path("inter"), 0
+        path, rows, done = source.path("inter"), 0, 0
         size = path.stat().st_size
         bar = progress(desc="Read", total=size, disable=not self.show, unit="B", unit_scale=True)
         with bar, open(target, "wb") as file:
             for frame in read_pieces(path, set(self.names), source.separator, PIECE):
-                whole.check_ids(source, frame)
+                whole.check_ids(source, frame, PART)
                 if self.has_time:
-                    whole.check_times(source, frame[source.time_field], self._cell)
+                    whole.check_times(source, frame[source.time_field], self._cell, PART)
                 self._numbers(frame).tofile(file)
                 rows += len(frame)
-                bar.update(min(PIECE, size))
+                bar.update(min(PIECE, size - done))
+                done += min(PIECE, size - done)
         for numbering in self.numberings.values():
             numbering.finish()
         self.log += whole.beginning_lines(source, rows, self.has_time)
@@ -364,7 +363,7 @@ class _Builder:
         is_left = np.zeros(self.numberings[user].count, dtype=bool)
         for table in tables:
             is_left[_mapped(table)[user]] = True
-        tokens = self.numberings[user].tokens()[np.flatnonzero(is_left)].astype(str)
+        tokens = self.numberings[user].tokens()[np.flatnonzero(is_left)]
         sample = whole.sample_users(tokens, source)
         self.log.append(whole.sample_line(source, len(sample), len(tokens)))
         is_drawn = np.zeros(len(is_left), dtype=bool)
@@ -414,7 +413,6 @@ class _Builder:
             "item": (source.item_field, item_of),
             "time": (source.time_field, None),
             "user": (source.user_field, user_of),
-            **{name: (name, column_of.get(name)) for name in columns},
         }
         counts = np.zeros(int(user_of.max()) + 1, dtype=np.int64)
         rows = 0
@@ -423,9 +421,12 @@ class _Builder:
             rows = max(rows, int(table[ROW].max(initial=-1)) + 1)
         start = np.concatenate([[0], np.cumsum(counts)])
         np.save(self.folder / "start.npy", start)
+        # by the names of files: a column of the dataset may be called as an event's
         made = {name: self._array(name, kind, total) for name, kind in EVENTS.items()}
         for number, name in enumerate(columns):
-            made[name] = self._array(f"column-{number}", self.kind[name], total)
+            file = f"column-{number}"
+            made[file] = self._array(file, self.kind[name], total)
+            numbers_of[file] = (name, column_of.get(name))
         place_of = np.memmap(self.folder / "raw-places", np.int64, "w+", shape=rows)
         for begin in range(0, rows, BLOCK):
             place_of[begin : begin + BLOCK] = -1

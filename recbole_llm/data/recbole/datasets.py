@@ -647,9 +647,9 @@ def _inputs_of(config: Any, interactions: Interactions) -> ModelInputs:
 
 def _bounds(cases: Cases) -> Interaction:
     """The row numbers of cases as columns."""
-    return Interaction(
-        {CASE_BEGIN: torch.from_numpy(cases.begin), CASE_END: torch.from_numpy(cases.end)}
-    )
+    # copies: those of large data are mapped files, which torch must not write to
+    begin, end = (torch.from_numpy(np.array(rows)) for rows in (cases.begin, cases.end))
+    return Interaction({CASE_BEGIN: begin, CASE_END: end})
 
 
 def _convert(

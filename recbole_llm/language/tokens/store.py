@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -11,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from ...storage.files import naming
+from ...storage.made_once import make_once
 from ...storage.progress import progress
 from .tokenizing import TextTokenizer
 
+FORMAT = 1  # raised when the tokens of a text change
 AT_ONCE = 4096  # texts that are tokenised together
 WORDS, BOUNDS, NAMES, SUMMARY = "tokens.bin", "bounds.npy", "names.npy", "store.json"
 Form = tuple[str, bool]  # what precedes a text, and whether both open a text
@@ -45,7 +43,9 @@ class TokenStore:
         # views as plain arrays, which are sliced faster
         self.bounds = np.asarray(np.load(folder / BOUNDS, mmap_mode="r"))
         self.names = np.asarray(np.load(folder / NAMES, mmap_mode="r"))
-        self.ids = np.asarray(np.memmap(folder / WORDS, dtype=np.int32, mode="r"))
+        self.ids = np.zeros(0, dtype=np.int32)
+        if self.bounds[-1]:
+            self.ids = np.asarray(np.memmap(folder / WORDS, dtype=np.int32, mode="r"))
         self._first = np.ascontiguousarray(self.names[:, 0])
 
     def __len__(self) -> int:
@@ -104,17 +104,19 @@ def open_store(
     """
     forms = sorted(set(forms))
     target = folder / _key(spelling, texts, forms)
-    with naming(target):
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # of several processes, one tokenises
-            if not _is_whole(target):
-                _build(spelling, texts, forms, target, show_progress)
-            return TokenStore(target)
+    content = f"the tokens of {len(texts)} texts"
+    make_once(
+        target,
+        _is_whole,
+        lambda made: _write(spelling, texts, forms, made, show_progress),
+        content,
+    )
+    return TokenStore(target)
 
 
 def _key(spelling: TextTokenizer, texts: Sequence[str], forms: Sequence[Form]) -> str:
     """A hash of all that decides a store."""
-    digest = hashlib.sha256(spelling.fingerprint().encode())
+    digest = hashlib.sha256(f"{FORMAT}\0{spelling.fingerprint()}".encode())
     digest.update(json.dumps(forms).encode())
     for text in texts:
         digest.update(text.encode() + b"\0")
@@ -126,21 +128,6 @@ def _name(text: str, opens: bool) -> tuple[np.uint64, np.uint64]:
     digest = hashlib.blake2b(text.encode(), digest_size=16, key=b"1" if opens else b"0").digest()
     first, second = np.frombuffer(digest, dtype=np.uint64)
     return first, second
-
-
-def _build(
-    spelling: TextTokenizer, texts: Sequence[str], forms: Sequence[Form], target: Path, show: bool
-) -> None:
-    """Write the files of a store; a killed process leaves none behind that is taken for one."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        _write(spelling, texts, forms, partial, show)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(
@@ -167,11 +154,13 @@ def _write(
     np.save(folder / BOUNDS, np.concatenate([[0], np.cumsum(sizes[order])]))
     begin = np.cumsum(sizes) - sizes
     unsorted = np.memmap(folder / "unsorted", dtype=np.int32, mode="r") if sizes.any() else sizes
+    parts: list[np.ndarray] = []
     with open(folder / WORDS, "wb") as file:
         for at in range(0, len(order), AT_ONCE):
             rows = order[at : at + AT_ONCE]
             parts = [unsorted[begin[row] : begin[row] + sizes[row]] for row in rows]
             file.write(np.concatenate(parts).astype(np.int32).tobytes())
+    del unsorted, parts  # a file that is mapped is not removed everywhere
     (folder / "unsorted").unlink()
     sums = {name: _checksum(folder / name) for name in (WORDS, BOUNDS, NAMES)}
     (folder / SUMMARY).write_text(json.dumps({"texts": len(names), "checksums": sums}))

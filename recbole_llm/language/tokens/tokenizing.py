@@ -1,5 +1,6 @@
 """Tokenise a piece of text as it stands inside a longer text, with tokenizers of any kind."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -208,7 +209,9 @@ class TextTokenizer:
         """Describe the tokenizer so that two with equal descriptions tokenise alike."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
-            return backend.to_str()
+            # padding and truncation are as the last call has left them
+            parts = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+            return json.dumps([parts, self._reserved.tolist(), self.adds_space])
         vocabulary = sorted(self.tokenizer.get_vocab().items())  # type: ignore[attr-defined]
         return repr((type(self.tokenizer), self.tokenizer, vocabulary))
 

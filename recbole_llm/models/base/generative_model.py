@@ -59,8 +59,9 @@ class GenerativeModel(BackboneModel):
         Scores items by generated texts.
     lists : StoredLists or None
         Lists of another run that are ranked again.
-    generate_rows : int
-        Most texts that are decoded at once; fewer than the setting after memory ran out.
+    decoded_tokens : int
+        Most tokens of prompts and their texts that are decoded at once; a limit after memory ran
+        out.
     written : AnswerLog or None
         The log of the texts that the current weights have generated for a part of the data.
     """
@@ -99,7 +100,7 @@ class GenerativeModel(BackboneModel):
         self.match: HierarchicalMatch | BM25Match = self.agreement
         if config["match"] != "hierarchical":
             self.match = BM25Match(self.text, config)
-        self.generate_rows: int = config["generate_rows"]
+        self.decoded_tokens = 2**62
         self.lists: StoredLists | None = None
         self.written: AnswerLog | None = None
         sentences = list(chain.from_iterable(corpus.sentences for corpus in self.corpora))
@@ -268,7 +269,7 @@ class GenerativeModel(BackboneModel):
         """Generate texts for the cases of some rows, int64 [n]; returns row -> answer."""
         count, longest = self._texts_per_case, self.longest
         decode = self._search if self.constrained else self._sample
-        lengths = np.array([len(prompts[row]) for row in missing])
+        sizes = np.array([len(prompts[row]) + count * longest for row in missing])
         answers: dict[int, Answer] = {}
 
         def compute(places: np.ndarray) -> None:
@@ -276,30 +277,32 @@ class GenerativeModel(BackboneModel):
             decoded = decode([prompts[row].ids for row in rows], cases[rows], count)
             answers.update(zip(rows.tolist(), decoded, strict=True))
 
-        waiting = np.arange(len(missing))
+        waiting, most = np.arange(len(missing)), max(1, self.config["generate_rows"] // count)
         while len(waiting):
-            most = max(1, self.generate_rows // count)
-            batches = by_length(
-                lengths[waiting], most * count * longest, most, cost=STEP_COST * longest
-            )
-            for batch in batches:
-                if not fits(partial(compute, waiting[batch])):
-                    self._decode_less(len(batch), count, int(lengths[waiting[batch]].max()))
+            budget = min(self.decoded_tokens, 2 * most * count * longest)
+            for batch in by_length(sizes[waiting], budget, most, cost=STEP_COST * longest):
+                places = waiting[batch]
+                if not fits(partial(compute, places)):
+                    self._decode_less(len(places), int(sizes[places].max()))
                     break
             waiting = np.array([place for place in waiting if missing[place] not in answers], int)
         return answers
 
-    def _decode_less(self, cases: int, count: int, longest: int) -> None:
-        """Decode half as many texts at once from here on, after memory ran out."""
+    def _decode_less(self, cases: int, largest: int) -> None:
+        """Decode half as many tokens at once from here on, after memory ran out.
+
+        `largest` are the tokens of the longest prompt among the cases, and of its texts.
+        """
         if cases == 1:
             raise UserError(
-                f"max_length: memory does not hold a prompt of {longest} tokens with {count} "
-                f"texts behind it; set {'--beams' if self.constrained else '--samples'} or "
-                "--max_length to less, or take a smaller model"
+                f"max_length: memory does not hold a prompt and its texts, {largest} tokens "
+                f"together; set {'--beams' if self.constrained else '--samples'} or --max_length "
+                "to less, or take a smaller model"
             )
-        self.generate_rows = count * (cases // 2)
+        self.decoded_tokens = max(largest, cases * largest // 2)
         self.logger.warning(
-            f"memory ran out: {self.generate_rows} texts at once from here on (generate_rows)"
+            f"memory ran out: prompts and texts of {self.decoded_tokens} tokens are decoded at "
+            "once from here on (generate_rows)"
         )
 
     def _sample(self, prompts: list[np.ndarray], cases: Cases, count: int) -> list[Answer]:
