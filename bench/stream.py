@@ -149,15 +149,15 @@ def main() -> None:
             row: dict[str, Any] = {"users": users, "items": items, "events": users * args.events}
             for targets in ("last", "all"):
                 for which in ("store", "train"):
-                    own = {"side": which, "folder": str(folder), "targets": targets}
+                    options = {"side": which, "folder": str(folder), "targets": targets}
                     if which == "store" and targets == "all":
                         continue  # it is there
-                    found = in_child(__file__, **own)
+                    measured = in_child(__file__, **options)
                     prefix = f"{which}_{targets}"
-                    row[f"{prefix}_first_s"] = round(found["first_step"], 1)
-                    row[f"{prefix}_step_s"] = round(found["step"], 2)
-                    row[f"{prefix}_anonymous_mib"] = round(found["anonymous_mib"])
-                    row[f"{prefix}_examples"] = found["examples"]
+                    row[f"{prefix}_first_s"] = round(measured["first_step"], 1)
+                    row[f"{prefix}_step_s"] = round(measured["step"], 2)
+                    row[f"{prefix}_anonymous_mib"] = round(measured["anonymous_mib"])
+                    row[f"{prefix}_examples"] = measured["examples"]
             row["file_mib"] = round(size(folder / "large"))
             row["stores_mib"] = round(size(folder / "saved" / "cache"))
         print(row, flush=True)

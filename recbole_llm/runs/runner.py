@@ -236,8 +236,10 @@ class Runner:
     def _record_kept(self, record: dict[str, Any], folder: Path, step: int) -> None:
         """Make a finished run of the weights that training has kept of a step."""
         row = row_of_kept(self.spec, folder.name, step, record["versions"])
-        kept = {key: value for key, value in record.items() if key not in ("parts", "summaries")}
-        run_folders.write_json(folder / run_folders.RUN, kept | {"status": "finished", "row": row})
+        content = {key: value for key, value in record.items() if key not in ("parts", "summaries")}
+        run_folders.write_json(
+            folder / run_folders.RUN, content | {"status": "finished", "row": row}
+        )
 
     def _new_record(self) -> dict[str, Any]:
         settings = dict(self.spec.settings)

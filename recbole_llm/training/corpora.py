@@ -222,12 +222,12 @@ class Windows:
     def __init__(self, corpus: Corpus, sizes: np.ndarray, room: Callable[[np.ndarray], np.ndarray]):
         self.corpus, self.sizes, self.room = corpus, np.asarray(sizes, dtype=np.int64), room
         counts = [np.zeros(1, dtype=np.int64)]
-        found = GrowingArray(index_type(len(corpus.cases)), corpus.interactions.folder)
+        planned = GrowingArray(index_type(len(corpus.cases)), corpus.interactions.folder)
         for first in range(0, len(corpus.by_user), USERS_AT_ONCE):
             rows, count = self._plan(np.arange(len(corpus.by_user))[first : first + USERS_AT_ONCE])
-            found.append(rows)
+            planned.append(rows)
             counts.append(count)
-        self.rows = found.array()
+        self.rows = planned.array()
         self.bounds = np.cumsum(np.concatenate(counts))
 
     def of(self, users: np.ndarray) -> np.ndarray:
@@ -252,10 +252,10 @@ class Windows:
             owners.append(active)
             target, history = targets[place] - first, histories[place] - first
             least = taken[target] - self.room(items[target])
-            kept = np.searchsorted(taken, least)  # the oldest event of the history that fits
-            kept = np.maximum(np.minimum(kept, target - 1), history)
-            # targets up to the first kept event are still to be covered
-            place = np.searchsorted(targets, kept + first, side="right") - 1
+            oldest = np.searchsorted(taken, least)  # event of the history that fits
+            oldest = np.maximum(np.minimum(oldest, target - 1), history)
+            # targets up to the oldest event are still to be covered
+            place = np.searchsorted(targets, oldest + first, side="right") - 1
             goes_on = place >= lowest[active]
             active, place = active[goes_on], place[goes_on]
         owner = np.concatenate(owners)

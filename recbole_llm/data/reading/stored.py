@@ -471,8 +471,8 @@ class _Builder:
             by_row = np.argsort(table[ROW], kind="stable")
             numbers, places = np.unique(table[name][by_row], return_index=True)
             first[numbers] = np.minimum(first[numbers], table[ROW][by_row[places]])
-        left = np.flatnonzero(first < np.iinfo(np.int64).max)
-        order = left[np.argsort(first[left])]
+        remaining = np.flatnonzero(first < np.iinfo(np.int64).max)
+        order = remaining[np.argsort(first[remaining])]
         now = np.full(len(first), -1, dtype=np.int32)
         now[order] = np.arange(len(order))
         tokens = numbering.tokens()
@@ -487,12 +487,12 @@ class _Builder:
 
     def _finish(self, columns: list[str]) -> None:
         """Write the summary, without which a store is none."""
-        kept = [path for path in self.folder.iterdir() if not path.name.startswith("raw-")]
+        files = [path for path in self.folder.iterdir() if not path.name.startswith("raw-")]
         summary = {
             "columns": columns,
             "has_time": self.has_time,
             "log": self.log,
-            "sizes": {path.name: path.stat().st_size for path in kept},
+            "sizes": {path.name: path.stat().st_size for path in files},
         }
         (self.folder / SUMMARY).write_text(json.dumps(summary))
 
