@@ -2,8 +2,9 @@
 
     python bench/finetune.py --data=FOLDER --model=smollm2
 
-FOLDER has the atomic files of Scientific. The model is first stored in whole float32 weights, if it
-is a packaged one. CALRec's generation loss trains on `steps` steps of `batch` users. The loss of
+FOLDER has the atomic files of Scientific; without it the Pet sample is trained on. The model is
+first stored in whole float32 weights, if it is a packaged one; `random` is a narrow one of random
+weights. CALRec's generation loss trains on `steps` steps of `batch` users. The loss of
 the targets of `users` validation users, in nats a token, is measured before training and at each
 validation. Each training is made twice: at once, and by a process that is killed behind its first
 validation, and started again.
@@ -33,9 +34,11 @@ OWN = ("mode", "saved", "result")  # arguments of one training
 
 
 def whole_folder(name: str, folder: Path) -> str:
-    """A folder with the whole weights of a packaged model; of another, its name."""
+    """A folder with the whole weights of a packaged or random model; of another, its name."""
     from recbole_llm.language.backbones.sources import PACKAGED, load_folder
 
+    if name == "random":
+        return random_folder(folder)
     if name not in PACKAGED:
         return name
     load_folder(name).save(folder / name)
@@ -178,10 +181,11 @@ def main() -> None:
         return
     if args.small:
         args.steps, args.users, args.data, args.modes = 8, 8, "", "lora"
+        args.model = "random"
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        args.model = random_folder(folder) if args.small else whole_folder(args.model, folder)
+        args.model = whole_folder(args.model, folder)
         for mode in args.modes.split(","):
             whole, result = child(args, folder / mode, mode=mode)
             if whole.wait():

@@ -1,17 +1,25 @@
-"""Results on a GPU: agreement with the CPU, speed, and the quality of larger models.
+"""Results on a GPU: agreement with the CPU, speed, memory, and the quality of larger models.
 
-    python bench/gpu.py --part=all --data=FOLDER --saved=FOLDER --minutes=20
+    python bench/gpu.py --saved=FOLDER
+    python bench/gpu.py --part=quality --data=FOLDER --saved=FOLDER --minutes=20
 
-Parts:
+Parts of the first command, which begins no further benchmark after `minutes`:
 
 - check: decoding, and training steps of CALRec and TALLRec in fp32, against the CPU.
-- speed: generate.py, train.py, adapters.py and score.py.
+- train: LoRA against transformers' Trainer with PEFT (trainer.py), and CALRec's steps (train.py).
 - memory: the peak of training steps against the trace that forecasts it (memory.py).
+- decode: sampling, texts of unequal lengths, and judging (generate.py, summaries.py, score.py).
+- quantised: LoRA over 4 bits, whole and killed (finetune.py).
+- adapters: an adapter for each of many users (adapters.py).
+
+Parts that are named alone:
+
 - personal: the personalization spectrum of Games-6k with scratch:base.
 - quality: CALRec on Scientific, then judges on Office, in the order of RUNS until time is up.
 
-Called again with the same --saved, `personal` and `quality` continue where they stopped. The folder
-of --data contains Scientific/, Office/ and Games-6k/. The last line has all results.
+Each part is stored in FOLDER as PART.json when it has ended. Called again with the same --saved,
+`personal` and `quality` continue where they stopped. The folder of --data contains Scientific/,
+Office/ and Games-6k/. The last line has all results.
 """
 
 import itertools
@@ -22,7 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import arguments, device, finish, in_child
+from common import arguments, device, finish
 
 COMMON = {"precision": "bf16", "valid_users": 2000, "show_progress": False}
 WRITER = {
@@ -178,29 +186,61 @@ def check_decoding(model, prompts) -> list[dict]:
     ]
 
 
-def speed(small: bool) -> list[dict]:
-    """The rows of four benchmarks, each in a process of its own; if `small`, of the last one."""
+def benches(commands: list[dict], ends: float, small: bool) -> list[dict]:
+    """The rows of benchmarks, each in a process of its own, as far as there is time for them.
+
+    A command has the benchmark as `script`, and its options.
+    """
     rows = []
-    for script in ("generate.py", "train.py", "adapters.py", "score.py")[-1 if small else 0 :]:
-        command = [sys.executable, str(Path(__file__).with_name(script)), *["--small"] * small]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            results = json.loads(done.stdout.strip().splitlines()[-1])["rows"]
-        else:
-            results = [{"error": done.stderr[-500:]}]
-        rows += [{"bench": script} | row for row in results]
+    for command in commands[: 1 if small else None]:
+        options = [f"--{key}={value}" for key, value in command.items() if key != "script"]
+        script = str(Path(__file__).with_name(command["script"]))
+        left = ends - time.perf_counter()
+        if left < 5:
+            rows.append(command | {"error": "no time was left"})
+            continue
+        try:
+            done = subprocess.run(
+                [sys.executable, script, *(["--small"] if small else options)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=left,
+            )
+        except subprocess.TimeoutExpired:
+            rows.append(command | {"error": f"it did not end within {left:.0f} s"})
+            continue
+        if done.returncode:
+            rows.append(command | {"error": done.stderr[-500:]})
+            continue
+        last = json.loads(done.stdout.strip().splitlines()[-1])
+        rows += [command | row for row in last.get("rows", [last])]
     return rows
 
 
-def memory(small: bool) -> list[dict]:
-    """Measured and traced peaks of training steps, each in a process of its own."""
-    script = str(Path(__file__).with_name("memory.py"))
-    sizes = {"layers": 3} if small else {"layers": 12, "rows": 16}
-    rows = []
-    for name in ("Qwen2.5-0.5B", "Llama-3.2-1B", "t5-base")[: 1 if small else 3]:
-        for way, recomputes in itertools.product(("LoRA", "in full"), (0, 1)):
-            rows.append(in_child(script, model=name, way=way, recomputes=recomputes, **sizes))
-    return rows
+TRAIN = [
+    {"script": "trainer.py", "shape": "Llama-3.2-1B", "layers": 6, "batch": 64, "repeats": 1},
+    {"script": "trainer.py", "shape": "SmolLM2-135M", "layers": 30, "batch": 64, "repeats": 1},
+]
+TRAIN = [command | {"precision": "bf16"} for command in TRAIN] + [{"script": "train.py"}]
+DECODE = [
+    {"script": "score.py", "size": "base"},
+    {"script": "generate.py"},
+    {"script": "summaries.py", "prompts": 256, "slots": 64},
+]
+# a LoRA of Llama-2-7b in whole, then layers of smaller models
+MEMORY = [
+    {"model": "Llama-2-7b", "way": "LoRA", "recomputes": 1, "layers": 32, "rows": 1},
+    {"model": "Qwen2.5-0.5B", "way": "LoRA", "recomputes": 0, "layers": 12, "rows": 16},
+    {"model": "Llama-3.2-1B", "way": "in full", "recomputes": 0, "layers": 8, "rows": 16},
+    {"model": "gemma-2-2b", "way": "in full", "recomputes": 1, "layers": 8, "rows": 8},
+    {"model": "t5-base", "way": "in full", "recomputes": 0, "layers": 12, "rows": 8},
+    {"model": "t5-base", "way": "LoRA", "recomputes": 1, "layers": 12, "rows": 8},
+]
+MEMORY[0]["length"] = 2048
+MEMORY = [{"script": "memory.py"} | command for command in MEMORY]
+QUANTISED = [{"script": "finetune.py", "data": "", "model": "random", "modes": "4bit"}]
+ADAPTERS = [{"script": "adapters.py", "repeats": 1, "epochs": 1, "alone": 6}]
 
 
 def small_settings(model: str, given: dict) -> dict:
@@ -272,24 +312,33 @@ def personal(data: str, saved: str, small: bool) -> dict:
 
 
 def main() -> None:
-    args = arguments(__doc__, part="all", data="dataset", saved="", minutes=20.0)
+    args = arguments(__doc__, part="all", data="dataset", saved="", minutes=8.0)
     ends = time.perf_counter() + 60 * args.minutes
     import recbole_llm  # noqa: F401
 
     with tempfile.TemporaryDirectory() as temporary:
         saved = args.saved or temporary
-        parts = {
+        Path(saved).mkdir(parents=True, exist_ok=True)
+        quick = {
             "check": lambda: check(args.small),
-            "speed": lambda: speed(args.small),
-            "memory": lambda: memory(args.small),
+            "train": lambda: benches(TRAIN, ends, args.small),
+            "memory": lambda: benches(MEMORY, ends, args.small),
+            "decode": lambda: benches(DECODE, ends, args.small),
+            "quantised": lambda: benches(QUANTISED, ends, args.small),
+            "adapters": lambda: benches(ADAPTERS, ends, args.small),
+        }
+        parts = quick | {
             "personal": lambda: personal(args.data, saved, args.small),
             "quality": lambda: quality(args.data, saved, ends, args.small),
         }
         results = {}
-        for part in parts if args.part == "all" else (args.part,):
+        for part in quick if args.part == "all" else (args.part,):
+            started = time.perf_counter()
             results[part] = parts[part]()
-            print(json.dumps({part: results[part]}), flush=True)
-    rows = results.pop("speed", [])
+            line = json.dumps({part: results[part], "seconds": time.perf_counter() - started})
+            (Path(saved) / f"{part}.json").write_text(line)
+            print(line, flush=True)
+    rows = results.pop("decode", [])
     finish(bench="gpu", ratio=rows[0].get("ratio") if rows else None, rows=rows, **results)
 
 

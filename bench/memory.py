@@ -16,6 +16,16 @@ from common import arguments, finish, in_child, resident
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32}
 SIZES: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M": LLAMA
+    | {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
     "Qwen2.5-0.5B": {
         "model_type": "qwen2",
         "hidden_size": 896,
@@ -140,7 +150,8 @@ def measure(args: Any) -> None:
     config = config_of(own)
     training = training_of(config, args.way, bool(args.recomputes), precision)
     auto: Any = AutoModel if config.is_encoder_decoder else AutoModelForCausalLM
-    model = auto.from_config(config, dtype=training.weight_format.dtype).to(device)
+    with device:  # billions of random numbers take minutes on a CPU
+        model = auto.from_config(config, dtype=training.weight_format.dtype)
     if training.rank:
         lora.add_lora(model, model, "", rank=8, alpha=16, dropout=training.dropout)
     bundle: Any = Backbone(model, None)  # type: ignore[arg-type]

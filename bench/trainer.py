@@ -5,8 +5,10 @@
 Both sides train the same weights on the same batches, with adapters of rank 8 on every linear
 layer, AdamW, and the loss of the targets alone. The Trainer pads a batch to its longest text, as
 its collator for labelled texts does. Counts of tokens are without padding. The model has random
-weights, the widths of SmolLM2-135M and `layers` layers; texts are those of the Pet sample. Each
-side runs in a process of its own; `precision` is fp32, or bf16 under autocast.
+weights, the widths of `shape` (see memory.py) and `layers` layers; texts are those of the Pet
+sample. Each side runs in a process of its own; `precision` is fp32, or bf16 under autocast.
+`share` is that of our operations a second, as torch counts them, in the rate of one large product
+of matrices in that precision.
 """
 
 import json
@@ -16,36 +18,41 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from common import arguments, device, finish, in_child
+from common import arguments, device, finish, in_child, timed
+from memory import SIZES, config_of
 
 RATE = 1e-3
+NARROW = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 170,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 2048,
+}
 
 
-def save_model(folder: Path, layers: int, small: bool) -> None:
+def save_model(folder: Path, shape: dict[str, Any], layers: int) -> None:
     """A folder with a causal LM of random weights and a tokenizer of the Pet sample's texts."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from recbole_llm.language.backbones.scratch import train_tokenizer
     from recbole_llm.language.backbones.sources import Backbone
 
     texts = Path(__file__).resolve().parents[1] / "recbole_llm/data/sample/Pet-sample.item"
-    tokenizer = train_tokenizer(texts.read_text().splitlines(), 2000 if small else 4000)
+    vocabulary = min(4000, shape["vocab_size"] - 48)
+    tokenizer = train_tokenizer(texts.read_text().splitlines(), vocabulary)
+    own = {
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 2048,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     torch.manual_seed(0)
-    width = 64 if small else 576
-    config = LlamaConfig(
-        vocab_size=2048 if small else 49152,
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 192),
-        max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Backbone(LlamaForCausalLM(config), tokenizer).save(folder)
+    model = AutoModelForCausalLM.from_config(config_of(shape | own), dtype=torch.float32)
+    Backbone(model, tokenizer).save(folder)
 
 
 def prepared(args: Any) -> tuple[Any, Any, list[list[Any]]]:
@@ -82,18 +89,38 @@ def prepared(args: Any) -> tuple[Any, Any, list[list[Any]]]:
 
 
 def ours(args: Any) -> dict[str, float]:
-    """Seconds of our steps behind the first, and the mean loss of the last."""
+    """Seconds of our steps behind the first, the mean loss of the last, and their share."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     model, trainer, batches = prepared(args)
     model.train()
-    losses = []
     trainer._step(batches[0])
-    started = time.perf_counter()
-    for batch in batches[1:]:
-        losses.append(trainer._step(batch))
-    seconds = time.perf_counter() - started
+
+    def steps() -> float:
+        for batch in batches[1:-1]:
+            trainer._step(batch)
+        return trainer._step(batches[-1])
+
+    seconds, loss = timed(steps)
     learned = sum(int(text.learned.sum()) for (text,) in batches[-1])
-    # ours is a mean per target, and theirs one per token
-    return {"seconds": seconds, "loss": losses[-1] * len(batches[-1]) / learned}
+    with FlopCounterMode(display=False) as counter:
+        steps()
+    return {
+        "seconds": seconds,
+        # ours is a mean per target, and theirs one per token
+        "loss": loss * len(batches[-1]) / learned,
+        "share": counter.get_total_flops() / seconds / product_rate(args.precision),
+    }
+
+
+def product_rate(precision: str) -> float:
+    """Operations a second of one large product of matrices on this device."""
+    import torch
+
+    size = 8192 if device() == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one = torch.randn(size, size, device=device(), dtype=dtype)
+    return 2 * size**3 / min(timed(torch.matmul, one, one)[0] for _ in range(4))
 
 
 def labelled(batches: list[list[Any]]) -> list[dict[str, list[int]]]:
@@ -170,34 +197,46 @@ SIDES = {"ours": ours, "theirs": theirs}
 
 def main() -> None:
     args = arguments(
-        __doc__, steps=12, batch=8, layers=6, precision="fp32", repeats=3, folder="", side=""
+        __doc__,
+        steps=12,
+        batch=8,
+        shape="SmolLM2-135M",
+        layers=6,
+        precision="fp32",
+        repeats=3,
+        folder="",
+        side="",
     )
     if args.side:
         print(json.dumps(SIDES[args.side](args)))
         return
     if args.small:
         args.steps, args.layers, args.batch, args.repeats = 3, 2, 4, 1
+    shape = NARROW if args.small else SIZES[args.shape]
     with tempfile.TemporaryDirectory() as name:
         args.folder = name
-        save_model(Path(name) / "model", args.layers, args.small)
+        save_model(Path(name) / "model", shape, args.layers)
         _, _, batches = prepared(args)
         tokens = sum(len(text) for (text,) in chain.from_iterable(batches[1:]))
         given = {key: getattr(args, key) for key in ("steps", "batch", "precision", "folder")}
         found: dict[str, list[float]] = {side: [] for side in SIDES}
-        losses = {}
+        last = {}
         for _ in range(args.repeats):  # in turns
             for side in SIDES:
                 result = in_child(__file__, side=side, **given)
                 found[side].append(result["seconds"])
-                losses[side] = result["loss"]
+                last[side] = result
     seconds = {side: min(values) for side, values in found.items()}
     row = {
+        "shape": "narrow" if args.small else args.shape,
+        "layers": args.layers,
         "precision": args.precision,
         "tokens": tokens,
         "theirs_tokens_s": round(tokens / seconds["theirs"]),
         "ours_tokens_s": round(tokens / seconds["ours"]),
-        "loss_theirs": losses["theirs"],
-        "loss_ours": losses["ours"],
+        "loss_theirs": last["theirs"]["loss"],
+        "loss_ours": last["ours"]["loss"],
+        "share": round(last["ours"]["share"], 2),
         "ratio": round(seconds["theirs"] / seconds["ours"], 2),
     }
     finish(bench="trainer", ratio=row["ratio"], rows=[row])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import FAMILIES, random_model
+from suites import fast_only
 from test_generation import keys, prompts
 from tokenizers_of import texts
 
@@ -17,7 +18,10 @@ from recbole_llm.language.decoding.sampling import sample
 LENGTHS = (5, 40, 23, 9, 31, 2, 17, 60, 12)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+QUICK = ("llama, grouped heads", "gpt2", "gemma2, window, soft caps")
+
+
+@pytest.fixture(scope="module", params=fast_only(QUICK, FAMILIES))
 def backbone(request):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(texts(200), 300)

@@ -16,7 +16,7 @@ TINY = {
     "scratch_vocabulary": 300,
     "samples": 4,
     "valid_samples": 2,
-    "max_new_tokens": 16,
+    "max_new_tokens": 8,
     "topk": [1, 5, 10],
     "train_batch_size": 64,
     "eval_step": 1,

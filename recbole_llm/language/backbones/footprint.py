@@ -190,18 +190,38 @@ def footprint(config: Any, training: Training, work: Pass) -> Footprint:
     Footprint
         Its parts. Gradients are counted in full, since a step has several passes.
     """
-    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    described, count = _Config(text, config), layer_count(config)
-    whole = _trace_of_all(described, training, work, count)
-    without = _trace_of_all(described, training, replace(work, learned=0), count).peak
+    whole = _trace_of_all(config, training, work)
+    without = _trace_of_all(config, training, replace(work, learned=0)).peak
     return Footprint(whole.weights, whole.trained, 2 * whole.trained, without, whole.peak - without)
 
 
-def _trace_of_all(described: "_Config", training: Training, work: Pass, layers: int) -> Trace:
-    """Extrapolate the trace of a number of layers from those of two and of three.
+def pass_peak(config: Any, training: Training, work: Pass) -> int:
+    """Compute what a pass takes beside weights, gradients and the optimizer, at its peak.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        The configuration of the model.
+    training : Training
+        How it is trained.
+    work : Pass
+        The pass.
+
+    Returns
+    -------
+    int
+        Bytes of activations and of logits.
+    """
+    return _trace_of_all(config, training, work).peak
+
+
+def _trace_of_all(config: Any, training: Training, work: Pass) -> Trace:
+    """Extrapolate the trace of all layers from those of two and of three.
 
     Of one layer alone, the first would be the last.
     """
+    layers = layer_count(config)
+    described = _Config(json.dumps(config.to_dict(), sort_keys=True, default=str), config)
     if layers <= 3:
         return _traced(described, training, work, layers)
     two, three = (_traced(described, training, work, few) for few in (2, 3))

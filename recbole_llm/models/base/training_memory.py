@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from ...errors import UserError
-from ...language.backbones.footprint import footprint
+from ...language.backbones.footprint import Pass, Training, footprint, pass_peak
 
 GIB = 2**30
 # Share of the free memory that is planned with; allocators and libraries take of the rest. On a CPU
@@ -142,21 +142,27 @@ class Forecast:
         logits = 16 * self.share * config.vocab_size
         return self.beside + tokens * (layers * of_token + logits)
 
+    def _traced(self, tokens: int) -> tuple[Any, Training, Pass]:
+        """What is traced of a pass of some tokens."""
+        training = replace(self.model.training_form, recomputes=self.recomputes)
+        work = self.model.pass_shape(tokens, self.longest, self.share)
+        return self.model.bundle.core.config, training, work
+
     def activations(self, tokens: int) -> tuple[int, int]:
         """Trace a pass; the bytes of activations and of logits."""
-        work = self.model.pass_shape(tokens, self.longest, self.share)
-        training = replace(self.model.training_form, recomputes=self.recomputes)
-        taken = footprint(self.model.bundle.core.config, training, work)
+        taken = footprint(*self._traced(tokens))
         return taken.activations, taken.logits
 
     def largest(self, tokens: int) -> int:
         """Halve the tokens of a pass until it fits; 0 if one text does not."""
-        while True:
-            if sum(self.activations(tokens)) + self.beside <= self.usable * self.free:
+        room = self.usable * self.free - self.beside
+        while room > 0:
+            if pass_peak(*self._traced(tokens)) <= room:
                 return tokens
             if tokens == self.longest:
                 return 0
             tokens = max(self.longest, tokens // 2)
+        return 0
 
     def choose(self, tokens: int) -> int:
         """Decide on recomputation, and on the tokens of a pass; 0 if one text does not fit."""
@@ -196,7 +202,7 @@ class Forecast:
 
     def refusal(self, longest: int) -> str:
         """Say that no pass fits, and what to turn."""
-        needed = sum(self.activations(longest)) + self.beside + self.weights
+        needed = pass_peak(*self._traced(longest)) + self.beside + self.weights
         config, advice = self.model.config, ["--max_length to less"]
         if config["checkpoint"] == "false" and self.model.bundle.can_recompute:
             advice.append("--checkpoint=auto")
