@@ -144,7 +144,7 @@ def test_what_a_search_reached_stands_above_the_rest(tmp_path):
 @torch.no_grad()
 def test_blend_adds_the_cosine_of_history_and_item(tmp_path):
     write_cycle(tmp_path)
-    _, model, _, (_, _, test) = prepared("CALRec", tmp_path)
+    _, model, _, (_, _, test) = prepared("CALRec", tmp_path, max_new_tokens=16)
     cases = test._dataset.cases[:3]
     plain = model.eval().double().score(cases)
     model.config["blend"] = 0.5

@@ -119,7 +119,7 @@ NESTED = st.recursive(
 
 
 @given(NESTED)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 def test_a_value_that_is_written_is_read_as_itself(value):
     written = flow(value)
     assert "\n" not in written

@@ -11,6 +11,7 @@ from worlds import prepared, settings_for, write_cycle
 from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.runs.commands import resume_run, run_settings
+from recbole_llm.storage import readback
 from recbole_llm.storage.run_folders import find_run
 from recbole_llm.training import optimizers
 from recbole_llm.training import text_trainer as module
@@ -190,6 +191,8 @@ def test_kept_weights_are_runs_to_begin_with_and_to_evaluate(name, tmp_path, cap
         record = json.loads((folder / "run.json").read_text())
         assert record["status"] == "finished" and record["row"]["run"] == folder.name
         assert not {"test", "valid"} & record["row"].keys()
+        # also of weights that are no best ones, scores tell whether they are read back
+        assert json.loads((folder / readback.FILE).read_text())["scores"]
     assert find_run(first.row["run"][:-2], saved).name == first.row["run"]
     started = []
     for start in (f"{first.row['run'][:-2]}@3", other.name, first.row["run"]):

@@ -334,7 +334,7 @@ def test_another_process_finds_the_store(tmp_path):
         "source = Source(folder, 'some', inter_columns=columns)\n"
         "print(_key(source))"
     )
-    for seed in range(4):
+    for seed in (1, 3):  # which give both orders
         env = {**os.environ, "PYTHONHASHSEED": str(seed)}
         key = subprocess.run(
             [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True

@@ -178,7 +178,7 @@ def test_a_run_that_starts_over_forgets_what_others_wrote(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("decoding", ["sample", "constrained"])
+@pytest.mark.parametrize("decoding", fast_only(["sample"], ["sample", "constrained"]))
 def test_fewer_texts_are_decoded_at_once_after_memory_ran_out(
     decoding, tmp_path, monkeypatch, caplog
 ):

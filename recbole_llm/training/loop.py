@@ -383,9 +383,13 @@ class Harness(FolderTrainer):
         if not self.saves:
             return
         readback.forget(self.folder)
+        self._store_weights(self.folder)
+
+    def _store_weights(self, folder: Path) -> None:
+        """Write the weights to a folder, and what is compared when they are read back."""
         # before the weights are saved: some models keep tensors that they score by, to be saved too
         scores = self._probe_cases() if self._has_probe_cases else None
-        save_weights(self.model, self.folder)
+        save_weights(self.model, folder)
         tensors = trained_tensors(self.model)
         if scores is not None and self.repeats is None:
             again = self._probe_cases()
@@ -397,7 +401,7 @@ class Harness(FolderTrainer):
                 )
         scores = scores if self.repeats else None
         base = stored_weights(self.model).frozen_base
-        readback.remember(self.folder, tensors, scores, self.config["precision"], base)
+        readback.remember(folder, tensors, scores, self.config["precision"], base)
 
     def keep(self, step: int) -> None:
         """Store the weights after a step in a folder of their own, beside that of the run."""
@@ -408,10 +412,7 @@ class Harness(FolderTrainer):
             # what an earlier training has kept, and what was ranked by it
             (folder / run_folders.RUN).unlink(missing_ok=True)
             run_folders.clear(folder)
-            save_weights(self.model, folder)
-            base = stored_weights(self.model).frozen_base
-            tensors = trained_tensors(self.model)
-            readback.remember(folder, tensors, None, self.config["precision"], base)
+            self._store_weights(folder)
             if self.on_kept:
                 self.on_kept(folder, step)
         self.logger.info(f"the weights of step {step} are kept: {folder.name}")
