@@ -1,13 +1,15 @@
-"""Memory of training language models: of published sizes by trace, and traces against processes.
+"""Memory and time of language models: of published sizes by trace, and traces against processes.
 
     python bench/memory.py
     python bench/memory.py --models=Llama-2-7b --tokens=16384
 
 The first table has the GiB that a training takes, by `recbole_llm.language.backbones.footprint`,
-for the sizes of published models: nothing is loaded. The second, which --models leaves out, trains
-models of random weights in processes of their own, and compares the peak of the device's memory
-with the trace. On a CPU the peak is that of resident memory above what the process held before its
-second step.
+for the sizes of published models, and the million tokens an hour that devices reach by
+`recbole_llm.studies.hardware`: nothing is loaded. The second has what a local summarizer takes that
+continues `texts` texts of 2,048 tokens. The third, which --models leaves out, trains models of
+random weights in processes of their own, and compares the peak of the device's memory with the
+trace. On a CPU the peak is that of resident memory above what the process held before its second
+step.
 """
 
 from typing import Any
@@ -15,7 +17,27 @@ from typing import Any
 from common import arguments, finish, in_child, resident
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32}
+SCRATCH = {"model_type": "llama", "vocab_size": 4096, "tie_word_embeddings": True}
+
+
+def scratch(width: int, layers: int) -> dict[str, Any]:
+    """The shape of a scratch: backbone, see recbole_llm/language/backbones/scratch.py."""
+    widths = {"hidden_size": width, "intermediate_size": 4 * width}
+    return SCRATCH | widths | {"num_hidden_layers": layers, "num_attention_heads": width // 64}
+
+
 SIZES: dict[str, dict[str, Any]] = {
+    "scratch:tiny": scratch(128, 3),
+    "scratch:small": scratch(256, 4),
+    "scratch:base": scratch(512, 8),
+    "all-MiniLM-L6-v2": {
+        "model_type": "bert",
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+    },
     "SmolLM2-135M": LLAMA
     | {
         "hidden_size": 576,
@@ -64,6 +86,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 40,
         "vocab_size": 32000,
     },
+    "Llama-30b": LLAMA
+    | {
+        "hidden_size": 6656,
+        "intermediate_size": 17920,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 52,
+        "vocab_size": 32000,
+    },
     "t5-base": {
         "model_type": "t5",
         "d_model": 768,
@@ -74,6 +104,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 32128,
     },
 }
+DEVICES = ("rtx-4090", "a100-80gb", "h100")
 # rank of adapters, quantisation, whether all weights are trained
 WAYS = {"LoRA": (8, "none"), "QLoRA": (8, "4bit"), "in full": (0, "none")}
 
@@ -93,11 +124,12 @@ def training_of(config: Any, way: str, recomputes: bool, precision: str = "bf16"
     from recbole_llm.language.backbones.encoder_decoder import FusionBackbone
     from recbole_llm.language.backbones.footprint import Training
     from recbole_llm.language.backbones.precision import KINDS, WeightFormat
-    from recbole_llm.language.backbones.sources import Backbone
+    from recbole_llm.language.backbones.sources import Backbone, SentenceBackbone
 
     rank, quantize = WAYS[way]
     dtype = KINDS[precision] if rank else torch.float32
-    kind = FusionBackbone if config.is_encoder_decoder else Backbone
+    kinds: dict[str, type[Backbone]] = {"bert": SentenceBackbone, "t5": FusionBackbone}
+    kind = kinds.get(config.model_type, Backbone)
     form = WeightFormat(dtype, quantize, KINDS[precision])
     return Training(kind, form, precision, rank, 0.05 if rank else 0.0, recomputes)
 
@@ -110,9 +142,11 @@ def traced(tokens: int, length: int, sizes: dict[str, dict[str, Any]]) -> list[d
     for name, own in sizes.items():
         config = config_of(own)
         # adapters over 4 bits are of causal LMs
-        for way in WAYS if not config.is_encoder_decoder else ("LoRA", "in full"):
+        is_causal = config.model_type not in ("bert", "t5")
+        most = config.max_position_embeddings if config.model_type == "bert" else length
+        for way in WAYS if is_causal else ("LoRA", "in full"):
             for recomputes in (False, True):
-                work = Pass(max(1, tokens // length), length, tokens // 16)
+                work = Pass(max(1, tokens // most), most, tokens // 16)
                 found = footprint(config, training_of(config, way, recomputes), work)
                 rows.append(
                     {
@@ -125,8 +159,64 @@ def traced(tokens: int, length: int, sizes: dict[str, dict[str, Any]]) -> list[d
                         "pass": round((found.activations + found.logits) / 2**30, 2),
                         "total": round(found.total / 2**30, 2),
                     }
+                    | rates(config, way, recomputes, most)
                 )
                 print(rows[-1])
+    return rows
+
+
+def rates(config: Any, way: str, recomputes: bool, length: int) -> dict[str, float]:
+    """The million tokens an hour that devices read and learn from, one in 16 of them learned."""
+    import numpy as np
+
+    from recbole_llm.language.backbones.precision import WeightFormat
+    from recbole_llm.studies.hardware import GPUS, REACHED, Work
+
+    work = Work(shapes_of(config, WeightFormat()))
+    passes = (3 if way == "in full" else 2) + recomputes
+    operations = work.reading(np.array([length])) * passes + 6 * work.head / 16
+    hours = operations / (REACHED * 1e12 * 3600)
+    return {name: float(f"{GPUS[name].rate('bf16') / hours / 1e6:.3g}") for name in DEVICES}
+
+
+def shapes_of(config: Any, weight_format: Any) -> Any:
+    """A model without content."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from recbole_llm.language.backbones.shapes import model_of_shapes
+
+    auto: Any = AutoModel if config.model_type in ("bert", "t5") else AutoModelForCausalLM
+    return model_of_shapes(auto, config, weight_format)
+
+
+def summarizers(texts: int, sizes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The memory of each causal LM that writes summaries, and its tokens an hour on a device."""
+    import torch
+
+    from recbole_llm.language.backbones.precision import WeightFormat
+    from recbole_llm.studies.hardware import GPUS, Work
+
+    rows, length, device = [], 2048, GPUS["a100-80gb"]
+    for name, own in sizes.items():
+        config = config_of(own)
+        if config.model_type in ("bert", "t5"):
+            continue
+        for quantize in ("none", "8bit", "4bit"):
+            short = WeightFormat(torch.bfloat16, quantize, torch.bfloat16)
+            work = Work(shapes_of(config, short))
+            cache = length * work.cache_bytes(torch.bfloat16)
+            seconds = work.writing(1e6, texts, cache, "bf16", device)
+            rows.append(
+                {
+                    "model": name,
+                    "quantize": quantize,
+                    "texts": texts,
+                    "weights": round(work.weight_bytes / 2**30, 2),
+                    "cache": round(texts * cache / 2**30, 2),
+                    f"written, {device.name}": float(f"{3600 / seconds:.3g}"),
+                }
+            )
+            print(rows[-1])
     return rows
 
 
@@ -193,6 +283,7 @@ def main() -> None:
     args = arguments(
         __doc__,
         tokens=2048,
+        texts=16,
         models="",
         model="",
         way="",
@@ -209,6 +300,7 @@ def main() -> None:
         names = args.models.split(",") if args.models else ["Qwen2.5-0.5B"]
         chosen = {name: SIZES[name] for name in names}
     rows = traced(args.tokens, min(args.tokens, 2048), chosen)
+    written = summarizers(args.texts, chosen)
     measured = []
     measured_models = () if args.models else ("Qwen2.5-0.5B", "Llama-3.2-1B", "t5-base")
     for name in measured_models[: 1 if args.small else 3]:
@@ -218,7 +310,7 @@ def main() -> None:
                 row.pop("machine")
                 measured.append(row)
                 print(row)
-    finish(bench="memory", rows=rows, measured=measured)
+    finish(bench="memory", rows=rows, summarizers=written, measured=measured)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
+from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.models.base import training_memory
 from recbole_llm.settings import layers
+from recbole_llm.studies import hardware
 from recbole_llm.studies import plan as module
 
 NONE = {"hardware": "rtx-4090", "price_in": None, "price_out": None}
@@ -57,7 +59,7 @@ def test_tokens_steps_and_memory_are_those_of_the_training(name, own, tmp_path):
     ).groups()
     assert (int(count), int(size)) == (len(made), 4)
     assert int(tokens) == pytest.approx(sum(made), rel=0.05)
-    weights = training_memory._size(sum(value.nbytes for value in model.parameters()))
+    weights = training_memory.readable_bytes(sum(value.nbytes for value in model.parameters()))
     assert f"memory: weights {weights} + gradients {weights}" in text
     assert "on rtx-4090" in text and "23.6 GiB are there" in text
     assert "time, reckoned: training" in text and "the test of" in text
@@ -122,7 +124,7 @@ def test_the_operations_are_counted_for_quantised_weights_too(tmp_path):
     found = []
     for quantize in ("none", "4bit"):
         spec = module.describe(settings_for("TALLRec", tmp_path, quantize=quantize, **own))
-        found.append(module._Plan(spec, module.GPUS["t4"], NONE)._weights)
+        found.append(module._Plan(spec, hardware.GPUS["t4"], NONE).work.matrices)
     assert found[0] == found[1] > 0
 
 
@@ -138,7 +140,41 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: hardware: expected one of t4, l4, ")
 
 
-def test_this_machine_is_measured():
-    device = module._hardware(None)
-    assert device.memory > 0.5 and device.rate > 0.001
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_this_machine_is_measured_in_the_precision_of_the_run(precision):
+    device = hardware.find_hardware(None, precision)
+    assert device.memory > 0.5 and device.rate(precision) > 0.001
     assert device.name in ("this CPU", torch.cuda.is_available() and torch.cuda.get_device_name())
+
+
+def test_the_time_is_that_of_the_precision(tmp_path):
+    write_cycle(tmp_path)
+    own = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
+    own |= {"max_length": 512, "eval_args.mode": "uni3"}
+    a100 = NONE | {"hardware": "a100-80gb"}
+    assert "at 40% of 19.5 TFLOP/s" in planned("TALLRec", tmp_path, a100, **own)
+    assert "at 40% of 312 TFLOP/s" in planned("TALLRec", tmp_path, a100, precision="bf16", **own)
+    with pytest.raises(
+        UserError, match="^hardware: t4 computes no bf16; .*precision of fp32, fp16"
+    ):
+        planned("TALLRec", tmp_path, NONE | {"hardware": "t4"}, precision="bf16", **own)
+
+
+@pytest.mark.parametrize("kind", fast_only(["Llama"], ["Llama", "GPT2", "Gemma2", "Qwen2"]))
+def test_a_summarizer_of_this_machine_tells_its_memory(kind, tmp_path):
+    write_cycle(tmp_path)
+    folder = save_model(kind, tmp_path / kind)
+    own = {"summarizer": folder, "summarizer_length": 512, "max_length": 512, "block_size": 2}
+    own |= {"summary_tokens": 32, "eval_args.mode": "uni3", "summarizer_parallel": 4}
+    text = planned("LLMTRSR", tmp_path, **own)
+    model = load_folder(folder).model.eval()
+    with torch.no_grad():
+        cache = model(torch.arange(2, 66)[None], use_cache=True).past_key_values
+    # a window keeps fewer tokens in transformers' cache than in ours
+    of_token = sum(2 * layer.keys.nbytes / layer.keys.shape[2] for layer in cache.layers)
+    weights = sum(value.nbytes for value in model.parameters())
+    assert (
+        f"weights {training_memory.readable_bytes(weights)} + keys and values "
+        f"{training_memory.readable_bytes(4 * 512 * of_token)} of 4 texts of at most 512 tokens"
+    ) in text
+    assert "time, reckoned: summaries" in text

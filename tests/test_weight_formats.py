@@ -103,6 +103,7 @@ def test_quantising_in_memory_equals_reading_quantised(kind, quantize, tmp_path,
     read = load_folder(folder, weight_format=form).model
     made = load_folder(folder).model
     quantizing.quantize_weights(made, form)
+    quantizing.keep_gradients(made)
     assert [type(one) for one in read.modules()] == [type(one) for one in made.modules()]
     expected, found = read.state_dict(), made.state_dict()
     assert expected.keys() == found.keys()

@@ -1,10 +1,8 @@
 """What a run is going to take, reckoned before its language models are loaded."""
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -15,59 +13,23 @@ import torch
 from ..contracts.cases import Cases
 from ..data.cases.splits import draw
 from ..errors import UserError
-from ..language.backbones.precision import in_software
+from ..language.backbones.precision import KINDS, in_software
 from ..language.passes import PassBudget
+from ..language.summaries.local import LocalEngine
 from ..language.summaries.summarizer import Summarizer
 from ..language.tokens.batches import padded_size, shuffled_steps
 from ..models.base.backbone_model import BackboneModel
 from ..models.base.generative_model import GenerativeModel
 from ..models.base.pointwise_model import CandidateJudge
-from ..models.base.training_memory import GIB, Forecast
+from ..models.base.training_memory import GIB, Forecast, readable_bytes
 from ..runs.checks import check
 from ..runs.commands import stages_of
 from ..runs.runner import Runner
 from ..runs.spec import RunSpec, describe
 from ..settings.layers import asks_server, loads_summarizer
 from ..training.corpora import Corpus
+from .hardware import REACHED, Hardware, Work, find_hardware
 
-
-@dataclass(frozen=True)
-class Hardware:
-    """A device.
-
-    Attributes
-    ----------
-    name : str
-    memory : float
-        GiB.
-    rate : float
-        Dense products in bfloat16 (of a CPU: as measured), in 10^12 operations a second.
-    bandwidth : float
-        10^9 bytes a second of its memory.
-    """
-
-    name: str
-    memory: float
-    rate: float
-    bandwidth: float
-
-
-# From NVIDIA's data sheets: dense bfloat16 with float32 sums; float16 for the T4, which has none.
-GPUS = {
-    one.name: one
-    for one in (
-        Hardware("t4", 15.0, 65, 320),
-        Hardware("l4", 22.5, 121, 300),
-        Hardware("rtx-3090", 23.7, 71, 936),
-        Hardware("rtx-4090", 23.6, 165, 1008),
-        Hardware("a100-40gb", 39.4, 312, 1555),
-        Hardware("a100-80gb", 79.1, 312, 2039),
-        Hardware("h100", 79.1, 989, 3350),
-        Hardware("h200", 139.8, 989, 4800),
-    )
-}
-# Share of that rate which training and reading reach, and of the bandwidth which writing reaches.
-REACHED = 0.4
 ENCODED_CASES = 200  # so many prompts tell the mean length of all
 ENCODED_EXAMPLES = 20_000  # so many examples of an epoch tell the tokens of all
 
@@ -92,12 +54,12 @@ def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
     UserError
         For unknown hardware, settings that cannot work, and models without a language model.
     """
-    hardware = _hardware(options["hardware"])
     if "backbone" not in settings:
         raise UserError(
             f"plan: {settings['model']} has no language model of its own, and takes little; "
             "expected a model with the setting `backbone`"
         )
+    hardware = find_hardware(options["hardware"], settings["precision"])
     lines: list[str] = []
     for number, stage in enumerate(stages_of(settings)):
         spec = describe(stage)
@@ -106,34 +68,6 @@ def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
             lines.append(f"stage {name}")
         lines += _Plan(spec, hardware, options).lines()
     return lines
-
-
-def _hardware(name: str | None) -> Hardware:
-    """The named GPU, or the device of this machine."""
-    if name is not None and name.lower() not in GPUS:
-        raise UserError(f"hardware: expected one of {', '.join(GPUS)}, found {name!r}")
-    if name is not None:
-        return GPUS[name.lower()]
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / GIB
-        return Hardware(torch.cuda.get_device_name(), memory, _measured("cuda"), 1000)
-    import psutil
-
-    memory = psutil.virtual_memory().total / GIB
-    return Hardware("this CPU", memory, _measured("cpu"), 20)
-
-
-def _measured(device: str) -> float:
-    """The rate of a product of matrices on a device, in 10^12 operations a second."""
-    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
-    one = torch.randn(size, size, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        result = one @ one
-        result[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e12
 
 
 class _Plan:
@@ -193,7 +127,7 @@ class _Plan:
         if config["checkpoint"] == "true":
             forecast.recomputes = True
         chosen = forecast.choose(limit)
-        seconds = tokens * self._operations(sizes, forecast.recomputes, share) / self._reached
+        seconds = self._seconds(tokens * self._operations(sizes, forecast.recomputes, share))
         memory_line = forecast.line(chosen) if chosen else forecast.refusal(longest)
         sample = f" in {self.encoded} examples" if self.encoded < self.examples else ""
         return [
@@ -204,7 +138,7 @@ class _Plan:
             f"{_count(tokens)} tokens",
             memory_line,
             f"time, reckoned: training {_duration(seconds)}, at {REACHED:.0%} of "
-            f"{self.hardware.rate:.3g} TFLOP/s",
+            f"{self._rate:.3g} TFLOP/s",
         ]
 
     @cached_property
@@ -222,41 +156,22 @@ class _Plan:
         return np.array([self.model.cost(piece) for piece in self.pieces])
 
     @property
-    def _reached(self) -> float:
-        """Operations a second."""
-        return REACHED * self.hardware.rate * 1e12
+    def _rate(self) -> float:
+        """Operations a second, in 10^12, of the run's precision."""
+        return self.hardware.rate(self.config["precision"])
+
+    @cached_property
+    def work(self) -> Work:
+        """Operations and bytes of the language model."""
+        return Work(self.model.bundle.core)
+
+    def _seconds(self, operations: float) -> float:
+        return operations / (REACHED * self._rate * 1e12)
 
     def _operations(self, sizes: np.ndarray, recomputes: bool, share: float) -> float:
         """Operations of training on one token: of products with weights, and of attention."""
         passes = 2 if self.config["adapter"] == "lora" else 3  # backwards: inputs, and weights
-        return self._reading(sizes) * (passes + recomputes) + 6 * share * self._head
-
-    def _reading(self, sizes: np.ndarray) -> float:
-        """Operations of reading one token, without logits."""
-        config = self.model.bundle.core.config.get_text_config()
-        length = float((sizes.astype(float) ** 2).sum() / sizes.sum())  # that a token is in
-        return 2 * self._weights + 2 * config.num_hidden_layers * config.hidden_size * length
-
-    @property
-    def _weights(self) -> int:
-        """Numbers that each token is multiplied with, the output layer's aside."""
-        core = self.model.bundle.core
-        tables = core.get_input_embeddings(), core.get_output_embeddings()
-        total = 0
-        for module in core.modules():
-            if module in tables or next(module.children(), None) is not None:
-                continue
-            weight = getattr(module, "weight", None)
-            if torch.is_tensor(weight):
-                # of a quantised layer, those that its bytes stand for
-                shape = getattr(module, "whole", weight.shape)
-                total += shape.numel() if len(shape) > 1 else 0
-        return total
-
-    @property
-    def _head(self) -> int:
-        head = self.model.bundle.core.get_output_embeddings()
-        return 0 if head is None else head.weight.numel()
+        return self.work.reading(sizes) * (passes + recomputes) + 6 * share * self.work.head
 
     def _ranking_lines(self) -> list[str]:
         """What validations and the test take."""
@@ -281,22 +196,20 @@ class _Plan:
             texts = config["valid_samples" if selecting else "samples"]
             most = config["beams"] if model.constrained else texts
             written = len(cases) * most * config["max_new_tokens"]
-            operations = 2 * (self._weights + self._head)
-            rounds = -(-len(cases) * most // config["generate_rows"]) * config["max_new_tokens"]
-            reads = rounds * 2 * (self._weights + self._head) / (1e9 * self.hardware.bandwidth)
-            seconds = len(cases) * lengths.mean() * self._reading(lengths) / self._reached
-            seconds += max(reads, written * operations / self._reached)
+            seconds = self._seconds(len(cases) * lengths.mean() * self.work.reading(lengths))
+            at_once = min(len(cases) * most, config["generate_rows"])
+            seconds += self.work.writing(written, at_once, 0, config["precision"], self.hardware)
             return _duration(seconds), f"({most} texts each, at most {_count(written)} tokens)"
         if isinstance(model, CandidateJudge):
             prefixes = np.array([len(prefix.tokens) for prefix in model.prefixes(some)])
             suffix = np.mean([len(model.encoder.candidate_suffix(line)) for line in model.lines])
             count = self._candidates()
             lengths = prefixes + round(count * float(suffix))
-            seconds = len(cases) * lengths.mean() * self._reading(prefixes) / self._reached
+            seconds = self._seconds(len(cases) * lengths.mean() * self.work.reading(prefixes))
             return _duration(seconds), f"({count} candidates each)"
         lengths = self.sizes
         texts = len(cases) + len(model.text.unique[0])
-        seconds = texts * lengths.mean() * self._reading(lengths) / self._reached
+        seconds = self._seconds(texts * lengths.mean() * self.work.reading(lengths))
         return _duration(seconds), f"(and {len(model.text.unique[0])} texts of items)"
 
     def _candidates(self) -> int:
@@ -332,7 +245,27 @@ class _Plan:
         if None not in prices:
             price = (total["read"] * prices[0] + total["written"] * prices[1]) / 1e6
             line += f"; at {prices[0]:g} and {prices[1]:g} a million: {price:.2f}"
-        return [line]
+        if not loads_summarizer(config) or not total["requests"]:
+            return [line]
+        engine = summarizer.texts.engine
+        assert isinstance(engine, LocalEngine)
+        return [line, *self._local_lines(engine.bundle.core, total)]
+
+    def _local_lines(self, core: Any, total: Mapping[str, int]) -> list[str]:
+        """What a summarizer on this device takes, for some requests and tokens."""
+        config, precision = self.config, self.config["precision"]
+        work, texts = Work(core), min(config["summarizer_parallel"], total["requests"])
+        length = padded_size(config["summarizer_length"])
+        cache = length * work.cache_bytes(KINDS[precision])
+        whole = np.array([total["read"] / total["requests"]])
+        seconds = self._seconds(total["read"] * work.reading(whole))
+        seconds += work.writing(total["written"], texts, cache / 2, precision, self.hardware)
+        return [
+            f"summarizer, before training: weights {readable_bytes(work.weight_bytes)} + keys and "
+            f"values {readable_bytes(texts * cache)} of {texts} texts of at most {length} tokens; "
+            f"{self.hardware.memory:.1f} GiB are there",
+            f"time, reckoned: summaries {_duration(seconds)} at most",
+        ]
 
 
 def _count(number: float) -> str:

@@ -178,9 +178,9 @@ class Forecast:
     def line_of_bound(self, tokens: int) -> str:
         """The line of a training that takes little."""
         return (
-            f"memory: weights {_size(self.weights)}, gradients and optimizer "
-            f"{_size(self.beside)}; passes of up to {tokens} tokens take little of the "
-            f"{_size(self.free)} that are free"
+            f"memory: weights {readable_bytes(self.weights)}, gradients and optimizer "
+            f"{readable_bytes(self.beside)}; passes of up to {tokens} tokens take little of the "
+            f"{readable_bytes(self.free)} that are free"
         )
 
     def line(self, tokens: int) -> str:
@@ -193,11 +193,11 @@ class Forecast:
             "activations": activations,
             "logits": logits,
         }
-        listed = " + ".join(f"{name} {_size(size)}" for name, size in parts.items())
+        listed = " + ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items())
         how = ", computed twice (checkpoint)" if self.recomputes else ""
         return (
-            f"memory: {listed} = {_size(sum(parts.values()))} in passes of up to {tokens} "
-            f"tokens{how}; {_size(self.free + self.weights)} are there"
+            f"memory: {listed} = {readable_bytes(sum(parts.values()))} in passes of up to {tokens} "
+            f"tokens{how}; {readable_bytes(self.free + self.weights)} are there"
         )
 
     def refusal(self, longest: int) -> str:
@@ -211,14 +211,25 @@ class Forecast:
         elif config["quantize"] == "none":
             advice.append("--quantize=4bit")
         return (
-            f"max_length: a pass of one text of {longest} tokens takes {_size(needed)}, more than "
-            f"{self.usable:.0%} of the {_size(self.free + self.weights)} there are; set "
-            f"{' or '.join(advice)}"
+            f"max_length: a pass of one text of {longest} tokens takes {readable_bytes(needed)}, "
+            f"more than {self.usable:.0%} of the {readable_bytes(self.free + self.weights)} there "
+            f"are; set {' or '.join(advice)}"
         )
 
 
-def _size(count: float) -> str:
-    """A number of bytes in the unit that suits it."""
+def readable_bytes(count: float) -> str:
+    """Write a number of bytes in the unit that suits it.
+
+    Parameters
+    ----------
+    count : float
+        Bytes.
+
+    Returns
+    -------
+    str
+        In GiB, MiB or KiB.
+    """
     for unit, size in (("GiB", GIB), ("MiB", 2**20)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
