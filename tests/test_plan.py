@@ -3,15 +3,19 @@
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from suites import fast_only
 from test_backbones import save_model
+from torch.utils.flop_counter import FlopCounterMode
 from worlds import prepared, settings_for, write_cycle
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
+from recbole_llm.language.backbones.precision import WeightFormat
 from recbole_llm.language.backbones.sources import load_folder
 from recbole_llm.models.base import training_memory
 from recbole_llm.settings import layers
@@ -178,3 +182,44 @@ def test_a_summarizer_of_this_machine_tells_its_memory(kind, tmp_path):
         f"{training_memory.readable_bytes(4 * 512 * of_token)} of 4 texts of at most 512 tokens"
     ) in text
     assert "time, reckoned: summaries" in text
+
+
+@pytest.mark.parametrize("kind", fast_only(["Llama", "GPT2"], ["Llama", "GPT2", "Gemma2", "Qwen2"]))
+def test_the_operations_of_reading_are_those_that_torch_counts(kind, tmp_path):
+    write_cycle(tmp_path)
+    model = load_folder(save_model(kind, tmp_path / kind)).model.eval()
+    length = 32
+    ids = torch.arange(2, 2 + length)[None]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.base_model(ids, use_cache=False)
+    work = hardware.Work(model)
+    products = work.reading(np.array([length])) - work.reading(np.array([1]))
+    assert work.reading(np.array([length])) * length == pytest.approx(
+        counter.get_total_flops(), rel=0.05, abs=2 * products * length
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(ids[:, :1], use_cache=False)
+    assert 2 * (work.matrices + work.head) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_writing_takes_the_longer_of_products_and_bytes():
+    """By hand: 10 numbers in 20 bytes, 5 of the output layer, a device of 1e12 and 1e9 a second."""
+    device = hardware.Hardware("it", 1, {"bf16": 1.0}, 1.0)
+    work = SimpleNamespace(matrices=10, head=5, step_bytes=30)
+    slow_bytes = hardware.Work.writing(work, 1e6, 3, 90, "bf16", device)
+    assert slow_bytes == pytest.approx(1e6 * (30 / 3 + 90) / 1e9 / 0.4)
+    fast = hardware.Hardware("it", 1, {"bf16": 1.0}, 1e9)
+    assert hardware.Work.writing(work, 1e6, 3, 90, "bf16", fast) == pytest.approx(3e7 / 1e12 / 0.4)
+
+
+def test_a_step_unpacks_quantised_weights(tmp_path):
+    write_cycle(tmp_path)
+    folder = save_model("Llama", tmp_path / "llama")
+    whole, packed = (
+        hardware.Work(
+            load_folder(folder, weight_format=WeightFormat(quantize=quantize, device="meta")).model
+        )
+        for quantize in ("none", "4bit")
+    )
+    assert whole.step_bytes == whole.weight_bytes > packed.weight_bytes
+    assert packed.step_bytes == packed.weight_bytes + 4 * packed.matrices

@@ -130,10 +130,10 @@ class _Plan:
         seconds = self._seconds(tokens * self._operations(sizes, forecast.recomputes, share))
         memory_line = forecast.line(chosen) if chosen else forecast.refusal(longest)
         sample = f" in {self.encoded} examples" if self.encoded < self.examples else ""
+        learned = f", {share:.1%} of them learned" if share else ""
         return [
             f"training: {self.examples} examples an epoch, {_count(tokens_of_epoch)} tokens (a "
-            f"text: {sizes.mean():.0f} on average, at most {sizes.max()}{sample}), {share:.1%} of "
-            "them learned",
+            f"text: {sizes.mean():.0f} on average, at most {sizes.max()}{sample}){learned}",
             f"training: {steps} steps of {config['train_batch_size']} examples, "
             f"{_count(tokens)} tokens",
             memory_line,
