@@ -2,12 +2,12 @@
 
     python bench/finetune.py --data=FOLDER --model=smollm2
 
-FOLDER has the atomic files of Scientific; without it the Pet sample is trained on. The model is
+FOLDER contains Scientific/; with --data= the Pet sample is trained on. The model is
 first stored in whole float32 weights, if it is a packaged one; `random` is a narrow one of random
 weights. CALRec's generation loss trains on `steps` steps of `batch` users. The loss of
 the targets of `users` validation users, in nats a token, is measured before training and at each
-validation. Each training is made twice: at once, and by a process that is killed behind its first
-validation, and started again.
+validation. Each training is made twice: at once, and by a process that is killed when its first
+weights are stored, at a quarter of the steps, and started again.
 """
 
 import json
@@ -145,7 +145,7 @@ def child(args: Any, saved: Path, **own: Any) -> tuple[subprocess.Popen, Path]:
 
 
 def killed_and_resumed(args: Any, saved: Path, mode: str) -> dict[str, Any]:
-    """Train, be killed behind the first stored state, and train to the end."""
+    """Train, be killed when the first weights are stored, and train to the end."""
     first, result = child(args, saved, mode=mode, save_seconds=0)
     while first.poll() is None and not list(saved.glob("*/readback.json")):
         time.sleep(0.05)

@@ -3,7 +3,8 @@
     python bench/gpu.py --saved=FOLDER
     python bench/gpu.py --part=quality --data=FOLDER --saved=FOLDER --minutes=20
 
-Parts of the first command, which begins no further benchmark after `minutes`:
+Parts of the first command. `check` always runs; after `minutes`, no further benchmark begins, and
+one that runs is ended:
 
 - check: decoding, and training steps of CALRec and TALLRec in fp32, against the CPU.
 - train: LoRA against transformers' Trainer with PEFT (trainer.py), and CALRec's steps (train.py).
@@ -193,6 +194,8 @@ def benches(commands: list[dict], ends: float, small: bool) -> list[dict]:
     """
     rows = []
     for command in commands[: 1 if small else None]:
+        if small:
+            command = {"script": command["script"]}
         options = [f"--{key}={value}" for key, value in command.items() if key != "script"]
         script = str(Path(__file__).with_name(command["script"]))
         left = ends - time.perf_counter()
@@ -218,27 +221,35 @@ def benches(commands: list[dict], ends: float, small: bool) -> list[dict]:
     return rows
 
 
+TRAINER = {"script": "trainer.py", "precision": "bf16", "batch": 64, "repeats": 1}
 TRAIN = [
-    {"script": "trainer.py", "shape": "Llama-3.2-1B", "layers": 6, "batch": 64, "repeats": 1},
-    {"script": "trainer.py", "shape": "SmolLM2-135M", "layers": 30, "batch": 64, "repeats": 1},
+    TRAINER | {"shape": "Llama-3.2-1B", "layers": 6},
+    TRAINER | {"shape": "SmolLM2-135M", "layers": 30},
+    {"script": "train.py"},
 ]
-TRAIN = [command | {"precision": "bf16"} for command in TRAIN] + [{"script": "train.py"}]
 DECODE = [
     {"script": "score.py", "size": "base"},
     {"script": "generate.py"},
     {"script": "summaries.py", "prompts": 256, "slots": 64},
 ]
+
+
+def memory_of(model: str, way: str, recomputes: int, layers: int, rows: int, length: int) -> dict:
+    """A command that measures the peak of a training step."""
+    command = {"script": "memory.py", "model": model, "way": way, "recomputes": recomputes}
+    return command | {"layers": layers, "rows": rows, "length": length}
+
+
 # a LoRA of Llama-2-7b in whole, then layers of smaller models
 MEMORY = [
-    {"model": "Llama-2-7b", "way": "LoRA", "recomputes": 1, "layers": 32, "rows": 1},
-    {"model": "Qwen2.5-0.5B", "way": "LoRA", "recomputes": 0, "layers": 12, "rows": 16},
-    {"model": "Llama-3.2-1B", "way": "in full", "recomputes": 0, "layers": 8, "rows": 16},
-    {"model": "gemma-2-2b", "way": "in full", "recomputes": 1, "layers": 8, "rows": 8},
-    {"model": "t5-base", "way": "in full", "recomputes": 0, "layers": 12, "rows": 8},
-    {"model": "t5-base", "way": "LoRA", "recomputes": 1, "layers": 12, "rows": 8},
+    memory_of("Llama-2-7b", "LoRA", 1, layers=32, rows=1, length=2048),
+    memory_of("Qwen2.5-0.5B", "LoRA", 0, layers=12, rows=16, length=512),
+    memory_of("Llama-3.2-1B", "in full", 0, layers=8, rows=16, length=512),
+    memory_of("gemma-2-2b", "in full", 1, layers=8, rows=8, length=512),
+    memory_of("t5-base", "in full", 0, layers=12, rows=8, length=512),
+    memory_of("t5-base", "LoRA", 1, layers=12, rows=8, length=512),
 ]
-MEMORY[0]["length"] = 2048
-MEMORY = [{"script": "memory.py"} | command for command in MEMORY]
+MEMORY_SMALL = [memory_of("scratch:tiny", "LoRA", 0, layers=3, rows=1, length=64)]
 QUANTISED = [{"script": "finetune.py", "data": "", "model": "random", "modes": "4bit"}]
 ADAPTERS = [{"script": "adapters.py", "repeats": 1, "epochs": 1, "alone": 6}]
 
@@ -322,7 +333,7 @@ def main() -> None:
         quick = {
             "check": lambda: check(args.small),
             "train": lambda: benches(TRAIN, ends, args.small),
-            "memory": lambda: benches(MEMORY, ends, args.small),
+            "memory": lambda: benches(MEMORY_SMALL if args.small else MEMORY, ends, False),
             "decode": lambda: benches(DECODE, ends, args.small),
             "quantised": lambda: benches(QUANTISED, ends, args.small),
             "adapters": lambda: benches(ADAPTERS, ends, args.small),

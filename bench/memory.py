@@ -105,7 +105,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 DEVICES = ("rtx-4090", "a100-80gb", "h100")
-# rank of adapters, quantisation, whether all weights are trained
+# rank of adapters (0: all weights are trained), quantisation
 WAYS = {"LoRA": (8, "none"), "QLoRA": (8, "4bit"), "in full": (0, "none")}
 
 
@@ -142,9 +142,8 @@ def traced(tokens: int, length: int, sizes: dict[str, dict[str, Any]]) -> list[d
     for name, own in sizes.items():
         config = config_of(own)
         # adapters over 4 bits are of causal LMs
-        is_causal = config.model_type not in ("bert", "t5")
         most = config.max_position_embeddings if config.model_type == "bert" else length
-        for way in WAYS if is_causal else ("LoRA", "in full"):
+        for way in WAYS if is_causal(config) else ("LoRA", "in full"):
             for recomputes in (False, True):
                 work = Pass(max(1, tokens // most), most, tokens // 16)
                 found = footprint(config, training_of(config, way, recomputes), work)
@@ -170,13 +169,20 @@ def rates(config: Any, way: str, recomputes: bool, length: int) -> dict[str, flo
     import numpy as np
 
     from recbole_llm.language.backbones.precision import WeightFormat
-    from recbole_llm.studies.hardware import GPUS, REACHED, Work
+    from recbole_llm.studies.hardware import GPUS, REACHED, ModelCost
 
-    work = Work(shapes_of(config, WeightFormat()))
-    passes = (3 if way == "in full" else 2) + recomputes
-    operations = work.reading(np.array([length])) * passes + 6 * work.head / 16
-    hours = operations / (REACHED * 1e12 * 3600)
-    return {name: float(f"{GPUS[name].rate('bf16') / hours / 1e6:.3g}") for name in DEVICES}
+    cost = ModelCost(shapes_of(config, WeightFormat()))
+    operations = cost.training(
+        np.array([length]), adapts=way != "in full", recomputes=recomputes, learned=1 / 16
+    )
+    tera_hour = REACHED * 3600 * 1e12  # operations in an hour of 10^12 a second
+    rates = {name: GPUS[name].rate("bf16") * tera_hour / operations / 1e6 for name in DEVICES}
+    return {name: float(f"{rate:.3g}") for name, rate in rates.items()}
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a model is a causal LM, with an output layer."""
+    return config.model_type not in ("bert", "t5")
 
 
 def shapes_of(config: Any, weight_format: Any) -> Any:
@@ -185,7 +191,7 @@ def shapes_of(config: Any, weight_format: Any) -> Any:
 
     from recbole_llm.language.backbones.shapes import model_of_shapes
 
-    auto: Any = AutoModel if config.model_type in ("bert", "t5") else AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
     return model_of_shapes(auto, config, weight_format)
 
 
@@ -194,24 +200,24 @@ def summarizers(texts: int, sizes: dict[str, dict[str, Any]]) -> list[dict[str, 
     import torch
 
     from recbole_llm.language.backbones.precision import WeightFormat
-    from recbole_llm.studies.hardware import GPUS, Work
+    from recbole_llm.studies.hardware import GPUS, ModelCost
 
     rows, length, device = [], 2048, GPUS["a100-80gb"]
     for name, own in sizes.items():
         config = config_of(own)
-        if config.model_type in ("bert", "t5"):
+        if not is_causal(config):
             continue
         for quantize in ("none", "8bit", "4bit"):
             short = WeightFormat(torch.bfloat16, quantize, torch.bfloat16)
-            work = Work(shapes_of(config, short))
-            cache = length * work.cache_bytes(torch.bfloat16)
-            seconds = work.writing(1e6, texts, cache, "bf16", device)
+            cost = ModelCost(shapes_of(config, short))
+            cache = length * cost.cache_bytes(torch.bfloat16)
+            seconds = cost.writing_seconds(1e6, texts, cache, "bf16", device)
             rows.append(
                 {
                     "model": name,
                     "quantize": quantize,
                     "texts": texts,
-                    "weights": round(work.weight_bytes / 2**30, 2),
+                    "weights": round(cost.weight_bytes / 2**30, 2),
                     "cache": round(texts * cache / 2**30, 2),
                     f"written, {device.name}": float(f"{3600 / seconds:.3g}"),
                 }
@@ -221,7 +227,7 @@ def summarizers(texts: int, sizes: dict[str, dict[str, Any]]) -> list[dict[str, 
 
 
 def measure(args: Any) -> None:
-    """Train a model of random weights for three steps, and compare the peak with the trace."""
+    """Train a model of random weights for two steps, and compare the peak with the trace."""
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -239,7 +245,7 @@ def measure(args: Any) -> None:
         own["num_decoder_layers"] = args.layers
     config = config_of(own)
     training = training_of(config, args.way, bool(args.recomputes), precision)
-    auto: Any = AutoModel if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
     with device:  # billions of random numbers take minutes on a CPU
         model = auto.from_config(config, dtype=training.weight_format.dtype)
     if training.rank:
@@ -264,7 +270,6 @@ def measure(args: Any) -> None:
         if not step:
             optimizer.step()
     found = peak_memory(device) - before
-    training = training_of(config, args.way, bool(args.recomputes), precision)
     expected = footprint(config, training, work)
     traced_mib = (expected.activations + expected.logits) / 2**20
     finish(
@@ -293,6 +298,8 @@ def main() -> None:
         length=512,
     )
     if args.way:
+        if args.way == "QLoRA":
+            raise SystemExit("--way: expected LoRA or in full, whose weights can be random")
         measure(args)
         return
     chosen = SIZES

@@ -1,7 +1,8 @@
-"""How long language models compute on a device, by its rates."""
+"""How long a language model takes on a device: operations and bytes against its rates."""
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 
 from ..errors import UserError
 from ..language.backbones.precision import KINDS
-from ..models.base.training_memory import GIB
+from ..models.base.training_memory import GIB, USABLE, free_memory
 
 # Share of a rate which training and reading reach, and of the bandwidth which writing reaches.
 REACHED = 0.4
+# Keys and values of the text that the decoder of T5 or BART looks at.
+CROSS_ATTENTION = re.compile(r"(EncDecAttention|encoder_attn)\.(k|v)(_proj)?$")
 
 
 @dataclass(frozen=True)
@@ -23,18 +26,22 @@ class Hardware:
     Attributes
     ----------
     name : str
+        What it is called in lines.
     memory : float
-        GiB.
+        GiB that a run finds free.
     rates : mapping of str to float
         Products in each precision that it computes, in 10^12 operations a second.
     bandwidth : float
         10^9 bytes a second of its memory.
+    usable : float
+        Share of the memory that a run plans with.
     """
 
     name: str
     memory: float
     rates: Mapping[str, float]
     bandwidth: float
+    usable: float = USABLE["cuda"]
 
     def rate(self, precision: str) -> float:
         """Look up the rate of a precision.
@@ -62,20 +69,20 @@ class Hardware:
         return self.rates[precision]
 
 
-def _gpu(name: str, memory: float, half: float, single: float, bandwidth: float) -> Hardware:
+def _gpu(
+    name: str, memory: float, half: float, single: float, bandwidth: float, has_bf16: bool = True
+) -> Hardware:
     """A GPU by its data sheet."""
-    rates = {"fp32": single, "bf16": half, "fp16": half}
-    if name == "t4":
-        del rates["bf16"]
+    rates = {"fp32": single, "fp16": half} | ({"bf16": half} if has_bf16 else {})
     return Hardware(name, memory, rates, bandwidth)
 
 
-# From NVIDIA's data sheets: dense products of 16 bits with float32 sums, and products in float32
-# without TF32, which torch leaves off.
+# From NVIDIA's data sheets (A100 80 GB, H100 and H200: SXM): dense products of 16 bits with float32
+# sums, and products in float32 without TF32, which torch leaves off.
 GPUS = {
     one.name: one
     for one in (
-        _gpu("t4", 15.0, 65, 8.1, 320),
+        _gpu("t4", 15.0, 65, 8.1, 320, has_bf16=False),
         _gpu("l4", 22.5, 121, 30.3, 300),
         _gpu("rtx-3090", 23.7, 71, 35.6, 936),
         _gpu("rtx-4090", 23.6, 165, 82.6, 1008),
@@ -87,15 +94,15 @@ GPUS = {
 }
 
 
-def find_hardware(name: str | None, precision: str) -> Hardware:
+def find_hardware(name: str | None, precisions: Collection[str]) -> Hardware:
     """Find a device by its name.
 
     Parameters
     ----------
     name : str or None
         One of `GPUS`; None is the device of this machine.
-    precision : str
-        The precision whose rate is measured on this machine.
+    precisions : collection of str
+        The precisions whose rates are measured on this machine.
 
     Returns
     -------
@@ -111,30 +118,52 @@ def find_hardware(name: str | None, precision: str) -> Hardware:
         raise UserError(f"hardware: expected one of {', '.join(GPUS)}, found {name!r}")
     if name is not None:
         return GPUS[name.lower()]
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / GIB
-        rates = {precision: _measured("cuda", precision)}
-        return Hardware(torch.cuda.get_device_name(), memory, rates, 1000)
-    import psutil
-
-    memory = psutil.virtual_memory().total / GIB
-    return Hardware("this CPU", memory, {precision: _measured("cpu", precision)}, 20)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    own_name = torch.cuda.get_device_name() if kind == "cuda" else "this CPU"
+    rates = {precision: product_rate(kind, precision) / 1e12 for precision in precisions}
+    memory = free_memory(torch.device(kind)) / GIB
+    return Hardware(own_name, memory, rates, _copy_rate(kind) / 1e9, USABLE[kind])
 
 
-def _measured(device: str, precision: str) -> float:
-    """The rate of a product of matrices on a device, in 10^12 operations a second."""
+def product_rate(device: str, precision: str) -> float:
+    """Measure one large product of matrices on a device.
+
+    Parameters
+    ----------
+    device : str
+        `cuda` or `cpu`.
+    precision : str
+        `fp32`, `bf16` or `fp16`.
+
+    Returns
+    -------
+    float
+        Operations a second.
+    """
     size = 8192 if device == "cuda" else 1024
-    one = torch.randn(size, size, device=device, dtype=KINDS[precision])
+    one = torch.randn(size, size, device=device).to(KINDS[precision])
+    return 2 * size**3 / _least_seconds(lambda: one @ one)
+
+
+def _copy_rate(device: str) -> float:
+    """Bytes a second that a copy of a large tensor reads and writes."""
+    size = 2**30 if device == "cuda" else 2**27
+    one = torch.zeros(size, dtype=torch.uint8, device=device)
+    other = torch.zeros_like(one)
+    return 2 * size / _least_seconds(lambda: other.copy_(one))
+
+
+def _least_seconds(compute: Callable[[], torch.Tensor]) -> float:
+    """The seconds of a computation that nothing disturbs."""
     best = float("inf")
-    for _ in range(10):  # other processes disturb some of them
+    for _ in range(10):
         started = time.perf_counter()
-        result = one @ one
-        result[0, 0].item()
+        compute().flatten()[0].item()  # a GPU has computed when a number is there
         best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e12
+    return best
 
 
-class Work:
+class ModelCost:
     """Operations and bytes of a language model.
 
     Parameters
@@ -145,27 +174,34 @@ class Work:
     Attributes
     ----------
     matrices : int
-        Numbers that each token is multiplied with, the output layer's aside.
+        Numbers that each token of a text is multiplied with, the output layer's aside. Of an
+        encoder-decoder, the decoder's own are left out, since it reads one token of each text.
     head : int
         Numbers of the output layer.
     weight_bytes : int
         Bytes of all weights.
-    step_bytes : int
-        Bytes that a step of writing moves for the weights. Those of quantised ones are read,
-        unpacked into two bytes a number, and these are read again.
+    packed : int
+        Numbers in quantised weights.
     """
 
     def __init__(self, core: Any):
         self.config = core.config.get_text_config()
-        self.matrices = _matrices(core)
+        self.matrices, self.packed = _matrices(core)
         head = core.get_output_embeddings()
         self.head = 0 if head is None else head.weight.numel()
         self.weight_bytes = sum(value.nbytes for value in core.parameters())
-        packed = sum(layer.whole.numel() for layer in core.modules() if hasattr(layer, "whole"))
-        self.step_bytes = self.weight_bytes + 4 * packed
+        width = getattr(self.config, "head_dim", None)
+        self.head_width = width or self.config.hidden_size // self.config.num_attention_heads
+        reader = core.get_encoder() if core.config.is_encoder_decoder else core
+        is_causal = any(getattr(module, "is_causal", False) for module in reader.modules())
+        # two products of queries with keys, and of weights with values; causal: half of each square
+        size = self.config.num_hidden_layers * self.config.num_attention_heads * self.head_width
+        self.attention = (2 if is_causal else 4) * size
 
     def reading(self, lengths: np.ndarray) -> float:
-        """Count the operations of reading one token, without logits.
+        """Count the operations of reading a token, without logits.
+
+        Windows of attention are not taken into account.
 
         Parameters
         ----------
@@ -175,11 +211,36 @@ class Work:
         Returns
         -------
         float
-            The mean over all tokens.
+            Operations a token, the mean over all tokens.
         """
-        length = float((lengths.astype(float) ** 2).sum() / lengths.sum())  # that a token is in
-        config = self.config
-        return 2 * self.matrices + 2 * config.num_hidden_layers * config.hidden_size * length
+        return 2 * self.matrices + self.attention * _length_of_token(lengths)
+
+    def training(
+        self, lengths: np.ndarray, *, adapts: bool, recomputes: bool, learned: float
+    ) -> float:
+        """Count the operations of training on a token.
+
+        Parameters
+        ----------
+        lengths : ndarray of int [texts]
+            Tokens of the texts.
+        adapts : bool
+            Whether all weights but adapters' are frozen: they have no gradients.
+        recomputes : bool
+            Whether activations and logits are computed again in the backward pass.
+        learned : float
+            Share of the tokens whose logits are computed.
+
+        Returns
+        -------
+        float
+            Operations a token, the mean over all tokens.
+        """
+        # forward, gradients of inputs, and gradients of the weights that are not frozen
+        passes = (2 if adapts else 3) + recomputes
+        # both factors of the products in attention have gradients
+        attention = self.attention * _length_of_token(lengths) * (3 + recomputes)
+        return 2 * passes * (self.matrices + learned * self.head) + attention
 
     def cache_bytes(self, dtype: torch.dtype) -> int:
         """Count the bytes of the keys and values of one token.
@@ -196,14 +257,12 @@ class Work:
         """
         config = self.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None)
-        width = width or config.hidden_size // config.num_attention_heads
-        return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+        return 2 * config.num_hidden_layers * heads * self.head_width * dtype.itemsize
 
-    def writing(
+    def writing_seconds(
         self, tokens: float, at_once: int, cached: float, precision: str, hardware: Hardware
     ) -> float:
-        """Reckon the seconds of writing, step by step.
+        """Reckon the time of writing, step by step.
 
         Parameters
         ----------
@@ -221,25 +280,36 @@ class Work:
         Returns
         -------
         float
-            The longer of the time of the products and that of reading weights and cache.
+            Seconds: the longer of the time of the products and that of moving weights and cache.
+            Quantised weights are read, unpacked in memory, and read again in each step.
         """
         operations = tokens * 2 * (self.matrices + self.head)
-        moved = tokens * (self.step_bytes / at_once + cached)
+        unpacked = 2 * KINDS[precision].itemsize * self.packed
+        moved = tokens * ((self.weight_bytes + unpacked) / at_once + cached)
         computing = operations / (hardware.rate(precision) * 1e12)
         return max(computing, moved / (hardware.bandwidth * 1e9)) / REACHED
 
 
-def _matrices(core: Any) -> int:
-    """Count the numbers that each token is multiplied with."""
-    total, head = 0, core.get_output_embeddings()
-    for module in core.modules():
-        if module is head or isinstance(module, torch.nn.Embedding):
-            continue
-        if next(module.children(), None) is not None:
+def _length_of_token(lengths: np.ndarray) -> float:
+    """The length of the text that a token is in, the mean over all tokens."""
+    return float((lengths.astype(float) ** 2).sum() / lengths.sum())
+
+
+def _matrices(core: Any) -> tuple[int, int]:
+    """Count the numbers that a token is multiplied with, and those of them that are quantised."""
+    modules = list(core.named_modules())
+    if core.config.is_encoder_decoder:
+        crossing = [one for one in modules if CROSS_ATTENTION.search(one[0])]
+        modules = [*core.get_encoder().named_modules(), *crossing]
+    total, packed, head = 0, 0, core.get_output_embeddings()
+    for _, module in modules:
+        if next(module.children(), None) is not None:  # an adapter around a layer shows its weight
             continue
         weight = getattr(module, "weight", None)
-        if torch.is_tensor(weight):
-            # of a quantised layer, those that its bytes stand for
-            shape = getattr(module, "whole", weight.shape)
-            total += shape.numel() if len(shape) > 1 else 0
-    return total
+        if module is head or isinstance(module, torch.nn.Embedding) or not torch.is_tensor(weight):
+            continue
+        # of a quantised layer, those that its bytes stand for
+        shape = getattr(module, "whole", weight.shape)
+        total += shape.numel() if len(shape) > 1 else 0
+        packed += shape.numel() if hasattr(module, "whole") else 0
+    return total, packed

@@ -28,7 +28,7 @@ from ..runs.runner import Runner
 from ..runs.spec import RunSpec, describe
 from ..settings.layers import asks_server, loads_summarizer
 from ..training.corpora import Corpus
-from .hardware import REACHED, Hardware, Work, find_hardware
+from .hardware import REACHED, Hardware, ModelCost, find_hardware
 
 ENCODED_CASES = 200  # so many prompts tell the mean length of all
 ENCODED_EXAMPLES = 20_000  # so many examples of an epoch tell the tokens of all
@@ -59,9 +59,10 @@ def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
             f"plan: {settings['model']} has no language model of its own, and takes little; "
             "expected a model with the setting `backbone`"
         )
-    hardware = find_hardware(options["hardware"], settings["precision"])
+    stages = stages_of(settings)
+    hardware = find_hardware(options["hardware"], {stage["precision"] for stage in stages})
     lines: list[str] = []
-    for number, stage in enumerate(stages_of(settings)):
+    for number, stage in enumerate(stages):
         spec = describe(stage)
         check(spec, first=not number)
         if name := stage.get("stage"):
@@ -122,12 +123,14 @@ class _Plan:
         largest = max(int(each[rows].sum()) for rows in batches)
         longest = int(padded_size(sizes.max()))
         memory = int(self.hardware.memory * GIB)
-        forecast = Forecast(model, longest, share, memory)
+        forecast = Forecast(model, longest, share, memory, self.hardware.usable)
         limit = max(longest, min(PassBudget(config["pass_tokens"]).tokens, largest))
         if config["checkpoint"] == "true":
             forecast.recomputes = True
         chosen = forecast.choose(limit)
-        seconds = self._seconds(tokens * self._operations(sizes, forecast.recomputes, share))
+        adapts, recomputes = config["adapter"] == "lora", forecast.recomputes
+        operations = self.cost.training(sizes, adapts=adapts, recomputes=recomputes, learned=share)
+        seconds = self._seconds(tokens * operations)
         memory_line = forecast.line(chosen) if chosen else forecast.refusal(longest)
         sample = f" in {self.encoded} examples" if self.encoded < self.examples else ""
         learned = f", {share:.1%} of them learned" if share else ""
@@ -161,17 +164,12 @@ class _Plan:
         return self.hardware.rate(self.config["precision"])
 
     @cached_property
-    def work(self) -> Work:
+    def cost(self) -> ModelCost:
         """Operations and bytes of the language model."""
-        return Work(self.model.bundle.core)
+        return ModelCost(self.model.bundle.core)
 
     def _seconds(self, operations: float) -> float:
         return operations / (REACHED * self._rate * 1e12)
-
-    def _operations(self, sizes: np.ndarray, recomputes: bool, share: float) -> float:
-        """Operations of training on one token: of products with weights, and of attention."""
-        passes = 2 if self.config["adapter"] == "lora" else 3  # backwards: inputs, and weights
-        return self.work.reading(sizes) * (passes + recomputes) + 6 * share * self.work.head
 
     def _ranking_lines(self) -> list[str]:
         """What validations and the test take."""
@@ -196,20 +194,25 @@ class _Plan:
             texts = config["valid_samples" if selecting else "samples"]
             most = config["beams"] if model.constrained else texts
             written = len(cases) * most * config["max_new_tokens"]
-            seconds = self._seconds(len(cases) * lengths.mean() * self.work.reading(lengths))
+            seconds = self._seconds(len(cases) * lengths.mean() * self.cost.reading(lengths))
             at_once = min(len(cases) * most, config["generate_rows"])
-            seconds += self.work.writing(written, at_once, 0, config["precision"], self.hardware)
+            # the texts of a case read its prompt's keys and values together
+            cached = lengths.mean() / most + config["max_new_tokens"] / 2
+            cached *= self.cost.cache_bytes(KINDS[config["precision"]])
+            seconds += self.cost.writing_seconds(
+                written, at_once, cached, config["precision"], self.hardware
+            )
             return _duration(seconds), f"({most} texts each, at most {_count(written)} tokens)"
         if isinstance(model, CandidateJudge):
             prefixes = np.array([len(prefix.tokens) for prefix in model.prefixes(some)])
             suffix = np.mean([len(model.encoder.candidate_suffix(line)) for line in model.lines])
             count = self._candidates()
             lengths = prefixes + round(count * float(suffix))
-            seconds = self._seconds(len(cases) * lengths.mean() * self.work.reading(prefixes))
+            seconds = self._seconds(len(cases) * lengths.mean() * self.cost.reading(prefixes))
             return _duration(seconds), f"({count} candidates each)"
         lengths = self.sizes
         texts = len(cases) + len(model.text.unique[0])
-        seconds = self._seconds(texts * lengths.mean() * self.work.reading(lengths))
+        seconds = self._seconds(texts * lengths.mean() * self.cost.reading(lengths))
         return _duration(seconds), f"(and {len(model.text.unique[0])} texts of items)"
 
     def _candidates(self) -> int:
@@ -254,14 +257,15 @@ class _Plan:
     def _local_lines(self, core: Any, total: Mapping[str, int]) -> list[str]:
         """What a summarizer on this device takes, for some requests and tokens."""
         config, precision = self.config, self.config["precision"]
-        work, texts = Work(core), min(config["summarizer_parallel"], total["requests"])
+        cost, texts = ModelCost(core), min(config["summarizer_parallel"], total["requests"])
         length = padded_size(config["summarizer_length"])
-        cache = length * work.cache_bytes(KINDS[precision])
+        # each step reads all slots up to the end of the longest text
+        cache = length * cost.cache_bytes(KINDS[precision])
         whole = np.array([total["read"] / total["requests"]])
-        seconds = self._seconds(total["read"] * work.reading(whole))
-        seconds += work.writing(total["written"], texts, cache / 2, precision, self.hardware)
+        seconds = self._seconds(total["read"] * cost.reading(whole))
+        seconds += cost.writing_seconds(total["written"], texts, cache, precision, self.hardware)
         return [
-            f"summarizer, before training: weights {readable_bytes(work.weight_bytes)} + keys and "
+            f"summarizer, before training: weights {readable_bytes(cost.weight_bytes)} + keys and "
             f"values {readable_bytes(texts * cache)} of {texts} texts of at most {length} tokens; "
             f"{self.hardware.memory:.1f} GiB are there",
             f"time, reckoned: summaries {_duration(seconds)} at most",

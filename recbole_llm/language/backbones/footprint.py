@@ -87,9 +87,9 @@ class Footprint:
     optimizer : int
         Of the two moments of AdamW.
     activations : int
-        Of what a pass keeps and computes, at its peak, beside all these.
+        At the peak of a pass without logits, beside weights, gradients and optimizer.
     logits : int
-        What of it is there for the logits of learned tokens.
+        What the logits of learned tokens add to that peak.
     """
 
     weights: int

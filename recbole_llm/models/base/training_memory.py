@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...language.backbones.footprint import Pass, Training, footprint, pass_peak
 
 GIB = 2**30
-# Share of the free memory that is planned with; allocators and libraries take of the rest. On a CPU
+# Share of the free memory that is planned with; the rest is for allocators and libraries. On a CPU
 # resident memory is 0.1 to 0.7 GiB more than tensors take (docs/benchmarks.md), and a process that
 # takes too much is killed without a word.
 USABLE = {"cuda": 0.9, "cpu": 0.6}
@@ -104,21 +104,34 @@ class Forecast:
     share : float
         Share of the tokens that are learned.
     memory : int, optional
-        Bytes of the device; where None, what is free on the model's beside its weights.
+        Bytes of a device that has no weights yet; where None, what is free on the model's beside
+        its weights.
+    usable : float, optional
+        Share of the free bytes that is planned with; where None, that of the model's device.
 
     Attributes
     ----------
-    free : int
-        Bytes that are free beside the weights.
     recomputes : bool
         Whether activations are computed again in the backward pass.
+    usable : float
+        Share of the free bytes that is planned with.
+    free : int
+        Bytes that are free beside the weights.
+    weights, trained, moments : int
+        Bytes of all weights, of the gradients, and of the optimizer.
     """
 
-    def __init__(self, model: Any, longest: int, share: float, memory: int | None = None):
+    def __init__(
+        self,
+        model: Any,
+        longest: int,
+        share: float,
+        memory: int | None = None,
+        usable: float | None = None,
+    ):
         self.model, self.longest, self.share = model, longest, share
         self.recomputes = model.bundle.recomputes
-        # a plan for a named device is one for a GPU
-        self.usable = USABLE.get(torch.device(model.device).type, USABLE["cuda"])
+        self.usable = usable or USABLE.get(torch.device(model.device).type, USABLE["cpu"])
         self.weights = sum(value.nbytes for value in model.parameters())
         trained = [value for value in model.parameters() if value.requires_grad]
         self.trained = sum(value.nbytes for value in trained)
@@ -134,7 +147,18 @@ class Forecast:
         return self.trained + self.moments
 
     def bound(self, tokens: int) -> float:
-        """Bound the bytes beside the weights for passes of some tokens, without a trace."""
+        """Bound what passes take, without a trace.
+
+        Parameters
+        ----------
+        tokens : int
+            Tokens of a pass.
+
+        Returns
+        -------
+        float
+            Bytes beside the weights.
+        """
         config = self.model.bundle.core.config.get_text_config()
         layers = config.num_hidden_layers * (2 if config.is_encoder_decoder else 1)
         heads = getattr(config, "num_attention_heads", 1)
@@ -149,23 +173,57 @@ class Forecast:
         return self.model.bundle.core.config, training, work
 
     def activations(self, tokens: int) -> tuple[int, int]:
-        """Trace a pass; the bytes of activations and of logits."""
+        """Trace a pass.
+
+        Parameters
+        ----------
+        tokens : int
+            Tokens of the pass.
+
+        Returns
+        -------
+        (int, int)
+            Bytes of activations and of logits.
+        """
         taken = footprint(*self._traced(tokens))
         return taken.activations, taken.logits
 
     def largest(self, tokens: int) -> int:
-        """Halve the tokens of a pass until it fits; 0 if one text does not."""
+        """Halve the tokens of a pass until it fits.
+
+        Parameters
+        ----------
+        tokens : int
+            Tokens of a pass.
+
+        Returns
+        -------
+        int
+            Tokens of a pass that fits; 0 if one text does not.
+        """
         room = self.usable * self.free - self.beside
-        while room > 0:
+        if room <= 0:
+            return 0
+        while True:
             if pass_peak(*self._traced(tokens)) <= room:
                 return tokens
             if tokens == self.longest:
                 return 0
             tokens = max(self.longest, tokens // 2)
-        return 0
 
     def choose(self, tokens: int) -> int:
-        """Decide on recomputation, and on the tokens of a pass; 0 if one text does not fit."""
+        """Decide on recomputation, and on the tokens of a pass.
+
+        Parameters
+        ----------
+        tokens : int
+            Tokens of a pass, at most.
+
+        Returns
+        -------
+        int
+            Tokens of a pass; 0 if one text does not fit.
+        """
         chosen = self.largest(tokens)
         may = self.model.config["checkpoint"] == "auto" and self.model.bundle.can_recompute
         if chosen < min(tokens, EFFICIENT) and may and not self.recomputes:
