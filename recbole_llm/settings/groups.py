@@ -151,8 +151,8 @@ class BackboneSettings(ModelSettings):
     checkpoint: Annotated[Literal["auto", "true", "false"], Trait.OUTSIDE_IDENTITY] = Field(
         "auto",
         description="Activation checkpointing: layers are computed again in the backward pass, "
-        "which takes a third longer and far less memory; auto: where passes would not fit "
-        "otherwise.",
+        "which takes far less memory, and a third longer in full or half as long again by LoRA; "
+        "auto: where passes would not fit otherwise.",
     )
 
 
