@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,13 @@ def peak() -> float:
     from recbole_llm.storage.run_folders import peak_memory
 
     return peak_memory()
+
+
+def known(what: str, name: str, names: Iterable[str]) -> str:
+    """The name, or the end of the process where it is not one of some."""
+    if name not in names:
+        raise SystemExit(f"--{what}: expected one of {', '.join(names)}, found {name!r}")
+    return name
 
 
 def in_child(script: str, **options: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import arguments, finish
+from common import arguments, finish, known
 
 MODES: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "lora", "learning_rate": 5e-4},
@@ -182,11 +182,15 @@ def main() -> None:
     if args.small:
         args.steps, args.users, args.data, args.modes = 8, 8, "", "lora"
         args.model = "random"
+    if args.steps < 4:
+        raise SystemExit(
+            f"--steps: expected at least 4, one for each validation, found {args.steps}"
+        )
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         args.model = whole_folder(args.model, folder)
-        for mode in args.modes.split(","):
+        for mode in [known("modes", mode, MODES) for mode in args.modes.split(",")]:
             whole, result = child(args, folder / mode, mode=mode)
             if whole.wait():
                 raise SystemExit(f"{mode}: the training has failed")

@@ -25,13 +25,15 @@ Office/ and Games-6k/. The last line has all results.
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import arguments, device, finish
+from common import arguments, device, finish, known
 
 COMMON = {"precision": "bf16", "valid_users": 2000, "show_progress": False}
 WRITER = {
@@ -202,21 +204,24 @@ def benches(commands: list[dict], ends: float, small: bool) -> list[dict]:
         if left < 5:
             rows.append(command | {"error": "no time was left"})
             continue
+        process = subprocess.Popen(
+            [sys.executable, script, *(["--small"] if small else options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                [sys.executable, script, *(["--small"] if small else options)],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=left,
-            )
+            printed, errors = process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its own children too
+            process.communicate()
             rows.append(command | {"error": f"it did not end within {left:.0f} s"})
             continue
-        if done.returncode:
-            rows.append(command | {"error": done.stderr[-500:]})
+        if process.returncode:
+            rows.append(command | {"error": errors[-500:]})
             continue
-        last = json.loads(done.stdout.strip().splitlines()[-1])
+        last = json.loads(printed.strip().splitlines()[-1])
         rows += [command | row for row in last.get("rows", [last])]
     return rows
 
@@ -343,7 +348,7 @@ def main() -> None:
             "quality": lambda: quality(args.data, saved, ends, args.small),
         }
         results = {}
-        for part in quick if args.part == "all" else (args.part,):
+        for part in quick if args.part == "all" else (known("part", args.part, ["all", *parts]),):
             started = time.perf_counter()
             results[part] = parts[part]()
             line = json.dumps({part: results[part], "seconds": time.perf_counter() - started})

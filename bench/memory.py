@@ -14,7 +14,7 @@ step.
 
 from typing import Any
 
-from common import arguments, finish, in_child, resident
+from common import arguments, finish, in_child, known, resident
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32}
 SCRATCH = {"model_type": "llama", "vocab_size": 4096, "tie_word_embeddings": True}
@@ -298,14 +298,14 @@ def main() -> None:
         length=512,
     )
     if args.way:
-        if args.way == "QLoRA":
-            raise SystemExit("--way: expected LoRA or in full, whose weights can be random")
+        known("way", args.way, ("LoRA", "in full"))  # random weights are not quantised
+        known("model", args.model, SIZES)
         measure(args)
         return
     chosen = SIZES
     if args.small or args.models:
         names = args.models.split(",") if args.models else ["Qwen2.5-0.5B"]
-        chosen = {name: SIZES[name] for name in names}
+        chosen = {name: SIZES[known("models", name, SIZES)] for name in names}
     rows = traced(args.tokens, min(args.tokens, 2048), chosen)
     written = summarizers(args.texts, chosen)
     measured = []

@@ -18,8 +18,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from common import arguments, device, finish, in_child, timed
-from memory import SIZES, config_of
+from common import arguments, device, finish, in_child, known, timed
+from memory import SIZES, config_of, is_causal
 
 RATE = 1e-3
 NARROW = {
@@ -204,7 +204,8 @@ def main() -> None:
         return
     if args.small:
         args.steps, args.layers, args.batch, args.repeats = 3, 2, 4, 1
-    shape = NARROW if args.small else SIZES[args.shape]
+    causal = [name for name, shape in SIZES.items() if is_causal(config_of(shape))]
+    shape = NARROW if args.small else SIZES[known("shape", args.shape, causal)]
     with tempfile.TemporaryDirectory() as name:
         args.folder = name
         save_model(Path(name) / "model", shape, args.layers)

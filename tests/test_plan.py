@@ -18,6 +18,7 @@ from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.language.backbones.precision import WeightFormat
 from recbole_llm.language.backbones.sources import load_folder
+from recbole_llm.language.tokens.batches import by_length, padded_size
 from recbole_llm.models.base import training_memory
 from recbole_llm.settings import layers
 from recbole_llm.studies import hardware
@@ -283,3 +284,116 @@ def test_quantised_weights_are_packed(tmp_path):
     )
     assert whole.weight_bytes > packed.weight_bytes
     assert whole.packed == 0 and packed.packed == packed.matrices == whole.matrices
+
+
+def test_active_experts_are_counted():
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=50,
+        hidden_size=32,
+        head_dim=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        decoder_sparse_step=1,
+    )
+    cost = hardware.ModelCost(transformers.Qwen3MoeForCausalLM(config))
+    attention, router, expert = 32 * 32 * 2 + 2 * 32 * 16, 32 * 8, 3 * 32 * 24
+    assert cost.matrices == 2 * (attention + router + 2 * expert)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    fast_only(
+        [("ST5Seq", {}), ("TASTELoRA", {})],
+        [
+            ("ST5Seq", {}),
+            ("TASTELoRA", {}),
+            ("RecFormer", {}),
+            ("RecFormer", {"phase": "finetune"}),
+        ],
+    ),
+)
+def test_a_ranking_reads_what_its_cases_and_items_take(name, own, tmp_path, monkeypatch):
+    """Texts of cases and items are counted as they are, not as those that are trained on."""
+    write_cycle(tmp_path)
+    settings = settings_for(name, tmp_path, test_users=5, **own)
+    plan = module._Plan(module.describe(settings), hardware.GPUS["l4"], NONE)
+    read = []
+    monkeypatch.setattr(
+        plan.cost, "reading", lambda lengths: read.append(lengths.sum()) or 0.0, raising=False
+    )
+    plan._ranking(plan.spec.split.test[:5], selecting=False)
+    _, model, _, _ = prepared(name, tmp_path, test_users=5, **own)
+    made, inner = [], type(model).vectors
+
+    def vectors(self, tokens, *further):
+        made.append(sum(map(model.cost, tokens)))
+        return inner(self, tokens, *further)
+
+    monkeypatch.setattr(type(model), "vectors", vectors)
+    with torch.no_grad():
+        model.eval()
+        model.encode_users(plan.spec.split.test[:5])
+        model.encode_items(model.first)
+    assert read == made and len(made) == 2
+
+
+@pytest.mark.parametrize("name", ["CALRec", "RecFormer"])
+def test_the_time_is_that_of_padded_passes(name, tmp_path):
+    write_cycle(tmp_path)
+    spec = module.describe(settings_for(name, tmp_path, train_batch_size=16))
+    plan = module._Plan(spec, hardware.GPUS["l4"], NONE)
+    batches = [np.arange(16), np.arange(16, 32)]
+    padding = plan._padding(batches, 2048)
+    computed = counted = 0
+    for rows in batches:
+        examples = [plan.model.examples(0)[row] for row in rows]
+        pieces = list(itertools.chain.from_iterable(map(plan.model.pieces, examples)))
+        sizes = [plan.model.cost(piece) for piece in pieces]
+        for group in by_length(sizes, 2048, cost=plan.model.pass_cost):
+            computed += len(group) * int(padded_size(max(sizes[row] for row in group)))
+        counted += sum(sizes)
+    assert padding == pytest.approx(computed / counted) and padding >= 1
+
+
+def test_validation_has_its_own_candidates(tmp_path):
+    write_cycle(tmp_path)
+    own = {"max_length": 512, "eval_args.mode": {"valid": "uni3", "test": "full"}}
+    text = planned("TALLRec", tmp_path, **own)
+    assert re.search(r"a validation of \d+ cases \(4 candidates", text)
+    assert not re.search(r"the test of \d+ cases \(4 candidates", text)
+
+
+def test_a_plan_that_does_not_fit_advises_what_can_be(tmp_path, monkeypatch):
+    write_cycle(tmp_path)
+    little = hardware.Hardware("it", 1e-4, {"fp32": 1.0}, 1.0)
+    monkeypatch.setattr(module, "find_hardware", lambda name, precisions: little)
+    text = planned("ST5Seq", tmp_path)
+    assert "max_length to less or --backbone to a smaller one" in text
+    assert "--adapter" not in text and "reckoned: training" not in text
+
+
+def test_one_price_is_not_enough(tmp_path):
+    write_cycle(tmp_path)
+    with pytest.raises(UserError, match="^price_in, price_out: expected both prices, found one"):
+        planned("CALRec", tmp_path, NONE | {"price_in": 3.0})
+
+
+def test_a_plan_of_summaries_writes_nothing(tmp_path):
+    write_cycle(tmp_path)
+    own = {"summarizer": "http://127.0.0.1:9/v1", "summarizer_model": "it", "max_length": 512}
+    own |= {"block_size": 2, "summary_tokens": 32, "eval_args.mode": "uni3"}
+    before = sorted(tmp_path.rglob("*"))
+    planned("LLMTRSR", tmp_path, **own)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_stages_may_differ_in_precision(tmp_path):
+    write_cycle(tmp_path)
+    own = {"stages": ["joint", "target"], "datasets": ["cycle"]}
+    own |= {"stage_settings": {"joint": {"precision": "bf16"}}}
+    text = planned("CALRec", tmp_path, NONE | {"hardware": None}, **own)
+    assert "bf16, on this" in text and "fp32, on this" in text

@@ -303,13 +303,29 @@ def _matrices(core: Any) -> tuple[int, int]:
         modules = [*core.get_encoder().named_modules(), *crossing]
     total, packed, head = 0, 0, core.get_output_embeddings()
     for _, module in modules:
-        if next(module.children(), None) is not None:  # an adapter around a layer shows its weight
+        # an adapter around a layer shows the layer's weight as its own
+        if (
+            module is head
+            or isinstance(module, torch.nn.Embedding)
+            or hasattr(module, "base_layer")
+        ):
             continue
         weight = getattr(module, "weight", None)
-        if module is head or isinstance(module, torch.nn.Embedding) or not torch.is_tensor(weight):
+        if not torch.is_tensor(weight):
+            total += _active_experts(core.config, module)
             continue
         # of a quantised layer, those that its bytes stand for
         shape = getattr(module, "whole", weight.shape)
         total += shape.numel() if len(shape) > 1 else 0
         packed += shape.numel() if hasattr(module, "whole") else 0
     return total, packed
+
+
+def _active_experts(config: Any, module: torch.nn.Module) -> int:
+    """Count the numbers of the experts that one token is sent to, [experts, out, in] each."""
+    chosen = getattr(config.get_text_config(), "num_experts_per_tok", 0)
+    total = 0
+    for weight in module.parameters(recurse=False):
+        if weight.dim() == 3:
+            total += weight.numel() // len(weight) * chosen
+    return total

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from ..contracts.cases import Cases
+from ..contracts.evaluation_mode import EvaluationMode
 from ..data.cases.splits import draw
 from ..errors import UserError
 from ..language.backbones.precision import KINDS, in_software
 from ..language.passes import PassBudget
 from ..language.summaries.local import LocalEngine
 from ..language.summaries.summarizer import Summarizer
-from ..language.tokens.batches import padded_size, shuffled_steps
+from ..language.tokens.batches import by_length, padded_size, shuffled_steps
 from ..models.base.backbone_model import BackboneModel
 from ..models.base.generative_model import GenerativeModel
 from ..models.base.pointwise_model import CandidateJudge
@@ -32,6 +33,8 @@ from .hardware import REACHED, Hardware, ModelCost, find_hardware
 
 ENCODED_CASES = 200  # so many prompts tell the mean length of all
 ENCODED_EXAMPLES = 20_000  # so many examples of an epoch tell the tokens of all
+ENCODED_ITEMS = 2_000  # so many items tell the mean length of their texts
+PADDED_STEPS = 20  # so many steps tell how much of their passes is padding
 
 
 def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
@@ -59,6 +62,8 @@ def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
             f"plan: {settings['model']} has no language model of its own, and takes little; "
             "expected a model with the setting `backbone`"
         )
+    if (options["price_in"] is None) != (options["price_out"] is None):
+        raise UserError("price_in, price_out: expected both prices, found one; give the other too")
     stages = stages_of(settings)
     hardware = find_hardware(options["hardware"], {stage["precision"] for stage in stages})
     lines: list[str] = []
@@ -128,21 +133,43 @@ class _Plan:
         if config["checkpoint"] == "true":
             forecast.recomputes = True
         chosen = forecast.choose(limit)
-        adapts, recomputes = config["adapter"] == "lora", forecast.recomputes
-        operations = self.cost.training(sizes, adapts=adapts, recomputes=recomputes, learned=share)
-        seconds = self._seconds(tokens * operations)
-        memory_line = forecast.line(chosen) if chosen else forecast.refusal(longest)
         sample = f" in {self.encoded} examples" if self.encoded < self.examples else ""
         learned = f", {share:.1%} of them learned" if share else ""
-        return [
+        lines = [
             f"training: {self.examples} examples an epoch, {_count(tokens_of_epoch)} tokens (a "
             f"text: {sizes.mean():.0f} on average, at most {sizes.max()}{sample}){learned}",
             f"training: {steps} steps of {config['train_batch_size']} examples, "
             f"{_count(tokens)} tokens",
-            memory_line,
+        ]
+        if not chosen:
+            return [*lines, forecast.refusal(longest)]
+        padding = self._padding(batches, chosen)
+        operations = self.cost.training(
+            sizes,
+            adapts=config["adapter"] == "lora",
+            recomputes=forecast.recomputes,
+            learned=share / padding,
+        )
+        seconds = self._seconds(tokens * padding * operations)
+        return [
+            *lines,
+            forecast.line(chosen),
             f"time, reckoned: training {_duration(seconds)}, at {REACHED:.0%} of "
             f"{self._rate:.3g} TFLOP/s",
         ]
+
+    def _padding(self, batches: Sequence[np.ndarray], budget: int) -> float:
+        """How many tokens passes compute for each token of a text, in some of the steps."""
+        model, each = self.model, len(self.sizes) // self.encoded
+        computed = counted = 0
+        for examples in batches[:: -(-len(batches) // PADDED_STEPS)]:
+            rows = (each * np.asarray(examples)[:, None] + np.arange(each)).ravel()
+            costs = self.sizes[rows]
+            for chosen in by_length(costs, budget, cost=model.pass_cost):
+                batch = model.collate([self.pieces[row] for row in rows[chosen]])
+                computed += model.batch_cost(batch)
+            counted += int(costs.sum())
+        return computed / counted
 
     @cached_property
     def pieces(self) -> list[Any]:
@@ -206,21 +233,42 @@ class _Plan:
         if isinstance(model, CandidateJudge):
             prefixes = np.array([len(prefix.tokens) for prefix in model.prefixes(some)])
             suffix = np.mean([len(model.encoder.candidate_suffix(line)) for line in model.lines])
-            count = self._candidates()
+            count = self._candidates("valid" if selecting else "test")
             lengths = prefixes + round(count * float(suffix))
             seconds = self._seconds(len(cases) * lengths.mean() * self.cost.reading(prefixes))
             return _duration(seconds), f"({count} candidates each)"
-        lengths = self.sizes
-        texts = len(cases) + len(model.text.unique[0])
-        seconds = self._seconds(texts * lengths.mean() * self.cost.reading(lengths))
-        return _duration(seconds), f"(and {len(model.text.unique[0])} texts of items)"
+        count = len(model.text.unique[0])
+        seconds = len(cases) * self._reading_seconds("encode_users", some)
+        items = model.text.unique[0][:: -(-count // ENCODED_ITEMS)]
+        seconds += count * self._reading_seconds("encode_items", items)
+        return _duration(seconds), f"(and {count} texts of items)"
 
-    def _candidates(self) -> int:
-        """Candidates that a judge is asked about for each case."""
-        mode = self.config["eval_args"]["mode"]
-        name = mode if isinstance(mode, str) else str(mode.get("test", "full"))
-        if name.startswith("uni"):
-            return 1 + int(name.removeprefix("uni"))
+    def _reading_seconds(self, encode: str, rows: Any) -> float:
+        """How long a method encodes a case or an item, the mean over some."""
+        model: Any = self.model
+        if not hasattr(model, "vectors"):  # a guest's own way: as long as it trains on
+            return self._seconds(self.sizes.mean() * self.cost.reading(self.sizes))
+        sizes: list[int] = []
+
+        def count(texts: Sequence[Any], *_: object) -> np.ndarray:
+            sizes.extend(map(model.cost, texts))
+            return np.zeros((len(texts), model.bundle.width), dtype=np.float32)
+
+        model.vectors = count
+        try:
+            getattr(model, encode)(rows)
+        finally:
+            del model.vectors
+        if not sizes:  # vectors that the model has already
+            return 0.0
+        lengths = np.array(sizes)
+        return self._seconds(lengths.sum() * self.cost.reading(lengths)) / len(rows)
+
+    def _candidates(self, part: str) -> int:
+        """Candidates that a judge is asked about for each case of a part."""
+        mode = EvaluationMode.of_part(self.config["eval_args"]["mode"], part)
+        if mode.candidates:
+            return 1 + mode.candidates
         return self.config["rerank_items"] if self.config["rerank_from"] else len(self.model.text)
 
     def _summary_lines(self) -> list[str]:

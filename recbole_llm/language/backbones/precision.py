@@ -53,8 +53,9 @@ def autocast(
     torch.autocast
         The context.
     """
+    kind = torch.device(device).type
     return torch.autocast(
-        torch.device(device).type,
+        "cpu" if kind == "meta" else kind,  # shapes alone have no device to compute on
         dtype=KINDS[precision],
         enabled=precision != "fp32",
         cache_enabled=keeps_casts,

@@ -156,7 +156,6 @@ class SummaryStore:
         self.retry = retry
         self.tried = set() if tried is None else tried
         self.counts: Counter = Counter() if counts is None else counts
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{digest([engine.name])}.jsonl.gz"
         self.lock, self.lines = FileLock(path.with_suffix(".lock")), Lines(path)
         self.known: dict[str, tuple[str, bool]] = {}
@@ -177,6 +176,7 @@ class SummaryStore:
         list of Summary
             The summary of each history.
         """
+        self.lines.path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:  # another process at the same texts waits, and finds them
             self._read()
             try:
@@ -200,8 +200,9 @@ class SummaryStore:
             For each part, `requests`, `read` (tokens of their prompts, the instructions and earlier
             summaries among them) and `written` (most tokens of the answers).
         """
-        with self.lock:
-            self._read()
+        if self.lines.path.exists():  # a forecast writes nothing
+            with self.lock:
+                self._read()
         forecasts: dict[str, Counter] = {}
         counted: set[str] = set()
         for part, plans in parts.items():

@@ -262,9 +262,12 @@ class Forecast:
         """Say that no pass fits, and what to turn."""
         needed = pass_peak(*self._traced(longest)) + self.beside + self.weights
         config, advice = self.model.config, ["--max_length to less"]
+        is_random = config["backbone"].startswith("scratch:") and not config["init_from"]
         if config["checkpoint"] == "false" and self.model.bundle.can_recompute:
             advice.append("--checkpoint=auto")
-        if config["adapter"] != "lora":
+        if is_random:  # which an adapter would leave so
+            advice.append("--backbone to a smaller one")
+        elif config["adapter"] != "lora":
             advice.append("--adapter=lora")
         elif config["quantize"] == "none":
             advice.append("--quantize=4bit")
