@@ -90,6 +90,7 @@ def prepared(args: Any) -> tuple[Any, Any, list[list[Any]]]:
 
 def ours(args: Any) -> dict[str, float]:
     """Seconds of our steps behind the first, the mean loss of the last batch, and their share."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from recbole_llm.studies.hardware import product_rate
@@ -107,11 +108,12 @@ def ours(args: Any) -> dict[str, float]:
     learned = sum(int(text.learned.sum()) for (text,) in batches[-1])
     with FlopCounterMode(display=False) as counter:
         steps()
+    most = product_rate(torch.device(device()), args.precision)
     return {
         "seconds": seconds,
         # ours is a mean per target, and theirs one per token
         "loss": loss * len(batches[-1]) / learned,
-        "share": counter.get_total_flops() / seconds / product_rate(device(), args.precision),
+        "share": counter.get_total_flops() / seconds / most,
     }
 
 

@@ -16,7 +16,7 @@ from ..models.base.training_memory import GIB, USABLE, free_memory
 # Share of a rate which training and reading reach, and of the bandwidth which writing reaches.
 REACHED = 0.4
 # Keys and values of the text that the decoder of T5 or BART looks at.
-CROSS_ATTENTION = re.compile(r"(EncDecAttention|encoder_attn)\.(k|v)(_proj)?$")
+CROSS_ATTENTION = re.compile(r"(EncDecAttention|encoder_attn)\.(k|v)(_proj)?(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,15 @@ GPUS = {
 }
 
 
-def find_hardware(name: str | None, precisions: Collection[str]) -> Hardware:
+def find_hardware(name: str | None, device: torch.device, precisions: Collection[str]) -> Hardware:
     """Find a device by its name.
 
     Parameters
     ----------
     name : str or None
-        One of `GPUS`; None is the device of this machine.
+        One of `GPUS`; None is a device of this machine.
+    device : torch.device
+        That device.
     precisions : collection of str
         The precisions whose rates are measured on this machine.
 
@@ -118,20 +120,20 @@ def find_hardware(name: str | None, precisions: Collection[str]) -> Hardware:
         raise UserError(f"hardware: expected one of {', '.join(GPUS)}, found {name!r}")
     if name is not None:
         return GPUS[name.lower()]
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    own_name = torch.cuda.get_device_name() if kind == "cuda" else "this CPU"
-    rates = {precision: product_rate(kind, precision) / 1e12 for precision in precisions}
-    memory = free_memory(torch.device(kind)) / GIB
-    return Hardware(own_name, memory, rates, _copy_rate(kind) / 1e9, USABLE[kind])
+    own_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    memory = free_memory(device)
+    rates = {precision: product_rate(device, precision) / 1e12 for precision in precisions}
+    bandwidth = _copy_rate(device, min(2**30, memory // 4)) / 1e9
+    return Hardware(own_name, memory / GIB, rates, bandwidth, USABLE[device.type])
 
 
-def product_rate(device: str, precision: str) -> float:
+def product_rate(device: torch.device, precision: str) -> float:
     """Measure one large product of matrices on a device.
 
     Parameters
     ----------
-    device : str
-        `cuda` or `cpu`.
+    device : torch.device
+        The device.
     precision : str
         `fp32`, `bf16` or `fp16`.
 
@@ -140,14 +142,13 @@ def product_rate(device: str, precision: str) -> float:
     float
         Operations a second.
     """
-    size = 8192 if device == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 1024
     one = torch.randn(size, size, device=device).to(KINDS[precision])
     return 2 * size**3 / _least_seconds(lambda: one @ one)
 
 
-def _copy_rate(device: str) -> float:
-    """Bytes a second that a copy of a large tensor reads and writes."""
-    size = 2**30 if device == "cuda" else 2**27
+def _copy_rate(device: torch.device, size: int) -> float:
+    """Bytes a second that a copy of a tensor of some bytes reads and writes."""
     one = torch.zeros(size, dtype=torch.uint8, device=device)
     other = torch.zeros_like(one)
     return 2 * size / _least_seconds(lambda: other.copy_(one))
@@ -181,7 +182,7 @@ class ModelCost:
     weight_bytes : int
         Bytes of all weights.
     packed : int
-        Numbers in quantised weights.
+        Numbers in weights of 4 bits, which are unpacked for a product.
     """
 
     def __init__(self, core: Any):
@@ -190,12 +191,13 @@ class ModelCost:
         head = core.get_output_embeddings()
         self.head = 0 if head is None else head.weight.numel()
         self.weight_bytes = sum(value.nbytes for value in core.parameters())
-        width = getattr(self.config, "head_dim", None)
-        self.head_width = width or self.config.hidden_size // self.config.num_attention_heads
+        width, heads = self.config.hidden_size, getattr(self.config, "num_attention_heads", 1)
+        self.head_width = getattr(self.config, "head_dim", None) or width // heads
         reader = core.get_encoder() if core.config.is_encoder_decoder else core
-        is_causal = any(getattr(module, "is_causal", False) for module in reader.modules())
+        is_causal = head is not None
+        is_causal |= any(getattr(module, "is_causal", False) for module in reader.modules())
         # two products of queries with keys, and of weights with values; causal: half of each square
-        size = self.config.num_hidden_layers * self.config.num_attention_heads * self.head_width
+        size = self.config.num_hidden_layers * heads * self.head_width
         self.attention = (2 if is_causal else 4) * size
 
     def reading(self, lengths: np.ndarray) -> float:
@@ -257,6 +259,9 @@ class ModelCost:
         """
         config = self.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        is_new = getattr(config, "new_decoder_architecture", False)
+        if getattr(config, "multi_query", False) and not is_new:  # Falcon
+            heads = 1
         return 2 * config.num_hidden_layers * heads * self.head_width * dtype.itemsize
 
     def writing_seconds(
@@ -281,7 +286,7 @@ class ModelCost:
         -------
         float
             Seconds: the longer of the time of the products and that of moving weights and cache.
-            Quantised weights are read, unpacked in memory, and read again in each step.
+            Weights of 4 bits are read, unpacked in memory, and read again in each step.
         """
         operations = tokens * 2 * (self.matrices + self.head)
         unpacked = 2 * KINDS[precision].itemsize * self.packed
@@ -296,7 +301,7 @@ def _length_of_token(lengths: np.ndarray) -> float:
 
 
 def _matrices(core: Any) -> tuple[int, int]:
-    """Count the numbers that a token is multiplied with, and those of them that are quantised."""
+    """Count the numbers that a token is multiplied with, and those of them in 4 bits."""
     modules = list(core.named_modules())
     if core.config.is_encoder_decoder:
         crossing = [one for one in modules if CROSS_ATTENTION.search(one[0])]
@@ -317,8 +322,9 @@ def _matrices(core: Any) -> tuple[int, int]:
         # of a quantised layer, those that its bytes stand for
         shape = getattr(module, "whole", weight.shape)
         total += shape.numel() if len(shape) > 1 else 0
-        packed += shape.numel() if hasattr(module, "whole") else 0
-    return total, packed
+        packed += shape.numel() if weight.numel() < shape.numel() else 0
+    shared = getattr(core.config, "num_hidden_groups", None)  # ALBERT's layers share weights
+    return total * (core.config.num_hidden_layers // shared if shared else 1), packed
 
 
 def _active_experts(config: Any, module: torch.nn.Module) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from ..contracts.cases import Cases
 from ..contracts.evaluation_mode import EvaluationMode
+from ..contracts.models import ContrastiveTrainable
 from ..data.cases.splits import draw
 from ..errors import UserError
 from ..language.backbones.precision import KINDS, in_software
@@ -65,7 +66,13 @@ def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
     if (options["price_in"] is None) != (options["price_out"] is None):
         raise UserError("price_in, price_out: expected both prices, found one; give the other too")
     stages = stages_of(settings)
-    hardware = find_hardware(options["hardware"], {stage["precision"] for stage in stages})
+    if options["hardware"]:  # what this machine's GPU lacks does not matter
+        stages = [stage | {"use_gpu": False} for stage in stages]
+    device = describe(stages[0]).config["device"]
+    precisions = {stage["precision"] for stage in stages}
+    hardware = find_hardware(options["hardware"], device, precisions)
+    for precision in precisions:
+        hardware.rate(precision)
     lines: list[str] = []
     for number, stage in enumerate(stages):
         spec = describe(stage)
@@ -83,7 +90,8 @@ class _Plan:
         self.spec, self.hardware, self.options = spec, hardware, options
         self.examples = self.encoded = 0  # of an epoch, and those of them that are looked at
         self.config = spec.config
-        if not options["hardware"] and in_software(self.config["device"], "bf16"):
+        short = not options["hardware"] and in_software(self.config["device"], "bf16")
+        if short and self.config["weights"] == "auto":
             self.config["weights"] = "float32"
         self.config["device"] = torch.device("meta")
         model, _ = Runner(spec).make_model()
@@ -143,8 +151,8 @@ class _Plan:
         ]
         if not chosen:
             return [*lines, forecast.refusal(longest)]
-        padding = self._padding(batches, chosen)
-        operations = self.cost.training(
+        padding, twice = self._passes(batches, chosen)
+        operations = twice * self.cost.reading(sizes) + self.cost.training(
             sizes,
             adapts=config["adapter"] == "lora",
             recomputes=forecast.recomputes,
@@ -158,18 +166,27 @@ class _Plan:
             f"{self._rate:.3g} TFLOP/s",
         ]
 
-    def _padding(self, batches: Sequence[np.ndarray], budget: int) -> float:
-        """How many tokens passes compute for each token of a text, in some of the steps."""
+    def _passes(self, batches: Sequence[np.ndarray], budget: int) -> tuple[float, float]:
+        """What passes compute for each token of a text, in some of the steps.
+
+        Tokens with the padding, and the share of them that is read twice: a contrastive step of
+        several passes computes all vectors first (gradient caching).
+        """
         model, each = self.model, len(self.sizes) // self.encoded
-        computed = counted = 0
+        contrastive = isinstance(model, ContrastiveTrainable) and model.contrastive
+        computed = counted = twice = 0
         for examples in batches[:: -(-len(batches) // PADDED_STEPS)]:
             rows = (each * np.asarray(examples)[:, None] + np.arange(each)).ravel()
             costs = self.sizes[rows]
-            for chosen in by_length(costs, budget, cost=model.pass_cost):
-                batch = model.collate([self.pieces[row] for row in rows[chosen]])
-                computed += model.batch_cost(batch)
+            passes = by_length(costs, budget, cost=model.pass_cost)
+            batches_of_step = [
+                model.collate([self.pieces[row] for row in rows[one]]) for one in passes
+            ]
+            size = sum(map(model.batch_cost, batches_of_step))
+            computed += size
+            twice += size if contrastive and len(passes) > 1 and size > budget else 0
             counted += int(costs.sum())
-        return computed / counted
+        return computed / counted, twice / computed
 
     @cached_property
     def pieces(self) -> list[Any]:
@@ -220,11 +237,11 @@ class _Plan:
             lengths = np.array([len(prompt) for prompt in model.prompts(some)])
             texts = config["valid_samples" if selecting else "samples"]
             most = config["beams"] if model.constrained else texts
-            written = len(cases) * most * config["max_new_tokens"]
+            written = len(cases) * most * model.longest
             seconds = self._seconds(len(cases) * lengths.mean() * self.cost.reading(lengths))
-            at_once = min(len(cases) * most, config["generate_rows"])
+            at_once = most * min(len(cases), max(1, config["generate_rows"] // most))
             # the texts of a case read its prompt's keys and values together
-            cached = lengths.mean() / most + config["max_new_tokens"] / 2
+            cached = lengths.mean() / most + model.longest / 2
             cached *= self.cost.cache_bytes(KINDS[config["precision"]])
             seconds += self.cost.writing_seconds(
                 written, at_once, cached, config["precision"], self.hardware
@@ -239,12 +256,16 @@ class _Plan:
             return _duration(seconds), f"({count} candidates each)"
         count = len(model.text.unique[0])
         seconds = len(cases) * self._reading_seconds("encode_users", some)
-        items = model.text.unique[0][:: -(-count // ENCODED_ITEMS)]
-        seconds += count * self._reading_seconds("encode_items", items)
-        return _duration(seconds), f"(and {count} texts of items)"
+        return _duration(seconds + count * self._item_seconds), f"(and {count} texts of items)"
+
+    @cached_property
+    def _item_seconds(self) -> float:
+        """How long the text of an item is encoded."""
+        items = self.model.text.unique[0]
+        return self._reading_seconds("encode_items", items[:: -(-len(items) // ENCODED_ITEMS)])
 
     def _reading_seconds(self, encode: str, rows: Any) -> float:
-        """How long a method encodes a case or an item, the mean over some."""
+        """How long a method encodes a text of cases or items, the mean over some of them."""
         model: Any = self.model
         if not hasattr(model, "vectors"):  # a guest's own way: as long as it trains on
             return self._seconds(self.sizes.mean() * self.cost.reading(self.sizes))
@@ -259,10 +280,9 @@ class _Plan:
             getattr(model, encode)(rows)
         finally:
             del model.vectors
-        if not sizes:  # vectors that the model has already
-            return 0.0
+        # a model with a table of items reads all of them, whatever is asked for
         lengths = np.array(sizes)
-        return self._seconds(lengths.sum() * self.cost.reading(lengths)) / len(rows)
+        return self._seconds(lengths.mean() * self.cost.reading(lengths))
 
     def _candidates(self, part: str) -> int:
         """Candidates that a judge is asked about for each case of a part."""
