@@ -123,7 +123,8 @@ def find_hardware(name: str | None, device: torch.device, precisions: Collection
     own_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     memory = free_memory(device)
     rates = {precision: product_rate(device, precision) / 1e12 for precision in precisions}
-    bandwidth = _copy_rate(device, min(2**30, memory // 4)) / 1e9
+    most = 2**30 if device.type == "cuda" else 2**27
+    bandwidth = _copy_rate(device, min(most, memory // 4)) / 1e9
     return Hardware(own_name, memory / GIB, rates, bandwidth, USABLE[device.type])
 
 
