@@ -179,10 +179,9 @@ class _Plan:
             rows = (each * np.asarray(examples)[:, None] + np.arange(each)).ravel()
             costs = self.sizes[rows]
             passes = by_length(costs, budget, cost=model.pass_cost)
-            batches_of_step = [
-                model.collate([self.pieces[row] for row in rows[one]]) for one in passes
-            ]
-            size = sum(map(model.batch_cost, batches_of_step))
+            size = 0
+            for one in passes:
+                size += model.batch_cost(model.collate([self.pieces[row] for row in rows[one]]))
             computed += size
             twice += size if contrastive and len(passes) > 1 and size > budget else 0
             counted += int(costs.sum())
