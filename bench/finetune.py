@@ -2,12 +2,12 @@
 
     python bench/finetune.py --data=FOLDER --model=smollm2
 
-FOLDER contains Scientific/; with --data= the Pet sample is trained on. The model is
-first stored in whole float32 weights, if it is a packaged one; `random` is a narrow one of random
-weights. CALRec's generation loss trains on `steps` steps of `batch` users. The loss of
-the targets of `users` validation users, in nats a token, is measured before training and at each
-validation. Each training is made twice: at once, and by a process that is killed when its first
-weights are stored, at a quarter of the steps, and started again.
+FOLDER contains Scientific/; with --data= the Pet sample is trained on. The model is first stored in
+whole float32 weights, if it is a packaged one; `random` is a narrow one of random weights. CALRec's
+generation loss trains on `steps` steps of `batch` users. The loss of the targets of `users`
+validation users, in nats a token, is measured before training and at each validation. Each training
+is made twice: at once, and by a process that is killed when its first weights are stored, at a
+quarter of the steps, and started again.
 """
 
 import json
@@ -77,6 +77,7 @@ def settings_of(args: Any) -> dict[str, Any]:
         "valid_samples": 2,
         "max_new_tokens": 16,
         "precision": args.precision,
+        "seed": args.seed,
         "show_progress": False,
         "beside": [],
     }
@@ -139,7 +140,7 @@ def child(args: Any, saved: Path, **own: Any) -> tuple[subprocess.Popen, Path]:
     result = saved / "result.json"
     saved.mkdir(parents=True, exist_ok=True)
     given = vars(args) | {"saved": str(saved), "result": str(result)} | own
-    names = ("data", "model", "steps", "batch", "length", "words", "users", "precision")
+    names = ("data", "model", "steps", "batch", "length", "words", "users", "precision", "seed")
     options = [f"--{name}={given[name]}" for name in (*names, "save_seconds", *OWN)]
     return subprocess.Popen([sys.executable, __file__, *options]), result
 
@@ -170,6 +171,7 @@ def main() -> None:
         words=8,
         users=100,
         precision="fp32",
+        seed=2020,
         modes="lora,4bit,full,8bit",
         save_seconds=120.0,
         mode="",

@@ -200,8 +200,8 @@ def benches(commands: list[dict], ends: float, small: bool) -> list[dict]:
             command = {"script": command["script"]}
         options = [f"--{key}={value}" for key, value in command.items() if key != "script"]
         script = str(Path(__file__).with_name(command["script"]))
-        left = ends - time.perf_counter()
-        if left < 5:
+        seconds_left = ends - time.perf_counter()
+        if seconds_left < 5:
             rows.append(command | {"error": "no time was left"})
             continue
         process = subprocess.Popen(
@@ -212,11 +212,11 @@ def benches(commands: list[dict], ends: float, small: bool) -> list[dict]:
             start_new_session=True,
         )
         try:
-            printed, errors = process.communicate(timeout=left)
+            printed, errors = process.communicate(timeout=seconds_left)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # its own children too
             process.communicate()
-            rows.append(command | {"error": f"it did not end within {left:.0f} s"})
+            rows.append(command | {"error": f"it did not end within {seconds_left:.0f} s"})
             continue
         if process.returncode:
             rows.append(command | {"error": errors[-500:]})

@@ -16,20 +16,30 @@ from typing import Any
 
 from common import arguments, finish, in_child, known, resident
 
+from recbole_llm.language.backbones.scratch import SIZES as SCRATCH_SIZES
+from recbole_llm.language.backbones.scratch import heads_of
+
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32}
-SCRATCH = {"model_type": "llama", "vocab_size": 4096, "tie_word_embeddings": True}
 
 
-def scratch(width: int, layers: int) -> dict[str, Any]:
-    """The shape of a scratch: backbone, see recbole_llm/language/backbones/scratch.py."""
-    widths = {"hidden_size": width, "intermediate_size": 4 * width}
-    return SCRATCH | widths | {"num_hidden_layers": layers, "num_attention_heads": width // 64}
+def scratch(size: str) -> dict[str, Any]:
+    """The shape of a scratch: backbone over a vocabulary of 4,096 tokens."""
+    width, layers = SCRATCH_SIZES[size]
+    return {
+        "model_type": "llama",
+        "vocab_size": 4096,
+        "tie_word_embeddings": True,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads_of(width),
+    }
 
 
 SIZES: dict[str, dict[str, Any]] = {
-    "scratch:tiny": scratch(128, 3),
-    "scratch:small": scratch(256, 4),
-    "scratch:base": scratch(512, 8),
+    "scratch:tiny": scratch("tiny"),
+    "scratch:small": scratch("small"),
+    "scratch:base": scratch("base"),
     "all-MiniLM-L6-v2": {
         "model_type": "bert",
         "hidden_size": 384,
@@ -141,8 +151,8 @@ def traced(tokens: int, length: int, sizes: dict[str, dict[str, Any]]) -> list[d
     rows = []
     for name, own in sizes.items():
         config = config_of(own)
-        # adapters over 4 bits are of causal LMs
         most = config.max_position_embeddings if config.model_type == "bert" else length
+        # adapters over 4 bits are of causal LMs
         for way in WAYS if is_causal(config) else ("LoRA", "in full"):
             for recomputes in (False, True):
                 work = Pass(max(1, tokens // most), most, tokens // 16)
@@ -176,8 +186,8 @@ def rates(config: Any, way: str, recomputes: bool, length: int) -> dict[str, flo
         np.array([length]), adapts=way != "in full", recomputes=recomputes, learned=1 / 16
     )
     tera_hour = REACHED * 3600 * 1e12  # operations in an hour of 10^12 a second
-    rates = {name: GPUS[name].rate("bf16") * tera_hour / operations / 1e6 for name in DEVICES}
-    return {name: float(f"{rate:.3g}") for name, rate in rates.items()}
+    million_tokens = tera_hour / operations / 1e6
+    return {name: float(f"{GPUS[name].rate('bf16') * million_tokens:.3g}") for name in DEVICES}
 
 
 def is_causal(config: Any) -> bool:
@@ -185,14 +195,18 @@ def is_causal(config: Any) -> bool:
     return config.model_type not in ("bert", "t5")
 
 
-def shapes_of(config: Any, weight_format: Any) -> Any:
-    """A model without content."""
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes a model, with an output layer if it is a causal LM."""
     from transformers import AutoModel, AutoModelForCausalLM
 
+    return AutoModelForCausalLM if is_causal(config) else AutoModel
+
+
+def shapes_of(config: Any, weight_format: Any) -> Any:
+    """A model without content."""
     from recbole_llm.language.backbones.shapes import model_of_shapes
 
-    auto: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
-    return model_of_shapes(auto, config, weight_format)
+    return model_of_shapes(auto_class(config), config, weight_format)
 
 
 def summarizers(texts: int, sizes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -229,7 +243,6 @@ def summarizers(texts: int, sizes: dict[str, dict[str, Any]]) -> list[dict[str, 
 def measure(args: Any) -> None:
     """Train a model of random weights for two steps, and compare the peak with the trace."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM
 
     from recbole_llm.language.backbones import lora
     from recbole_llm.language.backbones.footprint import Pass, footprint, pass_loss
@@ -245,9 +258,8 @@ def measure(args: Any) -> None:
         own["num_decoder_layers"] = args.layers
     config = config_of(own)
     training = training_of(config, args.way, bool(args.recomputes), precision)
-    auto: Any = AutoModelForCausalLM if is_causal(config) else AutoModel
     with device:  # billions of random numbers take minutes on a CPU
-        model = auto.from_config(config, dtype=training.weight_format.dtype)
+        model = auto_class(config).from_config(config, dtype=training.weight_format.dtype)
     if training.rank:
         lora.add_lora(model, model, "", rank=8, alpha=16, dropout=training.dropout)
     bundle: Any = Backbone(model, None)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def save_model(folder: Path, shape: dict[str, Any], layers: int) -> None:
     texts = Path(__file__).resolve().parents[1] / "recbole_llm/data/sample/Pet-sample.item"
     vocabulary = min(4000, shape["vocab_size"] - 48)
     tokenizer = train_tokenizer(texts.read_text().splitlines(), vocabulary)
-    own = {
+    overrides = {
         "num_hidden_layers": layers,
         "max_position_embeddings": 2048,
         "bos_token_id": tokenizer.bos_token_id,
@@ -51,7 +51,7 @@ def save_model(folder: Path, shape: dict[str, Any], layers: int) -> None:
         "pad_token_id": tokenizer.pad_token_id,
     }
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(shape | own), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config_of(shape | overrides), dtype=torch.float32)
     Backbone(model, tokenizer).save(folder)
 
 

@@ -149,31 +149,33 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_this_machine_is_measured_in_the_precision_of_the_run(precision):
-    device = hardware.find_hardware(None, torch.device("cpu"), {precision})
+    device = hardware.measure_device(torch.device("cpu"), {precision})
     assert device.memory > 0.5 and device.rate(precision) > 0.001 and device.bandwidth > 0.1
     assert device.name == "this CPU" and device.usable == 0.6
 
 
 def test_the_time_is_that_of_the_precision(tmp_path):
     write_cycle(tmp_path)
-    own = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
-    own |= {"max_length": 512, "eval_args.mode": "uni3"}
+    overrides = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
+    overrides |= {"max_length": 512, "eval_args.mode": "uni3"}
     a100 = NONE | {"hardware": "a100-80gb"}
-    assert "at 40% of 19.5 TFLOP/s" in planned("TALLRec", tmp_path, a100, **own)
-    assert "at 40% of 312 TFLOP/s" in planned("TALLRec", tmp_path, a100, precision="bf16", **own)
+    assert "at 40% of 19.5 TFLOP/s" in planned("TALLRec", tmp_path, a100, **overrides)
+    assert "at 40% of 312 TFLOP/s" in planned(
+        "TALLRec", tmp_path, a100, precision="bf16", **overrides
+    )
     with pytest.raises(
         UserError, match="^hardware: t4 computes no bf16; .*precision of fp32, fp16"
     ):
-        planned("TALLRec", tmp_path, NONE | {"hardware": "t4"}, precision="bf16", **own)
+        planned("TALLRec", tmp_path, NONE | {"hardware": "t4"}, precision="bf16", **overrides)
 
 
 @pytest.mark.parametrize("kind", fast_only(["Llama"], ["Llama", "GPT2", "Gemma2", "Qwen2"]))
 def test_a_summarizer_of_this_machine_tells_its_memory(kind, tmp_path):
     write_cycle(tmp_path)
     folder = save_model(kind, tmp_path / kind)
-    own = {"summarizer": folder, "summarizer_length": 512, "max_length": 512, "block_size": 2}
-    own |= {"summary_tokens": 32, "eval_args.mode": "uni3", "summarizer_parallel": 4}
-    text = planned("LLMTRSR", tmp_path, **own)
+    overrides = {"summarizer": folder, "summarizer_length": 512, "max_length": 512, "block_size": 2}
+    overrides |= {"summary_tokens": 32, "eval_args.mode": "uni3", "summarizer_parallel": 4}
+    text = planned("LLMTRSR", tmp_path, **overrides)
     model = load_folder(folder).model.eval()
     with torch.no_grad():
         cache = model(torch.arange(2, 66)[None], use_cache=True).past_key_values
@@ -232,17 +234,17 @@ def test_operations_are_those_that_torch_counts(kind):
 
     near = {"rel": 0.04 if kind == "T5" else 0.01}  # T5's decoder reads one token
     half = cost.attention * length**2 if kind in ("Llama", "Gemma2", "GPT2") else 0
-    found = {}
-    found["reading"] = counted(step) - half
-    found["full"] = counted(lambda: step(True)) - 3 * half
+    operations = {}
+    operations["reading"] = counted(step) - half
+    operations["full"] = counted(lambda: step(True)) - 3 * half
     model.requires_grad_(False)
-    found["adapters"] = counted(lambda: step(True)) - 3 * half
-    own = {"recomputes": False, "learned": 0.0}
-    assert found == pytest.approx(
+    operations["adapters"] = counted(lambda: step(True)) - 3 * half
+    overrides = {"recomputes": False, "learned": 0.0}
+    assert operations == pytest.approx(
         {
             "reading": cost.reading(lengths) * length,
-            "full": cost.training(lengths, adapts=False, **own) * length,
-            "adapters": cost.training(lengths, adapts=True, **own) * length,
+            "full": cost.training(lengths, adapts=False, **overrides) * length,
+            "adapters": cost.training(lengths, adapts=True, **overrides) * length,
         },
         **near,
     )
@@ -253,9 +255,9 @@ def test_logits_and_what_is_computed_again_count_too():
     model = transformers.LlamaForCausalLM(config)
     cost, lengths = hardware.ModelCost(model), np.array([10, 30])
     assert cost.head == 50 * 32
-    own = {"adapts": True, "learned": 0.0}
-    once = cost.training(lengths, recomputes=False, **own)
-    again = cost.training(lengths, recomputes=True, **own)
+    overrides = {"adapts": True, "learned": 0.0}
+    once = cost.training(lengths, recomputes=False, **overrides)
+    again = cost.training(lengths, recomputes=True, **overrides)
     assert again - once == pytest.approx(cost.reading(lengths))
     more = cost.training(lengths, adapts=True, recomputes=True, learned=0.5)
     assert more - again == pytest.approx(2 * 3 * 0.5 * cost.head)
@@ -306,7 +308,7 @@ def test_active_experts_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("name", "own"),
+    ("name", "overrides"),
     fast_only(
         [("ST5Seq", {}), ("TASTELoRA", {})],
         [
@@ -317,17 +319,17 @@ def test_active_experts_are_counted():
         ],
     ),
 )
-def test_a_ranking_reads_what_its_cases_and_items_take(name, own, tmp_path, monkeypatch):
+def test_a_ranking_reads_what_its_cases_and_items_take(name, overrides, tmp_path, monkeypatch):
     """Texts of cases and items are counted as they are, not as those that are trained on."""
     write_cycle(tmp_path)
-    settings = settings_for(name, tmp_path, test_users=5, **own)
+    settings = settings_for(name, tmp_path, test_users=5, **overrides)
     plan = module._Plan(module.describe(settings), hardware.GPUS["l4"], NONE)
     read = []
     monkeypatch.setattr(
         plan.cost, "reading", lambda lengths: read.append(lengths.sum()) or 0.0, raising=False
     )
     plan._ranking(plan.spec.split.test[:5], selecting=False)
-    _, model, _, _ = prepared(name, tmp_path, test_users=5, **own)
+    _, model, _, _ = prepared(name, tmp_path, test_users=5, **overrides)
     made, inner = [], type(model).vectors
 
     def vectors(self, tokens, *further):
@@ -363,8 +365,8 @@ def test_the_time_is_that_of_padded_passes(name, tmp_path):
 
 def test_validation_has_its_own_candidates(tmp_path):
     write_cycle(tmp_path)
-    own = {"max_length": 512, "eval_args.mode": {"valid": "uni3", "test": "full"}}
-    text = planned("TALLRec", tmp_path, **own)
+    overrides = {"max_length": 512, "eval_args.mode": {"valid": "uni3", "test": "full"}}
+    text = planned("TALLRec", tmp_path, **overrides)
     assert re.search(r"a validation of \d+ cases \(4 candidates", text)
     assert not re.search(r"the test of \d+ cases \(4 candidates", text)
 
@@ -372,8 +374,8 @@ def test_validation_has_its_own_candidates(tmp_path):
 def test_a_plan_that_does_not_fit_advises_what_can_be(tmp_path, monkeypatch):
     write_cycle(tmp_path)
     little = hardware.Hardware("it", 1e-4, {"fp32": 1.0}, 1.0)
-    monkeypatch.setattr(module, "find_hardware", lambda name, device, precisions: little)
-    text = planned("ST5Seq", tmp_path)
+    monkeypatch.setitem(hardware.GPUS, "l4", little)
+    text = planned("ST5Seq", tmp_path, NONE | {"hardware": "l4"})
     assert "max_length to less or --backbone to a smaller one" in text
     assert "--adapter" not in text and "reckoned: training" not in text
 
@@ -386,18 +388,18 @@ def test_one_price_is_not_enough(tmp_path):
 
 def test_a_plan_of_summaries_writes_nothing(tmp_path):
     write_cycle(tmp_path)
-    own = {"summarizer": "http://127.0.0.1:9/v1", "summarizer_model": "it", "max_length": 512}
-    own |= {"block_size": 2, "summary_tokens": 32, "eval_args.mode": "uni3"}
+    overrides = {"summarizer": "http://127.0.0.1:9/v1", "summarizer_model": "it", "max_length": 512}
+    overrides |= {"block_size": 2, "summary_tokens": 32, "eval_args.mode": "uni3"}
     before = sorted(tmp_path.rglob("*"))
-    planned("LLMTRSR", tmp_path, **own)
+    planned("LLMTRSR", tmp_path, **overrides)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_stages_may_differ_in_precision(tmp_path):
     write_cycle(tmp_path)
-    own = {"stages": ["joint", "target"], "datasets": ["cycle"]}
-    own |= {"stage_settings": {"joint": {"precision": "bf16"}}}
-    text = planned("CALRec", tmp_path, NONE | {"hardware": None}, **own)
+    overrides = {"stages": ["joint", "target"], "datasets": ["cycle"]}
+    overrides |= {"stage_settings": {"joint": {"precision": "bf16"}}}
+    text = planned("CALRec", tmp_path, NONE | {"hardware": None}, **overrides)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
     assert f"bf16, on {name}" in text and f"fp32, on {name}" in text
 
@@ -414,9 +416,9 @@ def test_contrastive_steps_of_several_passes_read_twice(name, tmp_path):
 
 def test_beams_may_write_as_much_as_the_longest_item(tmp_path):
     write_cycle(tmp_path)
-    own = {"decoding": "constrained", "beams": 4, "max_new_tokens": 3}
-    text = planned("CALRec", tmp_path, **own)
-    _, model, _, (_, _, test) = prepared("CALRec", tmp_path, **own)
+    overrides = {"decoding": "constrained", "beams": 4, "max_new_tokens": 3}
+    text = planned("CALRec", tmp_path, **overrides)
+    _, model, _, (_, _, test) = prepared("CALRec", tmp_path, **overrides)
     count, most = re.search(
         r"the test of (\d+) cases \(4 texts each, at most (\d+) tokens\)", text
     ).groups()
@@ -426,18 +428,18 @@ def test_beams_may_write_as_much_as_the_longest_item(tmp_path):
 def test_a_sample_of_items_tells_of_all(tmp_path, monkeypatch):
     """Also where a model reads its whole table at once."""
     write_cycle(tmp_path)
-    found = []
+    seconds = []
     for count in (module.ENCODED_ITEMS, 3):
         monkeypatch.setattr(module, "ENCODED_ITEMS", count)
         spec = module.describe(settings_for("RecFormer", tmp_path, phase="finetune"))
         plan = module._Plan(spec, hardware.GPUS["l4"], NONE)
         plan._ranking_lines()
-        found.append(plan._item_seconds)
-    assert found[0] == found[1] > 0
+        seconds.append(plan._item_seconds)
+    assert seconds[0] == seconds[1] > 0
 
 
 def test_adapters_leave_the_operations_of_a_model_alone():
-    """But for those of their own matrices, which a token of a text meets."""
+    """But for those of their overrides matrices, which a token of a text meets."""
     config = transformers.T5Config(vocab_size=50, **SMALL["T5"])
     model = transformers.T5Model(config)
     whole = hardware.ModelCost(model).matrices
@@ -457,8 +459,8 @@ def test_layers_that_share_weights_and_heads():
         vocab_size=50, embedding_size=32, intermediate_size=64, num_hidden_groups=2, **shape
     )
     once = 4 * 32 * 32 + 2 * 32 * 64
-    found = hardware.ModelCost(transformers.AlbertModel(albert, add_pooling_layer=False)).matrices
-    assert found == pytest.approx(6 * once, rel=0.1)
+    model = transformers.AlbertModel(albert, add_pooling_layer=False)
+    assert hardware.ModelCost(model).matrices == pytest.approx(6 * once, rel=0.1)
     falcon = transformers.FalconConfig(vocab_size=50, multi_query=True, **shape)
     cost = hardware.ModelCost(transformers.FalconForCausalLM(falcon))
     assert cost.cache_bytes(torch.float32) == 6 * 2 * 8 * 4
@@ -470,8 +472,22 @@ def test_layers_that_share_weights_and_heads():
 def test_weights_that_were_asked_for_are_planned(weights, expected, tmp_path, monkeypatch):
     write_cycle(tmp_path)
     monkeypatch.setattr(module, "in_software", lambda device, precision: True)
-    own = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
-    own |= {"max_length": 512, "eval_args.mode": "uni3", "precision": "bf16", "weights": weights}
-    spec = module.describe(settings_for("TALLRec", tmp_path, **own))
+    overrides = {"backbone": save_model("Llama", tmp_path / "llama"), "adapter": "lora"}
+    overrides |= {
+        "max_length": 512,
+        "eval_args.mode": "uni3",
+        "precision": "bf16",
+        "weights": weights,
+    }
+    spec = module.describe(settings_for("TALLRec", tmp_path, **overrides))
     plan = module._Plan(spec, hardware.GPUS["l4"], NONE | {"hardware": None})
     assert plan.config["weights"] == expected
+
+
+def test_each_stage_reads_its_data_once(tmp_path, monkeypatch):
+    write_cycle(tmp_path)
+    described, inner = [], module.describe
+    monkeypatch.setattr(module, "describe", lambda stage: described.append(stage) or inner(stage))
+    for name in ("l4", None):
+        planned("CALRec", tmp_path, NONE | {"hardware": name})
+    assert len(described) == 2

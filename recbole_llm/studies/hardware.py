@@ -94,38 +94,50 @@ GPUS = {
 }
 
 
-def find_hardware(name: str | None, device: torch.device, precisions: Collection[str]) -> Hardware:
-    """Find a device by its name.
+def find_gpu(name: str) -> Hardware:
+    """Find a GPU by its name.
 
     Parameters
     ----------
-    name : str or None
-        One of `GPUS`; None is a device of this machine.
-    device : torch.device
-        That device.
-    precisions : collection of str
-        The precisions whose rates are measured on this machine.
+    name : str
+        One of `GPUS`.
 
     Returns
     -------
     Hardware
-        The device.
+        The GPU.
 
     Raises
     ------
     UserError
         If the name is unknown.
     """
-    if name is not None and name.lower() not in GPUS:
+    if name.lower() not in GPUS:
         raise UserError(f"hardware: expected one of {', '.join(GPUS)}, found {name!r}")
-    if name is not None:
-        return GPUS[name.lower()]
-    own_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    return GPUS[name.lower()]
+
+
+def measure_device(device: torch.device, precisions: Collection[str]) -> Hardware:
+    """Measure a device of this machine.
+
+    Parameters
+    ----------
+    device : torch.device
+        The device.
+    precisions : collection of str
+        The precisions whose rates are measured.
+
+    Returns
+    -------
+    Hardware
+        The device.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
     memory = free_memory(device)
     rates = {precision: product_rate(device, precision) / 1e12 for precision in precisions}
     most = 2**30 if device.type == "cuda" else 2**27
     bandwidth = _copy_rate(device, min(most, memory // 4)) / 1e9
-    return Hardware(own_name, memory / GIB, rates, bandwidth, USABLE[device.type])
+    return Hardware(name, memory / GIB, rates, bandwidth, USABLE[device.type])
 
 
 def product_rate(device: torch.device, precision: str) -> float:

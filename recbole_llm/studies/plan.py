@@ -30,7 +30,7 @@ from ..runs.runner import Runner
 from ..runs.spec import RunSpec, describe
 from ..settings.layers import asks_server, loads_summarizer
 from ..training.corpora import Corpus
-from .hardware import REACHED, Hardware, ModelCost, find_hardware
+from .hardware import REACHED, Hardware, ModelCost, find_gpu, measure_device
 
 ENCODED_CASES = 200  # so many prompts tell the mean length of all
 ENCODED_EXAMPLES = 20_000  # so many examples of an epoch tell the tokens of all
@@ -66,17 +66,19 @@ def plan(settings: dict[str, Any], options: Mapping[str, Any]) -> list[str]:
     if (options["price_in"] is None) != (options["price_out"] is None):
         raise UserError("price_in, price_out: expected both prices, found one; give the other too")
     stages = stages_of(settings)
-    if options["hardware"]:  # what this machine's GPU lacks does not matter
-        stages = [stage | {"use_gpu": False} for stage in stages]
-    device = describe(stages[0]).config["device"]
     precisions = {stage["precision"] for stage in stages}
-    hardware = find_hardware(options["hardware"], device, precisions)
-    for precision in precisions:
-        hardware.rate(precision)
+    hardware = None
+    if options["hardware"]:
+        hardware = find_gpu(options["hardware"])
+        for precision in precisions:
+            hardware.rate(precision)
+        # what the GPU of this machine lacks does not matter
+        stages = [stage | {"use_gpu": False} for stage in stages]
     lines: list[str] = []
     for number, stage in enumerate(stages):
         spec = describe(stage)
         check(spec, first=not number)
+        hardware = hardware or measure_device(spec.config["device"], precisions)
         if name := stage.get("stage"):
             lines.append(f"stage {name}")
         lines += _Plan(spec, hardware, options).lines()
